@@ -1,0 +1,82 @@
+"""Choices: the small frozen values that the design space is made of, and their form in files.
+
+Every design choice (a schedule, a level rule, a solver, …) is a frozen dataclass below `Choice`. `to_config` turns one
+into plain data, `{"class_path": "openedm.schedules.VP", "init_args": {"beta_d": 19.9, …}}`: the form that stands in a
+run's YAML, in a checkpoint's JSON and that the command line reads. `from_config` goes back; it looks names up among the
+choices that are already defined and imports nothing, so that reading a file executes no code that the file names.
+"""
+
+import dataclasses
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any, TypeVar
+
+
+class Choice:
+    """Base class of every design choice. Subclasses are frozen dataclasses that check their values when made."""
+
+
+C = TypeVar("C", bound=Choice)
+
+
+def to_config(choice: Choice) -> dict[str, Any]:
+    """The plain-data form of a choice: `{"class_path": …, "init_args": {…}}`, ready for JSON or YAML.
+
+    Infinities are written as the strings "inf" and "-inf" (JSON has no number for them).
+    """
+    fields = dataclasses.fields(choice)  # type: ignore[arg-type]
+    return {"class_path": _path(type(choice)), "init_args": {f.name: _plain(getattr(choice, f.name)) for f in fields}}
+
+
+def from_config(base: type[C], config: Mapping[str, Any]) -> C:
+    """The choice that `config` describes, an instance of `base`.
+
+    Args:
+        base: the kind of choice expected, for example `Schedule`.
+        config: what `to_config` returned. `class_path` may be shortened to the class name where that is unambiguous.
+
+    Raises:
+        ValueError: `class_path` is missing or is no known subclass of `base`, or `init_args` has unknown names.
+    """
+    name = config.get("class_path")
+    known = {_path(c): c for c in _subclasses(base) if dataclasses.is_dataclass(c)}
+    matches = [c for path, c in known.items() if name in (path, path.rsplit(".", 1)[-1])]
+    if len(matches) != 1:
+        problem = "is ambiguous" if matches else "is not known"
+        raise ValueError(f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}")
+    cls = matches[0]
+    arguments = dict(config.get("init_args") or {})
+    unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}
+    if unknown:
+        raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")
+    return cls(**{key: _value(value) for key, value in arguments.items()})
+
+
+def _path(cls: type) -> str:
+    return f"{cls.__module__}.{cls.__qualname__}"
+
+
+def _subclasses(base: type) -> Iterator[type]:
+    yield base
+    for sub in base.__subclasses__():
+        yield from _subclasses(sub)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Choice):
+        return to_config(value)
+    if isinstance(value, tuple | list):
+        return [_plain(v) for v in value]
+    if isinstance(value, float) and math.isinf(value):
+        return "inf" if value > 0 else "-inf"
+    return value
+
+
+def _value(value: Any) -> Any:
+    if isinstance(value, Mapping) and "class_path" in value:
+        return from_config(Choice, value)
+    if isinstance(value, list):
+        return tuple(_value(v) for v in value)
+    if value in ("inf", "-inf"):
+        return float(value)
+    return value
