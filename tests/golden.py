@@ -1,7 +1,8 @@
 """Where the reference numbers lie, and the marks of the tests that need them.
 
 The folder is `golden` inside the one that the environment variable OPENEDM_GOLDEN names (default: `shared` beside the
-repository; relative paths start at the repository's root). It is no part of the repository; where it is missing, the tests that carry `needs_golden` are skipped.
+repository; relative paths start at the repository's root). It is no part of the repository; where it is missing, the
+tests that carry `needs_golden` are skipped.
 
     @needs_golden
     def test_it_matches_the_reference(): ...
