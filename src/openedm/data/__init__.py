@@ -1,0 +1,21 @@
+"""Data: where samples come from, what they are, how they are measured and drawn."""
+
+from openedm.data.dataset import Batch, Dataset, InMemory, Source, wrap
+from openedm.data.digits import Digits
+from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
+from openedm.data.statistics import Statistics, measure
+
+__all__ = [
+    "Batch",
+    "Dataset",
+    "Digits",
+    "InMemory",
+    "Source",
+    "Statistics",
+    "image_grid",
+    "measure",
+    "save_image",
+    "to_image",
+    "to_uint8",
+    "wrap",
+]

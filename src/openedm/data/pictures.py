@@ -1,0 +1,107 @@
+"""From samples in [-1, 1] to bytes, grids and picture files."""
+
+import math
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from jaxtyping import Float, UInt8
+from torch import Tensor
+
+from openedm import checks
+from openedm.data.files import replacing
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+Pixels = UInt8[np.ndarray, "rows columns bands"]
+
+
+def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
+    """`x` in [-1, 1] as bytes: round(127.5 (x + 1)), clipped to 0 … 255; the inverse of x = byte / 127.5 − 1.
+
+    >>> to_uint8(torch.tensor([-1.0, 0.0, 1.0, 7.0]))
+    tensor([  0, 128, 255, 255], dtype=torch.uint8)
+
+    Raises:
+        ValueError: `x` has NaN, for which there is no byte.
+    """
+    if x.isnan().any():
+        raise ValueError(f"x has {int(x.isnan().sum())} NaN among its {x.numel()} values")
+    return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+
+
+def image_grid(
+    x: Float[Tensor, "batch channels height width"],
+    columns: int | None = None,
+    *,
+    padding: int = 1,
+    scale: int = 1,
+    background: int = 255,
+) -> Pixels:
+    """Images side by side, row by row, as one array of bytes `(height, width, channels)`.
+
+    >>> image_grid(torch.zeros(6, 1, 8, 8), columns=3, scale=2).shape
+    (33, 50, 1)
+
+    Args:
+        x: images in [-1, 1] with 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels.
+        columns: images in a row; by default as square as can be.
+        padding: pixels between images.
+        scale: enlarge each image by this whole factor, without smoothing.
+        background: byte between the images and where the last row is not full.
+
+    Raises:
+        ValueError: an argument outside its range, no images, other channels, or NaN.
+    """
+    batch, channels, height, width = x.shape
+    checks.at_least("the number of images in x", batch, 1)
+    checks.one_of("channels of x", channels, (1, 3, 4))
+    columns = math.ceil(math.sqrt(batch)) if columns is None else columns
+    checks.at_least("columns", columns, 1)
+    checks.at_least("padding", padding, 0)
+    checks.at_least("scale", scale, 1)
+    checks.between("background", background, 0, 255)
+    columns = min(columns, batch)
+    rows = math.ceil(batch / columns)
+    pixels = to_uint8(x.detach()).cpu().repeat_interleave(scale, 2).repeat_interleave(scale, 3).numpy()
+    down, right = height * scale + padding, width * scale + padding
+    grid = np.full((rows * down - padding, columns * right - padding, channels), background, dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = i // columns * down, i % columns * right
+        grid[top : top + height * scale, left : left + width * scale] = image.transpose(1, 2, 0)
+    return grid
+
+
+def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":
+    """One picture as a PIL image, from bytes `(height, width, channels)` or a sample in [-1, 1] `(channels, …)`.
+
+    Raises:
+        ValueError: other than 1, 3 or 4 channels, or NaN.
+    """
+    import PIL.Image
+
+    array = to_uint8(image.detach()).cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image
+    checks.one_of("channels of image", array.shape[-1], (1, 3, 4))
+    return PIL.Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array)
+
+
+def save_image(image: Pixels | Float[Tensor, "channels height width"], path: str | os.PathLike[str]) -> None:
+    """Write one picture, as `to_image` takes it; the suffix of `path` names the format.
+
+    The file appears complete or not at all.
+
+    Raises:
+        ValueError: what `to_image` refuses, or a suffix that is no known picture format.
+    """
+    import PIL.Image
+
+    path = Path(path)
+    picture_format = PIL.Image.registered_extensions().get(path.suffix.lower())
+    if picture_format is None:
+        raise ValueError(f"path must end in a picture format such as .png, got {str(path)!r}")
+    picture = to_image(image)
+    with replacing(path) as temporary:
+        picture.save(temporary, format=picture_format)
