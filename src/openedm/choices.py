@@ -39,14 +39,14 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         ValueError: `class_path` is missing or is no known subclass of `base`, or `init_args` has unknown names.
     """
     name = config.get("class_path")
-    known = {_path(c): c for c in _subclasses(base) if dataclasses.is_dataclass(c)}
+    known: dict[str, type[C]] = {_path(c): c for c in _subclasses(base) if dataclasses.is_dataclass(c)}
     matches = [c for path, c in known.items() if name in (path, path.rsplit(".", 1)[-1])]
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is not known"
         raise ValueError(f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}")
     cls = matches[0]
     arguments = dict(config.get("init_args") or {})
-    unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}
+    unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
     if unknown:
         raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")
     return cls(**{key: _value(value) for key, value in arguments.items()})
@@ -56,10 +56,10 @@ def _path(cls: type) -> str:
     return f"{cls.__module__}.{cls.__qualname__}"
 
 
-def _subclasses(base: type) -> Iterator[type]:
+def _subclasses(base: type[C]) -> Iterator[type[C]]:
     yield base
-    for sub in base.__subclasses__():
-        yield from _subclasses(sub)
+    for subclass in base.__subclasses__():
+        yield from _subclasses(subclass)
 
 
 def _plain(value: Any) -> Any:

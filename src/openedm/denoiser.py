@@ -1,0 +1,187 @@
+"""Denoisers: D(x; σ, condition) estimates the clean y from x = y + σ n. The one interface everything above speaks.
+
+The score is ∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (Karras et al. 2022, eq. 3).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Shaped
+from torch import Tensor, nn
+
+from openedm import checks
+from openedm.preconditioning import Preconditioning
+from openedm.schedules import Values, float64
+
+Condition = Shaped[Tensor, "batch *features"] | None
+"""What a denoiser is conditioned on, one row a sample: integer class labels (−1 for none), one-hot rows or vectors."""
+
+
+class Denoiser(nn.Module, ABC):
+    """Base class of all denoisers. A subclass defines `denoise`; callers use `denoiser(x, sigma, condition)`.
+
+    Attributes:
+        sigma_min: lowest noise level it supports, in data units.
+        sigma_max: highest noise level it supports.
+        event_shape: the shape of one sample; None if any.
+        num_classes: the number of classes it can be conditioned on; 0 if none.
+    """
+
+    sigma_min: float = 0.0
+    sigma_max: float = math.inf
+    event_shape: tuple[int, ...] | None = None
+    num_classes: int = 0
+
+    def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """The nearest noise level that the denoiser knows; σ itself unless it was trained at discrete levels."""
+        return float64(sigma)
+
+    @abstractmethod
+    def denoise(
+        self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
+    ) -> Float[Tensor, "batch *event"]:
+        """D(x; σ, condition), in the dtype of x; σ of shape () or (batch,)."""
+
+    def forward(
+        self, x: Float[Tensor, "batch *event"], sigma: Values, condition: Condition = None, **options: Any
+    ) -> Float[Tensor, "batch *event"]:
+        """The denoised x, an estimate of E[y | x].
+
+        Args:
+            x: noisy samples y + σ n, in data units.
+            sigma: noise level in data units: a number, a tensor of shape () or one value a sample.
+            condition: one row a sample, or None.
+            options: passed on to `denoise`; networks take `augment`, the augmentation label, in training.
+
+        Raises:
+            ValueError: shapes do not fit.
+        """
+        sigma = float64(sigma)
+        if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] != x.shape[0]):
+            raise ValueError(
+                f"sigma must be a number or one value a sample ({x.shape[0]}), got shape {tuple(sigma.shape)}"
+            )
+        if self.event_shape is not None and tuple(x.shape[1:]) != self.event_shape:
+            raise ValueError(
+                f"x must have shape (batch, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}"
+            )
+        if condition is not None and condition.shape[0] != x.shape[0]:
+            raise ValueError(f"condition must have one row a sample ({x.shape[0]}), got {condition.shape[0]} rows")
+        return self.denoise(x, sigma, condition, **options)
+
+    def __call__(self, x: Tensor, sigma: Values, condition: Condition = None, **options: Any) -> Tensor:
+        """See `forward`."""
+        denoised: Tensor = super().__call__(x, sigma, condition, **options)
+        return denoised
+
+    def score(
+        self, x: Float[Tensor, "batch *event"], sigma: Values, condition: Condition = None
+    ) -> Float[Tensor, "batch *event"]:
+        """∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (eq. 3)."""
+        return (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
+
+
+def per_sample(values: Float64[Tensor, "*batch_or_none"], x: Float[Tensor, "batch *event"]) -> Tensor:
+    """`values`, of shape () or (batch,), made to broadcast against x, in x's dtype.
+
+    The one place where σ arithmetic (float64) meets data. A scalar stays on the host: it multiplies without a copy to
+    the device and without a synchronisation.
+    """
+    if values.ndim == 0:
+        return values.to(x.dtype)
+    return values.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+
+
+class Preconditioned(Denoiser):
+    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (eq. 7).
+
+    The network runs in its own dtype; everything around it in the dtype of x.
+
+    Args:
+        network: F, an `nn.Module` called as `network(x, c_noise, condition)`, further options by keyword.
+        preconditioning: the four functions c_skip, c_out, c_in, c_noise.
+        sigma_data: standard deviation of the data, > 0. The denoiser owns this number: weightings ask it.
+        event_shape: the shape of one sample; None if any.
+        num_classes: the number of classes of the condition; 0 if none.
+
+    Raises:
+        ValueError: sigma_data is not > 0, or num_classes < 0.
+    """
+
+    def __init__(
+        self,
+        network: nn.Module,
+        preconditioning: Preconditioning,
+        sigma_data: float = 0.5,
+        event_shape: tuple[int, ...] | None = None,
+        num_classes: int = 0,
+    ) -> None:
+        super().__init__()
+        checks.positive("sigma_data", sigma_data)
+        checks.at_least("num_classes", num_classes, 0)
+        self.network = network
+        self.preconditioning = preconditioning
+        self.sigma_data = sigma_data
+        self.event_shape = event_shape
+        self.num_classes = num_classes
+        self.sigma_min = preconditioning.sigma_min
+        self.sigma_max = preconditioning.sigma_max
+
+    def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """The preconditioning's `round_sigma`."""
+        return self.preconditioning.round_sigma(float64(sigma))
+
+    def denoise(
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Float64[Tensor, "*batch_or_none"],
+        condition: Condition,
+        **options: Any,
+    ) -> Float[Tensor, "batch *event"]:
+        """c_skip x + c_out F(c_in x; c_noise)."""
+        c_skip, c_out, c_in, c_noise = self.preconditioning.coefficients(sigma, self.sigma_data)
+        parameter = next(self.network.parameters(), x)
+        if c_noise.ndim == 0:
+            c_noise = torch.full((x.shape[0],), float(c_noise), dtype=parameter.dtype, device=x.device)
+        predicted: Tensor = self.network(
+            (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, parameter.dtype), condition, **options
+        )
+        predicted = predicted[:, : x.shape[1]].to(x.dtype)
+        return per_sample(c_skip, x) * x + per_sample(c_out, x) * predicted
+
+
+class FunctionDenoiser(Denoiser):
+    """A denoiser from any function D(x, sigma, condition), for closed forms and experiments.
+
+    Args:
+        function: called as `function(x, sigma, condition)`; sigma is a float64 tensor of shape () or (batch,).
+        event_shape: the shape of one sample; None if any.
+        sigma_min: lowest noise level the function supports.
+        sigma_max: highest noise level the function supports.
+
+    >>> shrink = FunctionDenoiser(lambda x, sigma, condition: x / (1 + sigma**2))
+    >>> shrink(torch.ones(1, 2), 3.0)
+    tensor([[0.1000, 0.1000]])
+    """
+
+    def __init__(
+        self,
+        function: Callable[[Tensor, Tensor, Condition], Tensor],
+        event_shape: tuple[int, ...] | None = None,
+        sigma_min: float = 0.0,
+        sigma_max: float = math.inf,
+    ) -> None:
+        super().__init__()
+        self.function = function
+        self.event_shape = event_shape
+        self.sigma_min = sigma_min
+        self.sigma_max = sigma_max
+
+    def denoise(
+        self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
+    ) -> Float[Tensor, "batch *event"]:
+        """`function(x, sigma, condition)`."""
+        return self.function(x, sigma, condition)

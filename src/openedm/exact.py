@@ -1,0 +1,198 @@
+"""Exact denoisers: D(x; σ) in closed form, to measure solvers, networks and metrics against.
+
+- a finite data set {y_i} (Karras et al. 2022, Appendix B.3): D = Σ_i softmax_i(−‖x − y_i‖²/(2σ²)) y_i;
+- a Gaussian mixture {π_k, μ_k, Σ_k}: D = Σ_k r_k (μ_k + Σ_k (Σ_k + σ² I)⁻¹ (x − μ_k)), with responsibilities
+  r_k ∝ π_k N(x; μ_k, Σ_k + σ² I);
+- for one Gaussian the probability-flow ODE itself is solved: x(σ) = μ + √((λ+σ²)/(λ+σ₀²)) (x(σ₀) − μ) along each
+  eigenvector of Σ, with eigenvalue λ.
+"""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64, Int
+from torch import Tensor
+
+from openedm import checks
+from openedm.denoiser import Condition, Denoiser
+from openedm.schedules import Values, float64
+
+
+class ExactDataset(Denoiser):
+    """The denoiser of a finite data set: what a network of unlimited capacity would learn.
+
+    Args:
+        data: the samples y_i, (count, *event).
+        labels: integer classes of the samples; the condition then selects the samples of that class (−1: all).
+        num_classes: the number of classes; None means the largest label + 1.
+        chunk: how many data points are compared with x at a time; bounds memory.
+
+    Raises:
+        ValueError: no data, labels of another length or out of range.
+
+    >>> two = ExactDataset(torch.tensor([[-1.0], [1.0]]))
+    >>> two(torch.tensor([[0.0], [0.5]]), 0.01)
+    tensor([[0.],
+            [1.]])
+    """
+
+    data: Float64[Tensor, "count features"]
+    labels: Int[Tensor, "count"] | None
+
+    def __init__(
+        self,
+        data: Float[Tensor, "count *event"],
+        labels: Int[Tensor, "count"] | None = None,
+        num_classes: int | None = None,
+        chunk: int = 8192,
+    ) -> None:
+        super().__init__()
+        if len(data) == 0:
+            raise ValueError("data must hold at least one sample, got none")
+        checks.at_least("chunk", chunk, 1)
+        self.event_shape = tuple(data.shape[1:])
+        self.register_buffer("data", data.flatten(1).to(torch.float64))
+        self.register_buffer("labels", labels)
+        self.chunk = chunk
+        if labels is not None:
+            if len(labels) != len(data) or int(labels.min()) < 0:
+                raise ValueError(
+                    f"labels must be {len(data)} classes >= 0, got {len(labels)}, least {int(labels.min())}"
+                )
+            self.num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
+            checks.at_least("num_classes", self.num_classes, int(labels.max()) + 1)
+
+    def denoise(
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Float64[Tensor, "*batch_or_none"],
+        condition: Condition,
+        **options: Any,
+    ) -> Float[Tensor, "batch *event"]:
+        """Σ_i softmax_i(−‖x − y_i‖²/(2σ²)) y_i, accumulated over chunks of the data with a running maximum."""
+        flat = x.flatten(1).to(torch.float64)
+        precision = sigma.to(x.device).expand(len(x)).square().reciprocal()[:, None]
+        peak = torch.full((len(x), 1), -torch.inf, dtype=torch.float64, device=x.device)
+        total = torch.zeros_like(peak)
+        weighted = torch.zeros_like(flat)
+        for start in range(0, len(self.data), self.chunk):
+            part = self.data[start : start + self.chunk]
+            logits = -0.5 * precision * torch.cdist(flat, part, compute_mode="donot_use_mm_for_euclid_dist").square()
+            logits = self._masked(logits, condition, start)
+            new_peak = torch.maximum(peak, logits.amax(1, keepdim=True))
+            kept = torch.where(peak == -torch.inf, 0.0, (peak - new_peak).exp())
+            weights = torch.where(new_peak == -torch.inf, 0.0, (logits - new_peak).exp())
+            total = total * kept + weights.sum(1, keepdim=True)
+            weighted = weighted * kept + weights @ part
+            peak = new_peak
+        return (weighted / total).reshape(x.shape).to(x.dtype)
+
+    def _masked(self, logits: Tensor, condition: Condition, start: int) -> Tensor:
+        if condition is None:
+            return logits
+        if self.labels is None:
+            raise ValueError("condition must be None: this exact denoiser has no labels")
+        wanted = condition[:, None].to(logits.device)
+        other = (self.labels[start : start + self.chunk] != wanted) & (wanted >= 0)
+        return logits.masked_fill(other, -torch.inf)
+
+
+class GaussianMixture(Denoiser):
+    """The denoiser of a mixture of Gaussians, with its density, score and samples at every noise level.
+
+    Args:
+        weights: π_k > 0, normalised to sum 1.
+        means: μ_k.
+        covariances: Σ_k, symmetric, positive semi-definite.
+
+    Raises:
+        ValueError: shapes do not fit, a weight is not positive, or a covariance is not symmetric and positive
+            semi-definite.
+
+    >>> GaussianMixture([1.0], [[0.0]], [[[1.0]]])(torch.tensor([[2.0]]), 1.0)
+    tensor([[1.]])
+    """
+
+    weights: Float64[Tensor, "components"]
+    means: Float64[Tensor, "components features"]
+    eigenvalues: Float64[Tensor, "components features"]
+    eigenvectors: Float64[Tensor, "components features features"]
+
+    def __init__(
+        self, weights: Tensor | Sequence[Any], means: Tensor | Sequence[Any], covariances: Tensor | Sequence[Any]
+    ) -> None:
+        super().__init__()
+        weights, means, covariances = (torch.as_tensor(v, dtype=torch.float64) for v in (weights, means, covariances))
+        count, features = means.shape if means.ndim == 2 else (len(means), 0)
+        if weights.shape != (count,) or means.ndim != 2 or covariances.shape != (count, features, features):
+            raise ValueError(
+                "weights, means, covariances must have shapes (k,), (k, n), (k, n, n), got "
+                f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covariances.shape)}"
+            )
+        if not bool((weights > 0).all()):
+            raise ValueError(f"weights must all be > 0, got {weights.tolist()}")
+        if not torch.allclose(covariances, covariances.mT, rtol=1e-8, atol=1e-12):
+            raise ValueError("covariances must be symmetric")
+        eigenvalues, eigenvectors = torch.linalg.eigh(covariances)
+        if bool((eigenvalues < -1e-10 * eigenvalues.amax(-1, keepdim=True).clamp(min=1)).any()):
+            raise ValueError(f"covariances must be positive semi-definite, got eigenvalue {eigenvalues.min().item():g}")
+        self.event_shape = (features,)
+        self.register_buffer("weights", weights / weights.sum())
+        self.register_buffer("means", means)
+        self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))
+        self.register_buffer("eigenvectors", eigenvectors)
+
+    def _whitened(self, x: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
+        """Coordinates of x − μ_k along the eigenvectors, and the noisy variances λ + σ²: both (batch, k, n)."""
+        centred = x.to(torch.float64)[:, None, :] - self.means
+        coordinates = torch.einsum("bkn,knm->bkm", centred, self.eigenvectors)
+        variances = self.eigenvalues + sigma.to(x.device).expand(len(x))[:, None, None].square()
+        return coordinates, variances
+
+    def _log_joint(self, coordinates: Tensor, variances: Tensor) -> Float64[Tensor, "batch components"]:
+        """ln π_k N(x; μ_k, Σ_k + σ² I)."""
+        quadratic = (coordinates.square() / variances + variances.log()).sum(-1)
+        return self.weights.log() - 0.5 * (quadratic + self.means.shape[-1] * math.log(2 * math.pi))
+
+    def log_prob(self, x: Float[Tensor, "batch features"], sigma: Values = 0.0) -> Float64[Tensor, "batch"]:
+        """ln p(x; σ) in nats; σ a number or one value a sample."""
+        return self._log_joint(*self._whitened(x, float64(sigma))).logsumexp(-1)
+
+    def denoise(
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Float64[Tensor, "*batch_or_none"],
+        condition: Condition,
+        **options: Any,
+    ) -> Float[Tensor, "batch *event"]:
+        """Σ_k r_k (μ_k + Σ_k (Σ_k + σ² I)⁻¹ (x − μ_k))."""
+        if condition is not None:
+            raise ValueError("condition must be None: a Gaussian mixture is unconditional")
+        coordinates, variances = self._whitened(x, sigma)
+        responsibilities = self._log_joint(coordinates, variances).softmax(-1)
+        shrunk = coordinates * (self.eigenvalues / variances)
+        estimates = self.means + torch.einsum("bkm,knm->bkn", shrunk, self.eigenvectors)
+        return torch.einsum("bk,bkn->bn", responsibilities, estimates).to(x.dtype)
+
+    def sample(self, count: int, generator: torch.Generator, sigma: float = 0.0) -> Float64[Tensor, "count features"]:
+        """`count` draws from p(x; σ)."""
+        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
+        unit = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=generator)
+        scaled = unit * (self.eigenvalues[component] + sigma**2).sqrt()
+        return self.means[component] + torch.einsum("bm,bnm->bn", scaled, self.eigenvectors[component])
+
+    def ode_solution(self, x: Float[Tensor, "batch features"], sigma: float, sigma_to: float) -> Tensor:
+        """Where the probability-flow ODE takes x from noise level `sigma` to `sigma_to`; for one component only.
+
+        x(σ') = μ + U diag(√((λ+σ'²)/(λ+σ²))) Uᵀ (x − μ), at s = 1.
+
+        Raises:
+            ValueError: the mixture has several components (no closed form).
+        """
+        if len(self.weights) != 1:
+            raise ValueError(f"ode_solution needs a mixture of one component, this one has {len(self.weights)}")
+        coordinates, variances = self._whitened(x, float64(sigma))
+        moved = coordinates * ((self.eigenvalues + sigma_to**2) / variances).sqrt()
+        return (self.means[0] + moved[:, 0] @ self.eigenvectors[0].mT).to(x.dtype)

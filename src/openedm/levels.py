@@ -1,0 +1,303 @@
+"""The noise levels {σ_i}, i = 0…N−1, that a sampler visits, from σ_max down to σ_min (σ_N = 0 is implied).
+
+Row "Time steps" of Table 1 of Karras et al. 2022, stated in σ (the paper's t_i are σ⁻¹(σ_i)):
+
+| rule | σ_i |
+|---|---|
+| Karras (EDM, eq. 5) | (σ_max^{1/ρ} + i/(N−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ |
+| VP | σ_VP(1 + i/(N−1) (ε_s − 1)) |
+| VE | √(σ_max² (σ_min²/σ_max²)^{i/(N−1)}) |
+| IDDPM | u_{j(i)}, the table below |
+| LogLinear | exp(ln σ_max + i/(N−1) (ln σ_min − ln σ_max)) |
+
+N = 1 means the single level σ_max. Levels are planned in float64 on the host.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from openedm import checks, schedules
+from openedm.choices import Choice
+
+
+class Levels(Choice, ABC):
+    """A rule for the noise levels, complete with its number of steps and its range."""
+
+    num_steps: int
+    sigma_min: float
+    sigma_max: float
+
+    @abstractmethod
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """The levels σ_0 = σ_max > … > σ_{N−1}, strictly decreasing; the final 0 is not among them."""
+
+    def within(self, low: float, high: float) -> "Levels":
+        """The same rule with its range cut to [`low`, `high`], the noise levels that a denoiser supports.
+
+        Raises:
+            ValueError: nothing of the rule's range lies inside.
+        """
+        sigma_min, sigma_max = max(self.sigma_min, low), min(self.sigma_max, high)
+        if sigma_min > sigma_max:
+            raise ValueError(
+                f"levels between {self.sigma_min:g} and {self.sigma_max:g} lie outside the denoiser's range "
+                f"[{low:g}, {high:g}]"
+            )
+        unchanged = (sigma_min, sigma_max) == (self.sigma_min, self.sigma_max)
+        return self if unchanged else self._resized(sigma_min, sigma_max)
+
+    def _resized(self, sigma_min: float, sigma_max: float) -> "Levels":
+        return replace(self, sigma_min=sigma_min, sigma_max=sigma_max)  # type: ignore[type-var]
+
+    def _check_range(self) -> None:
+        checks.at_least("num_steps", self.num_steps, 1)
+        checks.positive("sigma_min", self.sigma_min)
+        checks.positive("sigma_max", self.sigma_max)
+        if self.num_steps > 1:
+            checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    def _ramp(self) -> Float64[Tensor, "num_steps"]:
+        """i/(N−1), i = 0…N−1; 0 for N = 1."""
+        return torch.arange(self.num_steps, dtype=torch.float64) / max(self.num_steps - 1, 1)
+
+
+def _with_exact_ends(sigmas: Float64[Tensor, "n"], low: float, high: float) -> Float64[Tensor, "n"]:
+    """Ends that rounding moved by an ulp are put back on σ_min and σ_max."""
+    sigmas[-1] = low
+    sigmas[0] = high
+    return sigmas
+
+
+@dataclass(frozen=True)
+class Karras(Levels):
+    """EDM's levels (eq. 5): uniform in σ^{1/ρ}.
+
+    Args:
+        num_steps: N ≥ 1.
+        sigma_min: lowest level, > 0, in data units.
+        sigma_max: highest level.
+        rho: ρ > 0; larger values put more levels near σ_min.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> Karras(num_steps=3, sigma_min=0.01, sigma_max=10.0, rho=1.0).sigmas()
+    tensor([10.0000,  5.0050,  0.0100], dtype=torch.float64)
+    """
+
+    num_steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+
+    def __post_init__(self) -> None:
+        self._check_range()
+        checks.positive("rho", self.rho)
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """(σ_max^{1/ρ} + i/(N−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ."""
+        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
+        return _with_exact_ends((high + self._ramp() * (low - high)) ** self.rho, self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True)
+class VP(Levels):
+    """Song et al.'s VP levels: uniform in the time of the VP schedule that spans [σ_min, σ_max].
+
+    Args:
+        num_steps: N ≥ 1.
+        sigma_min: lowest level; the default is σ(ε_s) of β_d = 19.9, β_min = 0.1.
+        sigma_max: highest level; the default is σ(1) of the same.
+        epsilon_s: ε_s, the time of σ_min, in (0, 1).
+
+    Raises:
+        ValueError: a value is out of its range, or no VP schedule spans it.
+    """
+
+    num_steps: int = 18
+    sigma_min: float = float(schedules.VP().sigma(1e-3))
+    sigma_max: float = float(schedules.VP().sigma(1.0))
+    epsilon_s: float = 1e-3
+
+    def __post_init__(self) -> None:
+        self._check_range()
+        if self.num_steps > 1:
+            schedules.VP.fit(self.sigma_min, self.sigma_max, self.epsilon_s)
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """σ_VP(1 + i/(N−1) (ε_s − 1)), with the betas refitted to the range."""
+        if self.num_steps == 1:
+            return torch.tensor([self.sigma_max], dtype=torch.float64)
+        schedule = schedules.VP.fit(self.sigma_min, self.sigma_max, self.epsilon_s)
+        times = 1 + self._ramp() * (self.epsilon_s - 1)
+        return _with_exact_ends(schedule.sigma(times), self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True)
+class VE(Levels):
+    """Song et al.'s VE levels: σ² in geometric progression. The same numbers as `LogLinear`, with VE's range.
+
+    Args:
+        num_steps: N ≥ 1.
+        sigma_min: lowest level, > 0.
+        sigma_max: highest level.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    num_steps: int = 18
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        self._check_range()
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """√(σ_max² (σ_min²/σ_max²)^{i/(N−1)})."""
+        ratio = (self.sigma_min / self.sigma_max) ** 2
+        sigmas = (self.sigma_max**2 * ratio ** self._ramp()).sqrt()
+        return _with_exact_ends(sigmas, self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True)
+class LogLinear(Levels):
+    """Levels evenly spaced in ln σ.
+
+    Args:
+        num_steps: N ≥ 1.
+        sigma_min: lowest level, > 0.
+        sigma_max: highest level.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    num_steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        self._check_range()
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """exp(ln σ_max + i/(N−1) (ln σ_min − ln σ_max))."""
+        high, low = math.log(self.sigma_max), math.log(self.sigma_min)
+        return _with_exact_ends((high + self._ramp() * (low - high)).exp(), self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True)
+class Explicit(Levels):
+    """Levels given one by one.
+
+    Args:
+        values: the levels, strictly decreasing, all > 0; the final 0 is implied.
+
+    Raises:
+        ValueError: no values, or they are not finite, positive and strictly decreasing.
+    """
+
+    values: tuple[float, ...] = (80.0, 0.002)
+
+    def __post_init__(self) -> None:
+        if not self.values:
+            raise ValueError("values must hold at least one level, got ()")
+        for i, value in enumerate(self.values):
+            checks.positive(f"values[{i}]", value)
+        for i, (high, low) in enumerate(pairwise(self.values)):
+            if not high > low:
+                raise ValueError(f"values must decrease strictly, got values[{i}]={high!r} and values[{i + 1}]={low!r}")
+
+    @property
+    def num_steps(self) -> int:  # type: ignore[override]
+        """The number of levels."""
+        return len(self.values)
+
+    @property
+    def sigma_min(self) -> float:  # type: ignore[override]
+        """The last level."""
+        return self.values[-1]
+
+    @property
+    def sigma_max(self) -> float:  # type: ignore[override]
+        """The first level."""
+        return self.values[0]
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """The values as given."""
+        return torch.tensor(self.values, dtype=torch.float64)
+
+    def _resized(self, sigma_min: float, sigma_max: float) -> Levels:
+        raise ValueError(
+            f"values between {self.sigma_min:g} and {self.sigma_max:g} exceed the denoiser's range "
+            f"[{sigma_min:g}, {sigma_max:g}]"
+        )
+
+
+@lru_cache(maxsize=8)
+def iddpm_table(m: int = 1000, c_1: float = 0.001, c_2: float = 0.008) -> tuple[float, ...]:
+    """The noise levels of Improved DDPM, u_0 > u_1 > … > u_M = 0 (Karras et al. 2022, Table 1 and Appendix B.1).
+
+    u_{j−1} = √((u_j² + 1)/max(ᾱ_{j−1}/ᾱ_j, C₁) − 1), ᾱ_j = sin²(½π j/(M (C₂+1))), in float64 throughout (the reference
+    builds ᾱ in float32 and is off by up to 4.6e-4; where its numbers are wanted, pass its table).
+
+    Args:
+        m: M ≥ 1, the number of non-zero levels.
+        c_1: C₁ > 0, the bound on the ratio.
+        c_2: C₂ > 0, the offset.
+    """
+    checks.at_least("m", m, 1)
+    checks.positive("c_1", c_1)
+    checks.positive("c_2", c_2)
+    alpha_bar = [math.sin(0.5 * math.pi * j / (m * (c_2 + 1))) ** 2 for j in range(m + 1)]
+    u = [0.0] * (m + 1)
+    for j in range(m, 0, -1):
+        u[j - 1] = math.sqrt((u[j] ** 2 + 1) / max(alpha_bar[j - 1] / alpha_bar[j], c_1) - 1)
+    return tuple(u)
+
+
+@dataclass(frozen=True)
+class IDDPM(Levels):
+    """Levels picked from a table of trained noise levels, evenly in its index (Improved DDPM).
+
+    Of the K entries inside [σ_min, σ_max], level i is entry round((K−1)/(N−1) · i).
+
+    Args:
+        num_steps: 1 ≤ N ≤ K.
+        sigma_min: entries below are not used.
+        sigma_max: entries above are not used.
+        table: the levels u_0 > … > u_M ≥ 0; None means `iddpm_table()`, with M = 1000.
+
+    Raises:
+        ValueError: a value is out of its range, or more steps than entries are asked for.
+    """
+
+    num_steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 81.0
+    table: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        self._check_range()
+        if self.num_steps > len(self._kept()):
+            raise ValueError(
+                f"num_steps must be at most {len(self._kept())}, the number of table entries in "
+                f"[{self.sigma_min:g}, {self.sigma_max:g}], got {self.num_steps}"
+            )
+
+    def _kept(self) -> list[float]:
+        table = iddpm_table() if self.table is None else self.table
+        return [u for u in table if self.sigma_min <= u <= self.sigma_max]
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """u[round((K−1)/(N−1) · i)] among the K entries kept; halves round to even."""
+        kept = torch.tensor(self._kept(), dtype=torch.float64)
+        step = (len(kept) - 1) / max(self.num_steps - 1, 1)
+        return kept[(step * torch.arange(self.num_steps, dtype=torch.float64)).round().long()]

@@ -1,0 +1,291 @@
+"""Preconditioning: D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (Karras et al. 2022, eq. 7 and Table 1).
+
+| | c_skip | c_out | c_in | c_noise |
+|---|---|---|---|---|
+| EDM | σ_d²/(σ²+σ_d²) | σ σ_d/√(σ²+σ_d²) | 1/√(σ²+σ_d²) | ¼ ln σ |
+| VP | 1 | −σ | 1/√(σ²+1) | (M−1) σ_VP⁻¹(σ) |
+| VE | 1 | σ | 1 | ln(½ σ) |
+| IDDPM | 1 | −σ | 1/√(σ²+1) | M−1−argmin_j |u_j − σ| |
+
+Networks trained elsewhere predict something else from a scaled input s x; each is a preconditioning too, `Adapter`:
+
+| predicts | c_skip | c_out | c_in |
+|---|---|---|---|
+| epsilon: n | 1 | −σ | s |
+| v = s (n − σ y), with s = 1/√(1+σ²) | s² | −σ s | s |
+| sample: y | 0 | 1 | s |
+| velocity dx/dt; n − y for rectified flow | 1 + σ ṡ/(s σ̇) | −σ/(s σ̇) | s |
+
+σ_d, the standard deviation of the data, belongs to the denoiser, which passes it in. All in float64.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import pairwise
+from typing import Literal, NamedTuple
+
+import torch
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from openedm import checks, levels, schedules
+from openedm.choices import Choice
+
+
+class Coefficients(NamedTuple):
+    """The four functions of eq. 7 at given noise levels; each has the shape of σ."""
+
+    c_skip: Float64[Tensor, "*shape"]
+    c_out: Float64[Tensor, "*shape"]
+    c_in: Float64[Tensor, "*shape"]
+    c_noise: Float64[Tensor, "*shape"]
+
+
+class Preconditioning(Choice, ABC):
+    """How a network F becomes a denoiser D."""
+
+    @property
+    def sigma_min(self) -> float:
+        """The lowest noise level the denoiser supports."""
+        return 0.0
+
+    @property
+    def sigma_max(self) -> float:
+        """The highest noise level the denoiser supports."""
+        return math.inf
+
+    @property
+    def outputs_per_channel(self) -> int:
+        """How many channels the network predicts for each channel of the data; the first of them are used."""
+        return 1
+
+    def round_sigma(self, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """The nearest noise level that the network was trained on; the identity for continuous models."""
+        return sigma
+
+    @abstractmethod
+    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
+        """c_skip, c_out, c_in, c_noise at noise level σ for data of standard deviation `sigma_data`."""
+
+
+@dataclass(frozen=True)
+class EDM(Preconditioning):
+    """EDM's preconditioning (eq. 7, Appendix B.6): network input and target have unit variance at every σ."""
+
+    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
+        """σ_d²/(σ²+σ_d²), σ σ_d/√(σ²+σ_d²), 1/√(σ²+σ_d²), ¼ ln σ."""
+        variance = sigma.square() + sigma_data**2
+        c_in = variance.rsqrt()
+        return Coefficients(sigma_data**2 / variance, sigma * sigma_data * c_in, c_in, sigma.log() / 4)
+
+
+@dataclass(frozen=True)
+class VP(Preconditioning):
+    """The DDPM++ cont. (VP) model of Song et al. 2021: F predicts the unit noise n.
+
+    Args:
+        beta_d: β_d of the VP schedule of training.
+        beta_min: β_min of the same.
+        num_levels: M ≥ 2; c_noise runs from 0 to M−1.
+        epsilon_t: ε_t, the smallest time of training, in (0, 1).
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+    num_levels: int = 1000
+    epsilon_t: float = 1e-5
+
+    def __post_init__(self) -> None:
+        checks.at_least("num_levels", self.num_levels, 2)
+        checks.between("epsilon_t", self.epsilon_t, 1e-12, 1 - 1e-12)
+        _ = self.schedule
+
+    @property
+    def schedule(self) -> schedules.VP:
+        """The VP schedule of training."""
+        return schedules.VP(self.beta_d, self.beta_min)
+
+    @property
+    def sigma_min(self) -> float:
+        """σ_VP(ε_t)."""
+        return float(self.schedule.sigma(self.epsilon_t))
+
+    @property
+    def sigma_max(self) -> float:
+        """σ_VP(1)."""
+        return float(self.schedule.sigma(1.0))
+
+    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
+        """1, −σ, 1/√(σ²+1), (M−1) σ_VP⁻¹(σ)."""
+        c_noise = (self.num_levels - 1) * self.schedule.time(sigma)
+        return Coefficients(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
+
+
+@dataclass(frozen=True)
+class VE(Preconditioning):
+    """The NCSN++ cont. (VE) model of Song et al. 2021: the input is not scaled.
+
+    Args:
+        sigma_min: lowest noise level of training, > 0.
+        sigma_max: highest noise level of training.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_min", self.sigma_min)
+        checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
+        """1, σ, 1, ln(½ σ)."""
+        one = torch.ones_like(sigma)
+        return Coefficients(one, sigma, one, (sigma / 2).log())
+
+
+@lru_cache(maxsize=16)
+def _tensor(table: tuple[float, ...], device: torch.device) -> Float64[Tensor, "levels"]:
+    return torch.tensor(table, dtype=torch.float64, device=device)
+
+
+def nearest_level(table: tuple[float, ...], sigma: Float64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+    """The index j of the entry with the smallest |u_j − σ| in a table that increases; the higher level on ties.
+
+    A binary search: O(log M) for each σ, without an (M × batch) table of differences.
+    """
+    levels = _tensor(table, sigma.device)
+    right = torch.searchsorted(levels, sigma.detach().contiguous()).clamp(1, len(table) - 1)
+    nearer_left = sigma - levels[right - 1] < levels[right] - sigma
+    return right - nearer_left.long()
+
+
+@dataclass(frozen=True)
+class IDDPM(Preconditioning):
+    """Improved DDPM (Nichol & Dhariwal 2021): trained at M discrete levels; predicts 2C channels, the first C are used.
+
+    Args:
+        c_1: C₁ of `levels.iddpm_table`.
+        c_2: C₂ of the same.
+        num_levels: M.
+        table: the trained levels u_0 > … > u_M, the last of them 0; None means `iddpm_table(num_levels, c_1, c_2)`.
+
+    Raises:
+        ValueError: a value is out of its range, or the table does not have M + 1 strictly decreasing entries.
+    """
+
+    c_1: float = 0.001
+    c_2: float = 0.008
+    num_levels: int = 1000
+    table: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        u = self.levels
+        if len(u) != self.num_levels + 1 or any(not a > b for a, b in pairwise(u)):
+            raise ValueError(
+                f"table must hold num_levels + 1 = {self.num_levels + 1} strictly decreasing levels, got {len(u)}"
+            )
+
+    @property
+    def levels(self) -> tuple[float, ...]:
+        """u_0 > … > u_M."""
+        return self.table if self.table is not None else levels.iddpm_table(self.num_levels, self.c_1, self.c_2)
+
+    @property
+    def sigma_min(self) -> float:
+        """u_{M−1}."""
+        return self.levels[-2]
+
+    @property
+    def sigma_max(self) -> float:
+        """u_0."""
+        return self.levels[0]
+
+    @property
+    def outputs_per_channel(self) -> int:
+        """2: the second half predicts variances, which the ODE does not use."""
+        return 2
+
+    def round_sigma(self, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """The table entry nearest to σ by |u_j − σ|."""
+        increasing = self.levels[::-1]
+        return _tensor(increasing, sigma.device)[nearest_level(increasing, sigma)]
+
+    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
+        """1, −σ, 1/√(σ²+1), M−1−argmin_j |u_j − σ|."""
+        c_noise = nearest_level(self.levels[::-1], sigma).double() - 1
+        return Coefficients(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
+
+
+@dataclass(frozen=True)
+class Adapter(Preconditioning):
+    """A network trained elsewhere, that reads s(t) x at time t of its own schedule and predicts another quantity.
+
+    Args:
+        predicts: "epsilon" (the noise n; DDPM), "v" (s (n − σ y); Salimans & Ho 2022), "sample" (the clean y) or
+            "velocity" (dx/dt of its schedule; n − y for rectified flow).
+        schedule: the noise schedule of its training; the schedule's own scaling s multiplies the input.
+        time_scale: c_noise = `time_scale` · t, for example 999 for networks that count steps from 0 to 999.
+        table: for networks trained at discrete steps j = 0, 1, …: their noise levels, strictly increasing. c_noise is
+            then the index of the nearest level, σ is rounded to that level, and `time_scale` must stay 1.
+
+    Raises:
+        ValueError: a value is out of its range, the table does not increase, `time_scale` is given beside a table, or
+            "v" is asked for with a schedule that does not preserve the variance.
+    """
+
+    predicts: Literal["epsilon", "v", "sample", "velocity"] = "epsilon"
+    schedule: schedules.Schedule = schedules.VP()
+    time_scale: float = 1.0
+    table: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        checks.one_of("predicts", self.predicts, ("epsilon", "v", "sample", "velocity"))
+        checks.positive("time_scale", self.time_scale)
+        if self.predicts == "v" and self.schedule.scaling != schedules.VPScaling():
+            raise ValueError(
+                f"predicts='v' needs a schedule with VPScaling (s = 1/√(1+σ²)), got schedule={self.schedule}"
+            )
+        if self.table is None:
+            return
+        if self.time_scale != 1.0:
+            raise ValueError(f"time_scale has no effect beside a table and must be 1.0, got {self.time_scale!r}")
+        if len(self.table) < 2 or any(not a < b for a, b in pairwise(self.table)):
+            raise ValueError(f"table must hold at least 2 strictly increasing levels, got {len(self.table)} values")
+
+    @property
+    def sigma_min(self) -> float:
+        """The lowest level of the table; 0 without one."""
+        return self.table[0] if self.table else 0.0
+
+    @property
+    def sigma_max(self) -> float:
+        """The highest level of the table; infinite without one."""
+        return self.table[-1] if self.table else math.inf
+
+    def round_sigma(self, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """The nearest level of the table; σ itself without one."""
+        return sigma if self.table is None else _tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]
+
+    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
+        """The row of the second table above, with c_noise the time (or the index) that the network expects."""
+        time = self.schedule.time(sigma)
+        c_noise = self.time_scale * time if self.table is None else nearest_level(self.table, sigma).double()
+        scale = self.schedule.scaling.scale(sigma)
+        one = torch.ones_like(sigma)
+        if self.predicts == "epsilon":
+            return Coefficients(one, -sigma, scale, c_noise)
+        if self.predicts == "v":
+            return Coefficients(scale.square(), -sigma * scale, scale, c_noise)
+        if self.predicts == "sample":
+            return Coefficients(0 * one, one, scale, c_noise)
+        log_scale = self.schedule.scaling.derivative(sigma) / scale
+        speed = scale * self.schedule.sigma_derivative(time)
+        return Coefficients(1 + sigma * log_scale, -sigma / speed, scale, c_noise)

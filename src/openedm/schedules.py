@@ -1,0 +1,277 @@
+"""Noise schedules σ(t) and scalings s: a noisy sample at time t is x(t) = s(t) (y + σ(t) n) with n ~ N(0, I).
+
+Rows "Schedule" and "Scaling" of Table 1 of Karras et al. 2022, and two schedules used elsewhere. A scaling is written
+as a function of σ, s(t) = s(σ(t)), so that any scaling goes with any schedule; ṡ = s'(σ) σ̇ by the chain rule.
+
+| schedule | σ(t) | σ⁻¹(σ) | own scaling |
+|---|---|---|---|
+| EDM | t | σ | none |
+| VP | √(e^{½ β_d t² + β_min t} − 1) | (√(β_min² + 2 β_d ln(1+σ²)) − β_min)/β_d | VP |
+| VE | √t | σ² | none |
+| Cosine | tan(πt/2) | (2/π) atan σ | VP |
+| RectifiedFlow | t/(1−t) | σ/(1+σ) | flow |
+
+All functions compute in float64 (VP near t = 0 loses 2 % in float32) and are differentiable.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
+from openedm import checks
+from openedm.choices import Choice
+
+Values = Tensor | float
+"""A time, a noise level or several: a Python number or a tensor of any shape and dtype."""
+
+
+def float64(value: Values) -> Float64[Tensor, "*shape"]:
+    """`value` as a float64 tensor; differentiable."""
+    return (
+        torch.as_tensor(value).to(torch.float64)
+        if isinstance(value, Tensor)
+        else torch.tensor(value, dtype=torch.float64)
+    )
+
+
+class Scaling(Choice, ABC):
+    """The signal scaling s as a function of σ."""
+
+    @abstractmethod
+    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """s(σ), in (0, 1]."""
+
+    @abstractmethod
+    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """ds/dσ."""
+
+
+@dataclass(frozen=True)
+class NoScaling(Scaling):
+    """s = 1: the signal keeps its size and the noise grows around it (EDM, VE, iDDPM as sampled by EDM)."""
+
+    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """1."""
+        return torch.ones_like(float64(sigma))
+
+    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """0."""
+        return torch.zeros_like(float64(sigma))
+
+
+@dataclass(frozen=True)
+class VPScaling(Scaling):
+    """s = 1/√(1+σ²): keeps the variance of unit-variance data constant (VP, cosine)."""
+
+    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """1/√(1+σ²)."""
+        return (1 + float64(sigma).square()).rsqrt()
+
+    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """−σ (1+σ²)^{−3/2}."""
+        sigma = float64(sigma)
+        return -sigma * (1 + sigma.square()).pow(-1.5)
+
+
+@dataclass(frozen=True)
+class FlowScaling(Scaling):
+    """s = 1/(1+σ): x(t) = (1−t) y + t n with t = σ/(1+σ), the straight line of rectified flow."""
+
+    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """1/(1+σ)."""
+        return 1 / (1 + float64(sigma))
+
+    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """−1/(1+σ)²."""
+        return -(1 + float64(sigma)).pow(-2)
+
+
+class Schedule(Choice, ABC):
+    """The noise schedule σ(t), strictly increasing, with its derivative and inverse."""
+
+    @property
+    def scaling(self) -> Scaling:
+        """The scaling that belongs to this schedule in its paper."""
+        return NoScaling()
+
+    @abstractmethod
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """σ(t), in data units."""
+
+    @abstractmethod
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """dσ/dt."""
+
+    @abstractmethod
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """σ⁻¹(σ): the time at which the noise level is `sigma` ≥ 0."""
+
+
+@dataclass(frozen=True)
+class EDM(Schedule):
+    """σ(t) = t, s = 1: time is the noise level. Also the schedule with which EDM samples iDDPM models.
+
+    >>> EDM().sigma(2.5)
+    tensor(2.5000, dtype=torch.float64)
+    """
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """t."""
+        return float64(t)
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """1."""
+        return torch.ones_like(float64(t))
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """σ."""
+        return float64(sigma)
+
+
+@dataclass(frozen=True)
+class VP(Schedule):
+    """Variance preserving (Song et al. 2021; Karras et al. 2022, eqs. 14–16): σ(t) = √(e^{½ β_d t² + β_min t} − 1).
+
+    Args:
+        beta_d: slope of β(t) = β_min + β_d t, > 0.
+        beta_min: β(0). Slightly negative values arise from `fit` and are legal; σ(t) then starts at t = −2 β_min/β_d.
+
+    Raises:
+        ValueError: beta_d is not > 0, or beta_min is not finite.
+    """
+
+    beta_d: float = 19.9
+    beta_min: float = 0.1
+
+    def __post_init__(self) -> None:
+        checks.positive("beta_d", self.beta_d)
+        checks.finite("beta_min", self.beta_min)
+
+    @classmethod
+    def fit(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> "VP":
+        """The VP schedule with σ(ε_s) = `sigma_min` and σ(1) = `sigma_max`.
+
+        β_d = 2 (ln(1+σ_min²)/ε_s − ln(1+σ_max²)) / (ε_s − 1),  β_min = ln(1+σ_max²) − ½ β_d.
+
+        Raises:
+            ValueError: not 0 < sigma_min < sigma_max, epsilon_s not in (0, 1), or no increasing schedule goes through
+                both points (σ_min too large for its ε_s).
+        """
+        checks.positive("sigma_min", sigma_min)
+        checks.ordered("sigma_min", sigma_min, "sigma_max", sigma_max)
+        if not 0 < epsilon_s < 1:
+            raise ValueError(f"epsilon_s must be between 0 and 1, got {epsilon_s!r}")
+        low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)
+        beta_d = 2 * (low / epsilon_s - high) / (epsilon_s - 1)
+        if beta_d <= 0:
+            raise ValueError(
+                f"no VP schedule has sigma({epsilon_s}) = {sigma_min} and sigma(1) = {sigma_max}: sigma_min must be "
+                f"below {math.sqrt(math.expm1(high * epsilon_s)):.6g} or epsilon_s above {low / high:.6g}"
+            )
+        return cls(beta_d=beta_d, beta_min=high - beta_d / 2)
+
+    @property
+    def scaling(self) -> Scaling:
+        """s = 1/√(1+σ²)."""
+        return VPScaling()
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """√(e^{½ β_d t² + β_min t} − 1), through expm1: exact near t = 0."""
+        t = float64(t)
+        return torch.expm1(t * (self.beta_d * t / 2 + self.beta_min)).sqrt()
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """(β_d t + β_min)(1 + σ²)/(2σ)."""
+        t = float64(t)
+        sigma = self.sigma(t)
+        return (self.beta_d * t + self.beta_min) * (sigma + 1 / sigma) / 2
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """(√(β_min² + 2 β_d ln(1+σ²)) − β_min)/β_d, written without cancellation for β_min > 0."""
+        log = torch.log1p(float64(sigma).square())
+        root = (self.beta_min**2 + 2 * self.beta_d * log).sqrt()
+        return 2 * log / (root + self.beta_min) if self.beta_min > 0 else (root - self.beta_min) / self.beta_d
+
+
+@dataclass(frozen=True)
+class VE(Schedule):
+    """Variance exploding (Song et al. 2021): σ(t) = √t, s = 1."""
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """√t."""
+        return float64(t).sqrt()
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """1/(2√t)."""
+        return float64(t).rsqrt() / 2
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """σ²."""
+        return float64(sigma).square()
+
+
+@dataclass(frozen=True)
+class Cosine(Schedule):
+    """Cosine (Nichol & Dhariwal 2021, in continuous time): σ(t) = tan(πt/2), clipped to [σ_min, σ_max].
+
+    Args:
+        sigma_min: σ is not less than this, > 0.
+        sigma_max: σ is not more than this.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 1e-4
+    sigma_max: float = 1e4
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_min", self.sigma_min)
+        checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    @property
+    def scaling(self) -> Scaling:
+        """s = 1/√(1+σ²) = cos(πt/2)."""
+        return VPScaling()
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """tan(πt/2), clipped."""
+        return torch.tan(float64(t) * (math.pi / 2)).clamp(self.sigma_min, self.sigma_max)
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """½π (1 + tan²(πt/2)); 0 where σ is clipped."""
+        tan = torch.tan(float64(t) * (math.pi / 2))
+        inside = (tan >= self.sigma_min) & (tan <= self.sigma_max)
+        return (math.pi / 2) * (1 + tan.square()) * inside
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """(2/π) atan σ."""
+        return torch.atan(float64(sigma)) * (2 / math.pi)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(Schedule):
+    """Rectified flow / flow matching (Liu et al. 2022): x(t) = (1−t) y + t n, that is σ(t) = t/(1−t), 0 ≤ t < 1."""
+
+    @property
+    def scaling(self) -> Scaling:
+        """s = 1 − t = 1/(1+σ)."""
+        return FlowScaling()
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """t/(1−t)."""
+        t = float64(t)
+        return t / (1 - t)
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """1/(1−t)²."""
+        return (1 - float64(t)).pow(-2)
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """σ/(1+σ)."""
+        sigma = float64(sigma)
+        return sigma / (1 + sigma)
