@@ -1,0 +1,288 @@
+"""Training objectives: E[λ(σ) ‖D(y + σ n; σ) − y‖²], σ ~ p(σ)   (Karras et al. 2022, eq. 2 and Table 1).
+
+| | p(σ) | λ(σ) |
+|---|---|---|
+| EDM | ln σ ~ N(P_mean, P_std²) | (σ²+σ_d²)/(σ σ_d)² |
+| VP | σ_VP(t), t ~ U(ε_t, 1) | 1/σ² |
+| VE | ln σ ~ U(ln σ_min, ln σ_max) | 1/σ² |
+| IDDPM | u_j, j ~ U{0…M−1} | 1/σ² |
+
+A noise distribution is its inverse CDF, σ = F⁻¹(u) with u uniform in (0, 1). Independent draws take independent u;
+stratified draws take one u from each of B equal intervals, in random order: the same distribution for each sample, a
+lower variance of the batch's gradient. Losses are means over the dimensions of a sample, in data units.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from openedm import checks, levels, schedules
+from openedm.choices import Choice
+from openedm.schedules import float64
+
+
+class NoiseDistribution(Choice, ABC):
+    """p(σ): which noise levels training sees."""
+
+    @abstractmethod
+    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """σ = F⁻¹(u) for u in (0, 1)."""
+
+    def sample(self, count: int, generator: torch.Generator, *, stratified: bool = False) -> Float64[Tensor, "count"]:
+        """`count` noise levels, on the generator's device; stratified over the batch or independent."""
+        u = torch.rand(count, generator=generator, device=generator.device, dtype=torch.float64)
+        if stratified:
+            order = torch.randperm(count, generator=generator, device=generator.device)
+            u = (order + u) / count
+        tiny = 2.0**-54
+        return self.quantile(u.clamp(tiny, 1 - tiny))
+
+
+@dataclass(frozen=True)
+class LogNormal(NoiseDistribution):
+    """ln σ ~ N(P_mean, P_std²): EDM's distribution.
+
+    Args:
+        p_mean: mean of ln σ. −1.2 in the paper, −0.4 for EDM2's latents.
+        p_std: standard deviation of ln σ, > 0. 1.2 in the paper, 1.0 for EDM2's latents.
+
+    Raises:
+        ValueError: p_std is not > 0.
+    """
+
+    p_mean: float = -1.2
+    p_std: float = 1.2
+
+    def __post_init__(self) -> None:
+        checks.finite("p_mean", self.p_mean)
+        checks.positive("p_std", self.p_std)
+
+    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """exp(P_mean + P_std Φ⁻¹(u))."""
+        normal: Tensor = torch.special.ndtri(u)
+        return (self.p_mean + self.p_std * normal).exp()
+
+
+@dataclass(frozen=True)
+class UniformTime(NoiseDistribution):
+    """σ(t) with t ~ U(ε_t, 1) of a schedule: VP's distribution, or any schedule's.
+
+    Args:
+        schedule: the noise schedule.
+        epsilon_t: the smallest time, in (0, 1).
+        t_max: the largest time, above epsilon_t; for schedules that are infinite at t = 1, less than 1.
+
+    Raises:
+        ValueError: not 0 < epsilon_t < t_max, or σ is not finite and positive there.
+    """
+
+    schedule: schedules.Schedule = schedules.VP()
+    epsilon_t: float = 1e-5
+    t_max: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive("epsilon_t", self.epsilon_t)
+        checks.ordered("epsilon_t", self.epsilon_t, "t_max", self.t_max)
+        checks.positive(f"sigma at epsilon_t={self.epsilon_t}", float(self.schedule.sigma(self.epsilon_t)))
+        checks.positive(f"sigma at t_max={self.t_max}", float(self.schedule.sigma(self.t_max)))
+
+    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """σ(ε_t + u (t_max − ε_t))."""
+        return self.schedule.sigma(self.epsilon_t + u * (self.t_max - self.epsilon_t))
+
+
+@dataclass(frozen=True)
+class LogUniform(NoiseDistribution):
+    """ln σ ~ U(ln σ_min, ln σ_max): VE's distribution.
+
+    Args:
+        sigma_min: lowest noise level, > 0.
+        sigma_max: highest noise level.
+
+    Raises:
+        ValueError: not 0 < sigma_min < sigma_max.
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_min", self.sigma_min)
+        checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+
+    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """σ_min (σ_max/σ_min)^u."""
+        return self.sigma_min * (u * math.log(self.sigma_max / self.sigma_min)).exp()
+
+
+@dataclass(frozen=True)
+class UniformTable(NoiseDistribution):
+    """σ = u_j with j ~ U{0…M−1}: Improved DDPM's distribution.
+
+    Args:
+        table: the levels u_0 > … > u_M = 0, of which the last is never drawn; None means `levels.iddpm_table()`.
+
+    Raises:
+        ValueError: the table has fewer than two entries or does not decrease.
+    """
+
+    table: tuple[float, ...] | None = None
+
+    def __post_init__(self) -> None:
+        u = self._levels()
+        if len(u) < 2 or any(u[j] <= u[j + 1] for j in range(len(u) - 1)):
+            raise ValueError(f"table must hold at least 2 strictly decreasing levels, got {len(u)} values")
+
+    def _levels(self) -> tuple[float, ...]:
+        return levels.iddpm_table() if self.table is None else self.table
+
+    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+        """The entry of index M−1−⌊M u⌋: increasing in u."""
+        table = torch.tensor(self._levels()[:-1], dtype=torch.float64, device=u.device)
+        return table.flip(0)[(u * len(table)).long().clamp(max=len(table) - 1)]
+
+
+class Weighting(Choice, ABC):
+    """λ(σ): how much each noise level counts."""
+
+    @abstractmethod
+    def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
+        """λ(σ) for data of standard deviation `sigma_data`."""
+
+
+@dataclass(frozen=True)
+class EDMWeighting(Weighting):
+    """λ = (σ²+σ_d²)/(σ σ_d)² = 1/c_out² of EDM's preconditioning: every σ starts with a loss of 1."""
+
+    def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
+        """(σ²+σ_d²)/(σ σ_d)²."""
+        return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
+
+
+@dataclass(frozen=True)
+class InverseVariance(Weighting):
+    """λ = 1/σ² = 1/c_out² of the VP, VE and iDDPM preconditionings."""
+
+    def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
+        """1/σ²."""
+        return sigma.square().reciprocal()
+
+
+@dataclass(frozen=True)
+class Objective(Choice):
+    """A noise distribution and a weighting, with how the levels of a batch are drawn.
+
+    Args:
+        noise: p(σ).
+        weighting: λ(σ).
+        stratified: draw one level from each of B equal parts of p(σ) instead of B independent ones: a lower variance of
+            the gradient at no cost.
+        learned_uncertainty: train a function u(σ) beside the network and minimise λ/e^{u(σ)} ‖·‖² + u(σ), so that every
+            noise level contributes equally (Karras et al. 2024, EDM2, eq. 21).
+    """
+
+    noise: NoiseDistribution = LogNormal()
+    weighting: Weighting = EDMWeighting()
+    stratified: bool = True
+    learned_uncertainty: bool = False
+
+
+@dataclass(frozen=True)
+class EDM(Objective):
+    """EDM's objective: log-normal p(σ), λ = 1/c_out²."""
+
+
+@dataclass(frozen=True)
+class VP(Objective):
+    """The VP column of Table 1: t ~ U(1e-5, 1), λ = 1/σ²."""
+
+    noise: NoiseDistribution = UniformTime()
+    weighting: Weighting = InverseVariance()
+
+
+@dataclass(frozen=True)
+class VE(Objective):
+    """The VE column of Table 1: ln σ uniform between 0.02 and 100, λ = 1/σ²."""
+
+    noise: NoiseDistribution = LogUniform()
+    weighting: Weighting = InverseVariance()
+
+
+@dataclass(frozen=True)
+class IDDPM(Objective):
+    """The iDDPM column of Table 1: σ uniform over its table, λ = 1/σ²."""
+
+    noise: NoiseDistribution = UniformTable()
+    weighting: Weighting = InverseVariance()
+
+
+@dataclass(frozen=True)
+class EDM2(Objective):
+    """EDM2's objective for latents: P_mean −0.4, P_std 1.0, learned uncertainty."""
+
+    noise: NoiseDistribution = LogNormal(p_mean=-0.4, p_std=1.0)
+    learned_uncertainty: bool = True
+
+
+class Uncertainty(nn.Module):
+    """u(σ): a linear map of random Fourier features of ¼ ln σ, zero at first (Karras et al. 2024, Appendix B.3).
+
+    Args:
+        channels: the number of features.
+        seed: of the fixed frequencies and phases.
+    """
+
+    frequencies: Float[Tensor, "channels"]
+    phases: Float[Tensor, "channels"]
+
+    def __init__(self, channels: int = 128, seed: int = 0) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(seed)
+        self.register_buffer("frequencies", 2 * math.pi * torch.randn(channels, generator=generator))
+        self.register_buffer("phases", 2 * math.pi * torch.rand(channels, generator=generator))
+        self.weight = nn.Parameter(torch.zeros(channels))
+
+    def forward(self, sigma: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
+        """u(σ), one value a noise level."""
+        c_noise = (float64(sigma).log() / 4).to(self.weight)
+        features = (c_noise[:, None] * self.frequencies + self.phases).cos() * math.sqrt(2 / len(self.weight))
+        return features @ self.weight
+
+
+class Loss(NamedTuple):
+    """The loss of each sample of a batch.
+
+    Attributes:
+        total: what is minimised: λ ‖D − y‖²/n, with learned uncertainty λ/e^u ‖D − y‖²/n + u.
+        weighted: λ ‖D − y‖²/n, comparable between runs.
+    """
+
+    total: Float[Tensor, "batch"]
+    weighted: Float[Tensor, "batch"]
+
+
+def denoising_loss(
+    denoised: Float[Tensor, "batch *event"],
+    clean: Float[Tensor, "batch *event"],
+    weight: Float64[Tensor, "batch"],
+    uncertainty: Float[Tensor, "batch"] | None = None,
+) -> Loss:
+    """λ ‖D − y‖²/n for each sample, n the number of dimensions   (eq. 2).
+
+    Args:
+        denoised: D(y + σ n; σ).
+        clean: y.
+        weight: λ(σ).
+        uncertainty: u(σ), where it is learned.
+    """
+    dtype = torch.promote_types(denoised.dtype, torch.float32)
+    squared = (denoised.to(dtype) - clean.to(dtype)).square().flatten(1).mean(1)
+    weighted = weight.to(squared) * squared
+    if uncertainty is None:
+        return Loss(weighted, weighted.detach())
+    return Loss(weighted / uncertainty.exp() + uncertainty, weighted.detach())
