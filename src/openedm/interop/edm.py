@@ -1,0 +1,158 @@
+"""The networks that the authors of the EDM paper published, from their constructor arguments and state dicts.
+
+Only names differ: `published_names` lists which of their names stands for which of ours. Their Fourier frequencies f
+are kept as ω = 2πf here, and their `resample_filter` buffers follow from the constructor arguments, so they are
+compared and not copied. Source of the weights: Karras et al. 2022 (arXiv 2206.00364), https://github.com/NVlabs/edm.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from openedm import checks
+from openedm.networks import UNet, level_resolutions
+from openedm.networks.layers import filter_kernel
+
+FREQUENCIES = "map_noise.freqs"
+# The published constructor arguments of a SongUNet and what they are when left out.
+DEFAULTS: dict[str, Any] = {
+    "label_dim": 0,
+    "augment_dim": 0,
+    "model_channels": 128,
+    "channel_mult": (1, 2, 2, 2),
+    "channel_mult_emb": 4,
+    "num_blocks": 4,
+    "attn_resolutions": (16,),
+    "dropout": 0.10,
+    "label_dropout": 0,
+    "embedding_type": "positional",
+    "channel_mult_noise": 1,
+    "encoder_type": "standard",
+    "decoder_type": "standard",
+    "resample_filter": (1, 1),
+}
+REQUIRED = ("img_resolution", "img_channels", "model_type")
+
+
+def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> UNet:
+    """The network that the published constructor arguments describe, with new weights.
+
+    Args:
+        kwargs: the published names: `img_resolution`, `img_channels`, `model_type` ("SongUNet"), and the options of
+            that class, with its defaults for those left out. `label_dropout` has no effect: whoever trains drops the
+            labels. Resolutions in `attn_resolutions` that no level has are passed over, as the published code does.
+        out_channels: the channels of F; default `img_channels` (iDDPM: twice as many).
+
+    Raises:
+        ValueError: a name is missing or unknown, or a value is none that the network here has.
+
+    >>> options = {"img_resolution": 32, "img_channels": 3, "model_type": "SongUNet", "model_channels": 8}
+    >>> edm_network(options).resolutions
+    (32, 16, 8, 4)
+    """
+    missing = [name for name in REQUIRED if name not in kwargs]
+    unknown = sorted(set(kwargs) - set(DEFAULTS) - set(REQUIRED))
+    if missing or unknown:
+        raise ValueError(f"constructor arguments: missing {missing}, unknown {unknown}")
+    options = {**DEFAULTS, **kwargs}
+    checks.one_of("model_type", options["model_type"], ("SongUNet",))
+    checks.one_of("decoder_type", options["decoder_type"], ("standard",))
+    resolution, channel_mult = options["img_resolution"], tuple(options["channel_mult"])
+    resolutions = level_resolutions(resolution, len(channel_mult))
+    return UNet(
+        resolution,
+        options["img_channels"],
+        options["img_channels"] if out_channels is None else out_channels,
+        num_classes=options["label_dim"],
+        augment_dim=options["augment_dim"],
+        model_channels=options["model_channels"],
+        channel_mult=channel_mult,
+        channel_mult_emb=options["channel_mult_emb"],
+        num_blocks=options["num_blocks"],
+        attn_resolutions=[r for r in options["attn_resolutions"] if r in resolutions],
+        dropout=options["dropout"],
+        embedding=options["embedding_type"],
+        channel_mult_noise=options["channel_mult_noise"],
+        encoder=options["encoder_type"],
+        resample_filter=tuple(options["resample_filter"]),
+    )
+
+
+def published_names(network: UNet) -> dict[str, str]:
+    """For each name in the network's state dict, the name in the published files, without the leading `model.`.
+
+    >>> published_names(UNet(16, 3, 3, model_channels=8, channel_mult=(1, 2)))["encoder.1.down.conv0.weight"]
+    'enc.8x8_down.conv0.weight'
+    """
+    prefixes = dict(_prefixes(network))
+    names = {}
+    for name in network.state_dict():
+        prefix = next(p for p in prefixes if name.startswith(p))
+        names[name] = prefixes[prefix] + name.removeprefix(prefix)
+    return names
+
+
+def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Tensor | np.ndarray]) -> None:
+    """Copy published weights into `network`, in the network's own dtype and on its device.
+
+    Args:
+        network: made by `edm_network` from the file's constructor arguments.
+        state_dict: tensors by their published names, with or without the leading `model.`. The entry `u`, the noise
+            levels of iDDPM's preconditioning, is no part of the network and is passed over.
+
+    Raises:
+        ValueError: a name is missing or unexpected, a shape differs, or the file resamples by another filter. The
+            network is then unchanged.
+    """
+    given = {name.removeprefix("model."): _tensor(value) for name, value in state_dict.items() if name != "u"}
+    filters = {name: given.pop(name) for name in list(given) if name.endswith(".resample_filter")}
+    own = network.state_dict()
+    targets = {published: own[name] for name, published in published_names(network).items()}
+
+    problems = [f"missing {name}" for name in targets if name not in given]
+    problems += [f"unexpected {name}" for name in given if name not in targets]
+    problems += [
+        f"{name} has shape {tuple(given[name].shape)} instead of {tuple(target.shape)}"
+        for name, target in targets.items()
+        if name in given and given[name].shape != target.shape
+    ]
+    expected = filter_kernel(network.resample_filter)
+    problems += [f"{name} is another filter" for name, value in filters.items() if not _same_filter(value, expected)]
+    if problems:
+        raise ValueError("state_dict does not fit the network: " + "; ".join(problems))
+    for name, target in targets.items():
+        value = given[name].to(target)
+        target.copy_(2 * math.pi * value if name == FREQUENCIES else value)
+
+
+def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
+    sizes = [f"{r}x{r}" for r in network.resolutions]
+    yield "embedding.noise.omega", FREQUENCIES
+    yield "embedding.classes", "map_label"
+    yield "embedding.augment", "map_augment"
+    yield "embedding.layer0", "map_layer0"
+    yield "embedding.layer1", "map_layer1"
+    yield "conv_in", f"enc.{sizes[0]}_conv"
+    for index, size in enumerate(sizes):
+        yield f"encoder.{index}.down", f"enc.{size}_down"
+        yield f"encoder.{index}.auxiliary.conv", f"enc.{size}_aux_residual"
+        yield f"encoder.{index}.blocks.", f"enc.{size}_block"
+    for index, size in enumerate(reversed(sizes)):
+        if index == 0:
+            yield f"decoder.{index}.enter.", f"dec.{size}_in"
+        yield f"decoder.{index}.enter.0", f"dec.{size}_up"
+        yield f"decoder.{index}.blocks.", f"dec.{size}_block"
+    yield "norm_out", f"dec.{sizes[0]}_aux_norm"
+    yield "conv_out", f"dec.{sizes[0]}_aux_conv"
+
+
+def _tensor(value: Tensor | np.ndarray) -> Tensor:
+    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value.detach()
+
+
+def _same_filter(value: Tensor, expected: Tensor) -> bool:
+    return value.numel() == expected.numel() and torch.allclose(value.to(expected).reshape(expected.shape), expected)

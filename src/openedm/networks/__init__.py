@@ -1,0 +1,9 @@
+"""Neural networks F(x; c_noise): plain `torch.nn`, which know nothing of diffusion.
+
+Every module here is called as `network(x, c_noise, condition=None, augment=None)` and returns the raw output F; a
+preconditioning makes a denoiser of it. A `Network` is the frozen value that such a module is built from.
+"""
+
+from openedm.networks.unet import UNet, level_resolutions
+
+__all__ = ["UNet", "level_resolutions"]

@@ -1,0 +1,102 @@
+"""The residual block that the U-Nets are made of.
+
+    h = conv0(silu(norm0(x)))                conv0 resamples
+    h = conv1(dropout(silu(norm1(h + affine(e)))))
+    x ← (h + skip(x)) · skip_scale
+    x ← (proj(attention(qkv(norm2(x)))) + x) · skip_scale      where the block has attention
+
+Source: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv 2011.13456), Appendix H.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openedm.networks.layers import Conv2d, Downsample, Init, Linear, Upsample, attention, group_norm
+
+
+@dataclass(frozen=True)
+class BlockStyle:
+    """What all the blocks of one network share.
+
+    Attributes:
+        init: of the layers that the three below do not speak of.
+        init_output: of the last layer of each branch; near zero, so that a block starts as (almost) its skip.
+        init_qkv: of the queries, keys and values.
+        norm_eps: the ε of the group normalisations.
+        skip_scale: the factor after each addition; √½ keeps the variance.
+        num_heads: of the attention.
+        dropout: the probability of a zero in front of conv1, while training.
+        resample_filter: the taps f of the resampling.
+    """
+
+    init: Init = Init("xavier_uniform")
+    init_output: Init = Init("xavier_uniform", weight_gain=1e-5)
+    init_qkv: Init = Init("xavier_uniform", weight_gain=math.sqrt(0.2))
+    norm_eps: float = 1e-6
+    skip_scale: float = math.sqrt(0.5)
+    num_heads: int = 1
+    dropout: float = 0.1
+    resample_filter: tuple[float, ...] = (1, 1)
+
+
+class ResidualBlock(nn.Module):
+    """One block: `block(x, e)` with x (batch, in_channels, h, w) and the embedding e (batch, embedding_channels).
+
+    Args:
+        in_channels, out_channels, embedding_channels: the sizes.
+        style: what it shares with its network's other blocks.
+        resample: "down" halves the size (rounded up), "up" doubles it, "none" keeps it.
+        has_attention: whether attention follows.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        embedding_channels: int,
+        *,
+        style: BlockStyle,
+        resample: str = "none",
+        has_attention: bool = False,
+    ) -> None:
+        super().__init__()
+        init, eps, taps = style.init, style.norm_eps, style.resample_filter
+        self.style = style
+        self.norm0 = group_norm(in_channels, eps)
+        self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, resample=_resample(resample, in_channels, taps))
+        self.affine = Linear(embedding_channels, out_channels, init=init)
+        self.norm1 = group_norm(out_channels, eps)
+        self.dropout = nn.Dropout(style.dropout)
+        self.conv1 = Conv2d(out_channels, out_channels, 3, init=style.init_output)
+        self.skip: nn.Module = nn.Identity()
+        if in_channels != out_channels or resample != "none":
+            resampling = _resample(resample, in_channels, taps)
+            self.skip = Conv2d(in_channels, out_channels, 1, init=init, resample=resampling)
+        self.has_attention = has_attention
+        if has_attention:
+            self.norm2 = group_norm(out_channels, eps)
+            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init=style.init_qkv)
+            self.proj = Conv2d(out_channels, out_channels, 1, init=style.init_output)
+
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], embedding: Float[Tensor, "batch e"]
+    ) -> Float[Tensor, "batch d i j"]:
+        """The block's output."""
+        h = self.conv0(functional.silu(self.norm0(x)))
+        h = functional.silu(self.norm1(h + self.affine(embedding)[:, :, None, None]))
+        h = self.conv1(self.dropout(h))
+        x = (h + self.skip(x)) * self.style.skip_scale
+        if self.has_attention:
+            h = self.proj(attention(self.qkv(self.norm2(x)), self.style.num_heads))
+            x = (h + x) * self.style.skip_scale
+        return x
+
+
+def _resample(direction: str, channels: int, taps: Sequence[float]) -> nn.Module | None:
+    makers = {"down": Downsample, "up": Upsample}
+    return makers[direction](channels, taps) if direction in makers else None

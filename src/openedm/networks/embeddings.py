@@ -1,0 +1,220 @@
+"""What a network is told beside the image: the noise level, the class, the augmentation.
+
+    positional   [cos ω_k c, sin ω_k c],  ω_k = 10000^(−k/(n/2 − e)), k = 0 … n/2 − 1, e = 1 (endpoint) or 0
+    Fourier      [cos 2πf_k c, sin 2πf_k c],  f_k ~ N(0, 16²), drawn once
+    smooth       [asinh c, cos ω_k c, sin ω_k c],  ω_k from 2π/2048 to 2π in equal ratios
+
+with c = c_noise. Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F; Song et al. 2021 (arXiv 2011.13456).
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from jaxtyping import Float, Integer
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openedm import checks
+from openedm.networks.layers import Init, Linear
+
+Labels = Integer[Tensor, " rows"] | Float[Tensor, "rows classes"]
+
+
+class NoiseEmbedding(nn.Module):
+    """cos ω_k c and sin ω_k c for the angular frequencies `omega`: (batch,) → (batch, 2 · len(omega)).
+
+    Computed in float32 or better whatever the network's dtype: c_noise reaches 999 (VP, iDDPM), where neighbouring
+    bfloat16 numbers are 4 apart. Casting the module to half precision leaves the frequencies as they are.
+
+    Args:
+        omega: the frequencies.
+        persistent: whether they belong in the state dict, as those must that cannot be derived.
+        order: which of the two halves comes first.
+    """
+
+    omega: Tensor
+
+    def __init__(
+        self, omega: Float[Tensor, " half"], *, persistent: bool, order: tuple[str, str] = ("cos", "sin")
+    ) -> None:
+        super().__init__()
+        checks.one_of("order", order, (("cos", "sin"), ("sin", "cos")))
+        self.register_buffer("omega", omega, persistent=persistent)
+        self.order = order
+
+    @property
+    def num_channels(self) -> int:
+        """The number of features it returns."""
+        return 2 * len(self.omega)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "NoiseEmbedding":
+        omega = self.omega
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        if self.omega.dtype in (torch.float16, torch.bfloat16):
+            self.omega = omega.to(self.omega.device)
+        return self
+
+    def forward(self, c_noise: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+        """The features, in the wider of the two dtypes of `c_noise` and the frequencies."""
+        angle = c_noise[:, None] * self.omega
+        halves = {"cos": angle.cos(), "sin": angle.sin()}
+        return torch.cat([halves[name] for name in self.order], dim=1)
+
+
+class PositionalEmbedding(NoiseEmbedding):
+    """The Transformer's frequencies, 1 down to 1/10000: for c_noise that counts steps up to about 1000."""
+
+    def __init__(self, num_channels: int, *, endpoint: bool, order: tuple[str, str] = ("cos", "sin")) -> None:
+        half = num_channels // 2
+        exponent = torch.arange(half) / max(half - endpoint, 1)
+        super().__init__(10000**-exponent, persistent=False, order=order)
+
+
+class FourierEmbedding(NoiseEmbedding):
+    """Random frequencies ω = 2πf with f ~ N(0, scale²): for c_noise that is a logarithm of σ."""
+
+    def __init__(self, num_channels: int, *, scale: float = 16, order: tuple[str, str] = ("cos", "sin")) -> None:
+        super().__init__(2 * math.pi * scale * torch.randn(num_channels // 2), persistent=True, order=order)
+
+
+class SmoothEmbedding(NoiseEmbedding):
+    """Bounded frequencies and asinh c: for every range of c_noise.
+
+    EDM's c_noise = ¼ ln σ stays within about [−3, 3]. There the positional frequencies, 1 and below, hardly turn once
+    and all but the first few are constant; Fourier features with f ~ N(0, 16²) turn a hundred times, so that
+    neighbouring noise levels look unrelated and a small network does not generalise from one to the next. Here the
+    periods run from 1 (a factor of 55 in σ under EDM's c_noise) to 2048 (the whole range of VP's and iDDPM's): nothing
+    oscillates faster than the denoiser changes, something turns at every scale, and asinh c, which is c near 0 and a
+    logarithm far out, tells all values apart.
+    """
+
+    def __init__(self, num_channels: int = 64) -> None:
+        octaves = torch.linspace(-11, 0, num_channels // 2)
+        super().__init__(2 * math.pi * 2**octaves, persistent=False)
+
+    @property
+    def num_channels(self) -> int:
+        """The number of features it returns."""
+        return 1 + super().num_channels
+
+    def forward(self, c_noise: Float[Tensor, " batch"]) -> Float[Tensor, "batch features"]:
+        """The features, in the wider of the two dtypes of `c_noise` and the frequencies."""
+        return torch.cat([c_noise[:, None].asinh(), super().forward(c_noise)], dim=1)
+
+
+class ClassVector(nn.Module):
+    """A condition as one row of `num_classes` weights for each sample: one-hot, soft, or zero for "no class".
+
+    >>> ClassVector(3)(torch.tensor([1, -1]), like=torch.zeros(2))
+    tensor([[0., 1., 0.],
+            [0., 0., 0.]])
+    """
+
+    classes: Tensor
+
+    def __init__(self, num_classes: int) -> None:
+        super().__init__()
+        self.register_buffer("classes", torch.arange(num_classes), persistent=False)
+
+    def forward(self, condition: Labels | None, like: Float[Tensor, " batch"]) -> Float[Tensor, "batch classes"]:
+        """The rows.
+
+        Args:
+            condition: integer labels (batch,), −1 for no class; or the rows themselves; or None: no class for any
+                sample.
+            like: a tensor of the wanted batch, dtype and device.
+
+        Raises:
+            ValueError: the shape is neither of the two, or (for labels on the CPU, where looking costs no
+                synchronisation) a label is outside −1 … num_classes − 1.
+        """
+        shape = (len(like), len(self.classes))
+        if condition is None:
+            return like.new_zeros(shape)
+        if condition.is_floating_point():
+            _check_shape("condition", condition, shape)
+            return condition.to(like.dtype)
+        _check_labels(condition, *shape)
+        return (condition[:, None] == self.classes).to(like.dtype)
+
+
+class Embedding(nn.Module):
+    """What every block is told: e = silu(L1 silu(L0(noise(c_noise) + L_class(√k · rows) + L_augment(a)))).
+
+    Args:
+        noise: the embedding of c_noise.
+        out_channels: the channels of e.
+        num_classes, augment_dim: the widths of the other two inputs, 0 for none.
+        init: how the linear maps start.
+    """
+
+    def __init__(
+        self, noise: NoiseEmbedding, out_channels: int, *, num_classes: int, augment_dim: int, init: Init
+    ) -> None:
+        super().__init__()
+        channels = noise.num_channels
+        self.noise = noise
+        self.class_vector = ClassVector(num_classes) if num_classes else None
+        self.classes = Linear(num_classes, channels, init=init) if num_classes else None
+        self.augment = Linear(augment_dim, channels, init=init, bias=False) if augment_dim else None
+        self.layer0 = Linear(channels, out_channels, init=init)
+        self.layer1 = Linear(out_channels, out_channels, init=init)
+
+    def forward(
+        self, c_noise: Float[Tensor, " batch"], condition: Labels | None, augment: Tensor | None
+    ) -> Float[Tensor, "batch channels"]:
+        """The embedding e, in the dtype of the weights (or of autocast)."""
+        e = self.noise(c_noise).to(self.layer0.weight.dtype)
+        if self.class_vector is not None and self.classes is not None:
+            rows = self.class_vector(condition, like=e[:, 0])
+            e = e + self.classes(rows * math.sqrt(rows.shape[1]))
+        if self.augment is not None and augment is not None:
+            e = e + self.augment(augment.to(self.layer0.weight.dtype))
+        return functional.silu(self.layer1(functional.silu(self.layer0(e))))
+
+
+def check_inputs(
+    network: Any,
+    x: Tensor,
+    c_noise: Tensor,
+    condition: Tensor | None,
+    augment: Tensor | None,
+    *,
+    sides: tuple[str, ...] = (),
+) -> None:
+    """Raise ValueError, naming the argument, where the inputs of `network` do not fit it.
+
+    Args:
+        network: has `in_channels`, `num_classes` and `augment_dim`.
+        x, c_noise, condition, augment: what its forward was called with.
+        sides: the names of the axes of x after (batch, in_channels).
+    """
+    if x.ndim != 2 + len(sides) or x.shape[1] != network.in_channels:
+        layout = ", ".join(("batch", str(network.in_channels), *sides))
+        raise ValueError(f"x must have shape ({layout}), got {tuple(x.shape)}")
+    _check_shape("c_noise", c_noise, (len(x),))
+    if condition is not None and not network.num_classes:
+        raise ValueError("condition must be None: the network was built without classes (num_classes=0)")
+    if augment is not None:
+        if not network.augment_dim:
+            raise ValueError("augment must be None: the network was built without augmentation labels (augment_dim=0)")
+        _check_shape("augment", augment, (len(x), network.augment_dim))
+
+
+def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
+    if value.shape != shape:
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+
+
+def _check_labels(labels: Tensor, batch: int, num_classes: int) -> None:
+    if labels.shape != (batch,):
+        raise ValueError(
+            f"condition must be integer labels of shape ({batch},) or float rows of shape ({batch}, {num_classes}), "
+            f"got {labels.dtype} of shape {tuple(labels.shape)}"
+        )
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling() and batch:
+        low, high = int(labels.min()), int(labels.max())
+        if low < -1 or high >= num_classes:
+            raise ValueError(f"condition must be labels from -1 (none) to {num_classes - 1}, got {low} … {high}")
