@@ -4,6 +4,8 @@ Every module here is called as `network(x, c_noise, condition=None, augment=None
 preconditioning makes a denoiser of it. A `Network` is the frozen value that such a module is built from.
 """
 
+from openedm.networks.configs import MLP, DDPMpp, NCSNpp, Network
+from openedm.networks.mlp import ResidualMLP
 from openedm.networks.unet import UNet, level_resolutions
 
-__all__ = ["UNet", "level_resolutions"]
+__all__ = ["MLP", "DDPMpp", "NCSNpp", "Network", "ResidualMLP", "UNet", "level_resolutions"]

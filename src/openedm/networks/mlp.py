@@ -1,0 +1,121 @@
+"""A residual network for vectors: densities in a few dimensions, parameters of simulators.
+
+    e = embedding(c_noise) + L_class(√k · onehot) + L_augment(a);  e ← silu(L1 silu(L0 e))
+    h = L_in x
+    h ← h + L_b silu(L_a((1 + scale) · norm(h) + shift)),  (scale, shift) = L_m e,   num_blocks times
+    F = L_out silu((1 + scale) · norm(h) + shift),         (scale, shift) = L_m e
+
+with norm the layer normalisation. L_b and L_out start at zero, so that F starts at zero. The modulation of a
+normalisation is that of ADM's blocks and of Peebles & Xie 2023 (arXiv 2212.09748).
+"""
+
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openedm import checks
+from openedm.networks.embeddings import Embedding, Labels, SmoothEmbedding, check_inputs
+from openedm.networks.layers import Init, Linear
+
+INIT, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)
+
+
+class ResidualMLP(nn.Module):
+    """The raw network F for vectors: `mlp(x, c_noise, condition=None, augment=None)`.
+
+    c_noise is embedded by `SmoothEmbedding`, whose docstring says why: EDM's c_noise = ¼ ln σ spans only [−3, 3].
+
+    Args:
+        in_channels, out_channels: dimensions of the input and of F.
+        num_classes: the number of classes, 0 for a network without.
+        augment_dim: the width of the augmentation labels, 0 for a network without.
+        width: the width of the hidden layers and of the embedding.
+        num_blocks: the number of residual blocks.
+
+    Raises:
+        ValueError: a count is out of its range.
+
+    >>> import torch
+    >>> mlp = ResidualMLP(2, 2, width=32, num_blocks=1)
+    >>> mlp(torch.ones(1, 2), c_noise=torch.zeros(1)).tolist()  # It starts at zero.
+    [[0.0, 0.0]]
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        *,
+        num_classes: int = 0,
+        augment_dim: int = 0,
+        width: int = 256,
+        num_blocks: int = 4,
+    ) -> None:
+        super().__init__()
+        counts = {"in_channels": in_channels, "out_channels": out_channels, "width": width, "num_blocks": num_blocks}
+        for name, count in counts.items():
+            checks.at_least(name, count, 1)
+        self.in_channels, self.out_channels = in_channels, out_channels
+        self.num_classes, self.augment_dim = num_classes, augment_dim
+        self.embedding = Embedding(
+            SmoothEmbedding(), width, num_classes=num_classes, augment_dim=augment_dim, init=INIT
+        )
+        self.layer_in = Linear(in_channels, width, init=INIT)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(num_blocks))
+        self.norm_out = ModulatedNorm(width, width)
+        self.layer_out = Linear(width, out_channels, init=ZERO)
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        c_noise: Float[Tensor, " batch"],
+        condition: Labels | None = None,
+        augment: Float[Tensor, "rows augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch *out"]:
+        """F(x; c_noise), of shape (batch, out_channels).
+
+        Args:
+            x: vectors (batch, in_channels).
+            c_noise: the noise level as the preconditioning gives it, (batch,).
+            condition: class labels, (batch,) integers with −1 for no class, or (batch, num_classes) rows, all zero for
+                no class. None means no class.
+            augment: augmentation labels (batch, augment_dim). None means not augmented, as does zero.
+
+        Raises:
+            ValueError: a shape does not fit, a label is out of range, or `condition` or `augment` is given to a network
+                that was built without.
+        """
+        check_inputs(self, x, c_noise, condition, augment)
+        e = self.embedding(c_noise, condition, augment)
+        h = self.layer_in(x)
+        for block in self.blocks:
+            h = block(h, e)
+        result: Tensor = self.layer_out(functional.silu(self.norm_out(h, e)))
+        return result
+
+
+class ModulatedNorm(nn.Module):
+    """(1 + scale) · norm(h) + shift, with (scale, shift) a linear map of the embedding."""
+
+    def __init__(self, width: int, embedding_channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(width, elementwise_affine=False)
+        self.modulation = Linear(embedding_channels, 2 * width, init=INIT)
+
+    def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "batch e"]) -> Float[Tensor, "batch width"]:
+        """The modulated h."""
+        scale, shift = self.modulation(e).chunk(2, dim=1)
+        normed: Tensor = self.norm(h) * (1 + scale) + shift
+        return normed
+
+
+class _Block(nn.Module):
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.norm = ModulatedNorm(width, width)
+        self.layer0 = Linear(width, width, init=INIT)
+        self.layer1 = Linear(width, width, init=ZERO)
+
+    def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "batch e"]) -> Float[Tensor, "batch width"]:
+        branch: Tensor = self.layer1(functional.silu(self.layer0(self.norm(h, e))))
+        return h + branch
