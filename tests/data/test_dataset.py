@@ -3,7 +3,7 @@ import pickle
 import numpy as np
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openedm.data import Dataset, InMemory, Source, wrap
@@ -31,6 +31,7 @@ class Pairs(torch.utils.data.Dataset):
         return self.items[index]
 
 
+@settings(deadline=None)
 @given(st.lists(st.integers(0, 9), max_size=20))
 def test_fetch_returns_the_samples_asked_for_in_order_with_their_labels(indices):
     x, labels = numbered().fetch(indices)

@@ -10,7 +10,7 @@ def data(samples: int, mean: float = 0.0, std: float = 1.0, seed: int = 0) -> to
     return mean + std * torch.randn(samples, 3, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
-@settings(max_examples=30)
+@settings(max_examples=30, deadline=None)
 @given(st.integers(1, 50), st.integers(1, 60), st.floats(-5, 5), st.floats(0.1, 10))
 def test_the_measure_is_mean_and_standard_deviation_of_all_entries_whatever_the_batch(samples, batch, mean, std):
     x = data(samples, mean, std).float()

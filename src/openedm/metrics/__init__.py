@@ -1,0 +1,16 @@
+"""Metrics: how far samples are from the data."""
+
+from openedm.metrics.classifier import Classifier, train_classifier
+from openedm.metrics.evaluate import Report, evaluate
+from openedm.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance, gaussian
+
+__all__ = [
+    "Classifier",
+    "Gaussian",
+    "GaussianStatistics",
+    "Report",
+    "evaluate",
+    "frechet_distance",
+    "gaussian",
+    "train_classifier",
+]
