@@ -6,17 +6,20 @@ compared and not copied. Source of the weights: Karras et al. 2022 (arXiv 2206.0
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openedm import checks
+from openedm import checks, preconditioning
+from openedm.denoiser import Preconditioned
 from openedm.networks import UNet, level_resolutions
 from openedm.networks.layers import filter_kernel
+from openedm.preconditioning import Preconditioning
 
+Weights = Tensor | np.ndarray
 FREQUENCIES = "map_noise.freqs"
 # The published constructor arguments of a SongUNet and what they are when left out.
 DEFAULTS: dict[str, Any] = {
@@ -36,6 +39,65 @@ DEFAULTS: dict[str, Any] = {
     "resample_filter": (1, 1),
 }
 REQUIRED = ("img_resolution", "img_channels", "model_type")
+# The published preconditionings: which of ours each is, and its constructor arguments by their names here.
+PRECONDITIONINGS: dict[str, tuple[type[Preconditioning], dict[str, str]]] = {
+    "EDMPrecond": (preconditioning.EDM, {}),
+    "VPPrecond": (
+        preconditioning.VP,
+        {"beta_d": "beta_d", "beta_min": "beta_min", "M": "num_levels", "epsilon_t": "epsilon_t"},
+    ),
+    "VEPrecond": (preconditioning.VE, {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}),
+    "iDDPMPrecond": (preconditioning.IDDPM, {"C_1": "c_1", "C_2": "c_2", "M": "num_levels"}),
+}
+
+
+def edm_denoiser(
+    precond: str,
+    kwargs: Mapping[str, Any],
+    state_dict: Mapping[str, Weights],
+    table: Sequence[float] | None = None,
+) -> Preconditioned:
+    """The published denoiser: network, weights and preconditioning, in evaluation mode.
+
+    Args:
+        precond: its class: "EDMPrecond", "VPPrecond", "VEPrecond" or "iDDPMPrecond".
+        kwargs: its constructor arguments by their published names: those of the class, passed on to `edm_network` where
+            they are the network's. `use_fp16` has no effect: the network is float32 until it is cast.
+        state_dict: its weights by their published names, see `load_edm_state_dict`.
+        table: for iDDPM, the levels u_0 > … > u_M = 0 that σ is rounded to; None means those in `state_dict`, or,
+            where it has none, the exact ones.
+
+    Raises:
+        ValueError: as `edm_network` and `load_edm_state_dict`, `precond` is another, or a table is given to another
+            than iDDPM.
+    """
+    checks.one_of("precond", precond, PRECONDITIONINGS)
+    if table is not None and precond != "iDDPMPrecond":
+        raise ValueError(f"table must be None for {precond}: only iDDPMPrecond rounds to a table")
+    kind, names = PRECONDITIONINGS[precond]
+    options = {"model_type": "SongUNet" if precond in ("VPPrecond", "VEPrecond") else "DhariwalUNet", **kwargs}
+    options.pop("use_fp16", None)
+    chosen = {own: options.pop(name) for name, own in names.items() if name in options}
+    if precond == "iDDPMPrecond":
+        levels = _tensor(state_dict["u"]).tolist() if table is None and "u" in state_dict else table
+        chosen["table"] = None if levels is None else tuple(levels)
+    own_names = ("sigma_min", "sigma_max", "sigma_data") if precond == "EDMPrecond" else ()
+    numbers = {name: float(options.pop(name)) for name in own_names if name in options}
+
+    made = kind(**chosen)
+    channels, resolution = options.get("img_channels", 0), options.get("img_resolution", 0)
+    network = edm_network(options, channels * made.outputs_per_channel)
+    load_edm_state_dict(network, state_dict)
+    denoiser = Preconditioned(
+        network,
+        made,
+        sigma_data=numbers.get("sigma_data", 0.5),
+        event_shape=(channels, resolution, resolution),
+        num_classes=network.num_classes,
+    )
+    denoiser.sigma_min = numbers.get("sigma_min", denoiser.sigma_min)
+    denoiser.sigma_max = numbers.get("sigma_max", denoiser.sigma_max)
+    return denoiser.eval()
 
 
 def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> UNet:
@@ -96,7 +158,7 @@ def published_names(network: UNet) -> dict[str, str]:
     return names
 
 
-def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Tensor | np.ndarray]) -> None:
+def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Weights]) -> None:
     """Copy published weights into `network`, in the network's own dtype and on its device.
 
     Args:
@@ -150,7 +212,7 @@ def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
     yield "conv_out", f"dec.{sizes[0]}_aux_conv"
 
 
-def _tensor(value: Tensor | np.ndarray) -> Tensor:
+def _tensor(value: Weights) -> Tensor:
     return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value.detach()
 
 
