@@ -2,6 +2,7 @@
 
 from openedm.data.dataset import Batch, Dataset, InMemory, Source, wrap
 from openedm.data.digits import Digits
+from openedm.data.fashion_mnist import FashionMNIST
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.statistics import Statistics, measure
 
@@ -9,6 +10,7 @@ __all__ = [
     "Batch",
     "Dataset",
     "Digits",
+    "FashionMNIST",
     "InMemory",
     "Source",
     "Statistics",

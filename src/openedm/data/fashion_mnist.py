@@ -1,0 +1,112 @@
+"""Fashion-MNIST, and the IDX format that it and MNIST come in."""
+
+import gzip
+import math
+import os
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+
+from openedm import checks
+from openedm.data.dataset import InMemory, Source
+
+DEBIAN_PATH = "/usr/share/datasets/fashion-mnist"
+"""Where the Debian package dataset-fashion-mnist puts the files."""
+
+HUB_NAME = "zalando-datasets/fashion_mnist"
+"""What the `datasets` library knows it as."""
+
+CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+@dataclass(frozen=True)
+class FashionMNIST(Source):
+    """Fashion-MNIST: 60,000 grey images of 28×28 pixels in 10 classes of clothing, and 10,000 for testing.
+
+    It is read from `path`; without one, from where the Debian package dataset-fashion-mnist puts it; else it is
+    downloaded by the `datasets` library (`pip install openedm[images]`). Any data in the same files will do, MNIST too.
+    Source: Xiao, Rasul and Vollgraf, arXiv 1708.07747 (MIT licence).
+
+    Args:
+        path: folder with {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte, gzipped (.gz) or not.
+        split: "train" (60,000 images) or "test" (10,000).
+    """
+
+    path: str | None = None
+    split: Literal["train", "test"] = "train"
+
+    def __post_init__(self) -> None:
+        checks.one_of("split", self.split, ("train", "test"))
+
+    def load(self) -> InMemory:
+        folder = Path(DEBIAN_PATH if self.path is None else self.path)
+        images, labels = (_find(folder, _file(self.split, what)) for what in ("images-idx3", "labels-idx1"))
+        if images is not None and labels is not None:
+            return _labelled(read_idx(images, 3), read_idx(labels, 1), images)
+        if self.path is not None:
+            missing = _file(self.split, "images-idx3" if images is None else "labels-idx1")
+            raise ValueError(f"path must be a folder that holds {missing} or {missing}.gz, got {self.path!r}")
+        return self._from_hub()
+
+    def _from_hub(self) -> InMemory:
+        try:
+            import datasets
+
+            table = datasets.load_dataset(HUB_NAME, split=self.split)
+            images = np.stack([np.asarray(image) for image in table["image"]])
+            labels = np.asarray(table["label"], dtype=np.uint8)
+        except Exception as error:  # No network, no library, a hub that has moved: all mean that it is not to be had.
+            raise ValueError(
+                "Fashion-MNIST is not at hand. Either give path=, a folder with its IDX files; or install the Debian "
+                f"package dataset-fashion-mnist, which puts them in {DEBIAN_PATH}; or, on a machine that is online, "
+                f"`pip install openedm[images]`. The last was tried and failed: {type(error).__name__}: {error}"
+            ) from error
+        return _labelled(images, labels, Path(HUB_NAME))
+
+
+def read_idx(path: str | os.PathLike[str], axes: int) -> UInt8[np.ndarray, "*shape"]:
+    """The array of bytes in an IDX file, gzipped where the name ends in .gz.
+
+    Format: two zero bytes, 8 for unsigned bytes, the number of axes, each length as 4 bytes big-endian, the values.
+
+    Args:
+        path: the file.
+        axes: how many axes it must have.
+
+    Raises:
+        ValueError: the file cannot be read, or is not such an array; names it.
+    """
+    path = Path(path)
+    try:
+        content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
+    except (OSError, EOFError, zlib.error) as error:
+        raise ValueError(f"{path} cannot be read: {error}") from error
+    start = 4 + 4 * axes
+    if content[:4] != bytes((0, 0, 8, axes)) or len(content) < start:
+        raise ValueError(f"{path} must be an IDX file of bytes with {axes} axes, but starts with {content[:4]!r}")
+    shape = tuple(np.frombuffer(content[4:start], dtype=">u4").astype(int).tolist())
+    values = np.frombuffer(content, dtype=np.uint8, offset=start)
+    if len(values) != math.prod(shape):
+        raise ValueError(f"{path} must hold {shape} = {math.prod(shape)} bytes, but has {len(values)}")
+    return values.reshape(shape)
+
+
+def _file(split: str, what: str) -> str:
+    return f"{'train' if split == 'train' else 't10k'}-{what}-ubyte"
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
+
+
+def _labelled(images: np.ndarray, labels: np.ndarray, path: Path) -> InMemory:
+    if len(images) != len(labels) or len(images) == 0 or labels.max() >= len(CLASS_NAMES):
+        raise ValueError(f"{path} has {len(images)} images, but there are {len(labels)} labels, or some exceed 9")
+    return InMemory(
+        torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)), class_names=CLASS_NAMES
+    )
