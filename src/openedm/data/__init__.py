@@ -5,6 +5,7 @@ from openedm.data.digits import Digits
 from openedm.data.fashion_mnist import FashionMNIST
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.statistics import Statistics, measure
+from openedm.data.toy import Mixture, Toy
 
 __all__ = [
     "Batch",
@@ -12,8 +13,10 @@ __all__ = [
     "Digits",
     "FashionMNIST",
     "InMemory",
+    "Mixture",
     "Source",
     "Statistics",
+    "Toy",
     "image_grid",
     "measure",
     "save_image",
