@@ -1,0 +1,27 @@
+"""Training: any dataset × denoiser × objective; checkpoints; resuming exactly."""
+
+from openedm.training.averaging import HalfLife, update_average
+from openedm.training.checkpoints import find_checkpoint, list_checkpoints, load_denoiser, read_model, save_checkpoint
+from openedm.training.model import Model, num_parameters
+from openedm.training.observers import Observer, Progress
+from openedm.training.options import Options
+from openedm.training.trainer import Trainer
+from openedm.training.validation import ValidationLoss, validation_loss
+
+__all__ = [
+    "HalfLife",
+    "Model",
+    "Observer",
+    "Options",
+    "Progress",
+    "Trainer",
+    "ValidationLoss",
+    "find_checkpoint",
+    "list_checkpoints",
+    "load_denoiser",
+    "num_parameters",
+    "read_model",
+    "save_checkpoint",
+    "update_average",
+    "validation_loss",
+]

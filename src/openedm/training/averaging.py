@@ -1,0 +1,48 @@
+"""Weight averaging: the exponential moving average that samples are drawn from.
+
+β = ½^{batch / max(h, tiny)}, h = min(half-life, ramp · images seen)   (Karras et al. 2022, Appendix F.2).
+"""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from openedm import checks
+from openedm.choices import Choice
+
+
+@dataclass(frozen=True)
+class HalfLife(Choice):
+    """Half-life EMA with a ramp, so that the average of a young run is not dominated by its first weights.
+
+    Args:
+        half_life: number of images over which a weight's share falls by half, ≥ 0; 0 keeps no average.
+        ramp: the half-life is at most this fraction of the images seen, > 0; infinite for no ramp.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    half_life: float = 500_000.0
+    ramp: float = 0.05
+
+    def __post_init__(self) -> None:
+        checks.at_least("half_life", self.half_life, 0)
+        checks.at_least("ramp", self.ramp, 1e-12)
+
+    def decay(self, batch_size: int, images_seen: int) -> float:
+        """β of the update after a step that brought the images seen to `images_seen`."""
+        half_life = min(self.half_life, self.ramp * images_seen)
+        return float(0.5 ** (batch_size / max(half_life, 1e-8)))
+
+
+@torch.no_grad()
+def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
+    """average ← β average + (1 − β) current for parameters, in place; buffers are copied.
+
+    The two modules must have the same structure.
+    """
+    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
+    for mine, theirs in zip(average.buffers(), current.buffers(), strict=True):
+        mine.copy_(theirs)

@@ -1,0 +1,263 @@
+"""Checkpoints: a folder of safetensors and JSON that appears all at once or not at all.
+
+| file | content |
+|---|---|
+| config.json | what the denoiser is: a `Model` |
+| model.safetensors | the averaged (EMA) weights of the network: what samples are drawn from |
+| training.safetensors | the raw weights, the optimiser's moments and the loss's own parameters |
+| training.json | images seen, step, skipped steps, seed, options |
+
+Reading one runs no code from the file: weights are safetensors, the description is looked up among known classes. The
+random state of a run is its seed and its step (every step derives its own generators), so these two restore it.
+"""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from openedm import checks
+from openedm.choices import from_config, to_config
+from openedm.denoiser import Preconditioned
+from openedm.training.model import Model
+
+FORMAT = "openedm-denoiser-1"
+FOLDER = "checkpoints"
+
+
+def save_checkpoint(
+    path: Path,
+    model: Model,
+    weights: Mapping[str, Tensor],
+    training: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
+) -> None:
+    """Write a checkpoint folder atomically: it is complete under a temporary name before it gets its own.
+
+    Args:
+        path: the folder to make.
+        model: the description of the denoiser.
+        weights: the averaged weights of the network.
+        training: tensors and plain data from which training goes on; None for a model alone.
+
+    Raises:
+        ValueError: `path` exists; nothing that was saved is overwritten.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already: a checkpoint is never overwritten")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    temporary.mkdir(parents=True)
+    try:
+        _write_json(temporary / "config.json", {"format": FORMAT, "model": to_config(model)})
+        _write_tensors(temporary / "model.safetensors", weights)
+        if training is not None:
+            _write_tensors(temporary / "training.safetensors", training[0])
+            _write_json(temporary / "training.json", dict(training[1]))
+        _synchronise(temporary)
+        os.replace(temporary, path)
+        _synchronise(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> Preconditioned:
+    """The denoiser of a checkpoint, in evaluation mode, on the host.
+
+    Args:
+        path: a checkpoint folder, or a run folder (its newest checkpoint is taken).
+        weights: "ema", the averaged weights, or "raw", those of the last step.
+
+    Raises:
+        ValueError: no checkpoint there, an unknown format, or weights that do not fit the description.
+    """
+    checks.one_of("weights", weights, ("ema", "raw"))
+    folder = find_checkpoint(path)
+    denoiser = read_model(folder).build()
+    tensors = read_weights(folder)
+    if weights == "raw":
+        training = _read_tensors(folder / "training.safetensors")
+        tensors = {name.removeprefix("network."): t for name, t in training.items() if name.startswith("network.")}
+    load_weights(denoiser, tensors, folder)
+    return denoiser.eval()
+
+
+def load_weights(denoiser: Preconditioned, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Copy `tensors` into the denoiser's network; every name and shape must fit.
+
+    Raises:
+        ValueError: a name is missing, unexpected or has another shape; says which.
+    """
+    mine = denoiser.network.state_dict()
+    wrong = sorted(
+        [f"{name} is missing" for name in mine.keys() - tensors.keys()]
+        + [f"{name} is unexpected" for name in tensors.keys() - mine.keys()]
+        + [
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(mine[name].shape)}"
+            for name in mine.keys() & tensors.keys()
+            if mine[name].shape != tensors[name].shape
+        ]
+    )
+    if wrong:
+        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
+        raise ValueError(f"the weights in {origin} do not fit the network: {'; '.join(wrong[:5])}{more}")
+    denoiser.network.load_state_dict(dict(tensors))
+
+
+def read_model(folder: Path) -> Model:
+    """The description in a checkpoint's config.json.
+
+    Raises:
+        ValueError: the file is missing, is no JSON, has another format or describes something unknown.
+    """
+    config = _read_json(folder / "config.json")
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{folder / 'config.json'}: format must be {FORMAT!r}, got {config.get('format')!r}")
+    try:
+        return from_config(Model, config["model"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}") from error
+
+
+def read_weights(folder: Path) -> dict[str, Tensor]:
+    """The averaged weights of the network.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    return _read_tensors(folder / "model.safetensors")
+
+
+def read_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The tensors and plain data from which training goes on.
+
+    Raises:
+        ValueError: the checkpoint holds none, or its files are damaged.
+    """
+    return _read_tensors(folder / "training.safetensors"), _read_json(folder / "training.json")
+
+
+def list_checkpoints(run: Path) -> list[Path]:
+    """The complete checkpoints of a run, oldest first."""
+    folder = run / FOLDER
+    return sorted(p for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+
+
+def remove_checkpoints(run: Path, keep: int) -> None:
+    """Delete all but the newest `keep` checkpoints of a run, and what a killed process left half-written."""
+    if keep > 0:
+        for old in list_checkpoints(run)[:-keep]:
+            shutil.rmtree(old)
+    for partial in (run / FOLDER).glob(".*"):
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def find_checkpoint(path: str | Path) -> Path:
+    """`path` itself if it is a checkpoint, else the newest checkpoint of the run at `path`.
+
+    Raises:
+        ValueError: neither.
+    """
+    path = Path(path)
+    if (path / "config.json").is_file():
+        return path
+    found = list_checkpoints(path)
+    if not found:
+        what = "holds no checkpoint" if path.is_dir() else "is no folder"
+        raise ValueError(f"{path} {what}: give a checkpoint (a folder with config.json) or a run that has some")
+    return found[-1]
+
+
+def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def _write_json(path: Path, content: Any) -> None:
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _read_tensors(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
+
+
+def _synchronise(folder: Path) -> None:
+    """Make the folder's files and entries durable, so that a crash after the rename finds them whole."""
+    for path in (*folder.iterdir(), folder):
+        if path.is_file() or path == folder:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
+    """The optimiser's state as named tensors, `optimizer.<parameter>.<entry>`."""
+    state = optimizer.state_dict()["state"]
+    return {f"optimizer.{names[i]}.{key}": value for i, entry in state.items() for key, value in entry.items()}
+
+
+def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
+    """Undo `flatten_optimizer`."""
+    content = optimizer.state_dict()
+    prefixes = {f"optimizer.{name}.": i for i, name in enumerate(names)}
+    state: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        prefix, _, entry = key.rpartition(".")
+        if prefix + "." in prefixes:
+            state.setdefault(prefixes[prefix + "."], {})[entry] = value
+    content["state"] = state
+    optimizer.load_state_dict(content)
+
+
+MAY_CHANGE = frozenset(
+    {"images", "validate_every", "checkpoint_every", "snapshot_every", "keep", "workers", "patience", "compile"}
+)
+"""Options that a resumed run may change: they do not alter its steps."""
+
+
+def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+    """Raise ValueError if the settings of a run changed in a way that would change its steps; says what changed.
+
+    Args:
+        folder: the checkpoint, for the message.
+        before: the configurations "model", "objective" and "options" of the checkpoint.
+        now: those of the run that wants to go on.
+    """
+    changed = [
+        f"{name} was {old!r}, is {new!r}"
+        for part in now
+        for name, old, new in _differences(before[part], now[part], part)
+        if name.removeprefix("options.") not in MAY_CHANGE
+    ]
+    if changed:
+        raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(changed)}")
+
+
+def _differences(before: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """The leaves at which two configurations differ, with their dotted names."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in sorted(before.keys() | now.keys()):
+            inner = name if key == "init_args" else f"{name}.{key}"
+            yield from _differences(before.get(key), now.get(key), inner)
+    elif before != now:
+        yield name, before, now

@@ -1,0 +1,70 @@
+"""The batches of a run: which samples each process sees at each step, fetched directly or by worker processes."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from openedm.data import Dataset
+from openedm.training.options import Options
+from openedm.training.randomness import batch_indices
+
+
+def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
+    """The rows of a global batch that a process handles in one accumulation round."""
+    share = options.batch_size // (processes * options.accumulate)
+    start = (round_ * processes + rank) * share
+    return slice(start, start + share)
+
+
+class _Order(torch.utils.data.Sampler[list[int]]):
+    """The indices of each batch from image `start` on, without end."""
+
+    def __init__(self, length: int, options: Options, start: int, rank: int, processes: int) -> None:
+        self.length, self.options, self.start, self.rank, self.processes = length, options, start, rank, processes
+
+    def __iter__(self) -> Iterator[list[int]]:
+        images = self.start
+        while True:
+            indices = batch_indices(self.options.seed, self.length, images, self.options.batch_size)
+            for round_ in range(self.options.accumulate):
+                yield indices[rows_of(round_, self.rank, self.processes, self.options)].tolist()
+            images += self.options.batch_size
+
+
+class _Fetched(torch.utils.data.Dataset[tuple[Tensor, Tensor | None]]):
+    """A dataset whose items are whole batches."""
+
+    def __init__(self, dataset: Dataset) -> None:
+        self.dataset = dataset
+
+    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
+        return self.dataset.fetch(indices)
+
+
+def batches(
+    dataset: Dataset, options: Options, *, start: int, rank: int, processes: int, pin: bool = False
+) -> Iterator[tuple[Tensor, Tensor | None]]:
+    """Batches (x, labels) without end, from image `start` of the run on; one an accumulation round.
+
+    Args:
+        dataset: what is trained on.
+        options: seed, batch size, rounds and the number of worker processes.
+        start: images seen so far; a multiple of the batch size.
+        rank: this process.
+        processes: how many there are.
+        pin: page-lock the batches, for asynchronous copies to a GPU.
+    """
+    order = _Order(len(dataset), options, start, rank, processes)
+    if options.workers == 0:
+        for indices in order:
+            yield dataset.fetch(indices)
+    yield from DataLoader(
+        _Fetched(dataset),
+        sampler=order,
+        batch_size=None,
+        num_workers=options.workers,
+        pin_memory=pin,
+        persistent_workers=True,
+    )

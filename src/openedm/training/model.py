@@ -1,0 +1,96 @@
+"""What a trained denoiser is, apart from its weights: the content of a checkpoint's `config.json`."""
+
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.data import Dataset, measure
+from openedm.denoiser import Preconditioned
+from openedm.networks import DDPMpp, Network
+from openedm.preconditioning import EDM, Preconditioning
+
+
+@dataclass(frozen=True)
+class Model(Choice):
+    """A denoiser's description, from which it can be built again.
+
+    Args:
+        network: the architecture of F.
+        preconditioning: how F becomes D.
+        sigma_data: standard deviation of the training data, > 0.
+        event_shape: shape of one sample.
+        num_classes: number of classes; 0 if unconditional.
+        class_names: the classes' names, where known.
+        images: whether samples are images in [-1, 1].
+
+    Raises:
+        ValueError: a value is out of its range, or the names do not fit the classes.
+    """
+
+    network: Network = DDPMpp()
+    preconditioning: Preconditioning = EDM()
+    sigma_data: float = 0.5
+    event_shape: tuple[int, ...] = (3, 32, 32)
+    num_classes: int = 0
+    class_names: tuple[str, ...] | None = None
+    images: bool = True
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+        checks.at_least("num_classes", self.num_classes, 0)
+        if not self.event_shape or min(self.event_shape) < 1:
+            raise ValueError(f"event_shape must hold sizes >= 1, got {self.event_shape}")
+        if self.class_names is not None and len(self.class_names) != self.num_classes:
+            raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
+
+    @classmethod
+    def for_data(
+        cls,
+        dataset: Dataset,
+        network: Network,
+        preconditioning: Preconditioning | None = None,
+        *,
+        conditional: bool = True,
+    ) -> "Model":
+        """The description of a denoiser for `dataset`: shape, classes and σ_data are taken from the data.
+
+        Args:
+            dataset: what will be trained on.
+            network: the architecture.
+            preconditioning: EDM's by default.
+            conditional: whether the classes condition the denoiser, where the data has classes.
+        """
+        num_classes = dataset.num_classes if conditional else 0
+        return cls(
+            network=network,
+            preconditioning=EDM() if preconditioning is None else preconditioning,
+            sigma_data=measure(dataset).std,
+            event_shape=dataset.event_shape,
+            num_classes=num_classes,
+            class_names=dataset.class_names if num_classes else None,
+            images=dataset.kind == "images",
+        )
+
+    def build(self, seed: int | None = 0) -> Preconditioned:
+        """A new denoiser; its weights are a function of `seed` alone."""
+        network = self.network.build(
+            self.event_shape,
+            num_classes=self.num_classes,
+            out_channels=self.event_shape[0] * self.preconditioning.outputs_per_channel,
+            seed=seed,
+        )
+        return self.wrap(network)
+
+    def wrap(self, network: nn.Module) -> Preconditioned:
+        """A denoiser around an existing network."""
+        return Preconditioned(
+            network, self.preconditioning, self.sigma_data, event_shape=self.event_shape, num_classes=self.num_classes
+        )
+
+
+def num_parameters(module: torch.nn.Module) -> int:
+    """The number of trainable parameters."""
+    return sum(p.numel() for p in module.parameters() if p.requires_grad)

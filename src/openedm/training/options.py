@@ -1,0 +1,81 @@
+"""How a run trains, apart from what it trains: the numbers of Karras et al. 2022, Table 7."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.training.averaging import HalfLife
+
+
+@dataclass(frozen=True)
+class Options(Choice):
+    """How to train. Every length is a number of images seen, so that it means the same at any batch size.
+
+    The defaults suit runs of minutes to hours; the paper's are 200 million images, batch 512, ramp-up 10 million.
+
+    Args:
+        images: how many images to train on in all; rounded up to whole batches.
+        batch_size: images in one optimiser step, over all processes and accumulation rounds.
+        accumulate: split each process's share of a batch into so many rounds; less memory, the same step.
+        learning_rate: Adam's, after the ramp-up; > 0.
+        beta_1: Adam's β₁.
+        beta_2: Adam's β₂.
+        epsilon: Adam's ε.
+        rampup: the learning rate rises linearly over the first so many images.
+        average: the weight average that samples are drawn from.
+        label_dropout: probability that a sample's class is hidden in training, for classifier-free guidance.
+        clip_norm: gradients are scaled down to this norm; None leaves them.
+        precision: "fp32", or "bf16" for automatic mixed precision (weights and optimiser stay fp32).
+        compile: compile the network with torch.compile; the first steps are slow.
+        seed: of the weights, the data's order and all noise.
+        validate_every: images between two measurements of the validation loss; 0 for never.
+        checkpoint_every: images between two checkpoints; one is always written at the end.
+        snapshot_every: images between two snapshots (sample grids); 0 for none.
+        keep: how many checkpoints to keep; 0 keeps all.
+        workers: processes that load data; 0 loads in the main process.
+        patience: consecutive steps with a loss or gradient that is not finite after which training gives up. Each such
+            step is skipped and counted.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    images: int = 1_000_000
+    batch_size: int = 128
+    accumulate: int = 1
+    learning_rate: float = 1e-3
+    beta_1: float = 0.9
+    beta_2: float = 0.999
+    epsilon: float = 1e-8
+    rampup: int = 10_000
+    average: HalfLife = HalfLife(half_life=50_000.0)
+    label_dropout: float = 0.0
+    clip_norm: float | None = None
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+    seed: int = 0
+    validate_every: int = 50_000
+    checkpoint_every: int = 100_000
+    snapshot_every: int = 50_000
+    keep: int = 2
+    workers: int = 0
+    patience: int = 50
+
+    def __post_init__(self) -> None:
+        for name in ("images", "batch_size", "accumulate", "checkpoint_every", "patience"):
+            checks.at_least(name, getattr(self, name), 1)
+        for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers"):
+            checks.at_least(name, getattr(self, name), 0)
+        checks.positive("learning_rate", self.learning_rate)
+        checks.between("beta_1", self.beta_1, 0, 1 - 1e-9)
+        checks.between("beta_2", self.beta_2, 0, 1 - 1e-9)
+        checks.positive("epsilon", self.epsilon)
+        checks.between("label_dropout", self.label_dropout, 0, 1)
+        if self.clip_norm is not None:
+            checks.positive("clip_norm", self.clip_norm)
+        checks.one_of("precision", self.precision, ("fp32", "bf16"))
+
+    def learning_rate_at(self, images_seen: int) -> float:
+        """The learning rate of a step that brings the images seen to `images_seen`."""
+        return self.learning_rate * min(images_seen / max(self.rampup, 1), 1.0)

@@ -1,0 +1,37 @@
+"""The random state of a run as a function of its seed and its step: nothing to save, nothing to restore.
+
+Every step derives its generators anew. Each process draws the noise of the whole batch and keeps its own rows, so that
+the numbers do not depend on how many processes share the batch.
+"""
+
+import numpy as np
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+DATA, LEVELS, NOISE, DROPOUT, VALIDATION = range(5)
+
+
+def derived_seed(seed: int, *keys: int) -> int:
+    """A 63-bit seed that depends on all of its arguments (numpy's SeedSequence mixes them)."""
+    return int(np.random.SeedSequence([seed, *keys]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+
+
+def generator(device: torch.device, seed: int, *keys: int) -> torch.Generator:
+    """A generator on `device` that depends on the seed and the keys."""
+    return torch.Generator(device).manual_seed(derived_seed(seed, *keys))
+
+
+def batch_indices(seed: int, length: int, start: int, count: int) -> Int64[Tensor, "count"]:
+    """Which samples of a dataset of `length` are the `start`-th, (start+1)-th, … that training sees.
+
+    Each pass over the data is a random permutation of it, a function of the seed and the number of the pass.
+    """
+    parts, position = [], start
+    while position < start + count:
+        epoch, offset = divmod(position, length)
+        taken = min(length - offset, start + count - position)
+        order = torch.randperm(length, generator=generator(torch.device("cpu"), seed, DATA, epoch))
+        parts.append(order[offset : offset + taken])
+        position += taken
+    return torch.cat(parts)

@@ -1,0 +1,330 @@
+"""Training: any dataset × denoiser × objective   (Karras et al. 2022, Section 5 and Appendix F.2).
+
+One step: σ ~ p(σ), n ~ N(0, I); the gradient of λ(σ) ‖D(y + σ n; σ) − y‖² averaged over the batch; Adam; the average
+of the weights. A run is a function of its seed: killed and resumed, or spread over several processes, it takes the same
+steps.
+"""
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+
+from openedm.choices import to_config
+from openedm.data import Dataset
+from openedm.denoiser import Condition, Preconditioned, per_sample
+from openedm.objective import EDM, Loss, Objective, Uncertainty, denoising_loss
+from openedm.training.averaging import update_average
+from openedm.training.checkpoints import (
+    FOLDER,
+    find_checkpoint,
+    flatten_optimizer,
+    list_checkpoints,
+    load_weights,
+    read_model,
+    read_training,
+    read_weights,
+    refuse_changes,
+    remove_checkpoints,
+    restore_optimizer,
+    save_checkpoint,
+)
+from openedm.training.loading import batches, rows_of
+from openedm.training.model import Model
+from openedm.training.observers import Observer, Progress
+from openedm.training.options import Options
+from openedm.training.randomness import DROPOUT, LEVELS, NOISE, derived_seed, generator
+from openedm.training.validation import validation_loss
+
+
+@dataclass
+class _Run:
+    """What changes while training; with the tensors it is the whole state."""
+
+    images: int = 0
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+
+
+class _Lossy(nn.Module):
+    """Denoiser and loss in one module, so that data-parallel wrappers see one forward call."""
+
+    def __init__(self, denoiser: Preconditioned, objective: Objective) -> None:
+        super().__init__()
+        self.denoiser = denoiser
+        self.objective = objective
+        self.uncertainty = Uncertainty() if objective.learned_uncertainty else None
+
+    def forward(self, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Loss:
+        denoised = self.denoiser(clean + per_sample(sigma, clean) * noise, sigma, condition)
+        weight = self.objective.weighting.weight(sigma, self.denoiser.sigma_data)
+        uncertain = None if self.uncertainty is None else self.uncertainty(sigma)
+        return denoising_loss(denoised, clean, weight, uncertain)
+
+
+class Trainer:
+    """Trains one denoiser; `fit` may be called again to go on.
+
+    Args:
+        model: what to train; built with `options.seed`.
+        dataset: what to train on.
+        objective: p(σ), λ(σ).
+        options: how to train.
+        run: folder for checkpoints; None writes none.
+        validation: data for the validation loss; None takes the training data.
+        observers: who is told about progress.
+        accelerator: devices and processes; by default the machine's GPU if it has one, and all processes that
+            `torchrun` or `accelerate launch` started.
+
+    Raises:
+        ValueError: the data do not fit the model, the batch does not divide over processes and rounds, or `run` already
+            holds checkpoints (call `resume`).
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        dataset: Dataset,
+        objective: Objective = EDM(),
+        options: Options = Options(),
+        *,
+        run: str | Path | None = None,
+        validation: Dataset | None = None,
+        observers: Sequence[Observer] = (),
+        accelerator: Accelerator | None = None,
+    ) -> None:
+        for name, data in (("dataset", dataset), ("validation", validation)):
+            if data is not None and data.event_shape != model.event_shape:
+                raise ValueError(f"{name} must have samples of shape {model.event_shape}, got {data.event_shape}")
+            if data is not None and model.num_classes and data.num_classes != model.num_classes:
+                raise ValueError(f"{name} must have {model.num_classes} classes, got {data.num_classes}")
+        if options.label_dropout > 0 and model.num_classes == 0:
+            raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
+        self.accelerator = Accelerator() if accelerator is None else accelerator
+        shares = self.accelerator.num_processes * options.accumulate
+        if options.batch_size % shares:
+            raise ValueError(
+                f"batch_size must be a multiple of processes × accumulate = {shares}, got {options.batch_size}"
+            )
+        self.model, self.dataset, self.objective, self.options = model, dataset, objective, options
+        self.run = None if run is None else Path(run)
+        self.validation = dataset if validation is None else validation
+        self.observers = tuple(observers) if self.accelerator.is_main_process else ()
+        self.state = _Run()
+        self._build()
+
+    def _build(self) -> None:
+        device, options = self.accelerator.device, self.options
+        denoiser = self.model.build(options.seed).to(device)
+        if len(self.model.event_shape) == 3 and device.type == "cuda":
+            denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        self._plain = _Lossy(denoiser, self.objective).to(device).train()
+        trained = {name: p for name, p in self._plain.named_parameters() if p.requires_grad}
+        self._names, self._parameters = list(trained), list(trained.values())
+        self.optimizer = torch.optim.Adam(
+            self._parameters,
+            lr=options.learning_rate,
+            betas=(options.beta_1, options.beta_2),
+            eps=options.epsilon,
+            fused=True,
+        )
+        self._wrapped: nn.Module = self.accelerator.prepare_model(self._plain)
+        self._loss = torch.compile(self._wrapped) if options.compile else self._wrapped
+
+    @property
+    def denoiser(self) -> Preconditioned:
+        """The denoiser with the raw weights of the last step. `average` is the one to sample from."""
+        return self._plain.denoiser
+
+    def fit(self, should_stop: Callable[[], bool] = lambda: False) -> Preconditioned:
+        """Train until `options.images` are seen; returns the averaged denoiser, in evaluation mode.
+
+        Args:
+            should_stop: asked after every step; when it says yes, a checkpoint is written and training ends early.
+
+        Raises:
+            ValueError: `run` holds checkpoints of an earlier run that was not resumed.
+            FloatingPointError: `options.patience` steps in a row were not finite.
+        """
+        if self.run is not None and self.state.images == 0 and list_checkpoints(self.run):
+            raise ValueError(f"run={self.run} holds checkpoints already: call resume() first, or choose another folder")
+        device = self.accelerator.device
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            for progress in self._steps():
+                for observer in self.observers:
+                    observer.on_progress(progress)
+                stopping = self._any_process(should_stop())
+                self._periodic(finished=self.state.images >= self.options.images, stopping=stopping)
+                if stopping:
+                    break
+        return self.average
+
+    def _steps(self) -> Iterator[Progress]:
+        options, state, accelerator = self.options, self.state, self.accelerator
+        loader = batches(
+            self.dataset,
+            options,
+            start=state.images,
+            rank=accelerator.process_index,
+            processes=accelerator.num_processes,
+            pin=accelerator.device.type == "cuda",
+        )
+        while state.images < options.images:
+            started = time.perf_counter()
+            loss, norm = self._gradient(loader)
+            rate = self._update(loss, norm)
+            speed = options.batch_size / (time.perf_counter() - started)
+            yield Progress(state.images, state.step, loss, norm, rate, speed, state.skipped)
+
+    def _gradient(self, loader: Iterator[tuple[Tensor, Tensor | None]]) -> tuple[float, float]:
+        """Accumulate the gradient of one batch; returns its loss and the gradient's norm before clipping."""
+        options, accelerator = self.options, self.accelerator
+        device, processes = accelerator.device, accelerator.num_processes
+        sigma, noise, hidden = self._draw()
+        total = torch.zeros((), device=device)
+        self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(derived_seed(options.seed, DROPOUT, self.state.step, accelerator.process_index))
+        for round_ in range(options.accumulate):
+            rows = rows_of(round_, accelerator.process_index, processes, options)
+            clean, labels = next(loader)
+            clean = clean.to(device, non_blocking=True)
+            condition = None
+            if self.model.num_classes and labels is not None:
+                condition = labels.to(device, non_blocking=True).masked_fill(hidden[rows], -1)
+            synchronise = round_ == options.accumulate - 1
+            with nullcontext() if synchronise else accelerator.no_sync(self._wrapped):
+                with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+                    loss: Loss = self._loss(clean, noise[rows], sigma[rows], condition)
+                accelerator.backward(loss.total.sum() * (processes / options.batch_size))
+            total += loss.weighted.sum() / options.batch_size
+        mean = float(accelerator.reduce(total, reduction="sum"))
+        limit = math.inf if options.clip_norm is None else options.clip_norm
+        return mean, float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
+
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Noise levels, noise and hidden labels of the whole batch of this step, alike on every process."""
+        options, device = self.options, self.accelerator.device
+        host = generator(torch.device("cpu"), options.seed, LEVELS, self.state.step)
+        sigma = self.objective.noise.sample(options.batch_size, host, stratified=self.objective.stratified)
+        hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout
+        random = generator(device, options.seed, NOISE, self.state.step)
+        noise = torch.randn(options.batch_size, *self.model.event_shape, generator=random, device=device)
+        has_float64 = device.type != "mps"
+        return (sigma.to(device) if has_float64 else sigma), noise, hidden.to(device)
+
+    def _update(self, loss: float, norm: float) -> float:
+        """Adam and the average, unless loss or gradient is not finite; returns the learning rate."""
+        options, state = self.options, self.state
+        state.images += options.batch_size
+        state.step += 1
+        rate = options.learning_rate_at(state.images)
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            state.skipped += 1
+            state.skipped_in_a_row += 1
+            if state.skipped_in_a_row >= options.patience:
+                raise FloatingPointError(
+                    f"{options.patience} steps in a row had a loss or gradient that is not finite (images seen: "
+                    f"{state.images}, loss {loss}, gradient norm {norm}): lower learning_rate, set clip_norm, or use "
+                    "precision='fp32'"
+                )
+            return rate
+        state.skipped_in_a_row = 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        self.optimizer.step()
+        update_average(self.average, self.denoiser, options.average.decay(options.batch_size, state.images))
+        return rate
+
+    def _periodic(self, *, finished: bool, stopping: bool) -> None:
+        """Checkpoint, validation and snapshot where they are due; all of them when training has finished."""
+        options, images = self.options, self.state.images
+
+        def due(every: int) -> bool:
+            return every > 0 and (finished or images // every != (images - options.batch_size) // every)
+
+        if self.run is not None and (stopping or due(options.checkpoint_every)):
+            self.save()
+        if not stopping or finished:
+            if due(options.validate_every):
+                self._validate()
+            if due(options.snapshot_every):
+                for observer in self.observers:
+                    observer.on_snapshot(images, self.average)
+        if self.accelerator.num_processes > 1:
+            self.accelerator.wait_for_everyone()
+
+    def _validate(self) -> None:
+        if not self.accelerator.is_main_process:
+            return
+        loss = validation_loss(
+            self.average,
+            self.validation,
+            self.objective,
+            sigma_data=self.model.sigma_data,
+            device=self.accelerator.device,
+            seed=self.options.seed,
+        )
+        for observer in self.observers:
+            observer.on_validation(self.state.images, loss)
+
+    def _any_process(self, flag: bool) -> bool:
+        if self.accelerator.num_processes == 1:
+            return flag
+        return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0)
+
+    def _settings(self) -> dict[str, Any]:
+        return {"objective": to_config(self.objective), "options": to_config(self.options)}
+
+    def save(self) -> None:
+        """Write a checkpoint named by the images seen, unless it is there already, and remove those no longer kept."""
+        if self.run is None:
+            raise ValueError("run must be given to save checkpoints, got None")
+        path = self.run / FOLDER / f"{self.state.images:012d}"
+        if not self.accelerator.is_main_process or path.exists():
+            return
+        tensors = {f"network.{name}": t for name, t in self.denoiser.network.state_dict().items()}
+        tensors |= flatten_optimizer(self.optimizer, self._names)
+        if self._plain.uncertainty is not None:
+            tensors |= {f"uncertainty.{name}": t for name, t in self._plain.uncertainty.state_dict().items()}
+        save_checkpoint(
+            path, self.model, self.average.network.state_dict(), (tensors, {**asdict(self.state), **self._settings()})
+        )
+        remove_checkpoints(self.run, self.options.keep)
+        for observer in self.observers:
+            observer.on_checkpoint(self.state.images, path)
+
+    def resume(self, path: str | Path | None = None) -> None:
+        """Go on from a checkpoint, exactly: the weights after it equal those of a run that was never interrupted.
+
+        Args:
+            path: a checkpoint or a run; None means this trainer's own run.
+
+        Raises:
+            ValueError: no checkpoint there, or it was written by another model, objective or by options that change the
+                steps of the run; says which.
+        """
+        origin = self.run if path is None else path
+        if origin is None:
+            raise ValueError("path must be given to resume: this trainer has no run folder")
+        folder = find_checkpoint(origin)
+        tensors, content = read_training(folder)
+        before = {"model": to_config(read_model(folder)), **{k: content.get(k) for k in ("objective", "options")}}
+        refuse_changes(folder, before, {"model": to_config(self.model), **self._settings()})
+        load_weights(self.average, read_weights(folder), folder)
+        raw = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
+        load_weights(self.denoiser, raw, folder)
+        if self._plain.uncertainty is not None:
+            extra = {n.removeprefix("uncertainty."): t for n, t in tensors.items() if n.startswith("uncertainty.")}
+            self._plain.uncertainty.load_state_dict(extra)
+        restore_optimizer(self.optimizer, self._names, tensors)
+        self.state = _Run(**{f.name: int(content[f.name]) for f in fields(_Run)})
