@@ -1,5 +1,6 @@
 """Data: where samples come from, what they are, how they are measured and drawn."""
 
+from openedm.data.arrays import Arrays
 from openedm.data.dataset import Batch, Dataset, InMemory, Source, wrap
 from openedm.data.digits import Digits
 from openedm.data.fashion_mnist import FashionMNIST
@@ -8,6 +9,7 @@ from openedm.data.statistics import Statistics, measure
 from openedm.data.toy import Mixture, Toy
 
 __all__ = [
+    "Arrays",
     "Batch",
     "Dataset",
     "Digits",
