@@ -148,12 +148,17 @@ class Embedding(nn.Module):
         out_channels: the channels of e.
         num_classes, augment_dim: the widths of the other two inputs, 0 for none.
         init: how the linear maps start.
+
+    Raises:
+        ValueError: `num_classes` or `augment_dim` is negative.
     """
 
     def __init__(
         self, noise: NoiseEmbedding, out_channels: int, *, num_classes: int, augment_dim: int, init: Init
     ) -> None:
         super().__init__()
+        checks.at_least("num_classes", num_classes, 0)
+        checks.at_least("augment_dim", augment_dim, 0)
         channels = noise.num_channels
         self.noise = noise
         self.class_vector = ClassVector(num_classes) if num_classes else None
