@@ -4,6 +4,7 @@ from openedm.data.arrays import Arrays
 from openedm.data.dataset import Batch, Dataset, InMemory, Source, wrap
 from openedm.data.digits import Digits
 from openedm.data.fashion_mnist import FashionMNIST
+from openedm.data.folder import ImageFolder
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.statistics import Statistics, measure
 from openedm.data.toy import Mixture, Toy
@@ -14,6 +15,7 @@ __all__ = [
     "Dataset",
     "Digits",
     "FashionMNIST",
+    "ImageFolder",
     "InMemory",
     "Mixture",
     "Source",

@@ -1,0 +1,100 @@
+"""Picture files to bytes: (channels, height, width), upright, cropped and resized where asked."""
+
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import BufferedIOBase
+from typing import IO, TYPE_CHECKING, cast
+
+import numpy as np
+import torch
+from jaxtyping import UInt8
+from torch import Tensor
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
+_ORIENTATION = 0x0112
+_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+_UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def read_shape(file: BufferedIOBase, name: str) -> tuple[int, int, int]:
+    """(channels, height, width) of a picture as it will be decoded, from its header alone.
+
+    1 channel for grey, 4 where there is transparency, else 3.
+
+    Raises:
+        ValueError: `file` is no picture, or has more than 8 bits a channel; the message begins with `name`.
+    """
+    with _opened(file, name) as image:
+        width, height = image.size[::-1] if _is_turned(image) else image.size
+        return _channels(image, name), height, width
+
+
+def read_picture(
+    file: BufferedIOBase, name: str, channels: int, resolution: int | None
+) -> UInt8[Tensor, "channels h w"]:
+    """A picture as bytes, with `channels` 1, 3 or 4; transparent parts become white where there are fewer than 4.
+
+    With a `resolution` it is cropped to its central square and resized (Lanczos) to that side. The orientation that a
+    camera stored is applied. Of an animation it is the first frame.
+
+    Raises:
+        ValueError: as of `read_shape`, or the data is damaged or ends early.
+    """
+    import PIL.Image
+
+    with _opened(file, name) as image:
+        _channels(image, name)
+        upright = _upright(image)
+        if channels < 4 and upright.has_transparency_data:
+            white = PIL.Image.new("RGBA", upright.size, "white")
+            upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
+        picture = upright.convert(_MODES[channels])
+        if resolution is not None:
+            side = min(picture.size)
+            left, top = (picture.width - side) // 2, (picture.height - side) // 2
+            # Cropped first: resize(box=…) would let the filter look beyond the box.
+            picture = picture.crop((left, top, left + side, top + side))
+            picture = picture.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS)
+        array = np.array(picture).reshape(picture.height, picture.width, channels)
+    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+@contextmanager
+def _opened(file: BufferedIOBase, name: str) -> "Iterator[Image]":
+    import PIL.Image
+
+    try:
+        with PIL.Image.open(cast(IO[bytes], file)) as image:
+            yield image
+    except _WrongDepth:
+        raise
+    except (*_UNREADABLE, PIL.Image.DecompressionBombError) as error:
+        raise ValueError(f"{name} cannot be decoded: {error}") from error
+
+
+class _WrongDepth(ValueError):
+    pass
+
+
+def _channels(image: "Image", name: str) -> int:
+    if image.mode.startswith(("I", "F")):
+        raise _WrongDepth(f"{name} must have 8 bits a channel, but is of mode {image.mode!r}: convert it first")
+    if image.has_transparency_data:
+        return 4
+    return 1 if image.mode in ("1", "L") else 3
+
+
+def _is_turned(image: "Image") -> bool:
+    """Whether height and width change places when the orientation stored by a camera is applied."""
+    return image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5
+
+
+def _upright(image: "Image") -> "Image":
+    from PIL import ImageOps
+
+    return ImageOps.exif_transpose(image) if image.format in ("JPEG", "MPO") else image
