@@ -7,13 +7,21 @@ choices that are already defined and imports nothing, so that reading a file exe
 """
 
 import dataclasses
+import inspect
 import math
+import sys
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 
+@dataclass(frozen=True)
 class Choice:
-    """Base class of every design choice. Subclasses are frozen dataclasses that check their values when made."""
+    """Base class of every design choice. Subclasses are frozen dataclasses that check their values when made.
+
+    A kind of choice (`Schedule`, `Solver`, …) is also an ABC, and one of its subclasses is chosen by name. A choice
+    that comes in one form (`Sampler`, `Options`) is not, and its fields are set one by one.
+    """
 
 
 C = TypeVar("C", bound=Choice)
@@ -24,8 +32,11 @@ def to_config(choice: Choice) -> dict[str, Any]:
 
     Infinities are written as the strings "inf" and "-inf" (JSON has no number for them).
     """
-    fields = dataclasses.fields(choice)  # type: ignore[arg-type]
-    return {"class_path": _path(type(choice)), "init_args": {f.name: _plain(getattr(choice, f.name)) for f in fields}}
+    fields = dataclasses.fields(choice)
+    return {
+        "class_path": class_path(type(choice)),
+        "init_args": {f.name: _plain(getattr(choice, f.name)) for f in fields},
+    }
 
 
 def from_config(base: type[C], config: Mapping[str, Any]) -> C:
@@ -39,21 +50,25 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         ValueError: `class_path` is missing or is no known subclass of `base`, or `init_args` has unknown names.
     """
     name = config.get("class_path")
-    known: dict[str, type[C]] = {_path(c): c for c in _subclasses(base) if dataclasses.is_dataclass(c)}
-    matches = [c for path, c in known.items() if name in (path, path.rsplit(".", 1)[-1])]
+    known: dict[str, type[C]] = {class_path(c): c for c in _subclasses(base) if not inspect.isabstract(c)}
+    matches = [c for path, c in known.items() if name in (path, c.__name__)]
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is not known"
         raise ValueError(f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}")
     cls = matches[0]
     arguments = dict(config.get("init_args") or {})
-    unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}
     if unknown:
         raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")
     return cls(**{key: _value(value) for key, value in arguments.items()})
 
 
-def _path(cls: type) -> str:
-    return f"{cls.__module__}.{cls.__qualname__}"
+def class_path(cls: type) -> str:
+    """The name of a class by which users import it: the shortest package that exports it."""
+    module = cls.__module__
+    while "." in module and getattr(sys.modules.get(module.rpartition(".")[0]), cls.__name__, None) is cls:
+        module = module.rpartition(".")[0]
+    return f"{module}.{cls.__qualname__}"
 
 
 def _subclasses(base: type[C]) -> Iterator[type[C]]:

@@ -54,7 +54,7 @@ class Levels(Choice, ABC):
         return self if unchanged else self._resized(sigma_min, sigma_max)
 
     def _resized(self, sigma_min: float, sigma_max: float) -> "Levels":
-        return replace(self, sigma_min=sigma_min, sigma_max=sigma_max)  # type: ignore[type-var]
+        return replace(self, sigma_min=sigma_min, sigma_max=sigma_max)  # type: ignore[call-arg]
 
     def _check_range(self) -> None:
         checks.at_least("num_steps", self.num_steps, 1)

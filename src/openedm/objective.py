@@ -174,7 +174,7 @@ class InverseVariance(Weighting):
 
 
 @dataclass(frozen=True)
-class Objective(Choice):
+class Objective(Choice, ABC):
     """A noise distribution and a weighting, with how the levels of a batch are drawn.
 
     Args:

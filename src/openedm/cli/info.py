@@ -1,0 +1,43 @@
+"""`openedm info`: describe a checkpoint."""
+
+import json
+from pathlib import Path
+
+from openedm.training import find_checkpoint, num_parameters, read_model
+from openedm.training.checkpoints import read_training
+
+
+def info(checkpoint: str) -> None:
+    """Describe a checkpoint: what the denoiser is, what it was trained on, and how far.
+
+    Args:
+        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
+    """
+    folder = find_checkpoint(checkpoint)
+    model = read_model(folder)
+    rows = {
+        "checkpoint": str(folder),
+        "network": str(model.network),
+        "parameters": f"{num_parameters(model.build()):,}",
+        "preconditioning": str(model.preconditioning),
+        "sample": " × ".join(map(str, model.event_shape)) + (" image in [-1, 1]" if model.images else ""),
+        "classes": _classes(model.num_classes, model.class_names),
+        "sigma_data": f"{model.sigma_data:.6g}",
+    }
+    if (folder / "training.json").is_file():
+        _, training = read_training(folder)
+        options = training.get("options", {}).get("init_args", {})
+        rows["images seen"] = f"{training['images']:,} of {options.get('images', 0):,}"
+        rows["steps"] = f"{training['step']:,}, {training['skipped']} skipped as not finite"
+        rows["objective"] = json.dumps(training.get("objective"))
+    size = sum(file.stat().st_size for file in Path(folder).iterdir())
+    rows["size on disk"] = f"{size / 2**20:.1f} MiB"
+    width = max(map(len, rows))
+    for name, value in rows.items():
+        print(f"{name:<{width}}  {value}")
+
+
+def _classes(count: int, names: tuple[str, ...] | None) -> str:
+    if count == 0:
+        return "none (unconditional)"
+    return str(count) if names is None else f"{count}: {', '.join(names)}"
