@@ -64,6 +64,19 @@ def test_progress_sees_every_epoch():
     assert seen == [0, 1, 2]
 
 
+@pytest.mark.parametrize(("samples", "epochs"), [(4, 30), (10_000, 10), (60_000, 2)])
+def test_without_a_number_of_epochs_large_sets_are_seen_less_often(samples, epochs):
+    class Told(Exception):
+        pass
+
+    def progress(planned):
+        raise Told(len(planned))
+
+    dataset = InMemory(torch.zeros(samples, 1, 2, 2), torch.arange(samples) % 2)
+    with pytest.raises(Told, match=f"^{epochs}$"):
+        train_classifier(dataset, seed=0, width=4, progress=progress)
+
+
 def test_a_shift_moves_an_image_as_a_whole_and_each_on_its_own():
     x = torch.zeros(64, 1, 7, 7)
     x[:, 0, 3, 3] = 1

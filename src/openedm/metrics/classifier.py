@@ -113,7 +113,7 @@ def train_classifier(
     dataset: Dataset,
     *,
     seed: int,
-    epochs: int = 30,
+    epochs: int | None = None,
     batch_size: int = 64,
     learning_rate: float = 3e-3,
     shift: int | None = None,
@@ -130,7 +130,7 @@ def train_classifier(
     Args:
         dataset: labelled images.
         seed: of the weights, the order and the shifts.
-        epochs: passes over the data.
+        epochs: passes over the data; by default as many as show 100,000 images, but from 2 to 30.
         batch_size: images per step.
         learning_rate: the highest.
         shift: images move by up to so many pixels each way; by default a sixteenth of the shorter side, at least 1.
@@ -144,6 +144,7 @@ def train_classifier(
     """
     if dataset.kind != "images" or dataset.num_classes < 2:
         raise ValueError(f"dataset must be images in at least 2 classes, got {dataset.describe()}")
+    epochs = min(max(100_000 // len(dataset), 2), 30) if epochs is None else epochs
     checks.at_least("epochs", epochs, 1)
     checks.at_least("batch_size", batch_size, 1)
     checks.positive("learning_rate", learning_rate)
