@@ -2,11 +2,13 @@
 
     e = embedding(c_noise) + L_class(√k · onehot) + L_augment(a);  e ← silu(L1 silu(L0 e))
     h = L_in x
-    h ← h + L_b silu(L_a((1 + scale) · norm(h) + shift)),  (scale, shift) = L_m e,   num_blocks times
-    F = L_out silu((1 + scale) · norm(h) + shift),         (scale, shift) = L_m e
+    h ← h + L_b silu(L_a silu((1 + scale) · h + shift)),  (scale, shift) = L_m e,   num_blocks times
+    F = L_out silu((1 + scale) · h + shift),              (scale, shift) = L_m e
 
-with norm the layer normalisation. L_b and L_out start at zero, so that F starts at zero. The modulation of a
-normalisation is that of ADM's blocks and of Peebles & Xie 2023 (arXiv 2212.09748).
+L_b and L_out start at zero, so that F starts at zero. There is no normalisation: preconditioned inputs have unit
+variance, and on mixtures of Gaussians in 2 and 8 dimensions the network came closer to the exact denoiser without one.
+The modulation is FiLM (Perez et al. 2018, arXiv 1709.07871), the order within a block that of He et al. 2016 (arXiv
+1603.05027).
 """
 
 from jaxtyping import Float
@@ -61,8 +63,8 @@ class ResidualMLP(nn.Module):
             SmoothEmbedding(), width, num_classes=num_classes, augment_dim=augment_dim, init=INIT
         )
         self.layer_in = Linear(in_channels, width, init=INIT)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(num_blocks))
-        self.norm_out = ModulatedNorm(width, width)
+        self.blocks = nn.ModuleList(ModulatedBlock(width, width) for _ in range(num_blocks))
+        self.modulation_out = Modulation(width, width)
         self.layer_out = Linear(width, out_channels, init=ZERO)
 
     def forward(
@@ -90,32 +92,34 @@ class ResidualMLP(nn.Module):
         h = self.layer_in(x)
         for block in self.blocks:
             h = block(h, e)
-        result: Tensor = self.layer_out(functional.silu(self.norm_out(h, e)))
+        result: Tensor = self.layer_out(functional.silu(self.modulation_out(h, e)))
         return result
 
 
-class ModulatedNorm(nn.Module):
-    """(1 + scale) · norm(h) + shift, with (scale, shift) a linear map of the embedding."""
+class Modulation(nn.Module):
+    """(1 + scale) · h + shift, with (scale, shift) a linear map of the embedding."""
 
     def __init__(self, width: int, embedding_channels: int) -> None:
         super().__init__()
-        self.norm = nn.LayerNorm(width, elementwise_affine=False)
-        self.modulation = Linear(embedding_channels, 2 * width, init=INIT)
+        self.map = Linear(embedding_channels, 2 * width, init=INIT)
 
     def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "batch e"]) -> Float[Tensor, "batch width"]:
         """The modulated h."""
-        scale, shift = self.modulation(e).chunk(2, dim=1)
-        normed: Tensor = self.norm(h) * (1 + scale) + shift
-        return normed
+        scale, shift = self.map(e).chunk(2, dim=1)
+        modulated: Tensor = h * (1 + scale) + shift
+        return modulated
 
 
-class _Block(nn.Module):
-    def __init__(self, width: int) -> None:
+class ModulatedBlock(nn.Module):
+    """h + L_b silu(L_a silu((1 + scale) · h + shift)), with (scale, shift) a linear map of the embedding."""
+
+    def __init__(self, width: int, embedding_channels: int) -> None:
         super().__init__()
-        self.norm = ModulatedNorm(width, width)
+        self.modulation = Modulation(width, embedding_channels)
         self.layer0 = Linear(width, width, init=INIT)
         self.layer1 = Linear(width, width, init=ZERO)
 
     def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "batch e"]) -> Float[Tensor, "batch width"]:
-        branch: Tensor = self.layer1(functional.silu(self.layer0(self.norm(h, e))))
+        """The block's output."""
+        branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(self.modulation(h, e)))))
         return h + branch
