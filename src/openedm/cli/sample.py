@@ -1,0 +1,182 @@
+"""`openedm sample`: draw samples from a checkpoint."""
+
+import hashlib
+import json
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from tqdm.auto import tqdm
+
+from openedm.choices import to_config
+from openedm.cli.reporting import save_array
+from openedm.cli.seeds import labels_for, parse_integers
+from openedm.data import save_image
+from openedm.data.files import replacing
+from openedm.data.pictures import image_grid
+from openedm.denoiser import Preconditioned
+from openedm.plots import denoising_trajectory, save_figure
+from openedm.sampling import Sampler, State, sample_batches
+from openedm.training import find_checkpoint, load_denoiser, read_model
+
+SETTINGS = "settings.json"
+
+
+def sample(
+    checkpoint: str,
+    out: str,
+    seeds: str = "0-63",
+    classes: str | None = None,
+    sampler: Sampler = Sampler(),
+    format: Literal["png", "npz", "grid"] = "png",
+    weights: Literal["ema", "raw"] = "ema",
+    batch_size: int = 64,
+    trajectory: str | None = None,
+) -> None:
+    """Draw samples from a checkpoint.
+
+    A sample depends on its seed, its class and the sampler alone, not on the batch size, the order or the number of
+    processes. Seed s gets class `classes[s mod number of classes]`. Interrupted and run again, the command draws only
+    the seeds that are missing. Under `torchrun` or `accelerate launch` the processes share the seeds.
+
+    Args:
+        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
+        out: a folder of PNG files, with the classes in dataset.json; or the file to write, for npz and grid.
+        seeds: which samples: numbers and ranges, such as 0-63,100.
+        classes: which classes, in the same form, drawn in turn; all by default.
+        sampler: noise levels, schedule, solver and stochasticity.
+        format: png, one file a seed; npz, arrays `samples`, `seeds` and `labels` in one file (also for data that are
+            not images); grid, one PNG with all images.
+        weights: ema, the averaged weights, or raw, those of the last step.
+        batch_size: samples drawn at a time; changes memory and speed, not the samples.
+        trajectory: also draw the noisy and denoised images of the first seeds at each noise level, into this PNG file.
+    """
+    folder = find_checkpoint(checkpoint)
+    model = read_model(folder)
+    if format != "npz" and not (model.images and model.event_shape[0] in (1, 3, 4)):
+        raise ValueError(
+            f"format must be 'npz' for samples of shape {model.event_shape}, which are no images, got {format!r}"
+        )
+    wanted = parse_integers("seeds", seeds)
+    chosen = None if classes is None else parse_integers("classes", classes)
+    labels = labels_for(wanted, chosen, model.num_classes)
+    settings = {
+        "weights": _digest(folder / ("model.safetensors" if weights == "ema" else "training.safetensors")),
+        "classes": chosen,
+        "sampler": to_config(sampler),
+    }
+    target = Path(out)
+    suffix = {"png": "", "npz": ".npz", "grid": ".png"}[format]
+    if suffix and target.suffix != suffix:
+        raise ValueError(f"out must end in {suffix} for format={format!r}, got {out!r}")
+    if suffix and target.exists():
+        raise ValueError(f"out={out} exists already: a file is never overwritten, choose another name")
+    parts = target if format == "png" else target.with_name(f"{target.name}.parts")
+    accelerator = Accelerator()
+    if accelerator.is_main_process:
+        _open_folder(parts, settings, format)
+    accelerator.wait_for_everyone()
+    denoiser = load_denoiser(folder, weights).to(accelerator.device)
+    suffix = ".png" if format == "png" else ".npy"
+    missing = [s for s in dict.fromkeys(wanted) if not (parts / _name(s, suffix)).exists()]
+    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    _draw(denoiser, mine, chosen, sampler, parts, suffix, batch_size, show=accelerator.is_main_process)
+    accelerator.wait_for_everyone()
+    if not accelerator.is_main_process:
+        return
+    if format == "png":
+        _write_labels(parts, wanted, chosen, model.num_classes)
+    else:
+        _assemble(parts, target, wanted, labels, format)
+    kept = f", {len(set(wanted)) - len(missing)} were there already" if len(set(wanted)) > len(missing) else ""
+    print(f"drew {len(missing)} samples with {sampler.nfe} network evaluations each{kept}: {target}")
+    if trajectory is not None:
+        _draw_trajectory(denoiser, wanted, chosen, sampler, Path(trajectory))
+
+
+def _draw(
+    denoiser: Preconditioned,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    sampler: Sampler,
+    parts: Path,
+    suffix: str,
+    batch_size: int,
+    *,
+    show: bool,
+) -> None:
+    labels = labels_for(seeds, classes, denoiser.num_classes)
+    with tqdm(total=len(seeds), unit="sample", disable=not show or not seeds) as bar:
+        for drawn, x in sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size):
+            for seed, one in zip(drawn, x, strict=True):
+                path = parts / _name(seed, suffix)
+                if suffix == ".png":
+                    save_image(one, path)
+                else:
+                    save_array(one, path)
+            bar.update(len(drawn))
+
+
+def _draw_trajectory(
+    denoiser: Preconditioned, seeds: Sequence[int], classes: Sequence[int] | None, sampler: Sampler, path: Path
+) -> None:
+    states: list[State] = []
+    shown = seeds[:6]
+    labels = labels_for(shown, classes, denoiser.num_classes)
+    sampler.sample(denoiser, shown, condition=labels, callback=states.append)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    save_figure(denoising_trajectory(states), path)
+    print(f"denoising trajectory: {path}")
+
+
+def _open_folder(folder: Path, settings: dict[str, Any], format: str) -> None:
+    """Make the folder, or check that what it holds was drawn with the same settings."""
+    path = folder / SETTINGS
+    if path.is_file():
+        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+            raise ValueError(f"{folder} holds samples drawn with other settings ({path}): choose another folder")
+    elif folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"{folder} is not empty and holds no samples of this command: choose another folder")
+    else:
+        folder.mkdir(parents=True, exist_ok=True)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+
+
+def _write_labels(folder: Path, seeds: Sequence[int], classes: Sequence[int] | None, num_classes: int) -> None:
+    """dataset.json, which `data.ImageFolder` reads: the classes of all pictures in the folder."""
+    if num_classes == 0:
+        return
+    there = sorted({int(p.stem) for p in folder.glob("*.png")} | set(seeds))
+    labels = labels_for(there, classes, num_classes)
+    assert labels is not None
+    pairs = [[_name(seed, ".png"), label] for seed, label in zip(there, labels.tolist(), strict=True)]
+    with replacing(folder / "dataset.json") as path:
+        path.write_text(json.dumps({"labels": pairs}) + "\n", encoding="utf-8")
+
+
+def _assemble(parts: Path, target: Path, seeds: Sequence[int], labels: torch.Tensor | None, format: str) -> None:
+    arrays = np.stack([np.load(parts / _name(seed, ".npy"), allow_pickle=False) for seed in seeds])
+    if format == "npz":
+        classes = {} if labels is None else {"labels": labels.numpy()}
+        with replacing(target) as path, open(path, "wb") as file:
+            np.savez(file, allow_pickle=False, samples=arrays, seeds=np.array(seeds), **classes)
+    else:
+        x = torch.from_numpy(arrays)
+        columns = None if labels is None else len(set(labels.tolist()))
+        save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), target)
+    shutil.rmtree(parts)
+
+
+def _name(seed: int, suffix: str) -> str:
+    return f"{seed:06d}{suffix}"
+
+
+def _digest(path: Path) -> str:
+    """SHA-256 of a file: which weights samples came from."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -1,0 +1,103 @@
+"""`openedm train`: train a denoiser."""
+
+from pathlib import Path
+from typing import Literal
+
+from accelerate import Accelerator
+
+from openedm.cli.parsing import dump
+from openedm.cli.reporting import Bar, Figures, Log, StopSignal, Tracker
+from openedm.data import Digits, Source
+from openedm.data.files import replacing
+from openedm.networks import DDPMpp, Network
+from openedm.objective import EDM as EDMObjective
+from openedm.objective import Objective
+from openedm.preconditioning import EDM, Preconditioning
+from openedm.sampling import Sampler
+from openedm.training import Model, Observer, Options, Trainer, list_checkpoints, num_parameters
+
+
+def train(
+    out: str,
+    data: Source = Digits(),
+    validation: Source | None = None,
+    network: Network = DDPMpp(),
+    preconditioning: Preconditioning = EDM(),
+    objective: Objective = EDMObjective(),
+    options: Options = Options(),
+    sampler: Sampler = Sampler(),
+    conditional: bool = True,
+    resume: bool = False,
+    tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "none"] = "tensorboard",
+) -> int:
+    """Train a denoiser on images, arrays or toy data.
+
+    Writes into the run folder: config.yaml (all options; `openedm train NEW_RUN --config RUN/config.yaml` repeats the
+    run), checkpoints/, log.jsonl, figures/ (loss curves, sample grids) and the tracker's files. Ctrl-C saves a
+    checkpoint and stops; `--resume true` goes on exactly where a run stopped or was killed. Starts on the GPU if there
+    is one, and in several processes under `torchrun` or `accelerate launch`.
+
+    Args:
+        out: the run folder.
+        data: where the training data come from.
+        validation: where the data of the validation loss come from; without, a part of the training data is used.
+        network: the architecture; its shape follows from the data.
+        preconditioning: how the network becomes a denoiser.
+        objective: noise levels and weights in training.
+        options: how to train.
+        sampler: how the sample grids of the run are drawn.
+        conditional: condition on the classes of the data, where it has some.
+        resume: go on from the newest checkpoint in the run folder, if there is one.
+        tracker: where curves and images are sent besides the run folder.
+    """
+    values = {**locals(), "resume": False}
+    run = Path(out)
+    if list_checkpoints(run) and not resume:
+        raise ValueError(
+            f"out={out} holds a run already: pass --resume true to go on with it, or choose another folder"
+        )
+    accelerator = Accelerator(log_with=None if tracker == "none" else tracker, project_dir=run)
+    dataset = data.load()
+    model = Model.for_data(dataset, network, preconditioning, conditional=conditional)
+    log = Log(run / "log.jsonl", options)
+    observers: list[Observer] = [Bar(options), log, Figures(run / "figures", log, objective, sampler)]
+    if tracker != "none":
+        observers.append(Tracker(accelerator))
+    trainer = Trainer(
+        model,
+        dataset,
+        objective,
+        options,
+        run=run,
+        validation=None if validation is None else validation.load(),
+        observers=observers,
+        accelerator=accelerator,
+    )
+    if resume and list_checkpoints(run):
+        trainer.resume()
+    if accelerator.is_main_process:
+        _describe(trainer, dataset.describe())
+        run.mkdir(parents=True, exist_ok=True)
+        with replacing(run / "config.yaml") as path:
+            path.write_text(dump(values), encoding="utf-8")
+        log.start(trainer.state.images)
+    if tracker != "none":
+        accelerator.init_trackers("tracking")
+    with StopSignal() as stop:
+        trainer.fit(stop.is_set)
+    if tracker != "none":
+        accelerator.end_training()
+    if accelerator.is_main_process:
+        stopped = trainer.state.images < options.images
+        print(f"{'stopped at' if stopped else 'trained on'} {trainer.state.images:,} images; the run is in {run}")
+        if stopped:
+            print("go on with the same command and --resume true")
+    return 130 if trainer.state.images < options.images else 0
+
+
+def _describe(trainer: Trainer, data: str) -> None:
+    model, device = trainer.model, trainer.accelerator.device
+    print(f"data     {data}, sigma_data {model.sigma_data:.4f}")
+    print(f"network  {model.network}: {num_parameters(trainer.denoiser):,} parameters on {device}")
+    if trainer.state.images:
+        print(f"resumed  at {trainer.state.images:,} images")
