@@ -1,0 +1,123 @@
+"""Pictures of images: a grid of samples, and how samples come out of noise."""
+
+from collections.abc import Sequence
+
+import numpy as np
+from jaxtyping import Float
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, cat
+
+from openedm import checks
+from openedm.data.pictures import Pixels, image_grid
+from openedm.plots.style import GREY, format_sigma
+from openedm.sampling import State
+
+TILE_INCHES = 0.8
+
+
+def sample_grid(
+    x: Float[Tensor, "batch channels height width"], columns: int | None = None, titles: Sequence[str] | None = None
+) -> Figure:
+    """Images side by side, row by row, each with a title if given.
+
+    Args:
+        x: images in [-1, 1] with 1, 3 or 4 channels.
+        columns: images in a row; by default as square as can be.
+        titles: one text an image, drawn above it.
+
+    Raises:
+        ValueError: what `data.pictures.image_grid` refuses, or another number of titles than of images.
+    """
+    if titles is not None and len(titles) != len(x):
+        raise ValueError(f"titles must hold one text an image ({len(x)}), got {len(titles)}")
+    height, width = x.shape[2:]
+    padding = 1 if titles is None else -(-height // 4)
+    pixels = image_grid(x, columns, padding=padding)
+    axes = _picture(pixels, TILE_INCHES / max(height, width), top=0.25 if titles else 0.05)
+    across = (pixels.shape[1] + padding) // (width + padding)
+    for i, title in enumerate(titles or ()):
+        left, top = i % across * (width + padding), i // across * (height + padding)
+        axes.text(left + (width - 1) / 2, top - 1, title, fontsize=8, ha="center", va="bottom")
+    return _figure_of(axes)
+
+
+def denoising_trajectory(states: Sequence[State], samples: int = 6, columns: int = 8) -> Figure:
+    """How samples come out of noise: above, the noisy image at selected levels; below, what the denoiser sees in it.
+
+    The noisy x/s is shown shrunk by 1/√(1 + 4σ²), so that its contrast is the same at every level: that of data with
+    σ_data = ½.
+
+    Args:
+        states: the states of one sampling run of images, in its order.
+        samples: how many of the samples to show, the first of the batch; ≥ 1.
+        columns: how many levels to show, evenly among the states, the first and last included; ≥ 1.
+
+    Raises:
+        ValueError: no states, states that do not hold images, or a number out of its range.
+    """
+    checks.at_least("samples", samples, 1)
+    checks.at_least("columns", columns, 1)
+    checks.at_least("the number of states", len(states), 1)
+    if states[0].x.ndim != 4:
+        raise ValueError(f"states must hold images (batch, channels, height, width), got {tuple(states[0].x.shape)}")
+    shown = [states[i] for i in evenly(len(states), columns)]
+    samples = min(samples, len(states[0].x))
+    height, width = states[0].x.shape[2:]
+    blocks = [_noisy_above_denoised(shown, sample) for sample in range(samples)]
+    gap = max(2, height // 6)
+    pixels = _stacked(blocks, gap)
+    axes = _picture(pixels, TILE_INCHES / max(height, width), left=0.8, top=0.3)
+    _tick(axes, [(i + 0.5) * (width + 1) for i in range(len(shown))], [format_sigma(s.sigma) for s in shown])
+    middles = [row * (height + 1) + height / 2 for row in (0, 1)]
+    starts = [i * (blocks[0].shape[0] + gap) for i in range(samples)]
+    axes.set_yticks([start + middle for start in starts for middle in middles], ["noisy", "denoised"] * samples)
+    return _figure_of(axes)
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` of the indices 0 … length − 1, evenly spaced, with both ends (the last where count is 1).
+
+    >>> evenly(19, 4), evenly(2, 8), evenly(5, 1)
+    ([0, 6, 12, 18], [0, 1], [4])
+    """
+    if count == 1:
+        return [length - 1]
+    return sorted({round(i * (length - 1) / (count - 1)) for i in range(count)})
+
+
+def _noisy_above_denoised(states: Sequence[State], sample: int) -> Pixels:
+    row = slice(sample, sample + 1)
+    noisy = [s.x[row] / (s.scale * (1 + 4 * s.sigma**2) ** 0.5) for s in states]
+    return image_grid(cat([*noisy, *(s.denoised[row] for s in states)]), len(states))
+
+
+def _stacked(blocks: Sequence[Pixels], gap: int) -> Pixels:
+    between = np.full((gap, *blocks[0].shape[1:]), 255, dtype=np.uint8)
+    return np.concatenate([part for block in blocks for part in (between, block)][1:])
+
+
+def _picture(pixels: Pixels, inches: float, *, left: float = 0.05, top: float = 0.05, margin: float = 0.05) -> Axes:
+    """Axes, in a figure that fits them, with one pixel drawn `inches` wide; the margins are in inches too."""
+    height, width = (inches * size for size in pixels.shape[:2])
+    total_width, total_height = left + width + margin, top + height + margin
+    figure = Figure(figsize=(total_width, total_height))
+    axes = figure.add_axes(
+        (left / total_width, margin / total_height, width / total_width, height / total_height), frame_on=False
+    )
+    axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255, aspect="auto")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    return axes
+
+
+def _tick(axes: Axes, places: Sequence[float], sigmas: Sequence[str]) -> None:
+    axes.xaxis.tick_top()
+    axes.set_xticks(places, [f"σ = {sigmas[0]}", *sigmas[1:]])
+    axes.tick_params(length=0, labelsize=9, labelcolor=GREY)
+
+
+def _figure_of(axes: Axes) -> Figure:
+    figure = axes.get_figure(root=True)
+    assert figure is not None
+    return figure
