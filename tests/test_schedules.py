@@ -181,6 +181,16 @@ def test_cosine_is_clipped_outside_its_range_and_stands_still_there() -> None:
     assert schedule.sigma_derivative(outside).tolist() == [0.0, 0.0, 0.0, 0.0]
 
 
+@given(log_uniform(1e-6, 1e-1), log_uniform(1.0, 1e6))
+def test_cosine_still_moves_at_the_ends_of_its_range(sigma_min: float, sigma_max: float) -> None:
+    schedule = Cosine(sigma_min, sigma_max)
+    ends = torch.tensor([sigma_min, sigma_max], dtype=torch.float64)
+    # The rounding of t moves tan(πt/2) off the ends by (1 + σ²)/σ roundings.
+    speeds = schedule.sigma_derivative(schedule.time(ends)).tolist()
+    expected = (math.pi / 2 * (1 + ends.square())).tolist()
+    assert speeds == pytest.approx(expected, rel=16 * EPS * (1 + sigma_max), abs=0)
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

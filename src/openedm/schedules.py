@@ -244,9 +244,11 @@ class Cosine(Schedule):
 
     def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
         """½π (1 + tan²(πt/2)); 0 where σ is clipped."""
-        tan = torch.tan(float64(t) * (math.pi / 2))
-        inside = (tan >= self.sigma_min) & (tan <= self.sigma_max)
-        return (math.pi / 2) * (1 + tan.square()) * inside
+        t = float64(t)
+        # σ⁻¹ and steps in t round: a time that means an end of the range must not fall outside and stand still.
+        rounding = 1e-14
+        inside = (t >= self.time(self.sigma_min) - rounding) & (t <= self.time(self.sigma_max) + rounding)
+        return (math.pi / 2) * (1 + torch.tan(t * (math.pi / 2)).square()) * inside
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """(2/π) atan σ."""
