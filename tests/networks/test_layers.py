@@ -3,6 +3,7 @@ import math
 import pytest
 import torch
 from torch.nn import functional
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from openedm.networks.layers import (
     MODES,
@@ -165,3 +166,13 @@ def test_attention_is_a_softmax_over_keys_with_q_k_v_innermost(num_heads, memory
 def test_attention_has_the_gradient_that_finite_differences_give():
     qkv = _image(1, 6, 2, 2).requires_grad_()
     assert torch.autograd.gradcheck(lambda t: attention(t, 1), (qkv,))
+
+
+@pytest.mark.filterwarnings(
+    "ignore:`torch.jit:DeprecationWarning"
+)  # torch itself, when it first differentiates forward.
+def test_attention_has_forward_and_second_derivatives_under_the_plain_kernel():
+    qkv = _image(1, 6, 2, 2).requires_grad_()
+    with sdpa_kernel(SDPBackend.MATH):
+        assert torch.autograd.gradgradcheck(lambda t: attention(t, 1), (qkv,))
+        assert torch.autograd.gradcheck(lambda t: attention(t, 1), (qkv,), check_forward_ad=True)

@@ -204,9 +204,10 @@ def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
         yield f"encoder.{index}.auxiliary.conv", f"enc.{size}_aux_residual"
         yield f"encoder.{index}.blocks.", f"enc.{size}_block"
     for index, size in enumerate(reversed(sizes)):
-        if index == 0:
-            yield f"decoder.{index}.enter.", f"dec.{size}_in"
-        yield f"decoder.{index}.enter.0", f"dec.{size}_up"
+        lowest = index == 0
+        yield (
+            (f"decoder.{index}.enter.", f"dec.{size}_in") if lowest else (f"decoder.{index}.enter.0", f"dec.{size}_up")
+        )
         yield f"decoder.{index}.blocks.", f"dec.{size}_block"
     yield "norm_out", f"dec.{sizes[0]}_aux_norm"
     yield "conv_out", f"dec.{sizes[0]}_aux_conv"

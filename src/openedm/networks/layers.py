@@ -206,8 +206,8 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
 def attention(qkv: Float[Tensor, "batch c3 h w"], num_heads: int) -> Float[Tensor, "batch c h w"]:
     """softmax(qᵀk/√C_head) v over the h·w pixels, in the memory format of `qkv`.
 
-    Fused kernels do the work. They know no forward-mode and no second derivatives; where those are needed, call the
-    network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    Fused kernels do the work. They know no forward-mode, second or `torch.func.vmap`-batched derivatives; where those
+    are needed, call the network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     Args:
         qkv: queries, keys and values; its channels are ordered (head, channel, {q, k, v}), the last fastest.
