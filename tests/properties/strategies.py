@@ -4,8 +4,8 @@ import math
 
 from hypothesis import strategies as st
 
-from openedm import levels, schedules
-from openedm.sampling import RK4, Alpha, Euler, Heun, Midpoint, Ralston, Solver
+from openedm import levels, objective, preconditioning, schedules
+from openedm.sampling import RK4, Alpha, Churn, Euler, Heun, Midpoint, Ralston, Sampler, Solver
 
 EPS = 2.0**-52
 """The relative spacing of float64."""
@@ -68,4 +68,101 @@ def continuous_levels(draw: st.DrawFn, max_steps: int = 64) -> levels.Levels:
                 levels.LogLinear(**ends),
             ]
         )
+    )
+
+
+def tables(last: float = 0.0) -> st.SearchStrategy[tuple[float, ...]]:
+    """Trained noise levels u_0 > … > u_M = `last`."""
+    steps = st.lists(log_uniform(1e-3, 10.0), min_size=2, max_size=40)
+    return steps.map(lambda gaps: (*(last + sum(gaps[i:]) for i in range(len(gaps))), last))
+
+
+def all_levels() -> st.SearchStrategy[levels.Levels]:
+    """Every rule, with random parameters."""
+    kept = st.builds(
+        lambda table: levels.IDDPM(len(table) - 1, sigma_min=table[-2], sigma_max=table[0], table=table), tables()
+    )
+    given = tables().map(lambda table: levels.Explicit(table[:-1]))
+    return st.one_of(continuous_levels(), kept, given, st.builds(levels.IDDPM, st.integers(1, 500)))
+
+
+def all_preconditionings() -> st.SearchStrategy[preconditioning.Preconditioning]:
+    """Every preconditioning, with random parameters."""
+    betas = {"beta_d": log_uniform(0.1, 50.0), "beta_min": st.floats(0.0, 5.0)}
+    adapters = st.one_of(
+        st.builds(
+            preconditioning.Adapter,
+            predicts=st.sampled_from(["epsilon", "sample", "velocity"]),
+            schedule=all_schedules(),
+            time_scale=log_uniform(0.1, 1000.0),
+        ),
+        st.builds(preconditioning.Adapter, predicts=st.just("v"), schedule=st.builds(schedules.VP, **betas)),
+        st.builds(preconditioning.Adapter, table=tables().map(lambda table: table[::-1])),
+    )
+    return st.one_of(
+        st.just(preconditioning.EDM()),
+        st.builds(preconditioning.VP, **betas, num_levels=st.integers(2, 4000), epsilon_t=log_uniform(1e-6, 1e-2)),
+        st.builds(preconditioning.VE, sigma_min=log_uniform(1e-3, 0.1), sigma_max=log_uniform(1.0, 1e3)),
+        st.builds(preconditioning.IDDPM, num_levels=st.integers(10, 200)),
+        tables().map(lambda table: preconditioning.IDDPM(num_levels=len(table) - 1, table=table)),
+        adapters,
+    )
+
+
+def continuous_noise() -> st.SearchStrategy[objective.NoiseDistribution]:
+    """Every continuous p(σ), with random parameters."""
+    return st.one_of(
+        st.builds(objective.LogNormal, p_mean=st.floats(-3.0, 3.0), p_std=st.floats(0.1, 3.0)),
+        st.builds(
+            objective.UniformTime,
+            schedule=st.one_of(
+                st.builds(schedules.VP, beta_d=log_uniform(0.1, 50.0), beta_min=st.floats(0.0, 5.0)),
+                st.just(schedules.RectifiedFlow()),
+            ),
+            epsilon_t=log_uniform(1e-6, 1e-2),
+            t_max=st.floats(0.1, 0.99),
+        ),
+        st.builds(objective.LogUniform, sigma_min=log_uniform(1e-3, 0.1), sigma_max=log_uniform(1.0, 1e3)),
+    )
+
+
+def all_objectives() -> st.SearchStrategy[objective.Objective]:
+    """Every column of Table 1, and objectives of random parts."""
+    weightings = st.sampled_from([objective.EDMWeighting(), objective.InverseVariance()])
+    noise = st.one_of(continuous_noise(), st.builds(objective.UniformTable, tables()))
+    kinds = st.sampled_from([objective.EDM, objective.VP, objective.VE, objective.IDDPM, objective.EDM2])
+    return st.one_of(
+        kinds.flatmap(lambda kind: st.builds(kind, stratified=st.booleans(), learned_uncertainty=st.booleans())),
+        st.builds(
+            objective.Objective,
+            noise=noise,
+            weighting=weightings,
+            stratified=st.booleans(),
+            learned_uncertainty=st.booleans(),
+        ),
+    )
+
+
+def all_churns() -> st.SearchStrategy[Churn]:
+    """No churn, or churn at random in random places."""
+    some = st.builds(
+        Churn,
+        s_churn=log_uniform(0.1, 100.0),
+        s_min=st.floats(0.0, 1.0),
+        s_max=st.one_of(st.just(math.inf), log_uniform(1.0, 100.0)),
+        s_noise=st.floats(0.9, 1.1),
+    )
+    return st.one_of(st.just(Churn()), some)
+
+
+def all_samplers() -> st.SearchStrategy[Sampler]:
+    """Any levels × schedule × scaling × solver × churn × end."""
+    return st.builds(
+        Sampler,
+        levels=all_levels(),
+        schedule=all_schedules(),
+        scaling=st.one_of(st.none(), all_scalings()),
+        solver=all_solvers(),
+        churn=all_churns(),
+        final=st.sampled_from(["denoise", "euler"]),
     )

@@ -1,0 +1,170 @@
+"""Every choice of the package survives its plain form; names are looked up and never imported."""
+
+import dataclasses
+import importlib
+import inspect
+import json
+import pkgutil
+import sys
+from abc import ABC
+from pathlib import Path
+from typing import Any, get_type_hints
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+
+import openedm
+from openedm import levels, preconditioning, schedules
+from openedm.choices import Choice, class_path, from_config, to_config
+from openedm.sampling import Churn, Heun, Sampler, Solver
+from properties.strategies import (
+    all_levels,
+    all_objectives,
+    all_preconditionings,
+    all_samplers,
+    all_schedules,
+    all_solvers,
+    continuous_noise,
+)
+
+for _module in pkgutil.walk_packages(openedm.__path__, "openedm."):
+    importlib.import_module(_module.name)
+
+
+def below(cls: type[Choice]) -> set[type[Choice]]:
+    return {cls}.union(*(below(c) for c in cls.__subclasses__()))
+
+
+CONCRETE = sorted(
+    (c for c in below(Choice) if c.__module__.startswith("openedm.") and not inspect.isabstract(c) and c is not Choice),
+    key=class_path,
+)
+REQUIRED: dict[Any, object] = {str: "a/path", int: 3, float: 0.5}
+"""Values for the fields that have no default."""
+
+
+def kind_of(choice: Choice) -> type[Choice]:
+    """The kind below `Choice` that it belongs to: Schedule for a VP."""
+    return next(c for c in type(choice).__mro__ if Choice in c.__bases__)
+
+
+def with_defaults(cls: type[Choice]) -> Choice:
+    hints = get_type_hints(cls)
+    required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+    return cls(**{name: REQUIRED[hints[name]] for name in required})
+
+
+def through_json(choice: Choice) -> Any:
+    """The content of a file that `choice` was written to, by the JSON standard, which has no infinities."""
+    return json.loads(json.dumps(to_config(choice), allow_nan=False))
+
+
+def through_the_command_line(choice: Choice) -> Any:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--choice", type=kind_of(choice))
+    return parser.instantiate(parser.parse_object({"choice": through_json(choice)})).choice
+
+
+@pytest.mark.parametrize("cls", CONCRETE, ids=class_path)
+def test_every_choice_survives_json_with_its_defaults(cls: type[Choice]) -> None:
+    choice = with_defaults(cls)
+    assert from_config(kind_of(choice), through_json(choice)) == choice
+
+
+@pytest.mark.parametrize("cls", [c for c in CONCRETE if issubclass(c, ABC)], ids=class_path)
+def test_every_choice_that_has_alternatives_is_read_by_the_command_line(cls: type[Choice]) -> None:
+    choice = with_defaults(cls)
+    assert through_the_command_line(choice) == choice
+
+
+@given(
+    st.one_of(
+        all_samplers(), all_levels(), all_schedules(), all_preconditionings(), all_objectives(), continuous_noise()
+    )
+)
+def test_any_choice_survives_json_to_the_last_digit(choice: Choice) -> None:
+    back = from_config(kind_of(choice), through_json(choice))
+    assert back == choice
+    assert hash(back) == hash(choice)
+    assert repr(back) == repr(choice)
+
+
+@given(st.one_of(all_levels(), all_schedules(), all_solvers(), all_objectives(), all_preconditionings()))
+def test_any_choice_is_read_by_the_command_line_to_the_last_digit(choice: Choice) -> None:
+    assert through_the_command_line(choice) == choice
+
+
+@pytest.mark.parametrize("cls", CONCRETE, ids=class_path)
+def test_a_choice_cannot_be_changed(cls: type[Choice]) -> None:
+    choice = with_defaults(cls)
+    for field in dataclasses.fields(choice):
+        with pytest.raises(dataclasses.FrozenInstanceError):
+            setattr(choice, field.name, getattr(choice, field.name))
+
+
+def test_infinity_is_written_as_a_word() -> None:
+    assert to_config(Churn(1.0))["init_args"]["s_max"] == "inf"
+    assert from_config(Churn, to_config(Churn(1.0))) == Churn(1.0)
+
+
+def test_a_class_is_named_by_the_package_that_users_import_it_from() -> None:
+    assert class_path(Heun) == "openedm.sampling.Heun"
+    assert class_path(schedules.VP) == "openedm.schedules.VP"
+
+
+def test_a_name_may_be_shortened_where_one_choice_has_it() -> None:
+    assert from_config(schedules.Schedule, {"class_path": "VP"}) == schedules.VP()
+    assert from_config(levels.Levels, {"class_path": "VP", "init_args": {"num_steps": 5}}) == levels.VP(5)
+    with pytest.raises(ValueError, match=r"class_path 'EDM' is ambiguous for a Choice; known: .*openedm.schedules.EDM"):
+        from_config(Choice, {"class_path": "EDM"})
+
+
+@pytest.mark.parametrize("config", [{}, {"class_path": None}, {"class_path": "VPP"}, {"class_path": "builtins.print"}])
+def test_an_unknown_name_is_refused_with_the_names_that_are_known(config: dict[str, Any]) -> None:
+    name = config.get("class_path")
+    with pytest.raises(ValueError, match=rf"class_path {name!r} is not known for a Schedule; known: .*schedules.VP"):
+        from_config(schedules.Schedule, config)
+
+
+def test_a_choice_of_another_kind_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"class_path 'openedm.sampling.Heun' is not known for a Schedule"):
+        from_config(schedules.Schedule, to_config(Heun()))
+
+
+def test_a_kind_is_no_choice() -> None:
+    with pytest.raises(ValueError, match=r"class_path 'openedm.schedules.Schedule' is not known"):
+        from_config(schedules.Schedule, {"class_path": "openedm.schedules.Schedule"})
+
+
+def test_unknown_arguments_are_refused_by_name() -> None:
+    config = {"class_path": "openedm.schedules.VP", "init_args": {"beta_max": 20.0, "beta_min": 0.1}}
+    with pytest.raises(ValueError, match=r"init_args of 'openedm.schedules.VP': unknown names \['beta_max'\]"):
+        from_config(schedules.Schedule, config)
+
+
+def test_a_value_out_of_range_in_a_file_is_refused_as_in_python() -> None:
+    with pytest.raises(ValueError, match=r"beta_d must be finite and > 0, got -1.0"):
+        from_config(schedules.Schedule, {"class_path": "VP", "init_args": {"beta_d": -1.0}})
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_reading_a_file_imports_no_module_that_it_names(
+    nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "mischief.py").write_text("raise RuntimeError('imported')")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    config: dict[str, Any] = {"class_path": "mischief.Solver"}
+    if nested:
+        config = {"class_path": "Sampler", "init_args": {"solver": config}}
+    with pytest.raises(ValueError, match=r"class_path 'mischief.Solver' is not known"):
+        from_config(Sampler if nested else Solver, config)
+    assert "mischief" not in sys.modules
+
+
+def test_a_table_stays_a_tuple_of_numbers() -> None:
+    choice = preconditioning.IDDPM(num_levels=2, table=(2.0, 1.0, 0.0))
+    back = from_config(preconditioning.Preconditioning, through_json(choice))
+    assert isinstance(back, preconditioning.IDDPM)
+    assert back.table == (2.0, 1.0, 0.0)
