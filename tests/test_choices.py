@@ -168,3 +168,28 @@ def test_a_table_stays_a_tuple_of_numbers() -> None:
     back = from_config(preconditioning.Preconditioning, through_json(choice))
     assert isinstance(back, preconditioning.IDDPM)
     assert back.table == (2.0, 1.0, 0.0)
+
+
+def test_a_nested_choice_of_another_kind_is_refused() -> None:
+    config = {"class_path": "Sampler", "init_args": {"solver": to_config(schedules.EDM())}}
+    with pytest.raises(ValueError, match=r"class_path 'openedm.schedules.EDM' is not known for a Solver"):
+        from_config(Sampler, config)
+
+
+def test_a_nested_name_may_be_shortened_among_the_choices_of_its_field() -> None:
+    config = {"class_path": "Sampler", "init_args": {"schedule": {"class_path": "EDM"}, "levels": {"class_path": "VP"}}}
+    assert from_config(Sampler, config) == Sampler(schedule=schedules.EDM(), levels=levels.VP())
+
+
+@pytest.mark.parametrize("value", ["Heun", 2, None, [1.0]])
+def test_a_plain_value_is_refused_where_a_choice_belongs(value: object) -> None:
+    with pytest.raises(ValueError, match=r"init_args solver must be a Solver, \{\"class_path\": …\}, got "):
+        from_config(Sampler, {"class_path": "Sampler", "init_args": {"solver": value}})
+
+
+def test_none_stays_none_where_the_field_allows_it() -> None:
+    assert from_config(Sampler, {"class_path": "Sampler", "init_args": {"scaling": None}}) == Sampler(scaling=None)
+
+
+def test_a_class_may_be_named_by_the_module_that_defines_it() -> None:
+    assert from_config(Solver, {"class_path": "openedm.sampling.solvers.Heun"}) == Heun()

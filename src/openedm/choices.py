@@ -12,7 +12,7 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, get_args, get_type_hints
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,12 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         config: what `to_config` returned. `class_path` may be shortened to the class name where that is unambiguous.
 
     Raises:
-        ValueError: `class_path` is missing or is no known subclass of `base`, or `init_args` has unknown names.
+        ValueError: `class_path` is missing or is no known subclass of `base`, `init_args` has unknown names, or holds
+            something else where a choice of some kind belongs.
     """
     name = config.get("class_path")
     known: dict[str, type[C]] = {class_path(c): c for c in _subclasses(base) if not inspect.isabstract(c)}
-    matches = [c for path, c in known.items() if name in (path, c.__name__)]
+    matches = [c for path, c in known.items() if name in (path, c.__name__, f"{c.__module__}.{c.__qualname__}")]
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is not known"
         raise ValueError(f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}")
@@ -60,7 +61,8 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
     unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}
     if unknown:
         raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")
-    return cls(**{key: _value(value) for key, value in arguments.items()})
+    annotations = get_type_hints(cls)
+    return cls(**{key: _value(key, value, annotations[key]) for key, value in arguments.items()})
 
 
 def class_path(cls: type) -> str:
@@ -87,11 +89,13 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _value(value: Any) -> Any:
-    if isinstance(value, Mapping) and "class_path" in value:
-        return from_config(Choice, value)
+def _value(name: str, value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_value(v) for v in value)
-    if value in ("inf", "-inf"):
-        return float(value)
-    return value
+        return tuple(_value(name, v, annotation) for v in value)
+    members = get_args(annotation) or (annotation,)
+    kinds = [m for m in members if isinstance(m, type) and issubclass(m, Choice)]
+    if kinds and not (value is None and type(None) in members):
+        if not isinstance(value, Mapping):
+            raise ValueError(f'init_args {name} must be a {kinds[0].__name__}, {{"class_path": …}}, got {value!r}')
+        return from_config(kinds[0], value)
+    return float(value) if value in ("inf", "-inf") else value
