@@ -125,7 +125,7 @@ class Trainer:
     def _build(self) -> None:
         device, options = self.accelerator.device, self.options
         denoiser = self.model.build(options.seed).to(device)
-        if len(self.model.event_shape) == 3 and device.type == "cuda":
+        if len(self.model.event_shape) == 3:
             denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self._plain = _Lossy(denoiser, self.objective).to(device).train()
