@@ -216,17 +216,34 @@ def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dic
     return {f"optimizer.{names[i]}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 
 
-def restore_optimizer(optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor]) -> None:
-    """Undo `flatten_optimizer`."""
+def restore_optimizer(
+    optimizer: torch.optim.Optimizer, names: list[str], tensors: Mapping[str, Tensor], origin: Path
+) -> None:
+    """Undo `flatten_optimizer`.
+
+    Raises:
+        ValueError: an entry belongs to no parameter, or has neither its parameter's shape nor none; says which.
+    """
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    positions = {name: i for i, name in enumerate(names)}
     content = optimizer.state_dict()
-    prefixes = {f"optimizer.{name}.": i for i, name in enumerate(names)}
     state: dict[int, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        prefix, _, entry = key.rpartition(".")
-        if prefix + "." in prefixes:
-            state.setdefault(prefixes[prefix + "."], {})[entry] = value
+        kind, _, rest = key.partition(".")
+        if kind != "optimizer":
+            continue
+        name, _, entry = rest.rpartition(".")
+        if name not in positions or value.shape not in ((), parameters[positions[name]].shape):
+            raise ValueError(f"the optimiser's state in {origin} does not fit: {key} of shape {tuple(value.shape)}")
+        i = positions[name]
+        state.setdefault(i, {})[entry] = _laid_out_as(parameters[i], value)
     content["state"] = state
     optimizer.load_state_dict(content)
+
+
+def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` with the strides of `parameter`, which the fused optimiser takes all of a parameter's state to have."""
+    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
 MAY_CHANGE = frozenset(

@@ -326,5 +326,5 @@ class Trainer:
         if self._plain.uncertainty is not None:
             extra = {n.removeprefix("uncertainty."): t for n, t in tensors.items() if n.startswith("uncertainty.")}
             self._plain.uncertainty.load_state_dict(extra)
-        restore_optimizer(self.optimizer, self._names, tensors)
+        restore_optimizer(self.optimizer, self._names, tensors, folder)
         self.state = _Run(**{f.name: int(content[f.name]) for f in fields(_Run)})

@@ -1,0 +1,70 @@
+"""A run that was stopped, killed or crashed and then resumed is the run that was never interrupted, bit for bit."""
+
+from itertools import count
+
+import pytest
+
+from openedm.training import Observer
+
+
+class Crash(Exception):
+    """Stands for a process that dies between two checkpoints."""
+
+
+class CrashAt(Observer):
+    def __init__(self, step):
+        self.step = step
+
+    def on_progress(self, progress):
+        if progress.step == self.step:
+            raise Crash
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(everything_on, state_of):
+    trainer = everything_on()
+    trainer.fit()
+    return state_of(trainer)
+
+
+@pytest.mark.parametrize("stops", [[1], [7], [2, 3], [1, 4, 6]])
+def test_a_run_stopped_after_any_steps_and_resumed_equals_one_that_was_not(
+    stops, uninterrupted, everything_on, state_of, differences, tmp_path
+):
+    for stop in [*stops, None]:
+        trainer = everything_on(run=tmp_path)
+        if stop != stops[0]:
+            trainer.resume()
+        steps = count(trainer.state.step + 1)
+        trainer.fit(lambda steps=steps, stop=stop: next(steps) == stop)
+        assert trainer.state.step == (stop or 8)
+    assert differences(state_of(trainer), uninterrupted) == []
+
+
+@pytest.mark.parametrize("step", [4, 5, 7])
+def test_a_run_that_died_between_checkpoints_goes_on_from_the_last_one_and_equals_one_that_did_not(
+    step, uninterrupted, everything_on, state_of, differences, tmp_path
+):
+    with pytest.raises(Crash):
+        everything_on(run=tmp_path, observers=[CrashAt(step)]).fit()
+    trainer = everything_on(run=tmp_path)
+    trainer.resume()
+    assert trainer.state.step == {4: 3, 5: 3, 7: 6}[step]
+    trainer.fit()
+    assert differences(state_of(trainer), uninterrupted) == []
+
+
+def test_fit_called_again_in_the_same_process_goes_on(uninterrupted, everything_on, state_of, differences):
+    trainer = everything_on()
+    steps = count(1)
+    trainer.fit(lambda: next(steps) == 3)
+    trainer.fit()
+    assert differences(state_of(trainer), uninterrupted) == []
+
+
+def test_resuming_restores_the_state_itself(everything_on, state_of, differences, tmp_path):
+    first = everything_on(run=tmp_path, images=48)
+    first.fit()
+    second = everything_on(run=tmp_path)
+    second.resume()
+    assert differences(state_of(second), state_of(first)) == []
