@@ -1,0 +1,188 @@
+"""Noise levels: laws over random ranges and numbers, then each rule's formula, then errors."""
+
+import math
+import re
+from collections.abc import Callable
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import assume, given
+from hypothesis import strategies as st
+
+from openedm import schedules
+from openedm.levels import IDDPM, VE, VP, Explicit, Karras, Levels, LogLinear, iddpm_table
+from properties.strategies import EPS, all_levels, continuous_levels, log_uniform, tables
+
+
+def listed(levels: Levels) -> list[float]:
+    sigmas = levels.sigmas()
+    assert sigmas.dtype == torch.float64
+    return sigmas.tolist()
+
+
+@given(all_levels())
+def test_levels_fall_strictly_and_are_as_many_as_asked_for(levels: Levels) -> None:
+    sigmas = listed(levels)
+    assert len(sigmas) == levels.num_steps
+    assert all(high > low > 0 for high, low in pairwise(sigmas))
+
+
+@given(continuous_levels())
+def test_levels_hit_the_ends_of_their_range_exactly(levels: Levels) -> None:
+    sigmas = listed(levels)
+    assert sigmas[0] == levels.sigma_max
+    if levels.num_steps > 1:
+        assert sigmas[-1] == levels.sigma_min
+
+
+@pytest.mark.parametrize("rule", [Karras, VP, VE, LogLinear, IDDPM])
+def test_one_step_means_the_highest_level_alone(rule: Callable[..., Levels]) -> None:
+    levels = rule(1)
+    highest = max(u for u in iddpm_table() if u <= 81) if rule is IDDPM else levels.sigma_max
+    assert listed(levels) == [highest]
+
+
+@given(continuous_levels(), log_uniform(1e-4, 1e5), log_uniform(1e-4, 1e5))
+def test_a_range_is_cut_to_what_the_denoiser_supports(levels: Levels, one: float, other: float) -> None:
+    low, high = sorted((one, other))
+    ends = (max(levels.sigma_min, low), min(levels.sigma_max, high))
+    assume(ends[0] < ends[1])
+    if isinstance(levels, VP):
+        assume(math.log1p(ends[0] ** 2) < levels.epsilon_s * math.log1p(ends[1] ** 2))
+    cut = levels.within(low, high)
+    assert (cut.sigma_min, cut.sigma_max) == ends
+    assert type(cut) is type(levels)
+    assert cut.num_steps == levels.num_steps
+    assert listed(cut)[0] == ends[1]
+    assert listed(cut)[-1] == (ends[0] if cut.num_steps > 1 else ends[1])
+
+
+@given(all_levels())
+def test_a_range_inside_the_denoisers_is_left_as_it_is(levels: Levels) -> None:
+    assert levels.within(0.0, math.inf) is levels
+    assert levels.within(levels.sigma_min, levels.sigma_max) is levels
+
+
+@given(all_levels(), st.floats(1.001, 100.0))
+def test_a_range_outside_the_denoisers_is_refused(levels: Levels, factor: float) -> None:
+    for low, high in (
+        (levels.sigma_max * factor, levels.sigma_max * factor * 2),
+        (levels.sigma_min / factor / 2, levels.sigma_min / factor),
+    ):
+        with pytest.raises(ValueError, match=r"between .* and .* (lie outside|exceed) the denoiser's range \["):
+            levels.within(low, high)
+
+
+@given(st.integers(2, 64), log_uniform(1e-4, 1.0), log_uniform(1.1, 1e4), st.floats(0.5, 50.0))
+def test_karras_levels_are_evenly_spaced_in_their_root(n: int, sigma_min: float, sigma_max: float, rho: float) -> None:
+    roots = Karras(n, sigma_min, sigma_max, rho).sigmas() ** (1 / rho)
+    steps = roots.diff() / (roots[-1] - roots[0])
+    # Differences of roots that are each rounded, relative to the whole range of roots.
+    tolerance = 16 * EPS * (1 + rho) / rho * float(roots[0] / (roots[0] - roots[-1]))
+    assert steps.tolist() == pytest.approx([1 / (n - 1)] * (n - 1), abs=tolerance, rel=0)
+
+
+@given(st.integers(2, 64), log_uniform(1e-4, 1.0), log_uniform(1.1, 1e4))
+def test_ve_levels_are_log_linear(n: int, sigma_min: float, sigma_max: float) -> None:
+    tolerance = 8 * EPS * (1 + math.log(sigma_max / sigma_min) + abs(math.log(sigma_min)))
+    ve, log_linear = VE(n, sigma_min, sigma_max), LogLinear(n, sigma_min, sigma_max)
+    assert listed(ve) == pytest.approx(listed(log_linear), rel=tolerance, abs=0)
+    ratios = [high / low for high, low in pairwise(listed(log_linear))]
+    assert ratios == pytest.approx([(sigma_max / sigma_min) ** (1 / (n - 1))] * (n - 1), rel=2 * tolerance, abs=0)
+
+
+@given(st.integers(3, 32))
+def test_karras_levels_tend_to_log_linear_as_rho_grows(n: int) -> None:
+    distances = []
+    for rho in (1e2, 1e3, 1e4):
+        far = Karras(n, 0.01, 10.0, rho).sigmas().log() - LogLinear(n, 0.01, 10.0).sigmas().log()
+        distances.append(float(far.abs().max()))
+    assert distances[0] > 9 * distances[1] > 81 * distances[2] > 0
+
+
+@given(st.integers(2, 64), log_uniform(1e-5, 0.1), log_uniform(1.0, 1e3), st.floats(0.05, 0.9))
+def test_vp_levels_are_evenly_spaced_in_the_time_of_their_schedule(
+    n: int, epsilon_s: float, sigma_max: float, fraction: float
+) -> None:
+    sigma_min = fraction * math.sqrt(math.expm1(epsilon_s * math.log1p(sigma_max**2)))
+    levels = VP(n, sigma_min, sigma_max, epsilon_s)
+    times = schedules.VP.fit(sigma_min, sigma_max, epsilon_s).time(levels.sigmas())
+    expected = torch.linspace(1, epsilon_s, n, dtype=torch.float64)
+    # ln(1+σ²) = t (½ β_d t + β_min), and each β is rounded at the size of ln(1+σ_max²).
+    magnified = epsilon_s * math.log1p(sigma_max**2) / math.log1p(sigma_min**2)
+    torch.testing.assert_close(times, expected, rtol=16 * EPS * (1 + magnified), atol=0)
+
+
+def test_the_default_vp_levels_are_those_of_the_default_vp_schedule() -> None:
+    times = torch.linspace(1, 1e-3, 18, dtype=torch.float64)
+    magnified = 1e-3 * math.log1p(VP().sigma_max ** 2) / math.log1p(VP().sigma_min ** 2)
+    torch.testing.assert_close(VP(18).sigmas(), schedules.VP().sigma(times), rtol=16 * EPS * (1 + magnified), atol=0)
+
+
+@pytest.mark.parametrize("m", [1, 2, 10, 1000])
+def test_the_table_of_iddpm_has_a_closed_form(m: int) -> None:
+    u = iddpm_table(m)
+    assert len(u) == m + 1
+    assert u[m] == 0
+    # The ratios of ᾱ telescope: u_j² = ᾱ_M/ᾱ_j − 1 = sin(a+b) sin(a−b)/sin² b for j ≥ 1; ᾱ_0 = 0 leaves C₁ for u_0.
+    unit = math.pi / 2 / (m * 1.008)
+    for j in range(1, m):
+        a, b = m * unit, j * unit
+        exact = math.sqrt(math.sin(a + b) * math.sin(a - b)) / math.sin(b)
+        # Each of the M − j steps rounds numbers of size 1 + u², of which u² is taken.
+        assert u[j] == pytest.approx(exact, rel=4 * EPS * (m - j) * (1 + 1 / exact**2), abs=0)
+    assert u[0] == pytest.approx(math.sqrt((u[1] ** 2 + 1) / 0.001 - 1), rel=4 * EPS)
+
+
+@given(tables(), st.data())
+def test_iddpm_picks_entries_of_its_table_evenly_in_their_index(table: tuple[float, ...], data: st.DataObject) -> None:
+    first = data.draw(st.integers(0, len(table) - 2))
+    last = data.draw(st.integers(first, len(table) - 2))
+    n = data.draw(st.integers(1, last - first + 1))
+    assume(n == 1 or first < last)
+    levels = IDDPM(n, sigma_min=table[last], sigma_max=table[first], table=table)
+    picked = [table.index(sigma) for sigma in listed(levels)]
+    even = [first + (last - first) * i / max(n - 1, 1) for i in range(n)]
+    assert all(abs(index - place) <= 0.5 + 1e-9 for index, place in zip(picked, even, strict=True))
+    assert picked[0] == first
+    assert n == 1 or picked[-1] == last
+
+
+def test_iddpm_refuses_more_steps_than_its_table_has_levels_in_range() -> None:
+    kept = sum(0.002 <= u <= 81 for u in iddpm_table())
+    assert len(listed(IDDPM(kept))) == kept
+    with pytest.raises(ValueError, match=rf"num_steps must be at most {kept}, .* in \[0.002, 81\], got {kept + 1}"):
+        IDDPM(kept + 1)
+    with pytest.raises(ValueError, match=r"num_steps must be at most \d+, .* in \[1, 2\], got 400"):
+        IDDPM(400).within(1.0, 2.0)
+
+
+@given(tables())
+def test_explicit_levels_are_visited_as_given(table: tuple[float, ...]) -> None:
+    values = table[:-1]
+    levels = Explicit(values)
+    assert tuple(listed(levels)) == values
+    assert (levels.sigma_max, levels.sigma_min, levels.num_steps) == (values[0], values[-1], len(values))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Karras(0), "num_steps must be >= 1, got 0"),
+        (lambda: Karras(5, rho=0.0), "rho must be finite and > 0, got 0.0"),
+        (lambda: Karras(5, sigma_min=0.0), "sigma_min must be finite and > 0, got 0.0"),
+        (lambda: VE(5, sigma_max=math.inf), "sigma_max must be finite and > 0, got inf"),
+        (lambda: LogLinear(2, 1.0, 1.0), "sigma_min must be < sigma_max, got sigma_min=1.0 and sigma_max=1.0"),
+        (lambda: VP(5, epsilon_s=0.0), "epsilon_s must be between 0 and 1, got 0.0"),
+        (lambda: VP(5, sigma_min=1.0), "no VP schedule has sigma(0.001) = 1.0"),
+        (lambda: iddpm_table(0), "m must be >= 1, got 0"),
+        (lambda: iddpm_table(10, c_1=0.0), "c_1 must be finite and > 0, got 0.0"),
+        (lambda: Explicit(()), "values must hold at least one level, got ()"),
+        (lambda: Explicit((2.0, 0.0)), "values[1] must be finite and > 0, got 0.0"),
+        (lambda: Explicit((1.0, 2.0)), "values must decrease strictly, got values[0]=1.0 and values[1]=2.0"),
+    ],
+)
+def test_a_value_out_of_range_is_named(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
