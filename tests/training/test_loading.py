@@ -1,0 +1,53 @@
+from itertools import islice
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openedm.data import InMemory
+from openedm.training import Options
+from openedm.training.loading import batches, rows_of
+
+
+def first(count, dataset, options, **place):
+    loader = batches(dataset, options, **({"start": 0, "rank": 0, "processes": 1} | place))
+    found = list(islice(loader, count))
+    loader.close()
+    return found
+
+
+@given(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4))
+def test_processes_and_rounds_divide_a_batch_without_gap_or_overlap(processes, accumulate, share):
+    options = Options(batch_size=processes * accumulate * share, accumulate=accumulate)
+    rows = [rows_of(r, rank, processes, options) for r in range(accumulate) for rank in range(processes)]
+    covered = [i for row in rows for i in range(options.batch_size)[row]]
+    assert sorted(covered) == list(range(options.batch_size))
+    assert {row.stop - row.start for row in rows} == {share}
+
+
+def test_processes_and_rounds_together_see_the_batches_of_one_process(vectors):
+    together = first(3, vectors, Options(batch_size=12))
+    options = Options(batch_size=12, accumulate=2)
+    parts = [first(6, vectors, options, rank=rank, processes=2) for rank in range(2)]
+    for step, (x, labels) in enumerate(together):
+        rounds = [parts[rank][2 * step + round_] for round_ in range(2) for rank in range(2)]
+        assert torch.equal(torch.cat([r[0] for r in rounds]), x)
+        assert torch.equal(torch.cat([r[1] for r in rounds]), labels)
+
+
+def test_a_run_that_starts_later_sees_what_the_whole_run_sees_from_there(vectors):
+    whole = first(10, vectors, Options(batch_size=20))
+    later = first(4, vectors, Options(batch_size=20), start=120)
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[6:], later, strict=True))
+
+
+@pytest.mark.parametrize("labelled", [True, False])
+def test_worker_processes_fetch_the_same_batches(vectors, labelled):
+    x, labels = vectors.fetch(range(len(vectors)))
+    dataset = InMemory(x, labels if labelled else None)
+    here = first(4, dataset, Options(batch_size=12))
+    there = first(4, dataset, Options(batch_size=12, workers=2))
+    for mine, theirs in zip(here, there, strict=True):
+        assert torch.equal(mine[0], theirs[0])
+        assert torch.equal(mine[1], theirs[1]) if labelled else theirs[1] is None

@@ -1,0 +1,60 @@
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openedm.training import Observer, Options
+
+
+class Rates(Observer):
+    def __init__(self):
+        self.rates = []
+
+    def on_progress(self, progress):
+        self.rates.append((progress.images, progress.learning_rate))
+
+
+@given(st.floats(1e-8, 10), st.integers(1, 10**8), st.integers(1, 10**9))
+def test_the_learning_rate_rises_linearly_and_stays(rate, rampup, images):
+    expected = rate if images >= rampup else rate * images / rampup
+    assert Options(learning_rate=rate, rampup=rampup).learning_rate_at(images) == pytest.approx(expected, rel=1e-12)
+
+
+def test_without_a_ramp_the_learning_rate_is_whole_from_the_first_step():
+    assert Options(learning_rate=0.25, rampup=0).learning_rate_at(1) == 0.25
+
+
+def test_a_run_takes_its_steps_at_these_rates(trainer):
+    rates = Rates()
+    run = trainer(learning_rate=0.01, rampup=64, observers=[rates])
+    before = run.denoiser.network.layer_out.bias.detach().clone()
+    moved = []
+
+    class Moves(Observer):
+        def on_progress(self, progress):
+            moved.append((run.denoiser.network.layer_out.bias.detach() - before).abs().max().item())
+
+    run.observers += (Moves(),)
+    run.fit()
+    expected = [0.0025, 0.005, 0.0075, 0.01, 0.01, 0.01, 0.01, 0.01]
+    assert rates.rates == [(16 * (i + 1), pytest.approx(rate)) for i, rate in enumerate(expected)]
+    # Adam's first step is lr g/(|g| + ε), that is lr wherever |g| is much larger than ε = 1e-8.
+    assert moved[0] == pytest.approx(0.0025, rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        *((name, 0) for name in ("images", "batch_size", "accumulate", "checkpoint_every", "patience")),
+        *((name, -1) for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers")),
+        *(("learning_rate", value) for value in (0.0, -1e-3, math.inf, math.nan)),
+        *((name, value) for name in ("beta_1", "beta_2") for value in (-0.1, 1.0, math.nan)),
+        *(("epsilon", value) for value in (0.0, math.inf)),
+        *(("label_dropout", value) for value in (-0.1, 1.1, math.nan)),
+        *(("clip_norm", value) for value in (0.0, -1.0, math.nan)),
+    ],
+)
+def test_a_value_out_of_range_is_an_error_that_names_it(name, value):
+    with pytest.raises(ValueError, match=rf"^{name} must be .*got {value}"):
+        Options(**{name: value})
