@@ -315,6 +315,13 @@ def test_a_linked_folder_is_followed(tmp_path):
     assert len(ImageFolder(str(tmp_path / "links")).load()) == 4
 
 
+def test_a_link_to_nowhere_is_named(tmp_path):
+    path = labelled(tmp_path, False)
+    os.symlink("nowhere", f"{path}/cat/5.png")
+    with pytest.raises(ValueError, match=r"path '.*set' cannot be read: .*cat/5.png"):
+        ImageFolder(path).load()
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [({"resolution": 0}, "resolution must be >= 1"), ({"channels": 2}, "channels must be one of 1, 3, 4, got 2")],

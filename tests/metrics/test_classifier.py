@@ -42,6 +42,12 @@ def test_any_size_and_number_of_channels_is_learned(channels, size):
     assert (classifier.predict(x) == labels).double().mean() > 0.9
 
 
+@pytest.mark.parametrize("size", [(1, 1), (1, 9), (40, 3)])
+def test_slender_images_pass_too(size):
+    dataset = InMemory(torch.tensor([-0.9, 0.9]).view(2, 1, 1, 1).expand(2, 1, *size), torch.tensor([0, 1]))
+    assert train_classifier(dataset, seed=0, epochs=20, width=8).predict(dataset.fetch([0, 1])[0]).tolist() == [0, 1]
+
+
 def test_training_is_decided_by_its_seed_and_leaves_the_global_random_state_alone():
     dataset = stripes(32)
     before = torch.get_rng_state()

@@ -148,8 +148,9 @@ def train_classifier(
     checks.at_least("epochs", epochs, 1)
     checks.at_least("batch_size", batch_size, 1)
     checks.positive("learning_rate", learning_rate)
-    shift = max(1, min(dataset.event_shape[1:]) // 16) if shift is None else shift
-    checks.between("shift", shift, 0, min(dataset.event_shape[1:]) - 1)
+    side = min(dataset.event_shape[1:])
+    shift = min(max(1, side // 16), side - 1) if shift is None else shift
+    checks.between("shift", shift, 0, side - 1)
 
     generator = torch.Generator().manual_seed(seed)
     classifier = Classifier(dataset.event_shape, dataset.num_classes, width=width, dim=dim, seed=seed).to(device)
@@ -210,4 +211,5 @@ def _initialised(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> nn
 
 
 def _norm(channels: int) -> nn.Module:
-    return nn.GroupNorm(math.gcd(8, channels), channels)
+    # At least 4 channels to a group: alone in a group of one pixel, a channel would be normalised to nothing.
+    return nn.GroupNorm(math.gcd(8, channels // 4) if channels % 4 == 0 else 1, channels)
