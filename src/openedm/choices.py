@@ -51,7 +51,7 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
             something else where a choice of some kind belongs.
     """
     name = config.get("class_path")
-    known: dict[str, type[C]] = {class_path(c): c for c in _subclasses(base) if not inspect.isabstract(c)}
+    known: dict[str, type[C]] = {class_path(c): c for c in subclasses(base) if not inspect.isabstract(c)}
     matches = [c for path, c in known.items() if name in (path, c.__name__, f"{c.__module__}.{c.__qualname__}")]
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is not known"
@@ -73,10 +73,11 @@ def class_path(cls: type) -> str:
     return f"{module}.{cls.__qualname__}"
 
 
-def _subclasses(base: type[C]) -> Iterator[type[C]]:
+def subclasses(base: type[C]) -> Iterator[type[C]]:
+    """The class itself and all classes below it that have been defined so far."""
     yield base
     for subclass in base.__subclasses__():
-        yield from _subclasses(subclass)
+        yield from subclasses(subclass)
 
 
 def _plain(value: Any) -> Any:

@@ -54,7 +54,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _run(name: str, arguments: list[str]) -> int:
-    from openedm.cli.parsing import parse
+    from jsonargparse import ArgumentError
+
+    from openedm.cli.parsing import explain, parse
 
     command = getattr(importlib.import_module(f"openedm.cli.{name}"), name)
     try:
@@ -63,6 +65,10 @@ def _run(name: str, arguments: list[str]) -> int:
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
+    except ArgumentError as error:
+        print(f"openedm {name}: error: {explain(command, str(error))}", file=sys.stderr)
+        print(f"openedm {name} --help describes all options", file=sys.stderr)
+        return 2
     except (ValueError, TypeError, OSError, FloatingPointError) as error:
         if os.environ.get("OPENEDM_TRACEBACK"):
             raise

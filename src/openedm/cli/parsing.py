@@ -3,30 +3,37 @@
 import dataclasses
 import importlib
 import inspect
+import re
 from abc import ABC
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, get_args, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from openedm.choices import Choice, class_path, to_config
+from openedm.choices import Choice, class_path, subclasses, to_config
 
 
 def parser_for(program: str, command: Callable[..., Any]) -> ArgumentParser:
     """The parser of a command: positional and named options from its signature, texts from its docstring."""
-    parser = ArgumentParser(prog=program, description=inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0])
+    parser = ArgumentParser(
+        prog=program, exit_on_error=False, description=inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0]
+    )
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     parser.add_function_arguments(command, as_positional=True)
     return parser
 
 
 def parse(program: str, command: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """The command's arguments as Python values, checked; exits with a message and status 2 where they are wrong.
+    """The command's arguments as Python values, checked.
 
     jsonargparse carries options over when an argument changes its class: with the default `levels=Karras()`,
     `--levels VP` would keep Karras's range. So the arguments are read again, from the outside in, until every class
     that differs from the default starts from its own defaults.
+
+    Raises:
+        ArgumentError: an argument is unknown, missing or of the wrong type.
+        ValueError: a value is out of its range.
     """
     parser = parser_for(program, command)
     defaults = {name: p.default for name, p in inspect.signature(command).parameters.items()}
@@ -39,6 +46,27 @@ def parse(program: str, command: Callable[..., Any], arguments: Sequence[str]) -
     values: dict[str, Any] = parser.instantiate(chosen).as_dict()
     values.pop("config", None)
     return values
+
+
+def explain(command: Callable[..., Any], message: str) -> str:
+    """jsonargparse's message on one line, with the names to choose from where an argument is a choice by name."""
+    text = " ".join(line.strip() for line in message.splitlines())
+    named = re.match(r'Parser key "([\w.]+)"', text)
+    kind = _annotation(command, named[1].split(".")) if named else None
+    if isinstance(kind, type) and issubclass(kind, Choice) and inspect.isabstract(kind):
+        text += f" (known: {', '.join(sorted(c.__name__ for c in subclasses(kind) if not inspect.isabstract(c)))})"
+    return text
+
+
+def _annotation(command: Callable[..., Any], path: list[str]) -> Any:
+    """The type of an argument, or of a field of a choice that is an argument; None where it cannot be told."""
+    kind: Any = command
+    for part in path:
+        kind = get_type_hints(kind).get(part)
+        if kind is None:
+            return None
+        kind = next((k for k in get_args(kind) if k is not type(None)), kind)
+    return kind
 
 
 def dump(values: dict[str, Any]) -> str:

@@ -1,0 +1,286 @@
+"""`openedm toy`: the figures that explain diffusion, in one and two dimensions."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float, Float64
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from openedm import checks, schedules
+from openedm.cli.reporting import Bar
+from openedm.data import Dataset, Source, Toy
+from openedm.denoiser import Denoiser
+from openedm.exact import ExactDataset, GaussianMixture
+from openedm.levels import Explicit, Karras, LogLinear
+from openedm.networks import MLP
+from openedm.objective import EDM, Objective
+from openedm.plots import Run, error_versus_nfe, loss_per_sigma, save_figure, trajectories_1d, trajectories_2d
+from openedm.sampling import RK4, Euler, Heun, Midpoint, Ralston, Sampler, Solver, State, initial_noise
+from openedm.training import HalfLife, Model, Observer, Options, Trainer, ValidationLoss, validation_loss
+
+FIGURES = ("toy-1d.png", "toy-2d.png", "curvature.png", "error-versus-nfe.png", "loss-per-sigma.png")
+SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), Midpoint(), Ralston(), RK4())
+EVALUATIONS = (8, 16, 32, 64, 128, 256)
+POINTS = 400
+
+
+def toy(
+    out: str = "runs/toy",
+    data: Source = Toy("two_moons", num_samples=2000),
+    data_1d: Source = Toy("two_modes"),
+    sampler: Sampler = Sampler(levels=Karras(num_steps=64)),
+    images: int = 300_000,
+    sigma_shown: float = 3.0,
+    seed: int = 0,
+    overwrite: bool = False,
+) -> None:
+    """Draw the figures that explain diffusion, in one and two dimensions: about a minute.
+
+    Trains a small network on toy data and sets it beside the exact denoiser of the same data, which is known in closed
+    form. Writes toy-1d.png and toy-2d.png (noise is added to data; the probability-flow paths lead back),
+    curvature.png (the same paths under the VP, VE and EDM schedules, and under yours), error-versus-nfe.png (how fast
+    solvers converge with an exact denoiser) and loss-per-sigma.png; prints the numbers behind them.
+
+    Args:
+        out: the folder for the figures.
+        data: data in two dimensions. For a Toy that is a mixture of Gaussians the exact denoiser is the mixture's, else
+            that of the finite set of samples, which draws these samples again; its cost grows with their number.
+        data_1d: data in one dimension, likewise.
+        sampler: schedule, scaling, levels and solver of the paths.
+        images: how many samples each network is trained on.
+        sigma_shown: toy-1d.png shows noise levels up to this.
+        seed: of the networks, the training and the noise.
+        overwrite: replace figures of an earlier run in the folder.
+    """
+    folder = Path(out)
+    _check(folder, sampler, sigma_shown, overwrite)
+    options = _options(images, seed)
+    flat, line = _subject("data", data, 2), _subject("data_1d", data_1d, 1)
+    folder.mkdir(parents=True, exist_ok=True)
+
+    figures = {"curvature.png": _curvature(line, sampler), "error-versus-nfe.png": _solvers(line, sampler, seed)}
+    trained_1d = _train("data_1d", line, options)
+    figures["toy-1d.png"] = _figure_1d(line, trained_1d.denoiser, sampler, sigma_shown, seed)
+    trained_2d = _train("data", flat, options)
+    figures["toy-2d.png"] = _figure_2d(flat, trained_2d.denoiser, sampler, seed)
+    figures["loss-per-sigma.png"] = loss_per_sigma(trained_2d.losses, EDM())
+    for name in FIGURES:
+        save_figure(figures[name], folder / name)
+        print(f"wrote {folder / name}")
+
+
+class Subject(NamedTuple):
+    """Toy data with what is known about it exactly.
+
+    Attributes:
+        name: in words.
+        dataset: the samples.
+        exact: the denoiser that training aims at.
+        density: the same as a mixture, whose density is known at every σ > 0.
+    """
+
+    name: str
+    dataset: Dataset
+    exact: Denoiser
+    density: GaussianMixture
+
+
+class Trained(NamedTuple):
+    """A trained denoiser, and its validation losses on the way, with the exact denoiser's."""
+
+    denoiser: Denoiser
+    losses: dict[str, ValidationLoss]
+
+
+def _check(folder: Path, sampler: Sampler, sigma_shown: float, overwrite: bool) -> None:
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"out must be a folder, but {folder} is a file")
+    found = [name for name in FIGURES if (folder / name).exists()]
+    if found and not overwrite:
+        raise ValueError(
+            f"out={folder} holds figures of an earlier run ({', '.join(found)}): pass --overwrite true to replace them, "
+            "or choose another folder"
+        )
+    if sampler.churn.s_churn > 0:
+        raise ValueError(
+            f"sampler.churn.s_churn must be 0, got {sampler.churn.s_churn}: the paths are those of the ODE"
+        )
+    if not any(field.name == "num_steps" for field in fields(sampler.levels)):
+        raise ValueError(f"sampler.levels must be a rule for any number of steps, got {sampler.levels}")
+    checks.positive("sigma_shown", sigma_shown)
+
+
+def _options(images: int, seed: int) -> Options:
+    checks.at_least("images", images, 1)
+    return Options(
+        images=images,
+        batch_size=512,
+        learning_rate=3e-3,
+        rampup=images // 20,
+        average=HalfLife(half_life=images / 20),
+        seed=seed,
+        validate_every=max(images // 4, 1),
+        snapshot_every=0,
+    )
+
+
+def _subject(argument: str, source: Source, dimensions: int) -> Subject:
+    dataset = source.load()
+    if dataset.event_shape != (dimensions,):
+        raise ValueError(f"{argument} must be vectors of {dimensions}, got {dataset.describe()} from {source}")
+    mixture = source.mixture() if isinstance(source, Toy) else None
+    name = source.name if isinstance(source, Toy) else dataset.describe()
+    if mixture is not None:
+        covariance = mixture.std**2 * torch.eye(dimensions, dtype=torch.float64)
+        exact = GaussianMixture(mixture.weights, mixture.means, covariance.expand(len(mixture.weights), -1, -1))
+        return Subject(name, dataset, exact, exact)
+    x, _ = dataset.fetch(range(len(dataset)))
+    points = x[:: math.ceil(len(x) / 2000)]
+    density = GaussianMixture(torch.ones(len(points)), points, torch.zeros(len(points), dimensions, dimensions))
+    return Subject(name, dataset, ExactDataset(x), density)
+
+
+class _Losses(Observer):
+    def __init__(self) -> None:
+        self.found: dict[str, ValidationLoss] = {}
+
+    def on_validation(self, images: int, loss: ValidationLoss) -> None:
+        self.found[f"{images:,} images"] = loss
+
+
+def _train(argument: str, subject: Subject, options: Options, objective: Objective = EDM()) -> Trained:
+    """Train on the subject; prints the loss beside the exact denoiser's."""
+    print(f"training on {argument}: {subject.name}, {subject.dataset.describe()}", flush=True)
+    model = Model.for_data(subject.dataset, MLP(width=64, num_blocks=2), conditional=False)
+    losses = _Losses()
+    trainer = Trainer(model, subject.dataset, objective, options, observers=[losses, Bar(options)])
+    denoiser = trainer.fit().cpu()
+    host = torch.device("cpu")
+    losses.found["exact denoiser"] = validation_loss(
+        subject.exact, subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed
+    )
+    *_, last, exact = losses.found.values()
+    print(f"validation loss {last.loss:.4f}; the exact denoiser's, on the same samples and noise: {exact.loss:.4f}")
+    return Trained(denoiser, losses.found)
+
+
+def _run(sampler: Sampler, denoiser: Denoiser, noise: Float[Tensor, "batch features"]) -> Run:
+    with torch.no_grad():
+        return Run(sampler, list(sampler.steps(denoiser, noise=noise)))
+
+
+def noising(sampler: Sampler, clean: Float[Tensor, "batch features"], seed: int) -> Run:
+    """Data that noise is added to little by little, x(t) = s (y + ∫ dn), at the levels of the sampler.
+
+    Between σ' < σ the noise grows by √(σ² − σ'²) n with a fresh n. The states are in the order of sampling, so that the
+    last is the data; their `denoised` is the data too.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    sigmas = sampler.levels.sigmas()
+    scaling = sampler.schedule.scaling if sampler.scaling is None else sampler.scaling
+    times, scales = sampler.schedule.time(sigmas).tolist(), scaling.scale(sigmas).tolist()
+    x = clean = clean.double()
+    states = [State(len(sigmas), 0.0, 0.0, 1.0, clean, clean)]
+    for i in reversed(range(len(sigmas))):
+        sigma, below = float(sigmas[i]), states[-1].sigma
+        x = x + math.sqrt(sigma**2 - below**2) * torch.randn(x.shape, generator=generator, dtype=x.dtype)
+        states.append(State(i, times[i], sigma, scales[i], x * scales[i], clean))
+    return Run(sampler, states[::-1])
+
+
+def _figure_1d(subject: Subject, trained: Denoiser, sampler: Sampler, sigma_shown: float, seed: int) -> Figure:
+    noise = _even_noise(24)
+    clean, _ = subject.dataset.fetch(range(min(12, len(subject.dataset))))
+    runs = {
+        "noise is added": noising(sampler, clean, seed),
+        "back, exact denoiser": _run(sampler, subject.exact, noise),
+        "back, trained network": _run(sampler, trained, noise),
+    }
+    return trajectories_1d(runs, subject.density.log_prob, sigma_shown=[sigma_shown], lines=24)
+
+
+def _figure_2d(subject: Subject, trained: Denoiser, sampler: Sampler, seed: int) -> Figure:
+    noise = initial_noise(range(seed, seed + POINTS), (2,))
+    clean, _ = subject.dataset.fetch(range(min(POINTS, len(subject.dataset))))
+    exact, learned = (_run(sampler, denoiser, noise) for denoiser in (subject.exact, trained))
+    apart = (exact.states[-1].x - learned.states[-1].x).norm(dim=1)
+    print(f"samples from the same noise, exact and trained: median distance {float(apart.median()):.3f}")
+    runs = {"noise is added": noising(sampler, clean, seed), "back, exact": exact, "back, trained": learned}
+    return trajectories_2d(runs)
+
+
+def _curvature(subject: Subject, sampler: Sampler) -> Figure:
+    """The exact paths under the three schedules of the paper, and under the sampler's if that is another."""
+    fine = Sampler(levels=Karras(num_steps=256))
+    samplers = {
+        "VP": replace(fine, schedule=schedules.VP()),
+        "VE": replace(fine, schedule=schedules.VE()),
+        "EDM": replace(fine, schedule=schedules.EDM()),
+    }
+    mine = replace(fine, schedule=sampler.schedule, scaling=sampler.scaling)
+    if mine not in samplers.values():
+        scaling = "" if sampler.scaling is None else f", {type(sampler.scaling).__name__}"
+        samplers[f"yours: {type(sampler.schedule).__name__}{scaling}"] = mine
+    noise = _even_noise(16)
+    runs = {title: _run(each, subject.exact, noise) for title, each in samplers.items()}
+    return trajectories_1d(runs, subject.density.log_prob, sigma_shown=(25.0, 1.0))
+
+
+def _even_noise(count: int) -> Float64[Tensor, "count 1"]:
+    """Quantiles of the unit normal: noise that covers it evenly."""
+    return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
+
+
+def _solvers(subject: Subject, sampler: Sampler, seed: int) -> Figure:
+    """Error against evaluations for a Gaussian, whose paths are known in closed form, and for the data."""
+    gaussian = GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 0.01]]])
+    noise = initial_noise(range(seed, seed + 64), (2,)).double()
+    levels = sampler.levels.sigmas()
+    high, low = float(levels[0]), float(levels[-1])
+    lowest = replace(sampler, levels=Explicit((low,)))
+    solved = gaussian.ode_solution(noise * high, high, low)
+    solved = lowest.sample(gaussian, noise=solved / low)
+    converged = replace(sampler, levels=LogLinear(2048, low, high), solver=RK4())
+    line_noise = noise[:, :1]
+    panels = {
+        "a Gaussian, against the closed form": _errors(sampler, gaussian, noise, solved),
+        f"{subject.name}, against 2048 steps of RK4": _errors(
+            sampler, subject.exact, line_noise, converged.sample(subject.exact, noise=line_noise)
+        ),
+    }
+    for title, errors in panels.items():
+        _print_errors(title, errors)
+    return error_versus_nfe(panels, orders=sorted({solver.order for solver in SOLVERS}))
+
+
+def _errors(
+    sampler: Sampler,
+    denoiser: Denoiser,
+    noise: Float[Tensor, "batch features"],
+    solution: Float[Tensor, "batch features"],
+) -> dict[str, list[tuple[int, float]]]:
+    """For each solver: the evaluations, at most so many as `EVALUATIONS` says, and the median distance to `solution`."""
+    errors: dict[str, list[tuple[int, float]]] = {}
+    for solver in SOLVERS:
+        rows = errors[type(solver).__name__] = []
+        for evaluations in EVALUATIONS:
+            steps = 1 + (evaluations - 1) // len(solver.tableau.b)
+            run = replace(sampler, levels=replace(sampler.levels, num_steps=steps), solver=solver)
+            distance = (run.sample(denoiser, noise=noise) - solution).norm(dim=1)
+            rows.append((run.nfe, float(distance.median())))
+    return errors
+
+
+def _print_errors(title: str, errors: Mapping[str, Sequence[tuple[int, float]]]) -> None:
+    """A table of the errors, with the order measured between the last two numbers of steps."""
+    print(f"median error, {title}")
+    print(f"{'NFE at most':<12}" + "".join(f"{n:>10}" for n in EVALUATIONS) + f"{'order':>8}")
+    for name, rows in errors.items():
+        (before, error), (after, smaller) = rows[-2:]
+        order = math.log(error / smaller) / math.log((after - 1) / (before - 1)) if smaller > 0 < error else math.nan
+        print(f"{name:<12}" + "".join(f"{e:>10.1e}" for _, e in rows) + f"{order:>8.2f}")
