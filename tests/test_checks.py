@@ -30,6 +30,19 @@ def test_a_check_accepts_what_it_states_and_never_a_nan(value: float, low: float
     assert accepts(checks.ordered, "x", value, "y", high) == (value < high)
 
 
+@given(st.lists(st.floats(allow_nan=True), max_size=6))
+def test_falling_values_are_finite_at_least_zero_and_strictly_decreasing(values: list[float]) -> None:
+    falling = all(math.isfinite(v) and v >= 0 for v in values) and sorted(set(values), reverse=True) == values
+    assert accepts(checks.decreasing, "table", values) == falling
+
+
+@pytest.mark.parametrize("value", [18.0, "18", None, True])
+def test_only_an_int_is_an_integer(value: object) -> None:
+    checks.integer("num_steps", 18)
+    with pytest.raises(TypeError, match=f"^num_steps must be an integer, got {value!r}$"):
+        checks.integer("num_steps", value)
+
+
 @pytest.mark.parametrize(
     ("check", "arguments", "message"),
     [
@@ -39,6 +52,9 @@ def test_a_check_accepts_what_it_states_and_never_a_nan(value: float, low: float
         (checks.at_least, ("num_steps", 0, 1), "num_steps must be >= 1, got 0"),
         (checks.between, ("dropout", 1.5, 0, 1), "dropout must be between 0 and 1, got 1.5"),
         (checks.ordered, ("low", 2, "high", 1), "low must be < high, got low=2 and high=1"),
+        (checks.decreasing, ("table", (2.0, 2.0)), "table must decrease strictly, got table[0]=2.0 and table[1]=2.0"),
+        (checks.decreasing, ("table", (math.inf, 2.0)), "table[0] must be a finite number, got inf"),
+        (checks.decreasing, ("table", (2.0, -1.0)), "table[1] must be >= 0, got -1.0"),
         (checks.one_of, ("final", "end", ("denoise", "euler")), "final must be one of 'denoise', 'euler', got 'end'"),
     ],
 )

@@ -149,6 +149,10 @@ def test_iddpm_picks_entries_of_its_table_evenly_in_their_index(table: tuple[flo
     assert n == 1 or picked[-1] == last
 
 
+def test_one_step_may_have_a_range_of_one_level() -> None:
+    assert listed(Karras(1, sigma_min=2.0, sigma_max=2.0)) == [2.0]
+
+
 def test_iddpm_refuses_more_steps_than_its_table_has_levels_in_range() -> None:
     kept = sum(0.002 <= u <= 81 for u in iddpm_table())
     assert len(listed(IDDPM(kept))) == kept
@@ -174,6 +178,9 @@ def test_explicit_levels_are_visited_as_given(table: tuple[float, ...]) -> None:
         (lambda: Karras(5, sigma_min=0.0), "sigma_min must be finite and > 0, got 0.0"),
         (lambda: VE(5, sigma_max=math.inf), "sigma_max must be finite and > 0, got inf"),
         (lambda: LogLinear(2, 1.0, 1.0), "sigma_min must be < sigma_max, got sigma_min=1.0 and sigma_max=1.0"),
+        (lambda: VE(1, sigma_max=0.01), "sigma_min must be < sigma_max, got sigma_min=0.02 and sigma_max=0.01"),
+        (lambda: IDDPM(2, table=(1.0, 5.0, 0.0)), "table must decrease strictly, got table[0]=1.0 and table[1]=5.0"),
+        (lambda: IDDPM(2, table=(math.nan, 5.0, 0.0)), "table[0] must be a finite number, got nan"),
         (lambda: VP(5, epsilon_s=0.0), "epsilon_s must be between 0 and 1, got 0.0"),
         (lambda: VP(5, sigma_min=1.0), "no VP schedule has sigma(0.001) = 1.0"),
         (lambda: iddpm_table(0), "m must be >= 1, got 0"),

@@ -1,7 +1,8 @@
 """Checks of arguments: each raises an error that names the argument, what was given and what is allowed."""
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
+from itertools import pairwise
 
 
 def finite(name: str, value: float) -> None:
@@ -22,6 +23,12 @@ def at_least(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} must be >= {low}, got {value!r}")
 
 
+def integer(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is an int (18.0 and True are none)."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+
+
 def between(name: str, value: float, low: float, high: float) -> None:
     """Raise ValueError unless `low` ≤ `value` ≤ `high` (NaN is refused)."""
     if not low <= value <= high:
@@ -32,6 +39,16 @@ def ordered(low_name: str, low: float, high_name: str, high: float) -> None:
     """Raise ValueError unless `low` < `high`."""
     if not low < high:
         raise ValueError(f"{low_name} must be < {high_name}, got {low_name}={low!r} and {high_name}={high!r}")
+
+
+def decreasing(name: str, values: Sequence[float]) -> None:
+    """Raise ValueError unless `values` decrease strictly and are finite and ≥ 0."""
+    for i, value in enumerate(values):
+        finite(f"{name}[{i}]", value)
+        at_least(f"{name}[{i}]", value, 0)
+    for i, (high, low) in enumerate(pairwise(values)):
+        if not high > low:
+            raise ValueError(f"{name} must decrease strictly, got {name}[{i}]={high!r} and {name}[{i + 1}]={low!r}")
 
 
 def one_of(name: str, value: object, allowed: Collection[object]) -> None:

@@ -17,7 +17,6 @@ import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
 from functools import lru_cache
-from itertools import pairwise
 
 import torch
 from jaxtyping import Float64
@@ -57,10 +56,11 @@ class Levels(Choice, ABC):
         return replace(self, sigma_min=sigma_min, sigma_max=sigma_max)  # type: ignore[call-arg]
 
     def _check_range(self) -> None:
+        checks.integer("num_steps", self.num_steps)
         checks.at_least("num_steps", self.num_steps, 1)
         checks.positive("sigma_min", self.sigma_min)
         checks.positive("sigma_max", self.sigma_max)
-        if self.num_steps > 1:
+        if self.num_steps > 1 or self.sigma_min > self.sigma_max:
             checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     def _ramp(self) -> Float64[Tensor, "num_steps"]:
@@ -211,9 +211,7 @@ class Explicit(Levels):
             raise ValueError("values must hold at least one level, got ()")
         for i, value in enumerate(self.values):
             checks.positive(f"values[{i}]", value)
-        for i, (high, low) in enumerate(pairwise(self.values)):
-            if not high > low:
-                raise ValueError(f"values must decrease strictly, got values[{i}]={high!r} and values[{i + 1}]={low!r}")
+        checks.decreasing("values", self.values)
 
     @property
     def num_steps(self) -> int:  # type: ignore[override]
@@ -276,7 +274,7 @@ class IDDPM(Levels):
         table: the levels u_0 > … > u_M ≥ 0; None means `iddpm_table()`, with M = 1000.
 
     Raises:
-        ValueError: a value is out of its range, or more steps than entries are asked for.
+        ValueError: a value is out of its range, the table does not decrease, or more steps than entries are asked for.
     """
 
     num_steps: int = 18
@@ -286,6 +284,8 @@ class IDDPM(Levels):
 
     def __post_init__(self) -> None:
         self._check_range()
+        if self.table is not None:
+            checks.decreasing("table", self.table)
         if self.num_steps > len(self._kept()):
             raise ValueError(
                 f"num_steps must be at most {len(self._kept())}, the number of table entries in "
