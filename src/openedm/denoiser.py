@@ -144,10 +144,12 @@ class Preconditioned(Denoiser):
         """c_skip x + c_out F(c_in x; c_noise)."""
         c_skip, c_out, c_in, c_noise = self.preconditioning.coefficients(sigma, self.sigma_data)
         parameter = next(self.network.parameters(), x)
+        # c_noise reaches 999 with VP: half precision would round it.
+        dtype = torch.promote_types(parameter.dtype, torch.float32)
         if c_noise.ndim == 0:
-            c_noise = torch.full((x.shape[0],), float(c_noise), dtype=parameter.dtype, device=x.device)
+            c_noise = torch.full((x.shape[0],), float(c_noise), dtype=dtype, device=x.device)
         predicted: Tensor = self.network(
-            (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, parameter.dtype), condition, **options
+            (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, dtype), condition, **options
         )
         predicted = predicted[:, : x.shape[1]].to(x.dtype)
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * predicted

@@ -1,13 +1,19 @@
 """Figures: functions from numbers to matplotlib `Figure`s. They show nothing, write nothing, set nothing global."""
 
+from openedm.plots.convergence import error_versus_nfe
 from openedm.plots.images import denoising_trajectory, sample_grid
 from openedm.plots.losses import loss_curve, loss_per_sigma
 from openedm.plots.style import save_figure
+from openedm.plots.trajectories import Run, trajectories_1d, trajectories_2d
 
 __all__ = [
+    "Run",
     "denoising_trajectory",
+    "error_versus_nfe",
     "loss_curve",
     "loss_per_sigma",
     "sample_grid",
     "save_figure",
+    "trajectories_1d",
+    "trajectories_2d",
 ]
