@@ -13,7 +13,8 @@ from openedm import checks
 from openedm.data import Dataset
 from openedm.denoiser import Denoiser
 from openedm.objective import Objective, denoising_loss
-from openedm.training.randomness import VALIDATION, generator
+from openedm.sampling import SeededNoise
+from openedm.training.randomness import VALIDATION, derived_seed
 
 
 @dataclass(frozen=True)
@@ -64,14 +65,15 @@ def validation_loss(
     sigmas = objective.noise.quantile((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
     count = min(samples, len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]
-    random = generator(torch.device("cpu"), seed, VALIDATION)
     errors = torch.zeros(levels, dtype=torch.float64)
     for start in range(0, count, batch_size):
-        clean, labels = dataset.fetch(chosen[start : start + batch_size])
+        part = chosen[start : start + batch_size]
+        clean, labels = dataset.fetch(part)
+        random = SeededNoise([derived_seed(seed, VALIDATION, i) for i in part])
         clean = clean.to(device)
         condition = labels.to(device) if labels is not None and denoiser.num_classes else None
         for i, sigma in enumerate(sigmas):
-            noise = torch.randn(clean.shape, generator=random).to(device)
+            noise = random.draw(tuple(clean.shape[1:])).to(device)
             denoised = denoiser(clean + float(sigma) * noise, sigma, condition)
             errors[i] += float(denoising_loss(denoised, clean, _ones(clean)).weighted.double().sum())
     errors /= count
