@@ -128,15 +128,16 @@ class UniformTable(NoiseDistribution):
         table: the levels u_0 > … > u_M = 0, of which the last is never drawn; None means `levels.iddpm_table()`.
 
     Raises:
-        ValueError: the table has fewer than two entries or does not decrease.
+        ValueError: the table has fewer than two entries, does not decrease or does not end with 0.
     """
 
     table: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
         u = self._levels()
-        if len(u) < 2 or any(u[j] <= u[j + 1] for j in range(len(u) - 1)):
-            raise ValueError(f"table must hold at least 2 strictly decreasing levels, got {len(u)} values")
+        if len(u) < 2 or u[-1] != 0:
+            raise ValueError(f"table must hold at least 2 levels, the last of them 0, got {u[-2:]} at the end")
+        checks.decreasing("table", u)
 
     def _levels(self) -> tuple[float, ...]:
         return levels.iddpm_table() if self.table is None else self.table

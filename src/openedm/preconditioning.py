@@ -178,7 +178,7 @@ class IDDPM(Preconditioning):
         table: the trained levels u_0 > … > u_M, the last of them 0; None means `iddpm_table(num_levels, c_1, c_2)`.
 
     Raises:
-        ValueError: a value is out of its range, or the table does not have M + 1 strictly decreasing entries.
+        ValueError: a value is out of its range, or the table does not have M + 1 strictly decreasing entries down to 0.
     """
 
     c_1: float = 0.001
@@ -187,11 +187,13 @@ class IDDPM(Preconditioning):
     table: tuple[float, ...] | None = None
 
     def __post_init__(self) -> None:
+        checks.at_least("num_levels", self.num_levels, 1)
         u = self.levels
-        if len(u) != self.num_levels + 1 or any(not a > b for a, b in pairwise(u)):
-            raise ValueError(
-                f"table must hold num_levels + 1 = {self.num_levels + 1} strictly decreasing levels, got {len(u)}"
-            )
+        if len(u) != self.num_levels + 1:
+            raise ValueError(f"table must hold num_levels + 1 = {self.num_levels + 1} levels, got {len(u)}")
+        checks.decreasing("table", u)
+        if u[-1] != 0:
+            raise ValueError(f"table must end with 0, got {u[-1]!r}")
 
     @property
     def levels(self) -> tuple[float, ...]:
@@ -259,6 +261,8 @@ class Adapter(Preconditioning):
             raise ValueError(f"time_scale has no effect beside a table and must be 1.0, got {self.time_scale!r}")
         if len(self.table) < 2 or any(not a < b for a, b in pairwise(self.table)):
             raise ValueError(f"table must hold at least 2 strictly increasing levels, got {len(self.table)} values")
+        checks.at_least("table[0]", self.table[0], 0)
+        checks.finite("table[-1]", self.table[-1])
 
     @property
     def sigma_min(self) -> float:
