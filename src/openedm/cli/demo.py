@@ -7,7 +7,7 @@ from pathlib import Path
 from openedm.cli import main
 
 
-def demo(out: str = "runs/demo", images: int = 200_000, seed: int = 0) -> int:
+def demo(out: str = "runs/demo", images: int = 100_000, seed: int = 0) -> int:
     """Train a small DDPM++ on handwritten digits, draw new ones, and score them: the whole library in minutes.
 
     Runs the commands it prints; each can be typed by hand. Run again, it goes on where it stopped.
@@ -63,7 +63,7 @@ TRAINING = [
     "--options.batch_size=128",
     "--options.learning_rate=2e-3",
     "--options.rampup=10000",
-    "--options.average.half_life=20000",
+    "--options.average.half_life=5000",
     "--options.validate_every=25000",
     "--options.snapshot_every=50000",
 ]
