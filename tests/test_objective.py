@@ -239,6 +239,15 @@ def test_the_features_of_the_uncertainty_belong_to_its_seed() -> None:
     assert not torch.equal(one.frequencies, third.frequencies)
 
 
+@pytest.mark.parametrize("stratified", [False, True])
+@pytest.mark.parametrize("u", [0.0, 1 - 2.0**-53])
+def test_the_extreme_draws_are_finite_and_positive(u: float, stratified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch, "rand", lambda count, **_: torch.full((count,), u, dtype=torch.float64))
+    sigma = LogNormal().sample(64, torch.Generator(), stratified=stratified)
+    assert bool(sigma.isfinite().all())
+    assert bool((sigma > 0).all())
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

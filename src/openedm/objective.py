@@ -39,7 +39,7 @@ class NoiseDistribution(Choice, ABC):
         if stratified:
             order = torch.randperm(count, generator=generator, device=generator.device)
             u = (order + u) / count
-        tiny = 2.0**-54
+        tiny = 2.0**-53  # The largest float64 below 1 is 1 − 2⁻⁵³.
         return self.quantile(u.clamp(tiny, 1 - tiny))
 
 
