@@ -3,6 +3,8 @@ PYTHON ?= python3
 BIN := .venv/bin
 # Idle OpenMP threads sleep instead of spinning: several times faster on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
+# One test process a core, one thread each.
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
 .PHONY: demo test lint types imports golden bench coverage clean
 
@@ -16,10 +18,10 @@ demo: .venv/installed  ## train, sample and score on the digits, in minutes
 	$(BIN)/openedm demo
 
 test: .venv/installed  ## the tests, without those that compare with reference numbers
-	$(BIN)/python -m pytest -m 'not golden' -q --cov --cov-report=term:skip-covered
+	$(PYTEST) -m 'not golden' --cov --cov-report=term:skip-covered
 
 golden: .venv/installed  ## parity with the reference numbers (OPENEDM_GOLDEN names their folder)
-	$(BIN)/python -m pytest -m golden -q
+	$(PYTEST) -m golden
 
 lint: .venv/installed
 	$(BIN)/ruff check
