@@ -52,6 +52,7 @@ def save_checkpoint(
     if path.exists():
         raise ValueError(f"{path} exists already: a checkpoint is never overwritten")
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number, too
     temporary.mkdir(parents=True)
     try:
         _write_json(temporary / "config.json", {"format": FORMAT, "model": to_config(model)})
@@ -153,7 +154,7 @@ def remove_checkpoints(run: Path, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints of a run, and what a killed process left half-written."""
     if keep > 0:
         for old in list_checkpoints(run)[:-keep]:
-            shutil.rmtree(old)
+            os.replace(old, old.with_name(f".{old.name}-old"))  # no longer listed, before it is incomplete
     for partial in (run / FOLDER).glob(".*"):
         shutil.rmtree(partial, ignore_errors=True)
 
