@@ -21,7 +21,7 @@ from typing import Any, Literal
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor
+from torch import Tensor, nn
 
 from openedm import checks
 from openedm.choices import from_config, to_config
@@ -80,22 +80,26 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> P
     """
     checks.one_of("weights", weights, ("ema", "raw"))
     folder = find_checkpoint(path)
-    denoiser = read_model(folder).build()
-    tensors = read_weights(folder)
+    model = read_model(folder)
+    try:
+        denoiser = model.build()
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {error}") from error
     if weights == "raw":
-        training = _read_tensors(folder / "training.safetensors")
-        tensors = {name.removeprefix("network."): t for name, t in training.items() if name.startswith("network.")}
-    load_weights(denoiser, tensors, folder)
+        tensors = part_of(_read_tensors(folder / "training.safetensors"), "network")
+    else:
+        tensors = read_weights(folder)
+    load_weights(denoiser.network, tensors, folder)
     return denoiser.eval()
 
 
-def load_weights(denoiser: Preconditioned, tensors: Mapping[str, Tensor], origin: Path) -> None:
-    """Copy `tensors` into the denoiser's network; every name and shape must fit.
+def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
+    """Copy `tensors` into the module; every name and shape must fit.
 
     Raises:
         ValueError: a name is missing, unexpected or has another shape; says which.
     """
-    mine = denoiser.network.state_dict()
+    mine = module.state_dict()
     wrong = sorted(
         [f"{name} is missing" for name in mine.keys() - tensors.keys()]
         + [f"{name} is unexpected" for name in tensors.keys() - mine.keys()]
@@ -108,7 +112,12 @@ def load_weights(denoiser: Preconditioned, tensors: Mapping[str, Tensor], origin
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"the weights in {origin} do not fit the network: {'; '.join(wrong[:5])}{more}")
-    denoiser.network.load_state_dict(dict(tensors))
+    module.load_state_dict(dict(tensors))
+
+
+def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+    """The tensors named `part.…`, without that prefix."""
+    return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
 
 def read_model(folder: Path) -> Model:
@@ -121,7 +130,7 @@ def read_model(folder: Path) -> Model:
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder / 'config.json'}: format must be {FORMAT!r}, got {config.get('format')!r}")
     try:
-        return from_config(Model, config["model"])
+        return from_config(Model, dict(config["model"]))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}") from error
 
@@ -223,21 +232,22 @@ def restore_optimizer(
     """Undo `flatten_optimizer`.
 
     Raises:
-        ValueError: an entry belongs to no parameter, or has neither its parameter's shape nor none; says which.
+        ValueError: an entry belongs to no parameter or does not fit its shape, or some are missing; says which.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     positions = {name: i for i, name in enumerate(names)}
     content = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        kind, _, rest = key.partition(".")
-        if kind != "optimizer":
-            continue
-        name, _, entry = rest.rpartition(".")
+    for key, value in part_of(tensors, "optimizer").items():
+        name, _, entry = key.rpartition(".")
         if name not in positions or value.shape not in ((), parameters[positions[name]].shape):
             raise ValueError(f"the optimiser's state in {origin} does not fit: {key} of shape {tuple(value.shape)}")
         i = positions[name]
         state.setdefault(i, {})[entry] = _laid_out_as(parameters[i], value)
+    entries = set().union(*state.values())
+    missing = [f"{names[i]}.{entry}" for i in state for entry in sorted(entries - state[i].keys())]
+    if missing:
+        raise ValueError(f"the optimiser's state in {origin} is incomplete: {', '.join(missing[:5])} missing")
     content["state"] = state
     optimizer.load_state_dict(content)
 

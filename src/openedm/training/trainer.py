@@ -8,7 +8,7 @@ steps.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -29,6 +29,7 @@ from openedm.training.checkpoints import (
     flatten_optimizer,
     list_checkpoints,
     load_weights,
+    part_of,
     read_model,
     read_training,
     read_weights,
@@ -320,11 +321,19 @@ class Trainer:
         tensors, content = read_training(folder)
         before = {"model": to_config(read_model(folder)), **{k: content.get(k) for k in ("objective", "options")}}
         refuse_changes(folder, before, {"model": to_config(self.model), **self._settings()})
-        load_weights(self.average, read_weights(folder), folder)
-        raw = {name.removeprefix("network."): t for name, t in tensors.items() if name.startswith("network.")}
-        load_weights(self.denoiser, raw, folder)
+        state = _run_of(content, folder)
+        load_weights(self.average.network, read_weights(folder), folder)
+        load_weights(self.denoiser.network, part_of(tensors, "network"), folder)
         if self._plain.uncertainty is not None:
-            extra = {n.removeprefix("uncertainty."): t for n, t in tensors.items() if n.startswith("uncertainty.")}
-            self._plain.uncertainty.load_state_dict(extra)
+            load_weights(self._plain.uncertainty, part_of(tensors, "uncertainty"), folder)
         restore_optimizer(self.optimizer, self._names, tensors, folder)
-        self.state = _Run(**{f.name: int(content[f.name]) for f in fields(_Run)})
+        if state.step > state.skipped and not self.optimizer.state:
+            raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
+        self.state = state
+
+
+def _run_of(content: Mapping[str, Any], folder: Path) -> _Run:
+    try:
+        return _Run(**{f.name: int(content[f.name]) for f in fields(_Run)})
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'training.json'} does not say where the run stands: {error!r}") from error
