@@ -2,6 +2,7 @@
 
 import json
 import signal
+import sys
 import threading
 from pathlib import Path
 from types import FrameType, TracebackType
@@ -64,7 +65,8 @@ class Bar(Observer):
     def on_progress(self, progress: Progress) -> None:
         """Advance to the images seen; the loss shown is averaged over about 50 steps."""
         if self._bar is None:
-            self._bar = tqdm(total=self._total, unit="img", unit_scale=True, smoothing=0.05, mininterval=1.0)
+            pause = 1.0 if sys.stderr.isatty() else 15.0
+            self._bar = tqdm(total=self._total, unit="img", unit_scale=True, smoothing=0.05, mininterval=pause)
             self._bar.n = self._bar.initial = progress.images
             self._loss = progress.loss
         self._loss += 0.02 * (progress.loss - self._loss)

@@ -48,7 +48,7 @@ def train(
         sampler: how the sample grids of the run are drawn.
         conditional: condition on the classes of the data, where it has some.
         resume: go on from the newest checkpoint in the run folder, if there is one.
-        tracker: where curves and images are sent besides the run folder.
+        tracker: where curves are sent besides the run folder.
     """
     values = {**locals(), "resume": False}
     run = Path(out)
