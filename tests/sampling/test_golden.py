@@ -25,6 +25,7 @@ FROM_TABLE = [
     if set(e["kwargs"]) <= {"num_steps", "solver", "discretization", "schedule", "scaling"}
     if e["kwargs"]["schedule"] != "vp"  # refitted to the range, which differs with the table
 ]
+CHURN = ("S_churn", "S_min", "S_max", "S_noise")
 REFUSED = INDEX.get("nan_cases", {}).get("names", [])
 
 
@@ -78,18 +79,19 @@ def sampler_of(kwargs: dict[str, Any], kind: str, arrays: dict[str, np.ndarray])
     """The reference's arguments as an openedm sampler. The reference refits VP's betas to the range of the levels."""
     steps = kwargs["num_steps"]
     ends = {k: kwargs[k] for k in ("sigma_min", "sigma_max") if k in kwargs}
+    start = {k: kwargs[k] for k in ("epsilon_s",) if k in kwargs}
     table = tuple(arrays["iddpm_u_table_ref_M4000" if kwargs.get("M") == 4000 else "iddpm_u_table_ref"].tolist())
     discretisation = kwargs.get("discretization", "edm")
     rule: levels.Levels = {
         "edm": lambda: levels.Karras(steps, **ends, rho=float(kwargs.get("rho", 7))),
-        "vp": lambda: levels.VP(steps, **ends),
+        "vp": lambda: levels.VP(steps, **ends, **start),
         "ve": lambda: levels.VE(steps, **ends),
         "iddpm": lambda: levels.IDDPM(steps, **ends, table=table),
     }[discretisation]()
     limits = Limited(kind, table)
     rule = rule.within(limits.sigma_min, limits.sigma_max)
     schedule: schedules.Schedule = {
-        "vp": lambda: schedules.VP.fit(rule.sigma_min, rule.sigma_max),
+        "vp": lambda: schedules.VP.fit(rule.sigma_min, rule.sigma_max, **start),
         "ve": schedules.VE,
         "linear": schedules.EDM,
     }[kwargs.get("schedule", "linear")]()
@@ -98,9 +100,9 @@ def sampler_of(kwargs: dict[str, Any], kind: str, arrays: dict[str, np.ndarray])
         schedule=schedule,
         scaling=schedules.VPScaling() if kwargs.get("scaling") == "vp" else schedules.NoScaling(),
         solver=Euler() if kwargs.get("solver") == "euler" else Alpha(float(kwargs.get("alpha", 1))),
-        churn=Churn(
-            **{name.lower(): float(kwargs[name]) for name in ("S_churn", "S_min", "S_max", "S_noise") if name in kwargs}
-        ),
+        churn=Churn(**{n.lower(): float(kwargs[n]) for n in CHURN if n in kwargs})
+        if kwargs.get("S_churn")
+        else Churn(),
         final="euler",
     )
 
