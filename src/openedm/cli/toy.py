@@ -13,12 +13,12 @@ from torch import Tensor
 
 from openedm import checks, schedules
 from openedm.cli.reporting import Bar
-from openedm.data import Dataset, Source, Toy
+from openedm.data import Dataset, Source, Toy, measure
 from openedm.denoiser import Denoiser
 from openedm.exact import ExactDataset, GaussianMixture
-from openedm.levels import Explicit, Karras, LogLinear
+from openedm.levels import Explicit, Karras, Levels, LogLinear
 from openedm.networks import MLP
-from openedm.objective import EDM, Objective
+from openedm.objective import EDM
 from openedm.plots import Run, error_versus_nfe, loss_per_sigma, save_figure, trajectories_1d, trajectories_2d
 from openedm.sampling import RK4, Euler, Heun, Midpoint, Ralston, Sampler, Solver, State, initial_noise
 from openedm.training import HalfLife, Model, Observer, Options, Trainer, ValidationLoss, validation_loss
@@ -34,12 +34,12 @@ def toy(
     data: Source = Toy("two_moons", num_samples=2000),
     data_1d: Source = Toy("two_modes"),
     sampler: Sampler = Sampler(levels=Karras(num_steps=64)),
-    images: int = 300_000,
+    images: int = 600_000,
     sigma_shown: float = 3.0,
     seed: int = 0,
     overwrite: bool = False,
 ) -> None:
-    """Draw the figures that explain diffusion, in one and two dimensions: about a minute.
+    """Draw the figures that explain diffusion, in one and two dimensions, in about half a minute.
 
     Trains a small network on toy data and sets it beside the exact denoiser of the same data, which is known in closed
     form. Writes toy-1d.png and toy-2d.png (noise is added to data; the probability-flow paths lead back),
@@ -64,11 +64,13 @@ def toy(
     folder.mkdir(parents=True, exist_ok=True)
 
     figures = {"curvature.png": _curvature(line, sampler), "error-versus-nfe.png": _solvers(line, sampler, seed)}
-    trained_1d = _train("data_1d", line, options)
-    figures["toy-1d.png"] = _figure_1d(line, trained_1d.denoiser, sampler, sigma_shown, seed)
-    trained_2d = _train("data", flat, options)
-    figures["toy-2d.png"] = _figure_2d(flat, trained_2d.denoiser, sampler, seed)
-    figures["loss-per-sigma.png"] = loss_per_sigma(trained_2d.losses, EDM())
+    denoiser, _ = _train("data_1d", line, options)
+    runs = _three_runs(line, denoiser, sampler, _shuffled(_even_noise(24), seed))
+    figures["toy-1d.png"] = trajectories_1d(runs, line.density.log_prob, sigma_shown=[sigma_shown], lines=24)
+    denoiser, losses = _train("data", flat, options)
+    runs = _three_runs(flat, denoiser, sampler, torch.cat([_circle(), initial_noise(range(seed, seed + POINTS), (2,))]))
+    figures["toy-2d.png"] = trajectories_2d(runs, sigma_data=measure(flat.dataset).std)
+    figures["loss-per-sigma.png"] = loss_per_sigma(losses, EDM())
     for name in FIGURES:
         save_figure(figures[name], folder / name)
         print(f"wrote {folder / name}")
@@ -81,7 +83,7 @@ class Subject(NamedTuple):
         name: in words.
         dataset: the samples.
         exact: the denoiser that training aims at.
-        density: the same as a mixture, whose density is known at every σ > 0.
+        density: a mixture with the data's density at every σ > 0; of many single samples, a part.
     """
 
     name: str
@@ -90,21 +92,14 @@ class Subject(NamedTuple):
     density: GaussianMixture
 
 
-class Trained(NamedTuple):
-    """A trained denoiser, and its validation losses on the way, with the exact denoiser's."""
-
-    denoiser: Denoiser
-    losses: dict[str, ValidationLoss]
-
-
 def _check(folder: Path, sampler: Sampler, sigma_shown: float, overwrite: bool) -> None:
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a folder, but {folder} is a file")
     found = [name for name in FIGURES if (folder / name).exists()]
     if found and not overwrite:
         raise ValueError(
-            f"out={folder} holds figures of an earlier run ({', '.join(found)}): pass --overwrite true to replace them, "
-            "or choose another folder"
+            f"out={folder} holds figures of an earlier run ({', '.join(found)}): pass --overwrite true to replace "
+            "them, or choose another folder"
         )
     if sampler.churn.s_churn > 0:
         raise ValueError(
@@ -124,7 +119,7 @@ def _options(images: int, seed: int) -> Options:
         rampup=images // 20,
         average=HalfLife(half_life=images / 20),
         seed=seed,
-        validate_every=max(images // 4, 1),
+        validate_every=max(images // 50, 1),
         snapshot_every=0,
     )
 
@@ -140,33 +135,35 @@ def _subject(argument: str, source: Source, dimensions: int) -> Subject:
         exact = GaussianMixture(mixture.weights, mixture.means, covariance.expand(len(mixture.weights), -1, -1))
         return Subject(name, dataset, exact, exact)
     x, _ = dataset.fetch(range(len(dataset)))
-    points = x[:: math.ceil(len(x) / 2000)]
+    points = x[:: math.ceil(len(x) / 500)]
     density = GaussianMixture(torch.ones(len(points)), points, torch.zeros(len(points), dimensions, dimensions))
     return Subject(name, dataset, ExactDataset(x), density)
 
 
 class _Losses(Observer):
     def __init__(self) -> None:
-        self.found: dict[str, ValidationLoss] = {}
+        self.found: dict[int, ValidationLoss] = {}
 
     def on_validation(self, images: int, loss: ValidationLoss) -> None:
-        self.found[f"{images:,} images"] = loss
+        self.found[images] = loss
 
 
-def _train(argument: str, subject: Subject, options: Options, objective: Objective = EDM()) -> Trained:
-    """Train on the subject; prints the loss beside the exact denoiser's."""
+def _train(argument: str, subject: Subject, options: Options) -> tuple[Denoiser, dict[str, ValidationLoss]]:
+    """Train on the subject; returns the denoiser, and its losses early, late and beside the exact denoiser's."""
     print(f"training on {argument}: {subject.name}, {subject.dataset.describe()}", flush=True)
     model = Model.for_data(subject.dataset, MLP(width=64, num_blocks=2), conditional=False)
-    losses = _Losses()
+    losses, objective = _Losses(), EDM()
     trainer = Trainer(model, subject.dataset, objective, options, observers=[losses, Bar(options)])
     denoiser = trainer.fit().cpu()
     host = torch.device("cpu")
-    losses.found["exact denoiser"] = validation_loss(
+    exact = validation_loss(
         subject.exact, subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed
     )
-    *_, last, exact = losses.found.values()
-    print(f"validation loss {last.loss:.4f}; the exact denoiser's, on the same samples and noise: {exact.loss:.4f}")
-    return Trained(denoiser, losses.found)
+    moments = sorted(losses.found)
+    last = losses.found[moments[-1]].loss
+    print(f"validation loss {last:.4f}; the exact denoiser's, on the same samples and noise: {exact.loss:.4f}")
+    shown = dict.fromkeys([moments[0], moments[len(moments) // 10], moments[-1]])
+    return denoiser, {**{f"{n:,} images": losses.found[n] for n in shown}, "exact denoiser": exact}
 
 
 def _run(sampler: Sampler, denoiser: Denoiser, noise: Float[Tensor, "batch features"]) -> Run:
@@ -174,44 +171,33 @@ def _run(sampler: Sampler, denoiser: Denoiser, noise: Float[Tensor, "batch featu
         return Run(sampler, list(sampler.steps(denoiser, noise=noise)))
 
 
-def noising(sampler: Sampler, clean: Float[Tensor, "batch features"], seed: int) -> Run:
-    """Data that noise is added to little by little, x(t) = s (y + ∫ dn), at the levels of the sampler.
+def noising(sampler: Sampler, clean: Float[Tensor, "batch features"], noise: Float[Tensor, "batch features"]) -> Run:
+    """The pairs that training sees, x(t) = s (y + σ n), at the levels of the sampler and in its order: y comes last.
 
-    Between σ' < σ the noise grows by √(σ² − σ'²) n with a fresh n. The states are in the order of sampling, so that the
-    last is the data; their `denoised` is the data too.
+    The probability-flow ODE follows the average of these lines through a point: dx/dσ = E[n | x] at s = 1.
     """
-    generator = torch.Generator().manual_seed(seed)
+    clean, noise = clean.double(), noise.double()
     sigmas = sampler.levels.sigmas()
     scaling = sampler.schedule.scaling if sampler.scaling is None else sampler.scaling
-    times, scales = sampler.schedule.time(sigmas).tolist(), scaling.scale(sigmas).tolist()
-    x = clean = clean.double()
-    states = [State(len(sigmas), 0.0, 0.0, 1.0, clean, clean)]
-    for i in reversed(range(len(sigmas))):
-        sigma, below = float(sigmas[i]), states[-1].sigma
-        x = x + math.sqrt(sigma**2 - below**2) * torch.randn(x.shape, generator=generator, dtype=x.dtype)
-        states.append(State(i, times[i], sigma, scales[i], x * scales[i], clean))
-    return Run(sampler, states[::-1])
+    rows = zip(sigmas.tolist(), sampler.schedule.time(sigmas).tolist(), scaling.scale(sigmas).tolist(), strict=True)
+    states = [State(i, t, sigma, s, s * (clean + sigma * noise), clean) for i, (sigma, t, s) in enumerate(rows)]
+    return Run(sampler, [*states, State(len(states), 0.0, 0.0, 1.0, clean, clean)])
 
 
-def _figure_1d(subject: Subject, trained: Denoiser, sampler: Sampler, sigma_shown: float, seed: int) -> Figure:
-    noise = _even_noise(24)
-    clean, _ = subject.dataset.fetch(range(min(12, len(subject.dataset))))
-    runs = {
-        "noise is added": noising(sampler, clean, seed),
-        "back, exact denoiser": _run(sampler, subject.exact, noise),
-        "back, trained network": _run(sampler, trained, noise),
-    }
-    return trajectories_1d(runs, subject.density.log_prob, sigma_shown=[sigma_shown], lines=24)
-
-
-def _figure_2d(subject: Subject, trained: Denoiser, sampler: Sampler, seed: int) -> Figure:
-    noise = initial_noise(range(seed, seed + POINTS), (2,))
-    clean, _ = subject.dataset.fetch(range(min(POINTS, len(subject.dataset))))
+def _three_runs(
+    subject: Subject, trained: Denoiser, sampler: Sampler, noise: Float[Tensor, "batch features"]
+) -> dict[str, Run]:
+    """Data and noise in pairs, and the paths back from the same noise; prints how far apart the two ends are."""
+    count = len(subject.dataset)
+    clean, _ = subject.dataset.fetch([i % count for i in range(len(noise))])
     exact, learned = (_run(sampler, denoiser, noise) for denoiser in (subject.exact, trained))
-    apart = (exact.states[-1].x - learned.states[-1].x).norm(dim=1)
-    print(f"samples from the same noise, exact and trained: median distance {float(apart.median()):.3f}")
-    runs = {"noise is added": noising(sampler, clean, seed), "back, exact": exact, "back, trained": learned}
-    return trajectories_2d(runs)
+    apart = float((exact.states[-1].x - learned.states[-1].x).norm(dim=1).median())
+    print(f"samples from the same noise, exact and trained: {apart:.3f} apart (median of {len(noise)})")
+    return {
+        "data + noise": noising(sampler, clean, noise),
+        "exact flow back": exact,
+        "learned flow back": learned,
+    }
 
 
 def _curvature(subject: Subject, sampler: Sampler) -> Figure:
@@ -233,15 +219,25 @@ def _curvature(subject: Subject, sampler: Sampler) -> Figure:
 
 def _even_noise(count: int) -> Float64[Tensor, "count 1"]:
     """Quantiles of the unit normal: noise that covers it evenly."""
-    return torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)[:, None]
+    quantiles: Tensor = torch.special.ndtri((torch.arange(count, dtype=torch.float64) + 0.5) / count)
+    return quantiles[:, None]
+
+
+def _shuffled(rows: Float64[Tensor, "count 1"], seed: int) -> Float64[Tensor, "count 1"]:
+    return rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+
+
+def _circle(count: int = 6, radius: float = 1.2) -> Float[Tensor, "count 2"]:
+    """Noise of a typical size in evenly spread directions, for the samples that keep their colour."""
+    angle = 2 * math.pi * (torch.arange(count) + 0.25) / count
+    return radius * torch.stack([angle.cos(), angle.sin()], 1)
 
 
 def _solvers(subject: Subject, sampler: Sampler, seed: int) -> Figure:
     """Error against evaluations for a Gaussian, whose paths are known in closed form, and for the data."""
     gaussian = GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 0.01]]])
     noise = initial_noise(range(seed, seed + 64), (2,)).double()
-    levels = sampler.levels.sigmas()
-    high, low = float(levels[0]), float(levels[-1])
+    high, low = _with_steps(sampler.levels, 2).sigmas().tolist()
     lowest = replace(sampler, levels=Explicit((low,)))
     solved = gaussian.ode_solution(noise * high, high, low)
     solved = lowest.sample(gaussian, noise=solved / low)
@@ -264,16 +260,20 @@ def _errors(
     noise: Float[Tensor, "batch features"],
     solution: Float[Tensor, "batch features"],
 ) -> dict[str, list[tuple[int, float]]]:
-    """For each solver: the evaluations, at most so many as `EVALUATIONS` says, and the median distance to `solution`."""
+    """For each solver: evaluations, at most so many as `EVALUATIONS` says, and the median distance to `solution`."""
     errors: dict[str, list[tuple[int, float]]] = {}
     for solver in SOLVERS:
         rows = errors[type(solver).__name__] = []
         for evaluations in EVALUATIONS:
             steps = 1 + (evaluations - 1) // len(solver.tableau.b)
-            run = replace(sampler, levels=replace(sampler.levels, num_steps=steps), solver=solver)
+            run = replace(sampler, levels=_with_steps(sampler.levels, steps), solver=solver)
             distance = (run.sample(denoiser, noise=noise) - solution).norm(dim=1)
             rows.append((run.nfe, float(distance.median())))
     return errors
+
+
+def _with_steps(levels: Levels, steps: int) -> Levels:
+    return replace(levels, num_steps=steps)  # type: ignore[call-arg]
 
 
 def _print_errors(title: str, errors: Mapping[str, Sequence[tuple[int, float]]]) -> None:

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, cat
@@ -92,7 +92,7 @@ def _noisy_above_denoised(states: Sequence[State], sample: int) -> Pixels:
     return image_grid(cat([*noisy, *(s.denoised[row] for s in states)]), len(states))
 
 
-def _stacked(blocks: Sequence[Pixels], gap: int) -> Pixels:
+def _stacked(blocks: Sequence[Pixels], gap: int) -> UInt8[np.ndarray, "height columns bands"]:
     between = np.full((gap, *blocks[0].shape[1:]), 255, dtype=np.uint8)
     return np.concatenate([part for block in blocks for part in (between, block)][1:])
 

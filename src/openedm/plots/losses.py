@@ -48,7 +48,7 @@ def loss_curve(progress: Rows, validation: Rows = ()) -> Figure:
 
 
 def running_average(rows: Rows, span: float = 0.02) -> list[tuple[int, float]]:
-    """The mean of the losses around each row, within `span` of the images that `rows` cover; it does not lag.
+    """The mean of the losses around each row, over a `span` of the images that `rows` cover; it does not lag.
 
     >>> running_average([(0, 4.0), (10, 2.0), (20, 3.0)], span=1.0)
     [(0, 3.0), (10, 3.0), (20, 2.5)]

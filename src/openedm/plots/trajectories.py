@@ -1,0 +1,247 @@
+"""Pictures of x(t) = s(t) (y + σ(t) n) in one and two dimensions: noise added to data, and the paths back.
+
+In one dimension the density of x(t) is drawn behind the paths: p(x/s; σ)/s, each time scaled to its own maximum.
+"""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal, NamedTuple
+
+import numpy as np
+import torch
+from jaxtyping import Float64
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor
+
+from openedm import checks
+from openedm.plots.images import evenly
+from openedm.plots.style import COLOURS, GREY, format_sigma, number_log_ticks, plain
+from openedm.sampling import Sampler, State
+from openedm.schedules import Scaling, Schedule
+
+LogProb = Callable[[Tensor, float], Tensor]
+"""ln p(x; σ) of x (points, 1) at one noise level σ > 0, such as `exact.GaussianMixture.log_prob`."""
+
+TIMES, POSITIONS = 240, 301
+FOLLOWED = 6
+
+
+class Run(NamedTuple):
+    """The states of one sampling run, and the sampler that says what they stand for.
+
+    Attributes:
+        sampler: gives σ(t) and s(t).
+        states: in the order of sampling, from noise to data.
+    """
+
+    sampler: Sampler
+    states: Sequence[State]
+
+    @property
+    def scaling(self) -> Scaling:
+        """s, the schedule's own unless the sampler says otherwise."""
+        return self.sampler.schedule.scaling if self.sampler.scaling is None else self.sampler.scaling
+
+    @property
+    def curve(self) -> tuple[Schedule, Scaling]:
+        """σ(t) and s: runs that agree in them can share their axes."""
+        return self.sampler.schedule, self.scaling
+
+    def reach(self, sigma: float) -> float:
+        """The largest |x(t)| at noise levels up to `sigma`."""
+        near = [state for state in self.states if state.sigma <= sigma] or self.states
+        return max(float(state.x.abs().max()) for state in near)
+
+    def below(self, sigma: float) -> list[State]:
+        """The states at noise levels up to `sigma`, and the last one before them, where the paths enter the picture."""
+        first = next((i for i, state in enumerate(self.states) if state.sigma <= sigma), 0)
+        return list(self.states[max(first - 1, 0) :])
+
+
+def trajectories_1d(
+    runs: Mapping[str, Run],
+    log_prob: LogProb,
+    *,
+    sigma_shown: Sequence[float] = (3.0,),
+    lines: int = 32,
+    against: Literal["time", "log_sigma"] = "time",
+) -> Figure:
+    """x(t) over the density of x(t): one column of pictures a run, one row a range of noise levels.
+
+    As Figure 3 of Karras et al. 2022: the straighter the paths in t, the fewer steps a solver needs.
+
+    Args:
+        runs: a title and a run of one-dimensional samples for each column.
+        log_prob: ln p(x; σ) of the data, for the density behind the paths.
+        sigma_shown: the highest noise level that each row shows.
+        lines: how many samples of a run are drawn, evenly chosen from the batch; ≥ 1.
+        against: what the horizontal axis is: t from 0, or σ from the run's lowest level, logarithmic.
+
+    Raises:
+        ValueError: no runs, no ranges, states of other than one dimension, or a value out of its range.
+    """
+    _check_runs(runs, 1)
+    checks.at_least("lines", lines, 1)
+    checks.one_of("against", against, ("time", "log_sigma"))
+    checks.at_least("the number of sigma_shown", len(sigma_shown), 1)
+    for i, sigma in enumerate(sigma_shown):
+        checks.positive(f"sigma_shown[{i}]", sigma)
+    rows, columns = len(sigma_shown), len(runs)
+    figure = Figure(figsize=(0.6 + 3.0 * columns, 0.5 + 2.5 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for row, sigma in zip(grid, sigma_shown, strict=True):
+        for axes, run in zip(row, runs.values(), strict=True):
+            alike = [other for other in runs.values() if other.curve == run.curve]
+            reach = 1.05 * max(other.reach(sigma) for other in alike)
+            _draw_1d(axes, run, log_prob, min(sigma, run.states[0].sigma), reach, lines, against)
+        row[0].set_ylabel(f"x(t),  σ ≤ {format_sigma(sigma)}")
+    for (title, run), top, bottom in zip(runs.items(), grid[0], grid[-1], strict=True):
+        top.set_title(title, fontsize=11)
+        name = type(run.sampler.schedule).__name__
+        bottom.set_xlabel(f"time t of the {name} schedule" if against == "time" else "noise level σ (data units)")
+    return figure
+
+
+def density_of_x(
+    run: Run, log_prob: LogProb, sigmas: Float64[Tensor, "levels"], positions: Float64[Tensor, "positions"]
+) -> Float64[Tensor, "positions levels"]:
+    """The density of x(t), p(x/s; σ) divided by its maximum over x, at each noise level.
+
+    Args:
+        run: gives s.
+        log_prob: ln p(x; σ).
+        sigmas: noise levels > 0.
+        positions: values of x(t).
+    """
+    columns = []
+    for sigma, scale in zip(sigmas.tolist(), run.scaling.scale(sigmas).tolist(), strict=True):
+        log_density = log_prob((positions / scale)[:, None], sigma)
+        columns.append((log_density - log_density.max()).exp())
+    return torch.stack(columns, 1)
+
+
+def _draw_1d(axes: Axes, run: Run, log_prob: LogProb, highest: float, reach: float, lines: int, against: str) -> None:
+    states = run.below(highest)
+    drawn = evenly(len(states[0].x), lines)
+    paths = torch.stack([s.x[drawn, 0].double().cpu() for s in states]).numpy()
+    places, sigmas = _horizontal(run, highest, against)
+    positions = torch.linspace(-reach, reach, POSITIONS, dtype=torch.float64)
+    density = density_of_x(run, log_prob, sigmas, positions).numpy()
+    shades = np.linspace(0.04, 1, 13)
+    filled = axes.contourf(places, positions.numpy(), density, shades, cmap="Blues", vmin=-0.1, vmax=1.7, extend="max")
+    filled.set_rasterized(True)
+    across = [s.time if against == "time" else max(s.sigma, places[0]) for s in states]
+    axes.plot(across, paths, color=COLOURS[1], linewidth=0.8)
+    scale = "linear" if against == "time" else "log"
+    axes.set(xscale=scale, xlim=(0 if against == "time" else places[0], places[-1]), ylim=(-reach, reach))
+    if against == "log_sigma":
+        number_log_ticks(axes.xaxis)
+
+
+def _horizontal(run: Run, highest: float, against: str) -> tuple[Float64[np.ndarray, "n"], Float64[Tensor, "n"]]:
+    """Where the density is drawn: places on the horizontal axis, evenly spaced there, and the noise levels at them."""
+    lowest = min([highest / 500, *(s.sigma for s in run.states if s.sigma > 0)])
+    fractions = torch.linspace(0, 1, TIMES, dtype=torch.float64)
+    if against == "log_sigma":
+        sigmas = lowest * (highest / lowest) ** fractions
+        return sigmas.numpy(), sigmas
+    first, last = run.sampler.schedule.time(torch.tensor([lowest, highest], dtype=torch.float64))
+    times = first + (last - first) * fractions
+    return times.numpy(), run.sampler.schedule.sigma(times)
+
+
+def trajectories_2d(
+    runs: Mapping[str, Run],
+    *,
+    sigmas: Sequence[float] = (0.0, 0.1, 0.3, 0.7, math.inf),
+    sigma_data: float = 1.0,
+    lines: int = 60,
+) -> Figure:
+    """Points at several noise levels, one row a run, and the paths that they take.
+
+    So that every level fits the same window, points are shown at x/(s √(1 + σ²/σ_data²)): with their spread divided by
+    what the noise added to it. Six samples keep their colour, in all pictures and in all runs that start from the same
+    noise.
+
+    Args:
+        runs: a title and a run of two-dimensional samples for each row.
+        sigmas: noise levels of the columns; of each run the nearest state is shown.
+        sigma_data: standard deviation of the data.
+        lines: how many samples, the first of the batch, have their paths drawn; ≥ 0.
+
+    Raises:
+        ValueError: no runs, no levels, states of other than two dimensions, or a value out of its range.
+    """
+    _check_runs(runs, 2)
+    checks.at_least("the number of sigmas", len(sigmas), 1)
+    checks.at_least("lines", lines, 0)
+    checks.positive("sigma_data", sigma_data)
+    columns = len(sigmas) + 1
+    figure = Figure(figsize=(0.4 + 1.75 * columns, 0.5 + 1.75 * len(runs)), layout="constrained")
+    grid = figure.subplots(len(runs), columns, squeeze=False, sharex=True, sharey=True)
+    titles_above: list[str] = []
+    for row, (title, run) in zip(grid, runs.items(), strict=True):
+        points = [_in_window(state, sigma_data) for state in run.states]
+        chosen = [nearest_state(run.states, sigma) for sigma in sigmas]
+        for axes, at in zip(row, chosen, strict=False):
+            _draw_points(axes, points[at])
+        _draw_paths(row[-1], np.stack(points)[:, :lines])
+        row[0].set_ylabel(title, fontsize=11)
+        titles = [*(f"σ = {format_sigma(run.states[at].sigma)}" for at in chosen), "paths"]
+        if titles != titles_above:
+            for axes, text in zip(row, titles, strict=True):
+                axes.set_title(text, fontsize=10)
+        titles_above = titles
+    figure.supxlabel(r"$x \,/\, (s\,\sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}\,)$", fontsize=10, color=GREY)
+    return figure
+
+
+def nearest_state(states: Sequence[State], sigma: float) -> int:
+    """The index of the state whose noise level is nearest to `sigma`, in ln(σ + 10⁻³); infinity means the highest."""
+    if math.isinf(sigma):
+        return max(range(len(states)), key=lambda i: states[i].sigma)
+    return min(range(len(states)), key=lambda i: abs(math.log((states[i].sigma + 1e-3) / (sigma + 1e-3))))
+
+
+def _in_window(state: State, sigma_data: float) -> Float64[np.ndarray, "batch 2"]:
+    return (state.x.double().cpu() / (state.scale * math.hypot(1, state.sigma / sigma_data))).numpy()
+
+
+def _draw_points(axes: Axes, points: Float64[np.ndarray, "batch 2"]) -> None:
+    axes.plot(*points.T, ".", color=GREY, markersize=2.5, alpha=0.5, markeredgewidth=0, rasterized=True)
+    _mark(axes, points)
+    _window(axes)
+
+
+def _draw_paths(axes: Axes, paths: Float64[np.ndarray, "states lines 2"]) -> None:
+    for i, path in enumerate(paths.transpose(1, 0, 2)):
+        followed = i < FOLLOWED
+        axes.plot(
+            *path.T, color=COLOURS[i] if followed else GREY, linewidth=1.2 if followed else 0.4, zorder=2.5 - i / 1e3
+        )
+    axes.plot(*paths[-1].T, ".", color=GREY, markersize=3, markeredgewidth=0)
+    _mark(axes, paths[-1])
+    _window(axes)
+
+
+def _mark(axes: Axes, points: Float64[np.ndarray, "batch 2"]) -> None:
+    for point, colour in zip(points[:FOLLOWED], COLOURS, strict=False):
+        axes.plot(*point, "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.6)
+
+
+def _window(axes: Axes) -> None:
+    axes.set(xlim=(-2.8, 2.8), ylim=(-2.8, 2.8), aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
+    axes.tick_params(labelsize=8, labelcolor=GREY)
+    plain(axes)
+
+
+def _check_runs(runs: Mapping[str, Run], dimensions: int) -> None:
+    if not runs:
+        raise ValueError("runs must hold at least one run, got none")
+    for title, run in runs.items():
+        if not run.states or not run.states[0].sigma > 0:
+            raise ValueError(f"runs[{title!r}] must hold states that start at a noise level above 0")
+        if run.states[0].x.shape[1:] != (dimensions,):
+            shape = tuple(run.states[0].x.shape)
+            raise ValueError(f"runs[{title!r}] must hold samples (batch, {dimensions}), got {shape}")
