@@ -1,5 +1,6 @@
 """Hypothesis draws the same examples in every run, and gives each as long as it takes."""
 
+import jaxtyping
 import pytest
 from hypothesis import settings
 
@@ -10,3 +11,9 @@ settings.load_profile("openedm")
 def pytest_configure(config: pytest.Config) -> None:
     """Of a long tuple beartype checks one item at random, also while Hypothesis makes a choice that holds a table."""
     config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
+
+
+@pytest.fixture
+def without_type_checker(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As users run the library: what the tests' type checker would refuse first reaches the library's own errors."""
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)

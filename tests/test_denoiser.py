@@ -1,0 +1,176 @@
+"""The one interface: how σ may be given, what dtype comes back, what a network is fed, what is refused."""
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor, nn
+
+from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned, per_sample
+from openedm.exact import ExactDataset, GaussianMixture
+from openedm.networks import MLP
+from openedm.preconditioning import EDM, IDDPM, VE, VP, Adapter, Preconditioning
+from openedm.schedules import float64
+from properties.strategies import EPS, all_preconditionings, sigmas
+
+
+def trained(preconditioning: Preconditioning, dim: int = 3) -> Preconditioned:
+    """A denoiser whose network computes something: random weights in every layer."""
+    network = MLP(width=16, num_blocks=1).build((dim,), out_channels=dim * preconditioning.outputs_per_channel, seed=0)
+    generator = torch.Generator().manual_seed(1)
+    for parameter in network.parameters():
+        nn.init.normal_(parameter, std=0.3, generator=generator)
+    return Preconditioned(network, preconditioning).eval()
+
+
+def noisy(batch: int, dim: int = 3, dtype: torch.dtype = torch.float64) -> Tensor:
+    return torch.randn(batch, dim, generator=torch.Generator().manual_seed(2), dtype=torch.float64).to(dtype)
+
+
+DENOISERS = {
+    "EDM": trained(EDM()),
+    "VP": trained(VP()),
+    "VE": trained(VE()),
+    "IDDPM": trained(IDDPM()),
+    "v": trained(Adapter("v")),
+    "data set": ExactDataset(noisy(20)),
+    "mixture": GaussianMixture([1, 2], noisy(2), torch.eye(3).expand(2, 3, 3)),
+    "function": FunctionDenoiser(lambda x, sigma, condition: x / per_sample(1 + sigma.square(), x)),
+}
+
+
+@pytest.mark.parametrize("denoiser", DENOISERS.values(), ids=DENOISERS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 40.0])
+def test_a_number_a_scalar_tensor_and_one_value_a_sample_mean_the_same(
+    denoiser: Denoiser, dtype: torch.dtype, sigma: float
+) -> None:
+    x = noisy(4, dtype=dtype) * (1 + sigma)
+    forms = [sigma, float64(sigma), torch.full((4,), sigma, dtype=torch.float64)]
+    results = [denoiser(x, form).detach() for form in forms]
+    assert [r.dtype for r in results] == [dtype] * 3
+    assert torch.equal(results[0], results[1])
+    # A batch of σ may take another path through vectorised mathematics: a few roundings.
+    torch.testing.assert_close(results[0], results[2], rtol=0, atol=64 * torch.finfo(dtype).eps * float(x.abs().max()))
+
+
+@pytest.mark.parametrize("denoiser", DENOISERS.values(), ids=DENOISERS)
+def test_samples_of_a_batch_have_noise_levels_of_their_own(denoiser: Denoiser) -> None:
+    sigma = torch.tensor([0.1, 1.0, 10.0], dtype=torch.float64)
+    x = noisy(3)
+    together = denoiser(x, sigma).detach()
+    alone = torch.cat([denoiser(x[i : i + 1], float(sigma[i])).detach() for i in range(3)])
+    # The networks compute in float32, and D = c_skip x + c_out F adds numbers of the size of x and of D − x.
+    size = float(x.abs().max() + (together - x).abs().max())
+    torch.testing.assert_close(together, alone, rtol=0, atol=64 * 2.0**-23 * size)
+
+
+@given(sigmas(0.03, 50.0), all_preconditionings())
+def test_a_network_behind_a_preconditioning_is_equation_7(sigma: float, preconditioning: Preconditioning) -> None:
+    class Network(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, condition: Condition, **options: Any) -> Tensor:
+            self.seen = (x, c_noise, condition, options)
+            return torch.cat([x.sin() + 0.1, torch.full_like(x, 7.0)], 1)[:, : 2 * preconditioning.outputs_per_channel]
+
+    network, sigma_data, condition = Network(), 1.3, torch.tensor([1, -1])
+    denoiser = Preconditioned(network, preconditioning, sigma_data)
+    x = noisy(2, 2)
+    denoised = denoiser(x, sigma, condition, augment="labels")
+    c_skip, c_out, c_in, c_noise = (float(c) for c in preconditioning.coefficients(float64(sigma), sigma_data))
+    torch.testing.assert_close(network.seen[0], c_in * x, rtol=0, atol=0)
+    assert network.seen[1].tolist() == [c_noise, c_noise]
+    assert network.seen[2] is condition
+    assert network.seen[3] == {"augment": "labels"}
+    torch.testing.assert_close(denoised, c_skip * x + c_out * ((c_in * x).sin() + 0.1), rtol=4 * EPS, atol=0)
+
+
+@pytest.mark.parametrize("network_dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_network_computes_in_its_own_dtype_and_the_rest_in_that_of_x(
+    network_dtype: torch.dtype, dtype: torch.dtype
+) -> None:
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.gain = nn.Parameter(torch.ones((), dtype=network_dtype))
+
+        def forward(self, x: Tensor, c_noise: Tensor, condition: Condition) -> Tensor:
+            assert x.dtype == network_dtype
+            assert c_noise.dtype == torch.promote_types(network_dtype, torch.float32)  # It may reach 999.
+            return self.gain * 0 * x
+
+    x = noisy(2, dtype=dtype)
+    denoised = Preconditioned(Network(), EDM(), 0.5)(x, 1e-3)
+    assert denoised.dtype == dtype
+    # F = 0 leaves D = c_skip x, which no rounding to the network's dtype has touched.
+    torch.testing.assert_close(denoised, x * 0.25 / (0.25 + 1e-6), rtol=4 * torch.finfo(dtype).eps, atol=0)
+
+
+@given(sigmas(1e-2, 50.0))
+def test_the_score_is_the_gradient_of_the_log_density(sigma: float) -> None:
+    mixture = GaussianMixture([0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], 0.1 * torch.eye(2).expand(2, 2, 2))
+    x = (noisy(5, 2) * (0.5 + sigma)).requires_grad_()
+    (gradient,) = torch.autograd.grad(mixture.log_prob(x, sigma).sum(), x)
+    # D − x cancels numbers of the size of x before σ² divides them.
+    tolerance = 64 * EPS * (1 + float(x.detach().abs().max())) * (1 + 1 / sigma**2)
+    torch.testing.assert_close(mixture.score(x, sigma).detach(), gradient, rtol=0, atol=tolerance)
+    each = torch.full((5,), sigma, dtype=torch.float64)
+    torch.testing.assert_close(mixture.score(x, each).detach(), gradient, rtol=0, atol=tolerance)
+
+
+def test_a_denoiser_is_differentiable_in_x_and_its_weights() -> None:
+    denoiser = trained(EDM()).double()
+    x = noisy(2).requires_grad_()
+    assert torch.autograd.gradcheck(lambda x: denoiser(x, 0.7), x)
+    weights = [p for p in denoiser.parameters() if p.requires_grad]
+    assert all(g.abs().sum() > 0 for g in torch.autograd.grad(denoiser(x, 0.7).square().sum(), weights[-2:]))
+
+
+def test_a_preconditioned_network_knows_the_range_and_levels_of_its_preconditioning() -> None:
+    preconditioning = IDDPM(num_levels=2, table=(2.0, 1.0, 0.0))
+    denoiser = Preconditioned(nn.Identity(), preconditioning, event_shape=(3,), num_classes=4)
+    assert (denoiser.sigma_min, denoiser.sigma_max) == (1.0, 2.0)
+    assert denoiser.round_sigma(torch.tensor([1.2, 1.8])).tolist() == [1.0, 2.0]
+    assert (denoiser.event_shape, denoiser.num_classes) == ((3,), 4)
+
+
+@given(st.floats(0.0, 100.0))
+def test_other_denoisers_know_every_level(sigma: float) -> None:
+    denoiser = FunctionDenoiser(lambda x, sigma, condition: x)
+    assert float(denoiser.round_sigma(sigma)) == sigma
+    assert (denoiser.sigma_min, denoiser.sigma_max) == (0.0, math.inf)
+
+
+def test_a_function_is_called_with_the_level_in_float64_and_the_condition() -> None:
+    seen: list[Any] = []
+    denoiser = FunctionDenoiser(lambda *given: (seen.extend(given), given[0])[1], (2,), sigma_min=0.1, sigma_max=5.0)
+    x, condition = noisy(1, 2), torch.tensor([3])
+    denoiser(x, 2, condition)
+    assert seen[0] is x
+    assert seen[1].dtype == torch.float64
+    assert (float(seen[1]), seen[2]) == (2.0, condition)
+    assert (denoiser.sigma_min, denoiser.sigma_max, denoiser.event_shape) == (0.1, 5.0, (2,))
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_shapes_that_do_not_fit_are_named() -> None:
+    denoiser = FunctionDenoiser(lambda x, sigma, condition: x, event_shape=(3, 8, 8))
+    x = torch.zeros(4, 3, 8, 8)
+    with pytest.raises(ValueError, match=r"sigma must be a number or one value a sample \(4\), got shape \(3,\)"):
+        denoiser(x, torch.ones(3))
+    with pytest.raises(ValueError, match=r"sigma must be a number or one value a sample \(4\), got shape \(4, 1\)"):
+        denoiser(x, torch.ones(4, 1))
+    with pytest.raises(ValueError, match=r"x must have shape \(batch, 3, 8, 8\), got \(4, 3, 8, 9\)"):
+        denoiser(torch.zeros(4, 3, 8, 9), 1.0)
+    with pytest.raises(ValueError, match=r"condition must have one row a sample \(4\), got 5 rows"):
+        denoiser(x, 1.0, torch.zeros(5, dtype=torch.long))
+
+
+def test_numbers_out_of_range_are_named() -> None:
+    with pytest.raises(ValueError, match=r"sigma_data must be finite and > 0, got 0.0"):
+        Preconditioned(nn.Identity(), EDM(), sigma_data=0.0)
+    with pytest.raises(ValueError, match=r"num_classes must be >= 0, got -1"):
+        Preconditioned(nn.Identity(), EDM(), num_classes=-1)
