@@ -202,7 +202,7 @@ def _three_runs(
 
 def _curvature(subject: Subject, sampler: Sampler) -> Figure:
     """The exact paths under the three schedules of the paper, and under the sampler's if that is another."""
-    fine = Sampler(levels=Karras(num_steps=256))
+    fine = Sampler(levels=Karras(num_steps=128))
     samplers = {
         "VP": replace(fine, schedule=schedules.VP()),
         "VE": replace(fine, schedule=schedules.VE()),
@@ -241,11 +241,11 @@ def _solvers(subject: Subject, sampler: Sampler, seed: int) -> Figure:
     lowest = replace(sampler, levels=Explicit((low,)))
     solved = gaussian.ode_solution(noise * high, high, low)
     solved = lowest.sample(gaussian, noise=solved / low)
-    converged = replace(sampler, levels=LogLinear(2048, low, high), solver=RK4())
+    converged = replace(sampler, levels=LogLinear(512, low, high), solver=RK4())
     line_noise = noise[:, :1]
     panels = {
         "a Gaussian, against the closed form": _errors(sampler, gaussian, noise, solved),
-        f"{subject.name}, against 2048 steps of RK4": _errors(
+        f"{subject.name}, against 512 steps of RK4": _errors(
             sampler, subject.exact, line_noise, converged.sample(subject.exact, noise=line_noise)
         ),
     }

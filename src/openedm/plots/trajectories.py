@@ -23,7 +23,7 @@ from openedm.schedules import Scaling, Schedule
 LogProb = Callable[[Tensor, float], Tensor]
 """ln p(x; σ) of x (points, 1) at one noise level σ > 0, such as `exact.GaussianMixture.log_prob`."""
 
-TIMES, POSITIONS = 240, 301
+TIMES, POSITIONS = 160, 301
 FOLLOWED = 6
 
 
