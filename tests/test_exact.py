@@ -118,6 +118,16 @@ class TestDataset:
         tolerance = 64 * EPS * (1 + size) * float(data.abs().max())
         torch.testing.assert_close(points(x, sigma), ExactDataset(data)(x, sigma), rtol=0, atol=tolerance)
 
+    def test_a_class_that_the_data_lacks_is_refused(self) -> None:
+        denoiser = ExactDataset(normal(4, 2), torch.tensor([0, 2, 0, 2]), num_classes=5)
+        with pytest.raises(ValueError, match=r"condition must be -1 or classes that the data has, got \[1, 4\]"):
+            denoiser(normal(4, 2), 1.0, torch.tensor([4, 1, 2, -1]))
+
+    def test_a_condition_other_than_one_class_a_sample_is_refused(self) -> None:
+        denoiser = ExactDataset(normal(3, 2), torch.tensor([0, 1, 2]))
+        with pytest.raises(ValueError, match=r"condition must hold one class a sample, shape \(batch,\), got \(3, 3\)"):
+            denoiser(normal(3, 2), 1.0, torch.eye(3))
+
     def test_it_knows_its_shape_and_classes(self) -> None:
         denoiser = ExactDataset(normal(4, 1, 2, 3), torch.tensor([0, 2, 1, 0]))
         assert (denoiser.event_shape, denoiser.num_classes) == ((1, 2, 3), 3)
@@ -133,6 +143,8 @@ class TestDataset:
             ExactDataset(normal(2, 2), torch.tensor([0, -1]))
         with pytest.raises(ValueError, match=r"num_classes must be >= 4, got 2"):
             ExactDataset(normal(2, 2), torch.tensor([0, 3]), num_classes=2)
+        with pytest.raises(ValueError, match=r"num_classes has no effect without labels and must be None, got 3"):
+            ExactDataset(normal(2, 2), num_classes=3)
         with pytest.raises(ValueError, match=r"condition must be None: this exact denoiser has no labels"):
             ExactDataset(normal(2, 2))(normal(1, 2), 1.0, torch.tensor([0]))
 

@@ -30,7 +30,8 @@ class ExactDataset(Denoiser):
         chunk: how many data points are compared with x at a time; bounds memory.
 
     Raises:
-        ValueError: no data, labels of another length or out of range.
+        ValueError: no data, labels of another length or out of range, or `num_classes` without labels. When called: a
+            condition other than one class a sample, or a class without samples.
 
     >>> two = ExactDataset(torch.tensor([[-1.0], [1.0]]))
     >>> two(torch.tensor([[0.0], [0.5]]), 0.01)
@@ -56,6 +57,9 @@ class ExactDataset(Denoiser):
         self.register_buffer("data", data.flatten(1).to(torch.float64))
         self.register_buffer("labels", labels)
         self.chunk = chunk
+        self._classes = frozenset(() if labels is None else labels.tolist())
+        if labels is None and num_classes is not None:
+            raise ValueError(f"num_classes has no effect without labels and must be None, got {num_classes}")
         if labels is not None:
             if len(labels) != len(data) or int(labels.min()) < 0:
                 raise ValueError(
@@ -72,6 +76,7 @@ class ExactDataset(Denoiser):
         **options: Any,
     ) -> Float[Tensor, "batch *event"]:
         """Σ_i softmax_i(−‖x − y_i‖²/(2σ²)) y_i, accumulated over chunks of the data with a running maximum."""
+        self._check_condition(condition)
         flat = x.flatten(1).to(torch.float64)
         precision = sigma.to(x.device).expand(len(x)).square().reciprocal()[:, None]
         peak = torch.full((len(x), 1), -torch.inf, dtype=torch.float64, device=x.device)
@@ -89,11 +94,20 @@ class ExactDataset(Denoiser):
             peak = new_peak
         return (weighted / total).reshape(x.shape).to(x.dtype)
 
-    def _masked(self, logits: Tensor, condition: Condition, start: int) -> Tensor:
+    def _check_condition(self, condition: Condition) -> None:
         if condition is None:
-            return logits
+            return
         if self.labels is None:
             raise ValueError("condition must be None: this exact denoiser has no labels")
+        if condition.ndim != 1:
+            raise ValueError(f"condition must hold one class a sample, shape (batch,), got {tuple(condition.shape)}")
+        absent = {c for c in condition.tolist() if c >= 0} - self._classes
+        if absent:
+            raise ValueError(f"condition must be -1 or classes that the data has, got {sorted(absent)}")
+
+    def _masked(self, logits: Tensor, condition: Condition, start: int) -> Tensor:
+        if condition is None or self.labels is None:
+            return logits
         wanted = condition[:, None].to(logits.device)
         other = (self.labels[start : start + self.chunk] != wanted) & (wanted >= 0)
         return logits.masked_fill(other, -torch.inf)
