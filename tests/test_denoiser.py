@@ -169,6 +169,16 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         denoiser(x, 1.0, torch.zeros(5, dtype=torch.long))
 
 
+@pytest.mark.parametrize("channels", [1, 2])
+def test_a_network_that_returns_too_few_channels_is_refused(channels: int) -> None:
+    class Network(nn.Module):
+        def forward(self, x: Tensor, c_noise: Tensor, condition: Condition) -> Tensor:
+            return x[:, :channels]
+
+    with pytest.raises(ValueError, match=rf"network must return the shape of x, \(2, 3\), got \(2, {channels}\)"):
+        Preconditioned(Network(), EDM())(noisy(2), 1.0)
+
+
 def test_numbers_out_of_range_are_named() -> None:
     with pytest.raises(ValueError, match=r"sigma_data must be finite and > 0, got 0.0"):
         Preconditioned(nn.Identity(), EDM(), sigma_data=0.0)

@@ -108,7 +108,8 @@ class Preconditioned(Denoiser):
         num_classes: the number of classes of the condition; 0 if none.
 
     Raises:
-        ValueError: sigma_data is not > 0, or num_classes < 0.
+        ValueError: sigma_data is not > 0, or num_classes < 0. When called: the network returns another shape than that
+            of x, apart from further channels.
     """
 
     def __init__(
@@ -152,6 +153,8 @@ class Preconditioned(Denoiser):
             (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, dtype), condition, **options
         )
         predicted = predicted[:, : x.shape[1]].to(x.dtype)
+        if predicted.shape != x.shape:
+            raise ValueError(f"network must return the shape of x, {tuple(x.shape)}, got {tuple(predicted.shape)}")
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * predicted
 
 
