@@ -163,7 +163,7 @@ def test_any_schedule_and_your_own_data_and_overwriting_when_told(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--data=Toy", "--data.name=two_modes"], "data must be vectors of 2, got 2000 vectors of 1 in 2 classes from Toy"),
+        (["--data=Toy", "--data.name=two_modes"], "data must be vectors of 2, got 2000 vectors of 1 in 2 classes"),
         (["--data_1d=Digits"], "data_1d must be vectors of 1, got 1437 images of 1×8×8"),
         (["--sampler.churn.s_churn=10"], "sampler.churn.s_churn must be 0, got 10.0"),
         (["--sampler.levels=Explicit"], "sampler.levels must be a rule for any number of steps, got Explicit"),
