@@ -60,9 +60,6 @@ def lines_by_label(axes):
     return {line.get_label(): np.asarray(line.get_xydata()) for line in axes.lines}
 
 
-# ---- Files
-
-
 def test_saving_writes_the_named_format_and_nothing_else(tmp_path):
     save_figure(sample_grid(images()), tmp_path / "a.png")
     save_figure(sample_grid(images()), str(tmp_path / "b.PDF"))
@@ -99,9 +96,6 @@ def test_figures_leave_matplotlib_as_it_was(tmp_path):
         save_figure(figure, tmp_path / "a.png")
     assert dict(matplotlib.rcParams) == before
     assert "matplotlib.pyplot" not in vars(matplotlib) or matplotlib.pyplot.get_fignums() == []
-
-
-# ---- Images
 
 
 def test_a_grid_shows_the_bytes_of_its_images_row_by_row():
@@ -175,9 +169,6 @@ def test_a_trajectory_of_fewer_states_and_samples_than_asked_shows_all():
 def test_a_trajectory_says_what_is_wrong(change, message):
     with pytest.raises(ValueError, match=message):
         denoising_trajectory(**{"states": image_states(), **change})
-
-
-# ---- Training
 
 
 def test_a_loss_curve_plots_the_records():
@@ -258,9 +249,6 @@ def test_densities_of_sigma_hold_all_but_the_tails(noise):
     sigma, density = density_of_log_sigma(noise)
     assert (density >= 0).all()
     assert density.sum() * np.diff(np.log(sigma)).mean() == pytest.approx(0.99, abs=0.01)
-
-
-# ---- Trajectories
 
 
 @pytest.mark.parametrize("schedule", [schedules.EDM(), schedules.VP(), schedules.VE(), schedules.RectifiedFlow()])
@@ -378,9 +366,6 @@ def test_the_nearest_state_is_found_for_any_level():
 def test_trajectories_say_what_is_wrong(draw, message):
     with pytest.raises(ValueError, match=message):
         draw()
-
-
-# ---- Solvers
 
 
 def test_errors_are_plotted_on_logarithmic_axes_with_one_colour_a_solver():
