@@ -7,7 +7,7 @@ from pathlib import Path
 from openedm.cli import main
 
 
-def demo(out: str = "runs/demo", images: int = 100_000, seed: int = 0) -> int:
+def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
     """Train a small DDPM++ on handwritten digits, draw new ones, and score them: the whole library in minutes.
 
     Runs the commands it prints; each can be typed by hand. Run again, it goes on where it stopped.

@@ -9,7 +9,6 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from openedm.choices import to_config
@@ -21,7 +20,7 @@ from openedm.data.pictures import image_grid
 from openedm.denoiser import Preconditioned
 from openedm.plots import denoising_trajectory, save_figure
 from openedm.sampling import Sampler, State, sample_batches
-from openedm.training import find_checkpoint, load_denoiser, read_model
+from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
 
 SETTINGS = "settings.json"
 
@@ -76,7 +75,7 @@ def sample(
     if suffix and target.exists():
         raise ValueError(f"out={out} exists already: a file is never overwritten, choose another name")
     parts = target if format == "png" else target.with_name(f"{target.name}.parts")
-    accelerator = Accelerator()
+    accelerator = make_accelerator()
     if accelerator.is_main_process:
         _open_folder(parts, settings, format)
     accelerator.wait_for_everyone()

@@ -3,8 +3,6 @@
 from pathlib import Path
 from typing import Literal
 
-from accelerate import Accelerator
-
 from openedm.cli.parsing import dump
 from openedm.cli.reporting import Bar, Figures, Log, StopSignal, Tracker
 from openedm.data import Digits, Source
@@ -14,7 +12,7 @@ from openedm.objective import EDM as EDMObjective
 from openedm.objective import Objective
 from openedm.preconditioning import EDM, Preconditioning
 from openedm.sampling import Sampler
-from openedm.training import Model, Observer, Options, Trainer, list_checkpoints, num_parameters
+from openedm.training import Model, Observer, Options, Trainer, list_checkpoints, make_accelerator, num_parameters
 
 
 def train(
@@ -56,7 +54,7 @@ def train(
         raise ValueError(
             f"out={out} holds a run already: pass --resume true to go on with it, or choose another folder"
         )
-    accelerator = Accelerator(log_with=None if tracker == "none" else tracker, project_dir=run)
+    accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
     dataset = data.load()
     model = Model.for_data(dataset, network, preconditioning, conditional=conditional)
     log = Log(run / "log.jsonl", options)

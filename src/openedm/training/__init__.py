@@ -5,6 +5,7 @@ from openedm.training.checkpoints import find_checkpoint, list_checkpoints, load
 from openedm.training.model import Model, num_parameters
 from openedm.training.observers import Observer, Progress
 from openedm.training.options import Options
+from openedm.training.processes import make_accelerator
 from openedm.training.trainer import Trainer
 from openedm.training.validation import ValidationLoss, validation_loss
 
@@ -19,6 +20,7 @@ __all__ = [
     "find_checkpoint",
     "list_checkpoints",
     "load_denoiser",
+    "make_accelerator",
     "num_parameters",
     "read_model",
     "save_checkpoint",

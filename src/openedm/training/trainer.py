@@ -42,6 +42,7 @@ from openedm.training.loading import batches, rows_of
 from openedm.training.model import Model
 from openedm.training.observers import Observer, Progress
 from openedm.training.options import Options
+from openedm.training.processes import make_accelerator
 from openedm.training.randomness import DROPOUT, LEVELS, NOISE, derived_seed, generator
 from openedm.training.validation import validation_loss
 
@@ -110,7 +111,7 @@ class Trainer:
                 raise ValueError(f"{name} must have {model.num_classes} classes, got {data.num_classes}")
         if options.label_dropout > 0 and model.num_classes == 0:
             raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
-        self.accelerator = Accelerator() if accelerator is None else accelerator
+        self.accelerator = make_accelerator() if accelerator is None else accelerator
         shares = self.accelerator.num_processes * options.accumulate
         if options.batch_size % shares:
             raise ValueError(
