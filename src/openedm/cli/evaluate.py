@@ -42,7 +42,7 @@ def evaluate(
             it has one.
         num: how many images to draw from a checkpoint, with seeds 0 … num − 1 and the classes in turn.
         sampler: how to draw them.
-        classifier: a folder: read the classifier from there, or train it and keep it there.
+        classifier: a file: read the classifier from there, or train it and keep it there.
         out: also write the report to this JSON file.
         batch_size: images drawn at a time.
         seed: of the classifier's training and of the random halves of the data.
