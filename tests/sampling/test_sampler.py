@@ -188,6 +188,13 @@ def test_an_alpha_above_one_that_overshoots_time_zero_is_refused(schedule: sched
     assert len(denoiser.seen) == 7
 
 
+@given(all_scalings())
+def test_levels_where_the_schedule_stands_still_are_refused(scaling: schedules.Scaling) -> None:
+    sampler = Sampler(Karras(4, sigma_max=80.0), schedules.Cosine(0.001, 50.0), scaling)
+    with pytest.raises(ValueError, match=r"would evaluate step 0 .*Cosine.*stay inside the schedule's domain"):
+        sampler.sample(MIXTURE, noise=unit_noise())
+
+
 @settings(max_examples=20)
 @given(all_scalings(), all_solvers())
 def test_a_run_over_the_whole_range_of_a_clipped_schedule_arrives(scaling: schedules.Scaling, solver: Solver) -> None:
@@ -197,7 +204,7 @@ def test_a_run_over_the_whole_range_of_a_clipped_schedule_arrives(scaling: sched
     torch.testing.assert_close(clipped, free, rtol=0, atol=1e-11)
 
 
-@pytest.mark.parametrize("dropout", [nn.Dropout(0.1)], ids=repr)
+@pytest.mark.parametrize("dropout", [nn.Dropout(0.1), nn.Dropout2d(0.1), nn.AlphaDropout(0.1)], ids=repr)
 def test_dropout_left_on_is_refused_by_name(dropout: nn.Module) -> None:
     class Net(nn.Module):
         def __init__(self) -> None:

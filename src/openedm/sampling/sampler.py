@@ -261,9 +261,12 @@ def _combined(x: Tensor, h: float, weights: tuple[float, ...], slopes: list[Tens
     return x
 
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
 def _refuse_dropout(denoiser: Denoiser) -> None:
     for name, module in denoiser.named_modules():
-        if isinstance(module, nn.Dropout) and module.training and module.p > 0:
+        if isinstance(module, DROPOUTS) and module.training and module.p > 0:
             raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
 
 
