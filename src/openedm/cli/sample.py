@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from openedm import checks
 from openedm.choices import to_config
 from openedm.cli.reporting import save_array
 from openedm.cli.seeds import labels_for, parse_integers
@@ -56,10 +57,16 @@ def sample(
     """
     folder = find_checkpoint(checkpoint)
     model = read_model(folder)
-    if format != "npz" and not (model.images and model.event_shape[0] in (1, 3, 4)):
+    pictures = model.images and model.event_shape[0] in (1, 3, 4)
+    if format != "npz" and not pictures:
         raise ValueError(
             f"format must be 'npz' for samples of shape {model.event_shape}, which are no images, got {format!r}"
         )
+    if trajectory is not None and not pictures:
+        raise ValueError(f"trajectory must not be given: samples of shape {model.event_shape} are no images")
+    if trajectory is not None and not trajectory.endswith(".png"):
+        raise ValueError(f"trajectory must end in .png, got {trajectory!r}")
+    checks.at_least("batch_size", batch_size, 1)
     wanted = parse_integers("seeds", seeds)
     chosen = None if classes is None else parse_integers("classes", classes)
     labels = labels_for(wanted, chosen, model.num_classes)
@@ -79,9 +86,10 @@ def sample(
     if accelerator.is_main_process:
         _open_folder(parts, settings, format)
     accelerator.wait_for_everyone()
-    denoiser = load_denoiser(folder, weights).to(accelerator.device)
     suffix = ".png" if format == "png" else ".npy"
     missing = [s for s in dict.fromkeys(wanted) if not (parts / _name(s, suffix)).exists()]
+    accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
+    denoiser = load_denoiser(folder, weights).to(accelerator.device)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     _draw(denoiser, mine, chosen, sampler, parts, suffix, batch_size, show=accelerator.is_main_process)
     accelerator.wait_for_everyone()

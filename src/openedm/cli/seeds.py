@@ -16,7 +16,7 @@ def parse_integers(name: str, text: str) -> list[int]:
     values: list[int] = []
     for part in text.split(","):
         low, dash, high = part.strip().partition("-")
-        if not low.isdigit() or (dash and not high.isdigit()):
+        if not low.isdecimal() or (dash and not high.isdecimal()):
             raise ValueError(f"{name} must be numbers >= 0 and ranges such as 0-63,100, got {text!r}")
         if dash and int(high) < int(low):
             raise ValueError(f"{name}: the range {part.strip()!r} runs backward")
@@ -43,4 +43,4 @@ def labels_for(seeds: Sequence[int], classes: Sequence[int] | None, num_classes:
     wrong = [c for c in chosen if not 0 <= c < num_classes]
     if wrong or not chosen:
         raise ValueError(f"classes must be between 0 and {num_classes - 1}, got {wrong or 'none'}")
-    return torch.tensor([chosen[seed % len(chosen)] for seed in seeds])
+    return torch.tensor([chosen[seed % len(chosen)] for seed in seeds], dtype=torch.int64)

@@ -1,0 +1,50 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from openedm.cli.seeds import labels_for, parse_integers
+
+
+@given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 50)), min_size=1, max_size=10))
+def test_ranges_hold_both_their_ends_and_stand_in_the_order_written(ranges):
+    text = ",".join(f"{low}-{low + more}" if more else f"{low}" for low, more in ranges)
+    expected = [n for low, more in ranges for n in range(low, low + more + 1)]
+    assert parse_integers("seeds", text) == expected
+
+
+def test_spaces_and_ranges_of_one_are_fine():
+    assert parse_integers("seeds", " 0-3, 7 ,5-5") == [0, 1, 2, 3, 7, 5]
+
+
+@pytest.mark.parametrize("text", ["", "a", "1,,2", "-1", "1-", "1-2-3", "0x10", "1.5", "1;2", "²", "1 - 3"])
+def test_text_that_is_no_list_of_numbers_is_an_error_that_names_the_argument(text):
+    with pytest.raises(ValueError, match="classes must be numbers >= 0 and ranges such as 0-63,100, got"):
+        parse_integers("classes", text)
+
+
+def test_a_range_that_runs_backward_is_an_error():
+    with pytest.raises(ValueError, match="seeds: the range '9-3' runs backward"):
+        parse_integers("seeds", "1,9-3")
+
+
+@given(st.lists(st.integers(0, 10**6), max_size=20), st.integers(1, 12))
+def test_the_class_of_a_seed_depends_on_the_seed_alone(seeds, num_classes):
+    labels = labels_for(seeds, None, num_classes)
+    assert labels.dtype == torch.int64
+    assert labels.tolist() == [seed % num_classes for seed in seeds]
+
+
+def test_chosen_classes_take_turns():
+    assert labels_for([0, 1, 2, 3, 100], [7, 2, 2], 10).tolist() == [7, 2, 2, 7, 2]
+
+
+def test_an_unconditional_model_has_no_classes():
+    assert labels_for([1, 2], None, 0) is None
+    with pytest.raises(ValueError, match=r"classes must not be given: the model is unconditional, got \[1\]"):
+        labels_for([1, 2], [1], 0)
+
+
+def test_classes_that_the_model_does_not_have_are_an_error_that_names_them():
+    with pytest.raises(ValueError, match=r"classes must be between 0 and 9, got \[10, 12\]"):
+        labels_for([0], [3, 10, 12], 10)
