@@ -82,7 +82,8 @@ def plan_steps(
         churn: how much noise each level gets.
 
     Raises:
-        ValueError: a stage falls where the schedule has no finite σ > 0, for example below t = 0.
+        ValueError: a stage falls where the schedule has no finite σ > 0, for example below t = 0, or where it stands
+            still because σ is clipped.
     """
     times = [*schedule.time(sigmas).tolist(), 0.0]
     levels = sigmas.tolist()
@@ -109,13 +110,14 @@ def plan_steps(
 def _stage(schedule: Schedule, scaling: Scaling, index: int, time: float, sigma: float | None) -> Stage:
     """The ODE's coefficients at `time`; `sigma` is given where it is known exactly."""
     level = float(schedule.sigma(time)) if sigma is None else sigma
-    if not (time > 0 and level > 0 and math.isfinite(level)):
+    speed = float(schedule.sigma_derivative(time))
+    if not (time > 0 and level > 0 and math.isfinite(level) and speed > 0 and math.isfinite(speed)):
         raise ValueError(
-            f"the solver would evaluate step {index} at t = {time:.6g}, where {schedule} has sigma = {level:.6g}: "
-            "a stage must stay inside the schedule's domain. Use alpha <= 1, more steps, or a wider range of sigma"
+            f"the solver would evaluate step {index} at t = {time:.6g}, where {schedule} has sigma = {level:.6g} and "
+            f"derivative {speed:.6g}: a stage must stay inside the schedule's domain. Use alpha <= 1, more steps, or "
+            "levels that the schedule reaches"
         )
     scale = float(scaling.scale(level))
-    speed = float(schedule.sigma_derivative(time))
     stretch = float(scaling.derivative(level)) * speed / scale
     return Stage(
         time=time,
