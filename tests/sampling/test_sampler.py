@@ -360,6 +360,27 @@ def test_what_cannot_be_sampled_is_refused_with_a_reason(run: Callable[[], Any],
         run()
 
 
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("seeds", [torch.arange(3), 3, iter([1, 2])], ids=["tensor", "number", "iterator"])
+def test_seeds_that_are_no_sequence_are_refused_by_type(seeds: Any) -> None:
+    message = rf"seeds must be a sequence of integers or a NoiseSource, got {type(seeds).__name__}"
+    with pytest.raises(TypeError, match=message):
+        Sampler(Karras(2)).sample(MIXTURE, seeds)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("source", [[0], SeededNoise([0])], ids=["seeds", "source"])
+def test_seeds_of_another_number_than_the_noise_are_refused(source: Any) -> None:
+    sampler = Sampler(Karras(2), churn=Churn(5.0))
+    with pytest.raises(ValueError, match=r"seeds must give noise of shape \(3, 2\), got \(1, 2\)"):
+        sampler.sample(MIXTURE, source, noise=unit_noise())
+
+
+def test_a_sample_may_be_a_single_number() -> None:
+    denoiser = FunctionDenoiser(lambda x, sigma, condition: x / (1 + sigma**2))
+    assert Sampler(Karras(3)).sample(denoiser, [0, 1], event_shape=()).shape == (2,)
+
+
 def test_nothing_is_evaluated_before_a_refusal() -> None:
     denoiser = Counting()
     for sampler in (Sampler(churn=Churn(5.0)), Sampler(Karras(4, 0.01, 10.0), solver=Alpha(3.0))):

@@ -104,6 +104,7 @@ class Sampler(Choice):
             callback: called with the `State` at every level and at the end.
 
         Raises:
+            TypeError: seeds are neither a sequence nor a source of noise.
             ValueError: neither seeds nor noise, churn without seeds, a shape that does not fit, dropout left on, or a
                 solver that steps outside the schedule's domain.
         """
@@ -131,13 +132,15 @@ class Sampler(Choice):
         _refuse_dropout(denoiser)
         plan = self.plan(denoiser)
         source = SeededNoise(seeds) if isinstance(seeds, Sequence) else seeds
+        if source is not None and not isinstance(source, NoiseSource):
+            raise TypeError(f"seeds must be a sequence of integers or a NoiseSource, got {type(source).__name__}")
         if source is None and plan.stochastic:
             raise ValueError("seeds must be given when churn adds noise (s_churn > 0)")
         device, dtype = _device_and_dtype(denoiser, noise)
         if noise is None:
             if source is None:
                 raise ValueError("seeds or noise must be given: sampling draws from nothing else")
-            shape = event_shape or denoiser.event_shape
+            shape = denoiser.event_shape if event_shape is None else event_shape
             if shape is None:
                 raise ValueError("event_shape must be given: the denoiser does not know the shape of a sample")
             noise = source.draw(shape)
@@ -224,6 +227,8 @@ def _churn(x: Tensor, step: Step, source: NoiseSource | None) -> Tensor:
         return x
     assert source is not None
     noise = source.draw(tuple(x.shape[1:])).to(x.device, x.dtype)
+    if noise.shape != x.shape:
+        raise ValueError(f"seeds must give noise of shape {tuple(x.shape)}, got {tuple(noise.shape)}")
     return torch.add(x if step.rescale == 1 else x * step.rescale, noise, alpha=step.noise_std)
 
 
