@@ -52,6 +52,17 @@ def test_successive_draws_and_different_seeds_are_independent_unit_gaussians() -
     assert abs(float((noise[1:] * noise[:-1]).mean())) < 5 / (n * 49 / 50) ** 0.5
 
 
+def test_the_stream_does_not_depend_on_the_default_dtype() -> None:
+    expected = draws([3], (5,))
+    torch.set_default_dtype(torch.float64)
+    try:
+        drawn = draws([3], (5,))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert drawn.dtype == torch.float32
+    assert torch.equal(drawn, expected)
+
+
 def test_drawing_leaves_the_global_generator_alone() -> None:
     before = torch.get_rng_state()
     initial_noise([1, 2], (3,))

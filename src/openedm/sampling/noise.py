@@ -43,7 +43,7 @@ class SeededNoise:
 
     def draw(self, event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
         """The next unit Gaussian noise, one row a sample, float32 on the host."""
-        return torch.stack([torch.randn(event_shape, generator=g) for g in self._generators])
+        return torch.stack([torch.randn(event_shape, generator=g, dtype=torch.float32) for g in self._generators])
 
 
 def initial_noise(seeds: Sequence[int], event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
