@@ -70,7 +70,7 @@ def test_a_range_outside_the_denoisers_is_refused(levels: Levels, factor: float)
         (levels.sigma_max * factor, levels.sigma_max * factor * 2),
         (levels.sigma_min / factor / 2, levels.sigma_min / factor),
     ):
-        with pytest.raises(ValueError, match=r"between .* and .* (lie outside|exceed) the denoiser's range \["):
+        with pytest.raises(ValueError, match=r"between .* and .* lie outside the denoiser's range \["):
             levels.within(low, high)
 
 
@@ -168,6 +168,12 @@ def test_explicit_levels_are_visited_as_given(table: tuple[float, ...]) -> None:
     levels = Explicit(values)
     assert tuple(listed(levels)) == values
     assert (levels.sigma_max, levels.sigma_min, levels.num_steps) == (values[0], values[-1], len(values))
+
+
+def test_explicit_levels_are_not_cut() -> None:
+    message = "values between 0.01 and 50 exceed the range [0.02, 50] that the denoiser supports of it"
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Explicit((50.0, 0.01)).within(0.02, 60.0)
 
 
 @pytest.mark.parametrize(

@@ -234,8 +234,8 @@ class Explicit(Levels):
 
     def _resized(self, sigma_min: float, sigma_max: float) -> Levels:
         raise ValueError(
-            f"values between {self.sigma_min:g} and {self.sigma_max:g} exceed the denoiser's range "
-            f"[{sigma_min:g}, {sigma_max:g}]"
+            f"values between {self.sigma_min:g} and {self.sigma_max:g} exceed the range "
+            f"[{sigma_min:g}, {sigma_max:g}] that the denoiser supports of it"
         )
 
 
