@@ -137,6 +137,8 @@ class TestDataset:
     def test_values_that_do_not_fit_are_named(self) -> None:
         with pytest.raises(ValueError, match=r"data must hold at least one sample, got none"):
             ExactDataset(torch.zeros(0, 2))
+        with pytest.raises(ValueError, match=r"data must be finite, got nan"):
+            ExactDataset(torch.tensor([[0.0, math.nan]]))
         with pytest.raises(ValueError, match=r"chunk must be >= 1, got 0"):
             ExactDataset(normal(2, 2), chunk=0)
         with pytest.raises(ValueError, match=r"labels must be 2 classes >= 0, got 2, least -1"):
@@ -270,6 +272,10 @@ class TestMixture:
             GaussianMixture([1.0, 1.0], [[0.0, 0.0]], [unit])
         with pytest.raises(ValueError, match=r"weights must all be > 0, got \[0.0\]"):
             GaussianMixture([0.0], [[0.0, 0.0]], [unit])
+        with pytest.raises(ValueError, match=r"weights must be finite, got inf"):
+            GaussianMixture([math.inf], [[0.0, 0.0]], [unit])
+        with pytest.raises(ValueError, match=r"means must be finite, got nan"):
+            GaussianMixture([1.0], [[0.0, math.nan]], [unit])
         with pytest.raises(ValueError, match=r"covariances must be symmetric"):
             GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.5], [0.0, 1.0]]])
         with pytest.raises(ValueError, match=r"covariances must be positive semi-definite, got eigenvalue -1"):

@@ -20,6 +20,11 @@ from openedm.denoiser import Condition, Denoiser
 from openedm.schedules import Values, float64
 
 
+def _check_finite(name: str, values: Tensor) -> None:
+    if not bool(values.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {values[~values.isfinite()][0].item()}")
+
+
 class ExactDataset(Denoiser):
     """The denoiser of a finite data set: what a network of unlimited capacity would learn.
 
@@ -30,7 +35,7 @@ class ExactDataset(Denoiser):
         chunk: how many data points are compared with x at a time; bounds memory.
 
     Raises:
-        ValueError: no data, labels of another length or out of range, or `num_classes` without labels. When called: a
+        ValueError: no data, values that are not finite, labels of another length or out of range, or `num_classes` without labels. When called: a
             condition other than one class a sample, or a class without samples.
 
     >>> two = ExactDataset(torch.tensor([[-1.0], [1.0]]))
@@ -52,6 +57,7 @@ class ExactDataset(Denoiser):
         super().__init__()
         if len(data) == 0:
             raise ValueError("data must hold at least one sample, got none")
+        _check_finite("data", data)
         checks.at_least("chunk", chunk, 1)
         self.event_shape = tuple(data.shape[1:])
         self.register_buffer("data", data.flatten(1).to(torch.float64))
@@ -122,8 +128,8 @@ class GaussianMixture(Denoiser):
         covariances: Σ_k, symmetric, positive semi-definite.
 
     Raises:
-        ValueError: shapes do not fit, a weight is not positive, or a covariance is not symmetric and positive
-            semi-definite.
+        ValueError: shapes do not fit, a value is not finite, a weight is not positive, or a covariance is not symmetric
+            and positive semi-definite.
 
     >>> GaussianMixture([1.0], [[0.0]], [[[1.0]]])(torch.tensor([[2.0]]), 1.0)
     tensor([[1.]])
@@ -145,6 +151,8 @@ class GaussianMixture(Denoiser):
                 "weights, means, covariances must have shapes (k,), (k, n), (k, n, n), got "
                 f"{tuple(weights.shape)}, {tuple(means.shape)}, {tuple(covariances.shape)}"
             )
+        for name, values in (("weights", weights), ("means", means), ("covariances", covariances)):
+            _check_finite(name, values)
         if not bool((weights > 0).all()):
             raise ValueError(f"weights must all be > 0, got {weights.tolist()}")
         if not torch.allclose(covariances, covariances.mT, rtol=1e-8, atol=1e-12):
