@@ -253,6 +253,7 @@ def test_the_extreme_draws_are_finite_and_positive(u: float, stratified: bool, m
     [
         (lambda: LogNormal(p_std=0.0), "p_std must be finite and > 0, got 0.0"),
         (lambda: LogNormal(p_mean=math.nan), "p_mean must be a finite number, got nan"),
+        (lambda: Uncertainty(channels=0), "channels must be >= 1, got 0"),
         (lambda: LogUniform(sigma_min=0.0), "sigma_min must be finite and > 0, got 0.0"),
         (lambda: LogUniform(2.0, 1.0), "sigma_min must be < sigma_max, got sigma_min=2.0 and sigma_max=1.0"),
         (lambda: UniformTime(epsilon_t=0.0), "epsilon_t must be finite and > 0, got 0.0"),

@@ -234,8 +234,11 @@ class Uncertainty(nn.Module):
     """u(σ): a linear map of random Fourier features of ¼ ln σ, zero at first (Karras et al. 2024, Appendix B.3).
 
     Args:
-        channels: the number of features.
+        channels: the number of features, ≥ 1.
         seed: of the fixed frequencies and phases.
+
+    Raises:
+        ValueError: channels is out of its range.
     """
 
     frequencies: Float[Tensor, "channels"]
@@ -243,6 +246,7 @@ class Uncertainty(nn.Module):
 
     def __init__(self, channels: int = 128, seed: int = 0) -> None:
         super().__init__()
+        checks.at_least("channels", channels, 1)
         generator = torch.Generator().manual_seed(seed)
         self.register_buffer("frequencies", 2 * math.pi * torch.randn(channels, generator=generator))
         self.register_buffer("phases", 2 * math.pi * torch.rand(channels, generator=generator))
