@@ -170,6 +170,13 @@ def test_explicit_levels_are_visited_as_given(table: tuple[float, ...]) -> None:
     assert (levels.sigma_max, levels.sigma_min, levels.num_steps) == (values[0], values[-1], len(values))
 
 
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("rule", [Karras, VP, VE, LogLinear, IDDPM])
+def test_half_a_step_is_refused(rule: Callable[..., Levels]) -> None:
+    with pytest.raises(TypeError, match=r"num_steps must be an integer, got 2.5"):
+        rule(2.5)
+
+
 def test_explicit_levels_are_not_cut() -> None:
     message = "values between 0.01 and 50 exceed the range [0.02, 50] that the denoiser supports of it"
     with pytest.raises(ValueError, match=re.escape(message)):
