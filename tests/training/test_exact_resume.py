@@ -68,3 +68,13 @@ def test_resuming_restores_the_state_itself(everything_on, state_of, differences
     second = everything_on(run=tmp_path)
     second.resume()
     assert differences(state_of(second), state_of(first)) == []
+
+
+def test_worker_processes_that_load_data_do_not_change_a_run_that_is_resumed(
+    uninterrupted, everything_on, state_of, differences, tmp_path
+):
+    everything_on(run=tmp_path, images=48, workers=1).fit()
+    trainer = everything_on(run=tmp_path, workers=2)
+    trainer.resume()
+    trainer.fit()
+    assert differences(state_of(trainer), uninterrupted) == []

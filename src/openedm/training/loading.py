@@ -67,4 +67,5 @@ def batches(
         num_workers=options.workers,
         pin_memory=pin,
         persistent_workers=True,
+        generator=torch.Generator().manual_seed(options.seed),  # else it draws from the global one, as dropout does
     )
