@@ -1,0 +1,163 @@
+"""`openedm train` as a process that is killed or interrupted: resumed, it ends as if nothing had happened."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from openedm.training import list_checkpoints
+
+IMAGES = 32 * 80
+ARGUMENTS = [
+    "--data=Digits",
+    "--data.split=test",
+    "--network=DDPMpp",
+    "--network.model_channels=8",
+    "--network.channel_mult=[1]",
+    "--network.num_blocks=1",
+    "--network.dropout=0.3",
+    "--objective=EDM2",
+    f"--options.images={IMAGES}",
+    "--options.batch_size=32",
+    "--options.accumulate=2",
+    "--options.label_dropout=0.2",
+    "--options.clip_norm=1",
+    "--options.rampup=1000",
+    f"--options.checkpoint_every={7 * 32}",
+    "--options.keep=2",
+    "--options.validate_every=0",
+    "--options.snapshot_every=0",
+    "--tracker=none",
+]
+ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+
+
+def start(run: Path, *more: str) -> subprocess.Popen[str]:
+    """The command in a process group of its own, as a terminal makes it."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "openedm.cli.main", "train", str(run), *ARGUMENTS, *more],
+        env=ENVIRONMENT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+    """The exit status and what was printed."""
+    out, err = process.communicate(timeout=120)
+    return process.returncode, out, err
+
+
+def wait_for_a_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
+    deadline = time.monotonic() + 120
+    while not list_checkpoints(run):
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """Three runs with equal arguments: one uninterrupted, one killed and resumed, one interrupted and resumed."""
+    folder = tmp_path_factory.mktemp("runs")
+    found = {"folder": folder}
+    processes = [start(folder / "whole"), start(folder / "killed")]
+    try:
+        wait_for_a_checkpoint(folder / "killed", processes[1])
+        time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
+        os.killpg(processes[1].pid, signal.SIGKILL)
+        found["killed"] = finish(processes[1])
+        found["killed at"] = [p.name for p in list_checkpoints(folder / "killed")]
+        processes.append(start(folder / "interrupted", "--options.workers=1"))
+        wait_for_a_checkpoint(folder / "interrupted", processes[2])
+        os.killpg(processes[2].pid, signal.SIGINT)
+        found["interrupted"] = finish(processes[2])
+        found["interrupted at"] = [p.name for p in list_checkpoints(folder / "interrupted")]
+        found["whole"] = finish(processes[0])
+        processes += [start(folder / name, "--resume=true") for name in ("killed", "interrupted")]
+        found["killed, resumed"], found["interrupted, resumed"] = finish(processes[3]), finish(processes[4])
+    finally:
+        for process in processes:
+            if process.poll() is None:
+                os.killpg(process.pid, signal.SIGKILL)
+                process.wait()
+    return found
+
+
+def content(run):
+    last = list_checkpoints(run)[-1]
+    assert int(last.name) == IMAGES
+    files = {name: load_file(last / f"{name}.safetensors") for name in ("model", "training")}
+    tensors = {f"{file}.{name}": tensor for file, part in files.items() for name, tensor in part.items()}
+    return tensors, (last / "training.json").read_text(), (last / "config.json").read_text()
+
+
+@pytest.mark.parametrize("name", ["killed", "interrupted"])
+def test_a_run_that_was_resumed_ends_with_the_weights_averages_and_moments_of_the_uninterrupted_one(name, runs):
+    assert runs["whole"][0] == runs[f"{name}, resumed"][0] == 0
+    assert runs[name][0] != 0
+    assert max(map(int, runs[f"{name} at"])) < IMAGES
+    whole, *descriptions = content(runs["folder"] / "whole")
+    resumed, *resumed_descriptions = content(runs["folder"] / name)
+    assert whole.keys() == resumed.keys()
+    assert [key for key in whole if not torch.equal(whole[key], resumed[key])] == []
+    assert {key.split(".")[1] for key in whole if key.startswith("training")} == {"network", "optimizer", "uncertainty"}
+    assert descriptions == resumed_descriptions
+
+
+def test_a_killed_run_was_killed_and_left_whole_checkpoints_only(runs):
+    assert runs["killed"][0] == -signal.SIGKILL
+    assert all(int(name) % (7 * 32) == 0 for name in runs["killed at"])
+
+
+def test_control_c_saves_a_checkpoint_says_so_and_exits_with_130(runs):
+    status, out, err = runs["interrupted"]
+    images = int(runs["interrupted at"][-1])
+    assert status == 130
+    assert out.splitlines()[-2:] == [
+        f"stopped at {images:,} images; the run is in {runs['folder'] / 'interrupted'}",
+        "go on with the same command and --resume true",
+    ]
+    assert "Traceback" not in err
+
+
+def test_a_resumed_run_says_where_it_goes_on_and_where_it_ended(runs):
+    status, out, _ = runs["interrupted, resumed"]
+    assert status == 0
+    assert f"resumed  at {int(runs['interrupted at'][-1]):,} images" in out
+    assert out.splitlines()[-1] == f"trained on {IMAGES:,} images; the run is in {runs['folder'] / 'interrupted'}"
+
+
+def test_a_run_that_is_there_is_not_started_again_without_resume(runs, openedm):
+    folder = runs["folder"] / "killed"
+    before = {p: p.stat().st_mtime_ns for p in folder.rglob("*")}
+    result = openedm("train", folder, *ARGUMENTS)
+    assert result.status == 1
+    assert result.err == (
+        f"openedm train: error: out={folder} holds a run already: pass --resume true to go on with it, "
+        "or choose another folder\n"
+    )
+    assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before
+
+
+def test_the_log_of_a_resumed_run_tells_every_step_once(runs):
+    logs = [
+        (runs["folder"] / name / "log.jsonl").read_text().splitlines() for name in ("whole", "killed", "interrupted")
+    ]
+
+    def told(lines):
+        return [(row["images"], row["step"], row["loss"]) for row in map(json.loads, lines)]
+
+    assert [images for images, _, _ in told(logs[0])] == list(range(32, IMAGES + 32, 32))
+    assert told(logs[1]) == told(logs[0])
+    assert told(logs[2]) == told(logs[0])
