@@ -35,8 +35,8 @@ class ExactDataset(Denoiser):
         chunk: how many data points are compared with x at a time; bounds memory.
 
     Raises:
-        ValueError: no data, values that are not finite, labels of another length or out of range, or `num_classes` without labels. When called: a
-            condition other than one class a sample, or a class without samples.
+        ValueError: no data, values that are not finite, labels of another length or out of range, or `num_classes`
+            without labels. When called: a condition other than one class a sample, or a class without samples.
 
     >>> two = ExactDataset(torch.tensor([[-1.0], [1.0]]))
     >>> two(torch.tensor([[0.0], [0.5]]), 0.01)
