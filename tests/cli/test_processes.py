@@ -1,0 +1,118 @@
+"""Two processes that share the work, as `torchrun` starts them, do what one does."""
+
+import json
+import os
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+import torch
+
+from openedm.training import list_checkpoints, load_denoiser
+
+STEPS = 20
+TRAINING = [
+    "--data=Toy",
+    "--data.num_samples=300",
+    "--network=MLP",
+    "--network.width=16",
+    "--network.num_blocks=1",
+    f"--options.images={48 * STEPS}",
+    "--options.batch_size=48",
+    "--options.rampup=0",
+    "--options.label_dropout=0.2",
+    "--options.clip_norm=1",
+    f"--options.checkpoint_every={24 * STEPS}",
+    f"--options.validate_every={24 * STEPS}",
+    f"--options.snapshot_every={24 * STEPS}",
+    "--tracker=none",
+]
+SAMPLING = ["--seeds=0-20", "--sampler.levels.num_steps=4", "--sampler.churn.s_churn=5", "--batch_size=8"]
+SCRIPT = """
+import sys
+from openedm.cli.main import main
+
+for line in open(sys.argv[1]):
+    status = main(line.rstrip("\\n").split("\\t"))
+    assert status == 0, (line, status)
+"""
+
+
+@pytest.fixture(scope="module")
+def folders(openedm, digits_run, tmp_path_factory):
+    """What the same commands wrote in one process and in two."""
+    root = tmp_path_factory.mktemp("processes")
+    commands = {}
+    for name in ("one", "two"):
+        folder = root / name
+        folder.mkdir()
+        commands[name] = [
+            ["train", folder / "run", *TRAINING],
+            ["sample", digits_run, folder / "png", *SAMPLING],
+            ["sample", digits_run, folder / "samples.npz", "--format=npz", *SAMPLING],
+        ]
+    for command in commands["one"]:
+        assert openedm(*command).status == 0
+    (root / "script.py").write_text(SCRIPT)
+    (root / "commands").write_text("".join("\t".join(map(str, command)) + "\n" for command in commands["two"]))
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    finished = subprocess.run(
+        [*torchrun, str(root / "script.py"), str(root / "commands")],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"},
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+    )
+    assert finished.returncode == 0, finished.stderr
+    return root
+
+
+def rows(folder, name):
+    found = map(json.loads, (folder / "run" / "log.jsonl").read_text().splitlines())
+    return [row for row in found if name in row]
+
+
+def test_two_processes_have_the_loss_curve_of_one(folders):
+    one, two = (rows(folders / name, "loss") for name in ("one", "two"))
+    assert [row["images"] for row in two] == [48 * (i + 1) for i in range(STEPS)]
+    # Sums of 48 terms in another order, rounding 6e-8 each, and what that becomes in 20 steps of Adam.
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
+    norms = [[row["gradient_norm"] for row in found] for found in (one, two)]
+    assert norms[1] == pytest.approx(norms[0], rel=1e-3)
+    assert two[0]["loss"] == pytest.approx(one[0]["loss"], rel=1e-6)
+
+
+def test_two_processes_end_with_the_weights_of_one(folders):
+    one, two = (load_denoiser(folders / name / "run").network.state_dict() for name in ("one", "two"))
+    for key in one:
+        # 20 steps of at most 1e-3; where a gradient is all rounding, Adam's steps may differ by as much as they are.
+        torch.testing.assert_close(two[key], one[key], rtol=0, atol=2e-4)
+
+
+def test_two_processes_write_what_one_writes_and_measure_the_same(folders):
+    one, two = (
+        sorted(str(p.relative_to(folders / name)) for p in (folders / name).rglob("*") if "checkpoints" not in p.parts)
+        for name in ("one", "two")
+    )
+    assert two == one
+    assert [p.name for p in list_checkpoints(folders / "two" / "run")] == ["000000000480", "000000000960"]
+    measured = [[row["validation"]["loss"] for row in rows(folders / name, "validation")] for name in ("one", "two")]
+    assert len(measured[0]) == 2
+    assert measured[1] == pytest.approx(measured[0], rel=1e-4)
+
+
+def test_two_processes_draw_the_samples_of_one(folders):
+    with np.load(folders / "one" / "samples.npz") as one, np.load(folders / "two" / "samples.npz") as two:
+        assert two["seeds"].tolist() == one["seeds"].tolist() == list(range(21))
+        assert two["labels"].tolist() == one["labels"].tolist() == [seed % 10 for seed in range(21)]
+        np.testing.assert_allclose(two["samples"], one["samples"], rtol=0, atol=1e-5)
+
+
+def test_two_processes_write_the_files_of_one(folders):
+    names = sorted(p.name for p in (folders / "one" / "png").iterdir())
+    assert names == sorted(p.name for p in (folders / "two" / "png").iterdir())
+    assert len(names) == 21 + 2
+    for name in names:
+        assert (folders / "two" / "png" / name).read_bytes() == (folders / "one" / "png" / name).read_bytes()
