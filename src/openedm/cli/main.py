@@ -50,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
             f"openedm: error: command must be one of {', '.join(COMMANDS)}, got {arguments[0]!r}{hint}", file=sys.stderr
         )
         return 2
-    return _run(arguments[0], arguments[1:])
+    try:
+        return _run(arguments[0], arguments[1:])
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 def _run(name: str, arguments: list[str]) -> int:
@@ -62,9 +66,6 @@ def _run(name: str, arguments: list[str]) -> int:
     try:
         values = parse(f"openedm {name}", command, arguments)
         status = command(**values)
-    except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
-        return 128 + signal.SIGINT
     except ArgumentError as error:
         print(f"openedm {name}: error: {explain(command, str(error))}", file=sys.stderr)
         print(f"openedm {name} --help describes all options", file=sys.stderr)

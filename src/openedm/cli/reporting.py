@@ -1,9 +1,11 @@
 """What a training run shows and writes: a progress bar, a log, figures, a tracker; and how it is asked to stop."""
 
 import json
+import math
 import signal
 import sys
 import threading
+import time
 from pathlib import Path
 from types import FrameType, TracebackType
 from typing import Any
@@ -27,10 +29,15 @@ GRID_ROWS = 8
 
 
 class StopSignal:
-    """While active, the first Ctrl-C (or SIGTERM) asks the run to stop at the next step; the second ends it at once."""
+    """While active, the first Ctrl-C (or SIGTERM) asks the run to stop at the next step; a later one ends it at once.
+
+    Under `torchrun` one Ctrl-C arrives twice, from the terminal and from the launcher: signals that follow the first
+    within a second are taken as one with it.
+    """
 
     def __init__(self) -> None:
         self._event = threading.Event()
+        self._first = 0.0
         self._previous: dict[int, Any] = {}
 
     def is_set(self) -> bool:
@@ -49,9 +56,11 @@ class StopSignal:
             signal.signal(number, handler)
 
     def _handle(self, number: int, frame: FrameType | None) -> None:
-        if self._event.is_set():
+        if not self._event.is_set():
+            self._first = time.monotonic()
+            self._event.set()
+        elif time.monotonic() - self._first > 1:
             raise KeyboardInterrupt
-        self._event.set()
 
 
 class Bar(Observer):
@@ -60,7 +69,7 @@ class Bar(Observer):
     def __init__(self, options: Options) -> None:
         self._total = options.images
         self._bar: tqdm[Any] | None = None
-        self._loss = 0.0
+        self._loss = math.nan
 
     def on_progress(self, progress: Progress) -> None:
         """Advance to the images seen; the loss shown is averaged over about 50 steps."""
@@ -68,8 +77,8 @@ class Bar(Observer):
             pause = 1.0 if sys.stderr.isatty() else 15.0
             self._bar = tqdm(total=self._total, unit="img", unit_scale=True, smoothing=0.05, mininterval=pause)
             self._bar.n = self._bar.initial = progress.images
-            self._loss = progress.loss
-        self._loss += 0.02 * (progress.loss - self._loss)
+        if math.isfinite(progress.loss):
+            self._loss = progress.loss if math.isnan(self._loss) else self._loss + 0.02 * (progress.loss - self._loss)
         skipped = {"skipped": progress.skipped} if progress.skipped else {}
         self._bar.set_postfix({"loss": f"{self._loss:.4f}", **skipped}, refresh=False)
         self._bar.update(min(progress.images, self._total) - self._bar.n)
