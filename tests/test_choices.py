@@ -4,6 +4,7 @@ import dataclasses
 import importlib
 import inspect
 import json
+import math
 import pkgutil
 import sys
 from abc import ABC
@@ -104,9 +105,16 @@ def test_a_choice_cannot_be_changed(cls: type[Choice]) -> None:
             setattr(choice, field.name, getattr(choice, field.name))
 
 
-def test_infinity_is_written_as_a_word() -> None:
-    assert to_config(Churn(1.0))["init_args"]["s_max"] == "inf"
-    assert from_config(Churn, to_config(Churn(1.0))) == Churn(1.0)
+@dataclasses.dataclass(frozen=True)
+class Interval(Choice):
+    low: float = -math.inf
+    high: float = math.inf
+
+
+def test_infinities_are_written_as_words() -> None:
+    assert to_config(Interval())["init_args"] == {"low": "-inf", "high": "inf"}
+    assert from_config(Interval, through_json(Interval())) == Interval()
+    assert from_config(Churn, through_json(Churn(1.0))) == Churn(1.0)
 
 
 def test_a_class_is_named_by_the_package_that_users_import_it_from() -> None:

@@ -203,7 +203,7 @@ class TestMixture:
 
     @pytest.mark.parametrize("sigma", [0.0, 0.7])
     def test_its_samples_have_its_moments(self, sigma: float) -> None:
-        mixture, count = random_mixture(3, 2, 11), 40_000
+        mixture, count = random_mixture(3, 3, 11), 40_000  # In two dimensions U and Uᵀ may be the same.
         samples = mixture.sample(count, torch.Generator().manual_seed(0), sigma)
         weights, means = mixture.weights, mixture.means
         mean = weights @ means
@@ -213,7 +213,7 @@ class TestMixture:
         error = samples.std(0) / math.sqrt(count)
         assert bool(((samples.mean(0) - mean).abs() < 5 * error).all())
         products = centred[:, :, None] * centred[:, None, :]
-        expected = second - mean[:, None] * mean + sigma**2 * eye(2)
+        expected = second - mean[:, None] * mean + sigma**2 * eye(3)
         assert bool(((products.mean(0) - expected).abs() < 5 * products.std(0) / math.sqrt(count)).all())
 
     def test_its_samples_come_from_the_components_by_weight(self) -> None:
