@@ -180,6 +180,7 @@ def test_the_bar_shows_images_the_smoothed_loss_and_skipped_steps(capsys):
     bar = Bar(Options(images=25, batch_size=10))
     for step, loss in ((1, 1.0), (2, 2.0), (3, 2.0)):
         bar.on_progress(progress(step, loss=loss, skipped=1))
+    bar.close()
     shown = capsys.readouterr().err.split("\r")[-1]
     assert "25.0/25.0" in shown
     assert f"loss={1 + 0.02 * 1 + 0.02 * (2 - 1.02):.4f}" in shown
@@ -190,6 +191,7 @@ def test_one_loss_that_is_not_finite_does_not_spoil_what_the_bar_shows(capsys):
     bar = Bar(Options(images=30, batch_size=10))
     for step, loss in ((1, float("nan")), (2, 2.0), (3, float("inf"))):
         bar.on_progress(progress(step, loss=loss, skipped=2))
+    bar.close()
     assert "loss=2.0000" in capsys.readouterr().err.split("\r")[-1]
 
 
@@ -197,6 +199,7 @@ def test_the_bar_of_a_resumed_run_starts_where_the_run_does(capsys):
     bar = Bar(Options(images=100, batch_size=10))
     bar.on_progress(progress(9))
     bar.on_progress(progress(10))
+    bar.close()
     shown = capsys.readouterr().err
     assert "100/100" in shown
     assert bar._bar.initial == 90

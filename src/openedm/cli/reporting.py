@@ -82,7 +82,10 @@ class Bar(Observer):
         skipped = {"skipped": progress.skipped} if progress.skipped else {}
         self._bar.set_postfix({"loss": f"{self._loss:.4f}", **skipped}, refresh=False)
         self._bar.update(min(progress.images, self._total) - self._bar.n)
-        if progress.images >= self._total:
+
+    def close(self) -> None:
+        """Leave the bar as it stands, so that what is printed next comes below it."""
+        if self._bar is not None:
             self._bar.close()
 
 

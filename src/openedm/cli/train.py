@@ -1,7 +1,10 @@
 """`openedm train`: train a denoiser."""
 
+from contextlib import closing
 from pathlib import Path
 from typing import Literal
+
+from accelerate.tracking import get_available_trackers
 
 from openedm.cli.parsing import dump
 from openedm.cli.reporting import Bar, Figures, Log, StopSignal, Tracker
@@ -54,11 +57,14 @@ def train(
         raise ValueError(
             f"out={out} holds a run already: pass --resume true to go on with it, or choose another folder"
         )
+    if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:
+        raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
     dataset = data.load()
     model = Model.for_data(dataset, network, preconditioning, conditional=conditional)
     log = Log(run / "log.jsonl", options)
-    observers: list[Observer] = [Bar(options), log, Figures(run / "figures", log, objective, sampler)]
+    bar = Bar(options)
+    observers: list[Observer] = [bar, log, Figures(run / "figures", log, objective, sampler)]
     if tracker != "none":
         observers.append(Tracker(accelerator))
     trainer = Trainer(
@@ -81,7 +87,7 @@ def train(
         log.start(trainer.state.images)
     if tracker != "none":
         accelerator.init_trackers("tracking")
-    with StopSignal() as stop:
+    with StopSignal() as stop, closing(bar):
         trainer.fit(stop.is_set)
     if tracker != "none":
         accelerator.end_training()

@@ -1,0 +1,120 @@
+import importlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+import openedm as package
+from openedm.cli import main as module
+from openedm.cli.main import COMMANDS
+from openedm.cli.parsing import parser_for
+
+
+def test_without_a_command_it_explains_itself_and_fails(openedm):
+    result = openedm()
+    assert result.status == 2
+    assert result.out == openedm("--help").out == openedm("-h").out
+
+
+def test_help_names_every_command_with_a_line_on_it(openedm):
+    result = openedm("--help")
+    assert result.status == 0
+    for name, text in COMMANDS.items():
+        assert re.search(rf"^  {name} +{re.escape(text)}$", result.out, re.MULTILINE)
+
+
+def test_the_version_is_the_packages(openedm):
+    result = openedm("--version")
+    assert (result.status, result.out) == (0, f"openedm {package.__version__}\n")
+
+
+@pytest.mark.parametrize(
+    ("typed", "meant"),
+    [("trian", "train"), ("sampel", "sample"), ("eval", "evaluate"), ("inof", "info"), ("xyz", None)],
+)
+def test_an_unknown_command_is_an_error_that_suggests_the_nearest(typed, meant, openedm):
+    result = openedm(typed, "run")
+    assert result.status == 2
+    hint = f"; did you mean {meant!r}?" if meant else ""
+    assert result.err == f"openedm: error: command must be one of {', '.join(COMMANDS)}, got {typed!r}{hint}\n"
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_of_a_command_says_something_on_every_argument(name, openedm):
+    result = openedm(name, "--help")
+    assert result.status == 0
+    assert result.out.startswith(f"usage: openedm {name} ")
+    command = getattr(importlib.import_module(f"openedm.cli.{name}"), name)
+    printed = " ".join(result.out.split())
+    assert " ".join(command.__doc__.partition("\n\n")[0].split()) in printed
+    for action in parser_for(f"openedm {name}", command)._actions:
+        # (type: …) and (required, …) are jsonargparse's own additions
+        text = " ".join((action.help or "").split()).partition(" (")[0]
+        assert len(text) > 5, f"{action.dest} is not described"
+        assert text.partition("%")[0].lower() in printed.lower()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "status", "message"),
+    [
+        (["train"], 2, "the following arguments are required: out"),
+        (["train", "run", "--netwrk=MLP"], 2, "unrecognized arguments: --netwrk=MLP"),
+        (["train", "run", "--network=MPL"], 2, 'Parser key "network": .*MPL.*known: DDPMpp, MLP, NCSNpp'),
+        (["train", "run", "--options.images=few"], 2, 'Parser key "options.images": .*few'),
+        (["sample", "run", "out", "--format=gif"], 2, 'Parser key "format": .*gif'),
+        (["sample", "run", "out", "--sampler.solver=Huen"], 2, 'Parser key "sampler.solver": .*Huen.*Heun'),
+        (["info"], 2, "the following arguments are required: checkpoint"),
+    ],
+)
+def test_arguments_that_cannot_be_read_end_with_status_2_and_one_line(arguments, status, message, openedm, tmp_path):
+    result = openedm(*arguments)
+    assert result.status == status
+    first, second = result.err.splitlines()
+    assert re.fullmatch(f"openedm {arguments[0]}: error: {message}.*", first)
+    assert second == f"openedm {arguments[0]} --help describes all options"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "run", "--options.images=0"], "images must be >= 1, got 0"),
+        (["train", "run", "--data=Toy"], "event_shape must be (channels, height, width), each >= 1, got (2,)"),
+        (["train", "run", "--data=ImageFolder", "--data.path=nowhere"], "nowhere"),
+        (["train", "run", "--options.accumulate=3"], "batch_size must be a multiple of processes × accumulate = 3"),
+        (["sample", "nowhere", "out"], "nowhere is no folder"),
+        (["info", "nowhere"], "nowhere is no folder"),
+        (["evaluate", "nowhere"], "nowhere is no folder"),
+    ],
+)
+def test_values_that_make_no_sense_end_with_status_1_one_line_and_nothing_written(
+    arguments, message, openedm, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    result = openedm(*arguments)
+    assert result.status == 1
+    assert result.err.startswith(f"openedm {arguments[0]}: error: ")
+    assert message in result.err
+    assert result.err.count("\n") == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_traceback_of_an_error_is_there_for_those_who_ask(openedm, monkeypatch):
+    monkeypatch.setenv("OPENEDM_TRACEBACK", "1")
+    with pytest.raises(ValueError, match="nowhere is no folder"):
+        openedm("info", "nowhere")
+
+
+def test_control_c_at_any_time_ends_with_status_130(openedm, monkeypatch):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(module.importlib, "import_module", interrupted)
+    result = openedm("info", "run")
+    assert (result.status, result.err) == (130, "interrupted\n")
+
+
+def test_what_needs_no_torch_does_not_wait_for_it():
+    code = "import sys; from openedm.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
+    finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
+    assert finished.returncode == 0

@@ -1,0 +1,234 @@
+import json
+import shutil
+from dataclasses import replace
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from openedm.data import Digits, Toy
+from openedm.networks import MLP
+from openedm.objective import EDM, EDM2
+from openedm.training import (
+    HalfLife,
+    Model,
+    Observer,
+    Options,
+    Trainer,
+    list_checkpoints,
+    load_denoiser,
+    read_model,
+    validation_loss,
+)
+
+TOY = ["--data=Toy", "--data.num_samples=300", "--network=MLP", "--network.width=16", "--network.num_blocks=1"]
+SIZES = ["--options.images=320", "--options.batch_size=32", "--options.rampup=100", "--options.average.half_life=50"]
+EVERY = ["--options.checkpoint_every=160", "--options.validate_every=160", "--options.snapshot_every=160"]
+COARSE = ["--sampler.levels.num_steps=3"]
+OPTIONS = Options(images=320, batch_size=32, rampup=100, average=HalfLife(50), checkpoint_every=160)
+
+
+@pytest.fixture(scope="module")
+def finished(openedm, tmp_path_factory):
+    """A run on two moons with everything on, and what it printed."""
+    run = tmp_path_factory.mktemp("runs") / "run"
+    result = openedm("train", run, *TOY, *SIZES, *EVERY, *COARSE, "--objective=EDM2", "--options.label_dropout=0.1")
+    assert result.status == 0
+    return run, result
+
+
+def weights(run):
+    last = list_checkpoints(run)[-1]
+    return {**load_file(last / "model.safetensors"), **load_file(last / "training.safetensors")}
+
+
+def same(one, other):
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def log(run):
+    return [json.loads(line) for line in (run / "log.jsonl").read_text().splitlines()]
+
+
+class Losses(Observer):
+    def __init__(self):
+        self.losses = []
+
+    def on_progress(self, progress):
+        self.losses.append(progress.loss)
+
+
+# The command is the library.
+
+
+def test_the_command_trains_what_the_library_trains_with_the_same_values(finished, tmp_path):
+    run, _ = finished
+    dataset, losses = Toy(num_samples=300).load(), Losses()
+    model = Model.for_data(dataset, MLP(width=16, num_blocks=1))
+    options = replace(OPTIONS, label_dropout=0.1)
+    Trainer(model, dataset, EDM2(), options, run=tmp_path, observers=[losses]).fit()
+    assert read_model(list_checkpoints(run)[-1]) == model
+    assert same(weights(run), weights(tmp_path))
+    assert [row["loss"] for row in log(run) if "loss" in row] == losses.losses
+
+
+def test_the_config_of_a_run_repeats_it_bit_for_bit(finished, openedm, tmp_path):
+    run, _ = finished
+    again = tmp_path / "again"
+    assert openedm("train", again, "--config", run / "config.yaml").status == 0
+    assert same(weights(again), weights(run))
+    config, repeated = (yaml.safe_load((folder / "config.yaml").read_text()) for folder in (run, again))
+    assert repeated == config | {"out": str(again)}
+
+
+def test_the_config_names_every_value(finished):
+    config = yaml.safe_load((finished[0] / "config.yaml").read_text())
+    assert config["network"] == {"class_path": "openedm.networks.MLP", "init_args": {"width": 16, "num_blocks": 1}}
+    assert config["options"]["average"] == {"half_life": 50.0, "ramp": 0.05}
+    assert config["options"].keys() == set(Options.__dataclass_fields__)
+    assert config["resume"] is False
+
+
+# What a run writes and says.
+
+
+def test_a_run_folder_holds_config_checkpoints_log_figures_and_the_trackers_files(finished):
+    run, _ = finished
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "checkpoints", "log.jsonl", "figures", "tracking"}
+    assert [p.name for p in list_checkpoints(run)] == ["000000000160", "000000000320"]
+    assert {p.name for p in (run / "figures").iterdir()} == {
+        "loss.png",
+        "loss_per_sigma.png",
+        "samples-000000000160.npy",
+        "samples-000000000320.npy",
+    }
+
+
+def test_the_tracker_has_the_curves_of_the_log(finished):
+    run, _ = finished
+    events = EventAccumulator(str(run / "tracking")).Reload()
+    (step,) = events.Scalars("train/loss")
+    assert (step.step, step.value) == (320, pytest.approx(log(run)[-2]["loss"], rel=1e-6))
+    measured = [row for row in log(run) if "validation" in row]
+    assert [(e.step, e.value) for e in events.Scalars("validation/loss")] == [
+        (row["images"], pytest.approx(row["validation"]["loss"], rel=1e-6)) for row in measured
+    ]
+
+
+def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
+    run, result = finished
+    sigma_data = read_model(list_checkpoints(run)[-1]).sigma_data
+    assert result.out.splitlines() == [
+        f"data     300 vectors of 2 in 2 classes, sigma_data {sigma_data:.4f}",
+        "network  MLP(width=16, num_blocks=1): 3,237 parameters on cpu",
+        f"trained on 320 images; the run is in {run}",
+    ]
+
+
+def test_the_validation_loss_of_the_log_is_that_of_the_average_on_the_validation_data(openedm, tmp_path):
+    run = tmp_path / "run"
+    unet = ["--network.model_channels=8", "--network.channel_mult=[1]", "--network.num_blocks=1"]
+    options = ["--options.images=64", "--options.batch_size=32", "--options.snapshot_every=0", "--tracker=none"]
+    validation = ["--validation=Digits", "--validation.split=test", "--options.validate_every=64"]
+    assert openedm("train", run, *unet, *options, *validation).status == 0
+    (row,) = [row["validation"] for row in log(run) if "validation" in row]
+    measured = validation_loss(
+        load_denoiser(run),
+        Digits("test").load(),
+        EDM(),
+        sigma_data=read_model(list_checkpoints(run)[-1]).sigma_data,
+        device=torch.device("cpu"),
+    )
+    # The same numbers in another memory format: rounding of convolutions.
+    assert row["losses"] == pytest.approx(measured.losses, rel=1e-4)
+    assert row["sigmas"] == list(measured.sigmas)
+    assert not (run / "tracking").exists()
+
+
+# Going on.
+
+
+def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_long_from_the_start(finished, openedm, tmp_path):
+    run, _ = finished
+    longer, long = tmp_path / "longer", tmp_path / "long"
+    shutil.copytree(run, longer)
+    arguments = [
+        *TOY,
+        *SIZES,
+        *EVERY,
+        *COARSE,
+        "--objective=EDM2",
+        "--options.label_dropout=0.1",
+        "--options.images=480",
+    ]
+    result = openedm("train", longer, *arguments, "--resume=true", "--tracker=none")
+    assert result.status == 0
+    assert "resumed  at 320 images" in result.out
+    assert openedm("train", long, *arguments, "--tracker=none").status == 0
+    assert same(weights(longer), weights(long))
+
+    def told(folder):
+        return [(row["images"], row.get("loss"), row.get("validation")) for row in log(folder)]
+
+    assert told(longer) == told(long)
+
+
+def test_a_run_that_is_done_stays_as_it_is_when_resumed(finished, openedm, tmp_path):
+    run = shutil.copytree(finished[0], tmp_path / "run")
+    before = weights(run)
+    result = openedm("train", run, "--config", run / "config.yaml", "--resume=true", "--tracker=none")
+    assert result.status == 0
+    assert result.out.splitlines()[-2:] == [
+        "resumed  at 320 images",
+        f"trained on 320 images; the run is in {run}",
+    ]
+    assert same(weights(run), before)
+    assert log(run) == log(finished[0])
+
+
+def test_to_resume_where_there_is_nothing_is_to_start(openedm, tmp_path):
+    result = openedm("train", tmp_path / "new", *TOY, "--options.images=64", "--resume=true", "--tracker=none")
+    assert result.status == 0
+    assert "resumed" not in result.out
+
+
+def test_resuming_with_other_settings_is_refused_and_changes_nothing(finished, openedm):
+    run, _ = finished
+    before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}
+    config = ["--config", run / "config.yaml", "--resume=true"]
+    result = openedm("train", run, *config, "--options.seed=5", "--network.width=8", "--tracker=none")
+    assert result.status == 1
+    assert "cannot be resumed with other settings" in result.err
+    assert "model.network.width was 16, is 8" in result.err
+    assert "options.seed was 0, is 5" in result.err
+    assert {p: p.read_bytes() for p in run.rglob("*") if p.is_file()} == before
+
+
+# What goes wrong.
+
+
+def test_a_run_that_blows_up_gives_up_and_says_what_to_do(openedm, tmp_path):
+    arguments = [*TOY, "--options.learning_rate=1e30", "--options.rampup=0", "--options.patience=3", "--tracker=none"]
+    result = openedm("train", tmp_path / "run", *arguments)
+    assert result.status == 1
+    last = result.err.splitlines()[-1]
+    assert "openedm train: error: 3 steps in a row had a loss or gradient that is not finite" in last
+    assert "lower learning_rate" in last
+    assert log(tmp_path / "run")[-1]["skipped"] == 2
+    assert list_checkpoints(tmp_path / "run") == []
+
+
+def test_classes_are_learned_unless_they_are_not_wanted(finished, openedm, tmp_path):
+    assert read_model(list_checkpoints(finished[0])[-1]).num_classes == 2
+    few = ["--options.images=64", "--tracker=none"]
+    assert openedm("train", tmp_path / "run", *TOY, *few, "--conditional=false").status == 0
+    assert read_model(list_checkpoints(tmp_path / "run")[-1]).num_classes == 0
+
+
+def test_a_tracker_that_is_not_installed_is_an_error_that_names_it(openedm, tmp_path):
+    result = openedm("train", tmp_path / "run", *TOY, "--options.images=64", "--tracker=comet_ml")
+    assert result.status == 1
+    assert "comet_ml" in result.err.splitlines()[-1]
+    assert not (tmp_path / "run").exists()
