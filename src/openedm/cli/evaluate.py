@@ -8,13 +8,14 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
+from openedm import checks
 from openedm.cli.seeds import labels_for
 from openedm.data import Arrays, Dataset, Digits, ImageFolder, Source
 from openedm.data.files import replacing
 from openedm.metrics import Classifier, train_classifier
 from openedm.metrics import evaluate as compare
 from openedm.sampling import Sampler, sample_batches
-from openedm.training import find_checkpoint, load_denoiser
+from openedm.training import find_checkpoint, load_denoiser, read_model
 
 
 def evaluate(
@@ -49,9 +50,13 @@ def evaluate(
     """
     if out is not None and Path(out).exists():
         raise ValueError(f"out={out} exists already: a report is never overwritten, choose another name")
+    checks.at_least("num", num, 2)
+    checks.at_least("batch_size", batch_size, 1)
     real = data.load()
+    if not _is_kept(classifier) and (real.kind != "images" or real.num_classes < 2):
+        raise ValueError(f"data must be images in at least 2 classes to train the classifier on, got {real.describe()}")
     held = _held_out(data) if held_out is None else held_out.load()
-    x, labels = _read(Path(samples), num, sampler, batch_size)
+    x, labels = _read(Path(samples), real.event_shape, num, sampler, batch_size)
     if labels is not None and real.num_classes == 0:
         labels = None
     judge = _classifier(classifier, real, seed)
@@ -72,12 +77,15 @@ def _held_out(data: Source) -> Dataset | None:
     return None
 
 
-def _read(path: Path, num: int, sampler: Sampler, batch_size: int) -> tuple[Tensor, Tensor | None]:
-    """The samples and their classes."""
+def _read(
+    path: Path, event_shape: tuple[int, ...], num: int, sampler: Sampler, batch_size: int
+) -> tuple[Tensor, Tensor | None]:
+    """The samples and their classes; checked to have the shape of the real data before the long work."""
     if path.suffix == ".npz":
-        return _all(Arrays(str(path), key="samples").load())
+        return _all(Arrays(str(path), key="samples").load(), event_shape)
     if any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
-        return _all(ImageFolder(str(path)).load())
+        return _all(ImageFolder(str(path)).load(), event_shape)
+    _check_shape(read_model(find_checkpoint(path)).event_shape, event_shape)
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     denoiser = load_denoiser(path).to(device)
     labels = labels_for(range(num), None, denoiser.num_classes)
@@ -94,12 +102,22 @@ def _is_checkpoint(path: Path) -> bool:
     return True
 
 
-def _all(dataset: Dataset) -> tuple[Tensor, Tensor | None]:
+def _all(dataset: Dataset, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
+    _check_shape(dataset.event_shape, event_shape)
     return dataset.fetch(range(len(dataset)))
 
 
+def _check_shape(made: tuple[int, ...], real: tuple[int, ...]) -> None:
+    if made != real:
+        raise ValueError(f"samples must have the shape of data, {real}, got {made}")
+
+
+def _is_kept(classifier: str | None) -> bool:
+    return classifier is not None and Path(classifier).exists()
+
+
 def _classifier(path: str | None, real: Dataset, seed: int) -> Classifier:
-    if path is not None and Path(path).exists():
+    if path is not None and _is_kept(path):
         return Classifier.load(path)
     trained = train_classifier(real, seed=seed, progress=lambda epochs: tqdm(epochs, unit="epoch", desc="classifier"))
     if path is not None:

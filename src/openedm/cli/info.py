@@ -1,8 +1,9 @@
 """`openedm info`: describe a checkpoint."""
 
-import json
 from pathlib import Path
 
+from openedm.choices import from_config
+from openedm.objective import Objective
 from openedm.training import find_checkpoint, num_parameters, read_model
 from openedm.training.checkpoints import read_training
 
@@ -25,16 +26,24 @@ def info(checkpoint: str) -> None:
         "sigma_data": f"{model.sigma_data:.6g}",
     }
     if (folder / "training.json").is_file():
-        _, training = read_training(folder)
-        options = training.get("options", {}).get("init_args", {})
-        rows["images seen"] = f"{training['images']:,} of {options.get('images', 0):,}"
-        rows["steps"] = f"{training['step']:,}, {training['skipped']} skipped as not finite"
-        rows["objective"] = json.dumps(training.get("objective"))
+        rows |= _training(folder)
     size = sum(file.stat().st_size for file in Path(folder).iterdir())
     rows["size on disk"] = f"{size / 2**20:.1f} MiB"
     width = max(map(len, rows))
     for name, value in rows.items():
         print(f"{name:<{width}}  {value}")
+
+
+def _training(folder: Path) -> dict[str, str]:
+    training = read_training(folder)[1]
+    try:
+        return {
+            "images seen": f"{training['images']:,} of {training['options']['init_args']['images']:,}",
+            "steps": f"{training['step']:,}, {training['skipped']} skipped as not finite",
+            "objective": str(from_config(Objective, training["objective"])),
+        }
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'training.json'} does not say how training went: {error!r}") from error
 
 
 def _classes(count: int, names: tuple[str, ...] | None) -> str:

@@ -1,0 +1,159 @@
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from openedm.data import Arrays, Digits, ImageFolder
+from openedm.levels import Karras
+from openedm.metrics import Classifier, train_classifier
+from openedm.metrics import evaluate as compare
+from openedm.sampling import Sampler
+from openedm.training import load_denoiser
+
+STEPS = "--sampler.levels.num_steps=3"
+
+
+@pytest.fixture(scope="module")
+def real(tmp_path_factory):
+    """240 digits in an npz file, so that the classifier is trained in a moment; and 60 held out."""
+    folder = tmp_path_factory.mktemp("real")
+    x, labels = Digits("all").load().fetch(range(300))
+    for name, part in (("train", slice(0, 240)), ("test", slice(240, 300))):
+        np.savez(folder / f"{name}.npz", images=x[part].numpy(), labels=labels[part].numpy())
+    return folder
+
+
+@pytest.fixture(scope="module")
+def classifier(real):
+    path = real / "classifier.safetensors"
+    train_classifier(Arrays(str(real / "train.npz")).load(), seed=0).save(path)
+    return path
+
+
+@pytest.fixture(scope="module")
+def drawn(openedm, digits_run, tmp_path_factory):
+    """The same 40 samples as PNG files and as arrays."""
+    folder = tmp_path_factory.mktemp("drawn")
+    assert openedm("sample", digits_run, folder / "png", "--seeds=0-39", STEPS).status == 0
+    assert openedm("sample", digits_run, folder / "a.npz", "--format=npz", "--seeds=0-39", STEPS).status == 0
+    return folder
+
+
+def data(real, name="train"):
+    return Arrays(str(real / f"{name}.npz"))
+
+
+def arguments(real, classifier):
+    held = ["--held_out=Arrays", f"--held_out.path={real / 'test.npz'}"]
+    return ["--data=Arrays", f"--data.path={real / 'train.npz'}", *held, f"--classifier={classifier}"]
+
+
+@pytest.mark.parametrize("kind", ["folder", "arrays", "run"])
+def test_samples_of_any_kind_are_scored_as_the_library_scores_them(
+    kind, openedm, digits_run, real, classifier, drawn, tmp_path
+):
+    out = tmp_path / "deep" / "report.json"
+    if kind == "folder":
+        samples, (x, labels) = drawn / "png", ImageFolder(str(drawn / "png")).load().fetch(range(40))
+    elif kind == "arrays":
+        samples, (x, labels) = drawn / "a.npz", Arrays(str(drawn / "a.npz"), key="samples").load().fetch(range(40))
+    else:
+        samples, labels = digits_run, torch.arange(40) % 10
+        x = Sampler(Karras(3)).sample(load_denoiser(digits_run), range(40), condition=labels).float().clamp(-1, 1)
+    extra = ["--num=40", "--batch_size=40", STEPS] if kind == "run" else []
+    result = openedm("evaluate", samples, *arguments(real, classifier), *extra, f"--out={out}", "--seed=3")
+    assert result.status == 0
+    report = compare(
+        x, labels, data(real).load(), Classifier.load(classifier), held_out=data(real, "test").load(), seed=3
+    )
+    assert result.out == f"{report.table()}\nreport: {out}\n"
+    assert json.loads(out.read_text()) == json.loads(json.dumps(report.to_dict()))
+    assert report.accuracy is not None
+    assert report.accuracy_real is not None
+
+
+def test_real_images_score_at_the_floor_and_noise_far_above_it(openedm, real, classifier, tmp_path):
+    x, labels = data(real).load().fetch(range(240))
+    noise = torch.rand(240, 1, 8, 8, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    scores = {}
+    for name, images in (("real", x), ("noise", noise)):
+        np.savez(tmp_path / f"{name}.npz", samples=images.numpy(), labels=labels.numpy())
+        out = tmp_path / f"{name}.json"
+        result = openedm("evaluate", tmp_path / f"{name}.npz", *arguments(real, classifier), f"--out={out}")
+        assert result.status == 0
+        scores[name] = json.loads(out.read_text())
+    assert scores["real"]["frechet_matched"] < 2 * scores["real"]["floor"]
+    assert scores["noise"]["frechet_matched"] > 5 * scores["noise"]["floor"]
+    assert scores["real"]["accuracy"] > 0.95
+    assert scores["noise"]["accuracy"] < 0.4
+
+
+def test_the_classifier_is_trained_once_and_kept(openedm, real, drawn, tmp_path):
+    path = tmp_path / "classifier"
+    first = openedm("evaluate", drawn / "png", *arguments(real, path))
+    written = path.stat().st_mtime_ns
+    second = openedm("evaluate", drawn / "png", *arguments(real, path))
+    assert first.status == second.status == 0
+    assert second.out == first.out
+    assert path.stat().st_mtime_ns == written
+    trained = train_classifier(data(real).load(), seed=0)
+    kept = Classifier.load(path).state_dict()
+    assert all(torch.equal(kept[name], tensor) for name, tensor in trained.state_dict().items())
+
+
+def test_images_without_labels_are_scored_without_accuracy(openedm, real, classifier, drawn, tmp_path):
+    with np.load(drawn / "a.npz") as file:
+        np.savez(tmp_path / "a.npz", samples=file["samples"])
+    result = openedm("evaluate", tmp_path / "a.npz", *arguments(real, classifier))
+    assert result.status == 0
+    assert "generated labels" not in result.out
+
+
+def test_the_test_split_of_the_data_is_held_out_by_default(openedm, drawn, tmp_path):
+    path = tmp_path / "classifier"
+    Classifier((1, 8, 8), 10).save(path)
+    result = openedm("evaluate", drawn / "png", f"--classifier={path}")
+    assert result.status == 0
+    report = compare(
+        *ImageFolder(str(drawn / "png")).load().fetch(range(40)),
+        Digits("train").load(),
+        Classifier.load(path),
+        held_out=Digits("test").load(),
+    )
+    assert result.out == report.table() + "\n"
+
+
+def test_a_report_is_never_overwritten(openedm, real, classifier, drawn, tmp_path):
+    out = tmp_path / "report.json"
+    out.write_text("mine")
+    result = openedm("evaluate", drawn / "png", *arguments(real, classifier), f"--out={out}")
+    assert result.status == 1
+    assert "exists already: a report is never overwritten" in result.err
+    assert out.read_text() == "mine"
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--num=1"], "num must be >= 2, got 1"),
+        (["--batch_size=0"], "batch_size must be >= 1, got 0"),
+        (
+            ["--data=Toy"],
+            "data must be images in at least 2 classes to train the classifier on, got 10000 vectors of 2",
+        ),
+    ],
+)
+def test_what_cannot_be_scored_is_an_error_before_the_long_work(given, message, openedm, digits_run):
+    result = openedm("evaluate", digits_run, *given)
+    assert result.status == 1
+    assert message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_samples_of_another_shape_are_an_error_before_the_classifier_is_trained(openedm, digits_run, toy_run, tmp_path):
+    np.savez(tmp_path / "a.npz", samples=np.zeros((8, 3, 8, 8), np.float32))
+    for samples, shape in ((tmp_path / "a.npz", "(3, 8, 8)"), (toy_run, "(2,)")):
+        result = openedm("evaluate", samples)
+        assert result.status == 1
+        assert result.err == f"openedm evaluate: error: samples must have the shape of data, (1, 8, 8), got {shape}\n"
