@@ -184,3 +184,16 @@ def test_numbers_out_of_range_are_named() -> None:
         Preconditioned(nn.Identity(), EDM(), sigma_data=0.0)
     with pytest.raises(ValueError, match=r"num_classes must be >= 0, got -1"):
         Preconditioned(nn.Identity(), EDM(), num_classes=-1)
+
+
+@pytest.mark.parametrize("sigma", [-1.0, float("nan")])
+def test_a_negative_noise_level_is_refused(sigma: float) -> None:
+    shrink = FunctionDenoiser(lambda x, sigma, condition: x / (1 + sigma**2))
+    with pytest.raises(ValueError, match="sigma must be >= 0, got"):
+        shrink(torch.ones(1, 2), sigma)
+
+
+def test_a_network_refuses_to_denoise_where_its_noise_embedding_is_infinite() -> None:
+    denoiser = Preconditioned(MLP(8, 1).build((2,), seed=0), EDM())
+    with pytest.raises(ValueError, match=r"sigma must be finite and > 0 for EDM\(\), got 0.0"):
+        denoiser(torch.ones(1, 2), 0.0)

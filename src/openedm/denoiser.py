@@ -57,9 +57,11 @@ class Denoiser(nn.Module, ABC):
             options: passed on to `denoise`; networks take `augment`, the augmentation label, in training.
 
         Raises:
-            ValueError: shapes do not fit.
+            ValueError: shapes do not fit, or sigma is a negative number or NaN; networks also refuse 0.
         """
         sigma = float64(sigma)
+        if sigma.ndim == 0 and sigma.device.type == "cpu" and not sigma >= 0:
+            raise ValueError(f"sigma must be >= 0, got {float(sigma)}")
         if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] != x.shape[0]):
             raise ValueError(
                 f"sigma must be a number or one value a sample ({x.shape[0]}), got shape {tuple(sigma.shape)}"
@@ -92,7 +94,7 @@ def per_sample(values: Float64[Tensor, "*batch_or_none"], x: Float[Tensor, "batc
     """
     if values.ndim == 0:
         return values.to(x.dtype)
-    return values.to(x.device, x.dtype).reshape(-1, *[1] * (x.ndim - 1))
+    return values.to(x.dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
 class Preconditioned(Denoiser):
@@ -148,6 +150,8 @@ class Preconditioned(Denoiser):
         # c_noise reaches 999 with VP: half precision would round it.
         dtype = torch.promote_types(parameter.dtype, torch.float32)
         if c_noise.ndim == 0:
+            if not c_noise.isfinite():
+                raise ValueError(f"sigma must be finite and > 0 for {self.preconditioning}, got {float(sigma)}")
             c_noise = torch.full((x.shape[0],), float(c_noise), dtype=dtype, device=x.device)
         predicted: Tensor = self.network(
             (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, dtype), condition, **options

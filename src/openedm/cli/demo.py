@@ -37,7 +37,13 @@ def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
         )
     if not report.exists():
         commands.append(
-            ["evaluate", str(samples), f"--classifier={folder / 'classifier.safetensors'}", f"--out={report}", f"--seed={seed}"]
+            [
+                "evaluate",
+                str(samples),
+                f"--classifier={folder / 'classifier.safetensors'}",
+                f"--out={report}",
+                f"--seed={seed}",
+            ]
         )
     for command in commands:
         print(f"\n$ openedm {shlex.join(command)}", flush=True)
