@@ -101,7 +101,7 @@ DEFAULTS = {name: p.default for name, p in inspect.signature(train).parameters.i
 # Laws.
 
 
-@settings(max_examples=60)
+@settings(max_examples=12)
 @given(runs)
 def test_what_is_dumped_into_a_file_and_read_as_config_is_the_same(run):
     path = Path("config.yaml")
@@ -117,7 +117,7 @@ def _folder() -> str:
     return tempfile.mkdtemp()
 
 
-@settings(max_examples=60)
+@settings(max_examples=16)
 @given(runs)
 def test_a_choice_is_its_class_name_and_what_differs_from_the_defaults_of_that_class(run):
     typed = [run["out"]]
@@ -126,7 +126,7 @@ def test_a_choice_is_its_class_name_and_what_differs_from_the_defaults_of_that_c
     assert read(train, *typed) == run
 
 
-@settings(max_examples=20)
+@settings(max_examples=6)
 @given(runs, runs)
 def test_what_is_typed_overrules_the_config_file_wherever_it_stands(file, typed):
     with pytest.MonkeyPatch.context() as patch:
