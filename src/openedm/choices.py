@@ -55,7 +55,10 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
     matches = [c for path, c in known.items() if name in (path, c.__name__, f"{c.__module__}.{c.__qualname__}")]
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is not known"
-        raise ValueError(f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}")
+        raise ValueError(
+            f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}; "
+            "a class of your own is known once its module is imported"
+        )
     cls = matches[0]
     arguments = dict(config.get("init_args") or {})
     unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}

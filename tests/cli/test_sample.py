@@ -310,3 +310,15 @@ def test_processes_agree_on_the_missing_seeds_though_one_draws_before_the_other_
     for thread in threads:
         thread.join()
     assert sorted(p.name for p in out.glob("*.png")) == [f"{seed:06d}.png" for seed in range(7)]
+
+
+def test_a_trajectory_among_the_samples_and_a_solver_that_overshoots_are_refused_before_anything_is_written(
+    openedm, digits_run, tmp_path
+):
+    out = tmp_path / "samples"
+    inside = openedm("sample", digits_run, out, "--trajectory", out / "trajectory.png")
+    overshooting = openedm("sample", digits_run, out, "--sampler.solver=Alpha", "--sampler.solver.alpha=1.5")
+    assert (inside.status, overshooting.status) == (1, 1)
+    assert "trajectory must not lie in out=" in inside.err
+    assert "alpha <= 1" in overshooting.err
+    assert not out.exists()

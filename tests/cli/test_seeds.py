@@ -3,7 +3,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openedm.cli.seeds import labels_for, parse_integers
+from openedm.cli.seeds import columns_for, labels_for, parse_integers
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 50)), min_size=1, max_size=10))
@@ -48,3 +48,8 @@ def test_an_unconditional_model_has_no_classes():
 def test_classes_that_the_model_does_not_have_are_an_error_that_names_them():
     with pytest.raises(ValueError, match=r"classes must be between 0 and 9, got \[10, 12\]"):
         labels_for([0], [3, 10, 12], 10)
+
+
+def test_a_grid_has_a_column_a_class_where_these_are_few_enough_to_see():
+    assert columns_for(torch.arange(40) % 10) == 10
+    assert [columns_for(labels) for labels in (None, torch.zeros(9, dtype=torch.int64), torch.arange(21))] == [None] * 3

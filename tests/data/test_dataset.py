@@ -201,3 +201,11 @@ def test_labels_without_a_number_of_classes_are_asked_for():
 def test_a_source_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Source()
+
+
+def test_numbers_outside_the_range_of_images_are_no_images_unless_it_is_said():
+    fields = torch.full((2, 1, 4, 4), 75.0)
+    assert InMemory(fields).kind == "vectors"
+    assert InMemory(fields / 75).kind == "images"
+    with pytest.raises(ValueError, match=r"images must be in \[-1, 1\], but x reaches 75: scale it"):
+        InMemory(fields, kind="images")

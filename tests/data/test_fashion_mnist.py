@@ -104,7 +104,9 @@ def test_a_broken_file_is_named(tmp_path, content, packed, message):
 
 
 @pytest.mark.parametrize(
-    "content", [b"no gzip at all", gzip.compress(idx(IMAGES))[:-9], b"\x1f\x8b\x08" + b"\xff" * 40]
+    "content",
+    [b"no gzip at all", gzip.compress(idx(IMAGES))[:-9], b"\x1f\x8b\x08" + b"\xff" * 40],
+    ids=["no gzip", "cut short", "no stream"],
 )
 def test_a_broken_archive_is_named(tmp_path, content):
     path = tmp_path / "some.gz"

@@ -108,8 +108,9 @@ def test_inversion_is_conditional() -> None:
     torch.testing.assert_close(noise, (DATA[classes] + HIGH * torch.ones(5, 2)) / HIGH, rtol=1e-12, atol=0)
 
 
-def test_one_level_has_nothing_to_follow() -> None:
-    torch.testing.assert_close(Sampler(Karras(1, sigma_max=4.0)).invert(MIXTURE, DATA), DATA / 4, rtol=1e-15, atol=0)
+def test_one_level_has_no_way_up_and_is_refused() -> None:
+    with pytest.raises(ValueError, match="num_steps of an inversion must be >= 2, got 1"):
+        Sampler(Karras(1, sigma_max=4.0)).invert(MIXTURE, DATA)
 
 
 def test_what_cannot_be_inverted_is_refused() -> None:

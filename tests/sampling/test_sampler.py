@@ -398,3 +398,9 @@ def test_the_range_of_a_published_denoiser_is_respected_by_default() -> None:
     visited: list[Levels] = [Karras(5).within(denoiser.sigma_min, denoiser.sigma_max)]
     assert [s.sigma for s in Sampler(Karras(5)).steps(denoiser, [0])][:-1] == visited[0].sigmas().tolist()
     assert visited[0].sigma_min == 0.02
+
+
+def test_a_class_that_the_denoiser_does_not_have_is_refused_before_the_run() -> None:
+    denoiser = ExactDataset(torch.zeros(2, 2), torch.tensor([0, 1]))
+    with pytest.raises(ValueError, match="classes between 0 and 1, or -1 for none, got 2"):
+        Sampler().sample(denoiser, [0, 1], condition=torch.tensor([0, 2]))

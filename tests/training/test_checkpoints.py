@@ -134,6 +134,21 @@ def test_a_write_that_fails_leaves_nothing_behind_and_earlier_checkpoints_as_the
     assert load_denoiser(tmp_path).event_shape == (2,)
 
 
+def test_a_checkpoint_gets_its_name_in_one_step_when_it_is_whole(tmp_path, monkeypatch):
+    rename, named = os.replace, []
+
+    def watched(source, target):
+        assert {p.name for p in source.iterdir()} == {"config.json", "model.safetensors"}
+        assert load_file(source / "model.safetensors").keys() == MODEL.build().network.state_dict().keys()
+        assert not target.exists()
+        named.append(target)
+        rename(source, target)
+
+    monkeypatch.setattr(os, "replace", watched)
+    path = save(tmp_path / "checkpoints" / "000000000001")
+    assert named == list_checkpoints(tmp_path) == [path]
+
+
 class Killed(BaseException):
     """Stands for a process that ends at once: nothing after it is run, no clean-up either."""
 

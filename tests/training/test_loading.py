@@ -51,3 +51,20 @@ def test_worker_processes_fetch_the_same_batches(vectors, labelled):
     for mine, theirs in zip(here, there, strict=True):
         assert torch.equal(mine[0], theirs[0])
         assert torch.equal(mine[1], theirs[1]) if labelled else theirs[1] is None
+
+
+class Jittered(InMemory):
+    """Samples with noise of torch's global generator, as a user's augmentation draws it."""
+
+    def fetch(self, indices):
+        x, labels = super().fetch(indices)
+        return x + torch.randn(x.shape), labels
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_dataset_that_draws_random_numbers_draws_the_same_when_a_run_starts_later(vectors, workers):
+    x, labels = vectors.fetch(range(len(vectors)))
+    whole = first(6, Jittered(x, labels), Options(batch_size=20))
+    later = first(2, Jittered(x, labels), Options(batch_size=20, workers=workers), start=80)
+    assert not torch.equal(whole[4][0], vectors.fetch(range(20))[0])
+    assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[4:], later, strict=True))

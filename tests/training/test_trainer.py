@@ -5,7 +5,10 @@ from itertools import count
 
 import pytest
 import torch
+from accelerate.state import AcceleratorState, GradientState
 
+from openedm import objective as objectives
+from openedm import preconditioning
 from openedm.data import Dataset, InMemory
 from openedm.networks import MLP
 from openedm.objective import EDM, EDM2, LogNormal
@@ -112,6 +115,38 @@ def test_an_edm_network_starts_at_the_loss_of_the_skip_connection_which_is_one_f
     heard = Heard()
     trainer(dataset=InMemory(x), images=4096, batch_size=4096, observers=[heard]).fit()
     assert heard.progress[0].loss == pytest.approx(1, abs=4 / 64)
+
+
+@pytest.mark.parametrize("objective", [EDM(), EDM2()])
+def test_the_loss_that_is_told_is_the_weighted_one_without_the_uncertainty(trainer, objective):
+    heard, weighted, totals = Heard(), [], []
+    run = trainer(objective=objective, observers=[heard], accumulate=2, learning_rate=0.1, rampup=0)
+    run._plain.register_forward_hook(lambda _, inputs, loss: weighted.append(loss.weighted.mean().item()))
+    run._plain.register_forward_hook(lambda _, inputs, loss: totals.append(loss.total.mean().item()))
+    run.fit()
+    means = [(a + b) / 2 for a, b in zip(weighted[::2], weighted[1::2], strict=True)]
+    assert [p.loss for p in heard.progress] == pytest.approx(means, rel=1e-5)
+    assert (weighted[2:] == totals[2:]) is not objective.learned_uncertainty
+
+
+def test_the_steps_are_those_of_adam(trainer):
+    run = trainer(learning_rate=0.02, rampup=64, beta_1=0.8, beta_2=0.95, epsilon=1e-3)
+    weights = [p.detach().double().clone() for p in run._parameters]
+    means, squares = ([torch.zeros_like(w) for w in weights] for _ in range(2))
+
+    def step(progress):
+        n, rate = progress.step, 0.02 * min(16 * progress.step / 64, 1)
+        for w, m, v, p in zip(weights, means, squares, run._parameters, strict=True):
+            g = p.grad.double()
+            m.lerp_(g, 1 - 0.8)
+            v.lerp_(g.square(), 1 - 0.95)
+            w -= rate * (m / (1 - 0.8**n)) / ((v / (1 - 0.95**n)).sqrt() + 1e-3)
+
+    run.observers = (AfterEachStep(step),)
+    run.fit()
+    for w, p in zip(weights, run._parameters, strict=True):
+        # 8 steps of at most 0.02, each rounded to a relative 1e-6 or so, and the rounding of the weights themselves.
+        torch.testing.assert_close(p.detach().double(), w, rtol=1e-6, atol=1e-6)
 
 
 @pytest.mark.parametrize("accumulate", [2, 8])
@@ -424,3 +459,22 @@ def test_saving_or_resuming_without_a_run_folder_is_an_error(trainer):
         trainer().save()
     with pytest.raises(ValueError, match="path must be given to resume"):
         trainer().resume()
+
+
+def test_environment_variables_of_accelerate_do_not_change_the_steps(trainer, state_of, differences, monkeypatch):
+    plain = trainer()
+    plain.fit()
+    monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
+    AcceleratorState._reset_state(reset_partial_state=True)
+    GradientState._reset_state()
+    other = trainer()
+    other.fit()
+    assert differences(state_of(plain), state_of(other)) == []
+
+
+def test_an_objective_that_trains_outside_the_range_of_the_preconditioning_is_refused(vectors):
+    model = Model.for_data(vectors, MLP(8, 1), preconditioning.VE(sigma_max=10.0))
+    with pytest.raises(ValueError, match=r"objective: 27% of the noise levels of LogUniform.*\[0.02, 10\]"):
+        Trainer(model, vectors, objectives.VE())
+    Trainer(Model.for_data(vectors, MLP(8, 1), preconditioning.VE()), vectors, objectives.VE())

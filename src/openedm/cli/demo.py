@@ -1,10 +1,13 @@
 """`openedm demo`: train, sample and score on the digits, through the other commands."""
 
+import json
 import shlex
 import time
 from pathlib import Path
 
 from openedm.cli import main
+from openedm.metrics import Report
+from openedm.training import list_checkpoints
 
 
 def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
@@ -19,40 +22,30 @@ def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
     """
     folder = Path(out)
     run, samples, report = folder / "run", folder / "samples", folder / "report.json"
+    trajectory, grid = folder / "trajectory.png", folder / "grid.png"
+    trained = [int(path.name) for path in list_checkpoints(run)]
+    if report.exists() and trained and trained[-1] < images:
+        raise ValueError(f"out={out} holds a demo of fewer images ({trained[-1]}): choose another folder")
     started = time.perf_counter()
     commands = [
         ["train", str(run), *TRAINING, f"--options.images={images}", f"--options.seed={seed}", "--resume=true"],
-        [
-            "sample",
-            str(run),
-            str(samples),
-            "--seeds=0-999",
-            "--batch_size=100",
-            f"--trajectory={folder / 'trajectory.png'}",
-        ],
+        ["sample", str(run), str(samples), "--seeds=0-999", "--batch_size=100", f"--trajectory={trajectory}"],
     ]
-    if not (folder / "grid.png").exists():
-        commands.append(
-            ["sample", str(run), str(folder / "grid.png"), "--seeds=0-99", "--format=grid", "--batch_size=100"]
-        )
+    if not grid.exists():
+        commands.append(["sample", str(run), str(grid), "--seeds=0-99", "--format=grid", "--batch_size=100"])
     if not report.exists():
-        commands.append(
-            [
-                "evaluate",
-                str(samples),
-                f"--classifier={folder / 'classifier.safetensors'}",
-                f"--out={report}",
-                f"--seed={seed}",
-            ]
-        )
+        judge = folder / "classifier.safetensors"
+        commands.append(["evaluate", str(samples), f"--classifier={judge}", f"--out={report}", f"--seed={seed}"])
     for command in commands:
         print(f"\n$ openedm {shlex.join(command)}", flush=True)
         status = main.main(command)
         if status:
             return status
     print(f"\ndone in {time.perf_counter() - started:.0f} s")
-    print(f"samples     {folder / 'grid.png'}  (a column a digit)")
-    print(f"trajectory  {folder / 'trajectory.png'}")
+    if len(commands) < 4:
+        print(Report(**json.loads(report.read_text(encoding="utf-8"))).table())
+    print(f"samples     {grid}  (a column a digit)")
+    print(f"trajectory  {trajectory}")
     print(f"curves      {run / 'figures'}")
     return 0
 

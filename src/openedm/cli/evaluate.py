@@ -15,7 +15,7 @@ from openedm.data.files import replacing
 from openedm.metrics import Classifier, train_classifier
 from openedm.metrics import evaluate as compare
 from openedm.sampling import Sampler, sample_batches
-from openedm.training import find_checkpoint, load_denoiser, read_model
+from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
 
 
 def evaluate(
@@ -36,7 +36,7 @@ def evaluate(
     made for. Distances can be compared only where the classifier is the same: keep it with `--classifier`.
 
     Args:
-        samples: a checkpoint or run folder, from which images are drawn; or a folder of images or an npz file of
+        samples: a checkpoint or run folder, from which images are drawn; or a folder or zip of images or an npz file of
             arrays, such as `openedm sample` writes.
         data: the real data to compare with: what the model was trained on.
         held_out: labelled data for the classifier's accuracy on real images; the test split of `data` by default, where
@@ -83,11 +83,10 @@ def _read(
     """The samples and their classes; checked to have the shape of the real data before the long work."""
     if path.suffix == ".npz":
         return _all(Arrays(str(path), key="samples").load(), event_shape)
-    if any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
+    if path.suffix == ".zip" or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
         return _all(ImageFolder(str(path)).load(), event_shape)
     _check_shape(read_model(find_checkpoint(path)).event_shape, event_shape)
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    denoiser = load_denoiser(path).to(device)
+    denoiser = load_denoiser(path).to(make_accelerator().device)
     labels = labels_for(range(num), None, denoiser.num_classes)
     batches = sample_batches(sampler, denoiser, range(num), condition=labels, batch_size=batch_size)
     drawn = [x for _, x in tqdm(batches, total=-(-num // batch_size), unit="batch")]
@@ -119,7 +118,12 @@ def _is_kept(classifier: str | None) -> bool:
 def _classifier(path: str | None, real: Dataset, seed: int) -> Classifier:
     if path is not None and _is_kept(path):
         return Classifier.load(path)
-    trained = train_classifier(real, seed=seed, progress=lambda epochs: tqdm(epochs, unit="epoch", desc="classifier"))
+    trained = train_classifier(
+        real,
+        seed=seed,
+        device=make_accelerator().device,
+        progress=lambda epochs: tqdm(epochs, unit="epoch", desc="classifier"),
+    )
     if path is not None:
         trained.save(path)
     return trained

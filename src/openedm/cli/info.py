@@ -5,7 +5,7 @@ from pathlib import Path
 from openedm.choices import from_config
 from openedm.objective import Objective
 from openedm.training import find_checkpoint, num_parameters, read_model
-from openedm.training.checkpoints import read_training
+from openedm.training.checkpoints import read_progress
 
 
 def info(checkpoint: str) -> None:
@@ -35,7 +35,7 @@ def info(checkpoint: str) -> None:
 
 
 def _training(folder: Path) -> dict[str, str]:
-    training = read_training(folder)[1]
+    training = read_progress(folder)
     try:
         return {
             "images seen": f"{training['images']:,} of {training['options']['init_args']['images']:,}",

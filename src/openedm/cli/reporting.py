@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from openedm.cli.seeds import labels_for
+from openedm.cli.seeds import columns_for, labels_for
 from openedm.data import save_image
 from openedm.data.files import replacing
 from openedm.data.pictures import image_grid
@@ -172,7 +172,8 @@ class Figures(Observer):
     def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
         """Draw the same seeds every time: a column a class, or a square."""
         self._folder.mkdir(parents=True, exist_ok=True)
-        columns = denoiser.num_classes if 0 < denoiser.num_classes <= 20 else GRID_ROWS
+        every = labels_for(range(denoiser.num_classes), None, denoiser.num_classes)
+        columns = columns_for(every) or GRID_ROWS
         seeds = range(columns * GRID_ROWS)
         batches = sample_batches(
             self._sampler, denoiser, seeds, condition=labels_for(seeds, None, denoiser.num_classes)

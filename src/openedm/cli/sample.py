@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from openedm import checks
 from openedm.choices import to_config
 from openedm.cli.reporting import save_array
-from openedm.cli.seeds import labels_for, parse_integers
+from openedm.cli.seeds import columns_for, labels_for, parse_integers
 from openedm.data import save_image
 from openedm.data.files import replacing
 from openedm.data.pictures import image_grid
@@ -81,15 +81,18 @@ def sample(
         raise ValueError(f"out must end in {suffix} for format={format!r}, got {out!r}")
     if suffix and target.exists():
         raise ValueError(f"out={out} exists already: a file is never overwritten, choose another name")
+    if trajectory is not None and format == "png" and target.resolve() in Path(trajectory).resolve().parents:
+        raise ValueError(f"trajectory must not lie in out={out}, among the samples, got {trajectory!r}")
     parts = target if format == "png" else target.with_name(f"{target.name}.parts")
     accelerator = make_accelerator()
+    denoiser = load_denoiser(folder, weights).to(accelerator.device)
+    sampler.plan(denoiser)  # refuses what cannot be sampled before anything is written
     if accelerator.is_main_process:
         _open_folder(parts, settings, format)
     accelerator.wait_for_everyone()
     suffix = ".png" if format == "png" else ".npy"
     missing = [s for s in dict.fromkeys(wanted) if not (parts / _name(s, suffix)).exists()]
     accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
-    denoiser = load_denoiser(folder, weights).to(accelerator.device)
     mine = missing[accelerator.process_index :: accelerator.num_processes]
     _draw(denoiser, mine, chosen, sampler, parts, suffix, batch_size, show=accelerator.is_main_process)
     accelerator.wait_for_everyone()
@@ -158,7 +161,7 @@ def _write_labels(folder: Path, seeds: Sequence[int], classes: Sequence[int] | N
     """dataset.json, which `data.ImageFolder` reads: the classes of all pictures in the folder."""
     if num_classes == 0:
         return
-    there = sorted({int(p.stem) for p in folder.glob("*.png")} | set(seeds))
+    there = sorted({int(p.stem) for p in folder.glob("*.png") if p.stem.isdigit()} | set(seeds))
     labels = labels_for(there, classes, num_classes)
     assert labels is not None
     pairs = [[_name(seed, ".png"), label] for seed, label in zip(there, labels.tolist(), strict=True)]
@@ -174,8 +177,7 @@ def _assemble(parts: Path, target: Path, seeds: Sequence[int], labels: torch.Ten
             np.savez(file, allow_pickle=False, samples=arrays, seeds=np.array(seeds), **classes)
     else:
         x = torch.from_numpy(arrays)
-        columns = None if labels is None else len(set(labels.tolist()))
-        save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), target)
+        save_image(image_grid(x, columns_for(labels), scale=max(1, 32 // x.shape[-1])), target)
     shutil.rmtree(parts)
 
 

@@ -44,3 +44,9 @@ def labels_for(seeds: Sequence[int], classes: Sequence[int] | None, num_classes:
     if wrong or not chosen:
         raise ValueError(f"classes must be between 0 and {num_classes - 1}, got {wrong or 'none'}")
     return torch.tensor([chosen[seed % len(chosen)] for seed in seeds], dtype=torch.int64)
+
+
+def columns_for(labels: Int64[Tensor, "seeds"] | None) -> int | None:
+    """The columns of a grid of samples: one a class where there are 2 to 20; None, a square, otherwise."""
+    classes = 0 if labels is None else len(set(labels.tolist()))
+    return classes if 2 <= classes <= 20 else None

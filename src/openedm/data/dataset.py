@@ -87,11 +87,12 @@ class InMemory(Dataset):
         labels: class of each sample, integers >= 0.
         num_classes: at least 1 + the largest label, which is the default; the number of names where names are given.
         class_names: one name per class.
-        kind: "images" or "vectors"; by default samples with three axes are images.
+        kind: "images" or "vectors"; by default samples with three axes and values in [-1, 1] are images.
 
     Raises:
         TypeError: `x` or `labels` has another dtype.
-        ValueError: no samples, no event axis, a value that is not finite, or labels that do not fit.
+        ValueError: no samples, no event axis, a value that is not finite, images outside [-1, 1], or labels that do not
+            fit.
     """
 
     def __init__(
@@ -110,7 +111,13 @@ class InMemory(Dataset):
         self._x = x.detach() if x.dtype == torch.uint8 else _all_finite(x.detach().float())
         self._labels = None if labels is None else _checked_labels(labels, len(x))
         self.event_shape = tuple(x.shape[1:])
-        self.kind = kind or ("images" if len(self.event_shape) == 3 else "vectors")
+        in_range = x.dtype == torch.uint8 or float(self._x.abs().max()) <= 1 + 1e-3
+        self.kind = kind or ("images" if len(self.event_shape) == 3 and in_range else "vectors")
+        if self.kind == "images" and not in_range:
+            raise ValueError(
+                f"images must be in [-1, 1], but x reaches {float(self._x.abs().max()):g}: scale it, for example "
+                "x / 127.5 - 1 for bytes, or say kind='vectors'"
+            )
         if (x.dtype == torch.uint8 or self.kind == "images") and (len(self.event_shape) != 3 or self.kind != "images"):
             raise ValueError(f"images are (channels, height, width): x of {x.dtype} and {self.event_shape} is not")
         largest = None if self._labels is None else int(self._labels.max())

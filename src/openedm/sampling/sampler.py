@@ -130,6 +130,7 @@ class Sampler(Choice):
         Everything is checked before the first evaluation.
         """
         _refuse_dropout(denoiser)
+        _check_classes(denoiser, condition)
         plan = self.plan(denoiser)
         source = SeededNoise(seeds) if isinstance(seeds, Sequence) else seeds
         if source is not None and not isinstance(source, NoiseSource):
@@ -185,7 +186,9 @@ class Sampler(Choice):
         """
         if self.churn.s_churn > 0:
             raise ValueError(f"churn must be off for inversion: s_churn must be 0, got {self.churn.s_churn}")
+        checks.at_least("num_steps of an inversion", self.levels.num_steps, 2)
         _refuse_dropout(denoiser)
+        _check_classes(denoiser, condition)
         device, dtype = _device_and_dtype(denoiser, x)
         condition = None if condition is None else condition.to(device)
         plan = self.plan(denoiser, upward=True)
@@ -273,6 +276,17 @@ def _refuse_dropout(denoiser: Denoiser) -> None:
     for name, module in denoiser.named_modules():
         if isinstance(module, DROPOUTS) and module.training and module.p > 0:
             raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
+
+
+def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
+    """On the host, before the run: a network on a device cannot look at its labels without waiting for them."""
+    if condition is None or condition.ndim != 1 or condition.is_floating_point() or condition.device.type != "cpu":
+        return
+    wrong = condition[(condition < -1) | (condition >= denoiser.num_classes)]
+    if denoiser.num_classes > 0 and len(wrong):
+        raise ValueError(
+            f"condition must hold classes between 0 and {denoiser.num_classes - 1}, or -1 for none, got {int(wrong[0])}"
+        )
 
 
 def _device_and_dtype(denoiser: Denoiser, given: Tensor | None) -> tuple[torch.device, torch.dtype]:

@@ -90,6 +90,8 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> P
     else:
         tensors = read_weights(folder)
     load_weights(denoiser.network, tensors, folder)
+    if len(denoiser.event_shape or ()) == 3:
+        denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return denoiser.eval()
 
 
@@ -150,7 +152,16 @@ def read_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: the checkpoint holds none, or its files are damaged.
     """
-    return _read_tensors(folder / "training.safetensors"), _read_json(folder / "training.json")
+    return _read_tensors(folder / "training.safetensors"), read_progress(folder)
+
+
+def read_progress(folder: Path) -> dict[str, Any]:
+    """How far training has come, and its settings: the content of training.json.
+
+    Raises:
+        ValueError: the checkpoint holds none, or the file is damaged.
+    """
+    return _read_json(folder / "training.json")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -258,7 +269,7 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 MAY_CHANGE = frozenset(
-    {"images", "validate_every", "checkpoint_every", "snapshot_every", "keep", "workers", "patience", "compile"}
+    {"images", "validate_every", "checkpoint_every", "snapshot_every", "keep", "workers", "patience"}
 )
 """Options that a resumed run may change: they do not alter its steps."""
 

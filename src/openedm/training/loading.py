@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from openedm.data import Dataset
 from openedm.training.options import Options
-from openedm.training.randomness import batch_indices
+from openedm.training.randomness import ITEMS, batch_indices, derived_seed
 
 
 def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
@@ -18,29 +18,33 @@ def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
     return slice(start, start + share)
 
 
-class _Order(torch.utils.data.Sampler[list[int]]):
-    """The indices of each batch from image `start` on, without end."""
+class _Order(torch.utils.data.Sampler[tuple[int, list[int]]]):
+    """A seed and the indices of each batch from image `start` on, without end."""
 
     def __init__(self, length: int, options: Options, start: int, rank: int, processes: int) -> None:
         self.length, self.options, self.start, self.rank, self.processes = length, options, start, rank, processes
 
-    def __iter__(self) -> Iterator[list[int]]:
+    def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         images = self.start
         while True:
             indices = batch_indices(self.options.seed, self.length, images, self.options.batch_size)
             for round_ in range(self.options.accumulate):
-                yield indices[rows_of(round_, self.rank, self.processes, self.options)].tolist()
+                rows = rows_of(round_, self.rank, self.processes, self.options)
+                yield derived_seed(self.options.seed, ITEMS, images, rows.start), indices[rows].tolist()
             images += self.options.batch_size
 
 
 class _Fetched(torch.utils.data.Dataset[tuple[Tensor, Tensor | None]]):
-    """A dataset whose items are whole batches."""
+    """A dataset whose items are whole batches; one that draws from torch's generator draws by the batch's seed."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, indices: list[int]) -> tuple[Tensor, Tensor | None]:
-        return self.dataset.fetch(indices)
+    def __getitem__(self, batch: tuple[int, list[int]]) -> tuple[Tensor, Tensor | None]:
+        seed, indices = batch
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            return self.dataset.fetch(indices)
 
 
 def batches(
@@ -56,12 +60,12 @@ def batches(
         processes: how many there are.
         pin: page-lock the batches, for asynchronous copies to a GPU.
     """
-    order = _Order(len(dataset), options, start, rank, processes)
+    order, fetched = _Order(len(dataset), options, start, rank, processes), _Fetched(dataset)
     if options.workers == 0:
-        for indices in order:
-            yield dataset.fetch(indices)
+        for batch in order:
+            yield fetched[batch]
     yield from DataLoader(
-        _Fetched(dataset),
+        fetched,
         sampler=order,
         batch_size=None,
         num_workers=options.workers,

@@ -67,7 +67,8 @@ class Model(Choice):
         return cls(
             network=network,
             preconditioning=EDM() if preconditioning is None else preconditioning,
-            sigma_data=measure(dataset).std,
+            # Six digits: the last ones depend on the number of threads, and a resumed run must find the same number.
+            sigma_data=float(f"{measure(dataset).std:.6g}"),
             event_shape=dataset.event_shape,
             num_classes=num_classes,
             class_names=dataset.class_names if num_classes else None,

@@ -4,12 +4,14 @@ Every step derives its generators anew. Each process draws the noise of the whol
 the numbers do not depend on how many processes share the batch.
 """
 
+from functools import lru_cache
+
 import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-DATA, LEVELS, NOISE, DROPOUT, VALIDATION = range(5)
+DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS = range(6)
 
 
 def derived_seed(seed: int, *keys: int) -> int:
@@ -22,6 +24,11 @@ def generator(device: torch.device, seed: int, *keys: int) -> torch.Generator:
     return torch.Generator(device).manual_seed(derived_seed(seed, *keys))
 
 
+@lru_cache(maxsize=2)
+def _order(seed: int, length: int, epoch: int) -> Int64[Tensor, "length"]:
+    return torch.randperm(length, generator=generator(torch.device("cpu"), seed, DATA, epoch))
+
+
 def batch_indices(seed: int, length: int, start: int, count: int) -> Int64[Tensor, "count"]:
     """Which samples of a dataset of `length` are the `start`-th, (start+1)-th, … that training sees.
 
@@ -31,7 +38,6 @@ def batch_indices(seed: int, length: int, start: int, count: int) -> Int64[Tenso
     while position < start + count:
         epoch, offset = divmod(position, length)
         taken = min(length - offset, start + count - position)
-        order = torch.randperm(length, generator=generator(torch.device("cpu"), seed, DATA, epoch))
-        parts.append(order[offset : offset + taken])
+        parts.append(_order(seed, length, epoch)[offset : offset + taken])
         position += taken
     return torch.cat(parts)

@@ -88,8 +88,9 @@ class Trainer:
             `torchrun` or `accelerate launch` started.
 
     Raises:
-        ValueError: the data do not fit the model, the batch does not divide over processes and rounds, or `run` already
-            holds checkpoints (call `resume`).
+        ValueError: the data do not fit the model, a tenth or more of the objective's noise levels lie outside the range
+            of the model's preconditioning, the batch does not divide over processes and rounds, or `run` already holds
+            checkpoints (call `resume`).
     """
 
     def __init__(
@@ -111,6 +112,7 @@ class Trainer:
                 raise ValueError(f"{name} must have {model.num_classes} classes, got {data.num_classes}")
         if options.label_dropout > 0 and model.num_classes == 0:
             raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
+        _refuse_foreign_levels(model, objective)
         self.accelerator = make_accelerator() if accelerator is None else accelerator
         shares = self.accelerator.num_processes * options.accumulate
         if options.batch_size % shares:
@@ -207,11 +209,14 @@ class Trainer:
             with nullcontext() if synchronise else accelerator.no_sync(self._wrapped):
                 with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
                     loss: Loss = self._loss(clean, noise[rows], sigma[rows], condition)
-                accelerator.backward(loss.total.sum() * (processes / options.batch_size))
+                # Not accelerator.backward, which divides by a number that an environment variable may set.
+                (loss.total.sum() * (processes / options.batch_size)).backward()
             total += loss.weighted.sum() / options.batch_size
-        mean = float(accelerator.reduce(total, reduction="sum"))
         limit = math.inf if options.clip_norm is None else options.clip_norm
-        return mean, float(torch.nn.utils.clip_grad_norm_(self._parameters, limit))
+        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
+        mean = accelerator.reduce(total, reduction="sum")
+        loss_value, norm_value = torch.stack([mean, norm.to(mean.dtype)]).tolist()  # the step's one synchronisation
+        return loss_value, norm_value
 
     def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
         """Noise levels, noise and hidden labels of the whole batch of this step, alike on every process."""
@@ -338,3 +343,15 @@ def _run_of(content: Mapping[str, Any], folder: Path) -> _Run:
         return _Run(**{f.name: int(content[f.name]) for f in fields(_Run)})
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'training.json'} does not say where the run stands: {error!r}") from error
+
+
+def _refuse_foreign_levels(model: Model, objective: Objective) -> None:
+    """Raise ValueError if training would spend much of its time where the denoiser is never used."""
+    low, high = model.preconditioning.sigma_min, model.preconditioning.sigma_max
+    sigmas = objective.noise.quantile((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
+    outside = float(((sigmas < low * (1 - 1e-9)) | (sigmas > high * (1 + 1e-9))).double().mean())
+    if outside > 0.1:
+        raise ValueError(
+            f"objective: {outside:.0%} of the noise levels of {objective.noise} lie outside [{low:.4g}, {high:.4g}], "
+            f"the range of {model.preconditioning}: give both the same schedule or range"
+        )

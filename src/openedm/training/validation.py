@@ -7,7 +7,6 @@ function of the seed, so that differences between two measurements are differenc
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from openedm import checks
 from openedm.data import Dataset
@@ -65,7 +64,7 @@ def validation_loss(
     sigmas = objective.noise.quantile((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
     count = min(samples, len(dataset))
     chosen = [i * len(dataset) // count for i in range(count)]
-    errors = torch.zeros(levels, dtype=torch.float64)
+    errors, ones = torch.zeros(levels, dtype=torch.float64), torch.ones(batch_size, dtype=torch.float64)
     for start in range(0, count, batch_size):
         part = chosen[start : start + batch_size]
         clean, labels = dataset.fetch(part)
@@ -75,11 +74,7 @@ def validation_loss(
         for i, sigma in enumerate(sigmas):
             noise = random.draw(tuple(clean.shape[1:])).to(device)
             denoised = denoiser(clean + float(sigma) * noise, sigma, condition)
-            errors[i] += float(denoising_loss(denoised, clean, _ones(clean)).weighted.double().sum())
+            errors[i] += float(denoising_loss(denoised, clean, ones[: len(clean)]).weighted.cpu().double().sum())
     errors /= count
     losses = objective.weighting.weight(sigmas, sigma_data) * errors
     return ValidationLoss(tuple(sigmas.tolist()), tuple(errors.tolist()), tuple(losses.tolist()), float(losses.mean()))
-
-
-def _ones(x: Tensor) -> Tensor:
-    return torch.ones(len(x), dtype=torch.float64, device=x.device)
