@@ -407,6 +407,14 @@ def test_bf16_runs_the_network_in_bfloat16_keeps_the_weights_in_float32_and_lear
     assert sum(p.loss for p in heard.progress[-20:]) / 20 < 1.5
 
 
+def test_bf16_leaves_the_uncertainty_in_float32(trainer):
+    seen = set()
+    run = trainer(objective=EDM2(), precision="bf16", images=16)
+    run._plain.uncertainty.register_forward_hook(lambda *arguments: seen.add(arguments[2].dtype))
+    run.fit()
+    assert seen == {torch.float32}
+
+
 def test_fp32_runs_the_network_in_float32(trainer):
     seen = set()
     run = trainer(images=16)

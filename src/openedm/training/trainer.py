@@ -69,7 +69,8 @@ class _Lossy(nn.Module):
     def forward(self, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Loss:
         denoised = self.denoiser(clean + per_sample(sigma, clean) * noise, sigma, condition)
         weight = self.objective.weighting.weight(sigma, self.denoiser.sigma_data)
-        uncertain = None if self.uncertainty is None else self.uncertainty(sigma)
+        with torch.autocast(clean.device.type, enabled=False):  # u in bfloat16 would have two digits
+            uncertain = None if self.uncertainty is None else self.uncertainty(sigma)
         return denoising_loss(denoised, clean, weight, uncertain)
 
 
