@@ -173,6 +173,8 @@ def test_a_finished_run_can_be_made_longer_and_equals_one_that_was_long_from_the
         return [(row["images"], row.get("loss"), row.get("validation")) for row in log(folder)]
 
     assert told(longer) == told(long)
+    config = yaml.safe_load((longer / "config.yaml").read_text())
+    assert (config["resume"], config["options"]["images"]) == (False, 480)
 
 
 def test_a_run_that_is_done_stays_as_it_is_when_resumed(finished, openedm, tmp_path):
