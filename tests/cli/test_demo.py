@@ -1,0 +1,28 @@
+"""The demo, on a few images: what it runs, what it leaves, and what it says when it is run again."""
+
+import json
+
+import PIL.Image
+import pytest
+
+
+@pytest.mark.slow
+def test_the_demo_trains_samples_and_scores_through_the_other_commands_and_goes_on_when_run_again(openedm, tmp_path):
+    out = tmp_path / "demo"
+    first = openedm("demo", "--out", out, "--images", 256)
+    assert first.status == 0, first.err
+    commands = [line.split()[2] for line in first.out.splitlines() if line.startswith("$ openedm")]
+    assert commands == ["train", "sample", "sample", "evaluate"]
+    report = json.loads((out / "report.json").read_text())
+    assert report["num_samples"] == 1000
+    assert report["frechet_matched"] > 10 * report["floor"]  # two steps draw no digits
+    assert PIL.Image.open(out / "grid.png").size == (10 * 33 - 1, 10 * 33 - 1)
+    assert f"{report['accuracy']:.1%}" in first.out
+
+    again = openedm("demo", "--out", out, "--images", 256)
+    assert again.status == 0
+    assert "drew 0 samples" in again.out
+    assert f"{report['accuracy']:.1%}" in again.out
+    more = openedm("demo", "--out", out, "--images", 512)
+    assert more.status == 1
+    assert "holds a demo of fewer images (256)" in more.err
