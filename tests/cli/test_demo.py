@@ -16,7 +16,8 @@ def test_the_demo_trains_samples_and_scores_through_the_other_commands_and_goes_
     report = json.loads((out / "report.json").read_text())
     assert report["num_samples"] == 1000
     assert report["frechet_matched"] > 10 * report["floor"]  # two steps draw no digits
-    assert PIL.Image.open(out / "grid.png").size == (10 * 33 - 1, 10 * 33 - 1)
+    with PIL.Image.open(out / "grid.png") as grid:
+        assert grid.size == (10 * 33 - 1, 10 * 33 - 1)
     assert f"{report['accuracy']:.1%}" in first.out
 
     again = openedm("demo", "--out", out, "--images", 256)

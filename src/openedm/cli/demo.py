@@ -43,7 +43,7 @@ def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
             return status
     print(f"\ndone in {time.perf_counter() - started:.0f} s")
     if len(commands) < 4:
-        print(Report(**json.loads(report.read_text(encoding="utf-8"))).table())
+        print(Report.from_dict(json.loads(report.read_text(encoding="utf-8"))).table())
     print(f"samples     {grid}  (a column a digit)")
     print(f"trajectory  {trajectory}")
     print(f"curves      {run / 'figures'}")

@@ -77,6 +77,11 @@ class Report:
         """Plain data, ready for JSON."""
         return {**dataclasses.asdict(self), "notes": list(self.notes)}
 
+    @classmethod
+    def from_dict(cls, content: dict[str, Any]) -> "Report":
+        """Undo `to_dict`."""
+        return cls(**{**content, "notes": tuple(content["notes"])})
+
 
 def evaluate(
     samples: Float[Tensor, "samples channels height width"],
