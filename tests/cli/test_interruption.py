@@ -15,7 +15,8 @@ from safetensors.torch import load_file
 
 from openedm.training import list_checkpoints
 
-IMAGES = 32 * 80
+BATCH = 32
+IMAGES = BATCH * 80
 ARGUMENTS = [
     "--data=Digits",
     "--data.split=test",
@@ -26,12 +27,12 @@ ARGUMENTS = [
     "--network.dropout=0.3",
     "--objective=EDM2",
     f"--options.images={IMAGES}",
-    "--options.batch_size=32",
+    f"--options.batch_size={BATCH}",
     "--options.accumulate=2",
     "--options.label_dropout=0.2",
     "--options.clip_norm=1",
     "--options.rampup=1000",
-    f"--options.checkpoint_every={7 * 32}",
+    f"--options.checkpoint_every={7 * BATCH}",
     "--options.keep=2",
     "--options.validate_every=0",
     "--options.snapshot_every=0",
@@ -58,28 +59,32 @@ def finish(process: subprocess.Popen[str]) -> tuple[int, str, str]:
     return process.returncode, out, err
 
 
-def wait_for_a_checkpoint(run: Path, process: subprocess.Popen[str]) -> None:
+def wait_for(run: Path, process: subprocess.Popen[str], step: int) -> None:
+    """Until the run has taken so many steps, has a checkpoint, and has gone on from it: steps that a kill undoes."""
     deadline = time.monotonic() + 120
-    while not list_checkpoints(run):
+    while True:
         assert process.poll() is None, process.communicate()
         assert time.monotonic() < deadline
-        time.sleep(0.005)
+        checkpoints = list_checkpoints(run)
+        steps = (run / "log.jsonl").read_text().count("\n") if checkpoints else 0
+        if checkpoints and steps >= step and steps * BATCH > int(checkpoints[-1].name):
+            return
+        time.sleep(0.001)
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     """Three runs with equal arguments: one uninterrupted, one killed and resumed, one interrupted and resumed."""
     folder = tmp_path_factory.mktemp("runs")
-    found = {"folder": folder}
+    found, steps = {"folder": folder}, random.Random(os.getpid()).sample(range(8, 50), 2)
     processes = [start(folder / "whole"), start(folder / "killed")]
     try:
-        wait_for_a_checkpoint(folder / "killed", processes[1])
-        time.sleep(random.Random(os.getpid()).uniform(0, 0.5))
+        wait_for(folder / "killed", processes[1], steps[0])
         os.killpg(processes[1].pid, signal.SIGKILL)
         found["killed"] = finish(processes[1])
         found["killed at"] = [p.name for p in list_checkpoints(folder / "killed")]
         processes.append(start(folder / "interrupted", "--options.workers=1"))
-        wait_for_a_checkpoint(folder / "interrupted", processes[2])
+        wait_for(folder / "interrupted", processes[2], steps[1])
         os.killpg(processes[2].pid, signal.SIGINT)
         found["interrupted"] = finish(processes[2])
         found["interrupted at"] = [p.name for p in list_checkpoints(folder / "interrupted")]
@@ -117,7 +122,7 @@ def test_a_run_that_was_resumed_ends_with_the_weights_averages_and_moments_of_th
 
 def test_a_killed_run_was_killed_and_left_whole_checkpoints_only(runs):
     assert runs["killed"][0] == -signal.SIGKILL
-    assert all(int(name) % (7 * 32) == 0 for name in runs["killed at"])
+    assert all(int(name) % (7 * BATCH) == 0 for name in runs["killed at"])
 
 
 def test_control_c_saves_a_checkpoint_says_so_and_exits_with_130(runs):
@@ -158,6 +163,6 @@ def test_the_log_of_a_resumed_run_tells_every_step_once(runs):
     def told(lines):
         return [(row["images"], row["step"], row["loss"]) for row in map(json.loads, lines)]
 
-    assert [images for images, _, _ in told(logs[0])] == list(range(32, IMAGES + 32, 32))
+    assert [images for images, _, _ in told(logs[0])] == list(range(BATCH, IMAGES + BATCH, BATCH))
     assert told(logs[1]) == told(logs[0])
     assert told(logs[2]) == told(logs[0])
