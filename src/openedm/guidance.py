@@ -1,0 +1,355 @@
+"""Guidance: a denoiser pushed away from a worse one.
+
+    D(x; σ) = D₁(x; σ) + (w(σ) − 1) (D₁(x; σ) − D₀(x; σ))
+
+w = 1 is D₁ alone, w = 0 is D₀ alone, w > 1 extrapolates. (Ho & Salimans 2022 write (1 + w′) ε₁ − w′ ε₀, so their w′ is
+w − 1 here; Karras et al. 2024 and Kynkäänniemi et al. 2024 write w as here.)
+
+| guidance | D₁ | D₀ |
+|---|---|---|
+| `ClassifierFree` (Ho & Salimans 2022) | a denoiser, told the condition | the same, told none |
+| `Guided` as autoguidance (Karras et al. 2024) | a denoiser | a smaller or less trained one, told the same |
+| `Guided` as guidance by an unconditional model | a conditional denoiser | an unconditional one |
+
+| weight | w(σ) |
+|---|---|
+| `Constant` | w |
+| `Interval` (Kynkäänniemi et al. 2024) | w for σ_low < σ ≤ σ_high, otherwise 1 |
+| `Piecewise` | given at some noise levels, linear in ln σ between them |
+
+Where w = 1, D₀ is not evaluated. The score of D is that of p₁(x; σ)^w p₀(x; σ)^{1−w}, which is no density plus noise:
+guided samples do not follow p₁^w p₀^{1−w}.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from itertools import pairwise
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.denoiser import Condition, Denoiser, per_sample
+from openedm.schedules import Values, float64
+
+
+class GuidanceWeight(Choice, ABC):
+    """The guidance weight as a function of σ."""
+
+    @property
+    @abstractmethod
+    def is_one(self) -> bool:
+        """Whether the weight is 1 at every noise level, so that there is no guidance."""
+
+    @abstractmethod
+    def at(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """w(σ), exactly 1 where there is no guidance; of the shape of σ and on its device."""
+
+
+@dataclass(frozen=True)
+class Constant(GuidanceWeight):
+    """The same weight at every noise level.
+
+    Args:
+        weight: w ≥ 0; 1 is no guidance.
+
+    Raises:
+        ValueError: the weight is negative or not finite.
+    """
+
+    weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        _check_weight("weight", self.weight)
+
+    @property
+    def is_one(self) -> bool:
+        """w = 1."""
+        return self.weight == 1
+
+    def at(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """w."""
+        return torch.full_like(float64(sigma), self.weight)
+
+
+@dataclass(frozen=True)
+class Interval(GuidanceWeight):
+    """A weight inside an interval of noise levels and none outside (Kynkäänniemi et al. 2024).
+
+    They found guidance harmful at high noise levels, needless at low ones, and useful in between.
+
+    Args:
+        weight: w ≥ 0 for σ_low < σ ≤ σ_high; 1 is no guidance.
+        low: σ_low ≥ 0, in data units.
+        high: σ_high; infinite by default.
+
+    Raises:
+        ValueError: the weight is negative or not finite, or not 0 ≤ low < high.
+
+    >>> Interval(2.0, low=0.5, high=4.0).at(torch.tensor([0.5, 1.0, 4.0, 4.5]))
+    tensor([1., 2., 2., 1.], dtype=torch.float64)
+    """
+
+    weight: float = 1.0
+    low: float = 0.0
+    high: float = math.inf
+
+    def __post_init__(self) -> None:
+        _check_weight("weight", self.weight)
+        checks.at_least("low", self.low, 0)
+        checks.ordered("low", self.low, "high", self.high)
+
+    @property
+    def is_one(self) -> bool:
+        """w = 1."""
+        return self.weight == 1
+
+    def at(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """w for σ_low < σ ≤ σ_high, otherwise 1."""
+        sigma = float64(sigma)
+        return torch.ones_like(sigma).masked_fill((sigma > self.low) & (sigma <= self.high), self.weight)
+
+
+@dataclass(frozen=True)
+class Piecewise(GuidanceWeight):
+    """Weights given at some noise levels; between them linear in ln σ, outside them that of the nearest.
+
+    Args:
+        sigmas: at least 2 noise levels > 0, strictly increasing, in data units.
+        weights: w ≥ 0 at each; 1 is no guidance.
+
+    Raises:
+        ValueError: a value is out of its range, the levels do not increase, or their numbers differ.
+
+    >>> Piecewise((0.25, 1.0, 4.0), (1.0, 3.0, 2.0)).at(torch.tensor([0.125, 0.25, 0.5, 1.0, 9.0]))
+    tensor([1., 1., 2., 3., 2.], dtype=torch.float64)
+    """
+
+    sigmas: tuple[float, ...]
+    weights: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.sigmas) < 2 or len(self.weights) != len(self.sigmas):
+            raise ValueError(
+                "sigmas and weights must hold as many values, at least 2, "
+                f"got {len(self.sigmas)} sigmas and {len(self.weights)} weights"
+            )
+        for i, (sigma, weight) in enumerate(zip(self.sigmas, self.weights, strict=True)):
+            checks.positive(f"sigmas[{i}]", sigma)
+            _check_weight(f"weights[{i}]", weight)
+        if any(not low < high for low, high in pairwise(self.sigmas)):
+            raise ValueError(f"sigmas must increase strictly, got {self.sigmas}")
+
+    @property
+    def is_one(self) -> bool:
+        """All weights are 1."""
+        return all(weight == 1 for weight in self.weights)
+
+    def at(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """w_j + (w_{j+1} − w_j) ln(σ/σ_j) / ln(σ_{j+1}/σ_j) for σ_j ≤ σ ≤ σ_{j+1}."""
+        sigma = float64(sigma)
+        knots, weights = (
+            torch.tensor(v, dtype=torch.float64, device=sigma.device) for v in (self.sigmas, self.weights)
+        )
+        log, knots = sigma.log(), knots.log()
+        right = torch.searchsorted(knots, log.detach().contiguous()).clamp(1, len(knots) - 1)
+        fraction = ((log - knots[right - 1]) / (knots[right] - knots[right - 1])).clamp(0, 1)
+        return torch.lerp(weights[right - 1], weights[right], fraction)
+
+
+Weight = GuidanceWeight | Tensor | float
+"""A weight as a function of σ, a number, or one value a sample: a tensor of shape (batch,)."""
+
+
+class Guided(Denoiser):
+    """D₁ + (w(σ) − 1)(D₁ − D₀), from any two denoisers of one kind of sample, told the same condition.
+
+    With a smaller or less trained version of the main denoiser as the guiding one, this is autoguidance (Karras et al.
+    2024). An unconditional denoiser may guide a conditional one; it is then told no condition.
+
+    Evaluations: both denoisers for samples with w ≠ 1, the main one alone for the others. If both are the same module,
+    one call with the rows of both; otherwise one call each. Which samples have w = 1 is only looked up where σ and w
+    lie on the host, as the samplers' do; on a device D₀ is evaluated for all samples rather than waited for.
+
+    Its range of noise levels is the intersection of the two ranges.
+
+    Args:
+        main: D₁.
+        guiding: D₀.
+        weight: w ≥ 0: a function of σ, a number, or one value a sample, (batch,).
+
+    Raises:
+        ValueError: the two differ in the shape of a sample or in the number of classes, have no noise level in common,
+            or know different discrete levels; the weight is out of its range. When called: a weight a sample that does
+            not fit the batch.
+
+    >>> from openedm.exact import GaussianMixture
+    >>> narrow, wide = (GaussianMixture([1.0], [[0.0]], [[[v]]]) for v in (1.0, 3.0))
+    >>> Guided(narrow, wide, 2.0)(torch.tensor([[4.0]]), sigma=1.0)  # 2 + (2 − 1) (2 − 3)
+    tensor([[1.]])
+    """
+
+    def __init__(self, main: Denoiser, guiding: Denoiser, weight: Weight) -> None:
+        super().__init__()
+        self.main = main
+        self.guiding = guiding
+        self.weight = _checked(weight)
+        self.num_classes = main.num_classes
+        self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape
+        self.sigma_min = max(main.sigma_min, guiding.sigma_min)
+        self.sigma_max = min(main.sigma_max, guiding.sigma_max)
+        if guiding.event_shape not in (None, self.event_shape):
+            raise ValueError(
+                f"guiding must denoise samples of the shape of main's, {main.event_shape}, got {guiding.event_shape}"
+            )
+        if guiding.num_classes not in (0, main.num_classes):
+            raise ValueError(
+                f"guiding must have main's {main.num_classes} classes, or none, got num_classes={guiding.num_classes}"
+            )
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(
+                "main and guiding must have noise levels in common, got "
+                f"[{main.sigma_min:g}, {main.sigma_max:g}] and [{guiding.sigma_min:g}, {guiding.sigma_max:g}]"
+            )
+        probes = torch.logspace(-3, 3, 61, dtype=torch.float64)
+        self.round_sigma(probes.clamp(self.sigma_min, self.sigma_max))
+
+    def extra_repr(self) -> str:
+        """The weight."""
+        return f"weight={self.weight}"
+
+    @property
+    def sigma_data(self) -> float:
+        """That of the main denoiser; AttributeError if it knows none."""
+        sigma_data: float = self.main.sigma_data  # type: ignore[assignment]
+        return sigma_data
+
+    def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """The nearest noise level that both denoisers know.
+
+        Raises:
+            ValueError: each knows levels that the other does not.
+        """
+        rounded = self.guiding.round_sigma(self.main.round_sigma(sigma))
+        again = self.main.round_sigma(rounded)
+        if not torch.equal(again, rounded):
+            wrong = again != rounded
+            raise ValueError(
+                "main and guiding must know the same noise levels: the nearest that main has to "
+                f"{rounded[wrong][0].item():g}, a level of guiding, is {again[wrong][0].item():g}"
+            )
+        return rounded
+
+    def denoise(
+        self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
+    ) -> Float[Tensor, "batch *event"]:
+        """D₁ + (w − 1)(D₁ − D₀), where w ≠ 1; D₁ elsewhere."""
+        weights = self.weight if isinstance(self.weight, Tensor) else self.weight.at(sigma)
+        if weights.ndim == 1 and len(weights) != len(x):
+            raise ValueError(f"weight must hold one value a sample ({len(x)}), got {len(weights)}")
+        other = self.guiding_condition(condition)
+        rows = _guided_rows(weights)
+        if rows is None:
+            return self.main(x, sigma, condition)
+        main, guiding = self._both(x, sigma, condition, other, rows)
+        if isinstance(rows, slice):
+            return main + per_sample(weights - 1, x) * (main - guiding)
+        rows = rows.to(x.device)
+        return main.index_add(0, rows, per_sample(weights[rows.to(weights.device)] - 1, x) * (main[rows] - guiding))
+
+    def guiding_condition(self, condition: Condition) -> Condition:
+        """What the guiding denoiser is told: the same; nothing if it is unconditional beside a conditional one."""
+        return None if self.guiding.num_classes == 0 < self.main.num_classes else condition
+
+    def _both(
+        self, x: Tensor, sigma: Tensor, condition: Condition, other: Condition, rows: slice | Tensor
+    ) -> tuple[Tensor, Tensor]:
+        """D₁ of all samples, and D₀ of those in `rows`."""
+        x_0 = _of(x, rows)
+        sigma_0 = _of(sigma, rows) if sigma.ndim else sigma
+        other = None if other is None else _of(other, rows)
+        if self.main is not self.guiding or condition is None or other is None:
+            return self.main(x, sigma, condition), self.guiding(x_0, sigma_0, other)
+        sigmas = torch.cat([sigma, sigma_0]) if sigma.ndim else sigma
+        both = self.main(torch.cat([x, x_0]), sigmas, torch.cat([condition, other]))
+        return both[: len(x)], both[len(x) :]
+
+
+class ClassifierFree(Guided):
+    """Classifier-free guidance (Ho & Salimans 2022): a conditional denoiser against itself without the condition.
+
+    The denoiser must have learned to do without: `openedm train … --options.label_dropout 0.1`. Both are one call with
+    the rows of both.
+
+    Args:
+        denoiser: D, conditional.
+        weight: w, as for `Guided`.
+        null: the row that means no condition, of the shape of one sample's condition. None means class −1 for integer
+            labels and zeros for rows of class weights, as the networks of this library have it; a denoiser that is
+            conditioned on anything else needs it.
+
+    Raises:
+        ValueError: the denoiser has no classes and `null` is not given, or as for `Guided`. When called: there is no
+            condition, or `null` does not fit it.
+    """
+
+    null: Tensor | None
+
+    def __init__(self, denoiser: Denoiser, weight: Weight, null: Tensor | None = None) -> None:
+        super().__init__(denoiser, denoiser, weight)
+        if null is None and denoiser.num_classes == 0:
+            raise ValueError(
+                "denoiser must be conditional: it has num_classes=0; if its condition is no class, give `null`"
+            )
+        self.register_buffer("null", null, persistent=False)
+
+    def guiding_condition(self, condition: Condition) -> Condition:
+        """The null condition, a row a sample."""
+        if condition is None:
+            raise ValueError("condition must be given: classifier-free guidance compares it with none")
+        if self.null is not None:
+            if self.null.shape != condition.shape[1:]:
+                raise ValueError(
+                    f"null must have the shape of one sample's condition, {tuple(condition.shape[1:])}, "
+                    f"got {tuple(self.null.shape)}"
+                )
+            return self.null.to(condition).expand_as(condition)
+        if condition.is_floating_point():
+            return torch.zeros_like(condition)
+        return torch.full_like(condition, -1)
+
+
+def _check_weight(name: str, weight: float) -> None:
+    checks.finite(name, weight)
+    checks.at_least(name, weight, 0)
+
+
+def _checked(weight: Weight) -> GuidanceWeight | Tensor:
+    """The weight as a function of σ; or one value a sample, on the host."""
+    if isinstance(weight, GuidanceWeight):
+        return weight
+    if not isinstance(weight, Tensor):
+        return Constant(float(weight))
+    values = weight.detach().to("cpu", torch.float64)
+    if values.ndim != 1 or not bool((values.isfinite() & (values >= 0)).all()):
+        raise ValueError(f"weight must be a number or one finite value >= 0 a sample, got {weight.tolist()}")
+    return values
+
+
+def _guided_rows(weights: Float64[Tensor, "*batch_or_none"]) -> slice | Tensor | None:
+    """Which samples have a weight other than 1: None if none, the whole slice if all or if only a device knows."""
+    if weights.device.type != "cpu":
+        return slice(None)
+    if weights.ndim == 0:
+        return None if weights == 1 else slice(None)
+    rows = (weights != 1).nonzero()[:, 0]
+    if len(rows) == 0:
+        return None
+    return slice(None) if len(rows) == len(weights) else rows
+
+
+def _of(values: Tensor, rows: slice | Tensor) -> Tensor:
+    return values[rows] if isinstance(rows, slice) else values[rows.to(values.device)]
