@@ -18,10 +18,12 @@ from openedm.cli.seeds import columns_for, labels_for, parse_integers
 from openedm.data import save_image
 from openedm.data.files import replacing
 from openedm.data.pictures import image_grid
-from openedm.denoiser import Preconditioned
+from openedm.denoiser import Denoiser
+from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.plots import denoising_trajectory, save_figure
 from openedm.sampling import Sampler, State, sample_batches
 from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
+from openedm.training.checkpoints import read_progress
 
 SETTINGS = "settings.json"
 
@@ -32,6 +34,8 @@ def sample(
     seeds: str = "0-63",
     classes: str | None = None,
     sampler: Sampler = Sampler(),
+    guidance: GuidanceWeight = Interval(),
+    guiding: str | None = None,
     format: Literal["png", "npz", "grid"] = "png",
     weights: Literal["ema", "raw"] = "ema",
     batch_size: int = 64,
@@ -49,6 +53,9 @@ def sample(
         seeds: which samples: numbers and ranges, such as 0-63,100.
         classes: which classes, in the same form, drawn in turn; all by default.
         sampler: noise levels, schedule, solver and stochasticity.
+        guidance: how strongly the samples are guided: a weight, 1 for none, at all noise levels or some. Without
+            `guiding` this is classifier-free guidance, for models trained with label_dropout.
+        guiding: another checkpoint or run, smaller or less trained, to guide away from instead (autoguidance).
         format: png, one file a seed; npz, arrays `samples`, `seeds` and `labels` in one file (also for data that are
             not images); grid, one PNG with all images.
         weights: ema, the averaged weights, or raw, those of the last step.
@@ -71,9 +78,10 @@ def sample(
     chosen = None if classes is None else parse_integers("classes", classes)
     labels = labels_for(wanted, chosen, model.num_classes)
     settings = {
-        "weights": _digest(folder / ("model.safetensors" if weights == "ema" else "training.safetensors")),
+        "weights": _digest(folder, weights),
         "classes": chosen,
         "sampler": to_config(sampler),
+        **_guidance_settings(folder, weights, guidance, guiding),
     }
     target = Path(out)
     suffix = {"png": "", "npz": ".npz", "grid": ".png"}[format]
@@ -85,7 +93,7 @@ def sample(
         raise ValueError(f"trajectory must not lie in out={out}, among the samples, got {trajectory!r}")
     parts = target if format == "png" else target.with_name(f"{target.name}.parts")
     accelerator = make_accelerator()
-    denoiser = load_denoiser(folder, weights).to(accelerator.device)
+    denoiser = _load(folder, weights, guidance, guiding).to(accelerator.device)
     sampler.plan(denoiser)  # refuses what cannot be sampled before anything is written
     if accelerator.is_main_process:
         _open_folder(parts, settings, format)
@@ -103,13 +111,50 @@ def sample(
     else:
         _assemble(parts, target, wanted, labels, format)
     kept = f", {len(set(wanted)) - len(missing)} were there already" if len(set(wanted)) > len(missing) else ""
-    print(f"drew {len(missing)} samples with {sampler.nfe} network evaluations each{kept}: {target}")
+    kind = "network" if guidance.is_one else "guided network"
+    print(f"drew {len(missing)} samples with {sampler.nfe} {kind} evaluations each{kept}: {target}")
     if trajectory is not None:
         _draw_trajectory(denoiser, wanted, chosen, sampler, Path(trajectory))
 
 
+def _guidance_settings(
+    folder: Path, weights: Literal["ema", "raw"], guidance: GuidanceWeight, guiding: str | None
+) -> dict[str, Any]:
+    """What samples depend on beside the sampler: nothing, the weight, or the weight and the guiding checkpoint.
+
+    Raises:
+        ValueError: guidance that cannot take effect.
+    """
+    if guidance == Interval() and guiding is None:
+        return {}
+    if guidance.is_one:
+        raise ValueError(f"guidance.weight must be other than 1, which is no guidance, got {guidance}")
+    if guiding is not None:
+        other = _digest(find_checkpoint(guiding), weights)
+        if other == _digest(folder, weights):
+            raise ValueError(f"guiding must have other weights than the checkpoint, got {guiding!r} with the same")
+        return {"guidance": to_config(guidance), "guiding": other}
+    if read_model(folder).num_classes == 0:
+        raise ValueError("guidance must not be given: the model is unconditional; give another checkpoint as guiding")
+    if (folder / "training.json").is_file():
+        options = read_progress(folder).get("options", {}).get("init_args", {})
+        if options.get("label_dropout") == 0:
+            raise ValueError(
+                "guidance needs a model that knows samples without a class, this one was trained with "
+                "label_dropout 0: train with --options.label_dropout 0.1, or give another checkpoint as guiding"
+            )
+    return {"guidance": to_config(guidance)}
+
+
+def _load(folder: Path, weights: Literal["ema", "raw"], guidance: GuidanceWeight, guiding: str | None) -> Denoiser:
+    denoiser = load_denoiser(folder, weights)
+    if guiding is not None:
+        return Guided(denoiser, load_denoiser(guiding, weights), guidance)
+    return denoiser if guidance.is_one else ClassifierFree(denoiser, guidance)
+
+
 def _draw(
-    denoiser: Preconditioned,
+    denoiser: Denoiser,
     seeds: Sequence[int],
     classes: Sequence[int] | None,
     sampler: Sampler,
@@ -132,7 +177,7 @@ def _draw(
 
 
 def _draw_trajectory(
-    denoiser: Preconditioned, seeds: Sequence[int], classes: Sequence[int] | None, sampler: Sampler, path: Path
+    denoiser: Denoiser, seeds: Sequence[int], classes: Sequence[int] | None, sampler: Sampler, path: Path
 ) -> None:
     states: list[State] = []
     shown = seeds[:6]
@@ -185,7 +230,7 @@ def _name(seed: int, suffix: str) -> str:
     return f"{seed:06d}{suffix}"
 
 
-def _digest(path: Path) -> str:
-    """SHA-256 of a file: which weights samples came from."""
-    with open(path, "rb") as file:
+def _digest(folder: Path, weights: Literal["ema", "raw"]) -> str:
+    """SHA-256 of a checkpoint's file: which weights samples came from."""
+    with open(folder / ("model.safetensors" if weights == "ema" else "training.safetensors"), "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
