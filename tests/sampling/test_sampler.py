@@ -329,7 +329,7 @@ def test_the_state_is_float64_whatever_the_network_and_the_noise() -> None:
         (lambda: Sampler().sample(MIXTURE), "seeds or noise must be given"),
         (
             lambda: Sampler(churn=Churn(5.0)).sample(MIXTURE, noise=unit_noise()),
-            "seeds must be given when churn adds noise (s_churn > 0)",
+            "seeds must be given when noise is added on the way (s_churn > 0 or a stochastic solver)",
         ),
         (
             lambda: Sampler().sample(FunctionDenoiser(lambda x, sigma, condition: x), [0]),

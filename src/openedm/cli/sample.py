@@ -94,7 +94,7 @@ def sample(
     parts = target if format == "png" else target.with_name(f"{target.name}.parts")
     accelerator = make_accelerator()
     denoiser = _load(folder, weights, guidance, guiding).to(accelerator.device)
-    sampler.plan(denoiser)  # refuses what cannot be sampled before anything is written
+    sampler.check(denoiser)  # refuses what cannot be sampled before anything is written
     if accelerator.is_main_process:
         _open_folder(parts, settings, format)
     accelerator.wait_for_everyone()

@@ -268,7 +268,7 @@ def _errors(
             steps = 1 + (evaluations - 1) // len(solver.tableau.b)
             run = replace(sampler, levels=_with_steps(sampler.levels, steps), solver=solver)
             distance = (run.sample(denoiser, noise=noise) - solution).norm(dim=1)
-            rows.append((run.nfe, float(distance.median())))
+            rows.append((solver.evaluations(steps), float(distance.median())))
     return errors
 
 

@@ -1,23 +1,102 @@
 """Sampling: levels × schedule × solver × churn, on any denoiser."""
 
-from openedm.sampling.noise import NoiseSource, SeededNoise, initial_noise
-from openedm.sampling.sampler import Sampler, State, sample_batches
-from openedm.sampling.solvers import RK4, Alpha, Churn, Euler, Heun, Midpoint, Ralston, Solver, Tableau
+from openedm.sampling.exponential import (
+    Angle,
+    DataPrediction,
+    EpsilonPrediction,
+    LogSigma,
+    NetworkPrediction,
+    PowerSigma,
+    Prediction,
+    ScheduleTime,
+    Variable,
+    VelocityPrediction,
+)
+from openedm.sampling.grid import Churn, Grid
+from openedm.sampling.multistep import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    LMS,
+    AdamsBashforth,
+    DPMSolver2M,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    Multistep,
+    UniPC,
+)
+from openedm.sampling.noise import NoiseSource, PathNoise, SeededNoise, initial_noise
+from openedm.sampling.plan import Combination, Plan, Stage, State, Step
+from openedm.sampling.sampler import Sampler, sample_batches
+from openedm.sampling.singlestep import (
+    DPMSolver2S,
+    DPMSolver3S,
+    DPMSolverPP2S,
+    DPMSolverPP3S,
+    ExponentialRungeKutta,
+    ExponentialTableau,
+)
+from openedm.sampling.solvers import (
+    RK4,
+    Alpha,
+    Euler,
+    Heun,
+    Midpoint,
+    PlannedSolver,
+    Ralston,
+    RungeKutta,
+    Solver,
+    Tableau,
+)
 
 __all__ = [
+    "DDIM",
+    "DEIS",
+    "IPNDM",
+    "LMS",
     "RK4",
+    "AdamsBashforth",
     "Alpha",
+    "Angle",
     "Churn",
+    "Combination",
+    "DPMSolver2M",
+    "DPMSolver2S",
+    "DPMSolver3S",
+    "DPMSolverPP2M",
+    "DPMSolverPP2S",
+    "DPMSolverPP3M",
+    "DPMSolverPP3S",
+    "DataPrediction",
+    "EpsilonPrediction",
     "Euler",
+    "ExponentialRungeKutta",
+    "ExponentialTableau",
+    "Grid",
     "Heun",
+    "LogSigma",
     "Midpoint",
+    "Multistep",
+    "NetworkPrediction",
     "NoiseSource",
+    "PathNoise",
+    "Plan",
+    "PlannedSolver",
+    "PowerSigma",
+    "Prediction",
     "Ralston",
+    "RungeKutta",
     "Sampler",
+    "ScheduleTime",
     "SeededNoise",
     "Solver",
+    "Stage",
     "State",
+    "Step",
     "Tableau",
+    "UniPC",
+    "Variable",
+    "VelocityPrediction",
     "initial_noise",
     "sample_batches",
 ]

@@ -17,6 +17,45 @@ class NoiseSource(Protocol):
         ...
 
 
+@runtime_checkable
+class PathNoise(NoiseSource, Protocol):
+    """A source whose noise for the step from one noise level to another is the increment of a path."""
+
+    def step_noise(
+        self,
+        sigma: float,
+        sigma_next: float,
+        event_shape: tuple[int, ...],
+        device: torch.device | str = "cpu",
+        dtype: torch.dtype = torch.float32,
+    ) -> Float[Tensor, "batch *event"]:
+        """Unit Gaussian noise of the step from `sigma` to `sigma_next`."""
+        ...
+
+
+def unit_noise(
+    source: NoiseSource | None,
+    x: Float[Tensor, "batch *event"],
+    sigma: float | None = None,
+    sigma_next: float | None = None,
+) -> Float[Tensor, "batch *event"]:
+    """Unit noise for the state x, on its device: of the step between the two levels where the source knows paths.
+
+    Raises:
+        ValueError: there is no source, or its noise has another shape.
+    """
+    if source is None:
+        raise ValueError("seeds must be given: this sampler adds noise")
+    shape = tuple(x.shape[1:])
+    if sigma is not None and sigma_next is not None and isinstance(source, PathNoise):
+        noise = source.step_noise(sigma, sigma_next, shape, x.device, x.dtype)
+    else:
+        noise = source.draw(shape).to(x.device, x.dtype)
+    if noise.shape != x.shape:
+        raise ValueError(f"seeds must give noise of shape {tuple(x.shape)}, got {tuple(noise.shape)}")
+    return noise
+
+
 class SeededNoise:
     """One host generator for each sample: row i is a function of `seeds[i]` and of how many draws came before it.
 

@@ -5,8 +5,7 @@ t_i = σ⁻¹(σ_i) of the levels, and the last step returns D at the last level
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64
@@ -16,31 +15,11 @@ from openedm import checks
 from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
 from openedm.levels import Karras, Levels
+from openedm.sampling.grid import Churn, Final, Grid
 from openedm.sampling.noise import NoiseSource, SeededNoise
-from openedm.sampling.plan import Plan, Stage, Step, plan_steps
-from openedm.sampling.solvers import Churn, Heun, Solver, Tableau
+from openedm.sampling.plan import Plan, State, unscaled
+from openedm.sampling.solvers import Heun, PlannedSolver, Solver, planned
 from openedm.schedules import EDM, Scaling, Schedule
-
-
-@dataclass(frozen=True)
-class State:
-    """Where a run stands at one level, before the step from it.
-
-    Attributes:
-        index: i, from 0 (pure noise) to N (the finished sample).
-        time: t_i; 0 at the end.
-        sigma: σ_i; 0 at the end.
-        scale: s(t_i); 1 at the end.
-        x: the state x(t_i); the noisy sample in data units is x / scale.
-        denoised: D at this level (of the churned state where churn is on); x itself at the end.
-    """
-
-    index: int
-    time: float
-    sigma: float
-    scale: float
-    x: Float[Tensor, "batch *event"]
-    denoised: Float[Tensor, "batch *event"]
 
 
 @dataclass(frozen=True)
@@ -72,15 +51,34 @@ class Sampler(Choice):
     scaling: Scaling | None = None
     solver: Solver = Heun()
     churn: Churn = Churn()
-    final: Literal["denoise", "euler"] = "denoise"
+    final: Final = "denoise"
 
     def __post_init__(self) -> None:
         checks.one_of("final", self.final, ("denoise", "euler"))
+        name = type(self.solver).__name__
+        if not self.solver.curved:
+            for option, value, idle in (
+                ("schedule", self.schedule, self.schedule == EDM()),
+                ("scaling", self.scaling, self.scaling is None),
+                ("final", self.final, self.final == "denoise"),
+            ):
+                if not idle:
+                    raise ValueError(
+                        f"{option} has no effect on {name}, which follows the paths whatever the curve, and must "
+                        f"be left at its default, got {value!r}"
+                    )
+        if self.churn.s_churn > 0 and not self.solver.churns:
+            raise ValueError(f"churn goes with Runge-Kutta solvers and must be off for {name}: s_churn must be 0")
 
     @property
-    def nfe(self) -> int:
-        """The number of network evaluations of one run."""
-        return (self.levels.num_steps - 1) * len(self.solver.tableau.b) + 1
+    def nfe(self) -> int | None:
+        """The number of network evaluations of one run; None where the solver decides while it runs."""
+        return self.solver.evaluations(self.levels.num_steps)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is drawn after the start."""
+        return self.churn.s_churn > 0 or self.solver.stochastic
 
     @torch.no_grad()
     def sample(
@@ -131,12 +129,13 @@ class Sampler(Choice):
         """
         _refuse_dropout(denoiser)
         _check_classes(denoiser, condition)
-        plan = self.plan(denoiser)
+        grid = self.grid(denoiser)
+        self.solver.prepare(grid)
         source = SeededNoise(seeds) if isinstance(seeds, Sequence) else seeds
         if source is not None and not isinstance(source, NoiseSource):
             raise TypeError(f"seeds must be a sequence of integers or a NoiseSource, got {type(source).__name__}")
-        if source is None and plan.stochastic:
-            raise ValueError("seeds must be given when churn adds noise (s_churn > 0)")
+        if source is None and self.stochastic:
+            raise ValueError("seeds must be given when noise is added on the way (s_churn > 0 or a stochastic solver)")
         device, dtype = _device_and_dtype(denoiser, noise)
         if noise is None:
             if source is None:
@@ -145,22 +144,9 @@ class Sampler(Choice):
             if shape is None:
                 raise ValueError("event_shape must be given: the denoiser does not know the shape of a sample")
             noise = source.draw(shape)
-        x = noise.to(device, dtype) * (plan.steps[0].sigma * plan.steps[0].scale)
-        return self._run(denoiser, x, plan, source, None if condition is None else condition.to(device))
-
-    def _run(
-        self, denoiser: Denoiser, x: Tensor, plan: Plan, source: NoiseSource | None, condition: Condition
-    ) -> Iterator[State]:
-        for step in plan.steps:
-            churned = _churn(x, step, source)
-            if step.is_final and self.final == "denoise":
-                stage = step.stages[0]
-                x_next = denoised = denoiser(_unscaled(churned, stage.scale), stage.sigma, condition)
-            else:
-                x_next, denoised = _runge_kutta(denoiser, churned, step, self.solver.tableau, condition)
-            yield State(step.index, step.time, step.sigma, step.scale, x, denoised)
-            x = x_next
-        yield State(len(plan.steps), 0.0, 0.0, 1.0, x, x)
+        x = noise.to(device, dtype) * (grid.sigmas[0] * grid.scale(grid.sigmas[0]))
+        condition = None if condition is None else condition.to(device)
+        return self.solver.run(denoiser, x, grid, condition, source)
 
     @torch.no_grad()
     def invert(
@@ -186,87 +172,62 @@ class Sampler(Choice):
         """
         if self.churn.s_churn > 0:
             raise ValueError(f"churn must be off for inversion: s_churn must be 0, got {self.churn.s_churn}")
+        if self.stochastic:
+            raise ValueError(f"solver must be deterministic for inversion, got {self.solver}")
         checks.at_least("num_steps of an inversion", self.levels.num_steps, 2)
         _refuse_dropout(denoiser)
         _check_classes(denoiser, condition)
         device, dtype = _device_and_dtype(denoiser, x)
         condition = None if condition is None else condition.to(device)
-        plan = self.plan(denoiser, upward=True)
-        first = plan.steps[0]
-        x = x.to(device, dtype) * first.scale
-        for step in plan.steps[:-1]:
-            x_next, denoised = _runge_kutta(denoiser, x, step, self.solver.tableau, condition)
-            if callback is not None:
-                callback(State(step.index, step.time, step.sigma, step.scale, x, denoised))
-            x = x_next
-        last = plan.steps[-1]
-        if callback is not None:
-            denoised = denoiser(_unscaled(x, last.scale), last.sigma, condition)
-            callback(State(last.index, last.time, last.sigma, last.scale, x, denoised))
-        return x / (last.sigma * last.scale)
+        grid = self.grid(denoiser, upward=True)
+        top = grid.sigmas[-1]
+        last: Tensor | None = None
+        for state in self.solver.climb(denoiser, x.to(device, dtype) * grid.scale(grid.sigmas[0]), grid, condition):
+            last = state.x
+            if callback is None:
+                continue
+            if state.sigma == top:
+                denoised = denoiser(unscaled(state.x, state.scale), state.sigma, condition)
+                state = replace(state, denoised=denoised)
+            callback(state)
+        assert last is not None
+        return last / (top * grid.scale(top))
+
+    def grid(self, denoiser: Denoiser, *, upward: bool = False) -> Grid:
+        """The levels of a run, cut to the denoiser's range and rounded to what it knows, and the curve through them.
+
+        Raises:
+            ValueError: the levels lie outside the denoiser's range.
+        """
+        levels = self.levels.within(denoiser.sigma_min, denoiser.sigma_max)
+        sigmas = tuple(denoiser.round_sigma(levels.sigmas()).tolist())
+        return Grid(
+            sigmas[::-1] if upward else sigmas,
+            self.schedule,
+            self.schedule.scaling if self.scaling is None else self.scaling,
+            self.churn,
+            self.final,
+            denoiser.round_sigma,
+        )
 
     def plan(self, denoiser: Denoiser, *, upward: bool = False) -> Plan:
         """Every number of a run that does not depend on x, in float64 on the host.
 
         Raises:
-            ValueError: the levels lie outside the denoiser's range, or a stage leaves the schedule's domain.
+            TypeError: the solver decides its steps while it runs.
+            ValueError: the levels lie outside the denoiser's range, or do not suit the solver.
         """
-        levels = self.levels.within(denoiser.sigma_min, denoiser.sigma_max)
-        sigmas = denoiser.round_sigma(levels.sigmas())
-        scaling = self.schedule.scaling if self.scaling is None else self.scaling
-        return plan_steps(
-            sigmas=sigmas.flip(0) if upward else sigmas,
-            round_sigma=denoiser.round_sigma,
-            schedule=self.schedule,
-            scaling=scaling,
-            nodes=self.solver.tableau.c,
-            churn=self.churn,
-        )
+        if not isinstance(self.solver, PlannedSolver):
+            raise TypeError(f"solver must plan its steps beforehand, which {type(self.solver).__name__} does not")
+        return planned(self.solver, self.grid(denoiser, upward=upward))
 
+    def check(self, denoiser: Denoiser) -> None:
+        """Refuse, without an evaluation, a denoiser that cannot be sampled like this.
 
-def _churn(x: Tensor, step: Step, source: NoiseSource | None) -> Tensor:
-    """x̂ = s(t̂)/s(t) x + √(σ̂² − σ²) s(t̂) S_noise n."""
-    if step.noise_std == 0:
-        return x
-    assert source is not None
-    noise = source.draw(tuple(x.shape[1:])).to(x.device, x.dtype)
-    if noise.shape != x.shape:
-        raise ValueError(f"seeds must give noise of shape {tuple(x.shape)}, got {tuple(noise.shape)}")
-    return torch.add(x if step.rescale == 1 else x * step.rescale, noise, alpha=step.noise_std)
-
-
-def _unscaled(x: Tensor, scale: float) -> Tensor:
-    return x if scale == 1 else x / scale
-
-
-def _slope(denoiser: Denoiser, x: Tensor, stage: Stage, condition: Condition) -> tuple[Tensor, Tensor]:
-    """dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ), and D."""
-    denoised = denoiser(_unscaled(x, stage.scale), stage.sigma, condition)
-    return torch.add(x * stage.of_x, denoised, alpha=-stage.of_denoised), denoised
-
-
-def _runge_kutta(
-    denoiser: Denoiser, x: Tensor, step: Step, tableau: Tableau, condition: Condition
-) -> tuple[Tensor, Tensor]:
-    """x_next = x + h Σ b_i k_i, and D of the first stage. The step to 0 has one stage: Euler's."""
-    if len(step.stages) == 1:
-        slope, denoised = _slope(denoiser, x, step.stages[0], condition)
-        return torch.add(x, slope, alpha=step.h), denoised
-    slopes: list[Tensor] = []
-    first: Tensor | None = None
-    for row, stage in zip(tableau.a, step.stages, strict=True):
-        slope, denoised = _slope(denoiser, _combined(x, step.h, row, slopes), stage, condition)
-        slopes.append(slope)
-        first = denoised if first is None else first
-    assert first is not None
-    return _combined(x, step.h, tableau.b, slopes), first
-
-
-def _combined(x: Tensor, h: float, weights: tuple[float, ...], slopes: list[Tensor]) -> Tensor:
-    for weight, slope in zip(weights, slopes, strict=True):
-        if weight != 0:
-            x = torch.add(x, slope, alpha=h * weight)
-    return x
+        Raises:
+            ValueError: as for `sample`.
+        """
+        self.solver.prepare(self.grid(denoiser))
 
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)

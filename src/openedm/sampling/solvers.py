@@ -1,7 +1,7 @@
-"""One-step solvers as Butcher tableaux, and EDM's churn.
+"""What a solver is, and one-step solvers as Butcher tableaux.
 
 A step of size h from (t, x): k_i = dx/dt(x + h Σ_{j<i} a_ij k_j, t + c_i h), x_next = x + h Σ_i b_i k_i, with
-c_i = Σ_j a_ij.
+c_i = Σ_j a_ij and dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ)  (Karras et al. 2022, eq. 81).
 
 | solver | order | a | b |
 |---|---|---|---|
@@ -13,11 +13,20 @@ c_i = Σ_j a_ij.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import NamedTuple
+
+import torch
+from torch import Tensor
 
 from openedm import checks
 from openedm.choices import Choice
+from openedm.denoiser import Condition, Denoiser
+from openedm.sampling.grid import Grid
+from openedm.sampling.noise import NoiseSource
+from openedm.sampling.plan import Combination, Plan, Stage, State, Step, execute
 
 
 class Tableau(NamedTuple):
@@ -38,7 +47,91 @@ class Tableau(NamedTuple):
 
 
 class Solver(Choice, ABC):
-    """A one-step solver of the sampling ODE."""
+    """Follows the sampling equation from the first level of a grid to the last, and on to 0."""
+
+    @property
+    @abstractmethod
+    def order(self) -> int:
+        """The global order of convergence p: error ∝ N^{−p}."""
+
+    @property
+    def curved(self) -> bool:
+        """Whether the schedule and the scaling change what it does; else they must be left at their defaults."""
+        return False
+
+    @property
+    def churns(self) -> bool:
+        """Whether it can have noise added before its steps."""
+        return False
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether it draws noise of its own."""
+        return False
+
+    @abstractmethod
+    def evaluations(self, num_steps: int) -> int | None:
+        """The number of evaluations of a run through `num_steps` levels; None where it depends on the sample."""
+
+    def prepare(self, grid: Grid) -> None:
+        """Refuse, before any evaluation, a grid that it cannot follow.
+
+        Raises:
+            ValueError: the grid does not suit.
+        """
+
+    @abstractmethod
+    def run(
+        self, denoiser: Denoiser, x: Tensor, grid: Grid, condition: Condition, source: NoiseSource | None
+    ) -> Iterator[State]:
+        """The states at the levels of the grid, from x at the first one, and then the sample."""
+
+    @abstractmethod
+    def climb(self, denoiser: Denoiser, x: Tensor, grid: Grid, condition: Condition) -> Iterator[State]:
+        """The states at the levels of an upward grid, from x at the lowest one; D is not evaluated at the highest."""
+
+
+class PlannedSolver(Solver):
+    """A solver all of whose numbers are known before it starts."""
+
+    @abstractmethod
+    def plan(self, grid: Grid) -> Plan:
+        """The steps through the grid.
+
+        Raises:
+            ValueError: the grid does not suit the solver.
+        """
+
+    def prepare(self, grid: Grid) -> None:
+        """Plan, which refuses what cannot be followed."""
+        planned(self, grid)
+
+    def run(
+        self, denoiser: Denoiser, x: Tensor, grid: Grid, condition: Condition, source: NoiseSource | None
+    ) -> Iterator[State]:
+        """Carry out the plan."""
+        return execute(planned(self, grid), denoiser, x, condition, source)
+
+    def climb(self, denoiser: Denoiser, x: Tensor, grid: Grid, condition: Condition) -> Iterator[State]:
+        """Carry out the plan, without the last step, which would leave the highest level."""
+        steps = planned(self, grid).steps
+        for state in execute(Plan(steps[:-1]), denoiser, x, condition, None):
+            top = steps[state.index]
+            yield replace(state, time=top.time, sigma=top.sigma, scale=top.scale)
+
+
+def planned(solver: PlannedSolver, grid: Grid) -> Plan:
+    """The solver's plan; plans without churn, which rounds levels as the denoiser does, are remembered."""
+    return solver.plan(grid) if grid.churn.s_churn > 0 else _remembered(solver, grid)
+
+
+@lru_cache(maxsize=64)
+def _remembered(solver: PlannedSolver, grid: Grid) -> Plan:
+    return solver.plan(grid)
+
+
+class RungeKutta(PlannedSolver):
+    """A one-step solver in the time t of the schedule, given by its tableau."""
 
     @property
     @abstractmethod
@@ -46,13 +139,94 @@ class Solver(Choice, ABC):
         """Its coefficients."""
 
     @property
-    @abstractmethod
-    def order(self) -> int:
-        """The global order of convergence p: error ∝ N^{−p}."""
+    def curved(self) -> bool:
+        """It steps in t and on x(t) = s(t) (y + σ(t) n)."""
+        return True
+
+    @property
+    def churns(self) -> bool:
+        """Steps do not know of one another."""
+        return True
+
+    def evaluations(self, num_steps: int) -> int:
+        """One a stage, and one for the last step."""
+        return (num_steps - 1) * len(self.tableau.b) + 1
+
+    def plan(self, grid: Grid) -> Plan:
+        """Steps between the times of the levels (Karras et al. 2022, Algorithms 2 and 3).
+
+        Raises:
+            ValueError: a stage falls where the schedule has no finite σ > 0, for example below t = 0, or where it
+                stands still because σ is clipped.
+        """
+        times = [*grid.schedule.time(torch.tensor(grid.sigmas, dtype=torch.float64)).tolist(), 0.0]
+        return Plan(tuple(self._step(grid, i, times[i], times[i + 1]) for i in range(len(grid.sigmas))))
+
+    def _step(self, grid: Grid, i: int, time: float, time_next: float) -> Step:
+        sigma = sigma_hat = grid.sigmas[i]
+        time_hat, scale = time, grid.scale(sigma)
+        gamma = grid.churn.gamma(sigma, len(grid.sigmas))
+        if gamma > 0:
+            sigma_hat = grid.rounded(sigma + gamma * sigma)
+            time_hat = float(grid.schedule.time(sigma_hat))
+        is_final = i == len(grid.sigmas) - 1
+        tableau = Euler().tableau if is_final else self.tableau
+        h = time_next - time_hat
+        slopes = [_slope(grid, i, time_hat + c * h, sigma_hat if c == 0 else None) for c in tableau.c]
+        stages = tuple(
+            Stage(s.time, torch.tensor(s.sigma, dtype=torch.float64), s.scale, s.of_denoised, _moved(h, row, slopes))
+            for s, row in zip(slopes, tableau.a, strict=True)
+        )
+        return Step(
+            index=i,
+            time=time,
+            sigma=sigma,
+            scale=scale,
+            stages=stages,
+            advance=None if is_final and grid.final == "denoise" else _moved(h, tableau.b, slopes),
+            rescale=slopes[0].scale / scale,
+            noise_std=math.sqrt(max(sigma_hat**2 - sigma**2, 0.0)) * slopes[0].scale * grid.churn.s_noise,
+            sigma_after=0.0 if is_final else grid.sigmas[i + 1],
+        )
+
+
+class _Slope(NamedTuple):
+    """dx/dt = `weight` · (x + `of_denoised` · D), or `weight` · D where `of_denoised` is None."""
+
+    time: float
+    sigma: float
+    scale: float
+    weight: float
+    of_denoised: float | None
+
+
+def _slope(grid: Grid, index: int, time: float, sigma: float | None) -> _Slope:
+    """The ODE's coefficients at `time`; `sigma` is given where it is known exactly."""
+    level = float(grid.schedule.sigma(time)) if sigma is None else sigma
+    speed = float(grid.schedule.sigma_derivative(time))
+    if not (time > 0 and level > 0 and math.isfinite(level) and speed > 0 and math.isfinite(speed)):
+        raise ValueError(
+            f"the solver would evaluate step {index} at t = {time:.6g}, where {grid.schedule} has sigma = {level:.6g} "
+            f"and derivative {speed:.6g}: a stage must stay inside the schedule's domain. Use alpha <= 1, more steps, "
+            "or levels that the schedule reaches"
+        )
+    scale = grid.scale(level)
+    stretch = float(grid.scaling.derivative(level)) * speed / scale
+    of_x, of_denoised = speed / level + stretch, -speed * scale / level
+    if of_x == 0:
+        return _Slope(time, level, scale, of_denoised, None)
+    return _Slope(time, level, scale, of_x, of_denoised / of_x)
+
+
+def _moved(h: float, weights: tuple[float, ...], slopes: list[_Slope]) -> Combination | None:
+    """x + h Σ_j weights_j k_j, the directions in the order in which they are remembered; None for x itself."""
+    if not weights:
+        return None
+    return Combination(1.0, tuple(h * w * s.weight for w, s in reversed(list(zip(weights, slopes, strict=False)))))
 
 
 @dataclass(frozen=True)
-class Euler(Solver):
+class Euler(RungeKutta):
     """Euler's method: order 1, one evaluation a step. With σ(t) = t it is DDIM."""
 
     @property
@@ -67,7 +241,7 @@ class Euler(Solver):
 
 
 @dataclass(frozen=True)
-class Alpha(Solver):
+class Alpha(RungeKutta):
     """The family of two-stage methods of order 2 (Karras et al. 2022, Algorithm 3).
 
     Args:
@@ -95,7 +269,7 @@ class Alpha(Solver):
 
 
 @dataclass(frozen=True)
-class Heun(Solver):
+class Heun(RungeKutta):
     """Heun's method (Karras et al. 2022, Algorithm 1): order 2, two evaluations a step."""
 
     @property
@@ -110,7 +284,7 @@ class Heun(Solver):
 
 
 @dataclass(frozen=True)
-class Midpoint(Solver):
+class Midpoint(RungeKutta):
     """The midpoint method: order 2, two evaluations a step."""
 
     @property
@@ -125,7 +299,7 @@ class Midpoint(Solver):
 
 
 @dataclass(frozen=True)
-class Ralston(Solver):
+class Ralston(RungeKutta):
     """Ralston's method: order 2 with the smallest error bound, two evaluations a step."""
 
     @property
@@ -140,7 +314,7 @@ class Ralston(Solver):
 
 
 @dataclass(frozen=True)
-class RK4(Solver):
+class RK4(RungeKutta):
     """The classical Runge–Kutta method: order 4, four evaluations a step."""
 
     @property
@@ -152,41 +326,3 @@ class RK4(Solver):
     def order(self) -> int:
         """4."""
         return 4
-
-
-@dataclass(frozen=True)
-class Churn(Choice):
-    """EDM's stochastic sampling (Karras et al. 2022, Algorithm 2): noise is added back before each step.
-
-    γ = min(S_churn/N, √2 − 1) for σ in [S_min, S_max], else 0; σ̂ = σ + γ σ. Without churn no noise is drawn.
-
-    Args:
-        s_churn: amount of stochasticity over the whole run, ≥ 0; 0 is the deterministic sampler.
-        s_min: lowest noise level at which noise is added, ≥ 0.
-        s_max: highest noise level at which noise is added.
-        s_noise: standard deviation of the added noise, > 0; a little above 1 counteracts the loss of detail.
-
-    Raises:
-        ValueError: a value is out of its range, or an option is set that `s_churn = 0` makes idle.
-    """
-
-    s_churn: float = 0.0
-    s_min: float = 0.0
-    s_max: float = math.inf
-    s_noise: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks.at_least("s_churn", self.s_churn, 0)
-        checks.at_least("s_min", self.s_min, 0)
-        checks.at_least("s_max", self.s_max, self.s_min)
-        checks.positive("s_noise", self.s_noise)
-        if self.s_churn == 0 and (self.s_min, self.s_max, self.s_noise) != (0.0, math.inf, 1.0):
-            raise ValueError(
-                f"s_min={self.s_min}, s_max={self.s_max}, s_noise={self.s_noise} have no effect while s_churn is 0: "
-                "set s_churn > 0 or leave them at their defaults"
-            )
-
-    def gamma(self, sigma: float, num_steps: int) -> float:
-        """γ at noise level `sigma` in a run of `num_steps` steps."""
-        inside = self.s_min <= sigma <= self.s_max
-        return min(self.s_churn / num_steps, math.sqrt(2) - 1) if inside else 0.0
