@@ -20,11 +20,11 @@ from openedm.levels import Explicit, Karras, Levels, LogLinear
 from openedm.networks import MLP
 from openedm.objective import EDM
 from openedm.plots import Run, error_versus_nfe, loss_per_sigma, save_figure, trajectories_1d, trajectories_2d
-from openedm.sampling import RK4, Euler, Heun, Midpoint, Ralston, Sampler, Solver, State, initial_noise
+from openedm.sampling import RK4, Euler, Heun, Midpoint, Ralston, RungeKutta, Sampler, State, initial_noise
 from openedm.training import HalfLife, Model, Observer, Options, Trainer, ValidationLoss, validation_loss
 
 FIGURES = ("toy-1d.png", "toy-2d.png", "curvature.png", "error-versus-nfe.png", "loss-per-sigma.png")
-SOLVERS: tuple[Solver, ...] = (Euler(), Heun(), Midpoint(), Ralston(), RK4())
+SOLVERS: tuple[RungeKutta, ...] = (Euler(), Heun(), Midpoint(), Ralston(), RK4())
 EVALUATIONS = (8, 16, 32, 64, 128, 256)
 POINTS = 400
 

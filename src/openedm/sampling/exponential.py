@@ -29,12 +29,13 @@ from typing import Literal, NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float64
+from numpy.typing import NDArray
 
 from openedm import checks
 from openedm.choices import Choice
 from openedm.schedules import VP, Schedule
 
-Array = np.ndarray
+Array = NDArray[np.float64]
 Rule = Literal["exact", "midpoint", "dpm-solver++", "adams-bashforth"]
 RULES = ("exact", "midpoint", "dpm-solver++", "adams-bashforth")
 QUADRATURE = 48
