@@ -1,12 +1,13 @@
 # `make demo` and `make test` do everything on a fresh machine with Python >= 3.11: they install into .venv and run.
 PYTHON ?= python3
 BIN := .venv/bin
+PEERS := benchmarks/.venv/bin
 # Idle OpenMP threads sleep instead of spinning: several times faster on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
 # One test process a core, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
-.PHONY: demo test lint types imports golden bench coverage clean
+.PHONY: demo test lint types imports golden bench bench-solvers coverage clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openedm needs Python 3.11 or later")'
@@ -34,7 +35,17 @@ imports: .venv/installed  ## a room imports only from lower floors
 	$(BIN)/lint-imports
 
 bench: .venv/installed  ## training and sampling speed on this machine
-	$(BIN)/python benchmarks/speed.py
+	$(BIN)/python -m benchmarks.speed
+
+# Peers want old versions of things, and k-diffusion wants its training side: without dependencies, all of them pinned.
+benchmarks/.venv/installed: pyproject.toml constraints.txt benchmarks/peers/requirements.txt
+	test -x $(PEERS)/python || $(PYTHON) -m venv benchmarks/.venv
+	$(PEERS)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e .
+	$(PEERS)/python -m pip install --quiet --disable-pip-version-check --no-deps -r benchmarks/peers/requirements.txt
+	touch $@
+
+bench-solvers: benchmarks/.venv/installed  ## solvers compared with those of peer libraries, in an environment of their own
+	OMP_NUM_THREADS=1 $(PEERS)/python -m benchmarks.solvers --out benchmarks/results/solvers.json --figure benchmarks/results/solvers.png
 
 clean:
-	rm -rf .venv .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
+	rm -rf .venv benchmarks/.venv benchmarks/.cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage

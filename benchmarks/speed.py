@@ -1,6 +1,6 @@
 """How fast training and sampling are on this machine: a table, and a JSON file with versions and machine.
 
-    python benchmarks/speed.py [--out speed.json] [--threads 1] [--seconds 3]
+    python -m benchmarks.speed [--out speed.json] [--threads 1] [--seconds 3]
 
 Training: images a second of whole optimiser steps through `Trainer`. Sampling: time of an evaluation beyond the
 denoiser, with a denoiser that costs next to nothing; the floor is the arithmetic alone, written by hand. Medians of
@@ -8,8 +8,6 @@ interleaved repetitions; peak memory is the process's high-water mark.
 """
 
 import argparse
-import json
-import platform
 import resource
 import statistics
 import time
@@ -18,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from benchmarks.common import interleaved, machine, write_json
 from torch import Tensor
 
-import openedm
 from openedm.data import InMemory
 from openedm.denoiser import FunctionDenoiser
 from openedm.levels import Karras
@@ -88,31 +86,13 @@ def sampling(seconds: float) -> list[dict[str, Any]]:
             "Heun": (lambda n=noise: Sampler(levels, solver=Heun()).sample(denoiser, noise=n), 2 * STEPS - 1),
             "Euler by hand": (lambda n=noise: euler_by_hand(n * sigmas[0], sigmas), STEPS),
         }
-        times: dict[str, list[float]] = {name: [] for name in runs}
-        deadline = time.perf_counter() + seconds
-        while time.perf_counter() < deadline:
-            for name, (run, evaluations) in runs.items():
-                started = time.perf_counter()
-                run()
-                times[name].append((time.perf_counter() - started) / evaluations)
-        floor = statistics.median(times["Euler by hand"])
-        for name, values in times.items():
-            value = statistics.median(values)
+        times = interleaved({name: run for name, (run, _) in runs.items()}, seconds)
+        medians = {name: times[name].median / evaluations for name, (_, evaluations) in runs.items()}
+        floor = medians["Euler by hand"]
+        for name, value in medians.items():
             what = f"sampling: {name}, {'×'.join(map(str, shape))}"
             rows.append({"what": what, "value": value * 1e6, "unit": "µs/evaluation", "ratio to floor": value / floor})
     return rows
-
-
-def machine() -> dict[str, Any]:
-    """What was measured on."""
-    return {
-        "openedm": openedm.__version__,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
 
 
 def main() -> None:
@@ -131,8 +111,7 @@ def main() -> None:
     memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{'peak memory':<75} {memory:9.1f} MiB")
     if arguments.out is not None:
-        content = {"machine": machine(), "rows": rows, "peak_memory_mib": memory}
-        arguments.out.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(arguments.out, {"machine": machine(), "rows": rows, "peak_memory_mib": memory})
 
 
 if __name__ == "__main__":

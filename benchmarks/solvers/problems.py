@@ -37,12 +37,16 @@ class Reference(NamedTuple):
 
     Attributes:
         solution: (starts, features), float64.
-        floor: the largest distance of a sample to the solution at a hundred times the tolerance: errors near it or
-            below mean nothing.
+        floor: the largest `distance` to the solution at a hundred times the tolerance: errors near it mean nothing.
     """
 
     solution: Tensor
     floor: float
+
+
+def distance(x: Tensor, y: Tensor) -> Tensor:
+    """How far each sample of x is from that of y: the root of the mean square over its coordinates."""
+    return (x - y).square().flatten(1).mean(1).sqrt()
 
 
 @dataclass(frozen=True)
@@ -76,6 +80,10 @@ class Problem:
         generator = torch.Generator().manual_seed(self.seed)
         return torch.randn(self.starts, *self.denoiser.event_shape, dtype=torch.float64, generator=generator)
 
+    def errors(self, x: Tensor) -> Tensor:
+        """The distance of each sample to the reference solution, (starts,)."""
+        return distance(x, self.reference().solution)
+
     def reference(self, cached: bool = True) -> Reference:
         """The converged solution; kept in `CACHE` unless `cached` is off."""
         file = CACHE / f"{self.name}-{self._fingerprint()}.safetensors"
@@ -83,7 +91,7 @@ class Problem:
             content = load_file(file)
             return Reference(content["solution"], float(content["floor"]))
         solution, rough = (self._solve(tolerance) for tolerance in (TOLERANCE, 100 * TOLERANCE))
-        floor = torch.linalg.vector_norm(solution - rough, dim=1).max()
+        floor = distance(solution, rough).max()
         if cached:
             CACHE.mkdir(exist_ok=True)
             save_file({"solution": solution, "floor": floor}, file)
@@ -109,7 +117,7 @@ class Problem:
 
     def _fingerprint(self) -> str:
         numbers = [*self.denoiser.state_dict().values(), self.noise]
-        digest = hashlib.sha256(repr((self.sigma_min, self.sigma_max, TOLERANCE)).encode())
+        digest = hashlib.sha256(repr((TOLERANCE, self.sigma_min, self.sigma_max)).encode())
         for tensor in numbers:
             digest.update(tensor.detach().cpu().contiguous().numpy().tobytes())
         return digest.hexdigest()[:16]
