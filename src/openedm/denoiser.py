@@ -28,10 +28,12 @@ class Denoiser(nn.Module, ABC):
         sigma_max: highest noise level it supports.
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes it can be conditioned on; 0 if none.
+        sigma_data: standard deviation of the data, which tells where noise levels matter; EDM's 0.5 where unknown.
     """
 
     sigma_min: float = 0.0
     sigma_max: float = math.inf
+    sigma_data: float = 0.5
     event_shape: tuple[int, ...] | None = None
     num_classes: int = 0
 

@@ -25,6 +25,11 @@ def _check_finite(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {values[~values.isfinite()][0].item()}")
 
 
+def _width(variance: Tensor) -> float:
+    """√ of the mean variance of a coordinate; the denoisers' common default where the data is a single point."""
+    return math.sqrt(float(variance)) if variance > 0 else Denoiser.sigma_data
+
+
 class ExactDataset(Denoiser):
     """The denoiser of a finite data set: what a network of unlimited capacity would learn.
 
@@ -61,6 +66,7 @@ class ExactDataset(Denoiser):
         checks.at_least("chunk", chunk, 1)
         self.event_shape = tuple(data.shape[1:])
         self.register_buffer("data", data.flatten(1).to(torch.float64))
+        self.sigma_data = _width(self.data.var(0, correction=0).mean())
         self.register_buffer("labels", labels)
         self.chunk = chunk
         self._classes = frozenset(() if labels is None else labels.tolist())
@@ -163,6 +169,8 @@ class GaussianMixture(Denoiser):
         self.event_shape = (features,)
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("means", means)
+        spread = (means - self.weights @ means).square() + eigenvalues.clamp(min=0).mean(-1, keepdim=True)
+        self.sigma_data = _width((self.weights @ spread).mean())
         self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))
         self.register_buffer("eigenvectors", eigenvectors)
 

@@ -9,6 +9,7 @@ Row "Time steps" of Table 1 of Karras et al. 2022, stated in σ (the paper's t_i
 | VE | √(σ_max² (σ_min²/σ_max²)^{i/(N−1)}) |
 | IDDPM | u_{j(i)}, the table below |
 | LogLinear | exp(ln σ_max + i/(N−1) (ln σ_min − ln σ_max)) |
+| Logistic | quantiles of a logistic distribution of ln σ |
 
 N = 1 means the single level σ_max. Levels are planned in float64 on the host.
 """
@@ -191,6 +192,57 @@ class LogLinear(Levels):
         """exp(ln σ_max + i/(N−1) (ln σ_min − ln σ_max))."""
         high, low = math.log(self.sigma_max), math.log(self.sigma_min)
         return _with_exact_ends((high + self._ramp() * (low - high)).exp(), self.sigma_min, self.sigma_max)
+
+
+@dataclass(frozen=True)
+class Logistic(Levels):
+    """Levels at the quantiles of a logistic distribution of ln σ, cut to the range: dense around a centre, sparse far off.
+
+    With F the distribution function 1/(1 + e^{−(ln σ − ln c)/w}), F(σ_i) = F(σ_max) + p_i (F(σ_min) − F(σ_max)), where
+    p_i = i/(N−1) + Σ_k v_k sin(πk i/(N−1))/(πk). With w = 1 levels are even in the time σ/(σ+c) of rectified flow, with
+    w = ½ in the noise's share σ²/(σ²+c²) of the variance, and with w → ∞ in ln σ.
+
+    Args:
+        num_steps: N ≥ 1.
+        sigma_min: lowest level, > 0, in data units.
+        sigma_max: highest level.
+        centre: c > 0, where levels are densest, in data units; about half of σ_data.
+        spread: w > 0, how far they spread, in units of ln σ.
+        warp: v_1, v_2, …: a smooth displacement of the quantiles that keeps their order, found by `fit_levels`.
+
+    Raises:
+        ValueError: a value is out of its range, or the levels do not fall strictly.
+    """
+
+    num_steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    centre: float = 0.25
+    spread: float = 1.5
+    warp: tuple[float, ...] = ()
+
+    def __post_init__(self) -> None:
+        self._check_range()
+        checks.positive("centre", self.centre)
+        checks.positive("spread", self.spread)
+        for k, value in enumerate(self.warp):
+            checks.finite(f"warp[{k}]", value)
+        sigmas = self.sigmas()
+        if not bool((sigmas[1:] < sigmas[:-1]).all()):
+            raise ValueError(f"warp must keep the order of the levels, got {self.warp}")
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """The quantiles, from σ_max down."""
+        ramp = self._ramp()
+        parts = [v * (math.pi * k * ramp).sin() / (math.pi * k) for k, v in enumerate(self.warp, start=1)]
+        shares = torch.stack([ramp, *parts]).sum(0)
+        low, high = ((math.log(s) - math.log(self.centre)) / self.spread for s in (self.sigma_min, self.sigma_max))
+        # Logits of F(σ_max) + p (F(σ_min) − F(σ_max)), of both F and 1 − F, which keeps digits where F is close to 1.
+        below = [1 / (1 + math.exp(-z)) for z in (high, low)]
+        above = [1 / (1 + math.exp(z)) for z in (high, low)]
+        quantile, rest = (end[0] + shares * (end[1] - end[0]) for end in (below, above))
+        logits = quantile.clamp(min=1e-300).log() - rest.clamp(min=1e-300).log()
+        return _with_exact_ends((math.log(self.centre) + self.spread * logits).exp(), self.sigma_min, self.sigma_max)
 
 
 @dataclass(frozen=True)

@@ -1,9 +1,11 @@
 """Sampling: levels × schedule × solver × churn, on any denoiser."""
 
+from openedm.sampling.auto import Auto
 from openedm.sampling.exponential import (
     Angle,
     DataPrediction,
     EpsilonPrediction,
+    FlowTime,
     LogSigma,
     NetworkPrediction,
     PowerSigma,
@@ -12,6 +14,7 @@ from openedm.sampling.exponential import (
     Variable,
     VelocityPrediction,
 )
+from openedm.sampling.fitted import Fit, fit_levels, pilot_seeds
 from openedm.sampling.grid import Churn, Grid
 from openedm.sampling.multistep import (
     DDIM,
@@ -58,6 +61,7 @@ __all__ = [
     "AdamsBashforth",
     "Alpha",
     "Angle",
+    "Auto",
     "Churn",
     "Combination",
     "DPMSolver2M",
@@ -72,6 +76,8 @@ __all__ = [
     "Euler",
     "ExponentialRungeKutta",
     "ExponentialTableau",
+    "Fit",
+    "FlowTime",
     "Grid",
     "Heun",
     "LogSigma",
@@ -97,6 +103,8 @@ __all__ = [
     "UniPC",
     "Variable",
     "VelocityPrediction",
+    "fit_levels",
     "initial_noise",
+    "pilot_seeds",
     "sample_batches",
 ]

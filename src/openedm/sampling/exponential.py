@@ -192,6 +192,27 @@ class Angle(Variable):
 
 
 @dataclass(frozen=True)
+class FlowTime(Variable):
+    """σ/(σ + σ_d): the time of rectified flow between data of width σ_d and noise, along which the velocity moves.
+
+    Args:
+        sigma_data: σ_d > 0, in data units.
+
+    Raises:
+        ValueError: sigma_data is not > 0.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+
+    def value(self, sigma: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
+        """σ/(σ + σ_d)."""
+        return sigma / (sigma + self.sigma_data)
+
+
+@dataclass(frozen=True)
 class ScheduleTime(Variable):
     """The time t = σ⁻¹(σ) of a noise schedule.
 
