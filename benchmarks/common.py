@@ -19,12 +19,6 @@ import openedm
 M_MMAP_THRESHOLD = -3
 """A parameter of glibc's `mallopt`."""
 
-M_MMAP_THRESHOLD = -3
-"""A parameter of glibc's `mallopt`."""
-
-M_MMAP_THRESHOLD = -3
-"""A parameter of glibc's `mallopt`."""
-
 
 class Times(NamedTuple):
     """Seconds of repeated runs."""

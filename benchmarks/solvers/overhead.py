@@ -8,8 +8,6 @@ import math
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import pairwise
-from itertools import pairwise
-from itertools import pairwise
 from typing import Any, NamedTuple
 
 import torch

@@ -54,10 +54,6 @@ def _cell(row: Row | None) -> str:
         return "failed" if row is not None and "failed" in row else "-"
     if not math.isfinite(row["median"]):
         return f"{row['median']} @{row['nfe']}"
-    if not math.isfinite(row["median"]):
-        return f"{row['median']} @{row['nfe']}"
-    if not math.isfinite(row["median"]):
-        return f"{row['median']} @{row['nfe']}"
     return f"{short(row['rms'])} ({short(row['median'])}) @{row['nfe']}"
 
 

@@ -60,10 +60,6 @@ def run_scheduler(make: Make, num_steps: int, scaled: bool, ends: bool, options:
     """
     scheduler = make()
     takes_raw_output = hasattr(scheduler, "precondition_outputs")
-    scheduler = make()
-    takes_raw_output = hasattr(scheduler, "precondition_outputs")
-    scheduler = make()
-    takes_raw_output = hasattr(scheduler, "precondition_outputs")
 
     def run(denoise: Denoise, noise: Tensor) -> Tensor:
         scheduler.set_timesteps(num_steps)
