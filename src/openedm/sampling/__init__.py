@@ -1,6 +1,7 @@
 """Sampling: levels × schedule × solver × churn, on any denoiser."""
 
 from openedm.sampling.auto import Auto
+from openedm.sampling.brownian import BrownianNoise
 from openedm.sampling.exponential import (
     Angle,
     DataPrediction,
@@ -62,6 +63,7 @@ __all__ = [
     "Alpha",
     "Angle",
     "Auto",
+    "BrownianNoise",
     "Churn",
     "Combination",
     "DPMSolver2M",
