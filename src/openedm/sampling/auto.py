@@ -1,8 +1,8 @@
 """The sampler that chooses solver and levels by rule, from a budget of evaluations or a tolerance.
 
-With a budget of N evaluations: exponential multistep in the velocity ε − D/σ_d of rectified flow (or EDM's F, where N is
-small) and its time σ/(σ+σ_d), on levels at the quantiles of a logistic distribution of ln σ. High orders with a corrector
-need close levels; the fewer the evaluations, the lower the order:
+With a budget of N evaluations: exponential multistep in the velocity ε − D/σ_d of rectified flow (or EDM's F, where N
+is small) and its time σ/(σ+σ_d), on levels at the quantiles of a logistic distribution of ln σ. High orders with a
+corrector need close levels; the fewer the evaluations, the lower the order:
 
 | N | q | predictor, corrector | centre/σ_d, spread of the levels |
 |---|---|---|---|
@@ -116,7 +116,6 @@ class Auto(Choice):
         best: tuple[Sampler, Fit] | None = None
         spent = 0
         for solver in _candidates(self.nfe, denoiser.sigma_data, rule):
-            done = spent
             fit = fit_levels(
                 denoiser,
                 solver,
@@ -124,7 +123,7 @@ class Auto(Choice):
                 seeds=seeds,
                 condition=condition,
                 event_shape=event_shape,
-                progress=None if progress is None else lambda count, done=done: progress(done + count),
+                progress=_shifted(progress, spent),
             )
             spent += fit.evaluations
             if best is None or fit.error < best[1].error:
@@ -158,6 +157,10 @@ class Auto(Choice):
     ) -> Iterator[State]:
         """`choose(denoiser).steps(…)`."""
         return self.choose(denoiser).steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape)
+
+
+def _shifted(progress: Callable[[int], None] | None, spent: int) -> Callable[[int], None] | None:
+    return None if progress is None else lambda count: progress(spent + count)
 
 
 def _candidates(nfe: int, width: float, rule: Sampler) -> list[Multistep]:

@@ -9,9 +9,9 @@ errors: these add up with signs and are carried to σ = 0 by the flow, which no 
 "Learning to discretize denoising diffusion ODEs", optimise the same by gradients through network and solver). The power
 ½ keeps the few pilots that cross to another mode from deciding for all.
 
-The minimum is found by Levenberg–Marquardt steps on the residuals r^(m) = x̂^(m) − y^(m), reweighted by ‖r^(m)‖^{−3/2} so
-that weighted squares have the gradient of E (iteratively reweighted least squares), with forward differences in the five
-numbers: about N evaluations of all pilots a difference, no derivative of the network.
+The minimum is found by Levenberg–Marquardt steps on the residuals r^(m) = x̂^(m) − y^(m), reweighted by ‖r^(m)‖^{−3/2}
+so that weighted squares have the gradient of E (iteratively reweighted least squares), with forward differences in the
+five numbers: about N evaluations of all pilots a difference, no derivative of the network.
 """
 
 import math
