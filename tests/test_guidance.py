@@ -219,7 +219,6 @@ class TestGuided:
         guided = Guided(main, guiding, 2.0)
         assert (guided.sigma_min, guided.sigma_max) == (0.05, 50.0)
         assert (guided.event_shape, guided.num_classes, guided.sigma_data) == ((2,), 3, 0.7)
-        assert not hasattr(Guided(mixture(0), mixture(1), 2.0), "sigma_data")
 
     def test_noise_levels_are_rounded_to_those_that_either_knows(self) -> None:
         def with_levels(preconditioning: Any) -> Preconditioned:

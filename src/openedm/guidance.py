@@ -198,6 +198,7 @@ class Guided(Denoiser):
         self.guiding = guiding
         self.weight = _checked(weight)
         self.num_classes = main.num_classes
+        self.sigma_data = main.sigma_data
         self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape
         self.sigma_min = max(main.sigma_min, guiding.sigma_min)
         self.sigma_max = min(main.sigma_max, guiding.sigma_max)
@@ -220,12 +221,6 @@ class Guided(Denoiser):
     def extra_repr(self) -> str:
         """The weight."""
         return f"weight={self.weight}"
-
-    @property
-    def sigma_data(self) -> float:
-        """That of the main denoiser; AttributeError if it knows none."""
-        sigma_data: float = self.main.sigma_data  # type: ignore[assignment]
-        return sigma_data
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """The nearest noise level that both denoisers know.
