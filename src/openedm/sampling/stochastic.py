@@ -9,7 +9,7 @@ The family (Karras et al. 2022, eq. 6), with β(t) = η(σ) σ̇/σ and η any f
 | EulerMaruyama(η) | x + (1+η) (σ'−σ) ε + √(2η σ (σ−σ')) n |
 | `Multistep(eta=η)`, such as `DPMSolverPP2M(eta=1)` | exact linear part and noise, any order in q |
 | Ancestral(η) | D + σ_down ε + σ_up n, σ_up = min(σ', η √(σ'²(σ²−σ'²)/σ²)), σ_down² = σ'² − σ_up² |
-| PredictorCorrector | a solver's step, then M times x + δ s + √(2δ) n with the score s, δ = 2 (r ‖n‖/‖s‖)² |
+| PredictorCorrector | a solver's step, then M times x + δ s + √(2δ) n with the score s, δ = 2 (r σ)² |
 | Restart | where σ first falls to σ_low, K times: noise up to σ_high, then the solver down to σ_low again |
 
 Sources: Song et al. 2021a (DDIM's η; ancestral at η = 1), Song et al. 2021b (predictor–corrector, Algorithms 2 and 4),
@@ -265,8 +265,9 @@ class Restart(PlannedSolver):
 class PredictorCorrector(Solver):
     """Predictor–corrector sampling (Song et al. 2021b): after each step, Langevin steps at the new level.
 
-    The step size δ = 2 (r ‖n‖/‖s‖)² takes the norms of each sample rather than of the batch, so that a sample does not
-    depend on its neighbours.
+    The paper's step size 2 (r ‖n‖/‖s‖)² has norms averaged over the batch. Here ‖n‖/‖s‖ is σ, its value for data near a
+    manifold of few dimensions, such as images: then a sample does not depend on its neighbours, and the step is as stable
+    in two dimensions, where single norms vary and would bias the samples, as in thousands.
 
     Args:
         predictor: any one-step solver on fixed levels.
@@ -330,10 +331,8 @@ class PredictorCorrector(Solver):
         """x + δ s + √(2δ) n."""
         score = denoiser.score(x, sigma, condition)
         noise = unit_noise(source, x)
-        axes = tuple(range(1, x.ndim))
-        ratio = noise.square().sum(axes, keepdim=True) / score.square().sum(axes, keepdim=True)
-        delta = 2 * self.snr**2 * ratio
-        return x + delta * score + (2 * delta).sqrt() * noise
+        delta = 2 * (self.snr * float(sigma)) ** 2
+        return torch.add(x + delta * score, noise, alpha=math.sqrt(2 * delta))
 
     def climb(self, denoiser: Denoiser, x: Tensor, grid: Grid, condition: Condition) -> Iterator[State]:
         """Not to be had: noise has no inverse.
