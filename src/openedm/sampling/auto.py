@@ -17,7 +17,7 @@ of ten published samplers for the same mixture and budget (`benchmarks/solvers`)
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from jaxtyping import Float
 from torch import Tensor
@@ -101,7 +101,7 @@ class Auto(Choice):
         condition: Condition = None,
         event_shape: tuple[int, ...] | None = None,
         progress: Callable[[int], None] | None = None,
-    ) -> tuple[Sampler, Fit]:
+    ) -> Fit:
         """The sampler whose levels, and whose solver among a few, fit the denoiser best, and what the fit found.
 
         Arguments as for `fit_levels`. Some 10² N evaluations of the pilots: seconds for small networks.
@@ -112,24 +112,20 @@ class Auto(Choice):
         if self.nfe is None:
             raise ValueError("nfe must be given for levels to be fitted: a tolerance leaves them to the solver")
         rule = self.choose(denoiser)
-        assert isinstance(rule.levels, Logistic)
-        best: tuple[Sampler, Fit] | None = None
-        spent = 0
+        fits: list[Fit] = []
         for solver in _candidates(self.nfe, denoiser.sigma_data, rule):
             fit = fit_levels(
                 denoiser,
-                solver,
-                rule.levels,
+                replace(rule, solver=solver),
                 seeds=seeds,
                 condition=condition,
                 event_shape=event_shape,
-                progress=_shifted(progress, spent),
+                progress=_shifted(progress, sum(f.evaluations for f in fits)),
             )
-            spent += fit.evaluations
-            if best is None or fit.error < best[1].error:
-                best = Sampler(fit.levels, solver=solver), fit
-        assert best is not None
-        return best
+            fits.append(fit)
+        best = min(fits, key=lambda fit: fit.error)
+        # The rule's own solver comes first: its error before the fit is what the rule would have given.
+        return replace(best, error_before=fits[0].error_before, evaluations=sum(f.evaluations for f in fits))
 
     def sample(
         self,

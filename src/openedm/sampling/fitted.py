@@ -24,7 +24,7 @@ from torch import Tensor
 
 from openedm import checks
 from openedm.denoiser import Condition, Denoiser
-from openedm.levels import Logistic
+from openedm.levels import Levels, Logistic
 from openedm.sampling.exponential import FlowTime, VelocityPrediction
 from openedm.sampling.multistep import Multistep
 from openedm.sampling.sampler import Sampler
@@ -42,13 +42,13 @@ class Fit:
     """What a fit found.
 
     Attributes:
-        levels: the fitted levels.
-        error: E at these levels, in data units.
-        error_before: E at the levels that the fit was given as default.
+        sampler: the sampler with its levels fitted.
+        error: E of it, in data units.
+        error_before: E of the sampler that was given.
         evaluations: how many times the pilots were put through the denoiser.
     """
 
-    levels: Logistic
+    sampler: Sampler
     error: float
     error_before: float
     evaluations: int
@@ -56,8 +56,7 @@ class Fit:
 
 def fit_levels(
     denoiser: Denoiser,
-    solver: PlannedSolver,
-    levels: Logistic,
+    sampler: Sampler,
     *,
     seeds: Sequence[int] | None = None,
     condition: Condition = None,
@@ -65,12 +64,11 @@ def fit_levels(
     iterations: int = 6,
     progress: Callable[[int], None] | None = None,
 ) -> Fit:
-    """Fit the placement of levels to a denoiser and to the solver that will use them.
+    """Fit the levels of a sampler to a denoiser and to the solver that will use them.
 
     Args:
         denoiser: any denoiser.
-        solver: a deterministic solver on fixed levels.
-        levels: the number and range of the levels, and the placement to improve on.
+        sampler: a deterministic sampler on fixed levels; it gives the solver and the number and range of its levels.
         seeds: the pilots; None for `pilot_seeds` of the event's size, from 2³¹ up, apart from the seeds people sample.
         condition: one row a pilot.
         event_shape: the shape of one sample; needed where the denoiser does not tell it.
@@ -78,30 +76,26 @@ def fit_levels(
         progress: called with the number of evaluations so far.
 
     Raises:
-        ValueError: the solver is stochastic, fewer than 3 levels, or as for `Sampler.sample`.
+        ValueError: the sampler is stochastic or chooses its steps itself, fewer than 3 levels, or as for its `sample`.
     """
-    if solver.stochastic:
-        raise ValueError(f"solver must be deterministic for levels to be fitted to it, got {solver}")
-    checks.at_least("num_steps of fitted levels", levels.num_steps, 3)
+    if sampler.stochastic or not isinstance(sampler.solver, PlannedSolver):
+        raise ValueError(f"solver must be deterministic, on fixed levels, for them to be fitted to it, got {sampler}")
+    checks.at_least("num_steps of fitted levels", sampler.levels.num_steps, 3)
     checks.at_least("iterations", iterations, 0)
     shape = denoiser.event_shape if event_shape is None else event_shape
     if shape is None:
         raise ValueError("event_shape must be given: the denoiser does not know the shape of a sample")
-    inside = levels.within(denoiser.sigma_min, denoiser.sigma_max)
-    assert isinstance(inside, Logistic)
-    levels = inside
-    pilots = _Pilots(
-        denoiser, solver, levels, pilot_seeds(shape) if seeds is None else seeds, condition, shape, progress
-    )
-    before = pilots.error(pilots.residuals(levels))
+    pilots = _Pilots(denoiser, sampler, pilot_seeds(shape) if seeds is None else seeds, condition, shape, progress)
+    before = pilots.error(pilots.residuals(sampler.levels))
     width = denoiser.sigma_data
-    starts = [replace(levels, centre=c * width, spread=w, warp=(0.0,) * WARPS) for c, w in STARTS]
-    starts.insert(0, replace(levels, warp=(*levels.warp, *[0.0] * WARPS)[: max(WARPS, len(levels.warp))]))
+    starts = [pilots.placed(c * width, w) for c, w in STARTS]
+    if isinstance(given := sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max), Logistic):
+        starts.append(replace(given, warp=(*given.warp, *[0.0] * (WARPS - len(given.warp)))))
     residuals = [pilots.residuals(start) for start in starts]
     errors = [pilots.error(r) for r in residuals]
     best = min(range(len(starts)), key=errors.__getitem__)
     found, error = _minimise(pilots, starts[best], residuals[best], iterations)
-    return Fit(found, error, before, pilots.evaluations)
+    return Fit(replace(sampler, levels=found), error, before, pilots.evaluations)
 
 
 def pilot_seeds(event_shape: tuple[int, ...]) -> range:
@@ -116,32 +110,35 @@ class _Pilots:
     def __init__(
         self,
         denoiser: Denoiser,
-        solver: PlannedSolver,
-        levels: Logistic,
+        sampler: Sampler,
         seeds: Sequence[int],
         condition: Condition,
         event_shape: tuple[int, ...],
         progress: Callable[[int], None] | None,
     ) -> None:
-        self.denoiser, self.solver, self.condition, self.event_shape = denoiser, solver, condition, event_shape
+        self.denoiser, self.sampler, self.condition, self.event_shape = denoiser, sampler, condition, event_shape
         self.seeds, self.progress = seeds, progress
         self.evaluations = 0
         width = denoiser.sigma_data
-        fine = replace(levels, num_steps=max(128, 6 * levels.num_steps), centre=width / 2, spread=1.5, warp=())
-        self.solution = self._run(fine, Multistep(VelocityPrediction(width), FlowTime(width), 4, 5))
+        fine = replace(self.placed(width / 2, 1.5), num_steps=max(128, 6 * sampler.levels.num_steps))
+        self.solution = self._run(Sampler(fine, solver=Multistep(VelocityPrediction(width), FlowTime(width), 4, 5)))
 
-    def _run(self, levels: Logistic, solver: PlannedSolver) -> Float64[Tensor, "pilots *event"]:
-        sampler = Sampler(levels, solver=solver)
+    def placed(self, centre: float, spread: float) -> Logistic:
+        """Levels of the sampler's number and range, placed so."""
+        levels = self.sampler.levels.within(self.denoiser.sigma_min, self.denoiser.sigma_max)
+        return Logistic(levels.num_steps, levels.sigma_min, levels.sigma_max, centre, spread, (0.0,) * WARPS)
+
+    def _run(self, sampler: Sampler) -> Float64[Tensor, "pilots *event"]:
         x = sampler.sample(self.denoiser, self.seeds, condition=self.condition, event_shape=self.event_shape)
-        self.evaluations += solver.evaluations(levels.num_steps) or 0
+        self.evaluations += sampler.nfe or 0
         if self.progress is not None:
             self.progress(self.evaluations)
         return x
 
-    def residuals(self, levels: Logistic) -> Float64[Tensor, "pilots features"]:
+    def residuals(self, levels: Levels) -> Float64[Tensor, "pilots features"]:
         """(x̂ − y)/√n of every pilot; infinite where the solver diverges or meets a level twice."""
         try:
-            difference = (self._run(levels, self.solver) - self.solution).flatten(1)
+            difference = (self._run(replace(self.sampler, levels=levels)) - self.solution).flatten(1)
         except ValueError:
             return torch.full_like(self.solution.flatten(1), torch.inf)
         return difference.nan_to_num(torch.inf, torch.inf, -torch.inf) / math.sqrt(difference.shape[1])
