@@ -13,6 +13,7 @@ from tqdm.auto import tqdm
 
 from openedm import checks
 from openedm.choices import to_config
+from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions
 from openedm.cli.reporting import save_array
 from openedm.cli.seeds import columns_for, labels_for, parse_integers
 from openedm.data import save_image
@@ -33,6 +34,9 @@ def sample(
     out: str,
     seeds: str = "0-63",
     classes: str | None = None,
+    nfe: int | None = NFE,
+    tolerance: float | None = None,
+    levels: Literal["rule", "fitted"] = "rule",
     sampler: Sampler = Sampler(),
     guidance: GuidanceWeight = Interval(),
     guiding: str | None = None,
@@ -52,7 +56,12 @@ def sample(
         out: a folder of PNG files, with the classes in dataset.json; or the file to write, for npz and grid.
         seeds: which samples: numbers and ranges, such as 0-63,100.
         classes: which classes, in the same form, drawn in turn; all by default.
-        sampler: noise levels, schedule, solver and stochasticity.
+        nfe: how many network evaluations a sample may take: solver and noise levels are then chosen by rule.
+        tolerance: the error a sample may have instead, in data units: an adaptive solver takes what it needs.
+        levels: noise levels by rule, or fitted to the checkpoint once, which takes a few hundred times as long as a
+            sample; they are kept beside it.
+        sampler: levels, schedule, solver and stochasticity one by one, instead of nfe and tolerance. With nfe null and
+            nothing else it is EDM's sampler: Heun's method, 35 evaluations.
         guidance: how strongly the samples are guided: a weight, 1 for none, at all noise levels or some. Without
             `guiding` this is classifier-free guidance, for models trained with label_dropout.
         guiding: another checkpoint or run, smaller or less trained, to guide away from instead (autoguidance).
@@ -77,12 +86,8 @@ def sample(
     wanted = parse_integers("seeds", seeds)
     chosen = None if classes is None else parse_integers("classes", classes)
     labels = labels_for(wanted, chosen, model.num_classes)
-    settings = {
-        "weights": _digest(folder, weights),
-        "classes": chosen,
-        "sampler": to_config(sampler),
-        **_guidance_settings(folder, weights, guidance, guiding),
-    }
+    choice = choice_of_sampler(nfe, tolerance, sampler)
+    made_with = {"weights": _digest(folder, weights), **_guidance_settings(folder, weights, guidance, guiding)}
     target = Path(out)
     suffix = {"png": "", "npz": ".npz", "grid": ".png"}[format]
     if suffix and target.suffix != suffix:
@@ -94,7 +99,12 @@ def sample(
     parts = target if format == "png" else target.with_name(f"{target.name}.parts")
     accelerator = make_accelerator()
     denoiser = _load(folder, weights, guidance, guiding).to(accelerator.device)
+    pilots = pilot_conditions(model.event_shape, model.num_classes, chosen)
+    fitted_with = {**made_with, "classes": chosen}
+    main = accelerator.is_main_process
+    sampler = make_sampler(choice, levels, denoiser, pilots, folder / "fitted", fitted_with, main=main)
     sampler.check(denoiser)  # refuses what cannot be sampled before anything is written
+    settings = {**made_with, "classes": chosen, "sampler": to_config(sampler)}
     if accelerator.is_main_process:
         _open_folder(parts, settings, format)
     accelerator.wait_for_everyone()
@@ -112,7 +122,8 @@ def sample(
         _assemble(parts, target, wanted, labels, format)
     kept = f", {len(set(wanted)) - len(missing)} were there already" if len(set(wanted)) > len(missing) else ""
     kind = "network" if guidance.is_one else "guided network"
-    print(f"drew {len(missing)} samples with {sampler.nfe} {kind} evaluations each{kept}: {target}")
+    cost = "" if sampler.nfe is None else f" with {sampler.nfe} {kind} evaluations each"
+    print(f"drew {len(missing)} samples{cost}{kept}: {target}")
     if trajectory is not None:
         _draw_trajectory(denoiser, wanted, chosen, sampler, Path(trajectory))
 
