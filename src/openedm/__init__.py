@@ -29,6 +29,7 @@ if TYPE_CHECKING:
         preconditioning,
         sampling,
         schedules,
+        suggest,
         training,
     )
     from openedm.training import load_denoiser
@@ -50,6 +51,7 @@ __all__ = [
     "preconditioning",
     "sampling",
     "schedules",
+    "suggest",
     "training",
 ]
 

@@ -4,6 +4,7 @@ from openedm.plots.convergence import error_versus_nfe
 from openedm.plots.images import denoising_trajectory, sample_grid
 from openedm.plots.losses import loss_curve, loss_per_sigma
 from openedm.plots.style import save_figure
+from openedm.plots.suggestion import reducible_loss
 from openedm.plots.trajectories import Run, trajectories_1d, trajectories_2d
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "error_versus_nfe",
     "loss_curve",
     "loss_per_sigma",
+    "reducible_loss",
     "sample_grid",
     "save_figure",
     "trajectories_1d",

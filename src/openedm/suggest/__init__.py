@@ -1,0 +1,7 @@
+"""Which σ_data, σ_min, σ_max, P_mean and P_std suit some data, from the data alone and with the evidence for each."""
+
+from openedm.suggest.limits import Highest, Lowest
+from openedm.suggest.reducible import Reducible
+from openedm.suggest.suggestion import Scale, Suggestion, suggest
+
+__all__ = ["Highest", "Lowest", "Reducible", "Scale", "Suggestion", "suggest"]

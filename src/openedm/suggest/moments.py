@@ -1,0 +1,119 @@
+"""First and second moments of a sample of the data: what the range of noise levels and the linear denoiser need.
+
+y has mean μ and covariance Σ = U diag(λ) Uᵀ. The eigenvalues of a sample's covariance spread further than those of Σ;
+drawing them together, λ' = (1 − a) λ + a tr(Σ)/n, with the oracle-approximating a of Chen, Wiesel, Eldar and Hero 2010
+(eq. 23)
+
+    a = ((1 − 2/n) tr(Σ²) + tr²(Σ)) / ((N + 1 − 2/n) (tr(Σ²) − tr²(Σ)/n)),  at most 1,
+
+undoes that on average. a ≈ 1 where N samples cannot tell Σ from a multiple of I, and a → 0 as N grows.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from openedm.data import Dataset
+
+ENTRIES = 2**25
+"""At most so many numbers are held of the data: a quarter of a gibibyte."""
+
+DIRECT = 3072
+"""Up to so many dimensions the covariance itself is decomposed; beyond, the Gram matrix of `ROWS` samples."""
+
+ROWS = 2048
+
+
+def draw(data: Dataset, max_samples: int, seed: int, batch_size: int = 256) -> Float64[Tensor, "count n"]:
+    """Random samples of the data without replacement, flat, in random order.
+
+    Raises:
+        ValueError: a value is not finite.
+    """
+    size = data.fetch([0])[0].numel()
+    count = min(len(data), max_samples, max(ENTRIES // size, 64))
+    chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count].tolist()
+    rows = torch.empty(count, size, dtype=torch.float64)
+    for start in range(0, count, batch_size):
+        part = chosen[start : start + batch_size]
+        rows[start : start + len(part)] = data.fetch(part)[0].flatten(1)
+        if not bool(rows[start : start + len(part)].isfinite().all()):
+            raise ValueError(f"data must be finite, found NaN or infinity among samples {sorted(part)[:8]} …")
+    return rows
+
+
+def parts(rows: Float64[Tensor, "count n"], size: int) -> Iterator[Float64[Tensor, "part n"]]:
+    """The rows, at most `size` at a time."""
+    for start in range(0, len(rows), size):
+        yield rows[start : start + size]
+
+
+@dataclass(frozen=True, eq=False)
+class Moments:
+    """Mean and covariance of a sample.
+
+    Attributes:
+        mean: μ.
+        basis: U, the eigenvectors of Σ that were found, as columns.
+        measured: λ, the eigenvalues of the sample's covariance along them.
+        values: λ', the same drawn together.
+        rest: λ' of the n − k directions that were not found (0 where all were).
+        variance: tr(Σ)/n, the variance of a dimension about its own mean, on average.
+        count: N, how many samples they were measured on.
+    """
+
+    mean: Float64[Tensor, "n"]
+    basis: Float64[Tensor, "n k"]
+    measured: Float64[Tensor, "k"]
+    values: Float64[Tensor, "k"]
+    rest: float
+    variance: float
+    count: int
+
+    @property
+    def others(self) -> int:
+        """How many directions were not found."""
+        return self.basis.shape[0] - self.basis.shape[1]
+
+    @property
+    def squared_mean(self) -> float:
+        """‖μ‖², less what the error of a mean of N samples adds to it, tr(Σ)/N; at least 0."""
+        spread = self.variance * len(self.mean) / self.count
+        return max(float(self.mean.square().sum()) - spread, 0.0)
+
+    def linear(self, x: Float64[Tensor, "batch n"], sigma: float, *, shrunk: bool) -> Float64[Tensor, "batch n"]:
+        """The best linear denoiser, μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ), with eigenvalues as measured or drawn together."""
+        values, rest = (self.values, self.rest) if shrunk else (self.measured, 0.0)
+        centred = x - self.mean
+        outside = rest / (rest + sigma**2)
+        gains = values / (values + sigma**2) - outside
+        return self.mean + outside * centred + ((centred @ self.basis) * gains) @ self.basis.T
+
+
+def moments(rows: Float[Tensor, "count n"]) -> Moments:
+    """The moments of some samples, one a row."""
+    n = rows.shape[1]
+    rows = rows[:ROWS] if n > DIRECT else rows
+    count, mean = len(rows), rows.mean(0)
+    centred = rows - mean
+    if count >= n:
+        measured, basis = torch.linalg.eigh(centred.T @ centred / count)
+    else:
+        squares, left = torch.linalg.eigh(centred @ centred.T / count)
+        kept = squares > 1e-12 * squares[-1]
+        measured = squares[kept]
+        basis = centred.T @ (left[:, kept] / (measured * count).sqrt())
+    measured = measured.clamp(min=0)
+    variance = float(measured.sum()) / n
+    a = _shrinkage(measured, n, count)
+    return Moments(mean, basis, measured, (1 - a) * measured + a * variance, a * variance, variance, count)
+
+
+def _shrinkage(values: Float64[Tensor, "k"], n: int, count: int) -> float:
+    """The oracle-approximating a; 1 where all eigenvalues are equal."""
+    trace, squares = float(values.sum()), float(values.square().sum())
+    spread = (count + 1 - 2 / n) * (squares - trace**2 / n)
+    return min(1.0, ((1 - 2 / n) * squares + trace**2) / spread) if spread > 1e-12 * squares else 1.0

@@ -1,0 +1,277 @@
+"""Where the loss is reducible: the gap between a trivial denoiser and what better ones achieve, at every σ.
+
+Training sees the loss λ(σ) E‖D − y‖²/n with λ = (σ²+σ_d²)/(σ σ_d)². Karras et al. 2022 (section 5 and Fig. 5a) put p(σ)
+where it falls during training: at low σ the noise is too small to be told from the data, at high σ every answer tends
+to the mean. The trivial denoiser that knows no more than this is
+
+    T(x; σ) = μ + v/(v + σ²) (x − μ),  v = tr(Σ)/n,
+
+the data's mean at high σ and x at low σ, what an untrained EDM network is but for the mean. With D* the best of the
+denoisers below,
+
+    reducible(σ) = λ(σ)/n (E‖T − y‖² − E‖D* − y‖²).
+
+Both expectations are taken over held-out samples y, each with noise n and −n, the same for T and D* and at every σ:
+what is odd in n, which at low σ is most of the difference of two errors, cancels. A denoiser that has memorised its own
+samples gains nothing there, and since each of them is a function of x alone, E‖D* − y‖² is never below what is
+possible, so that reducible(σ) errs on the low side. The denoisers:
+
+- linear: μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ), the best of all for Gaussian data;
+- exact: the posterior mean over the other samples (Appendix B.3), best at high σ, and in few dimensions;
+- mixture: of `COMPONENTS` Gaussians, fitted to the other samples, in up to `FULL` dimensions;
+- windows: for images, a mixture fitted to windows of 5×5 pixels from anywhere, which sees of x only the window around a
+  pixel: Levin and Nadler 2011 bound what is possible from below by windows in this way, and Zoran and Weiss 2011 show
+  how well such mixtures denoise.
+
+The log-normal p(σ) has the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max].
+"""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float64, Int
+from torch import Tensor
+from torch.nn.functional import pad
+
+from openedm.exact import GaussianMixture
+from openedm.objective import EDMWeighting
+from openedm.suggest.limits import Posteriors
+from openedm.suggest.moments import Moments, parts
+
+COMPONENTS = 16
+FULL = 64
+WINDOW = 5
+WINDOWS = 8192
+"""How many windows a mixture is fitted to."""
+
+PIXELS = 8
+"""How many pixels of each noisy image are denoised from their windows."""
+
+NOTHING = 0.02
+"""Where less of the loss than this is reducible at every σ, its moments would be those of noise."""
+
+GROUPS = 16
+"""The jackknife leaves out one of so many groups of held-out samples at a time."""
+
+
+@dataclass(frozen=True)
+class Reducible:
+    """The reducible loss at every σ, and the log-normal that it asks for.
+
+    Attributes:
+        sigmas: noise levels, increasing, evenly spaced in ln σ from σ_min to σ_max.
+        trivial: λ(σ) E‖T − y‖²/n = λ(σ) v σ²/(v + σ²): 1 at low σ, v/σ_d² at high.
+        values: reducible(σ), ≥ 0; `trivial` less this is the loss that D* achieves.
+        errors: standard errors of `values`.
+        by: the name of D* at each σ; "trivial" where none is better than T.
+        p_mean: mean of ln σ under reducible(σ); None where that is below `NOTHING` at every σ.
+        p_std: standard deviation of the same, likewise.
+        p_mean_error: standard error of p_mean, from the held-out samples.
+        p_std_error: standard error of p_std, likewise.
+        held_out: the number of held-out samples.
+    """
+
+    sigmas: tuple[float, ...]
+    trivial: tuple[float, ...]
+    values: tuple[float, ...]
+    errors: tuple[float, ...]
+    by: tuple[str, ...]
+    p_mean: float | None
+    p_std: float | None
+    p_mean_error: float
+    p_std_error: float
+    held_out: int
+
+
+@dataclass(frozen=True, eq=False)
+class HeldOut:
+    """Samples that no denoiser was made from, their noise, and what the denoisers are made from.
+
+    Attributes:
+        clean: y, every sample twice: all of them, and all again.
+        noise: n, of unit variance, and then −n.
+        rows: the other samples.
+        moments: of `rows`.
+        against: posteriors of `clean` over some of `rows`.
+        shape: of one sample.
+    """
+
+    clean: Float64[Tensor, "twice n"]
+    noise: Float64[Tensor, "twice n"]
+    rows: Float64[Tensor, "count n"]
+    moments: Moments
+    against: Posteriors
+    shape: tuple[int, ...]
+
+    def trivial(self, x: Float64[Tensor, "batch n"], sigma: float) -> Float64[Tensor, "batch n"]:
+        """T(x; σ)."""
+        v = self.moments.variance
+        return self.moments.mean + v / (v + sigma**2) * (x - self.moments.mean)
+
+
+def reducible(held: HeldOut, sigmas: Sequence[float], sigma_data: float, seed: int) -> Reducible:
+    """reducible(σ) at `sigmas`, evenly spaced in ln σ, and the log-normal of its moments.
+
+    Args:
+        held: held-out samples and what denoisers are made from.
+        sigmas: the noise levels, increasing.
+        sigma_data: σ_d of the weighting.
+        seed: of the windows and mixtures.
+    """
+    levels = torch.tensor(sigmas, dtype=torch.float64)
+    weight = EDMWeighting().weight(levels, sigma_data)
+    names, gains = _best(_gains(held, sigmas, seed))
+    gains = weight[:, None] * gains
+    v = held.moments.variance
+    some = float(gains.mean(1).max()) >= NOTHING
+    mean, std = log_normal_of(levels, gains.mean(1)) if some else (None, None)
+    mean_error, std_error = _jackknife(levels, gains) if some else (0.0, 0.0)
+    return Reducible(
+        sigmas=tuple(sigmas),
+        trivial=tuple((weight * v * levels.square() / (v + levels.square())).tolist()),
+        values=tuple(gains.mean(1).clamp(min=0).tolist()),
+        errors=tuple((gains.std(1) / math.sqrt(gains.shape[1])).tolist()),
+        by=names,
+        p_mean=mean,
+        p_std=std,
+        p_mean_error=mean_error,
+        p_std_error=std_error,
+        held_out=gains.shape[1],
+    )
+
+
+def log_normal_of(sigmas: Float64[Tensor, "levels"], values: Float64[Tensor, "levels"]) -> tuple[float, float]:
+    """Mean and standard deviation of ln σ under the density `values` ≥ 0 (less is taken as 0), by the trapezoidal rule.
+
+    σ is evenly spaced in ln σ; some value is > 0.
+    """
+    weights = values.clamp(min=0)
+    weights[[0, -1]] /= 2
+    weights = weights / weights.sum()
+    mean = (weights * sigmas.log()).sum()
+    return float(mean), float((weights * (sigmas.log() - mean).square()).sum().sqrt())
+
+
+def _jackknife(sigmas: Float64[Tensor, "levels"], gains: Float64[Tensor, "levels batch"]) -> tuple[float, float]:
+    """Standard errors of the two moments: without one group of samples at a time."""
+    groups = min(GROUPS, gains.shape[1])
+    number = torch.arange(gains.shape[1]) % groups
+    found = torch.tensor([log_normal_of(sigmas, gains[:, number != g].mean(1)) for g in range(groups)])
+    errors = ((groups - 1) * found.double().var(0, correction=0)).sqrt()
+    return float(errors[0]), float(errors[1])
+
+
+def _best(gains: dict[str, Float64[Tensor, "levels batch"]]) -> tuple[tuple[str, ...], Float64[Tensor, "levels batch"]]:
+    """At each σ, the name and the gains of the denoiser that gains most; the trivial one gains 0."""
+    names = ("trivial", *gains)
+    stacked = torch.stack([torch.zeros_like(next(iter(gains.values()))), *gains.values()])
+    chosen = stacked.mean(2).argmax(0)
+    return tuple(names[i] for i in chosen.tolist()), stacked[chosen, torch.arange(stacked.shape[1])]
+
+
+def _gains(held: HeldOut, sigmas: Sequence[float], seed: int) -> dict[str, Float64[Tensor, "levels batch"]]:
+    """(‖T − y‖² − ‖D − y‖²)/n of each denoiser D, at each σ, for each held-out sample, on average over n and −n."""
+    windows = _windows(held, sigmas[0], seed) if len(held.shape) == 3 and min(held.shape[1:]) >= WINDOW else None
+    mixture = fit_mixture(held.rows, sigmas[0], seed) if held.rows.shape[1] <= FULL else None
+    rows: dict[str, list[Tensor]] = {}
+    for sigma in sigmas:
+        x = held.clean + sigma * held.noise
+        trivial = held.trivial(x, sigma)
+        error = (trivial - held.clean).square().mean(1)
+        answers = {
+            "linear": held.moments.linear(x, sigma, shrunk=False),
+            "linear, shrunk": held.moments.linear(x, sigma, shrunk=True),
+            "exact": held.against.denoised(sigma),
+        }
+        if mixture is not None:
+            answers["mixture"] = mixture(x, sigma)
+        for name, answer in answers.items():
+            rows.setdefault(name, []).append(error - (answer - held.clean).square().mean(1))
+        if windows is not None:
+            rows.setdefault("windows", []).append(windows.gains(held.clean, x, trivial, sigma))
+    return {name: torch.stack(values).reshape(len(sigmas), 2, -1).mean(1) for name, values in rows.items()}
+
+
+def fit_mixture(rows: Float64[Tensor, "count n"], sigma_min: float, seed: int) -> GaussianMixture:
+    """A mixture of up to `COMPONENTS` Gaussians with full covariances, by expectation maximisation (scikit-learn).
+
+    (σ_min/3)² is added to the variances, which is little at every σ ≥ σ_min: without it, components of pixels that
+    never change have no density.
+    """
+    from sklearn import mixture
+
+    fitted = mixture.GaussianMixture(
+        min(COMPONENTS, len(rows) // 8),
+        reg_covar=(sigma_min / 3) ** 2,
+        max_iter=20,
+        init_params="k-means++",
+        random_state=seed,
+    )
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # 20 rounds are enough whether or not they have converged.
+        fitted.fit(rows[:WINDOWS].numpy())
+    covariances = torch.from_numpy(fitted.covariances_)
+    means = torch.from_numpy(fitted.means_)
+    return GaussianMixture(torch.from_numpy(fitted.weights_), means, (covariances + covariances.mT) / 2)
+
+
+@dataclass(frozen=True, eq=False)
+class Windows:
+    """Denoises the pixel in the middle of a window, from the window alone.
+
+    Attributes:
+        mixture: the density of windows, all channels of them.
+        shape: of an image: channels, height, width.
+        places: row and column of the pixels that are denoised, of each held-out image.
+    """
+
+    mixture: GaussianMixture
+    shape: tuple[int, ...]
+    places: Int[Tensor, "batch pixels 2"]
+
+    def gains(
+        self,
+        clean: Float64[Tensor, "batch n"],
+        x: Float64[Tensor, "batch n"],
+        trivial: Float64[Tensor, "batch n"],
+        sigma: float,
+    ) -> Float64[Tensor, "batch"]:
+        """(‖T − y‖² − ‖D − y‖²)/n over the pixels that are denoised."""
+        seen = windows_at(x.reshape(-1, *self.shape), self.places)
+        answer = torch.cat([self.mixture(part, sigma) for part in parts(seen, 512)])
+        y, t = (windows_at(z.reshape(-1, *self.shape), self.places) for z in (clean, trivial))
+        middle = slice(WINDOW**2 // 2, None, WINDOW**2)
+        gains = (t - y)[:, middle].square() - (answer - y)[:, middle].square()
+        return gains.reshape(len(clean), -1).mean(1)
+
+
+def _windows(held: HeldOut, sigma_min: float, seed: int) -> Windows:
+    generator = torch.Generator().manual_seed(seed)
+    images = held.rows[:WINDOWS].reshape(-1, *held.shape)
+    seen = windows_at(images, _places(len(images), -(-WINDOWS // len(images)), held.shape, generator))
+    mixture = fit_mixture(seen, sigma_min, seed)
+    return Windows(mixture, held.shape, _places(len(held.clean), PIXELS, held.shape, generator))
+
+
+def _places(
+    images: int, pixels: int, shape: tuple[int, ...], generator: torch.Generator
+) -> Int[Tensor, "images pixels 2"]:
+    """Random pixels: row and column."""
+    return torch.stack([torch.randint(size, (images, pixels), generator=generator) for size in shape[1:]], -1)
+
+
+def windows_at(
+    images: Float64[Tensor, "batch channels height width"], places: Int[Tensor, "batch pixels 2"]
+) -> Float64[Tensor, "windows n"]:
+    """The windows around some pixels of each image, flat; images are continued by reflection at their edges."""
+    margin = WINDOW // 2
+    padded = pad(images, (margin, margin, margin, margin), mode="reflect")
+    reach = torch.arange(WINDOW)
+    rows = places[..., 0, None, None] + reach[:, None]
+    columns = places[..., 1, None, None] + reach
+    image = torch.arange(len(images))[:, None, None, None]
+    found = padded[image, :, rows, columns]  # (batch, pixels, window, window, channels)
+    return found.movedim(-1, 2).flatten(0, 1).flatten(1)
