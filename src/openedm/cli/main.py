@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a denoiser on images, arrays or toy data",
     "sample": "draw samples from a checkpoint",
     "evaluate": "score samples against real data",
+    "suggest": "which noise levels suit your data",
     "toy": "figures that explain diffusion, in one and two dimensions",
     "info": "describe a checkpoint",
     "demo": "train, sample and score on the digits that ship with scikit-learn, in minutes",
@@ -62,9 +63,10 @@ def _run(name: str, arguments: list[str]) -> int:
 
     from openedm.cli.parsing import explain, parse
 
-    command = getattr(importlib.import_module(f"openedm.cli.{name}"), name)
+    module = importlib.import_module(f"openedm.cli.{name}")
+    command = getattr(module, name)
     try:
-        values = parse(f"openedm {name}", command, arguments)
+        values = parse(f"openedm {name}", command, getattr(module, "spelled_out", list)(arguments))
         status = command(**values)
     except ArgumentError as error:
         print(f"openedm {name}: error: {explain(command, str(error))}", file=sys.stderr)

@@ -1,0 +1,149 @@
+"""`openedm suggest`: noise levels that suit some data."""
+
+import shlex
+import textwrap
+from collections.abc import Iterator, Sequence
+from dataclasses import MISSING, fields
+from json import dumps
+from pathlib import Path
+
+from matplotlib.figure import Figure
+
+from openedm import checks
+from openedm.choices import class_path, subclasses
+from openedm.cli.parsing import dump
+from openedm.data import Arrays, Digits, ImageFolder, Source
+from openedm.data.files import replacing
+from openedm.levels import Karras
+from openedm.objective import EDM, LogNormal
+from openedm.plots import reducible_loss, save_figure
+from openedm.suggest import Suggestion
+from openedm.suggest import suggest as suggestion_for
+
+WIDTH = 112
+
+
+def suggest(
+    data: Source = Digits(),
+    terminal_nats: float = 0.01,
+    max_samples: int = 10_000,
+    levels: int = 24,
+    seed: int = 0,
+    json: str | None = None,
+    figure: str | None = None,
+) -> None:
+    """Suggest sigma_data, sigma_min, sigma_max, p_mean and p_std for your data, each with its reason.
+
+    `openedm suggest Digits`, `openedm suggest data.npy`, `openedm suggest pictures/`: the data can be given first, as a
+    source, a .npy or .npz file, or a folder or .zip of pictures; further options of the source follow, such as
+    `--data.split test`. Nothing is trained; it takes seconds. Prints what to pass to `openedm train`.
+
+    Args:
+        data: where the data come from.
+        terminal_nats: how far from the data, in nats, the start of sampling may leave the samples; sets sigma_max.
+        max_samples: at most so many samples are looked at, drawn at random.
+        levels: how many noise levels the reducible loss is measured at.
+        seed: of the draws.
+        json: also write the numbers and the evidence to this JSON file.
+        figure: also draw the reducible loss to this file.
+    """
+    _check(json, figure)
+    dataset = data.load()
+    found = suggestion_for(dataset, terminal_nats=terminal_nats, max_samples=max_samples, levels=levels, seed=seed)
+    print(f"data: {dataset.describe()}, {found.looked_at} of them looked at\n")
+    print(_table(found))
+    print(f"\ntrain with:\n  {shlex.join(_command(data, found))}\nor --config a file with:\n")
+    print(textwrap.indent(_fragment(data, found), "  "), end="")
+    if json is not None:
+        Path(json).parent.mkdir(parents=True, exist_ok=True)
+        content = {"data": dataset.describe(), **found.to_dict()}
+        with replacing(json) as path:
+            path.write_text(dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+        print(f"\nwrote {json}")
+    if figure is not None:
+        Path(figure).parent.mkdir(parents=True, exist_ok=True)
+        save_figure(reducible_loss(found), figure)
+        print(f"\nwrote {figure}")
+
+
+def spelled_out(arguments: Sequence[str]) -> list[str]:
+    """The arguments with data that are given first and by themselves written as options.
+
+    >>> spelled_out(["Digits", "--seed=1"]), spelled_out(["a.npz"])
+    (['--data=Digits', '--seed=1'], ['--data=Arrays', '--data.path=a.npz'])
+    """
+    if not arguments or arguments[0].startswith("-"):
+        return list(arguments)
+    given, *rest = arguments
+    path = Path(given)
+    sources = subclasses(Source)  # type: ignore[type-abstract]
+    if given in {name for source in sources for name in (source.__name__, class_path(source))}:
+        return [f"--data={given}", *rest]
+    if path.suffix in (".npy", ".npz"):
+        return [f"--data={Arrays.__name__}", f"--data.path={given}", *rest]
+    if path.suffix == ".zip" or path.is_dir() or len(path.parts) > 1:
+        return [f"--data={ImageFolder.__name__}", f"--data.path={given}", *rest]
+    return [f"--data={given}", *rest]
+
+
+def _check(json: str | None, figure: str | None) -> None:
+    """What can be known to fail is refused before the work."""
+    for name, file in (("json", json), ("figure", figure)):
+        if file is not None and Path(file).exists():
+            raise ValueError(f"{name}={file} exists already: it is never overwritten, choose another name")
+    if figure is not None:
+        suffix = Path(figure).suffix.lower().removeprefix(".")
+        checks.one_of("the suffix of figure", suffix, sorted(Figure().canvas.get_supported_filetypes()))
+
+
+def _table(found: Suggestion) -> str:
+    """A line a number, with its reason; and the warnings."""
+    lines = []
+    for name, reason in found.reasons().items():
+        value = getattr(found, name)
+        number = f"{value:.2f}" if name.startswith("p_") else f"{value:.3g}"
+        indent = " " * 21
+        lines.append(textwrap.fill(reason, WIDTH, initial_indent=f"{name:<11}{number:>8}  ", subsequent_indent=indent))
+    for warning in found.warnings:
+        lines.append(textwrap.fill(warning, WIDTH, initial_indent="warning: ", subsequent_indent=" " * 9))
+    return "\n".join(lines)
+
+
+def _rounded(found: Suggestion) -> tuple[LogNormal, Karras]:
+    """The choices that are suggested, with three digits."""
+    noise = LogNormal(round(found.p_mean, 2), round(found.p_std, 2))
+    return noise, Karras(sigma_min=float(f"{found.sigma_min:.3g}"), sigma_max=float(f"{found.sigma_max:.3g}"))
+
+
+def _command(data: Source, found: Suggestion) -> list[str]:
+    """`openedm train` with these choices; it measures sigma_data itself."""
+    noise, levels = _rounded(found)
+    return [
+        *("openedm", "train", "RUN", *_source_options(data)),
+        f"--objective.noise.p_mean={noise.p_mean:g}",
+        f"--objective.noise.p_std={noise.p_std:g}",
+        f"--sampler.levels.sigma_min={levels.sigma_min:g}",
+        f"--sampler.levels.sigma_max={levels.sigma_max:g}",
+    ]
+
+
+def _source_options(data: Source) -> Iterator[str]:
+    """The source as options: those of its fields that are not at their defaults."""
+    yield f"--data={type(data).__name__}"
+    for field in fields(data):
+        value = getattr(data, field.name)
+        if field.default is MISSING or value != field.default:
+            yield f"--data.{field.name}={value}"
+
+
+def _fragment(data: Source, found: Suggestion) -> str:
+    """The same as YAML."""
+    noise, levels = _rounded(found)
+    ends = {"sigma_min": levels.sigma_min, "sigma_max": levels.sigma_max}
+    return dump(
+        {
+            "data": data,
+            "objective": {"class_path": class_path(EDM), "init_args": {"noise": noise}},
+            "sampler": {"levels": {"class_path": class_path(Karras), "init_args": ends}},
+        }
+    )
