@@ -253,7 +253,8 @@ def step_weights(
 
     - "midpoint": with two nodes, m_1 = m_0/2 (DPM-Solver-2, DPM-Solver++(2M), UniPC with B(h) = e^h − 1);
     - "dpm-solver++": also, with three nodes, half the exact m_2 (DPM-Solver++(3M) as published);
-    - "adams-bashforth": τ_j = −j and m_p = m_0/(p+1), as if the steps were equal (iPNDM).
+    - "adams-bashforth": τ_j = −j and m_p = m_0/(p+1), as if the steps were equal (iPNDM); τ_j = 1 − j where the first
+      node is the end, which is Adams–Moulton.
 
     Args:
         prediction: q.
@@ -263,7 +264,16 @@ def step_weights(
         nodes: levels where q is known, different within a row.
         rule: how the moments are taken.
         eta: η ≥ 0 of each step; None for the ODE.
+
+    Raises:
+        ValueError: a step ends where it starts.
     """
+    repeated = start[start == end]
+    if len(repeated) > 0:
+        raise ValueError(
+            f"levels must differ for an exponential solver, got sigma = {repeated[0]:g} twice in a row: ask for fewer "
+            "steps, the denoiser knows no level between them"
+        )
     eta = np.zeros_like(start) if eta is None else eta
     points, masses = _legendre(QUADRATURE)
     low, high = np.log(end)[:, None], np.log(start)[:, None]
@@ -276,7 +286,7 @@ def step_weights(
     noise_std = np.sqrt(np.maximum(-(growth**2 * 2 * eta[:, None] * s * ds).sum(1), 0))
     count = nodes.shape[1]
     if rule == "adams-bashforth":
-        tau = np.broadcast_to(-np.arange(count, dtype=np.float64), nodes.shape)
+        tau = (nodes[:, :1] == end[:, None]) - np.arange(count, dtype=np.float64)
         moments = kernel.sum(1)[:, None] / np.arange(1, count + 1)
     else:
         origin = variable.value(start)[:, None]

@@ -21,7 +21,6 @@ is nearly straight, this costs next to nothing. End: the last step, to 0, return
 """
 
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 import torch
@@ -88,9 +87,13 @@ class Multistep(PlannedSolver):
 
         The start by lower orders adds an error ∝ N^{−2}, far below the rest where σ_max ≫ σ_data.
         """
-        exact = min(self.corrector, self.predictor + 1) if self.corrector else self.predictor
-        shortcut = self.rule in ("dpm-solver++", "adams-bashforth")
-        return min(exact, 2) if shortcut else exact
+        predicted = self._accuracy(self.predictor)
+        return min(self._accuracy(self.corrector), predicted + 1) if self.corrector else predicted
+
+    def _accuracy(self, count: int) -> int:
+        """The order of steps from `count` levels."""
+        shortcut = self.rule == "adams-bashforth" or (self.rule == "dpm-solver++" and count == 3)
+        return min(count, 2) if shortcut else count
 
     @property
     def stochastic(self) -> bool:
@@ -108,7 +111,6 @@ class Multistep(PlannedSolver):
             ValueError: two neighbouring levels are equal (after rounding to what the denoiser knows).
         """
         sigmas = np.array(grid.sigmas)
-        _refuse_repeated(grid.sigmas)
         predict = self._rows(sigmas, self.predictor, newest=0)
         correct = self._rows(sigmas, self.corrector, newest=1) if self.corrector else []
         # Past directions are x + q D: that of step j carries the weight a(σ_j), or b(σ_j) where a = 0.
@@ -162,15 +164,6 @@ def _combination(weights: Weights, newest: int, units: Array) -> Combination:
     """The sum over directions, newest first, of which the newest is that of level `newest`."""
     of_past = weights.of_past[0] * units[newest - np.arange(weights.of_past.shape[1])]
     return Combination(float(weights.keep[0]), tuple(of_past.tolist()))
-
-
-def _refuse_repeated(sigmas: tuple[float, ...]) -> None:
-    for i, (sigma, following) in enumerate(pairwise(sigmas)):
-        if sigma == following:
-            raise ValueError(
-                f"levels must differ for a multistep solver, got sigma = {sigma:g} at {i} and {i + 1}: ask for fewer "
-                "steps, the denoiser knows no level between them"
-            )
 
 
 @dataclass(frozen=True)

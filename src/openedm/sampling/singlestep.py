@@ -67,7 +67,11 @@ class ExponentialRungeKutta(PlannedSolver):
         return (num_steps - 1) * len(self.tableau.stencils) + 1
 
     def plan(self, grid: Grid) -> Plan:
-        """The stages lie at σ^{1−c} σ'^c."""
+        """The stages lie at σ^{1−c} σ'^c.
+
+        Raises:
+            ValueError: two neighbouring levels are equal (after rounding to what the denoiser knows).
+        """
         tableau, variable = self.tableau, LogSigma()
         steps = []
         for i, sigma in enumerate(grid.sigmas):

@@ -94,6 +94,11 @@ class Solver(Choice, ABC):
 class PlannedSolver(Solver):
     """A solver all of whose numbers are known before it starts."""
 
+    @property
+    def adds_levels(self) -> bool:
+        """Whether it visits levels of its own, rounded to what the denoiser knows."""
+        return False
+
     @abstractmethod
     def plan(self, grid: Grid) -> Plan:
         """The steps through the grid.
@@ -121,8 +126,10 @@ class PlannedSolver(Solver):
 
 
 def planned(solver: PlannedSolver, grid: Grid) -> Plan:
-    """The solver's plan; plans without churn, which rounds levels as the denoiser does, are remembered."""
-    return solver.plan(grid) if grid.churn.s_churn > 0 else _remembered(solver, grid)
+    """The solver's plan; remembered where all levels are the grid's own, which the denoiser has rounded already."""
+    if grid.churn.s_churn > 0 or solver.adds_levels:
+        return solver.plan(grid)
+    return _remembered(solver, replace(grid, round_sigma=Grid.round_sigma))  # The grid's would keep a denoiser alive.
 
 
 @lru_cache(maxsize=64)

@@ -2,7 +2,7 @@
 
 The family (Karras et al. 2022, eq. 6), with β(t) = η(σ) σ̇/σ and η any function ≥ 0 of σ:
 
-    dx = (1 + η) (x − D) dσ/σ + √(2η) σ dω,   run from high σ to low.
+    dx = (1 + η) (x − D) dσ/σ + √(2η) σ dω,   run from high σ to low, with ω a Brownian motion in ln σ.
 
 | solver | a step σ → σ' |
 |---|---|
@@ -221,6 +221,11 @@ class Restart(PlannedSolver):
         """As the solver."""
         return self.solver.curved
 
+    @property
+    def adds_levels(self) -> bool:
+        """The ways down again."""
+        return True
+
     def evaluations(self, num_steps: int) -> int:
         """The solver's, and those of the ways down again."""
         per_step = (self.solver.evaluations(3) or 0) - (self.solver.evaluations(2) or 0)
@@ -239,9 +244,9 @@ class Restart(PlannedSolver):
                 f"{grid.sigmas[0]:g} to {grid.sigmas[-1]:g}"
             )
         low = grid.sigmas[turn]
-        again = Karras(self.num_steps + 1, low, self.high).sigmas().tolist()
-        sections = [grid.sigmas[: turn + 1], *[tuple(again)] * self.repeats]
-        # All but the last section end where their last level is evaluated, which the next section does.
+        high, *lower = (grid.rounded(sigma) for sigma in Karras(self.num_steps + 1, low, self.high).sigmas().tolist())
+        sections = [grid.sigmas[: turn + 1], *[(high, *lower)] * self.repeats]
+        # D is not evaluated where a section but the last ends: noise is added to what has arrived there.
         steps = [step for section in sections[:-1] for step in self._steps(grid, section)[:-1]]
         steps += self._steps(grid, (*sections[-1], *grid.sigmas[turn + 1 :]))
         bottom = self._steps(grid, sections[0])[-1]
@@ -253,7 +258,7 @@ class Restart(PlannedSolver):
                 sigma=low,
                 scale=bottom.scale,
                 rescale=steps[at].scale / bottom.scale,
-                noise_std=math.sqrt(self.high**2 - low**2) * steps[at].scale,
+                noise_std=math.sqrt(high**2 - low**2) * steps[at].scale,
             )
         return Plan(tuple(replace(step, index=i) for i, step in enumerate(steps)))
 
@@ -266,8 +271,8 @@ class PredictorCorrector(Solver):
     """Predictor–corrector sampling (Song et al. 2021b): after each step, Langevin steps at the new level.
 
     The paper's step size 2 (r ‖n‖/‖s‖)² has norms averaged over the batch. Here ‖n‖/‖s‖ is σ, its value for data near a
-    manifold of few dimensions, such as images: then a sample does not depend on its neighbours, and the step is as stable
-    in two dimensions, where single norms vary and would bias the samples, as in thousands.
+    manifold of few dimensions, such as images: then a sample does not depend on its neighbours, and the step is as
+    stable in two dimensions, where single norms vary and would bias the samples, as in thousands.
 
     Args:
         predictor: any one-step solver on fixed levels.
@@ -275,7 +280,7 @@ class PredictorCorrector(Solver):
         corrections: M ≥ 1, the number of Langevin steps at each level.
 
     Raises:
-        ValueError: a value is out of its range, or the predictor remembers earlier steps.
+        ValueError: a value is out of its range, or the predictor remembers earlier steps or restarts.
     """
 
     predictor: PlannedSolver = Ancestral()
@@ -286,7 +291,8 @@ class PredictorCorrector(Solver):
         checks.positive("snr", self.snr)
         checks.integer("corrections", self.corrections)
         checks.at_least("corrections", self.corrections, 1)
-        if any(step.remember for step in self.predictor.plan(Grid((3.0, 2.0, 1.0))).steps):
+        restarts = isinstance(self.predictor, Restart)
+        if restarts or any(step.remember for step in self.predictor.plan(Grid((3.0, 2.9, 2.8))).steps):
             raise ValueError(f"predictor must be a one-step solver, got {self.predictor}")
 
     @property
