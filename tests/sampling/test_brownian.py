@@ -11,8 +11,9 @@ from hypothesis import strategies as st
 from scipy.stats import kstest
 from torch import Tensor
 
+from openedm.exact import GaussianMixture
 from openedm.levels import Karras
-from openedm.sampling import BrownianNoise, NoiseSource, PathNoise, SeededNoise
+from openedm.sampling import BrownianNoise, DPMSolverPP2M, NoiseSource, PathNoise, Sampler, SeededNoise
 from openedm.sampling.brownian import LEAVES, PIECES, ROWS, WEYL, _bridges, _library, _mixed, _normals, clock
 
 TIMES = st.floats(0, 1)
@@ -205,6 +206,17 @@ def test_the_noise_of_steps_converges_to_a_stochastic_integral_at_order_1() -> N
     assert float(reference.square().mean().sqrt()) == pytest.approx(80, rel=4.5 / math.sqrt(2 * 1000))
     errors = {n: float((solve(n) - reference).square().mean().sqrt()) for n in (12, 25, 50, 99)}
     assert slope(errors) == pytest.approx(1, abs=0.15)
+
+
+def test_more_steps_of_a_stochastic_sampler_refine_the_same_samples() -> None:
+    denoiser = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[[0.1]], [[0.2]]])
+
+    def solve(steps: int) -> Tensor:
+        return Sampler(Karras(steps), solver=DPMSolverPP2M(eta=1.0)).sample(denoiser, BrownianNoise(range(300)))
+
+    # Its noise does not depend on the state: strong order 1. Samples between the modes are the last to settle.
+    reference = solve(600)
+    assert slope({n: float((solve(n) - reference).abs().median()) for n in (18, 36, 72)}) > 0.9
 
 
 def test_a_bit_of_the_hash_depends_on_every_bit() -> None:
