@@ -189,7 +189,7 @@ def test_an_ornstein_uhlenbeck_process_converges_on_grids_that_do_not_nest() -> 
             x = x * (1 - 4 * (b - a)) + 2 * dw
         return x
 
-    reference = solve(irregular(3000))
+    reference = solve(irregular(1500))
     errors = {n: float((solve(irregular(n)) - reference).square().mean().sqrt()) for n in (23, 51, 101, 211)}
     assert slope(errors) == pytest.approx(1, abs=0.15)
 
@@ -202,7 +202,7 @@ def test_the_noise_of_steps_converges_to_a_stochastic_integral_at_order_1() -> N
             noise.step_noise(a, b, (1,), dtype=torch.float64) * math.sqrt(a**2 - b**2) for a, b in pairwise(sigmas)
         )
 
-    reference = solve(2000)
+    reference = solve(1000)
     assert float(reference.square().mean().sqrt()) == pytest.approx(80, rel=4.5 / math.sqrt(2 * 1000))
     errors = {n: float((solve(n) - reference).square().mean().sqrt()) for n in (12, 25, 50, 99)}
     assert slope(errors) == pytest.approx(1, abs=0.15)
@@ -215,7 +215,7 @@ def test_more_steps_of_a_stochastic_sampler_refine_the_same_samples() -> None:
         return Sampler(Karras(steps), solver=DPMSolverPP2M(eta=1.0)).sample(denoiser, BrownianNoise(range(300)))
 
     # Its noise does not depend on the state: strong order 1. Samples between the modes are the last to settle.
-    reference = solve(600)
+    reference = solve(400)
     assert slope({n: float((solve(n) - reference).abs().median()) for n in (18, 36, 72)}) > 0.9
 
 
