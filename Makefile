@@ -45,7 +45,8 @@ benchmarks/.venv/installed: pyproject.toml constraints.txt benchmarks/peers/requ
 	touch $@
 
 bench-solvers: benchmarks/.venv/installed  ## solvers compared with those of peer libraries, in an environment of their own
-	OMP_NUM_THREADS=1 $(PEERS)/python -m benchmarks.solvers --out benchmarks/results/solvers.json --figure benchmarks/results/solvers.png
+	OMP_NUM_THREADS=1 $(PEERS)/python -m benchmarks.solvers --fit --out benchmarks/results/solvers.json \
+	  --figure benchmarks/results/solvers.png
 
 clean:
 	rm -rf .venv benchmarks/.venv benchmarks/.cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage

@@ -1,23 +1,21 @@
 """What the benchmarks share: the machine and the versions, interleaved timing, peak memory, the JSON file."""
 
-import ctypes
 import json
 import math
 import platform
-import re
 import statistics
 import time
+import weakref
 from collections.abc import Callable, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import openedm
-
-M_MMAP_THRESHOLD = -3
-"""A parameter of glibc's `mallopt`."""
 
 
 class Times(NamedTuple):
@@ -60,41 +58,68 @@ def interleaved(runs: Mapping[str, Callable[[], object]], seconds: float) -> dic
     return {name: Times(min(values), statistics.median(values), rounds) for name, values in times.items()}
 
 
-def peak_memory(run: Callable[[], object]) -> float:
-    """Bytes by which the process's resident memory rises at most while `run` runs; NaN where Linux does not tell.
+class Held(TorchDispatchMode):
+    """Counts the bytes of the tensors that are made while it is on, as long as anything refers to them.
 
-    From the first call on, blocks of 4 MiB and more go back to the system as soon as they are free: what is measured is
-    what is held, not what the allocator keeps. That costs time, so measure times before.
+    Attributes:
+        now: bytes held at this moment.
+        peak: the most that were held at once.
     """
-    try:
-        libc = ctypes.CDLL("libc.so.6")
-        libc.mallopt(M_MMAP_THRESHOLD, 4 * 2**20)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._known: weakref.WeakSet[torch.UntypedStorage] = weakref.WeakSet()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Run an operation, and note what it returns that it was not given."""
+        given = {id(storage) for storage in _storages((args, kwargs))}
+        returned = func(*args, **(kwargs or {}))
+        for storage in _storages(returned):
+            if id(storage) not in given and storage not in self._known:
+                self._known.add(storage)
+                self._change(storage.nbytes())
+                weakref.finalize(storage, self._change, -storage.nbytes())
+        return returned
+
+    def _change(self, size: int) -> None:
+        self.now += size
+        self.peak = max(self.peak, self.now)
+
+
+def _storages(tree: Any) -> list[torch.UntypedStorage]:
+    return [leaf.untyped_storage() for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+
+
+def peak_memory(run: Callable[[], object]) -> int:
+    """The most bytes of tensors that `run` holds at once, beyond those that it was given."""
+    held = Held()
+    with held:
         run()
-        libc.malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")
-    except OSError:
-        return math.nan
-    before = _status("VmRSS")
-    run()
-    return _status("VmHWM") - before
-
-
-def _status(field: str) -> float:
-    match = re.search(rf"{field}:\s+(\d+) kB", Path("/proc/self/status").read_text())
-    assert match is not None
-    return 1024.0 * int(match[1])
+    return held.peak
 
 
 def write_json(path: Path, content: Mapping[str, Any]) -> None:
-    """Write the numbers of a benchmark; NaN and infinity become null."""
+    """Write the numbers of a benchmark, a row a line, with six digits; NaN and infinity become null."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    text = json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False)
-    path.write_text(text + "\n", encoding="utf-8")
+    fields = []
+    for key, value in content.items():
+        text = _dump(value)
+        if isinstance(value, list):
+            text = "[\n  " + ",\n  ".join(map(_dump, value)) + "\n ]"
+        fields.append(f" {_dump(key)}: {text}")
+    path.write_text("{\n" + ",\n".join(fields) + "\n}\n", encoding="utf-8")
 
 
-def _finite(content: Any) -> Any:
+def _dump(content: Any) -> str:
+    return json.dumps(_rounded(content), ensure_ascii=False, allow_nan=False)
+
+
+def _rounded(content: Any) -> Any:
     if isinstance(content, Mapping):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _rounded(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content
+        return [_rounded(value) for value in content]
+    if isinstance(content, float):
+        return float(f"{content:.6g}") if math.isfinite(content) else None
+    return content

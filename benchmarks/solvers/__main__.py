@@ -9,7 +9,7 @@ benchmarks/README.md.
 import argparse
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,8 @@ from benchmarks.solvers.overhead import overhead
 from benchmarks.solvers.problems import FACTORIES, Problem, problem
 
 from openedm.plots import save_figure
+
+Rows = list[dict[str, Any]]
 
 WHAT = ("accuracy", "tolerance", "distribution", "overhead")
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
@@ -34,7 +36,9 @@ def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="which measurements")
-    parser.add_argument("--problems", nargs="+", choices=list(FACTORIES), default=list(FACTORIES), metavar="NAME")
+    parser.add_argument("--problems", nargs="*", default=list(FACTORIES), metavar="NAME", help=", ".join(FACTORIES))
+    parser.add_argument("--random", nargs="+", type=int, default=[], metavar="SEED", help="random mixtures, too")
+    parser.add_argument("--fit", action="store_true", help="openedm's solvers with fitted levels, too: minutes")
     parser.add_argument("--nfe", nargs="+", type=int, default=[8, 12, 18, 35, 79], help="budgets")
     parser.add_argument("--tolerance", nargs="+", type=float, default=list(TOLERANCES), help="of adaptive solvers")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with peers")
@@ -48,17 +52,18 @@ def arguments() -> argparse.Namespace:
     if given.quick:
         given.problems = [name for name in given.problems if name in QUICK] or given.problems[:1]
         given.nfe, given.tolerance, given.seconds = [8, 18, 35], [1e-3], 2.0
+    given.problems += [f"random{seed}" for seed in given.random]
     return given
 
 
-def chosen(entries: list[tuple[str, ours.Make]], theirs: list[Method], only: str | None, **kind: bool) -> list[Method]:
-    """Both sides in turn, so that neither has the machine to itself."""
-    methods = [*ours.methods(entries, **kind), *theirs]
+def chosen(entries: list[tuple[str, ours.Make]], theirs: list[Method], only: str | None) -> list[Method]:
+    """Both sides, ours first."""
+    methods = [*ours.methods(entries), *theirs]
     return [method for method in methods if only is None or only in method.title]
 
 
-def progress(rows: Iterator[dict[str, Any]], name: str) -> list[dict[str, Any]]:
-    """All rows, with a word on standard error about how long they took."""
+def progress(rows: Iterator[dict[str, Any]], name: str) -> Rows:
+    """All rows, with a word on standard error about how long they took and what failed."""
     started = time.perf_counter()
     collected = list(rows)
     print(f"{name}: {time.perf_counter() - started:.1f} s", file=sys.stderr, flush=True)
@@ -68,6 +73,51 @@ def progress(rows: Iterator[dict[str, Any]], name: str) -> list[dict[str, Any]]:
     return collected
 
 
+def accuracy(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
+    """The distance to the solution at budgets, as tables and as a figure."""
+    methods = chosen(ours.FIXED + (ours.FITTED if given.fit else []), getattr(peers, "FIXED", []), given.only)
+    rows = [row for p in problems for row in progress(measure.accuracy(p, methods, given.nfe), f"accuracy, {p.name}")]
+    report.print_accuracy(rows)
+    if given.figure is not None:
+        floors = {p.name: p.reference().floor for p in problems}
+        save_figure(report.figure(rows, floors, ours.DRAWN), given.figure)
+    return rows
+
+
+def tolerance(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
+    """The distance to the solution at tolerances."""
+    methods = chosen(ours.ADAPTIVE, getattr(peers, "ADAPTIVE", []), given.only)
+    found = ((p, measure.accuracy(p, methods, given.tolerance, "tolerance")) for p in problems)
+    rows = [row for p, rows in found for row in progress(rows, f"tolerance, {p.name}")]
+    report.print_accuracy(rows, "tolerance")
+    return rows
+
+
+def distribution(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
+    """The energy distance of stochastic samplers, and of others to compare, to the distribution."""
+    fixed = chosen(
+        ours.DETERMINISTIC + (ours.FITTED if given.fit else []), getattr(peers, "DETERMINISTIC", []), given.only
+    )
+    methods = chosen(ours.STOCHASTIC, getattr(peers, "STOCHASTIC", []), given.only)
+    budgets = [nfe for nfe in given.nfe if 8 < nfe <= 35]
+    found = ((p, measure.distributions(p, fixed, budgets, methods)) for p in problems if p.name in PLANAR)
+    rows = [row for p, rows in found for row in progress(rows, f"distribution, {p.name}")]
+    report.print_distributions(rows)
+    return rows
+
+
+def timing(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
+    """The overhead."""
+    rows = overhead(
+        chosen(ours.OVERHEAD, [], given.only), chosen([], getattr(peers, "OVERHEAD", []), given.only), given.seconds
+    )
+    report.print_overhead(rows)
+    return rows
+
+
+MEASUREMENTS = {"accuracy": accuracy, "tolerance": tolerance, "distribution": distribution, "overhead": timing}
+
+
 def main() -> None:
     """Measure, print, write."""
     given = arguments()
@@ -75,38 +125,14 @@ def main() -> None:
     peers: Any = None
     if given.peers:
         from benchmarks.solvers import peers
-    problems: list[Problem] = [problem(name) for name in given.problems]
-    floors = {p.name: p.reference().floor for p in problems}
-    content: dict[str, Any] = {
-        "machine": machine(peers.PACKAGES if peers else ()),
-        "problems": [
-            {"name": p.name, "title": p.title, "sigma_data": p.sigma_data, "starts": p.starts, "floor": floors[p.name]}
-            for p in problems
-        ],
-    }
-    fixed = chosen(ours.FIXED, peers.FIXED if peers else [], given.only)
-    if "accuracy" in given.what:
-        rows = [row for p in problems for row in progress(measure.accuracy(p, fixed, given.nfe), p.name)]
-        content["accuracy"] = rows
-        report.print_accuracy(rows)
-        if given.figure is not None:
-            save_figure(report.figure(rows, floors), given.figure)
-    if "tolerance" in given.what:
-        methods = chosen(ours.ADAPTIVE, peers.ADAPTIVE if peers else [], given.only)
-        found = (measure.accuracy(p, methods, given.tolerance, "tolerance") for p in problems)
-        content["tolerance"] = [row for rows in found for row in progress(rows, "tolerance")]
-        report.print_accuracy(content["tolerance"], "tolerance")
-    if "distribution" in given.what:
-        methods = chosen(ours.STOCHASTIC, peers.STOCHASTIC if peers else [], given.only, stochastic=True)
-        budgets = [nfe for nfe in given.nfe if 8 < nfe <= 35]
-        fixed = chosen(ours.FIXED, peers.DETERMINISTIC if peers else [], given.only)
-        found = (measure.distributions(p, fixed, budgets, methods) for p in problems if p.name in PLANAR)
-        content["distribution"] = [row for rows in found for row in progress(rows, "distribution")]
-        report.print_distributions(content["distribution"])
-    if "overhead" in given.what:
-        theirs = chosen([], peers.OVERHEAD if peers else [], given.only)
-        content["overhead"] = overhead(chosen(ours.OVERHEAD, [], given.only), theirs, given.seconds)
-        report.print_overhead(content["overhead"])
+    problems = [problem(name) for name in given.problems]
+    described = [
+        {"name": p.name, "title": p.title, "sigma_data": p.sigma_data, "starts": p.starts, "floor": p.reference().floor}
+        for p in problems
+    ]
+    content: dict[str, Any] = {"machine": machine(getattr(peers, "PACKAGES", ())), "problems": described}
+    for what in given.what:
+        content[what] = MEASUREMENTS[what](given, problems, peers)
     if given.out is not None:
         write_json(given.out, content)
 

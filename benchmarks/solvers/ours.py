@@ -1,8 +1,8 @@
 """openedm's solvers, all through `Sampler`. To compare another one, add a line.
 
-An entry of `FIXED` and `STOCHASTIC` is a name and `make(nfe, denoiser)`, the sampler of at most `nfe` evaluations; of
-`ADAPTIVE`, a name and `make(tolerance, denoiser)`. The denoiser is there to fit levels with. None means that the solver
-can do nothing with so few evaluations.
+An entry of `FIXED`, `FITTED` and `STOCHASTIC` is a name and `make(nfe, denoiser)`, the sampler of at most `nfe`
+evaluations; of `ADAPTIVE`, a name and `make(tolerance, denoiser)`. The denoiser is there to fit levels with. None means
+that the solver can do nothing with so few evaluations.
 """
 
 from collections.abc import Callable, Sequence
@@ -11,10 +11,27 @@ from benchmarks.solvers.methods import SIGMA_MAX, SIGMA_MIN, Denoise, Method, Ru
 from torch import Tensor
 
 from openedm.denoiser import Denoiser
-from openedm.levels import Karras, LogLinear
-from openedm.sampling import RK4, Churn, Euler, Heun, Midpoint, Sampler, Solver
+from openedm.levels import Karras
+from openedm.sampling import (
+    DEIS,
+    LMS,
+    RK4,
+    AdamsBashforth,
+    Auto,
+    Churn,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    Euler,
+    Heun,
+    Midpoint,
+    NetworkPrediction,
+    Sampler,
+    Solver,
+    UniPC,
+)
 
-Make = Callable[[float, Denoiser], Sampler | None]
+Make = Callable[[float, Denoiser], Sampler | Auto | None]
 
 
 def karras(num_steps: int) -> Karras:
@@ -22,48 +39,80 @@ def karras(num_steps: int) -> Karras:
     return Karras(num_steps, SIGMA_MIN, SIGMA_MAX)
 
 
-def one_step(solver: Solver, churn: Churn = Churn()) -> Make:
-    """A one-step solver on EDM's levels: as many steps as the evaluations allow."""
-    stages = len(solver.tableau.b)
+def on_karras(solver: Solver, churn: float = 0.0) -> Make:
+    """A solver on EDM's levels, as many as the evaluations allow; with S_churn = `churn` for each level."""
 
     def make(nfe: float, denoiser: Denoiser) -> Sampler | None:
-        num_steps = (int(nfe) - 1) // stages + 1
-        return Sampler(karras(num_steps), solver=solver, churn=churn) if num_steps >= 2 else None
+        for num_steps in range(int(nfe), 1, -1):
+            sampler = Sampler(karras(num_steps), solver=solver, churn=Churn(churn * num_steps))
+            if sampler.nfe is not None and sampler.nfe <= nfe:
+                return sampler
+        return None
 
     return make
 
 
-def log_linear_euler(nfe: float, denoiser: Denoiser) -> Sampler:
-    """Euler on levels evenly spaced in ln σ."""
-    return Sampler(LogLinear(int(nfe), SIGMA_MIN, SIGMA_MAX), solver=Euler())
+def adams_bashforth(nfe: float, denoiser: Denoiser) -> Sampler | None:
+    """Adams–Bashforth on EDM's F, with the σ_data of the denoiser."""
+    return on_karras(AdamsBashforth(prediction=NetworkPrediction(denoiser.sigma_data)))(nfe, denoiser)
+
+
+def automatic(nfe: float, denoiser: Denoiser) -> Auto:
+    """What the rule picks."""
+    return Auto(nfe=int(nfe))
+
+
+def fitted(nfe: float, denoiser: Denoiser) -> Sampler:
+    """The rule's pick, fitted to the denoiser on pilots of its own, which are none of the starts."""
+    return Auto(nfe=int(nfe)).fit(denoiser)[0]
 
 
 FIXED: list[tuple[str, Make]] = [
-    ("Euler", one_step(Euler())),
-    ("Euler, log-linear levels", log_linear_euler),
-    ("Heun", one_step(Heun())),
-    ("Midpoint", one_step(Midpoint())),
-    ("RK4", one_step(RK4())),
+    ("Euler", on_karras(Euler())),
+    ("Heun", on_karras(Heun())),
+    ("Midpoint", on_karras(Midpoint())),
+    ("RK4", on_karras(RK4())),
+    ("DPM-Solver++ 2S", on_karras(DPMSolverPP2S())),
+    ("LMS-4", on_karras(LMS())),
+    ("DEIS-3", on_karras(DEIS())),
+    ("DPM-Solver++ 2M", on_karras(DPMSolverPP2M())),
+    ("DPM-Solver++ 3M", on_karras(DPMSolverPP3M())),
+    ("UniPC-2", on_karras(UniPC())),
+    ("UniPC-3", on_karras(UniPC(predictor=3, corrector=4))),
+    ("Adams-Bashforth-3 on F", adams_bashforth),
+    ("Auto", automatic),
 ]
+
+FITTED: list[tuple[str, Make]] = [("Auto, fitted", fitted)]
+"""As `FIXED`, but with a long time of preparation."""
 
 ADAPTIVE: list[tuple[str, Make]] = []
 
 STOCHASTIC: list[tuple[str, Make]] = [
-    ("Heun, churn 0.2 a step", lambda nfe, denoiser: one_step(Heun(), Churn(0.2 * nfe / 2))(nfe, denoiser)),
-    ("Euler, churn 0.4 a step", lambda nfe, denoiser: one_step(Euler(), Churn(0.4 * nfe))(nfe, denoiser)),
+    ("Heun, churn 0.2 a step", on_karras(Heun(), churn=0.2)),
+    ("Euler, churn 0.4 a step", on_karras(Euler(), churn=0.4)),
+    ("DPM-Solver++ 2M SDE", on_karras(DPMSolverPP2M(eta=1.0))),
 ]
 
-OVERHEAD: list[tuple[str, Make]] = [entry for entry in FIXED if entry[0] in ("Euler", "Heun")]
-"""Of `FIXED`, what is timed with a denoiser that does nothing: nothing that fits levels."""
+DRAWN = ("Heun", "DEIS-3", "DPM-Solver++ 2M", "UniPC-3", "Auto", "Auto, fitted")
+"""Of `FIXED` and `FITTED`, what the figure shows."""
+
+DETERMINISTIC = [entry for entry in FIXED if entry[0] in ("Euler", "Heun", "DEIS-3", "DPM-Solver++ 2M", "Auto")]
+"""Of `FIXED`, those that the stochastic ones are compared with."""
+
+TIMED = ("Euler", "Heun", "LMS-4", "DEIS-3", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC-2")
+OVERHEAD = [*(entry for entry in FIXED if entry[0] in TIMED), STOCHASTIC[-1]]
+"""What is timed with a denoiser that does nothing."""
 
 
-def methods(entries: Sequence[tuple[str, Make]], stochastic: bool = False) -> list[Method]:
-    """The entries as the benchmark wants them; stochastic ones get a seed for each sample."""
+def methods(entries: Sequence[tuple[str, Make]]) -> list[Method]:
+    """The entries as the benchmark wants them; samplers that draw noise get a seed for each sample."""
 
     def prepare(make: Make, budget: float, denoiser: Denoiser) -> Run | None:
         sampler = make(budget, denoiser)
         if sampler is None:
             return None
+        stochastic = isinstance(sampler, Sampler) and sampler.stochastic
 
         def run(denoise: Denoise, noise: Tensor) -> Tensor:
             assert isinstance(denoise, Denoiser)

@@ -2,6 +2,7 @@
 
 Microseconds for each evaluation of D, all of a run counted, its planning too. openedm keeps its state in float64 and
 pays for the checks of `Denoiser`; the peers get float32, as they have it from their users, and a bare function.
+Memory is that of the tensors held at once, D's outputs among them, in states: the size of x in its dtype.
 """
 
 import math
@@ -20,30 +21,33 @@ from openedm.denoiser import Condition, Denoiser
 
 STEPS = 20
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
-MEMORY_SHAPE = (1024, 3, 32, 32)
-"""Large, so that what is held for it stands out of what the process holds anyway."""
-
 Run = Callable[[Denoise, Tensor], Tensor]
 
 
 class Nothing(Denoiser):
-    """Returns the same numbers whatever it is given, in the dtype of x."""
+    """Returns the same numbers whatever it is given, in the dtype of x.
 
-    def __init__(self, shape: tuple[int, ...]) -> None:
+    Args:
+        shape: of the batch.
+        fresh: return a new tensor each time, as a network does; if not, the same one, which costs no time.
+    """
+
+    def __init__(self, shape: tuple[int, ...], fresh: bool = False) -> None:
         super().__init__()
+        self.fresh = fresh
         self.event_shape = shape[1:]
         self.calls = 0
         self.outputs = {dtype: torch.full(shape, 0.1, dtype=dtype) for dtype in (torch.float32, torch.float64)}
 
     def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """The numbers."""
-        self.calls += 1
-        return self.outputs[x.dtype]
+        return self.bare(x, sigma)
 
     def bare(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """The same as a function, for the peers."""
         self.calls += 1
-        return self.outputs[x.dtype]
+        output = self.outputs[x.dtype]
+        return output.clone() if self.fresh else output
 
 
 def by_hand(terms: int) -> Run:
@@ -84,17 +88,17 @@ class Case(NamedTuple):
         """It takes so long that the others should not wait for it."""
         return "tree" in self.solver
 
-    def call(self, shape: tuple[int, ...]) -> tuple[Callable[[], Tensor], Nothing]:
+    def call(self, shape: tuple[int, ...], fresh: bool = False) -> tuple[Callable[[], Tensor], Nothing]:
         """The run on a batch of this shape, and the denoiser that it uses."""
         dtype = torch.float32 if self.bare else torch.float64
         noise = torch.randn(shape, generator=torch.Generator().manual_seed(0)).to(dtype)
-        denoiser = Nothing(shape)
+        denoiser = Nothing(shape, fresh)
         return partial(self.run, denoiser.bare if self.bare else denoiser, noise), denoiser
 
     def states_at_peak(self) -> float | None:
-        """The memory held at the peak of a run, in states of its dtype."""
-        call, _ = self.call(MEMORY_SHAPE)
-        size = math.prod(MEMORY_SHAPE) * (4 if self.bare else 8)
+        """The memory of the tensors that a run holds at its peak, in states of its dtype."""
+        call, _ = self.call(SHAPES[-1], fresh=True)
+        size = math.prod(SHAPES[-1]) * (4 if self.bare else 8)
         return None if self.slow else peak_memory(call) / size
 
 

@@ -5,7 +5,8 @@ to convergence, and then D at σ_min: what every sampler here does for its last 
 deviation s this differs from the solution at σ = 0 by σ_min²/(2 s²) of a deviation: 2 % at s = 0.01.
 
 `gmm2d` and `lowrank64` are the two problems of the project's table of solvers; the others show whether what was tuned
-on those two holds elsewhere. Only openedm, scipy and scikit-learn are needed here, none of the peers.
+on those two holds elsewhere, and `random_mixture` makes new ones from a seed. Only openedm, scipy and scikit-learn are
+needed here, none of the peers.
 """
 
 import hashlib
@@ -292,13 +293,37 @@ FACTORIES: dict[str, Callable[[], Problem]] = {
 """All problems, by name; the first two are those of the project's table."""
 
 
+def random_mixture(seed: int) -> Problem:
+    """A mixture of which everything is drawn from the seed: a problem that nobody has tuned a solver on.
+
+    1 to 64 dimensions; 1 to 20 components of unequal weight, 1 to 30 times as far apart as they are wide, each with
+    standard deviations that span up to two decades; 0.2 to 2 the standard deviation of all.
+    """
+    normal = _generator(seed)
+    uniform = torch.special.ndtr(normal(4)).tolist()
+    features, count = round(64 ** uniform[0]), round(20 ** uniform[1])
+    apart, scale = 30 ** uniform[2], 0.2 * 10 ** uniform[3]
+    basis = torch.linalg.qr(normal(count, features, features)).Q
+    deviations = 10 ** (-2 * torch.special.ndtr(normal(count, 1, features)))
+    covariances = (basis * deviations.square()) @ basis.mT
+    width = deviations.square().mean().sqrt()
+    means = apart * width * normal(count, features)
+    weights = torch.special.ndtr(normal(count)) + 0.1
+    title = f"{count} Gaussians in {features}-D, drawn at random"
+    rough = _mixture("", "", 0, weights, means, covariances)
+    factor = scale / rough.sigma_data
+    return _mixture(f"random{seed}", title, 256, weights, factor * means, factor**2 * covariances)
+
+
 @cache
 def problem(name: str) -> Problem:
-    """The problem of that name, made once.
+    """The problem of that name, made once: one of `FACTORIES`, or `random` and a seed.
 
     Raises:
         ValueError: there is none.
     """
+    if name.removeprefix("random").isdecimal():
+        return random_mixture(int(name.removeprefix("random")))
     if name not in FACTORIES:
-        raise ValueError(f"name must be one of {', '.join(FACTORIES)}, got {name!r}")
+        raise ValueError(f"name must be one of {', '.join(FACTORIES)}, or random and a seed, got {name!r}")
     return FACTORIES[name]()

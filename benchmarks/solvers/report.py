@@ -103,19 +103,20 @@ def print_overhead(rows: Sequence[Row]) -> None:
         print(f"{name:<42}" + "".join(f"{text:<24}" for text in numbers) + held)
 
 
-def figure(rows: Sequence[Row], floors: Mapping[str, float]) -> Figure:
+def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str]) -> Figure:
     """The median error against the evaluations, a picture a problem: openedm's solvers in colour over all of the peers.
 
     Args:
         rows: of `accuracy` at budgets.
         floors: of each problem, how well the reference solution is known.
+        shown: which of openedm's solvers are drawn.
     """
     problems = list(floors)
     columns = min(COLUMNS, len(problems))
     lines = math.ceil(len(problems) / columns)
     drawn = Figure(figsize=(3.1 * columns, 2.6 * lines + 0.9), layout="constrained")
     grid = drawn.subplots(lines, columns, squeeze=False, sharex=True)
-    ours = list(dict.fromkeys(row["solver"] for row in rows if row["library"] == OURS))
+    ours = [name for name in shown if any(title(row) == f"{OURS}: {name}" for row in rows)]
     for axes, problem in zip(grid.flat, problems, strict=False):
         mine = [row for row in rows if row["problem"] == problem]
         plain(axes)
