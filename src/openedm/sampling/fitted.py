@@ -94,8 +94,10 @@ def fit_levels(
     residuals = [pilots.residuals(start) for start in starts]
     errors = [pilots.error(r) for r in residuals]
     best = min(range(len(starts)), key=errors.__getitem__)
-    found, error = _minimise(pilots, starts[best], residuals[best], iterations)
-    return Fit(replace(sampler, levels=found), error, before, pilots.evaluations)
+    found = _minimise(pilots, starts[best], residuals[best], iterations)
+    # Sums of many terms differ in the last bit from call to call: what is kept does not.
+    kept = _rounded(found)
+    return Fit(replace(sampler, levels=kept), pilots.error(pilots.residuals(kept)), before, pilots.evaluations)
 
 
 def pilot_seeds(event_shape: tuple[int, ...]) -> range:
@@ -153,6 +155,12 @@ def _parameters(levels: Logistic) -> list[float]:
     return [math.log(levels.centre), math.log(levels.spread), *levels.warp]
 
 
+def _rounded(levels: Logistic) -> Logistic:
+    """The levels with six significant digits in each of their numbers."""
+    centre, spread, *warp = (float(f"{value:.6g}") for value in (levels.centre, levels.spread, *levels.warp))
+    return replace(levels, centre=centre, spread=spread, warp=tuple(warp))
+
+
 def _placed(levels: Logistic, parameters: Sequence[float]) -> Logistic | None:
     """The levels at these parameters; None where they would not fall strictly."""
     try:
@@ -163,8 +171,8 @@ def _placed(levels: Logistic, parameters: Sequence[float]) -> Logistic | None:
         return None
 
 
-def _minimise(pilots: _Pilots, levels: Logistic, residuals: Tensor, iterations: int) -> tuple[Logistic, float]:
-    """Levenberg–Marquardt on the reweighted squares; returns the best levels seen and their E."""
+def _minimise(pilots: _Pilots, levels: Logistic, residuals: Tensor, iterations: int) -> Logistic:
+    """Levenberg–Marquardt on the reweighted squares; returns the best levels seen."""
     damping, error = 1e-2, pilots.error(residuals)
     for _ in range(iterations):
         jacobian = _differences(pilots, levels, residuals)
@@ -188,7 +196,7 @@ def _minimise(pilots: _Pilots, levels: Logistic, residuals: Tensor, iterations: 
             damping = max(damping / 5, 1e-4) if improved else damping * 5
         if not improved:
             break
-    return levels, error
+    return levels
 
 
 def _differences(pilots: _Pilots, levels: Logistic, residuals: Tensor) -> Tensor | None:

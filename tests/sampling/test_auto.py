@@ -1,0 +1,152 @@
+"""The automatic sampler: at most the error of the best published sampler of its budget, and it says what it picked."""
+
+import math
+import re
+from collections.abc import Callable
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from openedm.choices import from_config, to_config
+from openedm.denoiser import Denoiser, FunctionDenoiser
+from openedm.exact import ExactDataset, GaussianMixture
+from openedm.levels import Logistic
+from openedm.sampling import (
+    Auto,
+    FlowTime,
+    Multistep,
+    Sampler,
+    SeededNoise,
+    VelocityPrediction,
+    fit_levels,
+)
+
+pytestmark = pytest.mark.usefixtures("without_type_checker")
+
+
+def circle(scale: float = 1.0) -> GaussianMixture:
+    """Eight narrow components on a circle."""
+    angles = torch.arange(8, dtype=torch.float64) * math.pi / 4
+    means = 0.7 * scale * torch.stack([angles.cos(), angles.sin()], 1)
+    return GaussianMixture(torch.ones(8), means, torch.eye(2).expand(8, 2, 2) * (0.05 * scale) ** 2)
+
+
+def low_rank() -> GaussianMixture:
+    """Eight flat components in 64 dimensions."""
+    generator = torch.Generator().manual_seed(0)
+    means = 0.4 * torch.randn(8, 64, generator=generator, dtype=torch.float64)
+    bases = [torch.linalg.qr(torch.randn(64, 4, generator=generator, dtype=torch.float64))[0] for _ in range(8)]
+    shape = torch.diag(torch.tensor([4, 1, 0.25, 1 / 16], dtype=torch.float64))
+    covariances = torch.stack([u @ shape @ u.T + 1e-4 * torch.eye(64) for u in bases])
+    return GaussianMixture(torch.ones(8), means, covariances)
+
+
+# The lowest median of any peer at each number of evaluations, each of another method.
+BEST_PEER = {
+    circle: {8: 2.3e-2, 12: 2.9e-3, 18: 4.9e-4, 35: 3.7e-4, 79: 1.1e-5},
+    low_rank: {8: 2.4e-2, 12: 8.5e-3, 18: 1.9e-3, 35: 2.1e-4, 79: 1.2e-5},
+}
+STARTS = 64
+
+
+@cache
+def solved(problem: Callable[[], GaussianMixture]) -> tuple[GaussianMixture, Tensor, Tensor]:
+    """A mixture, unit noise, and where the ODE takes it: to 1e-9, by RK4's better in 800 steps."""
+    denoiser = problem()
+    noise = SeededNoise(range(100, 100 + STARTS)).draw(denoiser.event_shape or ())
+    width = denoiser.sigma_data
+    fine = Sampler(
+        Logistic(800, centre=width / 2, spread=2.0), solver=Multistep(VelocityPrediction(width), FlowTime(width), 4, 5)
+    )
+    return denoiser, noise, fine.sample(denoiser, noise=noise)
+
+
+def median_error(problem: Callable[[], GaussianMixture], sampler: Auto | Sampler) -> float:
+    denoiser, noise, solution = solved(problem)
+    difference = sampler.sample(denoiser, noise=noise) - solution
+    return float(difference.square().mean(1).sqrt().median())
+
+
+@pytest.mark.parametrize("nfe", [8, 12, 18, 35, 79])
+@pytest.mark.parametrize("problem", BEST_PEER, ids=lambda p: p.__name__)
+def test_its_median_error_is_at_most_that_of_the_best_peer(problem: Callable[[], GaussianMixture], nfe: int) -> None:
+    assert median_error(problem, Auto(nfe)) <= BEST_PEER[problem][nfe]
+
+
+@pytest.mark.parametrize("nfe", [12, 18])
+@pytest.mark.parametrize("problem", BEST_PEER, ids=lambda p: p.__name__)
+def test_fitted_levels_halve_the_error_of_the_best_peer(problem: Callable[[], GaussianMixture], nfe: int) -> None:
+    fit = Auto(nfe).fit(problem())
+    assert fit.error < fit.error_before
+    assert median_error(problem, fit.sampler) <= 0.5 * BEST_PEER[problem][nfe]
+
+
+@pytest.mark.parametrize("problem", BEST_PEER, ids=lambda p: p.__name__)
+def test_ten_evaluations_do_what_edms_sampler_does_in_35(problem: Callable[[], GaussianMixture]) -> None:
+    fitted = Auto(10).fit(problem()).sampler
+    assert fitted.nfe == 10
+    assert median_error(problem, fitted) <= median_error(problem, Sampler())
+
+
+@pytest.mark.parametrize("nfe", [3, 4, 9, 10, 13, 14, 20, 21, 40])
+def test_it_takes_the_evaluations_that_it_may_and_no_more(nfe: int) -> None:
+    calls = []
+    exact = circle()
+    counting = FunctionDenoiser(lambda x, sigma, _: calls.append(float(sigma)) or exact(x, sigma), (2,))
+    sampler = Auto(nfe).choose(counting)
+    sampler.sample(counting, seeds=[1, 2])
+    assert len(calls) == nfe == sampler.nfe
+    assert calls == sampler.levels.sigmas().tolist()
+
+
+@pytest.mark.parametrize("nfe", [8, 12, 18, 30])
+def test_data_in_other_units_are_sampled_in_those_units(nfe: int) -> None:
+    noise = SeededNoise(range(20)).draw((2,))
+    plain = Auto(nfe).sample(circle(), noise=noise)
+    large = Auto(nfe, sigma_min=0.02, sigma_max=800.0).sample(circle(10.0), noise=noise)
+    torch.testing.assert_close(large, 10 * plain, rtol=1e-7, atol=1e-9)
+
+
+def test_it_keeps_to_the_range_of_the_denoiser() -> None:
+    narrow = FunctionDenoiser(circle().forward, (2,), sigma_min=0.01, sigma_max=20.0)
+    sigmas = Auto(16).choose(narrow).levels.within(0.01, 20.0).sigmas()
+    assert (float(sigmas[0]), float(sigmas[-1])) == (20.0, 0.01)
+    assert Auto(16).sample(narrow, seeds=[0]).isfinite().all()
+
+
+def test_the_exact_denoisers_know_the_width_of_their_data() -> None:
+    assert circle().sigma_data == pytest.approx(math.sqrt(0.7**2 / 2 + 0.05**2), rel=1e-7)
+    assert ExactDataset(torch.tensor([[1.0, 5.0], [3.0, 9.0]])).sigma_data == pytest.approx(math.sqrt(2.5), rel=1e-12)
+    assert ExactDataset(torch.ones(3, 2)).sigma_data == 0.5  # a single point has no width
+
+
+def test_the_same_choice_comes_back_from_its_config() -> None:
+    for auto in (Auto(), Auto(12), Auto(nfe=None, tolerance=1e-3)):
+        assert from_config(Auto, to_config(auto)) == auto
+    sampler = Auto(12).choose(circle())
+    assert from_config(Sampler, to_config(sampler)) == sampler
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Auto(2), "nfe must be >= 3, got 2"),
+        (lambda: Auto(nfe=None), "nfe or tolerance must be given, and the other be None"),
+        (lambda: Auto(12, tolerance=1e-3), "nfe or tolerance must be given, and the other be None"),
+        (lambda: Auto(None, tolerance=0.0), "tolerance must be finite and > 0, got 0.0"),
+        (lambda: Auto(12, sigma_min=3.0, sigma_max=2.0), "sigma_min must be < sigma_max"),
+        (lambda: Auto(None, tolerance=1e-3).fit(circle()), "nfe must be given for levels to be fitted"),
+    ],
+)
+def test_what_cannot_be_chosen_is_refused(make: Callable[[], object], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+def test_a_denoiser_of_unknown_shape_needs_one_for_the_pilots() -> None:
+    shapeless: Denoiser = FunctionDenoiser(lambda x, sigma, _: x / (1 + sigma**2))
+    with pytest.raises(ValueError, match="event_shape must be given"):
+        fit_levels(shapeless, Auto(8).choose(shapeless))
+    assert Auto(8).fit(shapeless, event_shape=(3,)).sampler.nfe == 8
