@@ -16,12 +16,14 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from openedm import (
+        conditioning,
         data,
         denoiser,
         exact,
         guidance,
         interop,
         levels,
+        measurements,
         metrics,
         networks,
         objective,
@@ -37,6 +39,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "conditioning",
     "data",
     "denoiser",
     "exact",
@@ -44,6 +47,7 @@ __all__ = [
     "interop",
     "levels",
     "load_denoiser",
+    "measurements",
     "metrics",
     "networks",
     "objective",

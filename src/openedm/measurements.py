@@ -1,0 +1,216 @@
+"""Linear measurements y = A x₀ + σ_y n of a clean sample x₀, n ~ N(0, I): what `openedm.conditioning` conditions on.
+
+| operator A | A x | Aᵀ y |
+|---|---|---|
+| `Matrix` | the matrix times the flattened sample | its transpose times y |
+| `Mask` (inpainting) | the entries that are known | y there, 0 elsewhere |
+| `AveragePool` (super-resolution) | means over squares of pixels | by automatic differentiation |
+| `Function` | any linear function | given, or by automatic differentiation |
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openedm import checks
+
+
+class LinearOperator(nn.Module, ABC):
+    """A: from a sample to what is measured of it. A subclass defines `forward`, and `adjoint` where it knows better."""
+
+    @abstractmethod
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
+        """A x."""
+
+    def adjoint(
+        self, y: Float[Tensor, "batch *measured"], event_shape: tuple[int, ...]
+    ) -> Float[Tensor, "batch *event"]:
+        """Aᵀ y, here by automatic differentiation of A; `event_shape` is the shape of a sample."""
+        vjp = torch.func.vjp(self.forward, y.new_zeros(len(y), *event_shape))[1]
+        transposed: Tensor = vjp(y)[0]
+        return transposed
+
+
+class Matrix(LinearOperator):
+    """A given as a matrix, which multiplies the flattened sample.
+
+    Args:
+        matrix: A, (measured, features).
+
+    >>> Matrix(torch.tensor([[1.0, 1.0]]))(torch.tensor([[2.0, 3.0]]))
+    tensor([[5.]])
+    """
+
+    matrix: Float[Tensor, "measured features"]
+
+    def __init__(self, matrix: Float[Tensor, "measured features"]) -> None:
+        super().__init__()
+        self.register_buffer("matrix", matrix)
+
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch measured"]:
+        """A x."""
+        return x.flatten(1) @ self.matrix.to(x.dtype).mT
+
+    def adjoint(
+        self, y: Float[Tensor, "batch measured"], event_shape: tuple[int, ...]
+    ) -> Float[Tensor, "batch *event"]:
+        """Aᵀ y."""
+        return (y @ self.matrix.to(y.dtype)).reshape(-1, *event_shape)
+
+
+class Mask(LinearOperator):
+    """The entries of a sample where the mask is true, in order (inpainting: the others are to be found).
+
+    Args:
+        known: which entries are measured, of the shape of a sample.
+
+    Raises:
+        ValueError: no entry is measured.
+
+    >>> Mask(torch.tensor([True, False, True]))(torch.tensor([[1.0, 2.0, 3.0]]))
+    tensor([[1., 3.]])
+    """
+
+    indices: Tensor
+
+    def __init__(self, known: Bool[Tensor, "*event"]) -> None:
+        super().__init__()
+        if not bool(known.any()):
+            raise ValueError("known must be true somewhere: a mask that measures nothing tells nothing")
+        # Indices rather than the mask itself, which a device would have to count, and be waited for, at each call.
+        self.register_buffer("indices", known.flatten().nonzero()[:, 0])
+
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch measured"]:
+        """x where the mask is true."""
+        return x.flatten(1)[:, self.indices]
+
+    def adjoint(
+        self, y: Float[Tensor, "batch measured"], event_shape: tuple[int, ...]
+    ) -> Float[Tensor, "batch *event"]:
+        """y where the mask is true, 0 elsewhere."""
+        flat = y.new_zeros(len(y), *event_shape).flatten(1)
+        return flat.index_copy(1, self.indices, y).reshape(-1, *event_shape)
+
+
+class AveragePool(LinearOperator):
+    """The means over squares of pixels (super-resolution).
+
+    Args:
+        factor: the side of the squares, ≥ 1; it must divide the height and the width.
+
+    Raises:
+        ValueError: the factor is less than 1. When called: x is no batch of images or the factor does not divide them.
+    """
+
+    def __init__(self, factor: int) -> None:
+        super().__init__()
+        checks.at_least("factor", factor, 1)
+        self.factor = factor
+
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
+        """The small images (batch, channels, height/factor, width/factor)."""
+        if x.ndim != 4 or x.shape[2] % self.factor or x.shape[3] % self.factor:
+            raise ValueError(
+                f"x must be images (batch, channels, height, width) with sides divisible by factor={self.factor}, "
+                f"got shape {tuple(x.shape)}"
+            )
+        return functional.avg_pool2d(x, self.factor)
+
+
+class Function(LinearOperator):
+    """A given as a function.
+
+    Args:
+        function: A, called on a batch of samples; linear, and able to take float64, in which samplers run.
+        adjoint: Aᵀ, called on a batch of measurements; None means by automatic differentiation of the function.
+    """
+
+    def __init__(self, function: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor] | None = None) -> None:
+        super().__init__()
+        self.function = function
+        self.given_adjoint = adjoint
+
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
+        """`function(x)`."""
+        measured: Tensor = self.function(x)
+        return measured
+
+    def adjoint(
+        self, y: Float[Tensor, "batch *measured"], event_shape: tuple[int, ...]
+    ) -> Float[Tensor, "batch *event"]:
+        """`adjoint(y)` where it was given."""
+        return super().adjoint(y, event_shape) if self.given_adjoint is None else self.given_adjoint(y)
+
+
+class Measurement(nn.Module):
+    """y = A x₀ + σ_y n: what is known of the clean sample.
+
+    Args:
+        operator: A.
+        y: what was measured, one row for all samples, (1, *measured), or one row a sample, (batch, *measured).
+        sigma_y: standard deviation of the measurement's noise, > 0, in the units of y.
+
+    Raises:
+        TypeError: the operator is not a `LinearOperator`.
+        ValueError: sigma_y is not > 0, or y is not finite.
+    """
+
+    y: Float[Tensor, "rows *measured"]
+
+    def __init__(self, operator: LinearOperator, y: Float[Tensor, "rows *measured"], sigma_y: float) -> None:
+        super().__init__()
+        if not isinstance(operator, LinearOperator):
+            raise TypeError(
+                f"operator must be a LinearOperator, such as Matrix(matrix), Mask(known), AveragePool(factor) or "
+                f"Function(function), got {type(operator).__name__}"
+            )
+        checks.positive("sigma_y", sigma_y)
+        if not bool(y.isfinite().all()):
+            raise ValueError(f"y must be finite, got {y[~y.isfinite()][0].item()}")
+        self.operator = operator
+        self.sigma_y = sigma_y
+        self.register_buffer("y", y)
+
+    def residual(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
+        """y − A x.
+
+        Raises:
+            ValueError: y has neither one row nor one a sample, or another shape than A x.
+        """
+        measured: Tensor = self.operator(x)
+        if self.y.shape[1:] != measured.shape[1:] or len(self.y) not in (1, len(x)):
+            raise ValueError(
+                f"y must have shape {tuple(measured.shape)}, or one row for all samples, got {tuple(self.y.shape)}"
+            )
+        return self.y.to(x) - measured
+
+    def check(self, event_shape: tuple[int, ...]) -> None:
+        """Raise ValueError unless A is linear, Aᵀ its adjoint, and y fits, for samples of this shape.
+
+        Probes A with two random samples and Aᵀ with the measurement of one: A (a + b) = A a + A b and
+        ⟨A a, A b⟩ = ⟨a, Aᵀ A b⟩, to a relative accuracy of 10⁻³.
+        """
+        generator = torch.Generator().manual_seed(0)
+        dtype = torch.float32 if self.y.device.type == "mps" else torch.float64  # that of a sampler's state
+        a, b = torch.randn(2, 1, *event_shape, generator=generator).to(self.y.device, dtype)
+        image_a, image_b, both = self.operator(a), self.operator(b), self.operator(a + b)
+        if image_a.shape[1:] != self.y.shape[1:]:
+            raise ValueError(
+                f"y must have rows of shape {tuple(image_a.shape[1:])}, which the operator gives for samples of shape "
+                f"{event_shape}, got {tuple(self.y.shape[1:])}"
+            )
+        if not _close(both, image_a + image_b):
+            raise ValueError("operator must be linear: A(a + b) differs from A(a) + A(b)")
+        back = self.operator.adjoint(image_b, event_shape)
+        if back.shape != b.shape:
+            raise ValueError(f"adjoint must return the shape of a sample, {tuple(b.shape)}, got {tuple(back.shape)}")
+        if not ((image_a * image_b).sum() - (a * back).sum()).abs() <= 1e-3 * image_a.norm() * image_b.norm():
+            raise ValueError("adjoint must be that of the operator: ⟨A a, y⟩ differs from ⟨a, Aᵀ y⟩")
+
+
+def _close(a: Tensor, b: Tensor) -> bool:
+    return bool((a - b).norm() <= 1e-3 * b.norm())
