@@ -96,6 +96,7 @@ class Step:
         correct: a better x_i from x_{i−1} and the directions known after the first evaluation; None without corrector.
         rescale: s(t̂)/s(t_i), the factor of x when noise is added before the step.
         noise_std: standard deviation of that noise; 0 for none.
+        churned: whether that noise belongs to this step, and so to its piece of a path.
         noise_after: standard deviation of the noise added at the end of the step; 0 for none.
         sigma_after: σ_{i+1}.
         remember: how many directions the next step may use.
@@ -110,6 +111,7 @@ class Step:
     correct: Combination | None = None
     rescale: float = 1.0
     noise_std: float = 0.0
+    churned: bool = False
     noise_after: float = 0.0
     sigma_after: float = 0.0
     remember: int = 0
@@ -118,7 +120,7 @@ class Step:
         """x̂ = s(t̂)/s(t) x + √(σ̂² − σ²) s(t̂) S_noise n."""
         if self.noise_std == 0:
             return x
-        noise = unit_noise(source, x)
+        noise = unit_noise(source, x, self.sigma, self.sigma_after) if self.churned else unit_noise(source, x)
         return torch.add(x if self.rescale == 1 else x * self.rescale, noise, alpha=self.noise_std)
 
 

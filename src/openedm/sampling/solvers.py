@@ -193,6 +193,7 @@ class RungeKutta(PlannedSolver):
             advance=None if is_final and grid.final == "denoise" else _moved(h, tableau.b, slopes),
             rescale=slopes[0].scale / scale,
             noise_std=math.sqrt(max(sigma_hat**2 - sigma**2, 0.0)) * slopes[0].scale * grid.churn.s_noise,
+            churned=gamma > 0,
             sigma_after=0.0 if is_final else grid.sigmas[i + 1],
         )
 
