@@ -56,9 +56,8 @@ def arguments() -> argparse.Namespace:
     return given
 
 
-def chosen(entries: list[tuple[str, ours.Make]], theirs: list[Method], only: str | None) -> list[Method]:
-    """Both sides, ours first."""
-    methods = [*ours.methods(entries), *theirs]
+def chosen(methods: list[Method], only: str | None) -> list[Method]:
+    """Those whose title has `only` in it."""
     return [method for method in methods if only is None or only in method.title]
 
 
@@ -75,7 +74,8 @@ def progress(rows: Iterator[dict[str, Any]], name: str) -> Rows:
 
 def accuracy(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
     """The distance to the solution at budgets, as tables and as a figure."""
-    methods = chosen(ours.FIXED + (ours.FITTED if given.fit else []), getattr(peers, "FIXED", []), given.only)
+    entries = ours.FIXED + (ours.FITTED if given.fit else [])
+    methods = chosen([*ours.methods(entries), *getattr(peers, "FIXED", [])], given.only)
     rows = [row for p in problems for row in progress(measure.accuracy(p, methods, given.nfe), f"accuracy, {p.name}")]
     report.print_accuracy(rows)
     if given.figure is not None:
@@ -86,7 +86,7 @@ def accuracy(given: argparse.Namespace, problems: Sequence[Problem], peers: Any)
 
 def tolerance(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
     """The distance to the solution at tolerances."""
-    methods = chosen(ours.ADAPTIVE, getattr(peers, "ADAPTIVE", []), given.only)
+    methods = chosen([*ours.methods(ours.ADAPTIVE), *getattr(peers, "ADAPTIVE", [])], given.only)
     found = ((p, measure.accuracy(p, methods, given.tolerance, "tolerance")) for p in problems)
     rows = [row for p, rows in found for row in progress(rows, f"tolerance, {p.name}")]
     report.print_accuracy(rows, "tolerance")
@@ -95,10 +95,9 @@ def tolerance(given: argparse.Namespace, problems: Sequence[Problem], peers: Any
 
 def distribution(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
     """The energy distance of stochastic samplers, and of others to compare, to the distribution."""
-    fixed = chosen(
-        ours.DETERMINISTIC + (ours.FITTED if given.fit else []), getattr(peers, "DETERMINISTIC", []), given.only
-    )
-    methods = chosen(ours.STOCHASTIC, getattr(peers, "STOCHASTIC", []), given.only)
+    entries = ours.DETERMINISTIC + (ours.FITTED if given.fit else [])
+    fixed = chosen([*ours.methods(entries), *getattr(peers, "DETERMINISTIC", [])], given.only)
+    methods = chosen([*ours.methods(ours.STOCHASTIC), *getattr(peers, "STOCHASTIC", [])], given.only)
     budgets = [nfe for nfe in given.nfe if 8 < nfe <= 35]
     found = ((p, measure.distributions(p, fixed, budgets, methods)) for p in problems if p.name in PLANAR)
     rows = [row for p, rows in found for row in progress(rows, f"distribution, {p.name}")]
@@ -108,9 +107,8 @@ def distribution(given: argparse.Namespace, problems: Sequence[Problem], peers: 
 
 def timing(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
     """The overhead."""
-    rows = overhead(
-        chosen(ours.OVERHEAD, [], given.only), chosen([], getattr(peers, "OVERHEAD", []), given.only), given.seconds
-    )
+    methods = chosen([*ours.OVERHEAD, *getattr(peers, "OVERHEAD", [])], given.only)
+    rows = overhead(methods, given.seconds)
     report.print_overhead(rows)
     return rows
 

@@ -11,6 +11,8 @@ from openedm.denoiser import Condition, Denoiser
 SIGMA_MIN, SIGMA_MAX = 0.002, 80.0
 """The range of noise levels of all problems."""
 
+OURS = "openedm"
+
 Denoise = Callable[..., Tensor]
 """D(x, σ), σ a number or a tensor of shape () or (batch,): all that a peer is given."""
 

@@ -7,7 +7,7 @@ that the solver can do nothing with so few evaluations.
 
 from collections.abc import Callable, Sequence
 
-from benchmarks.solvers.methods import SIGMA_MAX, SIGMA_MIN, Denoise, Method, Run
+from benchmarks.solvers.methods import OURS, SIGMA_MAX, SIGMA_MIN, Denoise, Method, Run
 from torch import Tensor
 
 from openedm.denoiser import Denoiser
@@ -17,15 +17,20 @@ from openedm.sampling import (
     LMS,
     RK4,
     AdamsBashforth,
+    Ancestral,
     Auto,
+    BrownianNoise,
     Churn,
     DPMSolverPP2M,
     DPMSolverPP2S,
     DPMSolverPP3M,
     Euler,
+    EulerMaruyama,
     Heun,
     Midpoint,
     NetworkPrediction,
+    PredictorCorrector,
+    Restart,
     Sampler,
     Solver,
     UniPC,
@@ -64,7 +69,7 @@ def automatic(nfe: float, denoiser: Denoiser) -> Auto:
 
 def fitted(nfe: float, denoiser: Denoiser) -> Sampler:
     """The rule's pick, fitted to the denoiser on pilots of its own, which are none of the starts."""
-    return Auto(nfe=int(nfe)).fit(denoiser)[0]
+    return Auto(nfe=int(nfe)).fit(denoiser).sampler
 
 
 FIXED: list[tuple[str, Make]] = [
@@ -91,7 +96,11 @@ ADAPTIVE: list[tuple[str, Make]] = []
 STOCHASTIC: list[tuple[str, Make]] = [
     ("Heun, churn 0.2 a step", on_karras(Heun(), churn=0.2)),
     ("Euler, churn 0.4 a step", on_karras(Euler(), churn=0.4)),
+    ("Ancestral", on_karras(Ancestral())),
+    ("Euler-Maruyama", on_karras(EulerMaruyama())),
     ("DPM-Solver++ 2M SDE", on_karras(DPMSolverPP2M(eta=1.0))),
+    ("predictor-corrector", on_karras(PredictorCorrector())),
+    ("Restart", on_karras(Restart())),
 ]
 
 DRAWN = ("Heun", "DEIS-3", "DPM-Solver++ 2M", "UniPC-3", "Auto", "Auto, fitted")
@@ -99,10 +108,6 @@ DRAWN = ("Heun", "DEIS-3", "DPM-Solver++ 2M", "UniPC-3", "Auto", "Auto, fitted")
 
 DETERMINISTIC = [entry for entry in FIXED if entry[0] in ("Euler", "Heun", "DEIS-3", "DPM-Solver++ 2M", "Auto")]
 """Of `FIXED`, those that the stochastic ones are compared with."""
-
-TIMED = ("Euler", "Heun", "LMS-4", "DEIS-3", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC-2")
-OVERHEAD = [*(entry for entry in FIXED if entry[0] in TIMED), STOCHASTIC[-1]]
-"""What is timed with a denoiser that does nothing."""
 
 
 def methods(entries: Sequence[tuple[str, Make]]) -> list[Method]:
@@ -120,4 +125,19 @@ def methods(entries: Sequence[tuple[str, Make]]) -> list[Method]:
 
         return run
 
-    return [Method("openedm", name, lambda b, d, make=make: prepare(make, b, d)) for name, make in entries]
+    return [Method(OURS, name, lambda b, d, make=make: prepare(make, b, d)) for name, make in entries]
+
+
+def brownian(nfe: float, denoiser: Denoiser) -> Run:
+    """A stochastic solver with noise that is the same path however many the steps."""
+    sampler = Sampler(karras(int(nfe)), solver=DPMSolverPP2M(eta=1.0))
+    return lambda denoise, noise: sampler.sample(denoise, BrownianNoise(range(len(noise))), noise=noise)
+
+
+TIMED = ("Euler", "Heun", "LMS-4", "DEIS-3", "DPM-Solver++ 2M", "DPM-Solver++ 3M", "UniPC-2", "Auto")
+
+OVERHEAD = [
+    *methods([entry for entry in (*FIXED, *STOCHASTIC) if entry[0] in (*TIMED, "DPM-Solver++ 2M SDE")]),
+    Method(OURS, "DPM-Solver++ 2M SDE, Brownian path", brownian),
+]
+"""What is timed with a denoiser that does nothing."""

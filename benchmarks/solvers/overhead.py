@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import torch
 from benchmarks.common import interleaved, peak_memory
-from benchmarks.solvers.methods import SIGMA_MAX, Denoise, Method
+from benchmarks.solvers.methods import OURS, SIGMA_MAX, Denoise, Method
 from benchmarks.solvers.ours import karras
 from torch import Tensor
 
@@ -102,21 +102,20 @@ class Case(NamedTuple):
         return None if self.slow else peak_memory(call) / size
 
 
-def cases(ours: Sequence[Method], peers: Sequence[Method]) -> list[Case]:
-    """What is timed: arithmetic by hand, ours, peers."""
+def cases(methods: Sequence[Method]) -> list[Case]:
+    """What is timed: arithmetic by hand, and the methods."""
     found = [Case("by hand", f"{terms} terms", by_hand(terms), True) for terms in (1, 2, 3)]
-    for methods, bare in ((ours, False), (peers, True)):
-        for method in methods:
-            run = method.prepare(STEPS, Nothing(SHAPES[0]))
-            assert run is not None
-            found.append(Case(method.library, method.name, run, bare))
+    for method in methods:
+        run = method.prepare(STEPS, Nothing(SHAPES[0]))
+        assert run is not None
+        found.append(Case(method.library, method.name, run, bare=method.library != OURS))
     return found
 
 
 @torch.no_grad()
-def overhead(ours: Sequence[Method], peers: Sequence[Method], seconds: float) -> list[dict[str, Any]]:
+def overhead(methods: Sequence[Method], seconds: float) -> list[dict[str, Any]]:
     """Time of each method at two sizes, all in turn, and the memory that it holds at its peak."""
-    found = cases(ours, peers)
+    found = cases(methods)
     rows = []
     for shape in SHAPES:
         calls = [case.call(shape)[0] for case in found]

@@ -4,13 +4,13 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from benchmarks.solvers.methods import OURS
 from matplotlib.figure import Figure
 
 from openedm.plots.style import COLOURS, GREY, MARKERS, SHADE, number_log_ticks, plain
 
 Row = Mapping[str, Any]
 
-OURS = "openedm"
 COLUMNS = 4
 
 
@@ -39,14 +39,14 @@ def print_accuracy(rows: Sequence[Row], key: str = "budget") -> None:
         mine = [row for row in rows if row["problem"] == problem]
         budgets = list(dict.fromkeys(row[key] for row in mine))
         print(f"\n{problem}, by {key}: rms (median) @NFE")
-        print(f"{'':42}" + "".join(f"{budget:<24g}" for budget in budgets))
+        print(f"{'':46}" + "".join(f"{budget:<24g}" for budget in budgets))
         for name in dict.fromkeys(map(title, mine)):
             cells = {row[key]: row for row in mine if title(row) == name}
-            print(f"{name:<42}" + "".join(f"{_cell(cells.get(budget)):<24}" for budget in budgets))
+            print(f"{name:<46}" + "".join(f"{_cell(cells.get(budget)):<24}" for budget in budgets))
         if key == "budget":
             for side in ("peer", OURS):
                 found = [best(mine, budget, side) for budget in budgets]
-                print(f"{f'best median, {side}':<42}" + "".join(f"{_named(row):<24}" for row in found))
+                print(f"{f'best median, {side}':<46}" + "".join(f"{_named(row):<24}" for row in found))
 
 
 def _cell(row: Row | None) -> str:
@@ -82,25 +82,25 @@ def print_distributions(rows: Sequence[Row]) -> None:
         floor = mine[0]
         print(f"\n{problem}: energy distance to the distribution; * stochastic")
         print(f"of exact samples: {short(floor['energy_distance'])} ± {short(floor['deviation'])}")
-        print(f"{'':44}" + "".join(f"{budget:<10g}" for budget in budgets))
+        print(f"{'':48}" + "".join(f"{budget:<10g}" for budget in budgets))
         for name in dict.fromkeys(title(row) for row in mine[1:]):
             cells = {row["budget"]: row for row in mine[1:] if title(row) == name}
             mark = "* " if next(iter(cells.values()))["stochastic"] else "  "
             values = [short(cells.get(budget, {}).get("energy_distance")) for budget in budgets]
-            print(f"{mark + name:<44}" + "".join(f"{value:<10}" for value in values))
+            print(f"{mark + name:<48}" + "".join(f"{value:<10}" for value in values))
 
 
 def print_overhead(rows: Sequence[Row]) -> None:
     """A table of microseconds an evaluation at each size."""
     shapes = list(dict.fromkeys(tuple(row["shape"]) for row in rows))
     print("\nµs an evaluation with a denoiser that does nothing: minimum, median; peak memory in states")
-    print(f"{'':42}" + "".join(f"{'×'.join(map(str, shape)):<24}" for shape in shapes) + "memory")
+    print(f"{'':46}" + "".join(f"{'×'.join(map(str, shape)):<24}" for shape in shapes) + "memory")
     for name in dict.fromkeys(map(title, rows)):
         cells = {tuple(row["shape"]): row for row in rows if title(row) == name}
         numbers = [f"{cells[shape]['minimum_us']:.0f}, {cells[shape]['median_us']:.0f}" for shape in shapes]
         memory = cells[shapes[0]]["peak_states"]
         held = "-" if memory is None or not math.isfinite(memory) else f"{memory:.1f}"
-        print(f"{name:<42}" + "".join(f"{text:<24}" for text in numbers) + held)
+        print(f"{name:<46}" + "".join(f"{text:<24}" for text in numbers) + held)
 
 
 def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str]) -> Figure:
