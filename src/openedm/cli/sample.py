@@ -3,7 +3,7 @@
 import hashlib
 import json
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,7 +22,7 @@ from openedm.data.pictures import image_grid
 from openedm.denoiser import Denoiser
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.plots import denoising_trajectory, save_figure
-from openedm.sampling import Sampler, State, sample_batches
+from openedm.sampling import BrownianNoise, NoiseSource, Sampler, SeededNoise, State, sample_batches
 from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
 from openedm.training.checkpoints import read_progress
 
@@ -38,6 +38,7 @@ def sample(
     tolerance: float | None = None,
     levels: Literal["rule", "fitted"] = "rule",
     sampler: Sampler = Sampler(),
+    noise: Literal["independent", "path"] = "independent",
     guidance: GuidanceWeight = Interval(),
     guiding: str | None = None,
     format: Literal["png", "npz", "grid"] = "png",
@@ -62,6 +63,8 @@ def sample(
             sample; they are kept beside it.
         sampler: levels, schedule, solver and stochasticity one by one, instead of nfe and tolerance. With nfe null and
             nothing else it is EDM's sampler: Heun's method, 35 evaluations.
+        noise: what a stochastic sampler adds: independent draws, or the pieces of one Brownian path a seed, so that
+            more steps refine the same sample.
         guidance: how strongly the samples are guided: a weight, 1 for none, at all noise levels or some. Without
             `guiding` this is classifier-free guidance, for models trained with label_dropout.
         guiding: another checkpoint or run, smaller or less trained, to guide away from instead (autoguidance).
@@ -104,7 +107,11 @@ def sample(
     main = accelerator.is_main_process
     sampler = make_sampler(choice, levels, denoiser, pilots, folder / "fitted", fitted_with, main=main)
     sampler.check(denoiser)  # refuses what cannot be sampled before anything is written
+    if noise == "path" and not sampler.stochastic:
+        raise ValueError(f"noise='path' has no effect: the sampler adds no noise on its way, {sampler}")
     settings = {**made_with, "classes": chosen, "sampler": to_config(sampler)}
+    if noise == "path":
+        settings["noise"] = noise
     if accelerator.is_main_process:
         _open_folder(parts, settings, format)
     accelerator.wait_for_everyone()
@@ -112,7 +119,8 @@ def sample(
     missing = [s for s in dict.fromkeys(wanted) if not (parts / _name(s, suffix)).exists()]
     accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
     mine = missing[accelerator.process_index :: accelerator.num_processes]
-    _draw(denoiser, mine, chosen, sampler, parts, suffix, batch_size, show=accelerator.is_main_process)
+    draws = BrownianNoise if noise == "path" else SeededNoise
+    _draw(denoiser, mine, chosen, sampler, draws, parts, suffix, batch_size, show=accelerator.is_main_process)
     accelerator.wait_for_everyone()
     if not accelerator.is_main_process:
         return
@@ -125,7 +133,7 @@ def sample(
     cost = "" if sampler.nfe is None else f" with {sampler.nfe} {kind} evaluations each"
     print(f"drew {len(missing)} samples{cost}{kept}: {target}")
     if trajectory is not None:
-        _draw_trajectory(denoiser, wanted, chosen, sampler, Path(trajectory))
+        _draw_trajectory(denoiser, wanted, chosen, sampler, draws, Path(trajectory))
 
 
 def _guidance_settings(
@@ -169,6 +177,7 @@ def _draw(
     seeds: Sequence[int],
     classes: Sequence[int] | None,
     sampler: Sampler,
+    noise: Callable[[Sequence[int]], NoiseSource],
     parts: Path,
     suffix: str,
     batch_size: int,
@@ -177,7 +186,8 @@ def _draw(
 ) -> None:
     labels = labels_for(seeds, classes, denoiser.num_classes)
     with tqdm(total=len(seeds), unit="sample", disable=not show or not seeds) as bar:
-        for drawn, x in sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size):
+        batches = sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size, noise=noise)
+        for drawn, x in batches:
             for seed, one in zip(drawn, x, strict=True):
                 path = parts / _name(seed, suffix)
                 if suffix == ".png":
@@ -188,12 +198,17 @@ def _draw(
 
 
 def _draw_trajectory(
-    denoiser: Denoiser, seeds: Sequence[int], classes: Sequence[int] | None, sampler: Sampler, path: Path
+    denoiser: Denoiser,
+    seeds: Sequence[int],
+    classes: Sequence[int] | None,
+    sampler: Sampler,
+    noise: Callable[[Sequence[int]], NoiseSource],
+    path: Path,
 ) -> None:
     states: list[State] = []
     shown = seeds[:6]
     labels = labels_for(shown, classes, denoiser.num_classes)
-    sampler.sample(denoiser, shown, condition=labels, callback=states.append)
+    sampler.sample(denoiser, noise(shown), condition=labels, callback=states.append)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(denoising_trajectory(states), path)
     print(f"denoising trajectory: {path}")

@@ -12,6 +12,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from openedm import checks
+from openedm.allocation import keep_freed_memory
 from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
 from openedm.levels import Karras, Levels
@@ -252,6 +253,7 @@ def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
 
 def _device_and_dtype(denoiser: Denoiser, given: Tensor | None) -> tuple[torch.device, torch.dtype]:
     """Where the state lives: the denoiser's device, in float64 (float32 where the device has no float64)."""
+    keep_freed_memory()
     weights = next(denoiser.parameters(), next(denoiser.buffers(), given))
     device = torch.device("cpu") if weights is None else weights.device
     return device, torch.float32 if device.type == "mps" else torch.float64
@@ -264,6 +266,7 @@ def sample_batches(
     *,
     condition: Condition = None,
     batch_size: int = 64,
+    noise: Callable[[Sequence[int]], NoiseSource] = SeededNoise,
 ) -> Iterator[tuple[Sequence[int], Float64[Tensor, "batch *event"]]]:
     """Sample many seeds in batches; yields (seeds, samples) batch after batch, on the host.
 
@@ -273,6 +276,7 @@ def sample_batches(
         seeds: one seed a sample.
         condition: one row a sample.
         batch_size: samples drawn at a time, ≥ 1; changes memory and speed, not the samples.
+        noise: the source of noise of some seeds, such as `BrownianNoise`.
     """
     checks.at_least("batch_size", batch_size, 1)
     if condition is not None and len(condition) != len(seeds):
@@ -280,4 +284,4 @@ def sample_batches(
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
         rows = None if condition is None else condition[part]
-        yield seeds[part], sampler.sample(denoiser, seeds[part], condition=rows).cpu()
+        yield seeds[part], sampler.sample(denoiser, noise(seeds[part]), condition=rows).cpu()

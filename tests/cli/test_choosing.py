@@ -1,0 +1,91 @@
+"""`openedm sample` chooses the sampler from a budget, keeps fitted levels, and refuses options without effect."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from openedm.choices import from_config
+from openedm.levels import Karras
+from openedm.sampling import Ancestral, Auto, BrownianNoise, Multistep, Sampler
+from openedm.training import find_checkpoint, load_denoiser
+
+
+def drawn(path):
+    with np.load(path, allow_pickle=False) as file:
+        return torch.from_numpy(file["samples"])
+
+
+def test_a_budget_is_spent_by_the_automatic_sampler_which_says_what_it_picked(openedm, toy_run, tmp_path):
+    out = tmp_path / "a.npz"
+    result = openedm("sample", toy_run, out, "--format=npz", "--seeds=0-9", "--nfe=9")
+    assert result.status == 0
+    denoiser = load_denoiser(toy_run, "ema")
+    sampler = Auto(9).choose(denoiser)
+    assert result.out == f"sampler: {sampler}\ndrew 10 samples with 9 network evaluations each: {out}\n"
+    torch.testing.assert_close(drawn(out), sampler.sample(denoiser, range(10)).float(), rtol=1e-5, atol=1e-5)
+
+
+def test_without_options_the_automatic_sampler_draws_and_with_nfe_null_edms(openedm, toy_run, tmp_path):
+    assert "with 32 network evaluations" in openedm("sample", toy_run, tmp_path / "a.npz", "--format=npz").out
+    edm = openedm("sample", toy_run, tmp_path / "b.npz", "--format=npz", "--nfe=null")
+    assert edm.out == f"drew 64 samples with 35 network evaluations each: {tmp_path / 'b.npz'}\n"
+
+
+def test_levels_are_fitted_once_and_kept_beside_the_checkpoint(openedm, toy_run, tmp_path):
+    arguments = ["--format=npz", "--seeds=0-9", "--nfe=6", "--levels=fitted"]
+    first = openedm("sample", toy_run, tmp_path / "a.npz", *arguments)
+    assert first.status == 0
+    (kept,) = (find_checkpoint(toy_run) / "fitted").glob("*.json")
+    found = json.loads(kept.read_text())
+    assert found["error"] < found["error_before"]
+    sampler = from_config(Sampler, found["fitted"])
+    assert sampler.nfe == 6
+    assert f"kept in {kept}" in first.out
+    assert str(sampler) in first.out
+    stamp = kept.stat().st_mtime_ns
+    again = openedm("sample", toy_run, tmp_path / "b.npz", *arguments)
+    assert f"sampler, fitted before ({kept}): {sampler}" in again.out
+    assert kept.stat().st_mtime_ns == stamp
+    assert torch.equal(drawn(tmp_path / "a.npz"), drawn(tmp_path / "b.npz"))
+    other = openedm("sample", toy_run, tmp_path / "c.npz", *arguments, "--weights=raw")
+    assert "fitted before" not in other.out
+    assert len(list(kept.parent.iterdir())) == 2
+
+
+def test_levels_can_be_fitted_to_a_sampler_that_is_described(openedm, digits_run, tmp_path):
+    solver = ["--sampler.solver=Multistep", "--sampler.solver.predictor=2", "--sampler.levels.num_steps=4"]
+    result = openedm(
+        "sample", digits_run, tmp_path / "a.npz", "--format=npz", "--seeds=0-3", "--levels=fitted", *solver
+    )
+    assert result.status == 0
+    assert f"solver={Multistep(predictor=2)}" in result.out
+    assert "drew 4 samples with 4 network evaluations" in result.out
+
+
+def test_a_stochastic_sampler_can_follow_a_path(openedm, toy_run, tmp_path):
+    options = ["--format=npz", "--seeds=0-5", "--sampler.solver=Ancestral", "--sampler.levels.num_steps=8"]
+    assert openedm("sample", toy_run, tmp_path / "a.npz", *options, "--noise=path").status == 0
+    sampler = Sampler(Karras(8), solver=Ancestral())
+    expected = sampler.sample(load_denoiser(toy_run, "ema"), BrownianNoise(range(6))).float()
+    torch.testing.assert_close(drawn(tmp_path / "a.npz"), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--nfe=2"], "nfe must be >= 3, got 2"),
+        (["--nfe=9", "--sampler.solver=Euler"], "nfe is of the automatic sampler and goes without sampler options"),
+        (["--tolerance=1e-3", "--nfe=9"], "tolerance goes without nfe and sampler options, got nfe=9"),
+        (["--tolerance=1e-3", "--sampler.solver=Euler"], "tolerance goes without nfe and sampler options"),
+        (["--tolerance=0"], "tolerance must be finite and > 0, got 0.0"),
+        (["--noise=path"], "noise='path' has no effect"),
+        (["--levels=fitted", "--sampler.solver=Ancestral"], "solver must be deterministic, on fixed levels"),
+    ],
+)
+def test_options_that_cannot_take_effect_are_refused(openedm, toy_run, tmp_path, options, message):
+    result = openedm("sample", toy_run, tmp_path / "out.npz", "--format=npz", *options)
+    assert result.status == 1
+    assert message in result.err
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,19 @@
+"""Freed memory is used again instead of being fetched from the system for every tensor."""
+
+import resource
+
+import torch
+
+from openedm.allocation import keep_freed_memory
+
+
+def test_tensors_that_come_and_go_cost_no_new_pages() -> None:
+    keep_freed_memory()
+    size, rounds = 1 << 20, 50
+    for _ in range(3):
+        torch.ones(size)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+    for _ in range(rounds):
+        torch.ones(size)
+    pages = rounds * size * 4 // resource.getpagesize()
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before < pages / 10
