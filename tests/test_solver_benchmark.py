@@ -1,0 +1,125 @@
+"""The benchmark of solvers: its problems against closed forms, its counting, and that its list of solvers runs."""
+
+import math
+
+import pytest
+import torch
+from benchmarks.common import peak_memory
+from benchmarks.solvers import ours, problems
+from benchmarks.solvers.measure import energy_distance, mean_distance, run_method
+from benchmarks.solvers.methods import Counted, Method
+from benchmarks.solvers.problems import FACTORIES, Problem, SmoothedDataset, problem
+
+from openedm.exact import GaussianMixture
+
+
+def test_the_reference_of_a_gaussian_is_its_closed_form() -> None:
+    p = problem("gaussian16d")
+    assert isinstance(p.denoiser, GaussianMixture)
+    end = p.denoiser.ode_solution(p.sigma_max * p.noise, p.sigma_max, p.sigma_min)
+    solution, floor = p.reference(cached=False)
+    torch.testing.assert_close(solution, p.denoiser(end, p.sigma_min), rtol=0, atol=1e-12)
+    assert floor < 1e-12
+
+
+@pytest.mark.parametrize("name", [*FACTORIES, "random3"])
+def test_sigma_data_is_that_of_samples(name: str) -> None:
+    p = problem(name)
+    if isinstance(p.denoiser, GaussianMixture):
+        draws = p.denoiser.sample(60_000 // p.noise.shape[1], torch.Generator().manual_seed(0))
+    else:
+        assert isinstance(p.denoiser, SmoothedDataset)
+        points = p.denoiser.points.data
+        draws = points + p.denoiser.std * torch.randn(points.shape, generator=torch.Generator().manual_seed(0))
+    assert p.sigma_data == pytest.approx(float(draws.std()), rel=0.05)
+
+
+def test_a_smoothed_data_set_is_a_mixture_of_gaussians() -> None:
+    points = torch.tensor([[0.0, 1.0], [2.0, -1.0], [-1.0, 0.5]], dtype=torch.float64)
+    std = 0.3
+    mixture = GaussianMixture([1.0] * 3, points, std**2 * torch.eye(2, dtype=torch.float64).expand(3, -1, -1))
+    x = 2 * torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    smoothed = SmoothedDataset(points, std)
+    for sigma in (0.01, 0.5, 20.0):
+        torch.testing.assert_close(smoothed(x, sigma), mixture(x, sigma), rtol=1e-10, atol=1e-12)
+    several = torch.linspace(0.1, 3.0, 50, dtype=torch.float64)
+    torch.testing.assert_close(smoothed(x, several), mixture(x, several), rtol=1e-10, atol=1e-12)
+
+
+def test_starts_are_the_same_each_time_and_problems_too() -> None:
+    first, second = problems.random_mixture(3), problems.random_mixture(3)
+    assert torch.equal(first.noise, second.noise)
+    x = first.noise
+    assert torch.equal(first.denoiser(x, 0.5), second.denoiser(x, 0.5))
+    assert 1 <= x.shape[1] <= 64
+
+
+def test_an_unknown_problem_is_refused() -> None:
+    with pytest.raises(ValueError, match="name must be one of gmm2d, lowrank64"):
+        problem("gmm3d")
+
+
+@pytest.fixture(scope="module")
+def small() -> Problem:
+    denoiser = GaussianMixture([0.5, 0.5], [[-1.0], [1.0]], [[[0.01]], [[0.01]]])
+    return Problem("small", "two modes", denoiser, math.sqrt(1.01), starts=16)
+
+
+@pytest.mark.parametrize("method", ours.methods([*ours.FIXED, *ours.STOCHASTIC]), ids=lambda method: method.name)
+def test_each_of_our_solvers_keeps_to_its_budget(method: Method, small: Problem) -> None:
+    x, row = run_method(method, small, 18, small.noise)
+    assert "failed" not in row
+    assert x is not None
+    assert 0 < row["nfe"] <= 18
+    assert bool(x.isfinite().all())
+
+
+def test_what_a_solver_raises_becomes_part_of_the_table(small: Problem) -> None:
+    def prepare(budget: float, denoiser: object) -> None:
+        raise ArithmeticError(f"not with {budget:g}")
+
+    x, row = run_method(Method("peer", "broken", prepare), small, 8, small.noise)
+    assert x is None
+    assert row["failed"] == "ArithmeticError: not with 8"
+
+
+def test_evaluations_are_counted_by_batch_and_by_sample(small: Problem) -> None:
+    denoiser = Counted(small.denoiser, small.sigma_data)
+    denoiser(small.noise, 1.0)
+    denoiser(small.noise[:4], 1.0)
+    assert (denoiser.calls, denoiser.rows) == (2, 20)
+    assert denoiser.sigma_data == small.sigma_data
+
+
+def test_the_energy_distance_of_two_points_and_of_two_draws() -> None:
+    x, y = torch.zeros(2, 1), torch.full((2, 1), 3.0)
+    within = mean_distance(y, y) * 2 / 1
+    assert float(energy_distance(x, y, within)) == pytest.approx(6.0)
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randn(2000, 2, dtype=torch.float64, generator=generator) for _ in range(2))
+    within = mean_distance(y, y) * 2000 / 1999
+    assert abs(float(energy_distance(x, y, within))) < 5e-3
+    # E‖x + a − y‖ − E‖x − y‖ of normal x and y: 0.14 for a = (1, 0), from the moments of the Rice distribution.
+    moved = float(energy_distance(x + torch.tensor([1.0, 0.0]), y, within))
+    assert moved == pytest.approx(2 * _rice(1.0, math.sqrt(2)) - 2 * _rice(0.0, math.sqrt(2)), rel=0.1)
+
+
+def _rice(shift: float, scale: float) -> float:
+    """E‖a + s n‖ for a of length `shift` in two dimensions, by quadrature over the angle and the radius."""
+    radius = torch.linspace(0, 12, 4001, dtype=torch.float64)
+    angle = torch.linspace(0, 2 * math.pi, 401, dtype=torch.float64)[:-1]
+    length = (shift**2 + (scale * radius[:, None]).square() + 2 * shift * scale * radius[:, None] * angle.cos()).sqrt()
+    return float(torch.trapezoid(length.mean(1) * radius * (-radius.square() / 2).exp(), radius))
+
+
+def test_peak_memory_counts_what_is_held_at_once() -> None:
+    x = torch.zeros(1000, dtype=torch.float64)
+
+    def run() -> torch.Tensor:
+        y = x + 1  # 8 kB
+        z = y * 2  # and 8 kB
+        del y
+        z.add_(x)
+        return z.reshape(10, 100)[0]
+
+    assert peak_memory(run) == 16_000
