@@ -5,7 +5,48 @@ import math
 from hypothesis import strategies as st
 
 from openedm import levels, objective, preconditioning, schedules
-from openedm.sampling import RK4, Alpha, Churn, Euler, Heun, Midpoint, Ralston, Sampler, Solver
+from openedm.sampling import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    LMS,
+    RK4,
+    AdamsBashforth,
+    Alpha,
+    Ancestral,
+    Angle,
+    BandEta,
+    Churn,
+    ConstantEta,
+    DataPrediction,
+    DPMSolver2M,
+    DPMSolver2S,
+    DPMSolver3S,
+    DPMSolverPP2M,
+    DPMSolverPP2S,
+    DPMSolverPP3M,
+    DPMSolverPP3S,
+    EpsilonPrediction,
+    Euler,
+    EulerMaruyama,
+    FlowTime,
+    Heun,
+    LogSigma,
+    Midpoint,
+    Multistep,
+    NetworkPrediction,
+    PowerSigma,
+    Prediction,
+    PredictorCorrector,
+    Ralston,
+    Restart,
+    Sampler,
+    ScheduleTime,
+    Solver,
+    UniPC,
+    Variable,
+    VelocityPrediction,
+)
 
 EPS = 2.0**-52
 """The relative spacing of float64."""
@@ -44,9 +85,70 @@ def all_scalings() -> st.SearchStrategy[schedules.Scaling]:
 
 
 def all_solvers() -> st.SearchStrategy[Solver]:
-    """Every one-step solver; α of the family is random in (0, 1]."""
+    """Every Runge–Kutta method; α of the family is random in (0, 1]."""
     fixed = st.sampled_from([Euler(), Heun(), Midpoint(), Ralston(), RK4()])
     return st.one_of(fixed, st.builds(Alpha, st.floats(0.05, 1.0)))
+
+
+def all_predictions() -> st.SearchStrategy[Prediction]:
+    """Every quantity that an exponential solver interpolates, of data of random width."""
+    widths = log_uniform(0.05, 5.0)
+    plain = st.sampled_from([EpsilonPrediction(), DataPrediction()])
+    return st.one_of(plain, st.builds(VelocityPrediction, widths), st.builds(NetworkPrediction, widths))
+
+
+def all_variables() -> st.SearchStrategy[Variable]:
+    """Every variable of interpolation, with random parameters."""
+    widths = log_uniform(0.05, 5.0)
+    reaching = [schedules.EDM(), schedules.VP(), schedules.VE(), schedules.Cosine(), schedules.RectifiedFlow()]
+    return st.one_of(
+        st.just(LogSigma()),
+        st.builds(PowerSigma, log_uniform(0.5, 10.0)),
+        st.builds(Angle, widths),
+        st.builds(FlowTime, widths),
+        st.builds(ScheduleTime, st.sampled_from(reaching)),
+    )
+
+
+NAMED = [DDIM(), LMS(), DEIS(), IPNDM(), DPMSolver2M(), DPMSolverPP2M(), DPMSolverPP3M(), UniPC(), AdamsBashforth()]
+"""The named settings of `Multistep`."""
+
+
+def multistep_solvers() -> st.SearchStrategy[Multistep]:
+    """Every named exponential multistep method, and settings of the engine at random that follow the ODE."""
+    some = st.builds(
+        Multistep,
+        prediction=all_predictions(),
+        variable=all_variables(),
+        predictor=st.integers(1, 4),
+        corrector=st.sampled_from([0, 2, 3, 4]),
+        rule=st.sampled_from(["exact", "midpoint", "dpm-solver++", "adams-bashforth"]),
+    )
+    return st.one_of(st.sampled_from(NAMED), some)
+
+
+def exponential_solvers() -> st.SearchStrategy[Solver]:
+    """Every exponential method that follows the ODE, of one step or of several."""
+    two = st.sampled_from([DPMSolver2S, DPMSolverPP2S])
+    three = st.sampled_from([DPMSolver3S, DPMSolverPP3S])
+    return st.one_of(
+        multistep_solvers(),
+        two.flatmap(lambda kind: st.builds(kind, st.floats(0.1, 0.9))),
+        three.flatmap(lambda kind: st.builds(kind, st.floats(0.1, 0.45), st.floats(0.5, 0.9))),
+    )
+
+
+def stochastic_solvers() -> st.SearchStrategy[Solver]:
+    """Every solver that draws noise of its own."""
+    etas = st.one_of(st.builds(ConstantEta, st.floats(0.1, 2.0)), st.builds(BandEta, st.floats(0.1, 2.0)))
+    sde = st.sampled_from([DDIM, DPMSolverPP2M, DPMSolverPP3M])
+    return st.one_of(
+        st.builds(EulerMaruyama, etas),
+        st.builds(Ancestral, st.floats(0.1, 2.0)),
+        sde.flatmap(lambda kind: st.builds(kind, eta=st.floats(0.1, 2.0))),
+        st.builds(Restart, st.sampled_from([Heun(), UniPC()]), repeats=st.integers(1, 3)),
+        st.builds(PredictorCorrector, st.sampled_from([Heun(), Ancestral(), DDIM()]), log_uniform(0.01, 0.3)),
+    )
 
 
 @st.composite
@@ -156,8 +258,8 @@ def all_churns() -> st.SearchStrategy[Churn]:
 
 
 def all_samplers() -> st.SearchStrategy[Sampler]:
-    """Any levels × schedule × scaling × solver × churn × end."""
-    return st.builds(
+    """Any levels × schedule × scaling × solver × churn × end; solvers without a curve on levels alone."""
+    curved = st.builds(
         Sampler,
         levels=all_levels(),
         schedule=all_schedules(),
@@ -166,3 +268,4 @@ def all_samplers() -> st.SearchStrategy[Sampler]:
         churn=all_churns(),
         final=st.sampled_from(["denoise", "euler"]),
     )
+    return st.one_of(curved, st.builds(Sampler, all_levels(), solver=exponential_solvers() | stochastic_solvers()))
