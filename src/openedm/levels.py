@@ -196,7 +196,7 @@ class LogLinear(Levels):
 
 @dataclass(frozen=True)
 class Logistic(Levels):
-    """Levels at the quantiles of a logistic distribution of ln σ, cut to the range: dense around a centre, sparse far off.
+    """Levels at the quantiles of a logistic distribution of ln σ, cut to the range: dense around a centre.
 
     With F the distribution function 1/(1 + e^{−(ln σ − ln c)/w}), F(σ_i) = F(σ_max) + p_i (F(σ_min) − F(σ_max)), where
     p_i = i/(N−1) + Σ_k v_k sin(πk i/(N−1))/(πk). With w = 1 levels are even in the time σ/(σ+c) of rectified flow, with
