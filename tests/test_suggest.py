@@ -7,25 +7,13 @@ import numpy as np
 import pytest
 import torch
 from scipy.optimize import brentq
-from torch.distributions import MultivariateNormal, kl_divergence
-from torch.nn.functional import pad, unfold
 
 from openedm.data import Digits, FashionMNIST, InMemory, Toy, measure, wrap
 from openedm.data.fashion_mnist import DEBIAN_PATH
-from openedm.exact import ExactDataset, GaussianMixture
+from openedm.exact import GaussianMixture
 from openedm.objective import EDMWeighting
 from openedm.plots import reducible_loss
 from openedm.suggest import suggest
-from openedm.suggest.limits import (
-    farthest,
-    lowest,
-    nearest,
-    posteriors,
-    rounding_step,
-    terminal_divergence,
-)
-from openedm.suggest.moments import Moments, draw, moments
-from openedm.suggest.reducible import WINDOW, fit_mixture, log_normal_of, windows_at
 
 FACTORS = ("sigma_data", "sigma_min", "sigma_max")
 
@@ -249,152 +237,6 @@ class TestPictures:
         assert 0.1 < math.exp(found.p_mean) < 1.0
         assert found.lowest.bound == "ratio"
         assert found.sigma_min == pytest.approx(found.sigma_data / 250)
-
-
-class TestSigmaMax:
-    """The divergence of the start."""
-
-    def test_the_divergence_is_that_of_the_two_gaussians(self):
-        a = normal(5, 5)
-        covariance, mean = a @ a.T, normal(5, seed=1)
-        values, basis = torch.linalg.eigh(covariance)
-        # Of infinitely many samples: nothing is subtracted from ‖μ‖².
-        exact = Moments(mean, basis, values, values, 0.0, float(values.mean()), 10**15)
-        for sigma in (0.5, 3.0, 20.0):
-            start = MultivariateNormal(torch.zeros(5).double(), sigma**2 * torch.eye(5).double())
-            for shift, centred in ((mean, False), (0 * mean, True)):
-                noisy = MultivariateNormal(shift, covariance + sigma**2 * torch.eye(5))
-                expected = float(kl_divergence(noisy, start))
-                assert terminal_divergence(exact, sigma, centred=centred) == pytest.approx(expected, rel=1e-6)
-
-    def test_fewer_nats_ask_for_more_noise(self):
-        found = [suggest(gaussian([1.0, 1.0], count=200), terminal_nats=nats).sigma_max for nats in (0.1, 0.01, 0.001)]
-        # Σ f(λ/σ²)/2 → Σ λ²/(4 σ⁴): σ grows with the fourth root.
-        assert found[1] / found[0] == pytest.approx(10**0.25, rel=0.15)
-        assert found[2] / found[1] == pytest.approx(10**0.25, rel=0.05)
-
-    def test_the_largest_distance_is_found_in_chunks(self):
-        rows = normal(100, 3)
-        assert farthest(rows, chunk=7) == pytest.approx(float(torch.pdist(rows).max()))
-
-    def test_posteriors_are_those_of_the_exact_denoiser(self):
-        points, clean, noise = normal(30, 4), normal(5, 4, seed=1), normal(5, 4, seed=2)
-        found = posteriors(clean, noise, points)
-        for sigma in (0.1, 1.0, 30.0):
-            expected = ExactDataset(points)(clean + sigma * noise, sigma)
-            torch.testing.assert_close(found.denoised(sigma), expected, rtol=0, atol=1e-9)
-
-    def test_the_perplexity_rises_from_one_point_to_all(self):
-        points = normal(30, 4)
-        found = posteriors(points, normal(30, 4, seed=2), points)
-        assert found.perplexity(1e-3) == pytest.approx(1 / 30)
-        assert found.perplexity(1e4) == pytest.approx(1)
-
-
-class TestSigmaMin:
-    """Steps and neighbours."""
-
-    @pytest.mark.parametrize("scale", [1.0, 0.37, 1e-4, 5e6])
-    def test_the_step_of_rounded_values_is_found(self, scale):
-        bytes_ = torch.randint(256, (100, 12), generator=torch.Generator().manual_seed(0)).float() / 127.5 - 1
-        assert rounding_step((scale * bytes_).double()) == pytest.approx(scale * 2 / 255, rel=1e-5)
-        assert rounding_step((scale * bytes_.sign()).double()) == pytest.approx(scale * 2, rel=1e-5)
-
-    def test_a_step_that_only_a_few_values_take_is_found_too(self):
-        x = torch.tensor([[0.0, 3.0], [5.0, 11.0]]).double()
-        assert rounding_step(x / 10) is None  # The smallest difference is 2, and does not divide 3.
-        assert rounding_step(torch.cat([x, x + 1]) / 10) == pytest.approx(0.1)
-
-    def test_continuous_values_have_no_step(self):
-        assert rounding_step(normal(1000, 3)) is None
-        assert rounding_step(normal(1000, 3).float().double()) is None
-        assert rounding_step(torch.cat([torch.ones(100, 1), normal(100, 1)]).double()) is None
-
-    def test_neighbours_are_the_nearest_that_are_no_copies(self):
-        rows, clean = normal(200, 3), normal(20, 3, seed=1)
-        expected = float(torch.cdist(clean, rows).amin(1).median())
-        assert nearest(clean, torch.cat([rows, clean]), chunk=64) == pytest.approx(expected)
-        assert nearest(clean[:1], clean[:1].expand(4, 3)) == 0
-
-    def test_noise_moves_a_sample_by_a_tenth_of_the_distance_to_its_neighbour(self):
-        rows, clean = normal(2000, 16), normal(100, 16, seed=1)
-        found = lowest(clean, rows, 1.0)
-        assert found.bound == "neighbours"
-        assert found.sigma * math.sqrt(16) == pytest.approx(nearest(clean, rows) / 10)
-
-    def test_it_stays_between_a_250th_and_a_tenth_of_sigma_data(self):
-        assert lowest(normal(100, 1), normal(2000, 1, seed=1), 1.0).sigma == 1 / 250
-        far = 10 * torch.eye(200).double() + 1e-3 * normal(200, 200)
-        assert lowest(far[:50], far[50:], 0.5).sigma == 0.05
-        binary = (normal(100, 4) > 0).double()
-        found = lowest(binary[:50], binary[50:], 0.5)
-        assert (found.sigma, found.step, found.bound) == (0.05, 1.0, "ratio")
-
-
-class TestMoments:
-    """Mean, covariance, and the linear denoiser."""
-
-    @pytest.mark.parametrize("count", [20, 400])
-    def test_the_linear_denoiser_is_that_of_one_gaussian(self, count):
-        rows = normal(count, 50) @ normal(50, 50, seed=1) / 7
-        found = moments(rows)
-        covariance = torch.cov(rows.T, correction=0)
-        trace, squares = float(covariance.trace()), float(covariance.square().sum())
-        a = (0.96 * squares + trace**2) / ((count + 0.96) * (squares - trace**2 / 50))
-        assert 0 < a < 1
-        shrunk = (1 - a) * covariance + a * trace / 50 * torch.eye(50).double()
-        x = normal(6, 50, seed=2)
-        for given, which in ((covariance, False), (shrunk, True)):
-            expected = GaussianMixture([1.0], rows.mean(0)[None], given[None])(x, 0.4)
-            torch.testing.assert_close(found.linear(x, 0.4, shrunk=which), expected, rtol=0, atol=1e-9)
-        assert float(found.values.sum()) + found.rest * found.others == pytest.approx(trace)
-        assert found.variance * 50 == pytest.approx(trace)
-
-    def test_few_samples_of_equal_scales_have_equal_eigenvalues(self):
-        found = moments(normal(40, 100))
-        assert float(found.measured.max()) > 4
-        assert float(found.values.max()) == pytest.approx(1, abs=0.1)
-
-    def test_the_squared_mean_is_without_the_error_of_a_mean(self):
-        # ‖mean of N‖² is ‖μ‖² + tr(Σ)/N on average, with a standard deviation of √(2 n)/N about 0.
-        assert moments(normal(50, 400)).squared_mean == pytest.approx(0, abs=4 * math.sqrt(800) / 50)
-        assert moments(normal(50, 400) + 1).squared_mean == pytest.approx(400, abs=4 * 2 * math.sqrt(400 / 50))
-
-    def test_samples_are_drawn_once_each_and_the_same_ones_for_a_seed(self):
-        data = InMemory(torch.arange(500.0)[:, None])
-        rows = draw(data, 100, seed=3, batch_size=7)
-        assert len(set(rows[:, 0].tolist())) == 100
-        assert torch.equal(rows, draw(data, 100, seed=3))
-        assert not torch.equal(rows, draw(data, 100, seed=4))
-
-
-class TestReducible:
-    """Moments of the curve, windows and mixtures."""
-
-    def test_a_bell_in_ln_sigma_has_its_own_mean_and_width(self):
-        log_sigma = torch.linspace(-9, 7, 60, dtype=torch.float64)
-        bell = (-((log_sigma + 1.2) ** 2) / (2 * 1.3**2)).exp()
-        assert log_normal_of(log_sigma.exp(), bell) == pytest.approx((-1.2, 1.3), abs=1e-6)
-        assert log_normal_of(log_sigma.exp(), bell - 1e-12) == pytest.approx((-1.2, 1.3), abs=1e-6)
-
-    def test_windows_are_those_of_the_image_continued_by_reflection(self):
-        images = pictures(count=3)
-        places = torch.tensor([[[0, 0], [4, 8]], [[8, 8], [2, 3]], [[8, 0], [0, 5]]])
-        every = unfold(pad(images, (2, 2, 2, 2), mode="reflect"), WINDOW).unflatten(2, (9, 9))
-        expected = torch.stack([every[i, :, r, c] for i in range(3) for r, c in places[i].tolist()])
-        assert torch.equal(windows_at(images, places), expected)
-
-    def test_a_mixture_finds_components_and_survives_constant_ones(self):
-        exact = GaussianMixture([0.5, 0.5], [[-1.0, 0.0], [1.0, 0.0]], [[[0.01, 0.0], [0.0, 0.0]]] * 2)
-        rows = exact.sample(2000, torch.Generator().manual_seed(0))
-        x = rows[:200] + 0.2 * normal(200, 2)
-        found = fit_mixture(rows, 0.01, seed=0)
-        assert float((found(x, 0.2) - exact(x, 0.2)).square().mean().sqrt()) < 0.02
-
-    def test_pictures_are_denoised_better_by_windows_than_by_anything_at_low_sigma(self):
-        found = suggest(InMemory(pictures(channels=1).float(), kind="vectors"), levels=8)
-        assert "windows" in found.reducible.by
-        assert found.reducible.by[-1] != "windows"
 
 
 @pytest.fixture(scope="module")

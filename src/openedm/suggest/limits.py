@@ -33,7 +33,7 @@ from jaxtyping import Float64
 from scipy.optimize import brentq
 from torch import Tensor
 
-from openedm.suggest.moments import Moments, parts
+from openedm.suggest.moments import ROWS, Moments, Noisy, parts
 
 UNIFORM = 0.9
 """A posterior is called nearly uniform where exp(entropy) is at least this part of the number of samples."""
@@ -92,11 +92,11 @@ class Posteriors:
 
     Attributes:
         points: the data points y_i.
-        squares: ‖y − y_i‖².
-        products: n·(y − y_i).
+        squares: ‖y − y_i‖², up to a number for each y.
+        products: n·(y − y_i), likewise.
     """
 
-    points: Float64[Tensor, "points n"]
+    points: Float64[Tensor, "points k"]
     squares: Float64[Tensor, "batch points"]
     products: Float64[Tensor, "batch points"]
 
@@ -104,7 +104,7 @@ class Posteriors:
         """ln of the posterior over the data points given x, that of the exact denoiser (Karras et al. 2022, B.3)."""
         return (-(self.squares / (2 * sigma**2) + self.products / sigma)).log_softmax(1)
 
-    def denoised(self, sigma: float) -> Float64[Tensor, "batch n"]:
+    def denoised(self, sigma: float) -> Float64[Tensor, "batch k"]:
         """The exact denoiser of the points."""
         return self.log_weights(sigma).exp() @ self.points
 
@@ -115,12 +115,13 @@ class Posteriors:
         return math.exp(float(entropy.mean())) / len(self.points)
 
 
-def posteriors(
-    clean: Float64[Tensor, "batch n"], noise: Float64[Tensor, "batch n"], points: Float64[Tensor, "points n"]
-) -> Posteriors:
-    """What `Posteriors` keeps, of samples y, unit noise n and data points y_i."""
-    squares = torch.cdist(clean, points).square()
-    return Posteriors(points, squares, (noise * clean).sum(1, keepdim=True) - noise @ points.T)
+def posteriors(x: Noisy, points: Float64[Tensor, "points k"]) -> Posteriors:
+    """The posteriors of noisy samples over data points, all in the coordinates of the same moments.
+
+    The points must lie in the span of those: what x has outside is as far from all of them.
+    """
+    products = (x.noise * x.clean).sum(1, keepdim=True) - x.noise @ points.T
+    return Posteriors(points, torch.cdist(x.clean, points).square(), products)
 
 
 def terminal_divergence(moments: Moments, sigma: float, *, centred: bool = False) -> float:
@@ -175,14 +176,14 @@ def _error(moments: Moments, rows: Float64[Tensor, "count n"], sigma: float) -> 
 
     d/dλ of ½ f(λ/σ²) is λ/(2 σ² (λ + σ²)), and that of ½ ‖μ‖²/σ² along y − μ is μ·(y − μ)/σ².
     """
-    rows = rows[: moments.count]
+    rows = rows[: min(moments.count, ROWS)]
     centred = rows - moments.mean
     slopes = moments.values / (2 * sigma**2 * (moments.values + sigma**2))
     shifts = centred @ moments.mean / sigma**2 if moments.squared_mean else 0.0
     influence = (centred @ moments.basis).square() @ slopes + shifts
     step = 1e-4
     change = terminal_divergence(moments, sigma * (1 + step)) - terminal_divergence(moments, sigma * (1 - step))
-    return sigma * float(influence.std()) / math.sqrt(len(rows)) * 2 * step / abs(change)
+    return sigma * float(influence.std()) / math.sqrt(moments.count) * 2 * step / abs(change)
 
 
 def farthest(rows: Float64[Tensor, "count n"], chunk: int = 512) -> float:
@@ -230,7 +231,7 @@ def rounding_step(rows: Float64[Tensor, "count n"], most: int = 2**20, steps: in
     The step is the smallest difference between two values; it must divide all the others, up to the rounding of
     float32, and the range must be at most `steps` of it: numbers of a computer are all multiples of something.
     """
-    values = torch.from_numpy(np.unique(rows.flatten()[:: -(-rows.numel() // most)].numpy()))
+    values = torch.from_numpy(np.unique(rows[: max(most // rows.shape[1], 64)].numpy()))
     rounding = 4 * 2.0**-23 * float(values.abs().max())
     gaps = values.diff()
     gaps = gaps[gaps > rounding]

@@ -21,7 +21,7 @@ from openedm.data import Dataset
 ENTRIES = 2**25
 """At most so many numbers are held of the data: a quarter of a gibibyte."""
 
-DIRECT = 3072
+DIRECT = 2048
 """Up to so many dimensions the covariance itself is decomposed; beyond, the Gram matrix of `ROWS` samples."""
 
 ROWS = 2048
@@ -84,13 +84,52 @@ class Moments:
         spread = self.variance * len(self.mean) / self.count
         return max(float(self.mean.square().sum()) - spread, 0.0)
 
-    def linear(self, x: Float64[Tensor, "batch n"], sigma: float, *, shrunk: bool) -> Float64[Tensor, "batch n"]:
-        """The best linear denoiser, μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ), with eigenvalues as measured or drawn together."""
+    def gains(self, sigma: float, *, shrunk: bool) -> tuple[Float64[Tensor, "k"], float]:
+        """The best linear denoiser, μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ): its gains along U, and in all other directions.
+
+        Args:
+            sigma: noise level.
+            shrunk: whether the eigenvalues are those drawn together, or those measured.
+        """
         values, rest = (self.values, self.rest) if shrunk else (self.measured, 0.0)
-        centred = x - self.mean
-        outside = rest / (rest + sigma**2)
-        gains = values / (values + sigma**2) - outside
-        return self.mean + outside * centred + ((centred @ self.basis) * gains) @ self.basis.T
+        return values / (values + sigma**2), rest / (rest + sigma**2)
+
+
+@dataclass(frozen=True, eq=False)
+class Noisy:
+    """Samples y and unit noise n, in the coordinates of some moments: x = y + σ n at every σ without another product.
+
+    Attributes:
+        clean: Uᵀ (y − μ).
+        noise: Uᵀ n.
+        rest: ‖y'‖², y'·n' and ‖n'‖² of what lies in no direction of U.
+    """
+
+    clean: Float64[Tensor, "batch k"]
+    noise: Float64[Tensor, "batch k"]
+    rest: Float64[Tensor, "3 batch"]
+
+    def error(self, sigma: float, gains: Float64[Tensor, "k"], outside: float) -> Float64[Tensor, "batch"]:
+        """‖D − y‖² of D = μ + U diag(gains) Uᵀ (x − μ) + outside x'."""
+        inside = (gains * (self.clean + sigma * self.noise) - self.clean).square().sum(1)
+        kept = outside - 1
+        squares, products, noises = self.rest
+        beyond: Tensor = kept**2 * squares + 2 * kept * outside * sigma * products + (outside * sigma) ** 2 * noises
+        return inside + beyond
+
+    def error_of(self, answer: Float64[Tensor, "batch k"]) -> Float64[Tensor, "batch"]:
+        """‖D − y‖² of D = μ + U answer."""
+        return (answer - self.clean).square().sum(1) + self.rest[0]
+
+
+def noisy(moments: Moments, clean: Float64[Tensor, "batch n"], noise: Float64[Tensor, "batch n"]) -> Noisy:
+    """Samples y and unit noise n in the coordinates of `moments`."""
+    centred = clean - moments.mean
+    inside, along = centred @ moments.basis, noise @ moments.basis
+    if not moments.others:
+        return Noisy(inside, along, torch.zeros(3, len(clean), dtype=clean.dtype))
+    left, over = centred - inside @ moments.basis.T, noise - along @ moments.basis.T
+    return Noisy(inside, along, torch.stack([left.square().sum(1), (left * over).sum(1), over.square().sum(1)]))
 
 
 def moments(rows: Float[Tensor, "count n"]) -> Moments:

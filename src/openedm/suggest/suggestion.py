@@ -13,7 +13,7 @@ from openedm import checks
 from openedm.data import Dataset, measure
 from openedm.objective import LogNormal
 from openedm.suggest.limits import UNIFORM, Highest, Lowest, comparable, highest, lowest, posteriors
-from openedm.suggest.moments import draw, moments
+from openedm.suggest.moments import draw, moments, noisy
 from openedm.suggest.reducible import HeldOut, Reducible, reducible
 
 LEAST = 64
@@ -180,8 +180,11 @@ def _hold_out(rows: Float64[Tensor, "count n"], shape: tuple[int, ...], seed: in
     clean, others = rows[:number].repeat(2, 1), rows[number:]
     noise = torch.randn(number, n, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     noise = torch.cat([noise, -noise])
-    against = posteriors(clean, noise, others[: min(comparable(others), WEIGHTS // len(clean))])
-    return HeldOut(clean, noise, others, moments(others), against, shape)
+    found = moments(others)
+    x = noisy(found, clean, noise)
+    points = others[: min(comparable(others), found.count, WEIGHTS // len(clean))]
+    against = posteriors(x, (points - found.mean) @ found.basis)
+    return HeldOut(clean, noise, others, found, x, against, shape)
 
 
 def _scale(rows: Float64[Tensor, "count n"], data: Dataset) -> Scale:
