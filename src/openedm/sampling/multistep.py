@@ -83,9 +83,9 @@ class Multistep(PlannedSolver):
 
     @property
     def order(self) -> int:
-        """Of the ODE: min(corrector, predictor + 1), or predictor without corrector; at most 2 by shortcut.
+        """Of the ODE: min(corrector, predictor + 1), or predictor without corrector, each at most 2 by a shortcut.
 
-        The start by lower orders adds an error ∝ N^{−2}, far below the rest where σ_max ≫ σ_data.
+        The start by lower orders adds an error ∝ N^{−2}, or N^{−3} with a corrector, small where σ_max ≫ σ_data.
         """
         predicted = self._accuracy(self.predictor)
         return min(self._accuracy(self.corrector), predicted + 1) if self.corrector else predicted

@@ -1,0 +1,132 @@
+"""Every multistep method converges at the order that it states, and what its start by lower orders adds to that."""
+
+import math
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor
+
+from openedm.exact import GaussianMixture
+from openedm.levels import Karras, Levels, LogLinear
+from openedm.sampling import (
+    DDIM,
+    DEIS,
+    IPNDM,
+    LMS,
+    RK4,
+    AdamsBashforth,
+    DPMSolver2M,
+    DPMSolverPP2M,
+    DPMSolverPP3M,
+    FlowTime,
+    Multistep,
+    Sampler,
+    ScheduleTime,
+    UniPC,
+    VelocityPrediction,
+)
+
+pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
+
+GAUSSIAN = GaussianMixture([1.0], [[0.5, -1.0]], [[[2.0, 0.6], [0.6, 0.3]]])
+MIXTURE = GaussianMixture([0.4, 0.6], [[-1.0, 0.5], [0.8, 0.0]], [[[0.6, 0.15], [0.15, 0.5]], [[0.4, 0.1], [0.1, 0.8]]])
+NOISE = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+HIGH, LOW = 4.0, 0.4
+SOLVERS: list[tuple[Multistep, int]] = [
+    (DDIM(), 1),
+    (LMS(), 4),
+    (LMS(predictor=2), 2),
+    (DEIS(), 3),
+    (DEIS(variable=ScheduleTime()), 3),
+    (IPNDM(), 2),
+    (DPMSolver2M(), 2),
+    (DPMSolverPP2M(), 2),
+    (DPMSolverPP3M(), 2),
+    (DPMSolverPP3M(rule="exact"), 3),
+    (DPMSolverPP3M(corrector=4), 3),
+    (DPMSolverPP3M(predictor=4), 4),
+    (UniPC(predictor=1, corrector=2), 2),
+    (UniPC(), 3),
+    (UniPC(predictor=3, corrector=4), 4),
+    (AdamsBashforth(), 3),
+    (AdamsBashforth(predictor=4), 4),
+    (Multistep(predictor=2, corrector=3, rule="adams-bashforth"), 2),
+    (Multistep(predictor=1, corrector=4), 2),
+    (Multistep(VelocityPrediction(), FlowTime(), 2, 3), 3),
+    (Multistep(VelocityPrediction(), FlowTime(), 4, 5), 5),
+]
+FAMILIES = {"log-linear": LogLinear, "karras": lambda n, low, high: Karras(n, low, high, 3.0)}
+
+
+def levels(family: str, intervals: int) -> Levels:
+    return FAMILIES[family](intervals + 1, LOW, HIGH)
+
+
+@cache
+def solution(family: str, intervals: int, gaussian: bool) -> list[Tensor]:
+    """The exact states at the levels; of the mixture by RK4 with 8 steps between them, to 1e-12."""
+    if gaussian:
+        sigmas = levels(family, intervals).sigmas().tolist()
+        return [GAUSSIAN.ode_solution(HIGH * NOISE, HIGH, sigma) for sigma in sigmas]
+    fine = Sampler(levels(family, 8 * intervals), solver=RK4())
+    return [state.x for state in fine.steps(MIXTURE, noise=NOISE)][:-1:8]
+
+
+def error(solver: Multistep, family: str, intervals: int, gaussian: bool) -> float:
+    """How far the solver ends from the solution, given the solution at as many levels as it looks back on."""
+    denoiser, exact = GAUSSIAN if gaussian else MIXTURE, solution(family, intervals, gaussian)
+    given = max(solver.predictor, solver.corrector)
+    x, before, directions = exact[0], exact[0], []
+    for step in Sampler(levels(family, intervals), solver=solver).plan(denoiser).steps[:-1]:
+        x = exact[step.index] if step.index < given else x
+        (stage,) = step.stages
+        directions.insert(0, stage.direction(x, denoiser(x, stage.sigma)))
+        if step.correct is not None and step.index >= given:
+            x = step.correct(before, directions)
+        before, x = x, step.advance(x, directions)
+    return float((x - exact[-1]).norm())
+
+
+@pytest.mark.parametrize("gaussian", [True, False], ids=["gaussian", "mixture"])
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(("solver", "order"), SOLVERS, ids=repr)
+def test_a_multistep_method_with_a_start_converges_at_its_order(
+    solver: Multistep, order: int, family: str, gaussian: bool
+) -> None:
+    assert solver.order == order
+    errors = [error(solver, family, n, gaussian) for n in (96, 192)]
+    assert errors[1] > 1e-12  # above rounding
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
+
+
+# The start by lower orders.
+
+
+def end_error(solver: Multistep, low: float, high: float, intervals: int) -> float:
+    """How far an ordinary run ends from the solution."""
+    run = Sampler(Karras(intervals + 1, low, high, 7.0), solver=solver).steps(GAUSSIAN, noise=NOISE)
+    return float((list(run)[-2].x - GAUSSIAN.ode_solution(high * NOISE, high, low)).norm())
+
+
+@pytest.mark.parametrize("solver", [solver for solver, order in SOLVERS if order <= 3], ids=repr)
+def test_a_run_from_far_above_the_data_converges_at_its_order(solver: Multistep) -> None:
+    errors = [end_error(solver, 0.5, 80.0, n) for n in (128, 256)]
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.25)
+
+
+@pytest.mark.parametrize(
+    ("solver", "order"),
+    [
+        (LMS(), 2),
+        (DEIS(), 2),
+        (AdamsBashforth(predictor=4), 2),
+        (UniPC(predictor=3, corrector=4), 3),
+        (Multistep(VelocityPrediction(), FlowTime(), 4, 5), 3),
+    ],
+    ids=repr,
+)
+def test_the_start_adds_an_error_of_order_2_or_3_with_a_corrector(solver: Multistep, order: int) -> None:
+    errors = [end_error(solver, 0.5, 1.0, n) for n in (128, 256)]
+    # The first step has one level to look back on: order 1, and 2 with a corrector, which leaves N⁻² and N⁻³.
+    assert math.log2(errors[0] / errors[1]) == pytest.approx(order, abs=0.25)
