@@ -17,15 +17,16 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 
 from openedm import checks
 from openedm.sampling.exponential import (
+    Array,
     DataPrediction,
     EpsilonPrediction,
     LogSigma,
     Prediction,
     Rule,
-    Variable,
     step_weights,
 )
 from openedm.sampling.grid import Grid
@@ -67,54 +68,43 @@ class ExponentialRungeKutta(PlannedSolver):
         return (num_steps - 1) * len(self.tableau.stencils) + 1
 
     def plan(self, grid: Grid) -> Plan:
-        """The stages lie at σ^{1−c} σ'^c.
+        """The stages lie at σ (σ'/σ)^c.
 
         Raises:
             ValueError: two neighbouring levels are equal (after rounding to what the denoiser knows).
         """
-        tableau, variable = self.tableau, LogSigma()
+        sigmas, nodes = np.array(grid.sigmas), self.tableau.nodes
+        start, end = sigmas[:-1], sigmas[1:]
+        levels = np.stack([start, *(start * (end / start) ** c for c in nodes), end], axis=1)
+        points = self._points(levels)
         steps = []
-        for i, sigma in enumerate(grid.sigmas):
-            if i == len(grid.sigmas) - 1:
-                steps.append(Step(i, sigma, sigma, 1.0, (self._stage(sigma, None),), None))
-                continue
-            end = grid.sigmas[i + 1]
-            levels = [sigma, *(float(sigma ** (1 - c) * end**c) for c in tableau.nodes), end]
-            points = [
-                self._combination(variable, levels[0], target, [levels[j] for j in stencil], stencil, known)
-                for known, (target, stencil) in enumerate(zip(levels[1:], tableau.stencils, strict=True), start=1)
-            ]
-            stages = [self._stage(sigma, None)]
-            stages += [self._stage(level, point) for level, point in zip(levels[1:-1], points, strict=False)]
-            steps.append(Step(i, sigma, sigma, 1.0, tuple(stages), points[-1], sigma_after=end))
-        return Plan(tuple(steps))
+        for i, sigma in enumerate(grid.sigmas[:-1]):
+            stages = [self._stage(sigma)]
+            stages += [self._stage(level, point) for level, point in zip(levels[i, 1:-1], points[i], strict=False)]
+            steps.append(Step(i, sigma, sigma, 1.0, tuple(stages), points[i][-1], sigma_after=grid.sigmas[i + 1]))
+        last = grid.sigmas[-1]
+        return Plan((*steps, Step(len(steps), last, last, 1.0, (self._stage(last),), None)))
 
-    def _stage(self, sigma: float, point: Combination | None) -> Stage:
-        of_x, of_denoised = self._coefficients(sigma)
-        return Stage(
-            sigma,
-            torch.tensor(sigma, dtype=torch.float64),
-            1.0,
-            None if of_x == 0 else of_denoised / of_x,
-            point,
-        )
+    def _stage(self, sigma: float, point: Combination | None = None) -> Stage:
+        (of_x,), (of_denoised,) = self.prediction.coefficients(np.array([sigma]))
+        record = None if of_x == 0 else float(of_denoised / of_x)
+        return Stage(float(sigma), torch.tensor(sigma, dtype=torch.float64), 1.0, record, point)
 
-    def _coefficients(self, sigma: float) -> tuple[float, float]:
-        of_x, of_denoised = self.prediction.coefficients(np.array(sigma))
-        return float(of_x), float(of_denoised)
-
-    def _combination(
-        self, variable: Variable, start: float, end: float, levels: list[float], stencil: tuple[int, ...], known: int
-    ) -> Combination:
-        """x at `end`, from the `known` directions so far, newest first."""
-        found = step_weights(
-            self.prediction, variable, np.array([start]), np.array([end]), np.array([levels]), rule=self.tableau.rule
-        )
-        weights = [0.0] * known
-        for j, level, weight in zip(stencil, levels, found.of_past[0], strict=True):
-            of_x, of_denoised = self._coefficients(level)
-            weights[known - 1 - j] = float(weight) * (of_x or of_denoised)
-        return Combination(float(found.keep[0]), tuple(weights))
+    def _points(self, levels: Float64[Array, "steps points"]) -> list[list[Combination]]:
+        """For every step: x at the second stage, at the third, …, and at the end, of the directions known by then."""
+        of_x, of_denoised = self.prediction.coefficients(levels)
+        units = np.where(of_x != 0, of_x, of_denoised)
+        points: list[list[Combination]] = [[] for _ in levels]
+        for known, stencil in enumerate(self.tableau.stencils, start=1):
+            used = list(stencil)
+            found = step_weights(
+                self.prediction, LogSigma(), levels[:, 0], levels[:, known], levels[:, used], rule=self.tableau.rule
+            )
+            newest_first = np.zeros((len(levels), known))
+            newest_first[:, [known - 1 - j for j in used]] = found.of_past * units[:, used]
+            for row, keep, weights in zip(points, found.keep.tolist(), newest_first.tolist(), strict=True):
+                row.append(Combination(keep, tuple(weights)))
+        return points
 
 
 @dataclass(frozen=True)
