@@ -1,5 +1,14 @@
 """Sampling: levels × schedule × solver × churn, on any denoiser."""
 
+from openedm.sampling.adaptive import (
+    AdaptiveSolver,
+    Arrival,
+    DormandPrince,
+    Exponential23,
+    Tsit5,
+    adaptive_flow,
+    adaptive_sample,
+)
 from openedm.sampling.auto import Auto
 from openedm.sampling.brownian import BrownianNoise
 from openedm.sampling.exponential import (
@@ -69,9 +78,11 @@ __all__ = [
     "LMS",
     "RK4",
     "AdamsBashforth",
+    "AdaptiveSolver",
     "Alpha",
     "Ancestral",
     "Angle",
+    "Arrival",
     "Auto",
     "BandEta",
     "BrownianNoise",
@@ -86,10 +97,12 @@ __all__ = [
     "DPMSolverPP3M",
     "DPMSolverPP3S",
     "DataPrediction",
+    "DormandPrince",
     "EpsilonPrediction",
     "Eta",
     "Euler",
     "EulerMaruyama",
+    "Exponential23",
     "ExponentialRungeKutta",
     "ExponentialTableau",
     "Fit",
@@ -118,9 +131,12 @@ __all__ = [
     "State",
     "Step",
     "Tableau",
+    "Tsit5",
     "UniPC",
     "Variable",
     "VelocityPrediction",
+    "adaptive_flow",
+    "adaptive_sample",
     "fit_levels",
     "initial_noise",
     "pilot_seeds",

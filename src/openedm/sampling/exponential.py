@@ -28,8 +28,9 @@ from typing import Literal, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float, Float64
 from numpy.typing import NDArray
+from torch import Tensor
 
 from openedm import checks
 from openedm.choices import Choice
@@ -139,6 +140,14 @@ class Variable(Choice, ABC):
     def value(self, sigma: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
         """u(σ), for σ > 0."""
 
+    @abstractmethod
+    def sigma(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ(u), the inverse, on any device."""
+
+    @abstractmethod
+    def sigma_derivative(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """dσ/du at u."""
+
 
 @dataclass(frozen=True)
 class LogSigma(Variable):
@@ -147,6 +156,14 @@ class LogSigma(Variable):
     def value(self, sigma: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
         """ln σ."""
         return np.log(sigma)
+
+    def sigma(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """e^u."""
+        return value.exp()
+
+    def sigma_derivative(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """e^u."""
+        return value.exp()
 
 
 @dataclass(frozen=True)
@@ -169,26 +186,45 @@ class PowerSigma(Variable):
         """σ^{1/ρ}."""
         return np.power(sigma, 1 / self.rho)
 
+    def sigma(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """u^ρ."""
+        return value**self.rho
+
+    def sigma_derivative(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """ρ u^{ρ−1}."""
+        return self.rho * value ** (self.rho - 1)
+
 
 @dataclass(frozen=True)
 class Angle(Variable):
-    """atan(σ/σ_d): half a turn from data to noise, along which v-prediction moves (Salimans & Ho 2022).
+    """atan(σ/σ_d)^{1/ρ}: at ρ = 1 a quarter turn from data to noise, as v-prediction moves (Salimans & Ho 2022).
 
     Args:
         sigma_data: σ_d > 0, in data units.
+        rho: ρ > 0; larger values make more of the low noise levels.
 
     Raises:
-        ValueError: sigma_data is not > 0.
+        ValueError: a value is not > 0.
     """
 
     sigma_data: float = 0.5
+    rho: float = 1.0
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
+        checks.positive("rho", self.rho)
 
     def value(self, sigma: Float64[Array, "*shape"]) -> Float64[Array, "*shape"]:
-        """atan(σ/σ_d)."""
-        return np.arctan(np.asarray(sigma) / self.sigma_data)
+        """atan(σ/σ_d)^{1/ρ}."""
+        return np.arctan(np.asarray(sigma) / self.sigma_data) ** (1 / self.rho)
+
+    def sigma(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ_d tan u^ρ."""
+        return self.sigma_data * (value**self.rho).tan()
+
+    def sigma_derivative(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ_d (1 + tan² u^ρ) ρ u^{ρ−1}."""
+        return self.sigma_data * (1 + (value**self.rho).tan().square()) * self.rho * value ** (self.rho - 1)
 
 
 @dataclass(frozen=True)
@@ -211,6 +247,14 @@ class FlowTime(Variable):
         """σ/(σ + σ_d)."""
         return sigma / (sigma + self.sigma_data)
 
+    def sigma(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ_d u/(1 − u)."""
+        return self.sigma_data * value / (1 - value)
+
+    def sigma_derivative(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ_d/(1 − u)²."""
+        return self.sigma_data * (1 - value).pow(-2)
+
 
 @dataclass(frozen=True)
 class ScheduleTime(Variable):
@@ -226,6 +270,14 @@ class ScheduleTime(Variable):
         """t(σ)."""
         time: Array = self.schedule.time(torch.from_numpy(np.asarray(sigma, dtype=np.float64))).numpy()
         return time
+
+    def sigma(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """σ(t)."""
+        return self.schedule.sigma(value).to(value.dtype)
+
+    def sigma_derivative(self, value: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
+        """dσ/dt."""
+        return self.schedule.sigma_derivative(value).to(value.dtype)
 
 
 class Weights(NamedTuple):

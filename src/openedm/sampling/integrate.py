@@ -28,6 +28,7 @@ Slope = Callable[[Float[Tensor, "rows"], Float[Tensor, "rows *event"], Int64[Ten
 """dy/dt, or N of y' = L y + N, at (time, y, rows): `rows` are the numbers of the samples in the batch."""
 
 Norm = Callable[[Float[Tensor, "rows *event"]], Float[Tensor, "rows"]]
+Scale = Callable[[Float[Tensor, "rows"]], Float[Tensor, "rows"]]
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 8.0
 PROPORTIONAL, MEMORY = 0.6, 0.2
@@ -116,6 +117,7 @@ def integrate(
     rtol: float = 1e-6,
     atol: float | Tensor = 1e-9,
     norm: Norm = root_mean_square,
+    scale: Scale | None = None,
     linear: float = 0.0,
     first_step: float | None = None,
     max_evaluations: int | None = None,
@@ -124,8 +126,8 @@ def integrate(
     """Solve y' = L y + N(t, y) from `start` to `end`, forward or backward, with a step size for each sample.
 
     Args:
-        slope: N, or dy/dt where L = 0; called as `slope(time, y, rows)` with one time a row and the rows' numbers in the
-            batch. Only samples on their way are passed.
+        slope: N, or dy/dt where L = 0; called as `slope(time, y, rows)`, with one time a row and the numbers of the
+            rows in the batch. Only samples on their way are passed.
         y0: the states at the start, floating point.
         start: where they are.
         end: where they shall be; may lie below `start`.
@@ -133,6 +135,7 @@ def integrate(
         rtol: relative tolerance of a step, ≥ 0.
         atol: absolute tolerance of a step, > 0; a tensor of the shape of a sample weighs its parts.
         norm: of the error of a sample, divided by its tolerances.
+        scale: what the tolerances are multiplied by at a time, one value a row, > 0; None means 1.
         linear: L; other than 0 only for exponential pairs.
         first_step: its size, > 0; None means found by an evaluation more (Hairer, Nørsett & Wanner, II.4).
         max_evaluations: of each sample, ≥ 1; one that needs more stops where it is. None means no limit.
@@ -149,7 +152,7 @@ def integrate(
     _check(y0, start, end, method, rtol, atol, linear, first_step, max_evaluations)
     times = torch.float32 if y0.device.type == "mps" else torch.float64
     at = None if at is None else _checked_times(at.to(y0.device, times), start, end)
-    run = _Run(slope, start, end, method, rtol, torch.as_tensor(atol).to(y0), norm, linear, max_evaluations, at)
+    run = _Run(slope, start, end, method, rtol, torch.as_tensor(atol).to(y0), norm, scale, linear, max_evaluations, at)
     rows = run.first(y0, times, first_step)
     result = Solution(
         y=y0.clone(),
@@ -199,6 +202,7 @@ class _Run:
     rtol: float
     atol: Tensor
     norm: Norm
+    scale: Scale | None
     linear: float
     max_evaluations: int | None
     at: Tensor | None
@@ -228,17 +232,21 @@ class _Run:
     def automatic(self, time: Tensor, y: Tensor, slope: Tensor, index: Tensor) -> Tensor:
         """The step whose error an Euler step lets expect to be about 0.01 tolerances."""
         order, span = self.method.order, abs(self.end - self.start)
-        scale = self.atol + self.rtol * y.abs()
         full = slope + self.linear * y
-        size, speed = self.norm(y / scale), self.norm(full / scale)
+        size, speed = self.measured(y, y.abs(), time), self.measured(full, y.abs(), time)
         trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).clamp(max=0.1 * span)
         trial = trial.to(time)
         ahead = y + _wide(self.direction * trial, y) * full
         change = self.slope(time + self.direction * trial, ahead, index) + self.linear * ahead - full
-        bend = self.norm(change / scale) / trial
+        bend = self.measured(change, y.abs(), time) / trial
         steepest = torch.maximum(speed, bend)
         step = torch.where(steepest <= 1e-15, (1e-3 * trial).clamp(min=1e-6), (0.01 / steepest) ** (1 / order))
         return torch.minimum(100 * trial, step.to(time)).clamp(max=span)
+
+    def measured(self, values: Tensor, size: Tensor, time: Tensor) -> Tensor:
+        """The norm of `values` in units of the tolerances at states of that size."""
+        ratio = self.norm(values / (self.atol + self.rtol * size)).to(time)
+        return ratio if self.scale is None else ratio / self.scale(time)
 
     def refreshed(self, rows: _Rows) -> _Rows:
         """With the slopes that the last step did not leave behind."""
@@ -267,7 +275,7 @@ class _Run:
         if not self.method.first_same_as_last:
             y = _moved(rows.y, length, None if weights.decay is None else weights.decay[-1], weights.b, slopes)
         error = _moved(None, length, None, weights.error, slopes)
-        ratio = self.norm(error / (self.atol + self.rtol * torch.maximum(rows.y.abs(), y.abs()))).to(time)
+        ratio = self.measured(error, torch.maximum(rows.y.abs(), y.abs()), time)
         accepted = (ratio <= 1) & y.flatten(1).isfinite().all(1)
         if dense is not None:
             self.write(dense, rows, time, length, z, slopes, accepted)
