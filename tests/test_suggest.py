@@ -108,7 +108,7 @@ class TestGaussianData:
         assert (np.abs(curve.values - expected) < 5 * np.array(curve.errors) + 5e-3).all()
         mean, std = moments_under(sigmas, expected)
         assert found.p_mean == pytest.approx(mean, abs=4 * curve.p_mean_error)
-        assert found.p_std == pytest.approx(std, abs=4 * curve.p_std_error)
+        assert curve.p_std == pytest.approx(std, abs=4 * curve.p_std_error)
         assert curve.p_mean_error < 0.06
 
     def test_dimensions_of_different_scale_are_warned_about(self, of_gaussian):
@@ -120,7 +120,7 @@ class TestGaussianData:
         found = suggest(gaussian([2.0] * 8, count=1000), levels=12)
         assert max(found.reducible.values) < 0.02
         assert found.p_mean == pytest.approx(-1.2 + math.log(found.sigma_data / 0.5))
-        assert found.p_std == 1.2
+        assert found.p_std == pytest.approx(max(1.2, (math.log(found.sigma_max) - found.p_mean) / 3))
         assert found.reducible.p_mean is None
         assert len(found.warnings) == 1
         assert "isotropic Gaussian" in found.warnings[0]
@@ -173,7 +173,7 @@ class TestTwoModes:
         assert (np.abs(curve.values - expected) < 5 * np.array(curve.errors) + 5e-3).all()
         mean, std = moments_under(np.array(curve.sigmas), expected)
         assert of_modes[separation].p_mean == pytest.approx(mean, abs=4 * curve.p_mean_error)
-        assert of_modes[separation].p_std == pytest.approx(std, abs=4 * curve.p_std_error)
+        assert curve.p_std == pytest.approx(std, abs=4 * curve.p_std_error)
 
     @pytest.mark.parametrize("separation", [2.0, 4.0])
     def test_half_of_the_loss_is_reducible_from_the_width_to_a_third_of_the_separation(self, separation, of_modes):
@@ -208,7 +208,9 @@ class TestPictures:
 
     def test_digits_ask_for_nearly_the_noise_levels_of_EDM(self, digits):
         assert digits.p_mean == pytest.approx(-1.2, abs=0.2)
-        assert digits.p_std == pytest.approx(1.2, abs=0.2)
+        assert digits.reducible.p_std == pytest.approx(1.2, abs=0.2)
+        assert digits.p_std == pytest.approx((math.log(digits.sigma_max) - digits.p_mean) / 3)
+        assert digits.reasons()["p_std"].endswith("σ_max is to be within 3 of it of p_mean, to be trained on at all")
         assert digits.sigma_min == pytest.approx(0.125 / math.sqrt(12), rel=1e-6)
         assert digits.lowest.bound == "rounding"
         assert digits.sigma_max == pytest.approx(36.8, abs=0.5)
@@ -224,17 +226,20 @@ class TestPictures:
         assert any("empty borders" in warning for warning in digits.warnings)
 
     @pytest.mark.skipif(not Path(DEBIAN_PATH).is_dir(), reason="Fashion-MNIST is not installed")
-    def test_fashion_mnist_is_asked_for_less_noise_over_a_wider_range(self):
+    def test_fashion_mnist_asks_for_less_noise_over_a_wider_range(self):
         found = suggest(FashionMNIST().load(), max_samples=1500)
         assert (found.samples, found.looked_at) == (60_000, 1500)
         assert found.sigma_min == pytest.approx(2 / 255 / math.sqrt(12), rel=1e-4)
         assert found.p_mean == pytest.approx(-1.6, abs=0.3)
         assert found.p_std == pytest.approx(2.2, abs=0.3)
+        assert found.p_std == found.reducible.p_std
         assert found.sigma_max == pytest.approx(114, abs=4 * found.highest.error)
 
     def test_a_toy_density_is_asked_for_the_levels_between_its_width_and_its_size(self):
         found = suggest(Toy("eight_gaussians", num_samples=2000).load())
         assert 0.1 < math.exp(found.p_mean) < 1.0
+        assert found.p_std == pytest.approx((found.p_mean - math.log(found.sigma_min)) / 3)
+        assert found.reasons()["p_std"].endswith("σ_min is to be within 3 of it of p_mean, to be trained on at all")
         assert found.lowest.bound == "ratio"
         assert found.sigma_min == pytest.approx(found.sigma_data / 250)
 

@@ -23,9 +23,8 @@ possible, so that reducible(σ) errs on the low side. The denoisers:
   pixel. Levin and Nadler 2011 estimate in this way how well images can be denoised, and Zoran and Weiss 2011 show how
   good such mixtures are.
 
-The log-normal p(σ) has the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max]. For
-pictures it is near EDM's P_mean = −1.2, and as wide as EDM's P_std = 1.2 or wider: 1.2 for digits, but 2.2 for
-Fashion-MNIST, where the empty background keeps a part of the loss reducible down to σ_min.
+The log-normal with the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max], looks
+where there is something to learn.
 """
 
 import math
@@ -61,7 +60,7 @@ GROUPS = 16
 
 @dataclass(frozen=True)
 class Reducible:
-    """The reducible loss at every σ, and the log-normal that it asks for.
+    """The reducible loss at every σ, and its moments.
 
     Attributes:
         sigmas: noise levels, increasing, evenly spaced in ln σ from σ_min to σ_max.

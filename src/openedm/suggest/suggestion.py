@@ -25,6 +25,9 @@ HELD_OUT = (192, 512)
 WEIGHTS = 2**21
 """How many weights of the exact denoiser are computed at a time: held-out samples times data points."""
 
+COVER = 3.0
+"""σ_min and σ_max lie within so many standard deviations of the suggested p(σ)."""
+
 UNEVEN = 3.0
 """Dimensions whose scales differ by more are worth a warning."""
 
@@ -121,8 +124,14 @@ def suggest(
     - σ_data: the standard deviation of all values about their common mean (`data.measure`), what training measures and
       c_in, c_skip and λ(σ) take to be the scale of every dimension about zero (Karras et al. 2022, Table 1).
     - σ_min, σ_max: see `openedm.suggest.limits`.
-    - P_mean, P_std: see `openedm.suggest.reducible`. Where next to nothing of the loss is reducible, EDM's numbers in
-      units of σ_data: P_mean = −1.2 + ln(σ_data/½), P_std = 1.2.
+    - P_mean: the mean of ln σ where the loss is reducible (`openedm.suggest.reducible`).
+    - P_std: the standard deviation of the same, but at least so much that σ_min and σ_max lie within 3 P_std of P_mean.
+      Where nothing is reducible a network still has to learn the trivial answer, and at levels that it never sees it
+      does not: trained with the bare standard deviation, small networks are wrong at the ends of the range, most of all
+      at σ_max, where sampling begins.
+
+    Where next to nothing of the loss is reducible, P_mean and P_std are EDM's in units of σ_data, −1.2 + ln(σ_data/½)
+    and 1.2, the latter with the same bound.
 
     Data scaled by c are given noise levels scaled by c, and P_mean + ln c.
 
@@ -158,12 +167,13 @@ def suggest(
     span = math.log(high.sigma / low.sigma)
     sigmas = [low.sigma * math.exp(span * i / (levels - 1)) for i in range(levels)]
     curve = reducible(held, sigmas, scale.sigma_data, seed)
+    p_mean = -1.2 + math.log(scale.sigma_data / 0.5) if curve.p_mean is None else curve.p_mean
     return Suggestion(
         sigma_data=scale.sigma_data,
         sigma_min=low.sigma,
         sigma_max=high.sigma,
-        p_mean=-1.2 + math.log(scale.sigma_data / 0.5) if curve.p_mean is None else curve.p_mean,
-        p_std=1.2 if curve.p_std is None else curve.p_std,
+        p_mean=p_mean,
+        p_std=max(1.2 if curve.p_std is None else curve.p_std, _cover(p_mean, low.sigma, high.sigma)),
         scale=scale,
         lowest=low,
         highest=high,
@@ -172,6 +182,11 @@ def suggest(
         looked_at=len(rows),
         warnings=_warnings(scale, data.kind, curve),
     )
+
+
+def _cover(p_mean: float, sigma_min: float, sigma_max: float) -> float:
+    """The P_std with which the farther of σ_min and σ_max is `COVER` standard deviations from P_mean."""
+    return max(math.log(sigma_max) - p_mean, p_mean - math.log(sigma_min)) / COVER
 
 
 def _hold_out(rows: Float64[Tensor, "count n"], shape: tuple[int, ...], seed: int) -> HeldOut:
@@ -243,14 +258,20 @@ def _mean_reason(found: Suggestion) -> str:
 
 
 def _std_reason(found: Suggestion) -> str:
-    curve = found.reducible
-    if curve.p_std is None:
-        return "EDM's"
-    half = [s for s, value in zip(curve.sigmas, curve.values, strict=True) if value >= max(curve.values) / 2]
-    return (
-        f"standard deviation of the same, ± {curve.p_std_error:.1g}; half as much is reducible from σ = {half[0]:.2g} "
-        f"to {half[-1]:.2g}"
-    )
+    own = found.reducible.p_std
+    if own is None:
+        reason = "EDM's"
+    else:
+        curve = found.reducible
+        half = [s for s, value in zip(curve.sigmas, curve.values, strict=True) if value >= max(curve.values) / 2]
+        reason = (
+            f"standard deviation of the same, {own:.2f} ± {curve.p_std_error:.1g} (half as much is reducible from "
+            f"σ = {half[0]:.2g} to {half[-1]:.2g})"
+        )
+    if found.p_std > (1.2 if own is None else own):
+        far = "σ_max" if math.log(found.sigma_max * found.sigma_min) > 2 * found.p_mean else "σ_min"
+        return f"{reason}, widened: {far} is to be within {COVER:g} of it of p_mean, to be trained on at all"
+    return reason
 
 
 def _warnings(scale: Scale, kind: str, curve: Reducible) -> tuple[str, ...]:
