@@ -101,6 +101,16 @@ def test_it_takes_the_evaluations_that_it_may_and_no_more(nfe: int) -> None:
     assert calls == sampler.levels.sigmas().tolist()
 
 
+@pytest.mark.parametrize("problem", BEST_PEER, ids=lambda p: p.__name__)
+def test_a_tolerance_is_kept_by_every_sample_and_most_err_by_a_tenth(problem: Callable[[], GaussianMixture]) -> None:
+    denoiser, noise, solution = solved(problem)
+    sampler = Auto(nfe=None, tolerance=1e-3).choose(denoiser)
+    assert sampler.nfe is None
+    errors = (sampler.sample(denoiser, noise=noise) - solution).square().mean(1).sqrt()
+    assert float(errors.median()) < 1e-4
+    assert float(errors.max()) < 1e-2
+
+
 @pytest.mark.parametrize("nfe", [8, 12, 18, 30])
 def test_data_in_other_units_are_sampled_in_those_units(nfe: int) -> None:
     noise = SeededNoise(range(20)).draw((2,))

@@ -11,6 +11,8 @@ corrector need close levels; the fewer the evaluations, the lower the order:
 | 14–20 | velocity | 3, 4 | 0.5, 1.4 |
 | from 21 | velocity | 4, 5 | 0.5, 1.5 |
 
+With a tolerance: Dormand & Prince's pair, with a step size for each sample (`adaptive`).
+
 The rule minimises the worst ratio, over eight mixtures of 1 to 64 dimensions, of its median error to that of the best
 of ten published samplers for the same mixture and budget (`benchmarks/solvers`). Levels fitted to the denoiser
 (`fit_levels`) halve the error again, or better.
@@ -26,6 +28,7 @@ from openedm import checks
 from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
 from openedm.levels import Logistic
+from openedm.sampling.adaptive import DormandPrince
 from openedm.sampling.exponential import (
     Angle,
     DataPrediction,
@@ -47,7 +50,8 @@ class Auto(Choice):
 
     Args:
         nfe: the number of network evaluations, ≥ 3; None where a tolerance is given.
-        tolerance: None where a number of evaluations is given.
+        tolerance: the error of a sample, a root mean square over its coordinates, in data units; most err by a tenth of
+            it or less. None where a number of evaluations is given.
         sigma_min: the lowest noise level, cut to what the denoiser supports.
         sigma_max: the highest.
 
@@ -80,8 +84,10 @@ class Auto(Choice):
 
     def choose(self, denoiser: Denoiser) -> Sampler:
         """The sampler that the rule picks for a denoiser; it asks its range and σ_data, and evaluates nothing."""
-        assert self.nfe is not None
         width = denoiser.sigma_data
+        if self.nfe is None:
+            assert self.tolerance is not None
+            return Sampler(Logistic(2, self.sigma_min, self.sigma_max), solver=DormandPrince(self.tolerance))
         flow = FlowTime(width)
         if self.nfe < 10:
             solver, centre, spread = Multistep(NetworkPrediction(width), flow, 4), 0.36, 1.8
