@@ -21,11 +21,13 @@ from openedm.sampling import (
     Auto,
     BrownianNoise,
     Churn,
+    DormandPrince,
     DPMSolverPP2M,
     DPMSolverPP2S,
     DPMSolverPP3M,
     Euler,
     EulerMaruyama,
+    Exponential23,
     Heun,
     Midpoint,
     NetworkPrediction,
@@ -33,6 +35,7 @@ from openedm.sampling import (
     Restart,
     Sampler,
     Solver,
+    Tsit5,
     UniPC,
 )
 
@@ -55,6 +58,11 @@ def on_karras(solver: Solver, churn: float = 0.0) -> Make:
         return None
 
     return make
+
+
+def to_tolerance(solver: Callable[[float], Solver]) -> Make:
+    """An adaptive solver over the range of all problems."""
+    return lambda tolerance, denoiser: Sampler(karras(2), solver=solver(tolerance))
 
 
 def adams_bashforth(nfe: float, denoiser: Denoiser) -> Sampler | None:
@@ -91,7 +99,11 @@ FIXED: list[tuple[str, Make]] = [
 FITTED: list[tuple[str, Make]] = [("Auto, fitted", fitted)]
 """As `FIXED`, but with a long time of preparation."""
 
-ADAPTIVE: list[tuple[str, Make]] = []
+ADAPTIVE: list[tuple[str, Make]] = [
+    ("Dormand-Prince", to_tolerance(DormandPrince)),
+    ("Tsit5", to_tolerance(Tsit5)),
+    ("Exponential23", to_tolerance(Exponential23)),
+]
 
 STOCHASTIC: list[tuple[str, Make]] = [
     ("Heun, churn 0.2 a step", on_karras(Heun(), churn=0.2)),

@@ -7,7 +7,7 @@ from typing import Any
 from benchmarks.solvers.methods import OURS
 from matplotlib.figure import Figure
 
-from openedm.plots.style import COLOURS, GREY, MARKERS, SHADE, number_log_ticks, plain
+from openedm.plots.style import COLOURS, GREY, MARKERS, SHADE, plain
 
 Row = Mapping[str, Any]
 
@@ -38,23 +38,28 @@ def print_accuracy(rows: Sequence[Row], key: str = "budget") -> None:
     for problem in dict.fromkeys(row["problem"] for row in rows):
         mine = [row for row in rows if row["problem"] == problem]
         budgets = list(dict.fromkeys(row[key] for row in mine))
-        print(f"\n{problem}, by {key}: rms (median) @NFE")
-        print(f"{'':46}" + "".join(f"{budget:<24g}" for budget in budgets))
+        print(f"\n{problem}, by {key}: rms (median{'' if key == 'budget' else ', worst'}) @NFE")
+        width = 24 if key == "budget" else 42
+        print(f"{'':46}" + "".join(f"{budget:<{width}g}" for budget in budgets))
         for name in dict.fromkeys(map(title, mine)):
             cells = {row[key]: row for row in mine if title(row) == name}
-            print(f"{name:<46}" + "".join(f"{_cell(cells.get(budget)):<24}" for budget in budgets))
+            print(
+                f"{name:<46}" + "".join(f"{_cell(cells.get(budget), key != 'budget'):<{width}}" for budget in budgets)
+            )
         if key == "budget":
             for side in ("peer", OURS):
                 found = [best(mine, budget, side) for budget in budgets]
                 print(f"{f'best median, {side}':<46}" + "".join(f"{_named(row):<24}" for row in found))
 
 
-def _cell(row: Row | None) -> str:
+def _cell(row: Row | None, worst: bool) -> str:
     if row is None or "median" not in row:
         return "failed" if row is not None and "failed" in row else "-"
     if not math.isfinite(row["median"]):
         return f"{row['median']} @{row['nfe']}"
-    return f"{short(row['rms'])} ({short(row['median'])}) @{row['nfe']}"
+    of_all = f", {short(row['worst'])}" if worst else ""
+    mean = f" mean {row['mean_nfe']:.0f}" if round(row["mean_nfe"]) != row["nfe"] else ""
+    return f"{short(row['rms'])} ({short(row['median'])}{of_all}) @{row['nfe']}{mean}"
 
 
 def _named(row: Row | None) -> str:
@@ -141,12 +146,14 @@ def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str
         positive = [row["median"] for row in mine if row.get("median", 0) > 0]
         if positive:
             axes.set_ylim(max(min(positive) / 2, 1e-9), min(max(positive) * 2, 3))
-        number_log_ticks(axes.xaxis)
+        axes.set_xticks(budgets, map(str, budgets), fontsize=8)
+        axes.set_xticks([], minor=True)
     for axes in grid.flat[len(problems) :]:
         axes.remove()
     handles = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
     drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    drawn.supxlabel("network evaluations (NFE)", fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("network evaluations (NFE)", fontsize=9)
     drawn.supylabel("median distance to the exact solution", fontsize=10)
     return drawn
 
