@@ -2,8 +2,8 @@
 
 The EDM schedulers take a network's raw output F, which is recovered from D by EDM's preconditioning. The others are
 told that the network predicts the sample, and work on x/√(1+σ²) (but Heun and LMS, on x). Of those that cannot be told
-σ_min and σ_max the table of trained ᾱ is set to span them: `trained_betas` alone would give σ_min to 1 %, for it is
-kept in float32. σ is float32 throughout, and `EDMEulerScheduler` keeps x in float32 too.
+σ_min and σ_max the table of trained ᾱ is set to span them: `trained_betas` alone would give σ_min to 0.1 %, for it
+is kept in float32. σ is float32 throughout, and `EDMEulerScheduler` keeps x in float32 too.
 """
 
 import math
