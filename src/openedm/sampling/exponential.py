@@ -109,7 +109,7 @@ class VelocityPrediction(Prediction):
 
 @dataclass(frozen=True)
 class NetworkPrediction(Prediction):
-    """EDM's network output F (Karras et al. 2022, eq. 7), constant where the data is one Gaussian of width σ_d.
+    """EDM's network output F (Karras et al. 2022, eq. 7), 0 where the data is one Gaussian of width σ_d around 0.
 
     Args:
         sigma_data: σ_d > 0, in data units.
