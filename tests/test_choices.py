@@ -42,7 +42,7 @@ CONCRETE = sorted(
     (c for c in below(Choice) if c.__module__.startswith("openedm.") and not inspect.isabstract(c) and c is not Choice),
     key=class_path,
 )
-REQUIRED: dict[Any, object] = {str: "a/path", int: 3, float: 0.5}
+REQUIRED: dict[Any, object] = {str: "a/path", int: 3, float: 0.5, tuple[float, ...]: (0.5, 2.0)}
 """Values for the fields that have no default."""
 
 
