@@ -65,7 +65,9 @@ def through_json(choice: Choice) -> Any:
 def through_the_command_line(choice: Choice) -> Any:
     parser = ArgumentParser(exit_on_error=False)
     parser.add_argument("--choice", type=kind_of(choice))
-    return parser.instantiate(parser.parse_object({"choice": through_json(choice)})).choice
+    # JSON has no infinity: `from_config` knows the text, the command line `.inf` (and `inf` where it is typed).
+    plain = json.loads(json.dumps(through_json(choice)).replace('"inf"', "Infinity"))
+    return parser.instantiate(parser.parse_object({"choice": plain})).choice
 
 
 @pytest.mark.parametrize("cls", CONCRETE, ids=class_path)
