@@ -33,6 +33,21 @@ def test_without_options_the_automatic_sampler_draws_and_with_nfe_null_edms(open
     assert edm.out == f"drew 64 samples with 35 network evaluations each: {tmp_path / 'b.npz'}\n"
 
 
+@pytest.mark.parametrize("option", ["--sampler.solver=Heun", "--sampler.levels.num_steps=18"])
+def test_sampler_options_count_although_they_are_the_defaults(openedm, toy_run, tmp_path, option):
+    result = openedm("sample", toy_run, tmp_path / "a.npz", "--format=npz", "--seeds=0-3", option)
+    assert result.out == f"drew 4 samples with 35 network evaluations each: {tmp_path / 'a.npz'}\n"
+
+
+def test_noise_that_has_no_effect_is_refused_before_levels_are_fitted(openedm, toy_run, tmp_path):
+    before = set((find_checkpoint(toy_run) / "fitted").glob("*"))
+    result = openedm(
+        "sample", toy_run, tmp_path / "a.npz", "--format=npz", "--nfe=5", "--levels=fitted", "--noise=path"
+    )
+    assert "noise='path' has no effect" in result.err
+    assert set((find_checkpoint(toy_run) / "fitted").glob("*")) == before
+
+
 def test_levels_are_fitted_once_and_kept_beside_the_checkpoint(openedm, toy_run, tmp_path):
     arguments = ["--format=npz", "--seeds=0-9", "--nfe=6", "--levels=fitted"]
     first = openedm("sample", toy_run, tmp_path / "a.npz", *arguments)
@@ -76,9 +91,12 @@ def test_a_stochastic_sampler_can_follow_a_path(openedm, toy_run, tmp_path):
     ("options", "message"),
     [
         (["--nfe=2"], "nfe must be >= 3, got 2"),
-        (["--nfe=9", "--sampler.solver=Euler"], "nfe is of the automatic sampler and goes without sampler options"),
-        (["--tolerance=1e-3", "--nfe=9"], "tolerance goes without nfe and sampler options, got nfe=9"),
-        (["--tolerance=1e-3", "--sampler.solver=Euler"], "tolerance goes without nfe and sampler options"),
+        (["--nfe=9", "--sampler.solver=Euler"], "nfe is of the automatic sampler and must be null beside sampler"),
+        (["--nfe=32", "--sampler.solver=Euler"], "nfe is of the automatic sampler and must be null beside sampler"),
+        (["--tolerance=1e-3", "--nfe=9"], "tolerance goes without nfe, which must be null, and sampler options"),
+        (["--tolerance=1e-3", "--nfe=32"], "tolerance goes without nfe, which must be null, and sampler options"),
+        (["--tolerance=1e-3", "--sampler.solver=Euler"], "tolerance goes without nfe, which must be null, and"),
+        (["--tolerance=1e-3", "--levels=fitted"], "levels='fitted' goes with nfe or a sampler on fixed levels"),
         (["--tolerance=0"], "tolerance must be finite and > 0, got 0.0"),
         (["--noise=path"], "noise='path' has no effect"),
         (["--levels=fitted", "--sampler.solver=Ancestral"], "solver must be deterministic, on fixed levels"),

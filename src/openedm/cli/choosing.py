@@ -2,7 +2,8 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -17,6 +18,16 @@ from openedm.sampling import Auto, Fit, Sampler, fit_levels, pilot_seeds
 NFE = 32
 
 
+def without_budget(arguments: Sequence[str]) -> list[str]:
+    """The arguments with `--nfe=null` where a tolerance or sampler options are typed, also those that are defaults.
+
+    >>> without_budget(["--sampler.solver", "Heun"]), without_budget(["--nfe", "9"])
+    (['--sampler.solver', 'Heun', '--nfe=null'], ['--nfe', '9'])
+    """
+    typed = {re.split("[.=]", a[2:])[0] for a in arguments if a.startswith("--")}
+    return [*arguments, *(["--nfe=null"] if "nfe" not in typed and typed & {"sampler", "tolerance"} else [])]
+
+
 def choice_of_sampler(nfe: int | None, tolerance: float | None, sampler: Sampler) -> Auto | Sampler:
     """The automatic sampler, unless another one is described.
 
@@ -25,12 +36,14 @@ def choice_of_sampler(nfe: int | None, tolerance: float | None, sampler: Sampler
     """
     described = sampler != Sampler()
     if tolerance is not None:
-        if described or nfe not in (None, NFE):
-            raise ValueError(f"tolerance goes without nfe and sampler options, got nfe={nfe!r} and {sampler}")
+        if described or nfe is not None:
+            raise ValueError(
+                f"tolerance goes without nfe, which must be null, and sampler options, got nfe={nfe!r} and {sampler}"
+            )
         return Auto(nfe=None, tolerance=tolerance)
-    if described and nfe not in (None, NFE):
+    if described and nfe is not None:
         raise ValueError(
-            f"nfe is of the automatic sampler and goes without sampler options, got nfe={nfe} and {sampler}"
+            f"nfe is of the automatic sampler and must be null beside sampler options, got nfe={nfe} and {sampler}"
         )
     return sampler if described or nfe is None else Auto(nfe)
 
@@ -69,10 +82,11 @@ def make_sampler(
         if main:
             print(f"sampler, fitted before ({path}): {sampler}")
         return sampler
+    if main:
+        cache.mkdir(parents=True, exist_ok=True)  # what cannot be written is refused before the work
     with tqdm(desc="fitting levels", unit="evaluation", disable=not main) as bar:
         fit = _fit(chosen, denoiser, condition, bar)
     if main:
-        path.parent.mkdir(parents=True, exist_ok=True)
         found = {"fitted": to_config(fit.sampler), "error": fit.error, "error_before": fit.error_before}
         with replacing(path) as temporary:
             temporary.write_text(json.dumps({**found, **settings}, indent=1) + "\n", encoding="utf-8")

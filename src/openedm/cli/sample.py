@@ -13,7 +13,7 @@ from tqdm.auto import tqdm
 
 from openedm import checks
 from openedm.choices import to_config
-from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions
+from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
 from openedm.cli.reporting import save_array
 from openedm.cli.seeds import columns_for, labels_for, parse_integers
 from openedm.data import save_image
@@ -22,11 +22,13 @@ from openedm.data.pictures import image_grid
 from openedm.denoiser import Denoiser
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.plots import denoising_trajectory, save_figure
-from openedm.sampling import BrownianNoise, NoiseSource, Sampler, SeededNoise, State, sample_batches
+from openedm.sampling import Auto, BrownianNoise, NoiseSource, Sampler, SeededNoise, State, sample_batches
 from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
 from openedm.training.checkpoints import read_progress
 
 SETTINGS = "settings.json"
+
+spelled_out = without_budget
 
 
 def sample(
@@ -90,6 +92,12 @@ def sample(
     chosen = None if classes is None else parse_integers("classes", classes)
     labels = labels_for(wanted, chosen, model.num_classes)
     choice = choice_of_sampler(nfe, tolerance, sampler)
+    if noise == "path" and (isinstance(choice, Auto) or not choice.stochastic):
+        raise ValueError(f"noise='path' has no effect: the sampler adds no noise on its way, {choice}")
+    if levels == "fitted" and tolerance is not None:
+        raise ValueError(
+            "levels='fitted' goes with nfe or a sampler on fixed levels: a tolerance leaves them to the solver"
+        )
     made_with = {"weights": _digest(folder, weights), **_guidance_settings(folder, weights, guidance, guiding)}
     target = Path(out)
     suffix = {"png": "", "npz": ".npz", "grid": ".png"}[format]
@@ -105,10 +113,9 @@ def sample(
     pilots = pilot_conditions(model.event_shape, model.num_classes, chosen)
     fitted_with = {**made_with, "classes": chosen}
     main = accelerator.is_main_process
-    sampler = make_sampler(choice, levels, denoiser, pilots, folder / "fitted", fitted_with, main=main)
+    with accelerator.main_process_first():  # the others read what it has fitted
+        sampler = make_sampler(choice, levels, denoiser, pilots, folder / "fitted", fitted_with, main=main)
     sampler.check(denoiser)  # refuses what cannot be sampled before anything is written
-    if noise == "path" and not sampler.stochastic:
-        raise ValueError(f"noise='path' has no effect: the sampler adds no noise on its way, {sampler}")
     settings = {**made_with, "classes": chosen, "sampler": to_config(sampler)}
     if noise == "path":
         settings["noise"] = noise
