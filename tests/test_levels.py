@@ -11,7 +11,7 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from openedm import schedules
-from openedm.levels import IDDPM, VE, VP, Explicit, Karras, Levels, LogLinear, iddpm_table
+from openedm.levels import IDDPM, VE, VP, Explicit, Karras, Levels, Logistic, LogLinear, iddpm_table
 from properties.strategies import EPS, all_levels, continuous_levels, log_uniform, tables
 
 
@@ -36,7 +36,7 @@ def test_levels_hit_the_ends_of_their_range_exactly(levels: Levels) -> None:
         assert sigmas[-1] == levels.sigma_min
 
 
-@pytest.mark.parametrize("rule", [Karras, VP, VE, LogLinear, IDDPM])
+@pytest.mark.parametrize("rule", [Karras, VP, VE, LogLinear, IDDPM, Logistic])
 def test_one_step_means_the_highest_level_alone(rule: Callable[..., Levels]) -> None:
     levels = rule(1)
     highest = max(u for u in iddpm_table() if u <= 81) if rule is IDDPM else levels.sigma_max
@@ -183,9 +183,45 @@ def test_explicit_levels_are_not_cut() -> None:
         Explicit((50.0, 0.01)).within(0.02, 60.0)
 
 
+@pytest.mark.parametrize("centre", [1e-3, 0.3, 7.0])
+@pytest.mark.parametrize(("spread", "power"), [(1.0, 1), (0.5, 2)])
+def test_logistic_levels_are_even_in_the_time_of_rectified_flow_or_in_the_share_of_noise(
+    centre: float, spread: float, power: int
+) -> None:
+    """In σ/(σ+c) with w = 1, in σ²/(σ²+c²) with w = ½."""
+    sigmas = Logistic(20, 0.01, 40.0, centre, spread).sigmas()
+    share = sigmas**power / (sigmas**power + centre**power)
+    torch.testing.assert_close(share, torch.linspace(float(share[0]), float(share[-1]), 20, dtype=torch.float64))
+
+
+def test_logistic_levels_tend_to_log_linear_ones_as_they_spread() -> None:
+    spread, even = Logistic(9, spread=1e4), LogLinear(9, 0.002, 80.0)
+    torch.testing.assert_close(spread.sigmas().log(), even.sigmas().log(), rtol=0, atol=1e-6)
+
+
+def test_logistic_levels_are_symmetric_about_their_centre_however_close_they_are() -> None:
+    for spread in (1e-3, 0.05, 2.0):
+        logs = (Logistic(8, 0.01, 1.0, 0.1, spread).sigmas() / 0.1).log()
+        torch.testing.assert_close(logs, -logs.flip(0), rtol=0, atol=1e-9)
+        assert (logs.diff() < 0).all()
+
+
+def test_a_warp_moves_the_quantiles_and_may_not_change_their_order() -> None:
+    """Its first term moves the middle of w = 1 by v/π of the whole."""
+    plain, warped = (Logistic(5, 0.01, 1.0, 0.1, 1.0, warp).sigmas()[2] for warp in ((), (0.5,)))
+    ends = [s / (s + 0.1) for s in (1.0, 0.01)]
+    share = [float(s / (s + 0.1)) for s in (plain, warped)]
+    assert share[1] - share[0] == pytest.approx(0.5 / math.pi * (ends[1] - ends[0]), rel=1e-12)
+    with pytest.raises(ValueError, match="warp must keep the order of the levels"):
+        Logistic(5, warp=(4.0,))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (lambda: Logistic(5, centre=0.0), "centre must be finite and > 0, got 0.0"),
+        (lambda: Logistic(5, spread=math.inf), "spread must be finite and > 0, got inf"),
+        (lambda: Logistic(5, warp=(0.0, math.nan)), "warp[1] must be a finite number, got nan"),
         (lambda: Karras(0), "num_steps must be >= 1, got 0"),
         (lambda: Karras(5, rho=0.0), "rho must be finite and > 0, got 0.0"),
         (lambda: Karras(5, sigma_min=0.0), "sigma_min must be finite and > 0, got 0.0"),

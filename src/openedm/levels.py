@@ -236,10 +236,10 @@ class Logistic(Levels):
         ramp = self._ramp()
         parts = [v * (math.pi * k * ramp).sin() / (math.pi * k) for k, v in enumerate(self.warp, start=1)]
         shares = torch.stack([ramp, *parts]).sum(0)
-        low, high = ((math.log(s) - math.log(self.centre)) / self.spread for s in (self.sigma_min, self.sigma_max))
+        ends = torch.tensor([self.sigma_max, self.sigma_min], dtype=torch.float64)
+        scaled = (ends.log() - math.log(self.centre)) / self.spread
         # Logits of F(σ_max) + p (F(σ_min) − F(σ_max)), of both F and 1 − F, which keeps digits where F is close to 1.
-        below = [1 / (1 + math.exp(-z)) for z in (high, low)]
-        above = [1 / (1 + math.exp(z)) for z in (high, low)]
+        below, above = scaled.sigmoid(), (-scaled).sigmoid()
         quantile, rest = (end[0] + shares * (end[1] - end[0]) for end in (below, above))
         logits = quantile.clamp(min=1e-300).log() - rest.clamp(min=1e-300).log()
         return _with_exact_ends((math.log(self.centre) + self.spread * logits).exp(), self.sigma_min, self.sigma_max)
