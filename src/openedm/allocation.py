@@ -2,8 +2,8 @@
 
 glibc hands freed blocks above a threshold, at first 128 KiB, back to the system at once, and every new tensor then pays
 for its pages again: at 64×3×32×32 in float64 that is most of the cost of a solver's step. The threshold follows the
-largest such block freed so far, up to 32 MiB (mallopt(3), "dynamic mmap threshold"), so freeing one block of 24 MiB that
-was never touched moves it there. Elsewhere this costs some microseconds and does nothing.
+largest such block freed so far, up to 32 MiB (mallopt(3), "dynamic mmap threshold"), so freeing one block of 24 MiB
+that was never touched moves it there. Elsewhere this costs some microseconds and does nothing.
 """
 
 from functools import cache
