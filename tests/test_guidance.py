@@ -228,7 +228,7 @@ class TestGuided:
         sigma = torch.tensor([0.02, 0.5, 7.0])
         expected = IDDPM().round_sigma(sigma.double())
         assert not torch.equal(expected, sigma.double())
-        for main, guiding in ((discrete, continuous), (continuous, discrete), (discrete, discrete)):
+        for main, guiding in ((discrete, continuous), (continuous, discrete), (discrete, with_levels(IDDPM()))):
             assert torch.equal(Guided(main, guiding, 2.0).round_sigma(sigma), expected)
         with pytest.raises(ValueError, match="main and guiding must know the same noise levels: the nearest that main"):
             Guided(with_levels(IDDPM(num_levels=10)), discrete, 2.0)
@@ -249,6 +249,7 @@ class TestGuided:
                 ),
                 r"main and guiding must have noise levels in common, got \[0, 1\] and \[2, inf\]",
             ),
+            (lambda: Guided(*[mixture(0)] * 2, 2.0), r"guiding must be another denoiser than main"),
             (lambda: Guided(mixture(0), mixture(1), -2.0), r"weight must be >= 0, got -2\.0"),
             (lambda: Guided(mixture(0), mixture(1), torch.tensor([1.0, -2.0])), r"one finite value >= 0 a sample, got"),
             (lambda: Guided(mixture(0), mixture(1), torch.ones(2, 2)), r"weight must be a number or one finite value"),

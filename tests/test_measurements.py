@@ -88,6 +88,14 @@ def measurement(operator: LinearOperator, *shape: int) -> Measurement:
             r"y must be finite, got nan",
         ),
         (lambda: Mask(torch.zeros(3, dtype=torch.bool)), r"known must be true somewhere"),
+        (
+            lambda: measurement(Mask(torch.ones(4, 6, dtype=torch.bool)), 24).check(IMAGE),
+            r"known must have the shape of a sample, \(2, 4, 6\), got \(4, 6\): expand it",
+        ),
+        (
+            lambda: measurement(Matrix(torch.eye(3)), 3).check((2, 2)),
+            r"matrix must have a column for each number of a sample, of shape \(2, 2\), got shape \(3, 3\)",
+        ),
         (lambda: AveragePool(0), r"factor must be >= 1, got 0"),
         (lambda: AveragePool(2)(torch.zeros(1, 1, 4, 3)), r"x must be images .* divisible by factor=2, got shape"),
         (lambda: AveragePool(2)(torch.zeros(1, 4)), r"x must be images"),
@@ -121,6 +129,14 @@ def measurement(operator: LinearOperator, *shape: int) -> Measurement:
 def test_what_is_no_linear_measurement_is_refused(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         make()
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_a_mask_of_numbers_and_half_a_pixel_are_refused() -> None:
+    with pytest.raises(TypeError, match=r"known must be a tensor of truth values, got torch\.float32: compare it"):
+        Mask(torch.tensor([0.2, 1.0]))
+    with pytest.raises(TypeError, match=r"factor must be an integer, got 1\.5"):
+        AveragePool(1.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.usefixtures("without_type_checker")

@@ -182,9 +182,9 @@ class Guided(Denoiser):
         weight: w ≥ 0: a function of σ, a number, or one value a sample, (batch,).
 
     Raises:
-        ValueError: the two differ in the shape of a sample or in the number of classes, have no noise level in common,
-            or know different discrete levels; the weight is out of its range. When called: a weight a sample that does
-            not fit the batch.
+        ValueError: the two are one and told the same, differ in the shape of a sample or in the number of classes, have
+            no noise level in common, or know different discrete levels; the weight is out of its range. When called: a
+            weight a sample that does not fit the batch.
 
     >>> from openedm.exact import GaussianMixture
     >>> narrow, wide = (GaussianMixture([1.0], [[0.0]], [[[v]]]) for v in (1.0, 3.0))
@@ -202,6 +202,8 @@ class Guided(Denoiser):
         self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape
         self.sigma_min = max(main.sigma_min, guiding.sigma_min)
         self.sigma_max = min(main.sigma_max, guiding.sigma_max)
+        if main is guiding and type(self).guiding_condition is Guided.guiding_condition:
+            raise ValueError("guiding must be another denoiser than main, which guides itself without any effect")
         if guiding.event_shape not in (None, self.event_shape):
             raise ValueError(
                 f"guiding must denoise samples of the shape of main's, {main.event_shape}, got {guiding.event_shape}"

@@ -8,6 +8,7 @@
 | `Function` | any linear function | given, or by automatic differentiation |
 """
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
@@ -41,6 +42,9 @@ class Matrix(LinearOperator):
     Args:
         matrix: A, (measured, features).
 
+    Raises:
+        ValueError: when called, with samples of another number of features.
+
     >>> Matrix(torch.tensor([[1.0, 1.0]]))(torch.tensor([[2.0, 3.0]]))
     tensor([[5.]])
     """
@@ -53,6 +57,11 @@ class Matrix(LinearOperator):
 
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch measured"]:
         """A x."""
+        if math.prod(x.shape[1:]) != self.matrix.shape[1]:
+            raise ValueError(
+                f"matrix must have a column for each number of a sample, of shape {tuple(x.shape[1:])}, got shape "
+                f"{tuple(self.matrix.shape)}"
+            )
         return x.flatten(1) @ self.matrix.to(x.dtype).mT
 
     def adjoint(
@@ -69,7 +78,8 @@ class Mask(LinearOperator):
         known: which entries are measured, of the shape of a sample.
 
     Raises:
-        ValueError: no entry is measured.
+        TypeError: the mask is not of truth values.
+        ValueError: no entry is measured. When called: samples of another shape than the mask's.
 
     >>> Mask(torch.tensor([True, False, True]))(torch.tensor([[1.0, 2.0, 3.0]]))
     tensor([[1., 3.]])
@@ -79,13 +89,21 @@ class Mask(LinearOperator):
 
     def __init__(self, known: Bool[Tensor, "*event"]) -> None:
         super().__init__()
+        if known.dtype != torch.bool:
+            raise TypeError(f"known must be a tensor of truth values, got {known.dtype}: compare it, as in known > 0.5")
         if not bool(known.any()):
             raise ValueError("known must be true somewhere: a mask that measures nothing tells nothing")
         # Indices rather than the mask itself, which a device would have to count, and be waited for, at each call.
         self.register_buffer("indices", known.flatten().nonzero()[:, 0])
+        self.event_shape = tuple(known.shape)
 
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch measured"]:
         """x where the mask is true."""
+        if tuple(x.shape[1:]) != self.event_shape:
+            raise ValueError(
+                f"known must have the shape of a sample, {tuple(x.shape[1:])}, got {self.event_shape}: "
+                "expand it, as in known.expand(3, 32, 32)"
+            )
         return x.flatten(1)[:, self.indices]
 
     def adjoint(
@@ -108,6 +126,7 @@ class AveragePool(LinearOperator):
 
     def __init__(self, factor: int) -> None:
         super().__init__()
+        checks.integer("factor", factor)
         checks.at_least("factor", factor, 1)
         self.factor = factor
 
