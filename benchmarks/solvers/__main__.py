@@ -17,6 +17,7 @@ import torch
 from benchmarks.common import machine, write_json
 from benchmarks.solvers import measure, ours, report
 from benchmarks.solvers.methods import Method
+from benchmarks.solvers.network import network
 from benchmarks.solvers.overhead import overhead
 from benchmarks.solvers.problems import FACTORIES, Problem, problem
 
@@ -38,6 +39,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="which measurements")
     parser.add_argument("--problems", nargs="*", default=list(FACTORIES), metavar="NAME", help=", ".join(FACTORIES))
     parser.add_argument("--random", nargs="+", type=int, default=[], metavar="SEED", help="random mixtures, too")
+    parser.add_argument("--checkpoint", metavar="RUN", help="a trained network as a problem, too")
     parser.add_argument("--fit", action="store_true", help="openedm's solvers with fitted levels, too: minutes")
     parser.add_argument("--nfe", nargs="+", type=int, default=[8, 12, 18, 35, 79], help="budgets")
     parser.add_argument("--tolerance", nargs="+", type=float, default=list(TOLERANCES), help="of adaptive solvers")
@@ -124,6 +126,8 @@ def main() -> None:
     if given.peers:
         from benchmarks.solvers import peers
     problems = [problem(name) for name in given.problems]
+    if given.checkpoint is not None:
+        problems.append(network(given.checkpoint))
     described = [
         {"name": p.name, "title": p.title, "sigma_data": p.sigma_data, "starts": p.starts, "floor": p.reference().floor}
         for p in problems
