@@ -9,7 +9,8 @@ import torch
 
 from openedm.denoiser import Condition, FunctionDenoiser
 from openedm.exact import GaussianMixture
-from openedm.levels import Karras, Logistic
+from openedm.levels import Explicit, Karras, Logistic
+from openedm.preconditioning import IDDPM
 from openedm.sampling import (
     DEIS,
     Ancestral,
@@ -105,6 +106,31 @@ def test_pilots_have_the_conditions_that_are_given() -> None:
 def test_there_are_fewer_pilots_the_larger_the_sample(shape: tuple[int, ...], count: int) -> None:
     assert len(pilot_seeds(shape)) == count
     assert min(pilot_seeds(shape)) == 2**31
+
+
+def test_a_denoiser_of_discrete_levels_is_followed_through_those_it_knows() -> None:
+    """The 128 levels of the converged solution fall on fewer of the table's."""
+    table = IDDPM(num_levels=100)
+    discrete = FunctionDenoiser(MIXTURE.forward, (2,), table.sigma_min, table.sigma_max)
+    discrete.round_sigma = table.round_sigma  # type: ignore[method-assign, assignment]
+    given = Sampler(Karras(8, 0.1, 80.0), solver=DEIS())
+    fit = fit_levels(discrete, given, iterations=2)
+    assert fit.error < 0.7 * fit.error_before
+    with pytest.raises(ValueError, match="num_steps must suit the solver and the levels that the denoiser knows"):
+        fit_levels(discrete, replace(given, levels=Karras(90, 0.1, 80.0)), iterations=0)
+
+
+def test_levels_that_are_better_than_those_found_are_kept() -> None:
+    best = fit_levels(MIXTURE, Sampler(Karras(8), solver=DEIS())).sampler
+    given = replace(best, levels=Explicit(tuple(best.levels.sigmas().tolist())))
+    fit = fit_levels(MIXTURE, given, iterations=0)
+    assert (fit.sampler, fit.error) == (given, fit.error_before)
+
+
+def test_a_denoiser_that_returns_nan_is_refused() -> None:
+    broken = FunctionDenoiser(lambda x, sigma, _: x * torch.nan, (2,))
+    with pytest.raises(ValueError, match="denoiser must lead the pilots to finite samples"):
+        fit_levels(broken, Sampler(Karras(8)))
 
 
 @pytest.mark.parametrize(

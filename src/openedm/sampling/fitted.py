@@ -24,7 +24,7 @@ from torch import Tensor
 
 from openedm import checks
 from openedm.denoiser import Condition, Denoiser
-from openedm.levels import Levels, Logistic
+from openedm.levels import Explicit, Levels, Logistic
 from openedm.sampling.exponential import FlowTime, VelocityPrediction
 from openedm.sampling.multistep import Multistep
 from openedm.sampling.sampler import Sampler
@@ -42,7 +42,7 @@ class Fit:
     """What a fit found.
 
     Attributes:
-        sampler: the sampler with its levels fitted.
+        sampler: the sampler with its levels fitted; as given where none were found on which it errs less.
         error: E of it, in data units.
         error_before: E of the sampler that was given.
         evaluations: how many times the pilots were put through the denoiser.
@@ -76,7 +76,8 @@ def fit_levels(
         progress: called with the number of evaluations so far.
 
     Raises:
-        ValueError: the sampler is stochastic or chooses its steps itself, fewer than 3 levels, or as for its `sample`.
+        ValueError: the sampler is stochastic or chooses its steps itself, it has fewer than 3 levels, the denoiser
+            returns NaN or knows too few levels, or as for its `sample`.
     """
     if sampler.stochastic or not isinstance(sampler.solver, PlannedSolver):
         raise ValueError(f"solver must be deterministic, on fixed levels, for them to be fitted to it, got {sampler}")
@@ -89,7 +90,8 @@ def fit_levels(
     before = pilots.error(pilots.residuals(sampler.levels))
     width = denoiser.sigma_data
     starts = [pilots.placed(c * width, w) for c, w in STARTS]
-    if isinstance(given := sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max), Logistic):
+    given = sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max)
+    if isinstance(given, Logistic):
         starts.append(replace(given, warp=(*given.warp, *[0.0] * (WARPS - len(given.warp)))))
     residuals = [pilots.residuals(start) for start in starts]
     errors = [pilots.error(r) for r in residuals]
@@ -97,7 +99,12 @@ def fit_levels(
     found = _minimise(pilots, starts[best], residuals[best], iterations)
     # Sums of many terms differ in the last bit from call to call: what is kept does not.
     kept = _rounded(found)
-    return Fit(replace(sampler, levels=kept), pilots.error(pilots.residuals(kept)), before, pilots.evaluations)
+    error = pilots.error(pilots.residuals(kept))
+    if not math.isfinite(min(error, before)):
+        raise ValueError(f"num_steps must suit the solver and the levels that the denoiser knows, got {sampler}")
+    if before <= error:  # levels given one by one, or of a fit
+        return Fit(replace(sampler, levels=given), before, before, pilots.evaluations)
+    return Fit(replace(sampler, levels=kept), error, before, pilots.evaluations)
 
 
 def pilot_seeds(event_shape: tuple[int, ...]) -> range:
@@ -123,7 +130,14 @@ class _Pilots:
         self.evaluations = 0
         width = denoiser.sigma_data
         fine = replace(self.placed(width / 2, 1.5), num_steps=max(128, 6 * sampler.levels.num_steps))
-        self.solution = self._run(Sampler(fine, solver=Multistep(VelocityPrediction(width), FlowTime(width), 4, 5)))
+        # Of a denoiser that knows few levels, each once: no sampler can know more of its flow.
+        known = sorted(set(denoiser.round_sigma(fine.sigmas()).tolist()), reverse=True)
+        solver = Multistep(VelocityPrediction(width), FlowTime(width), 4, 5)
+        self.solution = self._run(Sampler(Explicit(tuple(known)), solver=solver))
+        if not bool(self.solution.isfinite().all()):
+            raise ValueError(
+                "denoiser must lead the pilots to finite samples for levels to be fitted, got NaN or infinity"
+            )
 
     def placed(self, centre: float, spread: float) -> Logistic:
         """Levels of the sampler's number and range, placed so."""
