@@ -13,7 +13,19 @@ from torch import Tensor
 
 from openedm.exact import GaussianMixture
 from openedm.levels import Karras
-from openedm.sampling import BrownianNoise, DPMSolverPP2M, NoiseSource, PathNoise, Sampler, SeededNoise
+from openedm.sampling import (
+    Ancestral,
+    BrownianNoise,
+    Churn,
+    DPMSolverPP2M,
+    Heun,
+    NoiseSource,
+    PathNoise,
+    PredictorCorrector,
+    Restart,
+    Sampler,
+    SeededNoise,
+)
 from openedm.sampling.brownian import LEAVES, PIECES, ROWS, WEYL, _bridges, _library, _mixed, _normals, clock
 
 TIMES = st.floats(0, 1)
@@ -217,6 +229,25 @@ def test_more_steps_of_a_stochastic_sampler_refine_the_same_samples() -> None:
     # Its noise does not depend on the state: strong order 1. Samples between the modes are the last to settle.
     reference = solve(400)
     assert slope({n: float((solve(n) - reference).abs().median()) for n in (18, 36, 72)}) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("sampler", "follows"),
+    [
+        (Sampler(Karras(6)), False),
+        (Sampler(Karras(6), churn=Churn(4.0)), True),
+        (Sampler(Karras(6), solver=Ancestral()), True),
+        (Sampler(Karras(6), solver=Restart()), False),
+        (Sampler(Karras(6), solver=PredictorCorrector()), True),
+        (Sampler(Karras(6), solver=PredictorCorrector(Heun())), False),
+    ],
+    ids=["ODE", "churn", "ancestral", "restart", "predictor-corrector", "corrector alone"],
+)
+def test_a_sampler_says_whether_a_path_makes_a_difference(sampler: Sampler, follows: bool) -> None:
+    denoiser = GaussianMixture([1.0], [[3.0]], [[[1.0]]])
+    along, independent = (sampler.sample(denoiser, noise([5])) for noise in (BrownianNoise, SeededNoise))
+    assert sampler.follows_paths == follows
+    assert torch.equal(along, independent) != follows
 
 
 def test_a_bit_of_the_hash_depends_on_every_bit() -> None:

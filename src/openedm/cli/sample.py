@@ -92,8 +92,8 @@ def sample(
     chosen = None if classes is None else parse_integers("classes", classes)
     labels = labels_for(wanted, chosen, model.num_classes)
     choice = choice_of_sampler(nfe, tolerance, sampler)
-    if noise == "path" and (isinstance(choice, Auto) or not choice.stochastic):
-        raise ValueError(f"noise='path' has no effect: the sampler adds no noise on its way, {choice}")
+    if noise == "path" and (isinstance(choice, Auto) or not choice.follows_paths):
+        raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {choice}")
     if levels == "fitted" and tolerance is not None:
         raise ValueError(
             "levels='fitted' goes with nfe or a sampler on fixed levels: a tolerance leaves them to the solver"

@@ -81,6 +81,11 @@ class Sampler(Choice):
         """Whether noise is drawn after the start."""
         return self.churn.s_churn > 0 or self.solver.stochastic
 
+    @property
+    def follows_paths(self) -> bool:
+        """Whether a source of noise that knows paths, such as `BrownianNoise`, is asked for pieces of them."""
+        return self.churn.s_churn > 0 or self.solver.follows_paths
+
     @torch.no_grad()
     def sample(
         self,

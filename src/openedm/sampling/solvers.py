@@ -69,6 +69,11 @@ class Solver(Choice, ABC):
         """Whether it draws noise of its own."""
         return False
 
+    @property
+    def follows_paths(self) -> bool:
+        """Whether noise of its own belongs to steps from level to level, so that it can be taken from a path."""
+        return self.stochastic
+
     @abstractmethod
     def evaluations(self, num_steps: int) -> int | None:
         """The number of evaluations of a run through `num_steps` levels; None where it depends on the sample."""

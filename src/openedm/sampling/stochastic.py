@@ -217,6 +217,11 @@ class Restart(PlannedSolver):
         return True
 
     @property
+    def follows_paths(self) -> bool:
+        """Noise that leads back up is new each time."""
+        return False
+
+    @property
     def curved(self) -> bool:
         """As the solver."""
         return self.solver.curved
@@ -306,6 +311,11 @@ class PredictorCorrector(Solver):
     def stochastic(self) -> bool:
         """Langevin steps draw noise."""
         return True
+
+    @property
+    def follows_paths(self) -> bool:
+        """The predictor may; Langevin steps stay at their level."""
+        return self.predictor.follows_paths
 
     def evaluations(self, num_steps: int) -> int:
         """The predictor's, and M at every level but the first."""
