@@ -99,3 +99,11 @@ class TestSigmaMin:
         binary = (normal(100, 4) > 0).double()
         found = lowest(binary[:50], binary[50:], 0.5)
         assert (found.sigma, found.step, found.bound) == (0.05, 1.0, "ratio")
+
+
+@pytest.mark.parametrize("mean", [0.0, 1e2, 1e6])
+def test_copies_are_no_neighbours_wherever_the_data_lie(mean):
+    rows = normal(400, 4)
+    alone = torch.cdist(rows, rows, compute_mode="donot_use_mm_for_euclid_dist").fill_diagonal_(torch.inf)
+    expected = float(alone.amin(1).median())
+    assert nearest(rows + mean, torch.cat([rows, rows]) + mean) == pytest.approx(expected, rel=1e-6)

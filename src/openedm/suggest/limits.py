@@ -248,9 +248,11 @@ def rounding_step(rows: Float64[Tensor, "count n"], most: int = 2**20, steps: in
 def nearest(clean: Float64[Tensor, "batch n"], rows: Float64[Tensor, "count n"], chunk: int = 4096) -> float:
     """The median distance from `clean` to the nearest of the rows; copies of the same sample are passed over."""
     least = torch.full((len(clean),), torch.inf, dtype=clean.dtype)
+    mean = rows.mean(0)  # distances are differences of squares: those of data far from 0 have no digits left
+    clean = clean - mean
     same = 1e-6 * float(rows.std()) * math.sqrt(rows.shape[1])
     for part in parts(rows, chunk):
-        distances = torch.cdist(clean, part)
+        distances = torch.cdist(clean, part - mean)
         least = torch.minimum(least, torch.where(distances > same, distances, torch.inf).amin(1))
     found = least[least.isfinite()]
     return float(found.median()) if len(found) else 0.0
