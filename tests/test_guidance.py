@@ -190,6 +190,9 @@ class TestGuided:
             expected = one + (weights[:, None] - 1) * (one - other)
             torch.testing.assert_close(guided, expected, rtol=0, atol=64 * EPS * 5)
 
+    def test_a_tensor_without_dimensions_is_a_number(self) -> None:
+        assert Guided(mixture(0), mixture(1), torch.tensor(2.5)).weight == Constant(2.5)
+
     def test_it_is_differentiable_also_where_only_some_samples_are_guided(self) -> None:
         guided = Guided(mixture(0), mixture(1), Interval(2.0, 0.1, 1.0))
         sigma, x = torch.tensor([0.05, 0.5]), normal(2, 2).requires_grad_()

@@ -328,7 +328,7 @@ def _checked(weight: Weight) -> GuidanceWeight | Tensor:
     """The weight as a function of σ; or one value a sample, on the host."""
     if isinstance(weight, GuidanceWeight):
         return weight
-    if not isinstance(weight, Tensor):
+    if not isinstance(weight, Tensor) or weight.ndim == 0:
         return Constant(float(weight))
     values = weight.detach().to("cpu", torch.float64)
     if values.ndim != 1 or not bool((values.isfinite() & (values >= 0)).all()):
