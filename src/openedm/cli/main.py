@@ -15,6 +15,7 @@ COMMANDS = {
     "train": "train a denoiser on images, arrays or toy data",
     "sample": "draw samples from a checkpoint",
     "evaluate": "score samples against real data",
+    "likelihood": "how probable data are under a trained model",
     "suggest": "which noise levels suit your data",
     "toy": "figures that explain diffusion, in one and two dimensions",
     "info": "describe a checkpoint",
@@ -36,7 +37,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("-h", "--help"):
-        rows = "\n".join(f"  {name:<10}{text}" for name, text in COMMANDS.items())
+        rows = "\n".join(f"  {name:<12}{text}" for name, text in COMMANDS.items())
         print(USAGE.format(commands=rows))
         return 0 if arguments else 2
     if arguments[0] == "--version":

@@ -109,7 +109,7 @@ class Formulation:
 
     def time(self, sigma: float) -> float:
         """τ(σ)."""
-        return self.sign * float(self.variable.value(np.array(sigma)))
+        return self.sign * float(self.variable.value(np.array([sigma]))[0])
 
 
 @dataclass(frozen=True)
@@ -190,7 +190,7 @@ class AdaptiveSolver(Solver):
         yield State(1, last, last, 1.0, arrival.x, arrival.x)
 
 
-def _width_ratio(sigma: Tensor, sigma_data: float) -> Tensor:
+def width_ratio(sigma: Tensor, sigma_data: float) -> Tensor:
     """c(σ) = σ_d/√(σ² + σ_d²)."""
     return sigma_data * (sigma.square() + sigma_data**2).rsqrt()
 
@@ -199,14 +199,14 @@ def _scaled_flow(pair: Pair, variable: Variable | None, sigma_data: float) -> Fo
     """dw/dτ, w = c(σ) x."""
 
     def slope(x: Tensor, denoised: Tensor, sigma: Tensor, speed: Tensor) -> Tensor:
-        shrink = _width_ratio(sigma, sigma_data)
+        shrink = width_ratio(sigma, sigma_data)
         return (x * shrink.square() - denoised) * (shrink * speed / sigma)
 
     return Formulation(
         pair=pair,
         variable=Angle(sigma_data, rho=2.0) if variable is None else variable,
         sign=1.0,
-        factor=lambda sigma: _width_ratio(sigma, sigma_data),
+        factor=lambda sigma: width_ratio(sigma, sigma_data),
         slope=slope,
         linear=0.0,
         scale=None,
@@ -283,7 +283,7 @@ class Exponential23(AdaptiveSolver):
 
         def scale(time: Tensor) -> Tensor:
             sigma = (-time).exp()
-            return factor(sigma) / _width_ratio(sigma, sigma_data)
+            return factor(sigma) / width_ratio(sigma, sigma_data)
 
         return Formulation(EXPONENTIAL, LogSigma(), -1.0, factor, slope, 1.0 if of_noise else -1.0, scale, 0.25)
 

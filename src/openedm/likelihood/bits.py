@@ -1,0 +1,115 @@
+"""Bits per dimension of images, by uniform dequantisation.
+
+An image of whole levels, x = 2b/(L − 1) − 1 with b = 0 … L − 1 and L = 256, stands for the bin of width δ = 2/(L − 1)
+about each of its values. With u uniform on the bin, y = x + u, P(x) = ∫ p(y) du = δⁿ E_u p(y), so that
+
+    ln P(x) ≥ E_u ln p(y) + n ln δ                                           (Theis et al. 2016, eq. 3)
+    ln P(x) ≥ E ln ((1/K) Σ_k p(y_k)) + n ln δ                               (Burda et al. 2016), closer with K,
+
+and bits per dimension are −ln P(x)/(n ln 2). Publications that scale images to 2(b + u)/256 − 1 have δ = 2/256, another
+density, and the same P(x).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from openedm import checks
+from openedm.denoiser import Condition, Denoiser
+from openedm.likelihood.density import Likelihood
+from openedm.sampling import SeededNoise
+
+
+@dataclass(frozen=True)
+class BitsPerDim:
+    """Bits per dimension and what they come from.
+
+    Attributes:
+        bits_per_dim: an upper bound of −log₂ P(x)/n, in expectation; NaN where a sample used up its evaluations.
+        standard_error: of the mean over draws, dequantisation and probes together; with a single draw that over its
+            probes alone. NaN where there is but one number, and for importance-weighted bounds.
+        log_prob: ln p(y_k) of every draw, in nats.
+        nfe: evaluations of the denoiser, for each image.
+    """
+
+    bits_per_dim: Float[Tensor, "batch"]
+    standard_error: Float[Tensor, "batch"]
+    log_prob: Float[Tensor, "draws batch"]
+    nfe: Int64[Tensor, "batch"]
+
+
+def bits_per_dim(
+    denoiser: Denoiser,
+    images: Float[Tensor, "batch *event"],
+    condition: Condition = None,
+    *,
+    seeds: Sequence[int],
+    likelihood: Likelihood = Likelihood(),
+    draws: int = 1,
+    importance: bool = False,
+    num_values: int = 256,
+) -> BitsPerDim:
+    """An upper bound of the bits per dimension that the model's density gives images.
+
+    Args:
+        denoiser: any denoiser that is differentiable in x.
+        images: in [−1, 1], at whole levels x = 2b/(L − 1) − 1.
+        condition: one row an image.
+        seeds: one an image, of the dequantisation and the probes.
+        likelihood: how densities are computed.
+        draws: K ≥ 1, how often each image is dequantised.
+        importance: the closer, importance-weighted bound; it needs an exact trace, because the noise of random probes
+            does not average out in a mean of densities.
+        num_values: L ≥ 2, how many values a pixel can have.
+
+    Raises:
+        ValueError: a value is out of its range, images are not at whole levels, or as for `Likelihood.log_prob`.
+    """
+    checks.integer("draws", draws)
+    checks.at_least("draws", draws, 1)
+    checks.integer("num_values", num_values)
+    checks.at_least("num_values", num_values, 2)
+    if len(seeds) != len(images):
+        raise ValueError(f"seeds must be one an image ({len(images)}), got {len(seeds)}")
+    trace = likelihood.trace_for(images.shape[1:])
+    if importance and trace.random:
+        raise ValueError(f"importance needs an exact trace, got {trace!r}")
+    images = images.to(torch.float64)
+    _check_values(images, num_values)
+    width, size = 2 / (num_values - 1), images[0].numel()
+    found = []
+    for draw in range(draws):
+        source = SeededNoise([seed * draws + draw for seed in seeds])
+        uniform = torch.special.ndtr(source.draw(tuple(images.shape[1:])).to(torch.float64)).to(images.device)
+        found.append(likelihood.log_prob(denoiser, images + width * (uniform - 0.5), condition, seeds=source))
+    densities = torch.stack([each.log_prob for each in found])
+    per_bit = size * math.log(2)
+    if importance:
+        bound = densities.logsumexp(0) - math.log(draws)
+        error = torch.full_like(bound, math.nan)
+    else:
+        bound = densities.mean(0)
+        error = densities.std(0) / math.sqrt(draws) if draws > 1 else found[0].standard_error
+        if draws == 1 and not trace.random:
+            error = torch.full_like(bound, math.nan)
+    return BitsPerDim(
+        bits_per_dim=-(bound + size * math.log(width)) / per_bit,
+        standard_error=error / per_bit,
+        log_prob=densities,
+        nfe=torch.stack([each.nfe for each in found]).sum(0),
+    )
+
+
+def _check_values(images: Tensor, num_values: int) -> None:
+    bins = (images + 1) * ((num_values - 1) / 2)
+    # Float32 images in [-1, 1] are off by up to 2⁻²⁴, of a bin 2⁻²⁴ (L − 1)/2.
+    off = (bins - bins.round()).abs().amax()
+    if bool(images.abs().amax() > 1 + 1e-6) or bool(off > max(1e-3, 2.0**-22 * num_values)):
+        raise ValueError(
+            f"images must be in [-1, 1] and at whole levels 2 b / {num_values - 1} - 1, but a value is "
+            f"{float(off):.2g} of a level off, and the largest is {float(images.abs().amax()):g}"
+        )

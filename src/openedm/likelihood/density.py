@@ -1,0 +1,283 @@
+"""The density of a sample by the change of variables along the probability-flow ODE.
+
+Along dx/dσ = (x − D(x; σ))/σ the density at the moving point changes by minus the divergence, n being the size of x:
+
+    d ln p(x(σ); σ)/dσ = −(n − tr ∂D/∂x)/σ                                  (Chen et al. 2018; Song et al. 2021, eq. 39)
+
+With c(σ) = σ_d/√(σ²+σ_d²), of which d ln(σ c)/dσ = c²/σ, the part that Gaussian data of width σ_d would have is taken
+exactly, and the integral is over what is left:
+
+    ln p(x; σ_min) = ln p(x_T; σ_max) + n ln (c(σ_min)/c(σ_max)) + ∫_σ_min^σ_max (n c² − tr ∂D/∂x) dσ/σ.
+
+At σ_max, far above the size of the data, D at three points tells the density. By the score (D − x)/σ² (Karras et al.
+2022, eq. 3) ln p(x; σ) − ln p(0; σ) = x·∫_0^1 D(s x) ds/σ² − |x|²/(2σ²); the integral is that of the parabola through
+D(−x), D(0), D(x). And ln p(0; σ) is that of a Gaussian with the same D(0) and j = tr ∂D/∂x / n there:
+
+    ln p(0; σ) ≈ −(n/2) ln (2πσ²/(1 − j)) − |D(0)|²/(2σ²(1 − j)).
+
+This is exact for isotropic Gaussian data; what it leaves is of order n (λ/σ²)² and (|y|/σ)⁴, λ the data's variances.
+The customary N(0, σ_max² I) errs by m·x/σ² and n λ/(2σ²), m the data's mean.
+
+What is found is the density of data plus noise of σ_min. Since ∂p/∂(σ²/2) = Δp, that of the data themselves is
+
+    ln p(x; 0) = ln p(x; σ_min) − ½ (tr ∂D/∂x − n + |D − x|²/σ_min²) + O(σ_min⁴).
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Bool, Float, Int64
+from scipy.stats import t as student
+from torch import Tensor
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.denoiser import Condition, Denoiser
+from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
+from openedm.likelihood.path import Path
+from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Solver, Tsit5
+
+EXACT_UP_TO = 16
+
+
+@dataclass(frozen=True)
+class LogProb:
+    """Log-densities and how sure they are.
+
+    Attributes:
+        log_prob: ln p(x), in nats; NaN where a sample used up its evaluations.
+        standard_error: of the mean over random probes; 0 for exact traces, NaN for a single probe.
+        num_probes: how many there were; 0 for exact traces.
+        noise: the unit noise x(σ_max)/σ_max from which x comes.
+        nfe: evaluations of the denoiser, for each sample; each has the trace's backward passes besides.
+        finished: whether σ_max was reached.
+    """
+
+    log_prob: Float[Tensor, "batch"]
+    standard_error: Float[Tensor, "batch"]
+    num_probes: int
+    noise: Float[Tensor, "batch *event"]
+    nfe: Int64[Tensor, "batch"]
+    finished: Bool[Tensor, "batch"]
+
+    def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
+        """The two ends of an interval that covers what an exact trace would give, at that rate (Student's t).
+
+        Args:
+            level: between 0 and 1.
+
+        Raises:
+            ValueError: the level is no probability, or there was a single probe.
+        """
+        checks.between("level", level, 0.0, 1.0)
+        if self.num_probes == 1:
+            raise ValueError("num_probes must be >= 2 for an interval, got 1")
+        reach = float(student.ppf(0.5 + level / 2, self.num_probes - 1)) if self.num_probes else 0.0
+        return self.log_prob - reach * self.standard_error, self.log_prob + reach * self.standard_error
+
+
+@dataclass(frozen=True)
+class Likelihood(Choice):
+    """How densities are computed: any trace, any solver, between two noise levels.
+
+    Args:
+        trace: how tr ∂D/∂x is found; None means exactly for samples of up to 16 coordinates, and by 8 of Hutchinson's
+            probes for larger ones.
+        solver: `DormandPrince` or `Tsit5`, whose tolerance is in nats here, or a Runge–Kutta solver with fixed steps.
+        num_steps: the number of steps of a Runge–Kutta solver, even in atan(σ/σ_d)^½; None for the others.
+        sigma_min: the noise level at which x is taken to be, > 0; cut to what the denoiser supports.
+        sigma_max: where the density is known, far above the size of the data; likewise cut.
+        terminal: the density there: "moments", as the denoiser itself tells it; or "noise", N(0, σ_max² I),
+            which makes the result the density of what samplers draw with the ODE, guided denoisers too.
+        extrapolate: whether the density of the data without the noise of σ_min is wanted, to order σ_min⁴; for
+            densities that are smooth at that scale.
+
+    Raises:
+        TypeError: another solver, or num_steps is no integer.
+        ValueError: a value is out of its range, or num_steps does not go with the solver.
+
+    >>> from openedm.exact import GaussianMixture
+    >>> Likelihood().log_prob(GaussianMixture([1.0], [[0.0]], [[[1.0]]]), torch.zeros(1, 1)).log_prob
+    tensor([-0.9189], dtype=torch.float64)
+    """
+
+    trace: Trace | None = None
+    solver: Solver = DormandPrince(1e-4)
+    num_steps: int | None = None
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    terminal: Literal["moments", "noise"] = "moments"
+    extrapolate: bool = False
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_min", self.sigma_min)
+        checks.positive("sigma_max", self.sigma_max)
+        checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        checks.one_of("terminal", self.terminal, ("moments", "noise"))
+        if not isinstance(self.solver, DormandPrince | Tsit5 | RungeKutta):
+            raise TypeError(f"solver must be DormandPrince, Tsit5 or a Runge-Kutta solver, got {self.solver!r}")
+        if isinstance(self.solver, AdaptiveSolver):
+            if self.num_steps is not None:
+                raise ValueError(f"num_steps goes with Runge-Kutta solvers and must be None, got {self.num_steps}")
+        else:
+            checks.integer("num_steps", self.num_steps)
+            checks.at_least("num_steps", self.num_steps or 0, 1)
+
+    def trace_for(self, event_shape: Sequence[int]) -> Trace:
+        """The trace that is used for samples of that shape."""
+        if self.trace is not None:
+            return self.trace
+        return ExactTrace() if math.prod(event_shape) <= EXACT_UP_TO else Hutchinson()
+
+    @torch.no_grad()
+    def log_prob(
+        self,
+        denoiser: Denoiser,
+        x: Float[Tensor, "batch *event"],
+        condition: Condition = None,
+        *,
+        seeds: Sequence[int] | NoiseSource | None = None,
+    ) -> LogProb:
+        """ln p(x; σ_min | condition) for each sample, in nats, in float64 (float32 on devices without it).
+
+        Args:
+            denoiser: any denoiser that is differentiable in x.
+            x: samples, in data units.
+            condition: one row a sample.
+            seeds: of the probes, one a sample, or any source of noise; needed for random traces, of no use to others.
+
+        Raises:
+            FloatingPointError: a sample's step size shrank to nothing.
+            TypeError: the denoiser is not differentiable.
+            ValueError: seeds are missing or not one a sample, or the noise levels lie outside the denoiser's
+                range.
+        """
+        x, condition = _on_device(denoiser, x, condition)
+        low, high = self._range(denoiser)
+        trace = self.trace_for(x.shape[1:])
+        probes = trace.probes(_source(trace, seeds, len(x)), x)
+        path = Path(denoiser, condition, tuple(x.shape[1:]), trace, probes)
+        end, gathered, solution = path.follow(x, low, high, self.solver, self.num_steps)
+        known = self.terminal == "noise"
+        top = _log_noise(end, high)[:, None] if known else _log_top(path, end, high)
+        values = gathered + x[0].numel() * math.log(path.shrink(low) / path.shrink(high)) + top
+        if self.extrapolate:
+            values = values + _towards_zero(path, x, low)
+        values = torch.where(solution.finished[:, None], values, math.nan)
+        count = trace.estimates
+        error = values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
+        return LogProb(
+            log_prob=values.mean(1),
+            standard_error=error if trace.random else torch.zeros_like(error),
+            num_probes=count if trace.random else 0,
+            noise=end / high,
+            nfe=solution.evaluations + (0 if known else 3) + self.extrapolate,
+            finished=solution.finished,
+        )
+
+    @torch.no_grad()
+    def encode(
+        self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], condition: Condition = None
+    ) -> Float[Tensor, "batch *event"]:
+        """The unit noise x(σ_max)/σ_max from which x(σ_min) = x comes. The trace plays no part.
+
+        Arguments as for `log_prob`.
+
+        Raises:
+            FloatingPointError: a sample's step size shrank to nothing.
+            ValueError: a sample used up its evaluations, or the noise levels lie outside the denoiser's range.
+        """
+        low, high = self._range(denoiser)
+        return self._moved(denoiser, x, condition, low, high) / high
+
+    @torch.no_grad()
+    def decode(
+        self, denoiser: Denoiser, noise: Float[Tensor, "batch *event"], condition: Condition = None
+    ) -> Float[Tensor, "batch *event"]:
+        """x(σ_min) from the unit noise x(σ_max)/σ_max: the way back of `encode`, without a last denoising.
+
+        Arguments and errors as for `encode`.
+        """
+        low, high = self._range(denoiser)
+        return self._moved(denoiser, noise * high, condition, high, low)
+
+    def _moved(self, denoiser: Denoiser, x: Tensor, condition: Condition, start: float, end: float) -> Tensor:
+        x, condition = _on_device(denoiser, x, condition)
+        path = Path(denoiser, condition, tuple(x.shape[1:]))
+        moved, _, solution = path.follow(x, start, end, self.solver, self.num_steps)
+        if not bool(solution.finished.all()):
+            raise ValueError(f"max_nfe must suffice to go from one end to the other, got {self.solver}")
+        return moved
+
+    def _range(self, denoiser: Denoiser) -> tuple[float, float]:
+        low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
+        if low >= high:
+            raise ValueError(
+                f"noise levels from {self.sigma_min:g} to {self.sigma_max:g} lie outside the denoiser's range "
+                f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
+            )
+        return low, high
+
+
+def log_prob(
+    denoiser: Denoiser,
+    x: Float[Tensor, "batch *event"],
+    condition: Condition = None,
+    *,
+    seeds: Sequence[int] | NoiseSource | None = None,
+    **choices: Any,
+) -> LogProb:
+    """`Likelihood(**choices).log_prob(denoiser, x, condition, seeds=seeds)`.
+
+    >>> from openedm.exact import GaussianMixture
+    >>> log_prob(GaussianMixture([1.0], [[0.0]], [[[1.0]]]), torch.ones(1, 1), sigma_min=1e-4).log_prob
+    tensor([-1.4189], dtype=torch.float64)
+    """
+    return Likelihood(**choices).log_prob(denoiser, x, condition, seeds=seeds)
+
+
+def _source(trace: Trace, seeds: Sequence[int] | NoiseSource | None, count: int) -> NoiseSource | None:
+    if not trace.random:
+        return None
+    if seeds is None:
+        raise ValueError(f"seeds must be given, one a sample, for {trace!r}")
+    if not isinstance(seeds, Sequence):
+        return seeds
+    if len(seeds) != count:
+        raise ValueError(f"seeds must be one a sample ({count}), got {len(seeds)}")
+    return SeededNoise(seeds)
+
+
+def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
+    """On the denoiser's device, x in float64 (float32 where the device has no float64)."""
+    weights = next(denoiser.parameters(), next(denoiser.buffers(), x))
+    dtype = torch.float32 if weights.device.type == "mps" else torch.float64
+    return x.to(weights.device, dtype), None if condition is None else condition.to(weights.device)
+
+
+def _log_noise(x: Tensor, sigma: float) -> Tensor:
+    """ln N(x; 0, σ² I)."""
+    return -0.5 * ((x / sigma).flatten(1).square() + math.log(2 * math.pi * sigma**2)).sum(1)
+
+
+def _log_top(path: Path, x: Tensor, sigma: float) -> Tensor:
+    """ln p(x; σ) at a high level, for each estimate of the trace (batch, estimates); three evaluations."""
+    rows, level = torch.arange(len(x), device=x.device), torch.tensor(sigma, dtype=torch.float64)
+    centre, traces = path.evaluate(torch.zeros_like(x), level, rows)
+    ahead, behind = (path.denoiser(point, level, path.condition) for point in (x, -x))
+    odd, even = (ahead - behind) / 2, (ahead + behind) / 2
+    line = x * (centre + odd / 2 + (even - centre) / 3 - x / 2) / sigma**2
+    kept = 1 - traces / x[0].numel()
+    at_zero = 0.5 * x[0].numel() * (kept.log() - math.log(2 * math.pi * sigma**2))
+    at_zero = at_zero - centre.flatten(1).square().sum(1, keepdim=True) / (2 * sigma**2 * kept)
+    return line.flatten(1).sum(1, keepdim=True) + at_zero
+
+
+def _towards_zero(path: Path, x: Tensor, sigma: float) -> Tensor:
+    """−½ (tr ∂D/∂x − n + |D − x|²/σ²), for each estimate of the trace (batch, estimates)."""
+    rows = torch.arange(len(x), device=x.device)
+    denoised, traces = path.evaluate(x, torch.tensor(sigma, dtype=torch.float64), rows)
+    return -0.5 * (traces - x[0].numel() + (denoised - x).flatten(1).square().sum(1, keepdim=True) / sigma**2)

@@ -1,0 +1,175 @@
+"""The trace of a denoiser's Jacobian, tr ∂D/∂x, exactly or by random probes.
+
+- Exact: tr J = Σ_i e_iᵀ J e_i, by one backward pass for each of the n coordinates of a sample, some of them at a time.
+- Hutchinson (1990): E[vᵀ J v] = tr J for any v with E[v vᵀ] = I, one backward pass for each probe v. The variance of
+  one probe is Σ_{i≠j} ½ (J_ij + J_ji)² for Rademacher signs, and Σ_ij ½ (J_ij + J_ji)² for Gaussian ones.
+
+Samples do not act on one another in a denoiser, so a backward pass serves the whole batch.
+"""
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.sampling import NoiseSource
+
+Denoise = Callable[[Tensor], Tensor]
+
+
+class Trace(Choice, ABC):
+    """How the trace of the Jacobian is found."""
+
+    @property
+    @abstractmethod
+    def estimates(self) -> int:
+        """How many estimates of the trace there are; one where it is exact."""
+
+    @property
+    @abstractmethod
+    def random(self) -> bool:
+        """Whether it draws probes."""
+
+    @abstractmethod
+    def probes(self, source: NoiseSource | None, like: Float[Tensor, "batch *event"]) -> Tensor | None:
+        """The probes of a run, (estimates, batch, *event); None where there are none."""
+
+    @abstractmethod
+    def __call__(
+        self,
+        denoise: Denoise,
+        x: Float[Tensor, "rows *event"],
+        probes: Float[Tensor, "estimates rows *event"] | None,
+    ) -> tuple[Float[Tensor, "rows *event"], Float[Tensor, "rows estimates"]]:
+        """D(x), and the estimates of tr ∂D/∂x."""
+
+
+@dataclass(frozen=True)
+class ExactTrace(Trace):
+    """All n diagonal elements, by n backward passes, `chunk` of them at a time.
+
+    Args:
+        chunk: ≥ 1; bounds the memory, which is that of `chunk` backward passes. 1 needs nothing of the denoiser but a
+            derivative; larger numbers are faster, and have its operations batched by `torch.func.vmap`.
+
+    Raises:
+        ValueError: chunk < 1.
+    """
+
+    chunk: int = 64
+
+    def __post_init__(self) -> None:
+        checks.integer("chunk", self.chunk)
+        checks.at_least("chunk", self.chunk, 1)
+
+    @property
+    def estimates(self) -> int:
+        """1."""
+        return 1
+
+    @property
+    def random(self) -> bool:
+        """No."""
+        return False
+
+    def probes(self, source: NoiseSource | None, like: Float[Tensor, "batch *event"]) -> None:
+        """None."""
+        return
+
+    def __call__(
+        self, denoise: Denoise, x: Float[Tensor, "rows *event"], probes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """Σ_i ∂D_i/∂x_i."""
+        # The fused attention kernels have no batched derivative.
+        with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
+            x = x.detach().requires_grad_(True)
+            denoised = _differentiable(denoise(x))
+            rows, size = len(x), x[0].numel()
+            flat = denoised.reshape(rows, size)
+            total = torch.zeros(rows, dtype=x.dtype, device=x.device)
+            for start in range(0, size, self.chunk):
+                which = torch.arange(start, min(start + self.chunk, size), device=x.device)
+                columns = _backward(flat, x, _units(which, flat)).reshape(len(which), rows, size)
+                total = total + columns[torch.arange(len(which)), :, which].sum(0)
+        return denoised.detach(), total[:, None]
+
+
+@dataclass(frozen=True)
+class Hutchinson(Trace):
+    """The mean of vᵀ J v over random probes v, the same all along a path, a function of the sample's seed.
+
+    Args:
+        num_probes: k ≥ 1; 2 or more give a standard error.
+        distribution: of the entries of v: "rademacher", ±1, or "gaussian", whose variance is larger.
+
+    Raises:
+        ValueError: a value is not allowed.
+    """
+
+    num_probes: int = 8
+    distribution: Literal["rademacher", "gaussian"] = "rademacher"
+
+    def __post_init__(self) -> None:
+        checks.integer("num_probes", self.num_probes)
+        checks.at_least("num_probes", self.num_probes, 1)
+        checks.one_of("distribution", self.distribution, ("rademacher", "gaussian"))
+
+    @property
+    def estimates(self) -> int:
+        """k."""
+        return self.num_probes
+
+    @property
+    def random(self) -> bool:
+        """Yes."""
+        return True
+
+    def probes(
+        self, source: NoiseSource | None, like: Float[Tensor, "batch *event"]
+    ) -> Float[Tensor, "k batch *event"]:
+        """k draws from the samples' seeds."""
+        assert source is not None
+        drawn = torch.stack([source.draw(tuple(like.shape[1:])) for _ in range(self.num_probes)]).to(like)
+        # A sign of 0 would be no probe.
+        return drawn if self.distribution == "gaussian" else torch.where(drawn < 0, -1.0, 1.0).to(like)
+
+    def __call__(
+        self, denoise: Denoise, x: Float[Tensor, "rows *event"], probes: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """v_jᵀ J v_j, j = 1 … k."""
+        assert probes is not None
+        with torch.enable_grad():
+            x = x.detach().requires_grad_(True)
+            denoised = _differentiable(denoise(x))
+            found = [
+                (torch.autograd.grad(denoised, x, probe, retain_graph=i + 1 < len(probes))[0] * probe).flatten(1).sum(1)
+                for i, probe in enumerate(probes)
+            ]
+        return denoised.detach(), torch.stack(found, 1)
+
+
+def _units(which: Tensor, flat: Tensor) -> Tensor:
+    """e_i for every row of the batch, i in `which`: (chunk, rows, n), a view of (chunk, 1, n)."""
+    units = torch.zeros(len(which), 1, flat.shape[1], dtype=flat.dtype, device=flat.device)
+    units[torch.arange(len(which)), 0, which] = 1.0
+    return units.expand(-1, len(flat), -1)
+
+
+def _backward(outputs: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
+    """vᵀ ∂outputs/∂x for every v; the graph is kept."""
+    if len(vectors) == 1:
+        return torch.autograd.grad(outputs, x, vectors[0], retain_graph=True)[0][None]
+    return torch.autograd.grad(outputs, x, vectors, retain_graph=True, is_grads_batched=True)[0]
+
+
+def _differentiable(denoised: Tensor) -> Tensor:
+    if not denoised.requires_grad:
+        raise TypeError("denoiser must be differentiable in x for a likelihood, but its result carries no gradient")
+    return denoised
