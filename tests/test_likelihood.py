@@ -18,8 +18,6 @@ from openedm.networks import MLP, DDPMpp
 from openedm.preconditioning import EDM
 from openedm.sampling import RK4, DormandPrince, Exponential23, Heun, Sampler, SeededNoise, Tsit5
 
-pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
-
 
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
@@ -405,12 +403,12 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
         ),
     ],
 )
-def test_an_argument_that_does_not_fit_is_named(make: Any, message: str) -> None:
+def test_an_argument_that_does_not_fit_is_named(make: Any, message: str, without_type_checker: None) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
 
 
-def test_types_that_do_not_fit_are_named() -> None:
+def test_types_that_do_not_fit_are_named(without_type_checker: None) -> None:
     with pytest.raises(
         TypeError, match=re.escape("solver must be DormandPrince, Tsit5 or a Runge-Kutta solver, got Exp")
     ):

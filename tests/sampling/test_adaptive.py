@@ -35,7 +35,6 @@ from openedm.sampling import (
 )
 from openedm.schedules import VP
 
-pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 SOLVERS: list[AdaptiveSolver] = [
     DormandPrince(),
     Tsit5(),
@@ -335,7 +334,7 @@ def test_an_argument_out_of_range_is_named(make, message: str) -> None:
         make()
 
 
-def test_types_that_do_not_fit_are_named() -> None:
+def test_types_that_do_not_fit_are_named(without_type_checker: None) -> None:
     with pytest.raises(TypeError, match=re.escape("max_nfe must be an integer, got 50.0")):
         DormandPrince(max_nfe=50.0)  # type: ignore[arg-type]
     with pytest.raises(TypeError, match=re.escape("prediction must be EpsilonPrediction or DataPrediction, got Netw")):

@@ -22,7 +22,6 @@ from openedm.sampling.embedded import (
 from openedm.sampling.integrate import Solution, integrate, largest
 from properties.strategies import EPS
 
-pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 TABLEAUX = {"dormand_prince": DORMAND_PRINCE, "tsit5": TSIT5, "bogacki_shampine": BOGACKI_SHAMPINE}
 PAIRS: dict[str, Pair] = {**TABLEAUX, "exponential": EXPONENTIAL}
 DENSE_ORDER = {"dormand_prince": 4, "tsit5": 4, "bogacki_shampine": 3, "exponential": 2}
@@ -400,7 +399,7 @@ def test_an_argument_out_of_range_is_named(given: dict[str, object], message: st
         integrate(slope, column(1.0), **arguments)  # type: ignore[arg-type]
 
 
-def test_types_that_do_not_fit_are_named() -> None:
+def test_types_that_do_not_fit_are_named(without_type_checker: None) -> None:
     with pytest.raises(TypeError, match=re.escape("y0 must be floating point, got torch.int64")):
         integrate(slope, torch.ones(1, 1, dtype=torch.int64), 0.0, 1.0)
     with pytest.raises(TypeError, match=re.escape("max_evaluations must be an integer, got 10.0")):
