@@ -172,6 +172,7 @@ class FunctionDenoiser(Denoiser):
         event_shape: the shape of one sample; None if any.
         sigma_min: lowest noise level the function supports.
         sigma_max: highest noise level the function supports.
+        sigma_data: standard deviation of the data, > 0.
 
     >>> shrink = FunctionDenoiser(lambda x, sigma, condition: x / (1 + sigma**2))
     >>> shrink(torch.ones(1, 2), 3.0)
@@ -184,8 +185,11 @@ class FunctionDenoiser(Denoiser):
         event_shape: tuple[int, ...] | None = None,
         sigma_min: float = 0.0,
         sigma_max: float = math.inf,
+        sigma_data: float = Denoiser.sigma_data,
     ) -> None:
         super().__init__()
+        checks.positive("sigma_data", sigma_data)
+        self.sigma_data = sigma_data
         self.function = function
         self.event_shape = event_shape
         self.sigma_min = sigma_min

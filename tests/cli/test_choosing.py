@@ -27,6 +27,15 @@ def test_a_budget_is_spent_by_the_automatic_sampler_which_says_what_it_picked(op
     torch.testing.assert_close(drawn(out), sampler.sample(denoiser, range(10)).float(), rtol=1e-5, atol=1e-5)
 
 
+def test_the_range_of_the_automatic_sampler_can_be_set(openedm, toy_run, tmp_path):
+    out = tmp_path / "a.npz"
+    options = ["--format=npz", "--seeds=0-3", "--nfe=9", "--sigma_min=0.01", "--sigma_max=10"]
+    assert openedm("sample", toy_run, out, *options).status == 0
+    denoiser = load_denoiser(toy_run, "ema")
+    expected = Auto(9, sigma_min=0.01, sigma_max=10.0).sample(denoiser, range(4)).float()
+    torch.testing.assert_close(drawn(out), expected, rtol=1e-5, atol=1e-5)
+
+
 def test_without_options_the_automatic_sampler_draws_and_with_nfe_null_edms(openedm, toy_run, tmp_path):
     assert "with 32 network evaluations" in openedm("sample", toy_run, tmp_path / "a.npz", "--format=npz").out
     edm = openedm("sample", toy_run, tmp_path / "b.npz", "--format=npz", "--nfe=null")
@@ -97,6 +106,7 @@ def test_a_stochastic_sampler_can_follow_a_path(openedm, toy_run, tmp_path):
         (["--tolerance=1e-3", "--nfe=32"], "tolerance goes without nfe, which must be null, and sampler options"),
         (["--tolerance=1e-3", "--sampler.solver=Euler"], "tolerance goes without nfe, which must be null, and"),
         (["--tolerance=1e-3", "--levels=fitted"], "levels='fitted' goes with nfe or a sampler on fixed levels"),
+        (["--sigma_max=8", "--sampler.solver=Euler"], "sigma_min and sigma_max are of the automatic sampler"),
         (["--tolerance=0"], "tolerance must be finite and > 0, got 0.0"),
         (["--noise=path"], "noise='path' has no effect"),
         (["--noise=path", "--sampler.solver=Restart"], "noise='path' has no effect"),

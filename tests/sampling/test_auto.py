@@ -22,6 +22,7 @@ from openedm.sampling import (
     VelocityPrediction,
     fit_levels,
 )
+from openedm.schedules import Values, float64
 
 pytestmark = pytest.mark.usefixtures("without_type_checker")
 
@@ -90,7 +91,7 @@ def test_ten_evaluations_do_what_edms_sampler_does_in_35(problem: Callable[[], G
     assert median_error(problem, fitted) <= median_error(problem, Sampler())
 
 
-@pytest.mark.parametrize("nfe", [3, 4, 9, 10, 13, 14, 20, 21, 40])
+@pytest.mark.parametrize("nfe", [3, 4, 9, 10, 15, 16, 27, 28, 40])
 def test_it_takes_the_evaluations_that_it_may_and_no_more(nfe: int) -> None:
     calls = []
     exact = circle()
@@ -117,6 +118,30 @@ def test_data_in_other_units_are_sampled_in_those_units(nfe: int) -> None:
     plain = Auto(nfe).sample(circle(), noise=noise)
     large = Auto(nfe, sigma_min=0.02, sigma_max=800.0).sample(circle(10.0), noise=noise)
     torch.testing.assert_close(large, 10 * plain, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("width", [1e-3, 1e3])
+def test_the_range_of_levels_grows_with_data_that_need_it(width: float) -> None:
+    gaussian = GaussianMixture([1.0], [[0.0, 0.0]], torch.eye(2, dtype=torch.float64)[None] * width**2)
+    x = Auto(24).sample(gaussian, seeds=range(2000))
+    # σ_max = 40 σ_data lacks 1/(2·40²) of the width, and D at 0.04 σ_data takes away 0.04²/2.
+    assert float(x.std()) == pytest.approx(width, rel=4 / math.sqrt(2 * 4000) + 0.002)
+    assert Auto(24).choose(circle()).levels.sigma_min == 0.002
+    assert Auto(24).choose(circle()).levels.sigma_max == 80.0
+
+
+@pytest.mark.parametrize("nfe", [8, 40, 200])
+def test_a_denoiser_that_knows_few_levels_is_asked_for_each_at_most_once(nfe: int) -> None:
+    calls = []
+
+    class Discrete(FunctionDenoiser):
+        def round_sigma(self, sigma: Values) -> Tensor:
+            return float64(sigma).clamp(min=0.01).log10().mul(10).round().div(10).mul(math.log(10)).exp()
+
+    exact = circle()
+    denoiser = Discrete(lambda x, sigma, _: calls.append(float(sigma)) or exact(x, sigma), (2,))
+    assert Auto(nfe).sample(denoiser, seeds=[0, 1]).isfinite().all()
+    assert len(calls) == len(set(calls)) <= min(nfe, 40)
 
 
 def test_it_keeps_to_the_range_of_the_denoiser() -> None:

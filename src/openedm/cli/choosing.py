@@ -16,6 +16,8 @@ from openedm.denoiser import Condition, Denoiser
 from openedm.sampling import Auto, Fit, Sampler, fit_levels, pilot_seeds
 
 NFE = 32
+VERSION = 1
+"""Of what a fit does: fits of another version are made anew."""
 
 
 def without_budget(arguments: Sequence[str]) -> list[str]:
@@ -28,7 +30,9 @@ def without_budget(arguments: Sequence[str]) -> list[str]:
     return [*arguments, *(["--nfe=null"] if "nfe" not in typed and typed & {"sampler", "tolerance"} else [])]
 
 
-def choice_of_sampler(nfe: int | None, tolerance: float | None, sampler: Sampler) -> Auto | Sampler:
+def choice_of_sampler(
+    nfe: int | None, tolerance: float | None, sampler: Sampler, sigma_min: float | None, sigma_max: float | None
+) -> Auto | Sampler:
     """The automatic sampler, unless another one is described.
 
     Raises:
@@ -40,12 +44,19 @@ def choice_of_sampler(nfe: int | None, tolerance: float | None, sampler: Sampler
             raise ValueError(
                 f"tolerance goes without nfe, which must be null, and sampler options, got nfe={nfe!r} and {sampler}"
             )
-        return Auto(nfe=None, tolerance=tolerance)
+        return Auto(None, tolerance, sigma_min, sigma_max)
     if described and nfe is not None:
         raise ValueError(
             f"nfe is of the automatic sampler and must be null beside sampler options, got nfe={nfe} and {sampler}"
         )
-    return sampler if described or nfe is None else Auto(nfe)
+    if nfe is not None:
+        return Auto(nfe, None, sigma_min, sigma_max)
+    if (sigma_min, sigma_max) != (None, None):
+        raise ValueError(
+            "sigma_min and sigma_max are of the automatic sampler, got them beside sampler options: use "
+            "sampler.levels.sigma_min and sampler.levels.sigma_max"
+        )
+    return sampler
 
 
 def make_sampler(
@@ -74,7 +85,7 @@ def make_sampler(
         if main and isinstance(chosen, Auto):
             print(f"sampler: {sampler}")
         return sampler
-    settings = {"sampler": to_config(chosen), **made_with}
+    settings = {"sampler": to_config(chosen), "fit": VERSION, **made_with}
     name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
     path = cache / f"{name}.json"
     if path.is_file():

@@ -38,6 +38,8 @@ def sample(
     classes: str | None = None,
     nfe: int | None = NFE,
     tolerance: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
     levels: Literal["rule", "fitted"] = "rule",
     sampler: Sampler = Sampler(),
     noise: Literal["independent", "path"] = "independent",
@@ -61,6 +63,8 @@ def sample(
         classes: which classes, in the same form, drawn in turn; all by default.
         nfe: how many network evaluations a sample may take: solver and noise levels are then chosen by rule.
         tolerance: the error a sample may have instead, in data units: an adaptive solver takes what it needs.
+        sigma_min: the lowest noise level with nfe or tolerance; 0.002 unless the data are very narrow.
+        sigma_max: the highest; 80 unless the data are very wide.
         levels: noise levels by rule, or fitted to the checkpoint once, which takes a few hundred times as long as a
             sample; they are kept beside it.
         sampler: levels, schedule, solver and stochasticity one by one, instead of nfe and tolerance. With nfe null and
@@ -91,7 +95,7 @@ def sample(
     wanted = parse_integers("seeds", seeds)
     chosen = None if classes is None else parse_integers("classes", classes)
     labels = labels_for(wanted, chosen, model.num_classes)
-    choice = choice_of_sampler(nfe, tolerance, sampler)
+    choice = choice_of_sampler(nfe, tolerance, sampler, sigma_min, sigma_max)
     if noise == "path" and (isinstance(choice, Auto) or not choice.follows_paths):
         raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {choice}")
     if levels == "fitted" and tolerance is not None:

@@ -28,7 +28,7 @@ from torch import Tensor
 from openedm import checks
 from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
-from openedm.levels import Logistic
+from openedm.levels import Explicit, Levels, Logistic
 from openedm.sampling.adaptive import DormandPrince
 from openedm.sampling.exponential import (
     Angle,
@@ -73,8 +73,9 @@ class Auto(Choice):
         nfe: the number of network evaluations, ≥ 3; None where a tolerance is given.
         tolerance: the error of a sample, a root mean square over its coordinates, in data units; most err by a tenth of
             it or less. None where a number of evaluations is given.
-        sigma_min: the lowest noise level, cut to what the denoiser supports.
-        sigma_max: the highest.
+        sigma_min: the lowest noise level, in data units, cut to what the denoiser supports; None means EDM's 0.002, or
+            0.04 σ_data where that is lower.
+        sigma_max: the highest; None means EDM's 80, or 40 σ_data where that is higher.
 
     Raises:
         ValueError: both or neither of `nfe` and `tolerance`, or a value is out of its range.
@@ -86,8 +87,8 @@ class Auto(Choice):
 
     nfe: int | None = 32
     tolerance: float | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: float | None = None
+    sigma_max: float | None = None
 
     def __post_init__(self) -> None:
         if (self.nfe is None) == (self.tolerance is None):
@@ -100,19 +101,23 @@ class Auto(Choice):
             checks.at_least("nfe", self.nfe, 3)
         if self.tolerance is not None:
             checks.positive("tolerance", self.tolerance)
-        checks.positive("sigma_min", self.sigma_min)
-        checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if value is not None:
+                checks.positive(name, value)
+        if self.sigma_min is not None and self.sigma_max is not None:
+            checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     def choose(self, denoiser: Denoiser) -> Sampler:
         """The sampler that the rule picks for a denoiser; it asks its range and σ_data, and evaluates nothing."""
         width = denoiser.sigma_data
+        low = min(0.002, 0.04 * width) if self.sigma_min is None else self.sigma_min
+        high = max(80.0, 40 * width) if self.sigma_max is None else self.sigma_max
         if self.nfe is None:
             assert self.tolerance is not None
-            return Sampler(Logistic(2, self.sigma_min, self.sigma_max), solver=DormandPrince(self.tolerance))
+            return Sampler(Logistic(2, low, high), solver=DormandPrince(self.tolerance))
         rule = next(rule for rule in RULES if rule.most is None or self.nfe <= rule.most)
         solver = Multistep(rule.prediction(width), rule.variable(width), rule.predictor, rule.corrector)
-        levels = Logistic(self.nfe, self.sigma_min, self.sigma_max, rule.centre * width, rule.spread)
-        return Sampler(levels, solver=solver)
+        return Sampler(_known(denoiser, Logistic(self.nfe, low, high, rule.centre * width, rule.spread)), solver=solver)
 
     def fit(
         self,
@@ -174,6 +179,14 @@ class Auto(Choice):
     ) -> Iterator[State]:
         """`choose(denoiser).steps(…)`."""
         return self.choose(denoiser).steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape)
+
+
+def _known(denoiser: Denoiser, levels: Logistic) -> Levels:
+    """The levels; without repetitions where the denoiser knows too few between them."""
+    inside = levels.within(denoiser.sigma_min, denoiser.sigma_max)
+    rounded = denoiser.round_sigma(inside.sigmas()).tolist()
+    different = tuple(dict.fromkeys(rounded))
+    return levels if len(different) == len(rounded) else Explicit(different)
 
 
 def _shifted(progress: Callable[[int], None] | None, spent: int) -> Callable[[int], None] | None:
