@@ -7,6 +7,7 @@ import torch
 import yaml
 
 from openedm.cli.parsing import parse
+from openedm.cli.sample import sample
 from openedm.cli.suggest import spelled_out
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy, save_image
@@ -33,7 +34,7 @@ def table(printed):
 
 
 def fragment(printed):
-    return printed.partition("or --config a file with:\n\n")[2].partition("\n\nwrote")[0]
+    return printed.partition("or --config a file with:\n\n")[2].partition("\n\nand sample")[0]
 
 
 def test_it_prints_the_numbers_of_the_library_with_their_reasons(rings):
@@ -70,6 +71,14 @@ def test_what_it_prints_can_be_pasted_into_train(rings, tmp_path):
     assert (noise.p_mean, noise.p_std) == pytest.approx((found.p_mean, found.p_std), abs=0.005)
     assert (levels.sigma_min, levels.sigma_max) == pytest.approx((found.sigma_min, found.sigma_max), rel=0.005)
     assert (levels.num_steps, levels.rho) == (Sampler().levels.num_steps, Sampler().levels.rho)
+
+
+def test_what_it_prints_can_be_pasted_into_sample(rings):
+    result, _ = rings
+    (typed,) = (line for line in result.out.splitlines() if line.startswith("  openedm sample RUN SAMPLES"))
+    values = parse("openedm sample", sample, shlex.split(typed)[2:])
+    found = suggest(Toy("rings", num_samples=400).load(), levels=10)
+    assert (values["sigma_min"], values["sigma_max"]) == pytest.approx((found.sigma_min, found.sigma_max), rel=0.005)
 
 
 def test_a_file_with_it_trains(openedm, rings, tmp_path):

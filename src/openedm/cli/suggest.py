@@ -54,6 +54,7 @@ def suggest(
     print(_table(found))
     print(f"\ntrain with:\n  {shlex.join(_command(data, found))}\nor --config a file with:\n")
     print(textwrap.indent(_fragment(data, found), "  "), end="")
+    print(f"\nand sample with:\n  {shlex.join(_sampling(found))}")
     if json is not None:
         Path(json).parent.mkdir(parents=True, exist_ok=True)
         content = {"data": dataset.describe(), **found.to_dict()}
@@ -125,6 +126,13 @@ def _command(data: Source, found: Suggestion) -> list[str]:
         f"--sampler.levels.sigma_min={levels.sigma_min:g}",
         f"--sampler.levels.sigma_max={levels.sigma_max:g}",
     ]
+
+
+def _sampling(found: Suggestion) -> list[str]:
+    """`openedm sample` from σ_max to σ_min."""
+    _, levels = _rounded(found)
+    ends = (f"--sigma_min={levels.sigma_min:g}", f"--sigma_max={levels.sigma_max:g}")
+    return ["openedm", "sample", "RUN", "SAMPLES", *ends]
 
 
 def _source_options(data: Source) -> Iterator[str]:
