@@ -417,3 +417,11 @@ def test_types_that_do_not_fit_are_named(without_type_checker: None) -> None:
         Likelihood(solver=RK4())
     with pytest.raises(TypeError, match="denoiser must be differentiable in x for a likelihood"):
         log_prob(FunctionDenoiser(lambda x, sigma, condition: torch.zeros_like(x)), noise(1, 2))
+
+
+def test_a_denoiser_with_dropout_on_is_refused() -> None:
+    network = torch.nn.Sequential(MLP(8, num_blocks=1).build((2,), seed=0), torch.nn.Dropout(0.5))
+    denoiser = Preconditioned(network, EDM(), event_shape=(2,))
+    for ask in (log_prob, Likelihood().encode, Likelihood().decode):
+        with pytest.raises(ValueError, match="denoiser must be in evaluation mode, but dropout"):
+            ask(denoiser, torch.zeros(1, 2))

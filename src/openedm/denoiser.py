@@ -99,6 +99,20 @@ def per_sample(values: Float64[Tensor, "*batch_or_none"], x: Float[Tensor, "batc
     return values.to(x.dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
+DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def refuse_dropout(denoiser: Denoiser) -> None:
+    """Refuse a denoiser that would answer differently each time.
+
+    Raises:
+        ValueError: a dropout is on; names it.
+    """
+    for name, module in denoiser.named_modules():
+        if isinstance(module, DROPOUTS) and module.training and module.p > 0:
+            raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
+
+
 class Preconditioned(Denoiser):
     """D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (eq. 7).
 

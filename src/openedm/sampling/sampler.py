@@ -9,12 +9,12 @@ from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
 from openedm import checks
 from openedm.allocation import keep_freed_memory
 from openedm.choices import Choice
-from openedm.denoiser import Condition, Denoiser
+from openedm.denoiser import Condition, Denoiser, refuse_dropout
 from openedm.levels import Karras, Levels
 from openedm.sampling.grid import Churn, Final, Grid
 from openedm.sampling.noise import NoiseSource, SeededNoise
@@ -133,7 +133,7 @@ class Sampler(Choice):
 
         Everything is checked before the first evaluation.
         """
-        _refuse_dropout(denoiser)
+        refuse_dropout(denoiser)
         _check_classes(denoiser, condition)
         grid = self.grid(denoiser)
         self.solver.prepare(grid)
@@ -181,7 +181,7 @@ class Sampler(Choice):
         if self.stochastic:
             raise ValueError(f"solver must be deterministic for inversion, got {self.solver}")
         checks.at_least("num_steps of an inversion", self.levels.num_steps, 2)
-        _refuse_dropout(denoiser)
+        refuse_dropout(denoiser)
         _check_classes(denoiser, condition)
         device, dtype = _device_and_dtype(denoiser, x)
         condition = None if condition is None else condition.to(device)
@@ -234,15 +234,6 @@ class Sampler(Choice):
             ValueError: as for `sample`.
         """
         self.solver.prepare(self.grid(denoiser))
-
-
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
-
-
-def _refuse_dropout(denoiser: Denoiser) -> None:
-    for name, module in denoiser.named_modules():
-        if isinstance(module, DROPOUTS) and module.training and module.p > 0:
-            raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
 
 
 def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
