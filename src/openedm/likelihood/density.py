@@ -213,7 +213,7 @@ class Likelihood(Choice):
         return moved
 
     def _range(self, denoiser: Denoiser) -> tuple[float, float]:
-        """σ_min and σ_max, cut to the denoiser's; refused, before any work, where nothing is left or a dropout is on."""
+        """σ_min and σ_max, cut to the denoiser's; refused where nothing is left or a dropout is on."""
         refuse_dropout(denoiser)
         low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
         if low >= high:
