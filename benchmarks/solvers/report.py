@@ -150,10 +150,11 @@ def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str
         axes.set_xticks([], minor=True)
     for axes in grid.flat[len(problems) :]:
         axes.remove()
+    for axes in grid.flat[max(len(problems) - columns, 0) : len(problems)]:  # with nothing below
+        axes.tick_params(labelbottom=True)
+        axes.set_xlabel("network evaluations (NFE)", fontsize=9)
     handles = dict(zip(*reversed(grid.flat[0].get_legend_handles_labels()), strict=True))
     drawn.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=4, frameon=False, fontsize=9)
-    for axes in grid[-1]:
-        axes.set_xlabel("network evaluations (NFE)", fontsize=9)
     drawn.supylabel("median distance to the exact solution", fontsize=10)
     return drawn
 
