@@ -168,6 +168,15 @@ def test_exact_traces_of_networks_are_those_of_their_jacobians_whatever_the_chun
         assert not denoised.requires_grad
 
 
+def test_convolutions_in_channels_last_memory_have_the_same_exact_trace() -> None:
+    denoiser, x = network("unet with attention"), noise(2, 1, 4, 4)
+    plain, turned = (
+        ExactTrace()(lambda point, model=model: model(point, 0.7, torch.tensor([0, 2])), x, None)[1]
+        for model in (denoiser, network("unet with attention").to(memory_format=torch.channels_last))
+    )
+    torch.testing.assert_close(turned, plain, rtol=1e-4, atol=1e-5)
+
+
 @pytest.mark.parametrize("distribution", ["rademacher", "gaussian"])
 def test_probes_have_the_mean_and_the_variance_that_theory_gives_them(distribution: Any) -> None:
     matrix = noise(5, 5)
@@ -395,6 +404,10 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
             "images must be in [-1, 1] and at whole levels",
         ),
         (lambda: bits_per_dim(pixels(0.3), quantised(0.3, 1), seeds=[1], draws=0), "draws must be >= 1, got 0"),
+        (
+            lambda: bits_per_dim(pixels(0.3), quantised(0.3, 1), seeds=[1], importance=True),
+            "importance needs draws >= 2, got 1",
+        ),
         (
             lambda: bits_per_dim(
                 pixels(0.3), quantised(0.3, 1), seeds=[1], importance=True, likelihood=Likelihood(Hutchinson(2))

@@ -9,6 +9,7 @@ Samples do not act on one another in a denoiser, so a backward pass serves the w
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -57,7 +58,8 @@ class ExactTrace(Trace):
 
     Args:
         chunk: ≥ 1; bounds the memory, which is that of `chunk` backward passes. 1 needs nothing of the denoiser but a
-            derivative; larger numbers are faster, and have its operations batched by `torch.func.vmap`.
+            derivative; larger numbers are faster, and have its operations batched by `torch.func.vmap`. Those that
+            cannot be batched, such as convolutions in channels-last memory, are differentiated one vector at a time.
 
     Raises:
         ValueError: chunk < 1.
@@ -164,9 +166,11 @@ def _units(which: Tensor, flat: Tensor) -> Tensor:
 
 def _backward(outputs: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     """vᵀ ∂outputs/∂x for every v; the graph is kept."""
-    if len(vectors) == 1:
-        return torch.autograd.grad(outputs, x, vectors[0], retain_graph=True)[0][None]
-    return torch.autograd.grad(outputs, x, vectors, retain_graph=True, is_grads_batched=True)[0]
+    if len(vectors) > 1:
+        # What fails for another reason than batching fails below again, with its own message.
+        with suppress(RuntimeError):
+            return torch.autograd.grad(outputs, x, vectors, retain_graph=True, is_grads_batched=True)[0]
+    return torch.stack([torch.autograd.grad(outputs, x, vector, retain_graph=True)[0] for vector in vectors])
 
 
 def _differentiable(denoised: Tensor) -> Tensor:
