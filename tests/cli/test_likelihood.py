@@ -78,6 +78,9 @@ def test_samples_that_used_up_their_evaluations_are_left_out_of_the_mean(openedm
         (["--num=0"], "num must be >= 1, got 0"),
         (["--batch_size=0"], "batch_size must be >= 1, got 0"),
         (["--seed=-1"], "seed must be >= 0, got -1"),
+        (["--draws=0"], "draws must be >= 1, got 0"),
+        (["--num_values=0"], "num_values must be >= 2, got 0"),
+        (["--importance=true"], "importance needs draws >= 2, got 1"),
         (["--out=a.txt"], "out must end in .json or .npz, got 'a.txt'"),
         (["--draws=2"], "draws, importance and num_values are for images: there is nothing to dequantise here"),
         (["--data=Digits"], "data must have the shape of the model's samples, (2,), got (1, 8, 8)"),
@@ -90,7 +93,7 @@ def test_what_does_not_fit_is_an_error_before_the_long_work(openedm, toy_run, gi
 
 
 def test_importance_needs_an_exact_trace(openedm, digits_run):
-    result = openedm("likelihood", digits_run, "--importance=true")
+    result = openedm("likelihood", digits_run, "--importance=true", "--draws=2")
     assert result.status == 1
     assert "importance needs an exact trace, got Hutchinson(num_probes=8, distribution='rademacher')" in result.err
 

@@ -47,7 +47,7 @@ def likelihood(
         num: how many samples, picked at random; all of them if there are no more.
         method: trace (exact, or Hutchinson's estimate), solver, noise levels.
         draws: how often each image is dequantised.
-        importance: the closer, importance-weighted bound for images; it needs an exact trace.
+        importance: the closer, importance-weighted bound for images; it needs an exact trace and two draws or more.
         num_values: how many values a pixel of an image can have; None means 256, and 17 for the digits.
         out: also write the numbers of every sample to this file, .json or .npz.
         weights: ema, the averaged weights, or raw, those of the last step.
@@ -57,6 +57,11 @@ def likelihood(
     checks.at_least("num", num, 1)
     checks.at_least("batch_size", batch_size, 1)
     checks.at_least("seed", seed, 0)
+    checks.at_least("draws", draws, 1)
+    if num_values is not None:
+        checks.at_least("num_values", num_values, 2)
+    if importance and draws == 1:
+        raise ValueError("importance needs draws >= 2, got 1")
     if out is not None and Path(out).suffix not in (".json", ".npz"):
         raise ValueError(f"out must end in .json or .npz, got {out!r}")
     if out is not None and Path(out).exists():
@@ -76,7 +81,7 @@ def likelihood(
         raise ValueError(f"importance needs an exact trace, got {trace!r}")
     denoiser = load_denoiser(folder, weights).to(make_accelerator().device)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num].sort().values
-    values = num_values or (17 if isinstance(data, Digits) else 256)
+    values = num_values if num_values is not None else 17 if isinstance(data, Digits) else 256
     work = _Work(denoiser, method, dataset, model.num_classes, images, draws, importance, values, seed)
     parts = work.parts(torch.split(chosen, batch_size))
     found = list(tqdm(parts, total=-(-len(chosen) // batch_size), unit="batch"))
@@ -165,7 +170,7 @@ def _write(path: Path, table: dict[str, Tensor], settings: dict[str, Any]) -> No
         if path.suffix == ".npz":
             arrays = {name: column.numpy() for name, column in table.items()}
             with open(temporary, "wb") as file:
-                np.savez(file, allow_pickle=False, settings=np.array(json.dumps(settings)), **arrays)
+                np.savez(file, settings=np.array(json.dumps(settings)), **arrays)
         else:
             columns = {name: [_plain(value) for value in column.tolist()] for name, column in table.items()}
             temporary.write_text(json.dumps({**settings, "samples": columns}, indent=1) + "\n", encoding="utf-8")

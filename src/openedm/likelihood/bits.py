@@ -63,7 +63,7 @@ def bits_per_dim(
         likelihood: how densities are computed.
         draws: K ≥ 1, how often each image is dequantised.
         importance: the closer, importance-weighted bound; it needs an exact trace, because the noise of random probes
-            does not average out in a mean of densities.
+            does not average out in a mean of densities, and at least two draws.
         num_values: L ≥ 2, how many values a pixel can have.
 
     Raises:
@@ -78,6 +78,8 @@ def bits_per_dim(
     trace = likelihood.trace_for(images.shape[1:])
     if importance and trace.random:
         raise ValueError(f"importance needs an exact trace, got {trace!r}")
+    if importance and draws == 1:
+        raise ValueError("importance needs draws >= 2, got 1")
     images = images.to(torch.float64)
     _check_values(images, num_values)
     width, size = 2 / (num_values - 1), images[0].numel()
