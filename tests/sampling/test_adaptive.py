@@ -230,6 +230,27 @@ def test_a_sample_that_runs_out_of_evaluations_is_denoised_where_it_stands(solve
 
 
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
+@pytest.mark.parametrize("most", [2, 3])
+def test_even_the_smallest_caps_are_kept(solver: AdaptiveSolver, most: int) -> None:
+    capped = type(solver)(**{**vars(solver), "max_nfe": most})
+    counting, x = Counting(circle(), 2), HIGH * noise(2, 2)
+    found = adaptive_sample(counting, x, HIGH, LOW, solver=capped, condition=torch.arange(2))
+    assert torch.equal(counting.counts, found.nfe)
+    assert found.nfe.tolist() == [most, most]
+    torch.testing.assert_close(found.x, circle()(x, HIGH))
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_a_condition_of_another_number_of_rows_is_refused(rows: int, without_type_checker: None) -> None:
+    denoiser, condition = ExactDataset(noise(5, 2), torch.arange(5)), torch.arange(rows)
+    message = re.escape(f"condition must have one row a sample (3), got {rows} rows")
+    with pytest.raises(ValueError, match=message):
+        adaptive_flow(denoiser, noise(3, 2), 1.0, 0.1, solver=DormandPrince(), condition=condition)
+    with pytest.raises(ValueError, match=message):
+        Sampler(solver=DormandPrince()).invert(denoiser, noise(3, 2), condition=condition)
+
+
+@pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_dense_output_gives_the_states_at_levels_in_between(solver: AdaptiveSolver) -> None:
     x, at = HIGH * noise(8, 2), torch.tensor([80.0, 10.0, 1.0, 0.2, 0.01], dtype=torch.float64)
     found = adaptive_flow(GAUSSIAN, x, HIGH, 0.01, solver=with_tolerance(solver, tight(solver)), at=at)
@@ -326,6 +347,10 @@ def test_a_solver_is_a_value_that_is_written_and_read(solver: AdaptiveSolver) ->
         (
             lambda: adaptive_flow(GAUSSIAN, noise(1, 2), 1.0, 0.1, solver=DormandPrince(), at=torch.tensor([0.2, 0.3])),
             "at must hold levels from 1.0 to 0.1, in that order, got [0.2",
+        ),
+        (
+            lambda: adaptive_flow(GAUSSIAN, noise(1, 2), 0.01, 0.1, solver=DormandPrince(), at=torch.tensor([0.1])),
+            "at must hold levels from 0.01 to 0.1, in that order, got [0.10000000149",
         ),
     ],
 )

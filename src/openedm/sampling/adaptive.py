@@ -313,13 +313,16 @@ def adaptive_flow(
         first: a list to which D(x; σ_start) is appended.
 
     Raises:
-        ValueError: a level is not > 0, the two are the same, or levels are not in order.
+        ValueError: a level is not > 0, the two are the same, levels are not in order, or condition has not x's rows.
     """
+    if condition is not None and len(condition) != len(x):
+        raise ValueError(f"condition must have one row a sample ({len(x)}), got {len(condition)} rows")
     checks.positive("sigma_start", sigma_start)
     checks.positive("sigma_end", sigma_end)
     if sigma_start == sigma_end:
         raise ValueError(f"sigma_end must differ from sigma_start, got {sigma_start} for both")
     if at is not None:
+        at = at.cpu().to(torch.float64)
         along = (at - sigma_start) * math.copysign(1.0, sigma_end - sigma_start)
         if not bool(((along >= 0) & (along <= abs(sigma_end - sigma_start))).all() & (along.diff() >= 0).all()):
             raise ValueError(f"at must hold levels from {sigma_start} to {sigma_end}, in that order, got {at.tolist()}")

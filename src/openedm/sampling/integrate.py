@@ -218,7 +218,9 @@ class _Run:
         time = torch.full((len(y),), self.start, dtype=times, device=y.device)
         slope = self.slope(time, y, index)
         evaluations = 1
-        if first_step is None:
+        if first_step is None and self.max_evaluations == 1:
+            step = torch.ones_like(time)  # never taken
+        elif first_step is None:
             step = self.automatic(time, y, slope, index)
             evaluations += 1
         else:
