@@ -394,6 +394,19 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
             lambda: log_prob(WIDE, noise(2, 16), seeds=[1], trace=Hutchinson(2)),
             "seeds must be one a sample (2), got 1",
         ),
+        (lambda: log_prob(PLANE, noise(0, 2)), "x must hold at least one sample, got shape (0, 2)"),
+        (
+            lambda: bits_per_dim(pixels(0.3), noise(0, 1, 2, 2), seeds=[]),
+            "images must hold at least one image, got shape (0, 1, 2, 2)",
+        ),
+        (
+            lambda: log_prob(ExactDataset(noise(5, 2), torch.arange(5)), noise(3, 2), torch.arange(2)),
+            "condition must have one row a sample (3), got 2 rows",
+        ),
+        (
+            lambda: log_prob(pixels(100.0), noise(2, 1, 2, 2)),
+            "sigma_max must be far above the denoiser's sigma_data, 100, for the density there to be known, got 80",
+        ),
         (
             lambda: log_prob(FunctionDenoiser(lambda x, s, c: x, sigma_max=1e-3), noise(1, 2)),
             "noise levels from 0.002 to 80 lie outside the denoiser's range [0, 0.001]",

@@ -69,6 +69,8 @@ def bits_per_dim(
     Raises:
         ValueError: a value is out of its range, images are not at whole levels, or as for `Likelihood.log_prob`.
     """
+    if len(images) == 0:
+        raise ValueError(f"images must hold at least one image, got shape {tuple(images.shape)}")
     checks.integer("draws", draws)
     checks.at_least("draws", draws, 1)
     checks.integer("num_values", num_values)

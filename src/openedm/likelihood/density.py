@@ -152,11 +152,16 @@ class Likelihood(Choice):
         Raises:
             FloatingPointError: a sample's step size shrank to nothing.
             TypeError: the denoiser is not differentiable.
-            ValueError: seeds are missing or not one a sample, or the noise levels lie outside the denoiser's
-                range.
+            ValueError: x or the condition has no row a sample, seeds are missing or not one a sample, the noise levels
+                lie outside the denoiser's range, or σ_max is below σ_d, where the moments do not tell the density.
         """
         x, condition = _on_device(denoiser, x, condition)
         low, high = self._range(denoiser)
+        if self.terminal == "moments" and high < denoiser.sigma_data:
+            raise ValueError(
+                f"sigma_max must be far above the denoiser's sigma_data, {denoiser.sigma_data:g}, for the density "
+                f"there to be known, got {high:g}"
+            )
         trace = self.trace_for(x.shape[1:])
         probes = trace.probes(_source(trace, seeds, len(x)), x)
         path = Path(denoiser, condition, tuple(x.shape[1:]), trace, probes)
@@ -188,7 +193,8 @@ class Likelihood(Choice):
 
         Raises:
             FloatingPointError: a sample's step size shrank to nothing.
-            ValueError: a sample used up its evaluations, or the noise levels lie outside the denoiser's range.
+            ValueError: a sample used up its evaluations, the noise levels lie outside the denoiser's range, or x or the
+                condition has no row a sample.
         """
         low, high = self._range(denoiser)
         return self._moved(denoiser, x, condition, low, high) / high
@@ -255,6 +261,10 @@ def _source(trace: Trace, seeds: Sequence[int] | NoiseSource | None, count: int)
 
 def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
     """On the denoiser's device, x in float64 (float32 where the device has no float64)."""
+    if len(x) == 0:
+        raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
+    if condition is not None and len(condition) != len(x):
+        raise ValueError(f"condition must have one row a sample ({len(x)}), got {len(condition)} rows")
     weights = next(denoiser.parameters(), next(denoiser.buffers(), x))
     dtype = torch.float32 if weights.device.type == "mps" else torch.float64
     return x.to(weights.device, dtype), None if condition is None else condition.to(weights.device)
