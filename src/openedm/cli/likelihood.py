@@ -168,7 +168,7 @@ def _write(path: Path, table: dict[str, Tensor], settings: dict[str, Any]) -> No
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         if path.suffix == ".npz":
-            arrays = {name: column.numpy() for name, column in table.items()}
+            arrays: dict[str, Any] = {name: column.numpy() for name, column in table.items()}
             with open(temporary, "wb") as file:
                 np.savez(file, settings=np.array(json.dumps(settings)), **arrays)
         else:
