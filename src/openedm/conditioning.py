@@ -53,6 +53,7 @@ class Conditioned(Denoiser, ABC):
             measurement.check(denoiser.event_shape)
         self.denoiser = denoiser
         self.measurement = measurement
+        self.rows = len(measurement.y) if len(measurement.y) > 1 else denoiser.rows
         self.event_shape = denoiser.event_shape
         self.num_classes = denoiser.num_classes
         self.sigma_data = denoiser.sigma_data

@@ -29,11 +29,13 @@ class Denoiser(nn.Module, ABC):
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes it can be conditioned on; 0 if none.
         sigma_data: standard deviation of the data, which tells where noise levels matter; EDM's 0.5 where unknown.
+        rows: the number of samples it has settings of their own for, such as guidance weights; None for any number.
     """
 
     sigma_min: float = 0.0
     sigma_max: float = math.inf
     sigma_data: float = 0.5
+    rows: int | None = None
     event_shape: tuple[int, ...] | None = None
     num_classes: int = 0
 
@@ -111,6 +113,19 @@ def refuse_dropout(denoiser: Denoiser) -> None:
     for name, module in denoiser.named_modules():
         if isinstance(module, DROPOUTS) and module.training and module.p > 0:
             raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
+
+
+def refuse_own_settings(denoiser: Denoiser) -> None:
+    """Refuse a denoiser with settings for each sample where samples leave the batch on the way.
+
+    Raises:
+        ValueError: it has such settings.
+    """
+    if denoiser.rows is not None:
+        raise ValueError(
+            f"denoiser must have one setting for all samples, but has a guidance weight or measurement for each of "
+            f"{denoiser.rows}: samples that arrive leave the batch here. Give one for all, or take fixed levels"
+        )
 
 
 class Preconditioned(Denoiser):

@@ -197,6 +197,8 @@ class Guided(Denoiser):
         self.main = main
         self.guiding = guiding
         self.weight = _checked(weight)
+        own = len(self.weight) if isinstance(self.weight, Tensor) and self.weight.ndim == 1 else None
+        self.rows = next((rows for rows in (own, main.rows, guiding.rows) if rows is not None), None)
         self.num_classes = main.num_classes
         self.sigma_data = main.sigma_data
         self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape

@@ -10,9 +10,13 @@ import torch
 from torch import Tensor
 
 from openedm.choices import from_config, to_config
+from openedm.conditioning import MMPS
 from openedm.denoiser import Condition, Denoiser, FunctionDenoiser
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.guidance import Guided
 from openedm.levels import Explicit, Karras, LogLinear
+from openedm.likelihood import log_prob
+from openedm.measurements import Matrix, Measurement
 from openedm.sampling import (
     RK4,
     AdaptiveSolver,
@@ -365,3 +369,20 @@ def test_types_that_do_not_fit_are_named(without_type_checker: None) -> None:
     with pytest.raises(TypeError, match=re.escape("prediction must be EpsilonPrediction or DataPrediction, got Netw")):
         Exponential23(prediction=NetworkPrediction())
     assert Exponential23(prediction=EpsilonPrediction()) == Exponential23()
+
+
+def test_settings_for_each_sample_are_refused_before_any_evaluation() -> None:
+    """Samples that arrive leave the batch: the rows that stay would be taken for others."""
+    mixture = GaussianMixture([0.5, 0.5], [[1.0], [-1.0]], [[[0.1]], [[0.1]]])
+    wide = GaussianMixture([1.0], [[0.0]], [[[1.0]]])
+    guided = Guided(mixture, wide, torch.tensor([1.5, 2.0, 3.0]))
+    measured = MMPS(mixture, Measurement(Matrix(torch.eye(1)), torch.zeros(3, 1), sigma_y=0.5))
+    for denoiser in (guided, measured, Guided(measured, wide, 2.0)):
+        assert denoiser.rows == 3
+        for run in (
+            lambda d: Sampler(solver=DormandPrince()).sample(d, range(3)),
+            lambda d: log_prob(d, torch.zeros(3, 1)),
+        ):
+            with pytest.raises(ValueError, match="denoiser must have one setting for all samples, but has"):
+                run(denoiser)
+    assert Guided(mixture, wide, 2.0).rows is None

@@ -35,7 +35,7 @@ from torch import Tensor
 
 from openedm import checks
 from openedm.choices import Choice
-from openedm.denoiser import Condition, Denoiser, refuse_dropout
+from openedm.denoiser import Condition, Denoiser, refuse_dropout, refuse_own_settings
 from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
 from openedm.likelihood.path import Path
 from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Solver, Tsit5
@@ -221,6 +221,7 @@ class Likelihood(Choice):
     def _range(self, denoiser: Denoiser) -> tuple[float, float]:
         """σ_min and σ_max, cut to the denoiser's; refused where nothing is left or a dropout is on."""
         refuse_dropout(denoiser)
+        refuse_own_settings(denoiser)
         low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
         if low >= high:
             raise ValueError(

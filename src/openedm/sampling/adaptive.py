@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from openedm import checks
-from openedm.denoiser import Condition, Denoiser, per_sample
+from openedm.denoiser import Condition, Denoiser, per_sample, refuse_own_settings
 from openedm.sampling.embedded import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pair
 from openedm.sampling.exponential import Angle, DataPrediction, EpsilonPrediction, LogSigma, Prediction, Variable
 from openedm.sampling.grid import Grid
@@ -317,6 +317,7 @@ def adaptive_flow(
     """
     if condition is not None and len(condition) != len(x):
         raise ValueError(f"condition must have one row a sample ({len(x)}), got {len(condition)} rows")
+    refuse_own_settings(denoiser)
     checks.positive("sigma_start", sigma_start)
     checks.positive("sigma_end", sigma_end)
     if sigma_start == sigma_end:
