@@ -66,6 +66,8 @@ class LogProb:
     def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """The two ends of an interval that covers what an exact trace would give, at that rate (Student's t).
 
+        Not for probes of ±1 in two or three coordinates, see `Hutchinson`: the exact trace costs no more there.
+
         Args:
             level: between 0 and 1.
 

@@ -107,6 +107,9 @@ class ExactTrace(Trace):
 class Hutchinson(Trace):
     """The mean of vᵀ J v over random probes v, the same all along a path, a function of the sample's seed.
 
+    For many coordinates. Of n coordinates, k probes of ±1 are all alike up to sign with probability 2^{−(n−1)(k−1)},
+    and then their interval has no length: with n = 2 and k = 4 one in eight, so that 95 % intervals hold 86 %.
+
     Args:
         num_probes: k ≥ 1; 2 or more give a standard error.
         distribution: of the entries of v: "rademacher", ±1, or "gaussian", whose variance is larger.
