@@ -1,16 +1,14 @@
 """Networks as values: what a network is apart from the shape of the data, and how it is built for a given shape."""
 
-import contextlib
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import nn
 
 from openedm import checks
 from openedm.choices import Choice
+from openedm.networks.layers import seeded
 from openedm.networks.mlp import ResidualMLP
 from openedm.networks.unet import UNet, check_unet_sizes, level_resolutions
 
@@ -81,7 +79,7 @@ class _UNetNetwork(Network):
         resolution = max(event_shape[1:])
         levels = level_resolutions(resolution, len(self.channel_mult))
         nearest = min(levels, key=lambda level: abs(level - 16))
-        with _seeded(seed):
+        with seeded(seed):
             return UNet(
                 resolution,
                 event_shape[0],
@@ -115,6 +113,7 @@ class DDPMpp(_UNetNetwork):
     Raises:
         ValueError: a value is out of its range.
 
+    >>> import torch
     >>> network = DDPMpp(model_channels=8, num_blocks=1).build((1, 28, 28), num_classes=10, seed=0)
     >>> network(torch.zeros(2, 1, 28, 28), torch.zeros(2), torch.tensor([3, -1])).shape
     torch.Size([2, 1, 28, 28])
@@ -148,6 +147,7 @@ class MLP(Network):
     Raises:
         ValueError: a value is out of its range.
 
+    >>> import torch
     >>> MLP(width=32).build((2,), seed=0)(torch.ones(3, 2), torch.zeros(3)).abs().max().item()
     0.0
     """
@@ -170,7 +170,7 @@ class MLP(Network):
     ) -> ResidualMLP:
         """The network for vectors of shape (features,); see `Network.build`."""
         _check_event(event_shape, ("features",))
-        with _seeded(seed):
+        with seeded(seed):
             return ResidualMLP(
                 event_shape[0],
                 event_shape[0] if out_channels is None else out_channels,
@@ -184,14 +184,3 @@ class MLP(Network):
 def _check_event(event_shape: tuple[int, ...], axes: tuple[str, ...]) -> None:
     if len(event_shape) != len(axes) or min(event_shape) < 1:
         raise ValueError(f"event_shape must be ({', '.join(axes)}), each >= 1, got {event_shape}")
-
-
-@contextlib.contextmanager
-def _seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a CPU generator in the state that `seed` gives, and put the global one back afterwards."""
-    if seed is None:
-        yield
-        return
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
-        yield

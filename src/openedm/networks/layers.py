@@ -8,8 +8,9 @@
 Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F; Song et al. 2021 (arXiv 2011.13456), Appendix H.
 """
 
+import contextlib
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -60,6 +61,17 @@ class Init:
             tensor.uniform_(-1, 1).mul_(gain * math.sqrt(3 * variance))
         else:
             tensor.normal_().mul_(gain * math.sqrt(variance))
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None) -> Iterator[None]:
+    """Draw from a CPU generator in the state that `seed` gives and put the global one back; with None, do neither."""
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+        torch.default_generator.manual_seed(seed)
+        yield
 
 
 class Linear(nn.Linear):
