@@ -1,11 +1,26 @@
 """Neural networks F(x; c_noise): plain `torch.nn`, which know nothing of diffusion.
 
 Every module here is called as `network(x, c_noise, condition=None, augment=None)` and returns the raw output F; a
-preconditioning makes a denoiser of it. A `Network` is the frozen value that such a module is built from.
+preconditioning makes a denoiser of it. A `Network` is the frozen value that such a module is built from; a `Summary` is
+that of an embedding network, which makes a vector of a condition.
 """
 
 from openedm.networks.configs import MLP, DDPMpp, NCSNpp, Network
 from openedm.networks.mlp import ResidualMLP
+from openedm.networks.summaries import ImageSummary, SeriesSummary, SetSummary, Summary, VectorSummary
 from openedm.networks.unet import UNet, level_resolutions
 
-__all__ = ["MLP", "DDPMpp", "NCSNpp", "Network", "ResidualMLP", "UNet", "level_resolutions"]
+__all__ = [
+    "MLP",
+    "DDPMpp",
+    "ImageSummary",
+    "NCSNpp",
+    "Network",
+    "ResidualMLP",
+    "SeriesSummary",
+    "SetSummary",
+    "Summary",
+    "UNet",
+    "VectorSummary",
+    "level_resolutions",
+]

@@ -1,0 +1,374 @@
+"""Embedding networks: what a network is told of a condition that is a vector, an image, a series or a set.
+
+    vector   h = L_in x;  h ← h + L_b silu(L_a silu(h));  s = L_out h
+    image    the same with 3×3 convolutions, at half the size each level until the longer side is at most 7
+    series   the same with dilated convolutions along time;  s = L_out [norm Σ_t softmax_t(a(h_t)) v(h_t), moments]
+    set      φ_i = vector(x_i);  s = vector([mean_i φ_i, max_i φ_i/√(1 + ln n), log₁₀ n, 1/√n])
+
+Every L_b starts at zero, so that depth changes nothing at first, and no sample sees another: there is no batch
+normalisation, whose running statistics would leak from one to the next. For inputs of unit variance the summaries start
+with about unit variance. Where a mean over pixels or times would make them small, its direction is taken, and the
+means and standard deviations of the channels are given beside it, so that no size is lost.
+Sources: deep sets, Zaheer et al. 2017 (arXiv 1703.06114); attention pooling, Lee et al. 2019 (arXiv 1810.00825).
+"""
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.networks.layers import Conv2d, Downsample, Init, Linear, seeded
+
+INIT, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)
+HEADS = 4
+WAVES = 8
+SMALLEST, GRID = 8, 7
+
+
+class Summary(Choice, ABC):
+    """A kind of embedding network with its sizes; the condition's shape comes when it is built."""
+
+    @abstractmethod
+    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
+        """A new network that maps conditions (batch, *condition_shape) to summaries (batch, features).
+
+        Args:
+            condition_shape: the shape of one condition.
+            features: the length of a summary.
+            seed: its initial weights are a function of this number, and the global generator is left as it is; None
+                means the global generator.
+
+        Raises:
+            ValueError: the shape is none that such a network takes, or a count is out of its range.
+        """
+
+
+@dataclass(frozen=True)
+class VectorSummary(Summary):
+    """A residual multi-layer perceptron. Conditions of any shape are flattened.
+
+    Args:
+        width: the width of its hidden layers.
+        num_blocks: the number of residual blocks of two layers each.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> VectorSummary(width=32).build((5,), 8, seed=0)(torch.zeros(3, 5)).shape
+    torch.Size([3, 8])
+    """
+
+    width: int = 128
+    num_blocks: int = 2
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.width, self.num_blocks)
+
+    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
+        """The network for conditions of any shape; see `Summary.build`."""
+        _check_shape(condition_shape, None, features)
+        with seeded(seed):
+            return _Vector(condition_shape, features, self.width, self.num_blocks)
+
+
+@dataclass(frozen=True)
+class ImageSummary(Summary):
+    """A small residual convolutional network for images of 8 pixels a side or more.
+
+    Args:
+        width: channels at full size; twice as many at half the size and four times as many below.
+        num_blocks: residual blocks of two convolutions at each size.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> ImageSummary(width=8).build((1, 8, 12), 16, seed=0)(torch.zeros(3, 1, 8, 12)).shape
+    torch.Size([3, 16])
+    """
+
+    width: int = 32
+    num_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.width, self.num_blocks)
+
+    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
+        """The network for images of shape (channels, height, width), both sides ≥ 8; see `Summary.build`."""
+        _check_shape(condition_shape, ("channels", "height", "width"), features)
+        if min(condition_shape[1:]) < SMALLEST:
+            raise ValueError(f"condition_shape must have sides of >= {SMALLEST} pixels, got {condition_shape}")
+        with seeded(seed):
+            return _Image(condition_shape, features, self.width, self.num_blocks)
+
+
+@dataclass(frozen=True)
+class SeriesSummary(Summary):
+    """Residual convolutions along time and attention pooling. NaN stands for what was not measured.
+
+    A series that is shorter than the others ends in NaN. The summary then is what it would be if the series were
+    longer by any other number of NaN.
+
+    Args:
+        width: channels of its hidden layers, a multiple of 4.
+        num_blocks: residual blocks of two convolutions of three steps each, 1, 2, 4, … steps apart.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> SeriesSummary(width=32).build((2, 50), 16, seed=0)(torch.zeros(3, 2, 50)).shape
+    torch.Size([3, 16])
+    """
+
+    width: int = 64
+    num_blocks: int = 3
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.width, self.num_blocks)
+        if self.width % HEADS:
+            raise ValueError(f"width must be a multiple of {HEADS}, got {self.width}")
+
+    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
+        """The network for series of shape (channels, time), values one a row of time; see `Summary.build`.
+
+        Called, it raises ValueError where a series has no value at all.
+        """
+        _check_shape(condition_shape, ("channels", "time"), features)
+        with seeded(seed):
+            return _Series(condition_shape, features, self.width, self.num_blocks)
+
+
+@dataclass(frozen=True)
+class SetSummary(Summary):
+    """A permutation-invariant network for sets of independent observations. Rows of NaN are absent.
+
+    Args:
+        width: the width of its hidden layers.
+        num_blocks: residual blocks of two layers each, before the pooling and after.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> summary = SetSummary(width=32).build((10, 2), 16, seed=0)
+    >>> observations = torch.full((1, 10, 2), torch.nan)
+    >>> observations[0, :4] = 1.0
+    >>> summary(observations).shape
+    torch.Size([1, 16])
+    """
+
+    width: int = 128
+    num_blocks: int = 1
+
+    def __post_init__(self) -> None:
+        _check_sizes(self.width, self.num_blocks)
+
+    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
+        """The network for sets of shape (count, features of one), of any count; see `Summary.build`.
+
+        Called, it raises ValueError where a set is empty, or a row is NaN in part.
+        """
+        _check_shape(condition_shape, ("count", "features"), features)
+        with seeded(seed):
+            return _Set(condition_shape, features, self.width, self.num_blocks)
+
+
+class _Block(nn.Module):
+    """h + L_b silu(L_a silu(h)), for two layers of any kind."""
+
+    def __init__(self, layer0: nn.Module, layer1: nn.Module) -> None:
+        super().__init__()
+        self.layer0, self.layer1 = layer0, layer1
+
+    def forward(self, h: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
+        branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(h))))
+        return h + branch
+
+
+def _vector_block(width: int) -> _Block:
+    return _Block(Linear(width, width, init=INIT), Linear(width, width, init=ZERO))
+
+
+class _Vector(nn.Module):
+    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.shape = shape
+        self.layer_in = Linear(math.prod(shape), width, init=INIT)
+        self.blocks = nn.Sequential(*(_vector_block(width) for _ in range(num_blocks)))
+        self.layer_out = Linear(width, features, init=INIT)
+
+    def forward(self, condition: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch features"]:
+        _check_condition(condition, self.shape)
+        summary: Tensor = self.layer_out(self.blocks(self.layer_in(condition.flatten(1))))
+        return summary
+
+
+class _Image(nn.Module):
+    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.shape = shape
+        channels, sides = width, shape[1:]
+        layers: list[nn.Module] = [Conv2d(shape[0], width, 3, init=INIT)]
+        level = 0
+        while True:
+            layers += [
+                _Block(Conv2d(channels, channels, 3, init=INIT), Conv2d(channels, channels, 3, init=ZERO))
+                for _ in range(num_blocks)
+            ]
+            if max(sides) <= GRID:
+                break
+            level, sides = level + 1, (-(-sides[0] // 2), -(-sides[1] // 2))
+            wider = width * min(2**level, 4)
+            layers += [Downsample(channels, (1, 1)), Conv2d(channels, wider, 1, init=INIT)]
+            channels = wider
+        self.layers = nn.Sequential(*layers)
+        self.layer_out = Linear(channels * math.prod(sides) + 2 * shape[0], features, init=INIT)
+
+    def forward(self, condition: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch features"]:
+        _check_condition(condition, self.shape)
+        pixels = condition.flatten(2)
+        moments = _moments(pixels, torch.ones_like(pixels))
+        summary: Tensor = self.layer_out(torch.cat([_direction(self.layers(condition).flatten(1)), moments], 1))
+        return summary
+
+
+class _Conv1d(nn.Conv1d):
+    """Convolution of three steps, `dilation` apart, that keeps the length."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, init: Init, dilation: int = 1) -> None:
+        self.init = init
+        super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+
+    def reset_parameters(self) -> None:
+        self.init.fill(self.weight, self.bias)
+
+
+class _SeriesBlock(nn.Module):
+    """h + C_b silu(C_a silu(h)), with zeros where no step is present."""
+
+    def __init__(self, width: int, dilation: int) -> None:
+        super().__init__()
+        self.layer0 = _Conv1d(width, width, init=INIT, dilation=dilation)
+        self.layer1 = _Conv1d(width, width, init=ZERO, dilation=dilation)
+
+    def forward(
+        self, h: Float[Tensor, "batch width time"], step: Float[Tensor, "batch 1 time"]
+    ) -> Float[Tensor, "batch width time"]:
+        branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(h)) * step))
+        return h + branch * step
+
+
+class _Series(nn.Module):
+    waves: Tensor
+
+    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.shape = shape
+        channels = shape[0]
+        # A time is told by waves of 8 octaves: independent of the length, and bounded.
+        phase = torch.arange(shape[1]) * (2 * math.pi / 2.0 ** torch.arange(1, WAVES + 1))[:, None]
+        self.register_buffer("waves", math.sqrt(2) * (phase + math.pi / 4).cos()[None], persistent=False)
+        self.layer_in = _Conv1d(channels, width, init=INIT)
+        self.layer_where = _Conv1d(channels + WAVES, width, init=INIT)
+        self.blocks = nn.ModuleList(_SeriesBlock(width, 2**i) for i in range(num_blocks))
+        self.attention = Linear(width, HEADS, init=INIT)
+        self.values = Linear(width, width, init=INIT)
+        self.layer_out = Linear(width + 2 * channels, features, init=INIT)
+
+    def forward(self, condition: Float[Tensor, "batch channels time"]) -> Float[Tensor, "batch features"]:
+        _check_condition(condition, self.shape)
+        present = ~condition.isnan()
+        step = present.any(1, keepdim=True)
+        _refuse_empty(step[:, 0], "series with a value")
+        weight = step.to(condition.dtype)
+        values, measured = condition.masked_fill(~present, 0.0), present.to(condition.dtype)
+        where = torch.cat([measured, self.waves.to(weight) * weight], 1)
+        h = (self.layer_in(values) + self.layer_where(where)) * (weight / math.sqrt(2))
+        for block in self.blocks:
+            h = block(h, weight)
+        pooled = self._pool(h.mT, step[:, 0])
+        summary: Tensor = self.layer_out(torch.cat([_direction(pooled), _moments(values, measured)], 1))
+        return summary
+
+    def _pool(
+        self, h: Float[Tensor, "batch time width"], step: Bool[Tensor, "batch time"]
+    ) -> Float[Tensor, "batch width"]:
+        """Σ_t softmax_t(a(h_t)) v(h_t), one weighting for each of the heads."""
+        weights = self.attention(h).masked_fill(~step[:, :, None], -torch.inf).softmax(1)
+        values = self.values(h).unflatten(2, (HEADS, -1))
+        pooled: Tensor = (weights[..., None] * values).sum(1).flatten(1)
+        return pooled
+
+
+class _Set(nn.Module):
+    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+        super().__init__()
+        self.size = shape[1]
+        self.element = _Vector((shape[1],), width, width, num_blocks)
+        self.whole = _Vector((2 * width + 2,), features, width, num_blocks)
+
+    def forward(self, condition: Float[Tensor, "batch count size"]) -> Float[Tensor, "batch features"]:
+        if condition.ndim != 3 or condition.shape[2] != self.size:
+            raise ValueError(f"condition must have shape (batch, count, {self.size}), got {tuple(condition.shape)}")
+        absent = condition.isnan()
+        present = ~absent.all(2)
+        _refuse_empty(present, "set with an observation")
+        if _may_look(condition) and bool((absent.any(2) & present).any()):
+            raise ValueError("condition must have rows that are NaN in all of their values (absent) or in none")
+        elements = self.element(condition.masked_fill(absent, 0.0).flatten(0, 1)).unflatten(0, condition.shape[:2])
+        count = present.sum(1, keepdim=True).to(elements.dtype)
+        mean = (elements * present[:, :, None]).sum(1) / count
+        largest = elements.masked_fill(~present[:, :, None], -torch.inf).amax(1)
+        # The largest of n normal numbers has a mean square of about 1 + ln n for n up to 1000.
+        pooled = torch.cat([mean, largest * (1 + count.log()).rsqrt(), count.log10(), count.rsqrt()], 1)
+        summary: Tensor = self.whole(pooled)
+        return summary
+
+
+def _direction(h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    """h at a root mean square of 1."""
+    return h * (h.square().mean(1, keepdim=True) + 1e-6).rsqrt()
+
+
+def _moments(
+    values: Float[Tensor, "batch channels n"], weights: Float[Tensor, "batch channels n"]
+) -> Float[Tensor, "batch moments"]:
+    """Mean and standard deviation of each channel where `weights` is 1; 0 where it never is."""
+    count = weights.sum(2).clamp(min=1)
+    mean = (values * weights).sum(2) / count
+    variance = ((values - mean[:, :, None]).square() * weights).sum(2) / count
+    return torch.cat([mean, (variance + 1e-6).sqrt()], 1)
+
+
+def _check_sizes(width: int, num_blocks: int) -> None:
+    checks.at_least("width", width, 1)
+    checks.at_least("num_blocks", num_blocks, 1)
+
+
+def _check_shape(shape: tuple[int, ...], axes: tuple[str, ...] | None, features: int) -> None:
+    checks.at_least("features", features, 1)
+    if axes is None and (not shape or min(shape) < 1):
+        raise ValueError(f"condition_shape must hold sizes >= 1, got {shape}")
+    if axes is not None and (len(shape) != len(axes) or min(shape) < 1):
+        raise ValueError(f"condition_shape must be ({', '.join(axes)}), each >= 1, got {shape}")
+
+
+def _check_condition(condition: Tensor, shape: tuple[int, ...]) -> None:
+    if tuple(condition.shape[1:]) != shape:
+        layout = ", ".join(("batch", *map(str, shape)))
+        raise ValueError(f"condition must have shape ({layout}), got {tuple(condition.shape)}")
+
+
+def _refuse_empty(present: Bool[Tensor, "batch n"], wanted: str) -> None:
+    if _may_look(present) and not bool(present.any(1).all()):
+        row = int((~present.any(1)).nonzero()[0])
+        raise ValueError(f"condition must be a {wanted} in every row, but condition[{row}] is NaN throughout")
+
+
+def _may_look(values: Tensor) -> bool:
+    """Whether values may be looked at: not where that would synchronise with a device or break a compiled graph."""
+    return values.device.type == "cpu" and not torch.compiler.is_compiling()
