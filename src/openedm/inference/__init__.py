@@ -1,0 +1,1 @@
+"""Simulation-based inference: p(θ|x) from simulations."""
