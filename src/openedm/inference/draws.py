@@ -1,0 +1,84 @@
+"""Noise for posterior samples: sample i for one observation is a function of (seed, observation, i) alone.
+
+Each observation has a seed of its own, a hash of the given seed and of the observation's values, so that different
+observations get independent noise: with the noise shared, the ranks of simulation-based calibration would all carry the
+error of the same few samples, and one sample for each of many observations would be one sample many times. Of each
+seed, blocks of `BLOCK` samples have a generator each, so that sample i does not depend on how many samples are drawn.
+"""
+
+import hashlib
+from collections.abc import Sequence
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openedm import checks
+
+BLOCK = 64
+
+
+def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[int, ...]:
+    """One seed for each observation: a hash of `seed` and of the observation's float32 values; below 2⁶³.
+
+    Args:
+        x: finite observations; −0 counts as 0.
+        seed: any integer ≥ 0.
+
+    >>> one, two = observation_seeds(torch.tensor([[1.0], [2.0]]), 0)
+    >>> (one,) == observation_seeds(torch.tensor([[1.0]]), 0), one == two
+    (True, False)
+    """
+    rows = (x.detach().to("cpu", torch.float32) + 0.0).flatten(1).contiguous().numpy()
+    return tuple(_hashed(f"{seed}:".encode() + row.tobytes()) for row in rows)
+
+
+def section_seeds(seeds: Sequence[int], section: int) -> tuple[int, ...]:
+    """The seeds of the section-th part of a long row of samples; those of the first are `seeds` themselves."""
+    return tuple(_hashed(f"{seed}#{section}".encode()) for seed in seeds) if section else tuple(seeds)
+
+
+class SampleNoise:
+    """Unit noise for `num_samples` samples of each of several observations: a `NoiseSource` for samplers.
+
+    Row j·num_samples + i is sample i of observation j, and a function of `seeds[j]`, i, the shape and of how many draws
+    came before it; float32 on the host, the same on every device.
+
+    Args:
+        seeds: one integer ≥ 0 for each observation.
+        num_samples: of each observation, ≥ 1.
+
+    Raises:
+        ValueError: no seeds, a negative one, or no samples.
+
+    >>> few, many = SampleNoise([5], 2).draw((3,)), SampleNoise([4, 5], 100).draw((3,))
+    >>> bool((few == many[100:102]).all())
+    True
+    """
+
+    def __init__(self, seeds: Sequence[int], num_samples: int) -> None:
+        checks.at_least("the number of seeds", len(seeds), 1)
+        checks.at_least("the least of seeds", min(seeds), 0)
+        checks.at_least("num_samples", num_samples, 1)
+        self.num_samples = num_samples
+        blocks = range(-(-num_samples // BLOCK))
+        self._generators = [[_generator(seed, block) for block in blocks] for seed in seeds]
+
+    def __len__(self) -> int:
+        return len(self._generators) * self.num_samples
+
+    def draw(self, event_shape: tuple[int, ...]) -> Float[Tensor, "rows *event"]:
+        """The next unit Gaussian noise, one row a sample."""
+        noise = torch.empty(len(self._generators), self.num_samples, *event_shape)
+        for row, generators in zip(noise, self._generators, strict=True):
+            for target, generator in zip(row.split(BLOCK), generators, strict=True):
+                target.copy_(torch.randn(BLOCK, *event_shape, generator=generator)[: len(target)])
+        return noise.flatten(0, 1)
+
+
+def _generator(seed: int, block: int) -> torch.Generator:
+    return torch.Generator().manual_seed(_hashed(f"{seed}/{block}".encode()))
+
+
+def _hashed(content: bytes) -> int:
+    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1

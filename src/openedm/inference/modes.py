@@ -1,0 +1,68 @@
+"""The highest point of a density near a start: argmax_θ ln q(θ), climbed in z = b(θ), where every z lies inside.
+
+L-BFGS (Liu & Nocedal 1989) on the gradient where autograd can follow the density; Nelder & Mead's simplex (1965) where
+it cannot. Each coordinate of z is divided by its spread, so that steps have the size of the posterior.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64
+from scipy.optimize import minimize
+from torch import Tensor
+
+from openedm.inference.bijections import Bijection
+
+Density = Callable[[Tensor], Tensor]
+"""ln q of points (n, dim), (n,)."""
+
+MAX_ITERATIONS = 200
+
+
+def climb(
+    density: Density, draws: Float[Tensor, "draws dim"], bijection: Bijection | None = None
+) -> Float[Tensor, "dim"]:
+    """The highest point found from the best of `draws`; never lower than that.
+
+    Args:
+        density: ln q of points inside the support; gradients are used if its result has them.
+        draws: points inside the support, ≥ 1, with the spread of the density.
+        bijection: from the support to all of R^dim; None where it is R^dim already.
+    """
+    with torch.no_grad():
+        heights = density(draws)
+    best = int(heights.argmax())
+    z = (bijection.forward(draws) if bijection is not None else draws).double()
+    spread = z.std(0) if len(z) > 1 else torch.ones_like(z[0])
+    spread = torch.where(spread > 0, spread, 1.0)
+    centre = z[best]
+
+    def theta_at(u: Tensor) -> Tensor:
+        place = centre + spread * u
+        inside = bijection.inverse(place) if bijection is not None else place
+        return inside.to(draws.dtype)
+
+    def height(u: Float64[np.ndarray, "dim"]) -> tuple[float, Any]:
+        leaf = torch.as_tensor(u, dtype=torch.float64, device=draws.device).requires_grad_()
+        with torch.enable_grad():
+            value = density(theta_at(leaf)[None])[0]
+            slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else None
+        return -float(value.detach()), None if slope is None else -slope.cpu().numpy()
+
+    start = np.zeros(draws.shape[1])
+    if height(start)[1] is not None:
+        found = minimize(height, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
+    else:
+        simplex = np.vstack([start, start + np.eye(len(start)) / 4])
+        found = minimize(
+            lambda u: height(u)[0],
+            start,
+            method="Nelder-Mead",
+            options={"initial_simplex": simplex, "maxiter": MAX_ITERATIONS * len(start), "xatol": 1e-3, "fatol": 1e-4},
+        )
+    with torch.no_grad():
+        peak = theta_at(torch.as_tensor(found.x, device=draws.device))
+        higher = bool(peak.isfinite().all()) and float(density(peak[None])[0]) >= float(heights[best])
+    return peak if higher else draws[best]

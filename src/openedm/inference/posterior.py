@@ -1,0 +1,340 @@
+"""The posterior p(θ | x) as an object: samples, log-densities and modes, for one observation or a batch of them.
+
+`Posterior` checks arguments, gives every observation its seed, keeps to the prior's support and splits long work; how
+samples are drawn and densities computed is for its subclasses. Besides the library's own calls it answers those of the
+`sbi` package (`sample((n,), x=…)`, `sample_batched`, `set_default_x`), whose diagnostics take it as it is.
+"""
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from typing import Any, Self, TypeGuard
+
+import numpy.typing as npt
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openedm import checks
+from openedm.inference.draws import observation_seeds, section_seeds
+from openedm.inference.modes import climb
+from openedm.inference.priors import Prior
+
+Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float
+"""What can be read as a tensor of numbers."""
+
+SECTION = 1 << 14
+"""How many samples of an observation are drawn at a time, each time with seeds of their own."""
+
+
+class Posterior(ABC):
+    """p(θ | x), amortised: for any observation x of shape `x_shape`.
+
+    A subclass calls `__init__` and defines `_draw` and `_density`.
+
+    Sample i of an observation depends on the seed, the observation's values and i alone: not on the batch, its order or
+    how many samples are drawn, up to rounding (networks differ in the last digits between sizes of a batch). Equal
+    calls give equal samples; different observations get independent noise.
+
+    Args:
+        dim: number of parameters.
+        x_shape: shape of one observation.
+        prior: of θ; outside its support the log-density is −∞. None where there is none.
+        names: of the parameters; None means the prior's, or theta_1, theta_2, ….
+        device: where samples and densities are computed.
+
+    Attributes:
+        max_rows: how many samples of several observations are asked of `_draw` and `_density` together.
+
+    Raises:
+        TypeError: dim is no integer.
+        ValueError: dim < 1, a prior of another dimension, or names that are not as many or not distinct.
+    """
+
+    max_rows: int = 1 << 16
+
+    def __init__(
+        self,
+        dim: int,
+        x_shape: Sequence[int],
+        *,
+        prior: Prior | None = None,
+        names: Sequence[str] | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        checks.integer("dim", dim)
+        checks.at_least("dim", dim, 1)
+        if prior is not None and prior.dim != dim:
+            raise ValueError(f"prior must have {dim} parameters, got {prior.dim}")
+        if names is None:
+            names = (prior.names if prior is not None else None) or [f"theta_{i + 1}" for i in range(dim)]
+        if len(names) != dim or len(set(names)) != dim:
+            raise ValueError(f"names must be {dim} different names, got {list(names)}")
+        self.dim, self.x_shape, self.prior, self.names = dim, tuple(x_shape), prior, tuple(names)
+        self._device = torch.device(device)
+        self._default_x: Tensor | None = None
+
+    @property
+    def device(self) -> torch.device:
+        """Where samples and densities are computed; observations and parameters are moved there."""
+        return self._device
+
+    @abstractmethod
+    def _draw(
+        self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]
+    ) -> Float[Tensor, "observations n dim"]:
+        """n samples for each observation, inside the prior's support.
+
+        Their noise is `draws.SampleNoise(seeds, n)`, in rows of observations × n.
+
+        Args:
+            x: float32 observations on `device`, finite.
+            n: samples of each, from 1 to 16384; n times observations is at most `max_rows` where those are several.
+            seeds: one for each observation.
+        """
+
+    @abstractmethod
+    def _density(
+        self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
+    ) -> Float[Tensor, "observations n"]:
+        """ln q(θ | x) in nats. Where autograd can follow it, `map` uses the gradient.
+
+        Args:
+            theta: float32 or float64, on `device`, inside the prior's support.
+            x: float32 observations on `device`, finite.
+        """
+
+    @torch.no_grad()
+    def sample(
+        self,
+        x_or_shape: Values | None = None,
+        /,
+        n: int = 1000,
+        *,
+        x: Values | None = None,
+        seed: int | Sequence[int] = 0,
+        show_progress_bars: bool = False,
+    ) -> Float[Tensor, "... dim"]:
+        """Samples from p(θ | x): `sample(x, n)`.
+
+        The form of sbi is understood too: where the first argument is a tuple of integers it is the shape wanted, as in
+        `sample((n,), x=x_obs)`; x then is one observation, also as a batch of one, or that of `set_default_x`, and the
+        result is (*shape, dim). So an observation that is a tuple of integers must be given as a tensor or by `x=`.
+
+        Args:
+            x_or_shape: one observation of shape `x_shape`, or a batch (b, *x_shape); or a shape.
+            n: how many samples of each observation, ≥ 1.
+            x: another place for the observations.
+            seed: an integer ≥ 0; or one for each observation, so that equal observations get different samples.
+            show_progress_bars: of sbi's form, where it is often given. There are none.
+
+        Returns:
+            (n, dim) for one observation, (b, n, dim) for a batch, on `device`.
+
+        Raises:
+            TypeError: n or a seed is no integer, or x holds no numbers.
+            ValueError: x has another shape, or holds NaN or infinities; n < 1; a seed is negative, or there are not as
+                many as observations.
+        """
+        if _is_shape(x_or_shape):
+            observations, _ = self._observations(x)
+            if len(observations) != 1:
+                raise ValueError(f"x must be one observation here, got {len(observations)}; see sample_batched")
+            shape = tuple(x_or_shape)
+            return self._samples(observations, math.prod(shape), seed)[0].reshape(*shape, self.dim)
+        if x_or_shape is not None and x is not None:
+            raise ValueError("x must be given once, got it twice; the shape of sbi's form is a tuple of integers")
+        observations, single = self._observations(x if x_or_shape is None else x_or_shape)
+        samples = self._samples(observations, n, seed)
+        return samples[0] if single else samples
+
+    @torch.no_grad()
+    def sample_batched(
+        self,
+        sample_shape: Sequence[int],
+        x: Values,
+        *,
+        seed: int = 0,
+        show_progress_bars: bool = False,
+        max_sampling_batch_size: int | None = None,
+    ) -> Float[Tensor, "*shape observations dim"]:
+        """Samples for a batch of observations, the interface of sbi: (*sample_shape, b, dim).
+
+        Observation j is sampled with seed + j: in diagnostics, observations that repeat must not share samples.
+
+        Args:
+            sample_shape: of the samples of each observation.
+            x: (b, *x_shape).
+            seed: an integer ≥ 0.
+            show_progress_bars: of sbi's interface. There are none.
+            max_sampling_batch_size: of sbi's interface; `max_rows` bounds what is computed at a time.
+
+        Raises:
+            TypeError, ValueError: as `sample`.
+        """
+        checks.integer("seed", seed)
+        observations, _ = self._observations(x)
+        seeds = [seed + j for j in range(len(observations))]
+        samples = self._samples(observations, math.prod(sample_shape), seeds)
+        return samples.transpose(0, 1).reshape(*sample_shape, len(observations), self.dim)
+
+    def log_prob(self, theta: Values, x: Values | None = None) -> Float[Tensor, "..."]:
+        """ln q(θ | x), in nats; −∞ outside the prior's support. Differentiable in theta where the posterior is.
+
+        Args:
+            theta: (dim,) or (n, dim) for one observation, (b, n, dim) for a batch of b.
+            x: one observation (`x_shape`), a batch (b, *x_shape), or None for that of `set_default_x`. A batch of one
+                also goes with (dim,) and (n, dim).
+
+        Returns:
+            The shape of theta without its last dimension.
+
+        Raises:
+            TypeError: theta or x holds no numbers.
+            ValueError: theta or x has another shape or holds NaN, or x infinities.
+        """
+        observations, _ = self._observations(x)
+        points, count = _tensor("theta", theta), len(observations)
+        shapes = f"({count}, n, {self.dim})" if count > 1 else f"(n, {self.dim})"
+        grouped = points.ndim == 3 and len(points) == count
+        if not (grouped or (count == 1 and points.ndim in (1, 2))) or points.shape[-1] != self.dim:
+            raise ValueError(f"theta must be {shapes} for {count} observation(s), got {tuple(points.shape)}")
+        if bool(points.isnan().any()):
+            raise ValueError("theta must hold no NaN")
+        points = points.to(self.device)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
+            return self._log_prob(points.reshape(count, -1, self.dim), observations).reshape(points.shape[:-1])
+
+    def map(self, x: Values | None = None, *, num_draws: int = 256, seed: int = 0) -> Float[Tensor, "... dim"]:
+        """The mode of q(θ | x) in θ, climbed from the highest of some samples, in the prior's unbounded coordinates.
+
+        By the gradient where `log_prob` has one, else by a simplex. Of several modes it is the one of that sample. A
+        density that is highest at an end of its support (a uniform prior's, say) has its mode just inside.
+
+        Args:
+            x: as in `log_prob`.
+            num_draws: samples to start from, ≥ 1.
+            seed: of the samples.
+
+        Returns:
+            (dim,) for one observation, (b, dim) for a batch.
+
+        Raises:
+            TypeError, ValueError: as `sample`.
+        """
+        checks.integer("num_draws", num_draws)
+        observations, single = self._observations(x)
+        with torch.no_grad():
+            draws = self._samples(observations, num_draws, seed)
+        bijection = None if self.prior is None else self.prior.bijection
+
+        def density_for(one: Tensor) -> Callable[[Tensor], Tensor]:
+            return lambda points: self._log_prob(points[None], one[None])[0].cpu()
+
+        modes = [climb(density_for(x), its, bijection) for x, its in zip(observations, draws.cpu(), strict=True)]
+        return (modes[0] if single else torch.stack(modes)).to(self.device)
+
+    @property
+    def default_x(self) -> Tensor | None:
+        """The observation taken where none is given (interface of sbi); None unless `set_default_x` was called."""
+        return self._default_x
+
+    def set_default_x(self, x: Values) -> Self:
+        """Take `x` where no observation is given. Returns the posterior itself, as in sbi.
+
+        Raises:
+            TypeError, ValueError: as `sample`.
+        """
+        observations, _ = self._observations(x)
+        if len(observations) != 1:
+            raise ValueError(f"x must be one observation, got {len(observations)}")
+        self._default_x = observations[0]
+        return self
+
+    def _observations(self, x: Values | None) -> tuple[Tensor, bool]:
+        """Observations (b, *x_shape) on the device, and whether x was a single one."""
+        if x is None:
+            if self._default_x is None:
+                raise ValueError(
+                    f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor; "
+                    "a tuple of integers is taken as the shape of samples, as in sbi"
+                )
+            return self._default_x[None], True
+        values = _tensor("x", x).detach().to(self.device, torch.float32)
+        shape = tuple(values.shape)
+        single = shape == self.x_shape
+        if not single and (len(shape) != len(self.x_shape) + 1 or shape[1:] != self.x_shape or shape[0] == 0):
+            batch = ", ".join(map(str, ("b", *self.x_shape)))
+            raise ValueError(f"x must be one observation {self.x_shape} or a batch ({batch}), got {shape}")
+        if not bool(values.isfinite().all()):
+            first = tuple((~values.isfinite()).nonzero()[0].tolist())
+            raise ValueError(f"x must be finite, got {values[first].item()} at {list(first)}")
+        return (values[None], True) if single else (values, False)
+
+    def _samples(self, x: Tensor, n: int, seed: int | Sequence[int]) -> Tensor:
+        """(b, n, dim), section after section, few observations at a time."""
+        checks.integer("n", n)
+        checks.at_least("n", n, 1)
+        seeds = self._seeds(x, seed)
+        sections = []
+        for number, start in enumerate(range(0, n, SECTION)):
+            count = min(SECTION, n - start)
+            now = section_seeds(seeds, number)
+            together = max(1, self.max_rows // count)
+            groups = zip(torch.split(x, together), _split(now, together), strict=True)
+            sections.append(torch.cat([self._draw(part, count, its) for part, its in groups]))
+        return torch.cat(sections, 1)
+
+    def _seeds(self, x: Tensor, seed: int | Sequence[int]) -> tuple[int, ...]:
+        if not isinstance(seed, Sequence):
+            checks.integer("seed", seed)
+            checks.at_least("seed", seed, 0)
+            return observation_seeds(x, seed)
+        if len(seed) != len(x):
+            raise ValueError(f"seed must be one integer, or {len(x)}, one for each observation, got {len(seed)}")
+        for j, one in enumerate(seed):
+            checks.integer(f"seed[{j}]", one)
+            checks.at_least(f"seed[{j}]", one, 0)
+        return tuple(seed)
+
+    def _log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+        """ln q of theta (b, n, dim), few observations and points at a time."""
+        if theta.numel() == 0:
+            return theta.new_zeros(theta.shape[:-1])
+        theta, inside = self._moved_inside(theta.to(self.device))
+        count = min(SECTION, theta.shape[1])
+        together = max(1, self.max_rows // count)
+        rows = [
+            torch.cat([self._density(points, part) for points in torch.split(its, count, 1)], 1)
+            for its, part in zip(torch.split(theta, together), torch.split(x, together), strict=True)
+        ]
+        return torch.where(inside, torch.cat(rows), -math.inf)
+
+    def _moved_inside(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """θ with points outside the support replaced by one inside, and which were inside."""
+        if self.prior is None:
+            inside, replacement = theta.isfinite().all(-1), torch.zeros(self.dim)
+        else:
+            inside = (self.prior.log_prob(theta.detach().cpu()) > -math.inf).to(theta.device)
+            replacement = self.prior.bijection.inverse(torch.zeros(self.dim))
+        moved = torch.where(inside[..., None], theta, replacement.to(theta))
+        return (moved if self.prior is None else self.prior.bijection.clamp(moved)), inside
+
+
+def _is_shape(value: object) -> TypeGuard[tuple[int, ...]]:
+    return isinstance(value, tuple) and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
+
+
+def _tensor(name: str, values: Values) -> Tensor:
+    """`values` as a floating tensor; float64 stays."""
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must be a tensor, an array or numbers, got {type(values).__name__}") from error
+    if tensor.is_complex():
+        raise TypeError(f"{name} must be real, got {tensor.dtype}")
+    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+
+
+def _split(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
