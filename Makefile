@@ -1,5 +1,7 @@
 # `make demo` and `make test` do everything on a fresh machine with Python >= 3.11: they install into .venv and run.
 PYTHON ?= python3
+# GenSBI, which only `make bench-inference` needs, wants Python >= 3.12.
+PYTHON312 ?= python3.12
 BIN := .venv/bin
 PEERS := benchmarks/.venv/bin
 # Idle OpenMP threads sleep instead of spinning: several times faster on a busy machine.
@@ -7,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # One test process a core, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
-.PHONY: demo test lint types imports golden bench bench-solvers coverage clean
+.PHONY: demo test lint types imports golden bench bench-solvers bench-inference coverage clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openedm needs Python 3.11 or later")'
@@ -48,5 +50,20 @@ bench-solvers: benchmarks/.venv/installed  ## solvers compared with those of pee
 	OMP_NUM_THREADS=1 $(PEERS)/python -m benchmarks.solvers --fit --out benchmarks/results/solvers.json \
 	  --figure benchmarks/results/solvers.png
 
+benchmarks/.venv-sbi/installed: benchmarks/peers/requirements-sbi.txt
+	test -x benchmarks/.venv-sbi/bin/python || $(PYTHON) -m venv benchmarks/.venv-sbi
+	benchmarks/.venv-sbi/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+benchmarks/.venv-gensbi/installed: benchmarks/peers/requirements-gensbi.txt
+	test -x benchmarks/.venv-gensbi/bin/python || $(PYTHON312) -m venv benchmarks/.venv-gensbi || \
+	  { echo 'GenSBI needs Python 3.12 or later: make bench-inference PYTHON312=WHERE IT IS'; exit 1; }
+	benchmarks/.venv-gensbi/bin/python -m pip install --quiet --disable-pip-version-check -r $<
+	touch $@
+
+# Hours: a run that is ended goes on where it was. ARGUMENTS='--tasks two_moons --methods openedm npe' does less.
+bench-inference: .venv/installed benchmarks/.venv-sbi/installed benchmarks/.venv-gensbi/installed  ## posteriors, with peers
+	$(BIN)/python -m benchmarks.inference $(ARGUMENTS)
+
 clean:
-	rm -rf .venv benchmarks/.venv benchmarks/.cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage
+	rm -rf .venv benchmarks/.venv benchmarks/.venv-* benchmarks/.cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage

@@ -1,0 +1,1 @@
+"""Posterior estimation compared with that of peer libraries, each in an environment of its own."""
