@@ -33,6 +33,16 @@ def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[
     return tuple(_hashed(f"{seed}:".encode() + row.tobytes()) for row in rows)
 
 
+def numbered_seeds(seed: int, count: int) -> tuple[int, ...]:
+    """A seed for each of `count` observations by its number, not by its values: for observations that may repeat.
+
+    Args:
+        seed: any integer ≥ 0.
+        count: ≥ 0.
+    """
+    return tuple(_hashed(f"{seed}[{j}]".encode()) for j in range(count))
+
+
 def section_seeds(seeds: Sequence[int], section: int) -> tuple[int, ...]:
     """The seeds of the section-th part of a long row of samples; those of the first are `seeds` themselves."""
     return tuple(_hashed(f"{seed}#{section}".encode()) for seed in seeds) if section else tuple(seeds)

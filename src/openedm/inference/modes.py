@@ -44,24 +44,24 @@ def climb(
         inside = bijection.inverse(place) if bijection is not None else place
         return inside.to(draws.dtype)
 
-    def height(u: Float64[np.ndarray, "dim"]) -> tuple[float, Any]:
+    def depth(u: Float64[np.ndarray, "dim"]) -> tuple[float, Any]:
         leaf = torch.as_tensor(u, dtype=torch.float64, device=draws.device).requires_grad_()
         with torch.enable_grad():
             value = density(theta_at(leaf)[None])[0]
             slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else None
         return -float(value.detach()), None if slope is None else -slope.cpu().numpy()
 
+    def depth_alone(u: Float64[np.ndarray, "dim"]) -> float:
+        return depth(u)[0]
+
     start = np.zeros(draws.shape[1])
-    if height(start)[1] is not None:
-        found = minimize(height, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
+    if depth(start)[1] is not None:
+        found = minimize(depth, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
     else:
         simplex = np.vstack([start, start + np.eye(len(start)) / 4])
-        found = minimize(
-            lambda u: height(u)[0],
-            start,
-            method="Nelder-Mead",
-            options={"initial_simplex": simplex, "maxiter": MAX_ITERATIONS * len(start), "xatol": 1e-3, "fatol": 1e-4},
-        )
+        limit = MAX_ITERATIONS * len(start)
+        options: Any = {"initial_simplex": simplex, "maxiter": limit, "xatol": 1e-3, "fatol": 1e-4}
+        found = minimize(depth_alone, start, method="Nelder-Mead", options=options)
     with torch.no_grad():
         peak = theta_at(torch.as_tensor(found.x, device=draws.device))
         higher = bool(peak.isfinite().all()) and float(density(peak[None])[0]) >= float(heights[best])

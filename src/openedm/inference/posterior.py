@@ -16,7 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openedm import checks
-from openedm.inference.draws import observation_seeds, section_seeds
+from openedm.inference.draws import numbered_seeds, observation_seeds, section_seeds
 from openedm.inference.modes import climb
 from openedm.inference.priors import Prior
 
@@ -160,7 +160,8 @@ class Posterior(ABC):
     ) -> Float[Tensor, "*shape observations dim"]:
         """Samples for a batch of observations, the interface of sbi: (*sample_shape, b, dim).
 
-        Observation j is sampled with seed + j: in diagnostics, observations that repeat must not share samples.
+        The noise depends on an observation's number in the batch, not on its values: diagnostics need independent samples
+        of observations that repeat.
 
         Args:
             sample_shape: of the samples of each observation.
@@ -173,9 +174,9 @@ class Posterior(ABC):
             TypeError, ValueError: as `sample`.
         """
         checks.integer("seed", seed)
+        checks.at_least("seed", seed, 0)
         observations, _ = self._observations(x)
-        seeds = [seed + j for j in range(len(observations))]
-        samples = self._samples(observations, math.prod(sample_shape), seeds)
+        samples = self._samples(observations, math.prod(sample_shape), numbered_seeds(seed, len(observations)))
         return samples.transpose(0, 1).reshape(*sample_shape, len(observations), self.dim)
 
     def log_prob(self, theta: Values, x: Values | None = None) -> Float[Tensor, "..."]:
