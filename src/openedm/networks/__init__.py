@@ -8,18 +8,23 @@ that of an embedding network, which makes a vector of a condition.
 from openedm.networks.configs import MLP, DDPMpp, NCSNpp, Network
 from openedm.networks.mlp import ResidualMLP
 from openedm.networks.summaries import ImageSummary, SeriesSummary, SetSummary, Summary, VectorSummary
+from openedm.networks.transformer import ConditionalTransformer, JointTransformer, MaskedTransformer, Transformer
 from openedm.networks.unet import UNet, level_resolutions
 
 __all__ = [
     "MLP",
+    "ConditionalTransformer",
     "DDPMpp",
     "ImageSummary",
+    "JointTransformer",
+    "MaskedTransformer",
     "NCSNpp",
     "Network",
     "ResidualMLP",
     "SeriesSummary",
     "SetSummary",
     "Summary",
+    "Transformer",
     "UNet",
     "VectorSummary",
     "level_resolutions",
