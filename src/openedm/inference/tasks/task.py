@@ -1,0 +1,87 @@
+"""What a benchmark task is: a prior, a simulator for many parameters at once, and its likelihood."""
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.inference.priors import Prior
+
+
+@dataclass(frozen=True)
+class Task(Choice, ABC):
+    """A benchmark task of sbibm (Lueckmann et al. 2021): θ ~ prior, x ~ p(x|θ).
+
+    Attributes:
+        name: as sbibm has it.
+        x_shape: of one observation.
+    """
+
+    name: ClassVar[str]
+    x_shape: ClassVar[tuple[int, ...]]
+
+    @property
+    @abstractmethod
+    def prior(self) -> Prior:
+        """p(θ)."""
+
+    @property
+    def dim(self) -> int:
+        """How many parameters there are."""
+        return self.prior.dim
+
+    @abstractmethod
+    def _simulate(self, theta: Float64[Tensor, "n d"], generator: torch.Generator) -> Tensor:
+        """One x for each row of θ."""
+
+    @abstractmethod
+    def _log_likelihood(self, theta: Float64[Tensor, "*batch d"], x: Float64[Tensor, "*batch dx"]) -> Tensor:
+        """Ln p(x|θ); the two broadcast against each other."""
+
+    def simulate(self, theta: Float[Tensor, "n d"], seed: int = 0) -> Float32[Tensor, "n dx"]:
+        """One observation for each row of θ.
+
+        Args:
+            theta: (n, d), on the CPU.
+            seed: ≥ 0, of the whole batch.
+
+        Raises:
+            ValueError: theta has another shape, or is not finite; seed < 0.
+            TypeError: seed is no integer.
+        """
+        checks.integer("seed", seed)
+        checks.at_least("seed", seed, 0)
+        if theta.ndim != 2 or theta.shape[1] != self.dim:
+            raise ValueError(f"theta must have the shape (n, {self.dim}) for {self.name}, got {tuple(theta.shape)}")
+        if not bool(theta.isfinite().all()):
+            raise ValueError("theta must be finite, got NaN or infinity")
+        return self._simulate(theta.double(), torch.Generator().manual_seed(seed)).float()
+
+    def log_likelihood(
+        self, theta: Float[Tensor, "*points d"], x: Float[Tensor, "*observations dx"]
+    ) -> Float64[Tensor, "*broadcast"]:
+        """Ln p(x|θ), up to a term free of θ where the task says so.
+
+        Args:
+            theta: (…, d).
+            x: (…, dx); the leading shapes of theta and x broadcast.
+
+        Raises:
+            ValueError: a last dimension does not fit.
+        """
+        for name, given, size in (("theta", theta, self.dim), ("x", x, self.x_shape[0])):
+            if given.shape[-1:] != (size,):
+                raise ValueError(
+                    f"{name} must have the shape (…, {size}) for {self.name}, got {tuple(given.shape)}"
+                )
+        return self._log_likelihood(theta.double(), x.double())
+
+
+def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+    """Standard normal numbers of the shape of `like`, float64."""
+    return torch.randn(like.shape, dtype=torch.float64, generator=generator)
