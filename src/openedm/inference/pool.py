@@ -1,0 +1,108 @@
+"""The processes that run simulations, by joblib, and what is done when one of them dies."""
+
+import contextlib
+import threading
+from collections.abc import Generator, Iterator
+from typing import Any
+
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+
+from openedm.inference.calling import Call, Chunk, Outcome
+
+DEATHS = ("KilledWorker", "WorkerCrashedError", "OutOfMemoryError")  # Dask's and Ray's; loky's is a class we can name
+
+
+class _Queue:
+    """Hands chunks to joblib, which asks from several threads, and knows which of them have no outcome yet."""
+
+    def __init__(self, call: Call, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> None:
+        self._call, self._chunks, self._x_shape = call, chunks, x_shape
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Chunk] = {}
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            if self._stopped:
+                raise StopIteration
+            chunk = next(self._chunks)
+            self._waiting[int(chunk.index[0])] = chunk
+        return delayed(_numbered)(self._call, chunk, self._x_shape)
+
+    def finished(self, first: int) -> None:
+        with self._lock:
+            del self._waiting[first]
+
+    def stop(self) -> list[Chunk]:
+        """Hand out nothing more; the chunks that have no outcome."""
+        with self._lock:
+            self._stopped = True
+            return list(self._waiting.values())
+
+
+class Pool:
+    """Runs chunks by joblib, in whatever its backend offers.
+
+    Args:
+        call: the simulator.
+        workers: processes; None leaves it to joblib's configuration.
+    """
+
+    def __init__(self, call: Call, workers: int | None) -> None:
+        self._call = call
+        self._workers = workers
+        self.processes = max(1, effective_n_jobs(workers))
+
+    def outcomes(self, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+        """What comes of the chunks, in any order. Where a process dies, what it may have run is run alone."""
+        while True:
+            queue = _Queue(self._call, chunks, x_shape)
+            try:
+                yield from self._parallel(queue)
+                return
+            except Exception as error:
+                suspects = queue.stop()
+                if not _is_death(error):
+                    raise
+            for chunk in suspects:
+                yield from self._alone(chunk, x_shape)
+
+    def _parallel(self, queue: _Queue) -> Generator[Outcome, None, None]:
+        results = Parallel(n_jobs=self._workers, return_as="generator_unordered", batch_size=1)(queue)
+        try:
+            for first, outcome in results:
+                queue.finished(first)
+                yield outcome
+        except GeneratorExit:
+            # Told of an error, joblib ends its work quietly; a generator that is closed warns.
+            with contextlib.suppress(KeyboardInterrupt, StopIteration):
+                results.throw(KeyboardInterrupt())
+            raise
+
+    def _alone(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+        """The chunk while nothing else runs; if it kills the process again, one simulation at a time."""
+        try:
+            yield from self._parallel(_Queue(self._call, iter([chunk]), x_shape))
+        except Exception as error:
+            if not _is_death(error):
+                raise
+            if len(chunk) == 1:
+                reason = f"the process died ({type(error).__name__}: {' '.join(str(error).split())})"
+                yield Outcome(chunk.rows([]), None, (chunk.failure(0, reason),), 0.0)
+                return
+        else:
+            return
+        for single in chunk.singles():
+            yield from self._alone(single, x_shape)
+
+
+def _numbered(call: Call, chunk: Chunk, x_shape: tuple[int, ...] | None) -> tuple[int, Outcome]:
+    return int(chunk.index[0]), call.run(chunk, x_shape)
+
+
+def _is_death(error: BaseException) -> bool:
+    return isinstance(error, TerminatedWorkerError) or type(error).__name__ in DEATHS
