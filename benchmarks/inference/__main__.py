@@ -18,20 +18,11 @@ import torch
 from benchmarks.common import machine, write_json
 from benchmarks.inference import report
 from benchmarks.inference.methods import DEFAULT, METHODS, OURS, Method
-from benchmarks.inference.running import Row, Settings, judged, observations, run, simulate
+from benchmarks.inference.running import Row, Settings, judged, run, simulate
 
-TASKS = (
-    "two_moons",
-    "gaussian_mixture",
-    "gaussian_linear",
-    "gaussian_linear_uniform",
-    "bernoulli_glm",
-    "bernoulli_glm_raw",
-    "slcp",
-    "slcp_distractors",
-    "sir",
-    "lotka_volterra",
-)
+from openedm.inference import tasks
+
+TASKS = tasks.names()
 
 
 def arguments() -> argparse.Namespace:
@@ -39,7 +30,14 @@ def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--tasks", nargs="+", choices=TASKS, default=list(TASKS), metavar="NAME", help=", ".join(TASKS))
     parser.add_argument("--simulations", type=int, default=10_000, help="how many (%(default)s)")
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(DEFAULT), help="%(default)s")
+    parser.add_argument(
+        "--methods",
+        nargs="+",
+        choices=METHODS,
+        metavar="NAME",
+        default=list(DEFAULT),
+        help=f"{', '.join(METHODS)} (all but gensbi-flux1)",
+    )
     parser.add_argument("--observations-folder", type=Path, default=Path("../shared/sbibm"), help="%(default)s")
     parser.add_argument(
         "--budget",
@@ -50,7 +48,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--limit", type=float, default=300, help="CPU seconds for drawing them (%(default)g)")
     parser.add_argument("--threads", type=int, default=1, help="of every method (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="%(default)s")
-    parser.add_argument("--again", nargs="*", choices=METHODS, default=[], help="run these though --out has them")
+    parser.add_argument(
+        "--again", nargs="*", choices=METHODS, metavar="NAME", default=[], help="run these though --out has them"
+    )
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/inference.json"), help="%(default)s")
     given = parser.parse_args()
     if given.budget not in ("ours", "none"):
@@ -102,9 +102,7 @@ def budget_of(given: argparse.Namespace, method: Method, ours: Row | None) -> fl
     """CPU seconds for training; openedm's own training has its own rule."""
     if given.budget == "none" or method.name == OURS:
         return math.inf
-    if given.budget == "ours":
-        return math.inf if ours is None or "train_cpu" not in ours else float(ours["train_cpu"])
-    return float(given.budget)
+    return float(ours["train_cpu"] if ours is not None and given.budget == "ours" else given.budget)
 
 
 def main() -> None:
@@ -116,8 +114,8 @@ def main() -> None:
     results = Results(given.out, described, given.again)
     print(f"{'':<26}{report.HEADER}", flush=True)
     for task in given.tasks:
-        observed, references = observations(given.observations_folder, task)
-        simulations = simulate(task, observed, settings)
+        observed = tasks.observations(task, given.observations_folder)
+        simulations = simulate(task, observed.x, settings)
         for name in given.methods:
             row = results.find(task, name)
             if row is None:
@@ -125,10 +123,13 @@ def main() -> None:
                 with tempfile.TemporaryDirectory() as folder:
                     run_in = Path(folder) / name
                     found = run(METHODS[name], simulations, budget, settings, run_in)
-                    found = judged(found, run_in, references)
+                    found = judged(found, run_in, observed.reference)
                 row = {"task": task, "method": name, **described, "allowed_cpu": budget, **found}
                 results.add(row)
             print(f"{task:<26}{report.line(row, results.find(task, OURS))}", flush=True)
+            if given.budget == "ours" and "train_cpu" not in (results.find(task, OURS) or {}):
+                print(f"{task:<26}without openedm's training its peers have no budget", flush=True)
+                break
     chosen = [row for row in results.rows if row["task"] in given.tasks and row["method"] in given.methods]
     report.print_tables(sorted(chosen, key=lambda row: (TASKS.index(row["task"]), list(METHODS).index(row["method"]))))
 

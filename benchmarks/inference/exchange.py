@@ -55,7 +55,8 @@ class Trained(Protocol):
     """A posterior estimator after training.
 
     Attributes:
-        notes: what is to be written down about its training: `stopped`, by "itself" or by the "budget", and how far.
+        notes: what is to be written down about its training: `stopped`, by "itself" or by the "budget", how far, and
+            `uncounted_cpu`, seconds that were no training.
     """
 
     notes: dict[str, Any]

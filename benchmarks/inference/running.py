@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from benchmarks.inference.exchange import LOG_NORMAL, NORMAL, UNIFORM, Array, Simulations
+from benchmarks.inference.exchange import LOG_NORMAL, NORMAL, UNIFORM, Simulations
 from benchmarks.inference.methods import Method
 from torch import Tensor
 
@@ -41,18 +41,12 @@ class Settings:
     limit: float
 
 
-def observations(folder: Path, task: str) -> tuple[Array, Tensor]:
-    """The observations (5, dx), and samples of their posteriors (5, 10000, d)."""
-    with np.load(folder / f"{task}.npz", allow_pickle=False) as stored:
-        return stored["observations"], torch.as_tensor(stored["reference_samples"])
-
-
-def simulate(name: str, observed: Array, settings: Settings) -> Simulations:
-    """The simulations that every method is given."""
+def simulate(name: str, observed: Tensor, settings: Settings) -> Simulations:
+    """The simulations that every method is given, and the observations (5, dx)."""
     task = tasks.get(name)
     theta = task.prior.sample(settings.simulations, seed=2 * settings.seed)
     x = task.simulate(theta, seed=2 * settings.seed + 1)
-    return Simulations(name, theta.numpy(), x.numpy(), observed, *described(task.prior))
+    return Simulations(name, theta.numpy(), x.numpy(), observed.numpy(), *described(task.prior))
 
 
 def described(prior: Any) -> tuple[str, np.ndarray, np.ndarray]:
@@ -93,6 +87,8 @@ def run(method: Method, simulations: Simulations, budget: float, settings: Setti
         else:
             if ended.returncode:
                 row["failed"] = last_line(folder / "log") or f"exit status {ended.returncode}"
+    if "failed" in row:
+        row["log"] = (folder / "log").read_text(encoding="utf-8", errors="replace")[-2000:]
     report = folder / "report.json"
     if report.exists():
         row.update(json.loads(report.read_text(encoding="utf-8")))
