@@ -160,8 +160,8 @@ class Posterior(ABC):
     ) -> Float[Tensor, "*shape observations dim"]:
         """Samples for a batch of observations, the interface of sbi: (*sample_shape, b, dim).
 
-        The noise depends on an observation's number in the batch, not on its values: diagnostics need independent samples
-        of observations that repeat.
+        The noise depends on an observation's number in the batch, not on its values: diagnostics need independent
+        samples of observations that repeat.
 
         Args:
             sample_shape: of the samples of each observation.

@@ -1,0 +1,218 @@
+"""Whether posteriors are right on average over simulations (θ*, x): ranks of θ* among samples of q(θ | x).
+
+If q is the true posterior, θ* and the samples are exchangeable given x, and the rank r of any function of them among
+the n samples is uniform on 0 … n. Taken here as u = (r + v)/(n + 1), v uniform, it is uniform on [0, 1] exactly, also
+where values tie, and the Kolmogorov–Smirnov test of u is exact. The functions:
+
+- each parameter: simulation-based calibration, SBC                            (Talts et al. 2018, arXiv 1804.06788);
+- the distance to a reference point that knows nothing of θ*: TARP             (Lemos et al. 2023, arXiv 2302.03026);
+- the density q(θ | x): coverage of highest-density regions                    (Deistler et al. 2022, arXiv 2210.04815).
+
+The ranks are those of `sbi.diagnostics`, whose functions also take a `Posterior`. They are computed here for their
+tests: sbi's test of SBC takes ranks for continuous, and the p-value of `check_tarp` compares points of the coverage
+curve with those of the diagonal as if both were samples, which is no test that fails at a stated rate.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from scipy.stats import kstest
+from torch import Tensor
+
+from openedm import checks
+from openedm.inference.draws import numbered_seeds
+from openedm.inference.posterior import Posterior
+
+Uniforms = Float64[np.ndarray, "simulations"]
+
+CHUNK = 1 << 18
+"""Samples of all observations that are held at a time."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Ranks of true parameters among posterior samples, and tests of their uniformity.
+
+    Attributes:
+        names: of the parameters.
+        num_samples: n, of each observation.
+        ranks: SBC ranks, how many of the n samples lie below the true value, for each simulation and parameter.
+        sbc: u of those ranks; uniform for a right posterior.
+        tarp: u of the distance to the reference: the credibility of the ball around it that θ* lies on.
+        density: u of minus the density: the credibility of the highest-density region that θ* lies on the edge of; None
+            where densities were not asked for.
+    """
+
+    names: tuple[str, ...]
+    num_samples: int
+    ranks: Int64[np.ndarray, "simulations dim"]
+    sbc: Float64[np.ndarray, "simulations dim"]
+    tarp: Uniforms
+    density: Uniforms | None = None
+
+    @property
+    def sbc_p_values(self) -> Float64[np.ndarray, "dim"]:
+        """Of the Kolmogorov–Smirnov test of each parameter, adjusted for their number by Holm's method (1979).
+
+        The chance that any parameter of a right posterior falls below α is at most α.
+        """
+        raw = np.array([kstest(column, "uniform").pvalue for column in self.sbc.T])
+        order = raw.argsort()
+        adjusted = np.maximum.accumulate(raw[order] * np.arange(len(raw), 0, -1)).clip(max=1.0)
+        return np.asarray(adjusted[order.argsort()])
+
+    @property
+    def tarp_p_value(self) -> float:
+        """Of the Kolmogorov–Smirnov test of the credibilities that TARP finds."""
+        return float(kstest(self.tarp, "uniform").pvalue)
+
+    @property
+    def density_p_value(self) -> float | None:
+        """Of the Kolmogorov–Smirnov test of the highest-density credibilities; None where they were not asked for."""
+        return None if self.density is None else float(kstest(self.density, "uniform").pvalue)
+
+    @property
+    def tarp_area(self) -> float:
+        """∫ (coverage − α) dα over α from ½ to 1: > 0 for posteriors that are too wide, < 0 too narrow (sbi's ATC)."""
+        # ∫_½^1 1[u ≤ α] dα = 1 − max(u, ½)
+        return float((1 - np.maximum(self.tarp, 0.5)).mean() - 3 / 8)
+
+    def passes(self, level: float = 0.01) -> bool:
+        """Whether neither SBC nor TARP rejects at that level; a right posterior fails either with that chance at most.
+
+        Args:
+            level: between 0 and 1.
+
+        Raises:
+            ValueError: the level is no probability.
+        """
+        checks.between("level", level, 0.0, 1.0)
+        return bool(self.sbc_p_values.min() >= level and self.tarp_p_value >= level)
+
+    def summary(self, level: float = 0.01) -> str:
+        """The tests as a few lines of text, worst parameter first.
+
+        Args:
+            level: of the verdict.
+
+        Raises:
+            ValueError: the level is no probability.
+        """
+        verdict = "passes" if self.passes(level) else "fails"
+        p_values = self.sbc_p_values
+        lines = [
+            f"calibration {verdict} at the {level:.3g} level, {len(self.tarp)} simulations, n = {self.num_samples}"
+        ]
+        lines += [f"SBC   {self.names[i]}: p = {p_values[i]:.3g}" for i in p_values.argsort()]
+        lines += [f"TARP  p = {self.tarp_p_value:.3g}, area {self.tarp_area:+.4f} (< 0: too narrow)"]
+        if self.density_p_value is not None:
+            lines += [f"highest-density regions  p = {self.density_p_value:.3g}"]
+        return "\n".join(lines)
+
+
+def calibrate(
+    posterior: Posterior,
+    theta: Float[Tensor, "simulations dim"],
+    x: Float[Tensor, "simulations ..."],
+    *,
+    num_samples: int = 1000,
+    num_density_samples: int = 0,
+    references: Float[Tensor, "simulations dim"] | None = None,
+    seed: int = 0,
+) -> Calibration:
+    """Ranks of each θ among samples of q(θ | x), for simulations that took no part in training.
+
+    Args:
+        posterior: of the simulator that made x.
+        theta: true parameters, drawn from the prior, (N, dim), N ≥ 20.
+        x: what was simulated with them, (N, *x_shape).
+        num_samples: of each observation, ≥ 1.
+        num_density_samples: how many of the samples have their density computed, for coverage of highest-density
+            regions; 0 for none: densities may take much longer than samples.
+        references: of TARP, (N, dim), independent of theta given x. None means the parameters of another simulation,
+            by a random cycle. Distances to them are Euclidean, each parameter divided by its standard deviation.
+        seed: of the samples, the references and the v of u.
+
+    Raises:
+        TypeError: a number or the seed is no integer.
+        ValueError: shapes do not fit, N < 20, values are not finite, or a number is out of its range.
+    """
+    checks.integer("num_samples", num_samples)
+    checks.at_least("num_samples", num_samples, 1)
+    checks.integer("num_density_samples", num_density_samples)
+    checks.between("num_density_samples", num_density_samples, 0, num_samples)
+    check_simulations(posterior, theta, x)
+    count = len(theta)
+    generator = np.random.default_rng(seed)
+    references = _of_others(theta, generator) if references is None else references
+    if references.shape != theta.shape or not bool(references.isfinite().all()):
+        raise ValueError(f"references must be finite and {tuple(theta.shape)}, got {tuple(references.shape)}")
+    scale = theta.std(0)
+    unit = torch.where(scale > 0, scale, 1.0)
+    seeds, few = numbered_seeds(seed, count), max(1, CHUNK // num_samples)
+    ranks, tarp, density = [], [], []
+    for start in range(0, count, few):
+        part = slice(start, start + few)
+        truth, observed = theta[part], x[part]
+        samples = posterior.sample(observed, num_samples, seed=seeds[part])
+        drawn = samples.to(theta)
+        ranks.append(_ranks(drawn, truth[:, None]))
+        reference = references[part][:, None]
+        distances = [((points - reference) / unit).square().sum(-1) for points in (drawn, truth[:, None])]
+        tarp.append(_ranks(distances[0][..., None], distances[1][..., None]))
+        if num_density_samples:
+            points = torch.cat([samples[:, :num_density_samples], truth.to(samples)[:, None]], 1)
+            depth = -posterior.log_prob(points, observed).cpu()[..., None]
+            density.append(_ranks(depth[:, :-1], depth[:, -1:]))
+    below, ties = np.concatenate([r[0] for r in ranks]), np.concatenate([r[1] for r in ranks])
+    return Calibration(
+        names=posterior.names,
+        num_samples=num_samples,
+        ranks=below,
+        sbc=_uniform((below, ties), num_samples, generator),
+        tarp=_uniform(_joined(tarp), num_samples, generator)[:, 0],
+        density=_uniform(_joined(density), num_density_samples, generator)[:, 0] if density else None,
+    )
+
+
+Ranks = tuple[Int64[np.ndarray, "simulations functions"], Int64[np.ndarray, "simulations functions"]]
+
+
+def _ranks(samples: Tensor, truth: Tensor) -> Ranks:
+    """How many samples (b, n, k) lie below the truth (b, 1, k), and how many tie with it."""
+    below, ties = (samples < truth).sum(1), (samples == truth).sum(1)
+    return below.cpu().numpy(), ties.cpu().numpy()
+
+
+def _joined(parts: Sequence[Ranks]) -> Ranks:
+    return np.concatenate([below for below, _ in parts]), np.concatenate([ties for _, ties in parts])
+
+
+def _uniform(ranks: Ranks, num_samples: int, generator: np.random.Generator) -> Float64[np.ndarray, "n k"]:
+    below, ties = ranks
+    return np.asarray((below + generator.random(below.shape) * (ties + 1)) / (num_samples + 1))
+
+
+def _of_others(theta: Tensor, generator: np.random.Generator) -> Tensor:
+    """Rows of theta along a random cycle: each row gets another one."""
+    order = generator.permutation(len(theta))
+    successor = np.empty_like(order)
+    successor[order] = np.roll(order, 1)
+    return theta[torch.from_numpy(successor).to(theta.device)]
+
+
+def check_simulations(posterior: Posterior, theta: Tensor, x: Tensor) -> None:
+    """Raise ValueError unless theta (N, dim) and x (N, *x_shape) are finite and N ≥ 20."""
+    if theta.ndim != 2 or theta.shape[1] != posterior.dim:
+        raise ValueError(f"theta must be (simulations, {posterior.dim}), got {tuple(theta.shape)}")
+    checks.at_least("the number of simulations", len(theta), 20)
+    if tuple(x.shape) != (len(theta), *posterior.x_shape):
+        raise ValueError(f"x must be {(len(theta), *posterior.x_shape)}, got {tuple(x.shape)}")
+    for name, values in (("theta", theta), ("x", x)):
+        finite = values.isfinite().flatten(1).all(1)
+        if not bool(finite.all()):
+            rows = (~finite).nonzero()[:, 0].tolist()
+            raise ValueError(f"{name} must be finite, got NaN or infinities in {len(rows)} rows, first {rows[:5]}")
