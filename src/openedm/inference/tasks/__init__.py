@@ -108,10 +108,10 @@ def observations(name: str, folder: str | Path) -> Observations:
             torch.from_numpy(file[key]).float() for key in ("observations", "true_parameters", "reference_samples")
         )
     k = len(x)
-    shapes = tuple(x.shape), tuple(theta.shape), (*reference.shape[:1], *reference.shape[2:])
-    if shapes != ((k, *task.x_shape), (k, task.dim), (k, task.dim)):
+    found = tuple(x.shape), tuple(theta.shape), tuple(reference.shape)
+    if (*found[:2], (*found[2][:1], *found[2][2:])) != ((k, *task.x_shape), (k, task.dim), (k, task.dim)):
         raise ValueError(
             f"{path.name} must hold observations (k, {task.x_shape[0]}), true_parameters (k, {task.dim}) and "
-            f"reference_samples (k, n, {task.dim}), got {tuple(x.shape)}, {tuple(theta.shape)}, {tuple(reference.shape)}"
+            f"reference_samples (k, n, {task.dim}), got {found[0]}, {found[1]}, {found[2]}"
         )
     return Observations(x, theta, reference)

@@ -1,7 +1,7 @@
 """Tasks whose simulator solves an ordinary differential equation: sir and lotka_volterra.
 
-The classical Runge-Kutta method runs for a whole batch at once, on the logarithms of the compartments: they stay > 0, and
-exponential growth and decay, where populations cover many magnitudes, have no error at all.
+The classical Runge-Kutta method runs for a whole batch at once, on the logarithms of the compartments: they stay > 0,
+and exponential growth and decay, where populations cover many magnitudes, have no error at all.
 """
 
 import math
@@ -99,7 +99,7 @@ class LotkaVolterra(Task):
         """Log-normal in α, β, γ, δ."""
         return LogNormal((-0.125, -3.0, -0.125, -3.0), (0.5,) * 4, ("alpha", "beta", "gamma", "delta"))
 
-    def log_populations(self, theta: Float64[Tensor, "n 4"], steps: int = 42) -> Float64[Tensor, "n 20"]:
+    def log_populations(self, theta: Float64[Tensor, "n 4"], steps: int = 168) -> Float64[Tensor, "n 20"]:
         """ln X at the ten times, then ln Y, clipped, with `steps` steps between two of them."""
         found = _chunked(theta, lambda rows: self._log_populations(rows, steps))
         # A trajectory that left the numbers (far outside the prior) is clipped too.
@@ -131,4 +131,4 @@ class LotkaVolterra(Task):
 
 
 def _chunked(theta: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.cat([solve(rows) for rows in theta.split(CHUNK)]) if len(theta) else solve(theta)
+    return torch.cat([solve(rows) for rows in torch.split(theta, CHUNK)]) if len(theta) else solve(theta)

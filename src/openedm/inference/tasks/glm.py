@@ -1,4 +1,4 @@
-"""A generalised linear model of a spiking neuron: bernoulli_glm sees sufficient statistics, bernoulli_glm_raw the bins."""
+"""A generalised linear model of a neuron: bernoulli_glm sees sufficient statistics, bernoulli_glm_raw the bins."""
 
 from dataclasses import dataclass
 from functools import cache
@@ -62,7 +62,7 @@ class BernoulliGLM(BernoulliGLMRaw):
 def design_matrix() -> Tensor:
     """X (100, 10), float64."""
     # sbibm's stimulus is the first numbers of this generator, as float32.
-    stimulus = np.random.RandomState(42).standard_normal(BINS).astype(np.float32)  # noqa: NPY002
+    stimulus = np.random.RandomState(42).standard_normal(BINS).astype(np.float32)
     columns = [np.ones(BINS)] + [np.concatenate([np.zeros(j), stimulus[: BINS - j]]) for j in range(TAPS)]
     return torch.from_numpy(np.stack(columns, 1))
 

@@ -100,7 +100,7 @@ def _root(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 @cache
 def distractor_mixture() -> tuple[Tensor, Tensor]:
     """The components' locations (20, 92) and lower triangular scales (20, 92, 92)."""
-    stream = np.random.RandomState(42)  # noqa: NPY002 # sbibm's constants are this generator's.
+    stream = np.random.RandomState(42)  # sbibm's constants are this generator's.
     loc = 15 * stream.standard_normal((COMPONENTS, DISTRACTORS))
     roots = []
     for _ in range(COMPONENTS):

@@ -76,9 +76,7 @@ class Task(Choice, ABC):
         """
         for name, given, size in (("theta", theta, self.dim), ("x", x, self.x_shape[0])):
             if given.shape[-1:] != (size,):
-                raise ValueError(
-                    f"{name} must have the shape (…, {size}) for {self.name}, got {tuple(given.shape)}"
-                )
+                raise ValueError(f"{name} must have the shape (…, {size}) for {self.name}, got {tuple(given.shape)}")
         return self._log_likelihood(theta.double(), x.double())
 
 
