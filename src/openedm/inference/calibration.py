@@ -212,7 +212,7 @@ def check_simulations(posterior: Posterior, theta: Tensor, x: Tensor) -> None:
     if tuple(x.shape) != (len(theta), *posterior.x_shape):
         raise ValueError(f"x must be {(len(theta), *posterior.x_shape)}, got {tuple(x.shape)}")
     for name, values in (("theta", theta), ("x", x)):
-        finite = values.isfinite().flatten(1).all(1)
+        finite = values.isfinite().reshape(len(values), -1).all(1)
         if not bool(finite.all()):
             rows = (~finite).nonzero()[:, 0].tolist()
             raise ValueError(f"{name} must be finite, got NaN or infinities in {len(rows)} rows, first {rows[:5]}")

@@ -29,7 +29,7 @@ def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[
     >>> (one,) == observation_seeds(torch.tensor([[1.0]]), 0), one == two
     (True, False)
     """
-    rows = (x.detach().to("cpu", torch.float32) + 0.0).flatten(1).contiguous().numpy()
+    rows = (x.detach().to("cpu", torch.float32) + 0.0).contiguous().numpy()
     return tuple(_hashed(f"{seed}:".encode() + row.tobytes()) for row in rows)
 
 

@@ -82,7 +82,7 @@ def local_c2st(
     rivals = posterior.sample(x, 1, seed=numbered_seeds(seed, len(x)))[:, 0].to(theta)
     test = LC2ST(
         prior_samples=theta,
-        xs=x.flatten(1),
+        xs=x.reshape(len(x), -1),
         posterior_samples=rivals,
         z_score=True,
         num_trials_null=num_trials,
@@ -162,4 +162,4 @@ def predictive_check(
 
 
 def _flattened(x: Tensor) -> Tensor:
-    return x.flatten(1)
+    return x.reshape(len(x), -1)

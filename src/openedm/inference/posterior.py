@@ -8,7 +8,7 @@ samples are drawn and densities computed is for its subclasses. Besides the libr
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from typing import Any, Self, TypeGuard
+from typing import Any, TypeGuard
 
 import numpy.typing as npt
 import torch
@@ -224,6 +224,7 @@ class Posterior(ABC):
             TypeError, ValueError: as `sample`.
         """
         checks.integer("num_draws", num_draws)
+        checks.at_least("num_draws", num_draws, 1)
         observations, single = self._observations(x)
         with torch.no_grad():
             draws = self._samples(observations, num_draws, seed)
@@ -240,7 +241,7 @@ class Posterior(ABC):
         """The observation taken where none is given (interface of sbi); None unless `set_default_x` was called."""
         return self._default_x
 
-    def set_default_x(self, x: Values) -> Self:
+    def set_default_x(self, x: Values) -> "Posterior":
         """Take `x` where no observation is given. Returns the posterior itself, as in sbi.
 
         Raises:
