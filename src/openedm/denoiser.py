@@ -9,15 +9,16 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Shaped
+from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from openedm import checks
 from openedm.preconditioning import Preconditioning
 from openedm.schedules import Values, float64
 
-Condition = Shaped[Tensor, "batch *features"] | None
-"""What a denoiser is conditioned on, one row a sample: integer class labels (−1 for none), one-hot rows or vectors."""
+Condition = Shaped[Tensor, "conditions *features"] | None
+"""What a denoiser is conditioned on, one row a sample: integer class labels (−1 for none), one-hot rows or vectors.
+A denoiser with a `condition_shape` takes a single row for all samples, too."""
 
 
 class Denoiser(nn.Module, ABC):
@@ -28,6 +29,7 @@ class Denoiser(nn.Module, ABC):
         sigma_max: highest noise level it supports.
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes it can be conditioned on; 0 if none.
+        condition_shape: the shape of the floats that it must be conditioned on; None if there are none.
         sigma_data: standard deviation of the data, which tells where noise levels matter; EDM's 0.5 where unknown.
         rows: the number of samples it has settings of their own for, such as guidance weights; None for any number.
     """
@@ -38,6 +40,7 @@ class Denoiser(nn.Module, ABC):
     rows: int | None = None
     event_shape: tuple[int, ...] | None = None
     num_classes: int = 0
+    condition_shape: tuple[int, ...] | None = None
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """The nearest noise level that the denoiser knows; σ itself unless it was trained at discrete levels."""
@@ -57,7 +60,8 @@ class Denoiser(nn.Module, ABC):
         Args:
             x: noisy samples y + σ n, in data units.
             sigma: noise level in data units: a number, a tensor of shape () or one value a sample.
-            condition: one row a sample, or None.
+            condition: one row a sample, or None. With a `condition_shape`, (batch or 1, *condition_shape): a single row
+                is that of all samples.
             options: passed on to `denoise`; networks take `augment`, the augmentation label, in training.
 
         Raises:
@@ -74,9 +78,35 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(
                 f"x must have shape (batch, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}"
             )
-        if condition is not None and condition.shape[0] != x.shape[0]:
-            raise ValueError(f"condition must have one row a sample ({x.shape[0]}), got {condition.shape[0]} rows")
+        self.check_condition(condition, x.shape[0])
         return self.denoise(x, sigma, condition, **options)
+
+    def check_condition(self, condition: Condition, count: int) -> None:
+        """Refuse a condition that does not go with `count` samples.
+
+        Raises:
+            ValueError: it has not one row a sample; or, with a `condition_shape`, it is missing, has another shape or
+                neither one row a sample nor a single one.
+        """
+        shape = self.condition_shape
+        if shape is None:
+            if condition is not None and condition.shape[0] != count:
+                raise ValueError(f"condition must have one row a sample ({count}), got {condition.shape[0]} rows")
+            return
+        if condition is None:
+            raise ValueError(f"condition must be given, {_written('batch or 1', shape)}: got None")
+        if tuple(condition.shape[1:]) != shape or condition.shape[0] not in (1, count):
+            raise ValueError(
+                f"condition must have shape {_written(f'{count} or 1', shape)}, got {tuple(condition.shape)}"
+            )
+
+    def condition_of(
+        self, condition: Condition, rows: slice | Int64[Tensor, "rows"]
+    ) -> Shaped[Tensor, "chosen *features"] | None:
+        """The condition of some of the samples; one that is the same for all of them as it is."""
+        if condition is None or (self.condition_shape is not None and len(condition) == 1):
+            return condition
+        return condition[rows]
 
     def __call__(self, x: Tensor, sigma: Values, condition: Condition = None, **options: Any) -> Tensor:
         """See `forward`."""
@@ -88,6 +118,10 @@ class Denoiser(nn.Module, ABC):
     ) -> Float[Tensor, "batch *event"]:
         """∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (eq. 3)."""
         return (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
+
+
+def _written(rows: str, shape: tuple[int, ...]) -> str:
+    return f"({', '.join((rows, *map(str, shape)))})"
 
 
 def per_sample(values: Float64[Tensor, "*batch_or_none"], x: Float[Tensor, "batch *event"]) -> Tensor:
@@ -139,10 +173,12 @@ class Preconditioned(Denoiser):
         sigma_data: standard deviation of the data, > 0. The denoiser owns this number: weightings ask it.
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes of the condition; 0 if none.
+        condition_shape: the shape of one float condition, which the network is then given in its own dtype, (batch or
+            1, *condition_shape); None if there is none.
 
     Raises:
-        ValueError: sigma_data is not > 0, or num_classes < 0. When called: the network returns another shape than that
-            of x, apart from further channels.
+        ValueError: sigma_data is not > 0, or num_classes < 0. When called: the condition does not fit, or the network
+            returns another shape than that of x, apart from further channels.
     """
 
     def __init__(
@@ -152,6 +188,7 @@ class Preconditioned(Denoiser):
         sigma_data: float = 0.5,
         event_shape: tuple[int, ...] | None = None,
         num_classes: int = 0,
+        condition_shape: tuple[int, ...] | None = None,
     ) -> None:
         super().__init__()
         checks.positive("sigma_data", sigma_data)
@@ -161,6 +198,7 @@ class Preconditioned(Denoiser):
         self.sigma_data = sigma_data
         self.event_shape = event_shape
         self.num_classes = num_classes
+        self.condition_shape = condition_shape
         self.sigma_min = preconditioning.sigma_min
         self.sigma_max = preconditioning.sigma_max
 
@@ -184,6 +222,8 @@ class Preconditioned(Denoiser):
             if not c_noise.isfinite():
                 raise ValueError(f"sigma must be finite and > 0 for {self.preconditioning}, got {float(sigma)}")
             c_noise = torch.full((x.shape[0],), float(c_noise), dtype=dtype, device=x.device)
+        if condition is not None and self.condition_shape is not None:
+            condition = condition.to(parameter.dtype)
         predicted: Tensor = self.network(
             (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, dtype), condition, **options
         )

@@ -200,6 +200,7 @@ class Guided(Denoiser):
         own = len(self.weight) if isinstance(self.weight, Tensor) and self.weight.ndim == 1 else None
         self.rows = next((rows for rows in (own, main.rows, guiding.rows) if rows is not None), None)
         self.num_classes = main.num_classes
+        self.condition_shape = main.condition_shape
         self.sigma_data = main.sigma_data
         self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape
         self.sigma_min = max(main.sigma_min, guiding.sigma_min)
@@ -213,6 +214,11 @@ class Guided(Denoiser):
         if guiding.num_classes not in (0, main.num_classes):
             raise ValueError(
                 f"guiding must have main's {main.num_classes} classes, or none, got num_classes={guiding.num_classes}"
+            )
+        if guiding.condition_shape not in (None, main.condition_shape):
+            raise ValueError(
+                f"guiding must have main's condition_shape, {main.condition_shape}, or None, "
+                f"got {guiding.condition_shape}"
             )
         if not self.sigma_min < self.sigma_max:
             raise ValueError(
@@ -261,7 +267,8 @@ class Guided(Denoiser):
 
     def guiding_condition(self, condition: Condition) -> Condition:
         """What the guiding denoiser is told: the same; nothing if it is unconditional beside a conditional one."""
-        return None if self.guiding.num_classes == 0 < self.main.num_classes else condition
+        untold = self.guiding.condition_shape is None and self.main.condition_shape is not None
+        return None if untold or self.guiding.num_classes == 0 < self.main.num_classes else condition
 
     def _both(
         self, x: Tensor, sigma: Tensor, condition: Condition, other: Condition, rows: slice | Tensor
@@ -269,11 +276,11 @@ class Guided(Denoiser):
         """D₁ of all samples, and D₀ of those in `rows`."""
         x_0 = _of(x, rows)
         sigma_0 = _of(sigma, rows) if sigma.ndim else sigma
-        other = None if other is None else _of(other, rows)
+        other = None if other is None else _of(_all_rows(other, len(x)), rows)
         if self.main is not self.guiding or condition is None or other is None:
             return self.main(x, sigma, condition), self.guiding(x_0, sigma_0, other)
         sigmas = torch.cat([sigma, sigma_0]) if sigma.ndim else sigma
-        both = self.main(torch.cat([x, x_0]), sigmas, torch.cat([condition, other]))
+        both = self.main(torch.cat([x, x_0]), sigmas, torch.cat([_all_rows(condition, len(x)), other]))
         return both[: len(x)], both[len(x) :]
 
 
@@ -348,6 +355,11 @@ def _guided_rows(weights: Float64[Tensor, "*batch_or_none"]) -> slice | Tensor |
     if len(rows) == 0:
         return None
     return slice(None) if len(rows) == len(weights) else rows
+
+
+def _all_rows(condition: Tensor, count: int) -> Tensor:
+    """A condition with a row a sample, also where it is a single row for all."""
+    return condition.expand(count, *condition.shape[1:]) if len(condition) == 1 else condition
 
 
 def _of(values: Tensor, rows: slice | Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from openedm.data.dataset import Batch, Dataset, InMemory, Source, wrap
 from openedm.data.digits import Digits
 from openedm.data.fashion_mnist import FashionMNIST
 from openedm.data.folder import ImageFolder
+from openedm.data.pairs import Pairs
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.statistics import Statistics, measure
 from openedm.data.toy import Mixture, Toy
@@ -18,6 +19,7 @@ __all__ = [
     "ImageFolder",
     "InMemory",
     "Mixture",
+    "Pairs",
     "Source",
     "Statistics",
     "Toy",

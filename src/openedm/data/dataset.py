@@ -17,11 +17,11 @@ from openedm.choices import Choice
 
 Kind = Literal["images", "vectors"]
 Indices = Sequence[int] | Int[Tensor, "batch"]
-Batch = tuple[Float[Tensor, "batch *event"], Int[Tensor, "batch"] | None]
+Batch = tuple[Float[Tensor, "batch *event"], Int[Tensor, "batch"] | Float[Tensor, "batch *condition"] | None]
 
 
-class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | None]], ABC):
-    """Samples of one shape with optional class labels: a map-style torch dataset with a fast path, `fetch`.
+class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC):
+    """Samples of one shape with optional class labels or conditions: a map-style torch dataset with a fast path `fetch`.
 
     A subclass sets the four attributes and defines `__len__` and `fetch`. Instances can be pickled (worker processes).
     Items of an unlabelled dataset are `(x, None)`, which torch's `default_collate` cannot stack: use `fetch` there.
@@ -31,12 +31,15 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | None]], ABC):
         num_classes: labels are 0 … num_classes − 1; 0 when there are none.
         class_names: one name per class, where the source has names.
         kind: "images" are in [-1, 1] and can be drawn; "vectors" are everything else.
+        condition_shape: shape of the float condition that each sample has in place of a label, with `num_classes` 0;
+            None when there is none.
     """
 
     event_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] | None
     kind: Kind
+    condition_shape: tuple[int, ...] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
@@ -46,20 +49,26 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | None]], ABC):
     def fetch(self, indices: Indices) -> Batch:
         """The samples at `indices`, in that order, as float32 `(batch, *event)`, and their int64 labels or None.
 
+        With a `condition_shape`: and their float32 conditions `(batch, *condition_shape)`.
+
         Raises:
             IndexError: an index lies outside 0 … len − 1.
         """
 
-    def __getitem__(self, index: int) -> tuple[Tensor, int | None]:
-        """Sample `index` (counted from the end where negative) and its label, None when unlabelled."""
+    def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor | None]:
+        """Sample `index` (counted from the end where negative) and its label or condition, None without either."""
         index = operator.index(index)
         x, labels = self.fetch([index + len(self) if index < 0 else index])
-        return x[0], None if labels is None else int(labels[0])
+        if labels is None or self.condition_shape is not None:
+            return x[0], None if labels is None else labels[0]
+        return x[0], int(labels[0])
 
     def describe(self) -> str:
         """One line on what this is, such as "1437 images of 1×8×8 in 10 classes"."""
         shape = "×".join(map(str, self.event_shape))
         classes = f"in {self.num_classes} classes" if self.num_classes else "without labels"
+        if self.condition_shape is not None:
+            classes = f"with conditions of {'×'.join(map(str, self.condition_shape))}"
         return f"{len(self)} {self.kind} of {shape} {classes}"
 
 

@@ -66,8 +66,6 @@ class LogProb:
     def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
         """The two ends of an interval that covers what an exact trace would give, at that rate (Student's t).
 
-        Not for probes of ±1 in two or three coordinates, see `Hutchinson`: the exact trace costs no more there.
-
         Args:
             level: between 0 and 1.
 
@@ -87,7 +85,7 @@ class Likelihood(Choice):
 
     Args:
         trace: how tr ∂D/∂x is found; None means exactly for samples of up to 16 coordinates, and by 8 of Hutchinson's
-            probes for larger ones.
+            probes for larger ones. With no more coordinates than probes the trace is exact too, at no more cost.
         solver: `DormandPrince` or `Tsit5`, whose tolerance is in nats here, or a Runge–Kutta solver with fixed steps.
         num_steps: the number of steps of a Runge–Kutta solver, even in atan(σ/σ_d)^½; None for the others.
         sigma_min: the noise level at which x is taken to be, > 0; cut to what the denoiser supports.
@@ -130,9 +128,10 @@ class Likelihood(Choice):
 
     def trace_for(self, event_shape: Sequence[int]) -> Trace:
         """The trace that is used for samples of that shape."""
-        if self.trace is not None:
-            return self.trace
-        return ExactTrace() if math.prod(event_shape) <= EXACT_UP_TO else Hutchinson()
+        size = math.prod(event_shape)
+        if self.trace is None:
+            return ExactTrace() if size <= EXACT_UP_TO else Hutchinson()
+        return ExactTrace() if isinstance(self.trace, Hutchinson) and size <= self.trace.num_probes else self.trace
 
     @torch.no_grad()
     def log_prob(
@@ -148,7 +147,7 @@ class Likelihood(Choice):
         Args:
             denoiser: any denoiser that is differentiable in x.
             x: samples, in data units.
-            condition: one row a sample.
+            condition: one row a sample; a single row for all where the denoiser has a `condition_shape`.
             seeds: of the probes, one a sample, or any source of noise; needed for random traces, of no use to others.
 
         Raises:
@@ -266,8 +265,7 @@ def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Ten
     """On the denoiser's device, x in float64 (float32 where the device has no float64)."""
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
-    if condition is not None and len(condition) != len(x):
-        raise ValueError(f"condition must have one row a sample ({len(x)}), got {len(condition)} rows")
+    denoiser.check_condition(condition, len(x))
     weights = next(denoiser.parameters(), next(denoiser.buffers(), x))
     dtype = torch.float32 if weights.device.type == "mps" else torch.float64
     return x.to(weights.device, dtype), None if condition is None else condition.to(weights.device)

@@ -32,7 +32,7 @@ class Path:
 
     Attributes:
         denoiser: D.
-        condition: one row a sample.
+        condition: one row a sample, or a single one for a denoiser with a `condition_shape`.
         event_shape: of a sample.
         trace: how tr ∂D/∂x is found; None for the flow alone.
         probes: of the trace.
@@ -57,7 +57,7 @@ class Path:
         self, x: Float[Tensor, "rows *event"], sigma: Tensor, rows: Int64[Tensor, "rows"]
     ) -> tuple[Float[Tensor, "rows *event"], Float[Tensor, "rows estimates"]]:
         """D and the estimates of its trace, for some rows of the batch."""
-        condition = None if self.condition is None else self.condition[rows]
+        condition = self.denoiser.condition_of(self.condition, rows)
         if self.trace is None:
             return self.denoiser(x, sigma, condition), x.new_zeros(len(x), 0)
         probes = None if self.probes is None else self.probes[:, rows]

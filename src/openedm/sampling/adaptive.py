@@ -308,15 +308,14 @@ def adaptive_flow(
         sigma_start: > 0.
         sigma_end: > 0.
         solver: how to integrate.
-        condition: one row a sample.
+        condition: one row a sample; a single row for all where the denoiser has a `condition_shape`.
         at: levels between the two, in that order, whose states are returned too, by dense output.
         first: a list to which D(x; σ_start) is appended.
 
     Raises:
         ValueError: a level is not > 0, the two are the same, levels are not in order, or condition has not x's rows.
     """
-    if condition is not None and len(condition) != len(x):
-        raise ValueError(f"condition must have one row a sample ({len(x)}), got {len(condition)} rows")
+    denoiser.check_condition(condition, len(x))
     refuse_own_settings(denoiser)
     checks.positive("sigma_start", sigma_start)
     checks.positive("sigma_end", sigma_end)
@@ -338,7 +337,7 @@ def adaptive_flow(
     def slope(time: Tensor, y: Tensor, rows: Tensor) -> Tensor:
         sigma = sigma_at(time)
         state = y / per_sample(form.factor(sigma), y)
-        denoised = denoiser(state, sigma, None if condition is None else condition[rows])
+        denoised = denoiser(state, sigma, denoiser.condition_of(condition, rows))
         if first is not None and not first:
             first.append(denoised)
         speed = per_sample(form.variable.sigma_derivative(form.sign * time), y)

@@ -70,7 +70,7 @@ def fit_levels(
         denoiser: any denoiser.
         sampler: a deterministic sampler on fixed levels; it gives the solver and the number and range of its levels.
         seeds: the pilots; None for `pilot_seeds` of the event's size, from 2³¹ up, apart from the seeds people sample.
-        condition: one row a pilot.
+        condition: one row a pilot; a single row for all where the denoiser has a `condition_shape`.
         event_shape: the shape of one sample; needed where the denoiser does not tell it.
         iterations: how many Levenberg–Marquardt steps at most, ≥ 0; 0 only compares nine placements.
         progress: called with the number of evaluations so far.

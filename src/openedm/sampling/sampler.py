@@ -103,7 +103,7 @@ class Sampler(Choice):
             denoiser: any denoiser.
             seeds: one seed a sample; a sample depends on its seed and condition alone. Or any source of noise.
             noise: unit Gaussian noise to start from instead of the seeds' first draw.
-            condition: one row a sample, passed to the denoiser.
+            condition: one row a sample, passed to the denoiser; a single row for all where it has a `condition_shape`.
             event_shape: the shape of one sample; needed where neither the denoiser nor `noise` tells it.
             callback: called with the `State` at every level and at the end.
 
@@ -150,6 +150,7 @@ class Sampler(Choice):
             if shape is None:
                 raise ValueError("event_shape must be given: the denoiser does not know the shape of a sample")
             noise = source.draw(shape)
+        denoiser.check_condition(condition, len(noise))
         x = noise.to(device, dtype) * (grid.sigmas[0] * grid.scale(grid.sigmas[0]))
         condition = None if condition is None else condition.to(device)
         return self.solver.run(denoiser, x, grid, condition, source)
@@ -170,7 +171,7 @@ class Sampler(Choice):
         Args:
             denoiser: any denoiser.
             x: samples, in data units.
-            condition: one row a sample.
+            condition: as for `sample`.
             callback: called with the `State` at every level, from the lowest up; its index counts from 0.
 
         Raises:
@@ -183,6 +184,7 @@ class Sampler(Choice):
         checks.at_least("num_steps of an inversion", self.levels.num_steps, 2)
         refuse_dropout(denoiser)
         _check_classes(denoiser, condition)
+        denoiser.check_condition(condition, len(x))
         device, dtype = _device_and_dtype(denoiser, x)
         condition = None if condition is None else condition.to(device)
         grid = self.grid(denoiser, upward=True)
@@ -270,14 +272,16 @@ def sample_batches(
         sampler: how to sample.
         denoiser: what to sample; it must know its event shape.
         seeds: one seed a sample.
-        condition: one row a sample.
+        condition: one row a sample, or a single one as for `Sampler.sample`.
         batch_size: samples drawn at a time, ≥ 1; changes memory and speed, not the samples.
         noise: the source of noise of some seeds, such as `BrownianNoise`.
     """
     checks.at_least("batch_size", batch_size, 1)
-    if condition is not None and len(condition) != len(seeds):
+    if denoiser.condition_shape is not None:
+        denoiser.check_condition(condition, len(seeds))
+    elif condition is not None and len(condition) != len(seeds):
         raise ValueError(f"condition must have one row a seed ({len(seeds)}), got {len(condition)} rows")
     for start in range(0, len(seeds), batch_size):
         part = slice(start, start + batch_size)
-        rows = None if condition is None else condition[part]
+        rows = denoiser.condition_of(condition, part)
         yield seeds[part], sampler.sample(denoiser, noise(seeds[part]), condition=rows).cpu()

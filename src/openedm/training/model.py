@@ -1,6 +1,8 @@
 """What a trained denoiser is, apart from its weights: the content of a checkpoint's `config.json`."""
 
+import inspect
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -25,9 +27,11 @@ class Model(Choice):
         num_classes: number of classes; 0 if unconditional.
         class_names: the classes' names, where known.
         images: whether samples are images in [-1, 1].
+        condition_shape: shape of the float condition of each sample; None without one, and always with classes.
 
     Raises:
-        ValueError: a value is out of its range, or the names do not fit the classes.
+        ValueError: a value is out of its range, the names do not fit the classes, or there are both classes and float
+            conditions.
     """
 
     network: Network = DDPMpp()
@@ -37,6 +41,7 @@ class Model(Choice):
     num_classes: int = 0
     class_names: tuple[str, ...] | None = None
     images: bool = True
+    condition_shape: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -45,6 +50,12 @@ class Model(Choice):
             raise ValueError(f"event_shape must hold sizes >= 1, got {self.event_shape}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
+
+        if self.condition_shape is not None:
+            if not self.condition_shape or min(self.condition_shape) < 1:
+                raise ValueError(f"condition_shape must hold sizes >= 1, got {self.condition_shape}")
+            if self.num_classes:
+                raise ValueError(f"num_classes must be 0 with a condition_shape, got {self.num_classes}")
 
     @classmethod
     def for_data(
@@ -55,13 +66,13 @@ class Model(Choice):
         *,
         conditional: bool = True,
     ) -> "Model":
-        """The description of a denoiser for `dataset`: shape, classes and σ_data are taken from the data.
+        """The description of a denoiser for `dataset`: all shapes, classes and σ_data are taken from the data.
 
         Args:
             dataset: what will be trained on.
             network: the architecture.
             preconditioning: EDM's by default.
-            conditional: whether the classes condition the denoiser, where the data has classes.
+            conditional: whether the classes or conditions of the data condition the denoiser, where it has some.
         """
         num_classes = dataset.num_classes if conditional else 0
         return cls(
@@ -73,22 +84,41 @@ class Model(Choice):
             num_classes=num_classes,
             class_names=dataset.class_names if num_classes else None,
             images=dataset.kind == "images",
+            condition_shape=dataset.condition_shape if conditional else None,
         )
 
     def build(self, seed: int | None = 0) -> Preconditioned:
-        """A new denoiser; its weights are a function of `seed` alone."""
+        """A new denoiser; its weights are a function of `seed` alone.
+
+        Raises:
+            ValueError: the network cannot be built for these shapes, or takes no float conditions where there are some.
+        """
+        further: dict[str, Any] = {}
+        if self.condition_shape is not None:
+            if "condition_shape" not in inspect.signature(self.network.build).parameters:
+                raise ValueError(
+                    f"network must take float conditions for condition_shape={self.condition_shape}, but "
+                    f"{type(self.network).__name__} takes none"
+                )
+            further["condition_shape"] = self.condition_shape
         network = self.network.build(
             self.event_shape,
             num_classes=self.num_classes,
             out_channels=self.event_shape[0] * self.preconditioning.outputs_per_channel,
             seed=seed,
+            **further,
         )
         return self.wrap(network)
 
     def wrap(self, network: nn.Module) -> Preconditioned:
         """A denoiser around an existing network."""
         return Preconditioned(
-            network, self.preconditioning, self.sigma_data, event_shape=self.event_shape, num_classes=self.num_classes
+            network,
+            self.preconditioning,
+            self.sigma_data,
+            event_shape=self.event_shape,
+            num_classes=self.num_classes,
+            condition_shape=self.condition_shape,
         )
 
 

@@ -111,6 +111,10 @@ class Trainer:
                 raise ValueError(f"{name} must have samples of shape {model.event_shape}, got {data.event_shape}")
             if data is not None and model.num_classes and data.num_classes != model.num_classes:
                 raise ValueError(f"{name} must have {model.num_classes} classes, got {data.num_classes}")
+            if data is not None and model.condition_shape not in (None, data.condition_shape):
+                raise ValueError(
+                    f"{name} must have conditions of shape {model.condition_shape}, got {data.condition_shape}"
+                )
         if options.label_dropout > 0 and model.num_classes == 0:
             raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
         _refuse_foreign_levels(model, objective)
@@ -201,11 +205,13 @@ class Trainer:
         torch.manual_seed(derived_seed(options.seed, DROPOUT, self.state.step, accelerator.process_index))
         for round_ in range(options.accumulate):
             rows = rows_of(round_, accelerator.process_index, processes, options)
-            clean, labels = next(loader)
+            clean, given = next(loader)
             clean = clean.to(device, non_blocking=True)
             condition = None
-            if self.model.num_classes and labels is not None:
-                condition = labels.to(device, non_blocking=True).masked_fill(hidden[rows], -1)
+            if given is not None and (self.model.num_classes or self.model.condition_shape is not None):
+                condition = given.to(device, non_blocking=True)
+                if self.model.num_classes:
+                    condition = condition.masked_fill(hidden[rows], -1)
             synchronise = round_ == options.accumulate - 1
             with nullcontext() if synchronise else accelerator.no_sync(self._wrapped):
                 with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):

@@ -67,10 +67,11 @@ def validation_loss(
     errors, ones = torch.zeros(levels, dtype=torch.float64), torch.ones(batch_size, dtype=torch.float64)
     for start in range(0, count, batch_size):
         part = chosen[start : start + batch_size]
-        clean, labels = dataset.fetch(part)
+        clean, given = dataset.fetch(part)
         random = SeededNoise([derived_seed(seed, VALIDATION, i) for i in part])
         clean = clean.to(device)
-        condition = labels.to(device) if labels is not None and denoiser.num_classes else None
+        conditional = denoiser.num_classes > 0 or denoiser.condition_shape is not None
+        condition = given.to(device) if given is not None and conditional else None
         for i, sigma in enumerate(sigmas):
             noise = random.draw(tuple(clean.shape[1:])).to(device)
             denoised = denoiser(clean + float(sigma) * noise, sigma, condition)
