@@ -58,6 +58,8 @@ def arguments() -> argparse.Namespace:
             given.budget = float(given.budget)
         except ValueError:
             parser.error(f"--budget must be 'ours', 'none' or a number of seconds, got {given.budget!r}")
+    if not 100 <= given.samples <= 10_000:
+        parser.error(f"--samples must be between 100 and 10000, as many as the references have, got {given.samples}")
     for name in given.tasks:
         if not (given.observations_folder / f"{name}.npz").exists():
             parser.error(f"--observations-folder must have {name}.npz, got {given.observations_folder}")

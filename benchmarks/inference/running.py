@@ -127,7 +127,7 @@ def judged(row: Row, folder: Path, references: Tensor) -> Row:
         finite = samples[samples.isfinite().all(dim=1)]
         if len(finite) < len(samples):
             row["not_finite"] = row.get("not_finite", 0) + len(samples) - len(finite)
-        scores.append(float(c2st(finite, reference)) if len(finite) > len(samples) / 2 else None)
+        scores.append(c2st(finite, reference[: len(finite)]) if len(finite) > len(samples) / 2 else None)
     found = [score for score in scores if score is not None]
     done = [draw for draw in draws if draw["status"] == "done"]
     return {
