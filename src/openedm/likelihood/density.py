@@ -85,7 +85,7 @@ class Likelihood(Choice):
 
     Args:
         trace: how tr ∂D/∂x is found; None means exactly for samples of up to 16 coordinates, and by 8 of Hutchinson's
-            probes for larger ones. With no more coordinates than probes the trace is exact too, at no more cost.
+            probes for larger ones. Up to twice as many coordinates as Hutchinson's probes the trace is exact too.
         solver: `DormandPrince` or `Tsit5`, whose tolerance is in nats here, or a Runge–Kutta solver with fixed steps.
         num_steps: the number of steps of a Runge–Kutta solver, even in atan(σ/σ_d)^½; None for the others.
         sigma_min: the noise level at which x is taken to be, > 0; cut to what the denoiser supports.
@@ -131,7 +131,7 @@ class Likelihood(Choice):
         size = math.prod(event_shape)
         if self.trace is None:
             return ExactTrace() if size <= EXACT_UP_TO else Hutchinson()
-        return ExactTrace() if isinstance(self.trace, Hutchinson) and size <= self.trace.num_probes else self.trace
+        return ExactTrace() if isinstance(self.trace, Hutchinson) and size <= 2 * self.trace.num_probes else self.trace
 
     @torch.no_grad()
     def log_prob(

@@ -107,9 +107,10 @@ class ExactTrace(Trace):
 class Hutchinson(Trace):
     """The mean of vᵀ J v over random probes v, the same all along a path, a function of the sample's seed.
 
-    For many coordinates: where there are no more of them than probes, `Likelihood` takes the exact trace, which costs no
-    more. Below that, a sample's probes of ±1 are no two alike up to sign, since they would say the same: of n = 3
-    coordinates two would be alike one time in four, and their interval would have no length.
+    For many coordinates: up to twice as many as probes, `Likelihood` takes the exact trace instead. Above, no two of a
+    sample's probes of ±1 are alike up to sign while there are fewer of them than coordinates: they would say the same.
+    An interval supposes that many entries of J contribute to the error: where a single pair of coordinates is coupled,
+    k probes of ±1 agree on it with probability 2^{1−k}, and then the interval has no length; Gaussian ones never do.
 
     Args:
         num_probes: k ≥ 1; 2 or more give a standard error.
@@ -165,10 +166,10 @@ class Hutchinson(Trace):
 
 
 def _distinct(signs: Float[Tensor, "k batch *event"], drawn: Tensor) -> Float[Tensor, "k batch *event"]:
-    """The probes, where one repeats an earlier one up to sign with an entry turned: the one nearest 0 that makes it new.
+    """The probes; one that repeats an earlier one up to sign has an entry turned, that nearest 0 which makes it new.
 
-    Magnitudes tell nothing of signs, and turning commutes with changes of sign, so that each probe stays uniform. k < n:
-    n − 1 of n entries are more than there are earlier probes that a turn could meet.
+    Magnitudes tell nothing of signs, and turning commutes with changes of sign, so that each probe stays uniform. There
+    always is such an entry where k < n: there are more of them than earlier probes that a turn could meet.
     """
     flat, sizes = signs.flatten(2).clone(), drawn.flatten(2).abs()
     n = flat.shape[2]
