@@ -178,7 +178,8 @@ def calibrate(
     )
 
 
-Ranks = tuple[Int64[np.ndarray, "simulations functions"], Int64[np.ndarray, "simulations functions"]]
+Ranks = tuple[Int64[np.ndarray, "..."], Int64[np.ndarray, "..."]]
+"""How many samples lie below the truth and how many tie with it, (simulations, functions) both."""
 
 
 def _ranks(samples: Tensor, truth: Tensor) -> Ranks:
@@ -191,7 +192,9 @@ def _joined(parts: Sequence[Ranks]) -> Ranks:
     return np.concatenate([below for below, _ in parts]), np.concatenate([ties for _, ties in parts])
 
 
-def _uniform(ranks: Ranks, num_samples: int, generator: np.random.Generator) -> Float64[np.ndarray, "n k"]:
+def _uniform(
+    ranks: Ranks, num_samples: int, generator: np.random.Generator
+) -> Float64[np.ndarray, "simulations functions"]:
     below, ties = ranks
     return np.asarray((below + generator.random(below.shape) * (ties + 1)) / (num_samples + 1))
 
