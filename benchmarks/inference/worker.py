@@ -69,7 +69,7 @@ def main() -> None:
     given = parser.parse_args()
     signal.signal(signal.SIGPROF, stop)
     simulations = Simulations.load(given.folder / "simulations.npz")
-    library: Library = importlib.import_module(given.module)  # type: ignore[assignment]
+    library: Library = importlib.import_module(given.module)
     versions = {name: metadata.version(name) for name in library.PACKAGES}
     report: dict[str, Any] = {"versions": {"python": platform.python_version(), **versions}, "start_mib": peak_mib()}
     cpu, wall = cpu_seconds(), time.perf_counter()
