@@ -221,7 +221,9 @@ class Preconditioned(Denoiser):
         if c_noise.ndim == 0:
             if not c_noise.isfinite():
                 raise ValueError(f"sigma must be finite and > 0 for {self.preconditioning}, got {float(sigma)}")
-            c_noise = torch.full((x.shape[0],), float(c_noise), dtype=dtype, device=x.device)
+            # A network that broadcasts computes what it makes of σ and a single condition once for all samples.
+            rows = len(condition) if condition is not None and _broadcasts(self.network) else x.shape[0]
+            c_noise = torch.full((rows,), float(c_noise), dtype=dtype, device=x.device)
         if condition is not None and self.condition_shape is not None:
             condition = condition.to(parameter.dtype)
         predicted: Tensor = self.network(
@@ -231,6 +233,10 @@ class Preconditioned(Denoiser):
         if predicted.shape != x.shape:
             raise ValueError(f"network must return the shape of x, {tuple(x.shape)}, got {tuple(predicted.shape)}")
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * predicted
+
+
+def _broadcasts(network: nn.Module) -> bool:
+    return bool(getattr(network, "broadcasts", False))
 
 
 class FunctionDenoiser(Denoiser):

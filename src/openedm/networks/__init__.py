@@ -5,7 +5,9 @@ preconditioning makes a denoiser of it. A `Network` is the frozen value that suc
 that of an embedding network, which makes a vector of a condition.
 """
 
+from openedm.networks.conditional import ConditionalMLP, ConditionalResidualMLP
 from openedm.networks.configs import MLP, DDPMpp, NCSNpp, Network
+from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import ResidualMLP
 from openedm.networks.summaries import ImageSummary, SeriesSummary, SetSummary, Summary, VectorSummary
 from openedm.networks.transformer import ConditionalTransformer, JointTransformer, MaskedTransformer, Transformer
@@ -13,6 +15,9 @@ from openedm.networks.unet import UNet, level_resolutions
 
 __all__ = [
     "MLP",
+    "ConditionalMLP",
+    "ConditionalMixture",
+    "ConditionalResidualMLP",
     "ConditionalTransformer",
     "DDPMpp",
     "ImageSummary",

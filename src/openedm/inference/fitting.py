@@ -1,0 +1,380 @@
+"""`fit(theta, x, prior)`: from simulations to a posterior, in one call.
+
+1. θ is made unbounded and standardised, x standardised; what is wrong with them is said.
+2. Some simulations are held out. They stop every training and judge the result; nothing is trained on them.
+3. Vectors: a learned simulator q(y | θ) is fitted (`emulator`), a conditional Gaussian to its draws, and a denoiser of
+   what that leaves, again from draws: fresh ones without end, so that nothing is learnt by heart.
+4. A denoiser is trained on the simulations themselves, too. The candidate whose held-out ln q(θ | x) is the highest
+   is taken; the first of them also with samples refined by prior × q(y | θ) (`refinement`).
+"""
+
+import math
+import time
+import warnings
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openedm import checks
+from openedm.choices import to_config
+from openedm.data import Pairs
+from openedm.denoiser import Denoiser
+from openedm.inference.emulator import MixtureOptions, Progress, fit_mixture
+from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.posterior import Values
+from openedm.inference.priors import Prior, as_prior
+from openedm.inference.refinement import choose, evidence
+from openedm.inference.settings import Settings
+from openedm.inference.trained import Average, DenoiserPosterior, Parts
+from openedm.inference.transforms import constant_columns, duplicated_columns, named
+from openedm.networks.layers import seeded
+from openedm.networks.mixtures import ConditionalMixture
+from openedm.preconditioning import EDM
+from openedm.training import Model, Observer, Trainer
+from openedm.training.observers import Progress as Step
+
+LEAST = 100
+FAR = 10.0
+"""Draws of the emulator that the conditional Gaussian puts further away are left out."""
+
+
+@dataclass(frozen=True)
+class _Data:
+    """Checked simulations, standardised."""
+
+    theta: Tensor
+    x: Tensor
+    prior: Prior | None
+    parameters: ParameterMap
+    data: DataMap
+    training: Tensor
+    held: Tensor
+
+
+@dataclass(frozen=True)
+class _Work:
+    """What all parts of a fit share."""
+
+    settings: Settings
+    seed: int
+    run: Path | None
+    resume: bool
+    observers: tuple[Observer, ...]
+    progress: Progress | None
+
+
+def fit(
+    theta: Values,
+    x: Values,
+    prior: Any = None,
+    *,
+    seed: int = 0,
+    settings: Settings | None = None,
+    names: Sequence[str] | None = None,
+    on_nonfinite: Literal["error", "drop"] = "error",
+    run: str | Path | None = None,
+    resume: bool = False,
+    observers: Sequence[Observer] = (),
+    progress: Progress | None = None,
+) -> DenoiserPosterior:
+    """The posterior p(θ | x) from simulations.
+
+    Args:
+        theta: parameters (n, d), drawn from the prior.
+        x: what the simulator gave for each, (n, *x_shape): vectors, or series (channels, time), images (c, h, w).
+        prior: of θ: a `Prior`, a torch distribution, a list of one-dimensional ones, a pair (low, high) of a box's
+            ends, or None. Samples lie inside its support, and an emulator draws its θ from it.
+        seed: of everything random; the same seed and machine give the same posterior.
+        settings: how to fit; None means `Settings.of`, the rule.
+        names: of the parameters; None means the prior's.
+        on_nonfinite: "error" refuses simulations with NaN or infinities and says which, "drop" leaves them out. The
+            posterior is then conditional on the simulator's success.
+        run: folder for the trainer's checkpoints; None writes none.
+        resume: go on from the checkpoints in `run`, which the same call has written before.
+        observers: of the trainers, for logs and trackers.
+        progress: told what is being done, and the share of it that is.
+
+    Returns:
+        A posterior, in evaluation mode; `.report` says what was tried and chosen.
+
+    Raises:
+        FloatingPointError: a training came to numbers that are not finite.
+        TypeError, ValueError: arguments that do not fit, too few simulations, values that are not finite, parameters
+            outside the prior's support, or that are constant.
+
+    Warns:
+        UserWarning: columns of x that are constant or equal to others, which are left out.
+    """
+    checks.integer("seed", seed)
+    checks.at_least("seed", seed, 0)
+    checks.one_of("on_nonfinite", on_nonfinite, ("error", "drop"))
+    if resume and run is None:
+        raise ValueError("run must be given to resume")
+    known = as_prior(prior, names)
+    parameters, values = _checked(theta, x, known, on_nonfinite)
+    chosen = Settings.of(len(parameters), parameters.shape[1], tuple(values.shape[1:])) if settings is None else settings
+    if chosen.emulator is not None and values.ndim > 2:
+        raise ValueError(f"settings.emulator must be None for x of shape {tuple(values.shape[1:])}: it needs vectors")
+    data = _prepared(parameters, values, known, chosen, seed)
+    work = _Work(chosen, seed, None if run is None else Path(run), resume, tuple(observers), progress)
+    candidates: dict[str, DenoiserPosterior] = {}
+    report: dict[str, Any] = {"settings": to_config(chosen), "simulations": len(parameters), "seed": seed}
+    if chosen.emulator is not None:
+        candidates["emulator"] = _timed(report, "emulator", lambda: _from_emulator(data, work, names, report))
+    if chosen.compare:
+        candidates["simulations"] = _timed(report, "simulations", lambda: _from_simulations(data, work, names, report))
+    return _timed(report, "judging", lambda: _best(candidates, data, chosen, report, progress))
+
+
+def _checked(
+    theta: Values, x: Values, prior: Prior | None, on_nonfinite: str
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n ..."]]:
+    parameters, values = _tensor("theta", theta), _tensor("x", x)
+    if parameters.ndim != 2 or parameters.shape[1] == 0:
+        raise ValueError(f"theta must have shape (n, d), got {tuple(parameters.shape)}")
+    if values.ndim < 2 or values[:1].numel() == 0:
+        raise ValueError(f"x must have shape (n, *x_shape) with at least one value each, got {tuple(values.shape)}")
+    if len(parameters) != len(values):
+        raise ValueError(f"theta and x must have one row a simulation, got {len(parameters)} and {len(values)}")
+    if prior is not None and prior.dim != parameters.shape[1]:
+        raise ValueError(f"prior must have as many parameters as theta, {parameters.shape[1]}, got {prior.dim}")
+    bad = ~(parameters.isfinite().all(1) & values.flatten(1).isfinite().all(1))
+    if bool(bad.any()):
+        rows = bad.nonzero()[:, 0].tolist()
+        if on_nonfinite == "error":
+            raise ValueError(
+                f"theta and x must be finite, but {len(rows)} of {len(bad)} simulations are not: {named(rows)}; "
+                "on_nonfinite='drop' leaves them out"
+            )
+        parameters, values = parameters[~bad], values[~bad]
+    if len(parameters) < LEAST:
+        raise ValueError(f"there must be at least {LEAST} simulations, got {len(parameters)}")
+    if prior is not None:
+        outside = (~(prior.log_prob(parameters) > -math.inf)).nonzero()[:, 0].tolist()
+        if outside:
+            raise ValueError(f"theta must lie in the prior's support, but {len(outside)} do not: {named(outside)}")
+    constant = constant_columns(parameters)
+    if constant:
+        raise ValueError(f"theta must vary, but these columns are constant: {named(constant)}")
+    return parameters, values
+
+
+def _tensor(name: str, values: Values) -> Tensor:
+    try:
+        tensor = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name} must hold numbers: {error}") from error
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
+    return tensor.detach().float()
+
+
+def _prepared(theta: Tensor, x: Tensor, prior: Prior | None, settings: Settings, seed: int) -> _Data:
+    keep: tuple[int, ...] = ()
+    if x.ndim == 2:
+        constant, twins = constant_columns(x), duplicated_columns(x)
+        if constant:
+            warnings.warn(f"columns of x that are constant are left out: {named(constant)}", stacklevel=3)
+        if twins:
+            pairs = ", ".join(f"{later} (as {first})" for first, later in twins[:8])
+            warnings.warn(f"columns of x that equal others are left out: {pairs}", stacklevel=3)
+        left = {*constant, *(later for _, later in twins)}
+        keep = tuple(i for i in range(x.shape[1]) if i not in left)
+        if not keep:
+            raise ValueError("x must vary, but all its columns are constant")
+    elif bool((x == x.flatten()[0]).all()):
+        raise ValueError("x must vary, but all its values are the same")
+    order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
+    count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
+    held, training = order[:count].sort().values, order[count:].sort().values
+    bijection = None if prior is None else prior.bijection
+    return _Data(
+        theta, x, prior, ParameterMap.of(theta, bijection), DataMap.of(x[training], keep), training, held
+    )
+
+
+def _from_emulator(
+    data: _Data, work: _Work, names: Sequence[str] | None, report: dict[str, Any]
+) -> DenoiserPosterior:
+    """The candidate that learns from draws of an emulator."""
+    settings = work.settings
+    assert settings.emulator is not None
+    theta, x = data.theta[data.training], data.x[data.training]
+    maps = data.data
+    if len(maps.keep) > settings.reduce_above:
+        maps = maps.reduced(x, data.parameters.forward(theta))
+    y, inputs = maps.spread(x, work.seed), data.parameters.inputs_of(theta)
+    fitted = fit_mixture(y, inputs, settings.emulator, seed=work.seed, progress=work.progress)
+    report["emulated"] = {"components": fitted.components, "log_prob": fitted.log_prob, "steps": fitted.steps}
+    u, drawn = _pool(data, fitted.mixture, y, work)
+    true_u = data.parameters.forward(data.theta[data.held]).float()
+    true_y = maps.forward(data.x[data.held])
+    base = _base(u, drawn, settings.base, work, (true_u, true_y))
+    r, near = _whiten(base, u, drawn)
+    judged, near_too = _whiten(base, true_u, true_y)
+    denoiser = _denoiser(
+        "emulated", Pairs(r[near], drawn[near]), Pairs(judged[near_too], true_y[near_too]), settings.images, 0, work
+    )
+    parts = Parts(denoiser, data.parameters, maps, base, fitted.mixture)
+    return DenoiserPosterior(parts, prior=data.prior, names=names, report=report)
+
+
+def _pool(data: _Data, mixture: ConditionalMixture, y: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
+    """Draws (u, y) of prior and emulator; without a prior θ is one of those simulated."""
+    size = work.settings.pool
+    generator = torch.Generator().manual_seed(work.seed)
+    if data.prior is None:
+        rows = torch.randint(len(data.training), (size,), generator=generator)
+        theta = data.theta[data.training[rows]]
+    else:
+        theta = data.prior.sample(size, work.seed + 1)
+    parts = [mixture.sample(data.parameters.inputs_of(part), generator) for part in theta.split(16_384)]
+    low, high = y.min(0).values, y.max(0).values
+    margin = 0.1 * (high - low)
+    drawn = torch.minimum(torch.maximum(torch.cat(parts), low - margin), high + margin)
+    return data.parameters.forward(theta).float(), drawn
+
+
+def _base(
+    u: Tensor, y: Tensor, options: MixtureOptions, work: _Work, held_out: tuple[Tensor, Tensor]
+) -> ConditionalMixture:
+    """The conditional Gaussian q(u | y) that posteriors are whitened by."""
+    return fit_mixture(u, y, options, seed=work.seed, held_out=held_out, progress=_named(work.progress, "Gaussian")).mixture
+
+
+def _named(progress: Progress | None, name: str) -> Progress | None:
+    return None if progress is None else lambda _, share: progress(name, share)
+
+
+@torch.no_grad()
+def _whiten(base: ConditionalMixture, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    """r = P(y)(u − μ(y)), and which rows are near."""
+    rows = []
+    for ours, theirs in zip(u.split(16_384), y.split(16_384), strict=True):
+        _, means, factors, _ = base.parameters_of(theirs[None])
+        rows.append(torch.matmul(factors[0, :, 0], (ours - means[0, :, 0])[..., None])[..., 0])
+    r = torch.cat(rows)
+    near = (r.abs() < FAR).all(1)
+    if int(near.sum()) < LEAST // 10:
+        raise FloatingPointError("the conditional Gaussian does not fit the simulations: all are far away from it")
+    return r, near
+
+
+def _from_simulations(
+    data: _Data, work: _Work, names: Sequence[str] | None, report: dict[str, Any]
+) -> DenoiserPosterior:
+    """The candidate that learns from the simulations themselves."""
+    settings, maps = work.settings, data.data
+    u, y = data.parameters.forward(data.theta).float(), maps.forward(data.x)
+    base = None
+    if maps.vector and len(data.training) > 20 * y.shape[1]:
+        with seeded(work.seed):
+            base = ConditionalMixture(y.shape[1], u.shape[1], width=1, num_blocks=1)
+        base.fit_linear(u[data.training], y[data.training])
+        base.eval().requires_grad_(False)
+        u, _ = _whiten(base, u, y)
+    pairs = [Pairs(u[rows], y[rows]) for rows in (data.training, data.held)]
+    images = min(settings.passes * len(data.training), settings.images)
+    denoiser = _denoiser("simulations", pairs[0], pairs[1], images, 12, work)
+    parts = Parts(denoiser, data.parameters, maps, base)
+    return DenoiserPosterior(parts, prior=data.prior, names=names, report=report)
+
+
+def _denoiser(name: str, pairs: Pairs, held_out: Pairs, images: int, stop_after: int, work: _Work) -> Denoiser:
+    """Train the members and average them."""
+    settings, trained = work.settings, []
+    for member in range(settings.members):
+        seed = work.seed + 1000 * member
+        validate = max(settings.batch_size * 50, images // 40 // settings.batch_size * settings.batch_size)
+        options = settings.options(
+            images, seed=seed, validate=validate, stop_after=stop_after, samples=min(len(held_out), 2000)
+        )
+        model = Model(
+            network=settings.network,
+            preconditioning=EDM(),
+            sigma_data=1.0,
+            event_shape=pairs.event_shape,
+            condition_shape=pairs.condition_shape,
+            images=False,
+        )
+        run = None if work.run is None else work.run / f"{name}-{member}"
+        watching = (*work.observers, _Watch(name, images, work.progress)) if work.progress else work.observers
+        trainer = Trainer(
+            model, pairs, settings.objective, options, run=run, validation=held_out, observers=watching
+        )
+        if work.resume and run is not None and run.exists():
+            trainer.resume()
+        try:
+            trained.append(trainer.fit().cpu().eval().requires_grad_(False))
+        except KeyboardInterrupt:
+            if run is not None:
+                trainer.save()
+            raise
+    return trained[0] if len(trained) == 1 else Average(trained)
+
+
+class _Watch(Observer):
+    """Tells how far a training is."""
+
+    def __init__(self, name: str, images: int, progress: Progress | None) -> None:
+        self.name, self.images, self.progress = name, images, progress
+
+    def on_progress(self, progress: Step) -> None:
+        if self.progress is not None and progress.step % 20 == 0:
+            self.progress(self.name, min(1.0, progress.images / self.images))
+
+
+def _best(
+    candidates: dict[str, DenoiserPosterior],
+    data: _Data,
+    settings: Settings,
+    report: dict[str, Any],
+    progress: Progress | None,
+) -> DenoiserPosterior:
+    """The candidate with the highest held-out density, refined where that helps."""
+    rows = data.held[: settings.judged]
+    theta, x = data.theta[rows], data.x[rows]
+    scores = {name: posterior.log_prob(theta[:, None], x)[:, 0] for name, posterior in candidates.items()}
+    means = {name: float(score.mean()) for name, score in scores.items()}
+    report["held_out_log_prob"] = means
+    name = max(means, key=lambda name: means[name] if math.isfinite(means[name]) else -math.inf)
+    emulated = candidates.get("emulator")
+    if emulated is not None and settings.refinement is not None and data.prior is not None:
+        gains = _refined_gains(emulated, theta, x, scores[name], progress)
+        report["held_out_gain_of_refinement"] = sum(gains) / len(gains)
+        if choose(gains):
+            report["chosen"] = "emulator, refined"
+            refined = replace(emulated.parts, refinement=settings.refinement)
+            return DenoiserPosterior(refined, prior=data.prior, names=emulated.names, report=report)
+    report["chosen"] = name
+    return candidates[name]
+
+
+def _refined_gains(
+    posterior: DenoiserPosterior, theta: Tensor, x: Tensor, scores: Tensor, progress: Progress | None
+) -> list[float]:
+    """For each held-out simulation ln π(θ | x) − ln q(θ | x), π being prior × learned likelihood, normalised."""
+    draws = 128
+    samples = posterior.sample(x, draws, seed=1)
+    proposal = posterior.log_prob(samples, x)
+    y = posterior.parts.data.forward(x)
+    gains = []
+    for i in range(len(x)):
+        total, _ = evidence(posterior._target_of_theta(samples[i], y[i]), proposal[i])
+        value = float(posterior._target_of_theta(theta[i : i + 1], y[i])[0])
+        gains.append(value - total - float(scores[i]))
+        if progress is not None:
+            progress("judging", (i + 1) / len(x))
+    return gains
+
+
+def _timed(report: dict[str, Any], name: str, work: Callable[[], DenoiserPosterior]) -> DenoiserPosterior:
+    started = time.perf_counter()
+    result = work()
+    report.setdefault("seconds", {})[name] = round(time.perf_counter() - started, 1)
+    return result

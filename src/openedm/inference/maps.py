@@ -1,0 +1,168 @@
+"""Where networks see parameters and data: bijection and standardisation of θ, standardisation and summaries of x.
+
+    θ → z = bijection(θ) → u = (z − m)/s,      ln p(θ) = ln p(u) + Σ ln |dz/dθ| − Σ ln s
+    x → y = columns(x), or least-squares estimates of (u, u²) from (y, y²) where x has many columns
+"""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor
+
+from openedm.choices import Choice, from_config, to_config
+from openedm.inference.bijections import Bijection
+from openedm.inference.transforms import Columns, is_count
+
+
+@dataclass(frozen=True)
+class ParameterMap(Choice):
+    """θ ↔ u, unbounded and standardised.
+
+    Args:
+        bijection: of the prior's support onto R^d; the identity without a prior.
+        columns: of z.
+        inputs: standardises what an emulator is told of θ: θ itself where it is bounded on both sides or not at all,
+            its logarithm on a half-line.
+    """
+
+    bijection: Bijection
+    columns: Columns
+    inputs: Columns
+
+    @classmethod
+    def of(cls, theta: Float[Tensor, "rows d"], bijection: Bijection | None) -> "ParameterMap":
+        """The map for these parameters; without a bijection, tails may be bent."""
+        d = theta.shape[1]
+        unbounded = Bijection((-math.inf,) * d, (math.inf,) * d)
+        known = unbounded if bijection is None else bijection
+        z = known.forward(theta.double())
+        columns = Columns.of(z, bend=bijection is None)
+        return cls(known, columns, Columns.of(_natural(known, theta.double(), z), bend=False))
+
+    def forward(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
+        """u."""
+        return self.columns.forward(self.bijection.forward(theta.double()))
+
+    def inverse(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """θ, float32, strictly inside the support."""
+        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(u)).float())
+
+    def log_det(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        """ln |du/dθ|."""
+        theta = theta.double()
+        return self.bijection.log_det(theta) + self.columns.log_det(self.bijection.forward(theta))
+
+    def inputs_of(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """What an emulator is told of θ, float32."""
+        theta = theta.double()
+        return self.inputs.forward(_natural(self.bijection, theta, self.bijection.forward(theta))).float()
+
+
+def _natural(bijection: Bijection, theta: Tensor, z: Tensor) -> Tensor:
+    both = [math.isfinite(a) and math.isfinite(b) for a, b in zip(bijection.low, bijection.high, strict=True)]
+    return torch.where(torch.tensor(both, device=theta.device), theta, z)
+
+
+@dataclass
+class DataMap:
+    """x → y, what networks are told of the data.
+
+    Attributes:
+        x_shape: shape of one observation.
+        keep: the columns of a vector x that are used; empty where x is no vector.
+        columns: standardises those; for other shapes a single column, which standardises all values alike.
+        counts: which of the kept columns hold counts.
+        reduction: maps (y, y², 1) to summaries, (2 columns + 1, summaries); None without summaries.
+    """
+
+    x_shape: tuple[int, ...]
+    keep: tuple[int, ...]
+    columns: Columns
+    counts: tuple[bool, ...] = ()
+    reduction: Tensor | None = None
+
+    @classmethod
+    def of(cls, x: Float[Tensor, "rows *event"], keep: tuple[int, ...]) -> "DataMap":
+        """The standardisation of these data; `keep` names the columns of a vector that are used."""
+        shape = tuple(x.shape[1:])
+        if len(shape) == 1:
+            kept = x[:, list(keep)]
+            counts = tuple(is_count(column) for column in kept.T)
+            return cls(shape, keep, Columns.of(kept), counts)
+        return cls(shape, (), Columns.of(x[x.isfinite()][:, None], bend=False))
+
+    @property
+    def vector(self) -> bool:
+        """Whether observations are vectors."""
+        return bool(self.keep)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of y."""
+        if self.reduction is not None:
+            return (self.reduction.shape[1],)
+        return (len(self.keep),) if self.vector else self.x_shape
+
+    def forward(self, x: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows *event"]:
+        """y, float32."""
+        if not self.vector:
+            return self.columns.forward(x[..., None])[..., 0].float()
+        return self._reduced(self.columns.forward(x[:, list(self.keep)]))
+
+    def spread(self, x: Float[Tensor, "rows columns"], seed: int) -> Float[Tensor, "rows columns"]:
+        """y of x with uniform noise in ±½ on counts, so that they have a density."""
+        kept = x[:, list(self.keep)]
+        noise = torch.rand(kept.shape, generator=torch.Generator().manual_seed(seed)).to(kept) - 0.5
+        counts = torch.tensor(self.counts, device=kept.device)
+        return self._reduced(self.columns.forward(torch.where(counts, kept + noise, kept)))
+
+    def reduced(self, x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> "DataMap":
+        """The same map followed by the least-squares estimates of (u, u²) from (y, y²).
+
+        Estimates that explain less than 2 % of the variance of rows that were not fitted are left out (but never all).
+        """
+        y = DataMap(self.x_shape, self.keep, self.columns, self.counts).forward(x)
+        inputs, targets = _quadratic(y), torch.cat([u, u.square() - 1], 1).double()
+        half = len(x) // 2
+        wanted = []
+        first = _least_squares(inputs[:half], targets[:half])
+        rest = targets[half:] - inputs[half:] @ first
+        explained = 1 - rest.square().mean(0) / targets[half:].var(0)
+        wanted = (explained > 0.02).nonzero()[:, 0].tolist() or [int(explained.argmax())]
+        solution = _least_squares(inputs, targets[:, wanted])
+        estimates = inputs @ solution
+        solution[-1] -= estimates.mean(0)
+        return DataMap(self.x_shape, self.keep, self.columns, self.counts, solution / estimates.std(0))
+
+    def _reduced(self, y: Tensor) -> Tensor:
+        if self.reduction is None:
+            return y.float()
+        return (_quadratic(y) @ self.reduction.to(y.device)).float()
+
+    def to_config(self) -> dict[str, Any]:
+        """The plain-data part; `reduction` is a tensor and saved apart."""
+        return {
+            "x_shape": list(self.x_shape),
+            "keep": list(self.keep),
+            "counts": list(self.counts),
+            "columns": to_config(self.columns),
+        }
+
+    @classmethod
+    def from_config(cls, config: dict[str, Any], reduction: Tensor | None) -> "DataMap":
+        """What `to_config` described."""
+        shape, keep, counts = (tuple(config[name]) for name in ("x_shape", "keep", "counts"))
+        return cls(shape, keep, from_config(Columns, config["columns"]), counts, reduction)
+
+
+def _quadratic(y: Tensor) -> Tensor:
+    y = y.double()
+    return torch.cat([y, y.square() - 1, torch.ones_like(y[:, :1])], 1)
+
+
+def _least_squares(inputs: Tensor, targets: Tensor) -> Tensor:
+    ridge = 1e-4 * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
+    return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)

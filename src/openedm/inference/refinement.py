@@ -1,0 +1,101 @@
+"""Refinement: samples of a posterior moved by Markov chains whose target is prior × learned likelihood.
+
+    π(u) ∝ p(u) q(y | u);      u' = u + γ (a − b),   accepted with probability min(1, π(u')/π(u))
+
+a and b are two of a fixed set of pilots, samples for the same observation, and γ is random: the differences know the
+posterior's widths, correlations and the ways between its modes (differential evolution, ter Braak 2006), and since the
+pilots are no part of the chains these are independent and the proposal is symmetric. The chains start near their
+target, so that a few dozen steps suffice. The densities of what they draw, and whether they are of use at all, are
+told by importance sampling (`evidence`).
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.inference.draws import SampleNoise
+
+LogTarget = Callable[[Tensor], Tensor]
+
+
+@dataclass(frozen=True)
+class Refinement(Choice):
+    """Markov chains that refine posterior samples.
+
+    Args:
+        num_steps: of each chain, ≥ 1.
+        num_pilots: samples that proposals are made from, ≥ 2.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    num_steps: int = 40
+    num_pilots: int = 512
+
+    def __post_init__(self) -> None:
+        checks.at_least("num_steps", self.num_steps, 1)
+        checks.at_least("num_pilots", self.num_pilots, 2)
+
+    def run(
+        self,
+        start: Float[Tensor, "n d"],
+        pilots: Float[Tensor, "pilots d"],
+        log_target: LogTarget,
+        seed: int,
+    ) -> Float[Tensor, "n d"]:
+        """The chains' ends; that of sample i depends on its start, the pilots, the seed and i alone.
+
+        Args:
+            start: where the chains start.
+            pilots: samples for the same observation.
+            log_target: ln π up to a constant, (n, d) → (n,).
+            seed: ≥ 0.
+        """
+        noise, (n, d) = SampleNoise([seed], len(start)), start.shape
+        u, value = start, log_target(start)
+        for step in range(self.num_steps):
+            uniform = torch.special.ndtr(noise.draw((4,)).to(start)).clamp(1e-7, 1 - 1e-7)
+            first, second = (uniform[:, :2] * len(pilots)).long().T
+            proposal = u + _factor(step, d, uniform[:, 2])[:, None] * (pilots[first] - pilots[second])
+            theirs = log_target(proposal)
+            accepted = uniform[:, 3].log() < theirs - value
+            u, value = torch.where(accepted[:, None], proposal, u), torch.where(accepted, theirs, value)
+        return u
+
+
+def _factor(step: int, d: int, uniform: Tensor) -> Tensor:
+    """γ: of all sizes up to about 2.38/√(2d), the best for a Gaussian; every fifth time 1, from mode to mode."""
+    if step % 5 == 4:
+        return torch.ones_like(uniform)
+    return 1.2 * 2.38 / math.sqrt(2 * d) * uniform**1.5
+
+
+def evidence(log_target: Float[Tensor, " n"], log_proposal: Float[Tensor, " n"]) -> tuple[float, float]:
+    """ln ∫π and the effective share of samples, by importance sampling from a normalised proposal.
+
+    Args:
+        log_target: ln π of samples of the proposal.
+        log_proposal: their normalised log-densities.
+    """
+    weights = log_target.double() - log_proposal.double()
+    weights = weights[weights.isfinite()]
+    if len(weights) == 0:
+        return -math.inf, 0.0
+    total = float(weights.logsumexp(0))
+    share = math.exp(2 * total - float((2 * weights).logsumexp(0))) / len(log_target)
+    return total - math.log(len(log_target)), share
+
+
+def choose(gains: Sequence[float]) -> bool:
+    """Whether a mean gain in held-out log-density is positive by more than its standard error."""
+    values = torch.tensor([g for g in gains if math.isfinite(g)], dtype=torch.float64)
+    if len(values) < 0.9 * len(gains) or len(values) < 2:
+        return False
+    return float(values.mean()) > float(values.std() / math.sqrt(len(values)))

@@ -1,0 +1,116 @@
+"""How posteriors are fitted, and the rule that chooses it from the number of simulations and their shape."""
+
+from dataclasses import dataclass, field
+
+from openedm import checks
+from openedm.choices import Choice
+from openedm.inference.emulator import MixtureOptions
+from openedm.inference.refinement import Refinement
+from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, VectorSummary
+from openedm.objective import EDM, LogNormal, Objective
+from openedm.training import HalfLife, Options
+
+NOISE = EDM(noise=LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
+"""σ from 0.02 to 15 with σ_data = 1: from fine structure of posteriors to where D must equal E[θ | x]."""
+
+
+@dataclass(frozen=True)
+class Settings(Choice):
+    """Everything that `fit` chooses. `Settings.of(n, dim, x_shape)` is the rule; nothing depends on the problem else.
+
+    Args:
+        network: F of the denoiser.
+        objective: p(σ), λ(σ).
+        members: denoisers that are trained, each from a seed of its own, and averaged.
+        images: samples that the denoiser is trained on with an emulator, fresh draws all.
+        passes: how often it sees each simulation without one, at most; early stopping ends before.
+        batch_size, learning_rate: of the denoiser's training, with a warm-up and a half cosine to zero.
+        emulator: how the learned likelihood is fitted; None does without.
+        pool: how many draws of the emulator are made.
+        base: how the conditional Gaussian is fitted that draws of the emulator are whitened by.
+        compare: whether a denoiser trained on the simulations themselves is tried, too.
+        refinement: the Markov chains that refine samples, where held-out simulations say that they help; None never.
+        held_out: share of the simulations that judges the candidates and stops trainings, between 0 and ½.
+        reduce_above: data with more columns than this are summarised by least squares for the emulator.
+        judged: how many of the held-out simulations the candidates' densities are compared on.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    network: Network = ConditionalMLP()
+    objective: Objective = NOISE
+    members: int = 1
+    images: int = 3_000_000
+    passes: int = 100
+    batch_size: int = 512
+    learning_rate: float = 1e-3
+    emulator: MixtureOptions | None = MixtureOptions()
+    pool: int = 400_000
+    base: MixtureOptions = field(
+        default=MixtureOptions(members=1, components=(1,), width=128, steps=2500, batch_size=512, folds=2)
+    )
+    compare: bool = True
+    refinement: Refinement | None = Refinement()
+    held_out: float = 0.1
+    reduce_above: int = 32
+    judged: int = 200
+
+    def __post_init__(self) -> None:
+        for name in ("members", "images", "passes", "batch_size", "pool", "reduce_above", "judged"):
+            checks.integer(name, getattr(self, name))
+            checks.at_least(name, getattr(self, name), 1)
+        checks.positive("learning_rate", self.learning_rate)
+        checks.between("held_out", self.held_out, 0.001, 0.5)
+        if self.emulator is None and not self.compare:
+            raise ValueError("compare must be True without an emulator: nothing would be trained")
+
+    @classmethod
+    def of(cls, simulations: int, dim: int, x_shape: tuple[int, ...]) -> "Settings":
+        """The rule.
+
+        * Data that are vectors get an emulator of width 64, from 30,000 simulations on 128, with
+          5000 · √(n / 10,000) steps, between 2000 and 15,000; other data get none.
+        * Two parameters get a denoiser of width 96 and 1.5 million samples, more parameters 128 and 3 million,
+          from 30,000 simulations on 1.6 times that.
+        * Matrices are series (channels, time), arrays with three axes images.
+        * At least 100 and at most 2000 simulations are held out, a tenth if that is between the two.
+
+        Args:
+            simulations: how many there are.
+            dim: number of parameters.
+            x_shape: shape of one observation.
+        """
+        many = simulations >= 30_000
+        held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
+        steps = round(min(max(5000 * (simulations / 10_000) ** 0.5, 2000), 15_000))
+        emulator = MixtureOptions(width=128 if many else 64, steps=steps, batch_size=512 if many else 256)
+        summary = {1: VectorSummary(), 2: SeriesSummary(), 3: ImageSummary()}.get(len(x_shape), VectorSummary())
+        return cls(
+            network=ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary),
+            images=round((1_500_000 if dim <= 2 else 3_000_000) * (1.6 if many else 1.0)),
+            emulator=emulator if len(x_shape) == 1 else None,
+            held_out=min(held, 0.5),
+        )
+
+    def options(self, images: int, *, seed: int, validate: int, stop_after: int, samples: int) -> Options:
+        """The trainer's options for so many samples."""
+        return Options(
+            images=images,
+            batch_size=self.batch_size,
+            learning_rate=self.learning_rate,
+            beta_2=0.99,
+            rampup=min(100_000, images // 10),
+            average=HalfLife(half_life=100_000.0),
+            schedule="cosine",
+            clip_norm=5.0,
+            seed=seed,
+            validate_every=validate,
+            validate_samples=samples,
+            validate_levels=16,
+            keep_best=True,
+            stop_after=stop_after,
+            checkpoint_every=images,
+            snapshot_every=0,
+            keep=1,
+        )

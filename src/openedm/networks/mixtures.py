@@ -1,0 +1,165 @@
+"""Ensembles of conditional mixtures of Gaussians (mixture density networks, Bishop 1994): densities in closed form.
+
+    q_e(y | u) = Σ_k w_k(u) N(y; μ_k(u), (P_k(u)ᵀ P_k(u))⁻¹),     q = mean of the members' q_e
+
+P_k is lower triangular, the Cholesky factor of a precision in reverse order: ln q needs no solve. Each member is a
+residual network with a linear path beside it, so that linear Gaussian problems are exact from the start; all members
+are evaluated together, as batched matrices.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
+
+from openedm import checks
+
+LOG_LIMIT = 9.0
+
+
+class ConditionalMixture(nn.Module):
+    """q(y | u) as an ensemble of mixture density networks.
+
+    Args:
+        condition_dim: dimension of u.
+        dim: dimension of y.
+        members: number of members.
+        components: number of Gaussians of each.
+        width: width of the hidden layers.
+        num_blocks: number of residual blocks.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    def __init__(
+        self,
+        condition_dim: int,
+        dim: int,
+        *,
+        members: int = 1,
+        components: int = 1,
+        width: int = 64,
+        num_blocks: int = 2,
+    ) -> None:
+        super().__init__()
+        counts = {"condition_dim": condition_dim, "dim": dim, "members": members, "components": components}
+        for name, count in {**counts, "width": width, "num_blocks": num_blocks}.items():
+            checks.at_least(name, count, 1)
+        self.condition_dim, self.dim, self.members, self.components = condition_dim, dim, members, components
+        outputs = components * (1 + dim + dim * (dim + 1) // 2)
+        self.layer_in = _Linear(members, condition_dim, width)
+        self.blocks = nn.ModuleList(_Block(members, width) for _ in range(num_blocks))
+        self.layer_out = _Linear(members, width, outputs, gain=0.0)
+        self.linear = _Linear(members, condition_dim, outputs, gain=0.0)
+        if components > 1:  # components that start alike stay alike
+            with torch.no_grad():
+                means = self.layer_out.bias.view(members, components, -1)[..., 1 : 1 + dim]
+                means.copy_(0.5 * torch.randn_like(means))
+        rows, columns = torch.tril_indices(dim, dim)
+        self.register_buffer("_places", rows * dim + columns, persistent=False)
+        self.register_buffer("_diagonal", rows == columns, persistent=False)
+
+    def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """ln w (members, rows, K), μ (…, K, dim), P (…, K, dim, dim) and ln det P (…, K)."""
+        h = self.layer_in(u)
+        for block in self.blocks:
+            h = block(h)
+        out = self.layer_out(functional.silu(h)) + self.linear(u)
+        out = out.unflatten(-1, (self.components, -1))
+        logits, means, factors = out.split([1, self.dim, out.shape[-1] - self.dim - 1], -1)
+        logs = factors[..., self._diagonal].clamp(-LOG_LIMIT, LOG_LIMIT)
+        filled = torch.where(self._diagonal, factors.clamp(-LOG_LIMIT, LOG_LIMIT).exp(), factors)
+        flat = out.new_zeros(*factors.shape[:-1], self.dim * self.dim)
+        flat = flat.index_copy(-1, self._places, filled)
+        return logits[..., 0].log_softmax(-1), means, flat.unflatten(-1, (self.dim, self.dim)), logs.sum(-1)
+
+    def member_log_prob(
+        self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
+    ) -> Float[Tensor, "members rows"]:
+        """ln q_e(y | u) of each member, for rows of its own."""
+        weights, means, factors, logs = self.parameters_of(u)
+        errors = torch.matmul(factors, (y[..., None, :] - means)[..., None])[..., 0]
+        constant = 0.5 * self.dim * math.log(2 * math.pi)
+        return (weights + logs - 0.5 * errors.square().sum(-1) - constant).logsumexp(-1)
+
+    def log_prob(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> Float[Tensor, " rows"]:
+        """ln q(y | u): the members' densities averaged."""
+        count = self.members
+        each = self.member_log_prob(y.expand(count, *y.shape), u.expand(count, *u.shape))
+        return each.logsumexp(0) - math.log(count)
+
+    @torch.no_grad()
+    def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
+        """One y for each row of u; row i is drawn from member i mod `members`."""
+        count, rows = self.members, len(u)
+        padded = -(-rows // count) * count
+        spread = torch.cat([u, u[: padded - rows]]) if padded > rows else u
+        grouped = spread.unflatten(0, (-1, count)).transpose(0, 1)
+        weights, means, factors, _ = self.parameters_of(grouped)
+        uniform = torch.rand(weights.shape[:2], generator=generator).to(u.device)
+        chosen = (weights.exp().cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
+        pick = chosen[..., None, None]
+        mean = means.gather(2, pick.expand(-1, -1, 1, self.dim))[:, :, 0]
+        factor = factors.gather(2, pick[..., None].expand(-1, -1, 1, self.dim, self.dim))[:, :, 0]
+        noise = torch.randn(*mean.shape, 1, generator=generator).to(u)
+        y = mean + torch.linalg.solve_triangular(factor, noise, upper=False)[..., 0]
+        return y.transpose(0, 1).flatten(0, 1)[:rows]
+
+    @torch.no_grad()
+    def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
+        """Start every member at the least-squares fit y = A u + b with one covariance of the residuals.
+
+        Where u has more than a row for every ten of its columns, or its columns depend on each other, the least ridge
+        that makes the fit stable is added.
+        """
+        rows = len(u)
+        centre = u.double().mean(0)
+        inputs = torch.cat([u.double() - centre, u.new_ones(rows, 1, dtype=torch.float64)], 1)
+        ridge = torch.full((inputs.shape[1],), 1e-6 * rows, dtype=torch.float64, device=u.device)
+        ridge[-1] = 0
+        solution = torch.linalg.solve(inputs.T @ inputs + torch.diag(ridge), inputs.T @ y.double())
+        residual = y.double() - inputs @ solution
+        covariance = residual.T @ residual / max(rows - inputs.shape[1], 1)
+        covariance += 1e-8 * torch.eye(self.dim, dtype=torch.float64, device=u.device)
+        # P with PᵀP = C⁻¹ and P lower triangular: the inverse of C's lower Cholesky factor.
+        factor = torch.linalg.inv(torch.linalg.cholesky(covariance)).flatten()[self._places]
+        factor[self._diagonal] = factor[self._diagonal].log()
+        slope, offset = solution[:-1], solution[-1] - centre @ solution[:-1]
+        weight = self.linear.weight.view(self.members, -1, self.components, self.outputs_each)
+        bias = self.linear.bias.view(self.members, 1, self.components, self.outputs_each)
+        weight[..., 1 : 1 + self.dim] = slope[None, :, None].to(weight)
+        bias[..., 1 : 1 + self.dim] = offset.to(bias)
+        bias[..., 1 + self.dim :] = factor.to(bias)
+
+    @property
+    def outputs_each(self) -> int:
+        """Numbers that describe one component: weight, mean and factor."""
+        return 1 + self.dim + self.dim * (self.dim + 1) // 2
+
+
+class _Linear(nn.Module):
+    """x W_e + b_e for each member e."""
+
+    def __init__(self, members: int, inputs: int, outputs: int, gain: float = 1.0) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(members, inputs, outputs) * (gain / math.sqrt(inputs)))
+        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
+
+    def forward(self, x: Float[Tensor, "members rows inputs"]) -> Float[Tensor, "members rows outputs"]:
+        return torch.baddbmm(self.bias, x, self.weight)
+
+
+class _Block(nn.Module):
+    """h + L_b silu(L_a silu(h)); L_b starts at zero."""
+
+    def __init__(self, members: int, width: int) -> None:
+        super().__init__()
+        self.layer0 = _Linear(members, width, width, gain=math.sqrt(2))
+        self.layer1 = _Linear(members, width, width, gain=0.0)
+
+    def forward(self, h: Float[Tensor, "members rows width"]) -> Float[Tensor, "members rows width"]:
+        branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(h))))
+        return h + branch
