@@ -91,6 +91,11 @@ def test_one_sample_does_not_see_another():
     torch.testing.assert_close(whole[1:2], network(x[1:2], c_noise[1:2], condition[1:2]), atol=1e-5, rtol=1e-5)
 
 
+def test_a_single_condition_is_that_of_all_samples():
+    network, x, c_noise, condition = _conditional(), _normal(4, 3), torch.linspace(-1, 1, 4), _normal(1, 2, 2)
+    assert torch.equal(network(x, c_noise, condition), network(x, c_noise, condition.expand(4, 2, 2)))
+
+
 @pytest.mark.parametrize("build", [_conditional, _joint])
 def test_weights_are_a_function_of_the_seed_and_leave_the_global_generator_alone(build):
     before = torch.get_rng_state()
@@ -128,7 +133,7 @@ def test_further_outputs_come_after_the_first_of_every_number():
         ({"c_noise": torch.zeros(3)}, r"c_noise must have shape \(2,\), got \(3,\)"),
         ({"condition": None}, r"condition must have shape \(batch, 2, 2\), got None"),
         ({"condition": torch.zeros(2, 4)}, r"condition must have shape \(2, 2, 2\), got \(2, 4\)"),
-        ({"condition": torch.zeros(1, 2, 2)}, r"condition must have shape \(2, 2, 2\), got \(1, 2, 2\)"),
+        ({"condition": torch.zeros(3, 2, 2)}, r"condition must have shape \(2, 2, 2\), got \(3, 2, 2\)"),
         ({"augment": torch.zeros(2, 9)}, r"augment must be None: .*augment_dim=0"),
     ],
 )

@@ -1,0 +1,341 @@
+"""All conditionals of parameters and data at once: p(θ|x), p(x|θ), p(θ_1|θ_2, x_3), from one denoiser.
+
+Variables are θ_1 … θ_d, x_1 … x_n in this order. The denoiser is trained with random sets of known variables (`masks`);
+a conditional fixes such a set (`conditional`).
+"""
+
+import json
+import math
+import os
+import shutil
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
+
+from openedm.choices import from_config, to_config
+from openedm.denoiser import Denoiser, Preconditioned
+from openedm.inference.bijections import Bijection
+from openedm.inference.conditional import Conditional, Coordinates
+from openedm.inference.masks import JointModel, MaskedData, Masks
+from openedm.inference.priors import Prior, as_prior, prior_from_config, prior_to_config
+from openedm.likelihood import Likelihood
+from openedm.networks import JointTransformer, Network
+from openedm.objective import EDM, LogNormal, Objective
+from openedm.sampling import Auto
+from openedm.training import (
+    HalfLife,
+    Observer,
+    Options,
+    Trainer,
+    list_checkpoints,
+    load_denoiser,
+    read_model,
+    save_checkpoint,
+)
+
+FORMAT = "openedm-joint-1"
+OBJECTIVE = EDM(noise=LogNormal(-0.6, 1.6))
+"""Noise levels around a tenth to ten standard deviations: known data leave little of a latent's width."""
+
+
+class Joint:
+    """The distribution of parameters and data, as a denoiser that knows all of its conditionals.
+
+    Args:
+        denoiser: of all variables, with condition [values, flags]: a trained `Pinned`, or an exact one.
+        model: its description.
+        coordinates: of all variables, θ first.
+        dim: number of parameters.
+        x_shape: shape of one observation.
+        prior: of θ, or None.
+        names: of all variables; None means the prior's or theta_1, …, then x_1, ….
+        sampler: how samples are drawn.
+        density: how log-densities are computed.
+
+    Raises:
+        ValueError: the names are not as many as variables, or not different.
+    """
+
+    def __init__(
+        self,
+        denoiser: Denoiser,
+        model: JointModel,
+        coordinates: Coordinates,
+        dim: int,
+        x_shape: Sequence[int],
+        *,
+        prior: Prior | None = None,
+        names: Sequence[str] | None = None,
+        sampler: Auto = Auto(),
+        density: Likelihood = Likelihood(),
+    ) -> None:
+        self.denoiser, self.model, self.coordinates = denoiser, model, coordinates
+        self.dim, self.x_shape, self.prior = dim, tuple(x_shape), prior
+        self.names = _names(dim, len(coordinates.mean) - dim, prior, names)
+        self.sampler, self.density = sampler, density
+
+    def posterior(self) -> Conditional:
+        """p(θ | x)."""
+        theta, x = range(self.dim), range(self.dim, len(self.names))
+        return self._conditional(theta, x, x_shape=self.x_shape, prior=self.prior)
+
+    def likelihood(self) -> Conditional:
+        """p(x | θ), over the numbers of x in a row."""
+        return self._conditional(range(self.dim, len(self.names)), range(self.dim))
+
+    def conditional(self, latent: Sequence[int | str], observed: Sequence[int | str] | None = None) -> Conditional:
+        """p(latent | observed), over the variables in the order in which they are given.
+
+        Args:
+            latent: numbers or names of variables, one at least. θ_1 is 0, x_1 is `dim`.
+            observed: those whose values are given, in the order of these values; () for none. None means all that are
+                not latent. Those that are neither are integrated out; there is no log-density then.
+
+        Raises:
+            ValueError: no variable is latent, one is named twice, or there is no such variable.
+        """
+        wanted = self._indices("latent", latent)
+        if observed is None:
+            given = [i for i in range(len(self.names)) if i not in wanted]
+        else:
+            given = self._indices("observed", observed)
+        if not wanted:
+            raise ValueError("latent must hold at least one variable, got none")
+        both = [self.names[i] for i in given if i in wanted]
+        if both:
+            raise ValueError(f"observed must hold no latent variable, got {', '.join(both)} in both")
+        return self._conditional(wanted, given)
+
+    def _conditional(self, wanted: Sequence[int], known: Sequence[int], **options: Any) -> Conditional:
+        return Conditional(
+            self.denoiser,
+            self.coordinates,
+            self.names,
+            wanted,
+            known,
+            sampler=self.sampler,
+            likelihood=self.density,
+            **options,
+        )
+
+    def _indices(self, name: str, variables: Sequence[int | str]) -> list[int]:
+        if isinstance(variables, str):
+            raise ValueError(f"{name} must be a sequence of variables, got the text {variables!r}")
+        known: dict[int | str, int] = {name: i for i, name in enumerate(self.names)}
+        known |= {i: i for i in range(len(self.names))}
+        unknown = [v for v in variables if v not in known]
+        if unknown:
+            raise ValueError(
+                f"{name} must hold numbers from 0 to {len(self.names) - 1} or names among "
+                f"{', '.join(self.names)}, got {unknown[0]!r}"
+            )
+        indices = [known[v] for v in variables]
+        if len(set(indices)) != len(indices):
+            raise ValueError(f"{name} must hold each variable once, got {list(variables)}")
+        return indices
+
+    def save(self, path: str | Path) -> None:
+        """Write a folder of safetensors and JSON, all at once.
+
+        Raises:
+            TypeError: the denoiser is no network.
+            ValueError: `path` exists, or the prior is one that cannot be written.
+        """
+        path = Path(path)
+        if not isinstance(self.denoiser, Preconditioned):
+            raise TypeError(f"denoiser must be Preconditioned to be saved, got {type(self.denoiser).__name__}")
+        if path.exists():
+            raise ValueError(f"{path} exists already: nothing that was saved is overwritten")
+        content = {
+            "format": FORMAT,
+            "dim": self.dim,
+            "x_shape": list(self.x_shape),
+            "names": list(self.names),
+            "prior": None if self.prior is None else prior_to_config(self.prior),
+            "mean": self.coordinates.mean,
+            "std": self.coordinates.std,
+            "sampler": to_config(self.sampler),
+            "density": to_config(self.density),
+        }
+        text = json.dumps(content, indent=2, allow_nan=False)
+        temporary = path.with_name(f".{path.name}-joint-{os.getpid()}")
+        shutil.rmtree(temporary, ignore_errors=True)
+        try:
+            save_checkpoint(temporary, self.model, self.denoiser.network.state_dict())
+            (temporary / "joint.json").write_text(text)
+            os.replace(temporary, path)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+    @classmethod
+    def load(cls, path: str | Path) -> "Joint":
+        """What `save` wrote, on the host.
+
+        Raises:
+            ValueError: there is no such folder, or its content is damaged or of another format.
+        """
+        file = Path(path) / "joint.json"
+        try:
+            content: dict[str, Any] = json.loads(file.read_text())
+        except (OSError, ValueError) as error:
+            raise ValueError(f"{file} is no description of a joint distribution: {error}") from error
+        if content.get("format") != FORMAT:
+            raise ValueError(f"{file}: format must be {FORMAT!r}, got {content.get('format')!r}")
+        denoiser, model = load_denoiser(path), read_model(Path(path))
+        if not isinstance(model, JointModel):
+            raise ValueError(f"{path} must hold a {JointModel.__name__}, got {type(model).__name__}")
+        try:
+            prior = None if content["prior"] is None else prior_from_config(content["prior"])
+            dim, numbers = int(content["dim"]), len(content["mean"])
+            bijection = _bijection(dim, numbers - dim, prior)
+            return cls(
+                denoiser,
+                model,
+                Coordinates(tuple(bijection.low), tuple(bijection.high), tuple(content["mean"]), tuple(content["std"])),
+                dim,
+                content["x_shape"],
+                prior=prior,
+                names=content["names"],
+                sampler=from_config(Auto, content["sampler"]),
+                density=from_config(Likelihood, content["density"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{file} does not describe a joint distribution: {error!r}") from error
+
+
+def fit_joint(
+    theta: Float[Tensor, "simulations d"],
+    x: Float[Tensor, "rows *shape"],
+    prior: Any = None,
+    *,
+    network: Network = JointTransformer(),
+    masks: Masks = Masks(),
+    objective: Objective = OBJECTIVE,
+    options: Options | None = None,
+    sampler: Auto = Auto(),
+    density: Likelihood = Likelihood(),
+    names: Sequence[str] | None = None,
+    seed: int | None = None,
+    run: str | Path | None = None,
+    observers: Sequence[Observer] = (),
+    accelerator: Accelerator | None = None,
+) -> Joint:
+    """Train one denoiser for all conditionals of parameters and data.
+
+    Args:
+        theta: parameters, (n, d).
+        x: what was simulated from them, (n, *x_shape); its numbers are taken in a row.
+        prior: as for `as_prior`; bounded parameters are mapped to R by it. None takes them as unbounded.
+        network: what conditions of shape (2 · variables,), values and flags, go with.
+        masks: which conditionals are trained, and how often.
+        objective: p(σ), λ(σ), in units of the standard deviation.
+        options: how to train; None means a rule: 100 times through the simulations, but from 300,000 to 3 million
+            samples in all, batches of 256.
+        sampler, density: how samples are drawn and log-densities computed afterwards.
+        names: of all variables, θ first; None means the prior's or theta_1, …, then x_1, ….
+        seed: the result is a function of this number; None means that of `options`.
+        run: folder for checkpoints; None writes none. A run that has some is resumed.
+        observers: who is told about progress.
+        accelerator: devices and processes.
+
+    Raises:
+        ValueError: the numbers of rows differ, a value is not finite or outside the prior's support, or a variable is
+            constant; names the first such row or variables.
+    """
+    prior = as_prior(prior)
+    variables = _checked(theta, x, prior)
+    dim, data = theta.shape[1], variables.shape[1] - theta.shape[1]
+    labels = _names(dim, data, prior, names)
+    coordinates = Coordinates.of(variables, _bijection(dim, data, prior))
+    constant = [
+        name
+        for name, std, mean in zip(labels, coordinates.std, coordinates.mean, strict=True)
+        if not std > 1e-6 * abs(mean)
+    ]
+    if constant:
+        raise ValueError(f"every variable must vary, but {', '.join(constant)} did not: leave them out")
+    options = _rule(len(theta)) if options is None else options
+    options = options if seed is None else replace(options, seed=seed)
+    vectors = coordinates.forward(variables).float()
+    total = vectors.shape[1]
+    model = JointModel(network=network, event_shape=(total,), condition_shape=(2 * total,))
+    trainer = Trainer(
+        model,
+        MaskedData(vectors, dim, masks),
+        objective,
+        options,
+        run=run,
+        validation=MaskedData(vectors, dim, masks, seed=options.seed),
+        observers=observers,
+        accelerator=accelerator,
+    )
+    if run is not None and list_checkpoints(Path(run)):
+        trainer.resume()
+    denoiser = trainer.fit()
+    return Joint(
+        denoiser, model, coordinates, dim, x.shape[1:], prior=prior, names=labels, sampler=sampler, density=density
+    )
+
+
+def _rule(simulations: int) -> Options:
+    images = min(max(100 * simulations, 300_000), 3_000_000)
+    return Options(
+        images=images,
+        batch_size=256,
+        learning_rate=1e-3,
+        rampup=images // 20,
+        average=HalfLife(half_life=images / 20, ramp=0.1),
+        clip_norm=10.0,
+        validate_every=images // 10,
+        snapshot_every=0,
+        checkpoint_every=images // 10,
+    )
+
+
+def _bijection(dim: int, data: int, prior: Prior | None) -> Bijection:
+    """That of the prior, and the identity for the data."""
+    low, high = (
+        ((-math.inf,) * dim, (math.inf,) * dim) if prior is None else (prior.bijection.low, prior.bijection.high)
+    )
+    return Bijection((*low, *(-math.inf,) * data), (*high, *(math.inf,) * data))
+
+
+def _names(dim: int, data: int, prior: Prior | None, names: Sequence[str] | None) -> tuple[str, ...]:
+    if names is None:
+        own = None if prior is None else prior.names
+        theta = tuple(own) if own else tuple(f"theta_{i + 1}" for i in range(dim))
+        names = (*theta, *(f"x_{i + 1}" for i in range(data)))
+    if len(names) != dim + data or len(set(names)) != len(names):
+        raise ValueError(f"names must be {dim + data} different names, θ first, got {list(names)}")
+    return tuple(names)
+
+
+def _checked(theta: Tensor, x: Tensor, prior: Prior | None) -> Tensor:
+    """θ and the numbers of x side by side, in float64."""
+    if theta.ndim != 2 or x.ndim < 2 or len(theta) != len(x) or len(theta) < 2:
+        raise ValueError(
+            f"theta must be (n, d) and x (n, *shape) with n >= 2 rows each, got {tuple(theta.shape)} and "
+            f"{tuple(x.shape)}"
+        )
+    if prior is not None and prior.dim != theta.shape[1]:
+        raise ValueError(f"prior must have {theta.shape[1]} parameters, got {prior.dim}")
+    for name, values in (("theta", theta), ("x", x)):
+        bad = ~values.isfinite().flatten(1).all(1)
+        if bool(bad.any()):
+            rows = bad.nonzero()[:, 0]
+            raise ValueError(f"{name} must be finite, but {len(rows)} rows are not, first row {int(rows[0])}")
+    if prior is not None:
+        outside = ~prior.bijection.contains(theta)
+        if bool(outside.any()):
+            rows = outside.nonzero()[:, 0]
+            raise ValueError(
+                f"theta must lie in the prior's support, but {len(rows)} rows do not, first row {int(rows[0])}"
+            )
+    return torch.cat([theta.detach().double(), x.detach().double().flatten(1)], 1)
