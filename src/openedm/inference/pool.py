@@ -3,10 +3,12 @@
 import contextlib
 import threading
 from collections.abc import Generator, Iterator
+from itertools import islice
 from typing import Any
 
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.parallel import get_active_backend
 
 from openedm.inference.calling import Call, Chunk, Outcome
 
@@ -72,6 +74,36 @@ class Pool:
                 yield from self._alone(chunk, x_shape)
 
     def _parallel(self, queue: _Queue) -> Generator[Outcome, None, None]:
+        backend = get_active_backend()[0]
+        if type(backend).__name__ == "DaskDistributedBackend":
+            # joblib's backend waits for ever for a task whose worker died.
+            yield from self._dask(backend.client, queue)
+        else:
+            yield from self._joblib(queue)
+
+    def _dask(self, client: Any, queue: _Queue) -> Generator[Outcome, None, None]:
+        import distributed
+
+        def submit(task: Any) -> Any:
+            function, arguments, _ = task
+            return client.submit(function, *arguments, pure=False)
+
+        running = {submit(task) for task in islice(queue, 2 * self.processes)}
+        finished: Any = distributed.as_completed(running)  # type: ignore[no-untyped-call]
+        try:
+            for future in finished:
+                first, outcome = future.result()
+                running.discard(future)
+                queue.finished(first)
+                for task in islice(queue, 1):
+                    following = submit(task)
+                    running.add(following)
+                    finished.add(following)
+                yield outcome
+        finally:
+            client.cancel(list(running))
+
+    def _joblib(self, queue: _Queue) -> Generator[Outcome, None, None]:
         results = Parallel(n_jobs=self._workers, return_as="generator_unordered", batch_size=1)(queue)
         try:
             for first, outcome in results:

@@ -6,6 +6,7 @@ result depends neither on how many simulations there are, nor on how many proces
 
 import contextlib
 import math
+import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
@@ -56,7 +57,7 @@ def simulate(
     batch_size: int | None = None,
     workers: int | None = None,
     arrays: Literal["torch", "numpy"] = "torch",
-    store: Store | str | None = None,
+    store: Store | str | os.PathLike[str] | None = None,
     retry_failures: bool = False,
     on_error: Literal["report", "raise"] = "report",
     progress: Callable[[SimulationProgress], None] | None = None,
@@ -90,7 +91,8 @@ def simulate(
         batch_size: how many simulations a process gets at a time. None: 1000 if batched, else half a second's.
         workers: processes. None: as `joblib.parallel_config` says around the call (a backend such as "dask" or "ray",
             with all that it has), one where there is none; −1: one a core. With one, simulations run in this
-            process, and a simulator that kills its process takes this one along.
+            process, and a simulator that kills its process takes this one along. loky (joblib's own), Dask and Ray
+            tell of processes that die; "multiprocessing" does not.
         arrays: "torch", θ is a float32 tensor for the simulator; "numpy", a float64 array of the same values.
         store: a folder for the simulations, or a `Store`.
         retry_failures: do those again that failed according to the store.
@@ -110,7 +112,7 @@ def simulate(
     prior = as_prior(prior)
     if prior is None:
         raise TypeError("prior must be given: parameters are drawn from it")
-    folder = Store(store) if isinstance(store, str) else store
+    folder = store if store is None or isinstance(store, Store) else Store(store)
     theta, seeds = parameters(prior, n, seed), simulation_seeds(n, seed)
     pool = Pool(call, workers)
     with _held(folder, prior, theta, seed, call) as writer:
@@ -140,7 +142,7 @@ def _check(
     workers: int | None,
     arrays: str,
     on_error: str,
-    store: Store | str | None,
+    store: Store | str | os.PathLike[str] | None,
     retry_failures: bool,
 ) -> None:
     for name, value, low in (("n", n, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):

@@ -242,7 +242,7 @@ class Writer:
             temporary.write_text(json.dumps({"format": FORMAT, **self.manifest.__dict__}, indent=1) + "\n")
         _flush_folder(self.path)
 
-    def add(self, chunks: Sequence[Chunk], results: Sequence[Float32[ndarray, "b *x_shape"]]) -> None:
+    def add(self, chunks: Sequence[Chunk], results: Sequence[Float32[ndarray, "_ *x_shape"]]) -> None:
         """One file of the results of these chunks."""
         done = joined(chunks)
         x = np.concatenate([np.reshape(r, (len(r), -1)) for r in results])

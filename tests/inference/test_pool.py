@@ -1,0 +1,98 @@
+import joblib
+import pytest
+import torch
+
+from openedm.inference.simulation import simulate
+from simulators import PRIOR, same
+
+# Functions made here travel to other processes by value, since those cannot import a test's module.
+
+
+def make(culprits=()):
+    def simulator(theta, seed):
+        import os
+
+        import torch
+
+        if seed in culprits:
+            os._exit(3)
+        return theta + torch.randn(2, generator=torch.Generator().manual_seed(seed))
+
+    simulator.__module__ = "__main__"
+    return simulator
+
+
+def make_global():
+    def simulator(theta):
+        import numpy as np
+
+        return np.random.normal(size=2) + theta.numpy()  # noqa: NPY002
+
+    simulator.__module__ = "__main__"
+    return simulator
+
+
+def test_processes_give_what_one_process_gives():
+    assert same(simulate(make(), PRIOR, 400, workers=2), simulate(make(), PRIOR, 400, workers=1))
+    assert same(simulate(make_global(), PRIOR, 400, workers=2, batch_size=7), simulate(make_global(), PRIOR, 400))
+
+
+def test_threads_take_turns_with_the_global_generators():
+    with joblib.parallel_config(backend="threading", n_jobs=4):
+        threads = simulate(make_global(), PRIOR, 200, batch_size=3)
+    assert same(threads, simulate(make_global(), PRIOR, 200))
+
+
+def test_an_early_end_is_quiet_and_leaves_the_workers_usable():
+    def progress(p):
+        if p.done > 20:
+            raise LookupError("enough")
+
+    with pytest.raises(LookupError, match="enough"):
+        simulate(make(), PRIOR, 400, workers=2, batch_size=2, progress=progress)
+    assert len(simulate(make(), PRIOR, 10, workers=2)) == 10
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("batched", [False, True])
+def test_a_simulation_that_kills_its_process_is_found_and_the_rest_goes_on(batched, tmp_path):
+    pytest.importorskip("pyarrow")
+    clean = simulate(make(), PRIOR, 60, workers=1)
+    culprits = [int(clean.seeds[31])]
+    single = make(culprits)
+
+    def batch(theta, seeds):
+        import torch
+
+        return torch.stack([single(row, int(seed)) for row, seed in zip(theta, seeds, strict=True)])
+
+    batch.__module__ = "__main__"
+    found = simulate(
+        batch if batched else single, PRIOR, 60, workers=2, batched=batched, batch_size=5, store=str(tmp_path / "s")
+    )
+    (failure,) = found.failures
+    assert (failure.index, failure.seed, failure.theta) == (31, culprits[0], tuple(clean.theta[31].tolist()))
+    assert "the process died (TerminatedWorkerError" in failure.error
+    rest = [i for i in range(60) if i != 31]
+    assert found.index.tolist() == rest
+    assert torch.equal(found.x, clean.x[rest])
+
+
+@pytest.mark.slow
+def test_a_dask_cluster_gives_what_one_process_gives_and_survives_a_death():
+    dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
+    clean = simulate(make(), PRIOR, 60, workers=1)
+    with (
+        dask.config.set({"distributed.scheduler.allowed-failures": 0}),
+        distributed.LocalCluster(
+            n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None, protocol="tcp"
+        ) as cluster,
+        distributed.Client(cluster) as client,
+    ):
+        assert client is not None
+        with joblib.parallel_config(backend="dask"):
+            assert same(simulate(make(), PRIOR, 60, batch_size=5), clean)
+            found = simulate(make([int(clean.seeds[31])]), PRIOR, 40, batch_size=5)
+    assert [f.index for f in found.failures] == [31]
+    assert "KilledWorker" in found.failures[0].error
+    assert found.index.tolist() == [i for i in range(40) if i != 31]
