@@ -46,10 +46,8 @@ def pair_plot(
     Raises:
         ValueError: no samples, sets of different dimensions, values that are not finite, or lengths that do not fit.
     """
-    sets = (
-        {k: finite_array(f"samples[{k!r}]", v, 2) for k, v in samples.items()} if isinstance(samples, Mapping) else {}
-    )
-    sets = sets if isinstance(samples, Mapping) else {"": finite_array("samples", samples, 2)}
+    given = samples if isinstance(samples, Mapping) else {"": samples}
+    sets = {k: finite_array(f"samples[{k!r}]" if k else "samples", rows, 2) for k, rows in given.items()}
     if not sets:
         raise ValueError("samples must hold at least one set, got none")
     dims = {rows.shape[1] for rows in sets.values()}
@@ -253,7 +251,7 @@ def _draw_beside(axes: Axes, values: Float64[np.ndarray, "n"]) -> None:
     beside.set_axis_off()
 
 
-def _ends(values: Sequence[Float64[np.ndarray, "n"]], truth: float | None) -> tuple[float, float]:
+def _ends(values: Sequence[Float64[np.ndarray, "_"]], truth: float | None) -> tuple[float, float]:
     """Where a parameter is shown: all but 0.1 % of the samples of each set at either end, and the truth."""
     inner = [np.quantile(v, [0.001, 0.999]) for v in values] + ([] if truth is None else [np.array([truth, truth])])
     low, high = min(ends[0] for ends in inner), max(ends[1] for ends in inner)
