@@ -21,6 +21,32 @@ def test_the_learning_rate_rises_linearly_and_stays(rate, rampup, images):
     assert Options(learning_rate=rate, rampup=rampup).learning_rate_at(images) == pytest.approx(expected, rel=1e-12)
 
 
+@given(st.floats(1e-8, 10), st.integers(0, 10**8), st.integers(1, 10**9), st.floats(0, 1))
+def test_the_cosine_schedule_falls_from_the_ramp_up_to_zero_at_the_end(rate, rampup, rest, share):
+    options = Options(learning_rate=rate, rampup=rampup, images=rampup + rest, schedule="cosine")
+    seen = max(rampup, 1) + int(share * (rest - 1))
+    expected = rate * math.cos(math.pi / 2 * (seen - rampup) / rest) ** 2
+    assert options.learning_rate_at(seen) == pytest.approx(expected, rel=1e-6, abs=1e-12 * rate)
+    assert options.learning_rate_at(rampup + rest) == options.learning_rate_at(rampup + 2 * rest) == 0
+    assert options.learning_rate_at(max(rampup // 2, 1)) <= rate
+
+
+def test_options_that_need_others_say_so():
+    with pytest.raises(ValueError, match="validate_every must be > 0 with keep_best=True, got 0"):
+        Options(keep_best=True, validate_every=0)
+    with pytest.raises(ValueError, match="validate_every must be > 0 with stop_after=3, got 0"):
+        Options(stop_after=3, validate_every=0)
+    with pytest.raises(ValueError, match="rampup must be < images, got rampup=100 and images=100"):
+        Options(images=100, rampup=100, schedule="cosine")
+
+
+def test_a_run_with_a_cosine_schedule_ends_with_a_step_of_length_zero(trainer):
+    rates = Rates()
+    trainer(learning_rate=0.01, rampup=32, schedule="cosine", observers=[rates]).fit()
+    expected = [0.005, *(0.005 * (1 + math.cos(math.pi * i / 6)) for i in range(7))]
+    assert [rate for _, rate in rates.rates] == pytest.approx(expected, abs=1e-15)
+
+
 def test_without_a_ramp_the_learning_rate_is_whole_from_the_first_step():
     assert Options(learning_rate=0.25, rampup=0).learning_rate_at(1) == 0.25
 
@@ -47,6 +73,9 @@ def test_a_run_takes_its_steps_at_these_rates(trainer):
     ("name", "value"),
     [
         *((name, 0) for name in ("images", "batch_size", "accumulate", "checkpoint_every", "patience")),
+        *((name, 0) for name in ("validate_samples", "validate_levels")),
+        ("stop_after", -1),
+        *(("weight_decay", value) for value in (-0.1, math.inf, math.nan)),
         *((name, -1) for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers")),
         *(("learning_rate", value) for value in (0.0, -1e-3, math.inf, math.nan)),
         *((name, value) for name in ("beta_1", "beta_2") for value in (-0.1, 1.0, math.nan)),

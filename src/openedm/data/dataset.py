@@ -21,7 +21,7 @@ Batch = tuple[Float[Tensor, "batch *event"], Int[Tensor, "batch"] | Float[Tensor
 
 
 class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC):
-    """Samples of one shape with optional class labels or conditions: a map-style torch dataset with a fast path `fetch`.
+    """Samples of one shape with optional class labels or conditions: a map-style torch dataset with a fast path.
 
     A subclass sets the four attributes and defines `__len__` and `fetch`. Instances can be pickled (worker processes).
     Items of an unlabelled dataset are `(x, None)`, which torch's `default_collate` cannot stack: use `fetch` there.

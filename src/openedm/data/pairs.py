@@ -9,6 +9,7 @@ from openedm.data.dataset import Indices, InMemory, Kind, as_float, as_index
 class Pairs(InMemory):
     """Samples x with a float condition each, both held in memory.
 
+    >>> import torch
     >>> pairs = Pairs(torch.zeros(5, 2), torch.arange(15.0).reshape(5, 3))
     >>> pairs.fetch([1])
     (tensor([[0., 0.]]), tensor([[3., 4., 5.]]))

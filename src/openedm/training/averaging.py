@@ -6,7 +6,7 @@
 from dataclasses import dataclass
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from openedm import checks
 from openedm.choices import Choice
@@ -37,12 +37,30 @@ class HalfLife(Choice):
         return float(0.5 ** (batch_size / max(half_life, 1e-8)))
 
 
-@torch.no_grad()
 def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
     """average ← β average + (1 − β) current for parameters, in place; buffers are copied.
 
     The two modules must have the same structure.
     """
-    torch._foreach_lerp_(list(average.parameters()), list(current.parameters()), 1 - decay)
-    for mine, theirs in zip(average.buffers(), current.buffers(), strict=True):
-        mine.copy_(theirs)
+    Averaged(average, current).update(decay)
+
+
+class Averaged:
+    """`update_average` for two modules again and again: their tensors are looked up once.
+
+    Args:
+        average: what is updated.
+        current: what it follows; of the same structure.
+    """
+
+    def __init__(self, average: nn.Module, current: nn.Module) -> None:
+        self._mine: list[Tensor] = list(average.parameters())
+        self._theirs: list[Tensor] = list(current.parameters())
+        self._buffers = list(zip(average.buffers(), current.buffers(), strict=True))
+
+    @torch.no_grad()
+    def update(self, decay: float) -> None:
+        """average ← β average + (1 − β) current."""
+        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
+        for mine, theirs in self._buffers:
+            mine.copy_(theirs)

@@ -3,9 +3,9 @@
 | file | content |
 |---|---|
 | config.json | what the denoiser is: a `Model` |
-| model.safetensors | the averaged (EMA) weights of the network: what samples are drawn from |
-| training.safetensors | the raw weights, the optimiser's moments and the loss's own parameters |
-| training.json | images seen, step, skipped steps, seed, options |
+| model.safetensors | the averaged (EMA) weights of the network, with `keep_best` the best: what is sampled |
+| training.safetensors | the raw weights, with `keep_best` the last averaged, the moments, the loss's own parameters |
+| training.json | images seen, step, skipped steps, the lowest validation loss, seed, options |
 
 Reading one runs no code from the file: weights are safetensors, the description is looked up among known classes. The
 random state of a run is its seed and its step (every step derives its own generators), so these two restore it.
@@ -14,7 +14,7 @@ random state of a run is its seed and its step (every step derives its own gener
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -268,25 +268,39 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
 
 
-MAY_CHANGE = frozenset(
-    {"images", "validate_every", "checkpoint_every", "snapshot_every", "keep", "workers", "patience"}
-)
+VALIDATION = frozenset({"validate_every", "validate_samples", "validate_levels"})
+MAY_CHANGE = VALIDATION | {"images", "checkpoint_every", "snapshot_every", "keep", "workers", "patience", "stop_after"}
 """Options that a resumed run may change: they do not alter its steps."""
 
 
-def refuse_changes(folder: Path, before: Mapping[str, Any], now: Mapping[str, Any]) -> None:
+def with_new_options(options: Any, now: Mapping[str, Any]) -> Any:
+    """The configuration of a checkpoint's options, where it is older than some of them with these at their defaults.
+
+    Args:
+        options: what the checkpoint holds.
+        now: the configuration of all defaults.
+    """
+    if not isinstance(options, dict) or not isinstance(options.get("init_args"), dict):
+        return options
+    return {**options, "init_args": {**now["init_args"], **options["init_args"]}}
+
+
+def refuse_changes(
+    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], fixed: Collection[str] = ()
+) -> None:
     """Raise ValueError if the settings of a run changed in a way that would change its steps; says what changed.
 
     Args:
         folder: the checkpoint, for the message.
         before: the configurations "model", "objective" and "options" of the checkpoint.
         now: those of the run that wants to go on.
+        fixed: options of `MAY_CHANGE` that do alter the steps of this run.
     """
     changed = [
         f"{name} was {old!r}, is {new!r}"
         for part in now
         for name, old, new in _differences(before[part], now[part], part)
-        if name.removeprefix("options.") not in MAY_CHANGE
+        if name.removeprefix("options.") not in MAY_CHANGE.difference(fixed)
     ]
     if changed:
         raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(changed)}")

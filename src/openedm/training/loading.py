@@ -8,7 +8,7 @@ from torch.utils.data import DataLoader
 
 from openedm.data import Dataset
 from openedm.training.options import Options
-from openedm.training.randomness import ITEMS, batch_indices, derived_seed
+from openedm.training.randomness import ITEMS, batch_indices, derived_seed, host_seeded
 
 
 def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
@@ -42,8 +42,7 @@ class _Fetched(torch.utils.data.Dataset[tuple[Tensor, Tensor | None]]):
 
     def __getitem__(self, batch: tuple[int, list[int]]) -> tuple[Tensor, Tensor | None]:
         seed, indices = batch
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+        with host_seeded(seed):
             return self.dataset.fetch(indices)
 
 

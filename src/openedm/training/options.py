@@ -1,5 +1,6 @@
 """How a run trains, apart from what it trains: the numbers of Karras et al. 2022, Table 7."""
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -23,6 +24,8 @@ class Options(Choice):
         beta_2: Adam's β₂.
         epsilon: Adam's ε.
         rampup: the learning rate rises linearly over the first so many images.
+        schedule: of the learning rate after the ramp-up: "constant", or "cosine", which falls to 0 at `images`.
+        weight_decay: each step shrinks the weights by so much times the learning rate (AdamW); 0 is plain Adam.
         average: the weight average that samples are drawn from.
         label_dropout: probability that a sample's class is hidden in training, for classifier-free guidance.
         clip_norm: gradients are scaled down to this norm; None leaves them.
@@ -30,6 +33,11 @@ class Options(Choice):
         compile: compile the network with torch.compile; the first steps are slow.
         seed: of the weights, the data's order and all noise.
         validate_every: images between two measurements of the validation loss; 0 for never.
+        validate_samples: samples that the validation loss is measured on, at most.
+        validate_levels: noise levels that it is measured at.
+        keep_best: whether the averaged weights with the lowest validation loss so far are what training returns and
+            what is sampled from a checkpoint, in place of the last ones.
+        stop_after: training ends after so many measurements in a row without a new lowest validation loss; 0 for never.
         checkpoint_every: images between two checkpoints; one is always written at the end.
         snapshot_every: images between two snapshots (sample grids); 0 for none.
         keep: how many checkpoints to keep; 0 keeps all.
@@ -49,6 +57,8 @@ class Options(Choice):
     beta_2: float = 0.999
     epsilon: float = 1e-8
     rampup: int = 10_000
+    schedule: Literal["constant", "cosine"] = "constant"
+    weight_decay: float = 0.0
     average: HalfLife = HalfLife(half_life=50_000.0)
     label_dropout: float = 0.0
     clip_norm: float | None = None
@@ -56,6 +66,10 @@ class Options(Choice):
     compile: bool = False
     seed: int = 0
     validate_every: int = 50_000
+    validate_samples: int = 256
+    validate_levels: int = 8
+    keep_best: bool = False
+    stop_after: int = 0
     checkpoint_every: int = 100_000
     snapshot_every: int = 50_000
     keep: int = 2
@@ -65,7 +79,9 @@ class Options(Choice):
     def __post_init__(self) -> None:
         for name in ("images", "batch_size", "accumulate", "checkpoint_every", "patience"):
             checks.at_least(name, getattr(self, name), 1)
-        for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers"):
+        for name in ("validate_samples", "validate_levels"):
+            checks.at_least(name, getattr(self, name), 1)
+        for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers", "stop_after"):
             checks.at_least(name, getattr(self, name), 0)
         checks.positive("learning_rate", self.learning_rate)
         checks.between("beta_1", self.beta_1, 0, 1 - 1e-9)
@@ -75,7 +91,24 @@ class Options(Choice):
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm)
         checks.one_of("precision", self.precision, ("fp32", "bf16"))
+        checks.one_of("schedule", self.schedule, ("constant", "cosine"))
+        checks.at_least("weight_decay", self.weight_decay, 0)
+        checks.finite("weight_decay", self.weight_decay)
+        if self.schedule == "cosine":
+            checks.ordered("rampup", self.rampup, "images", self.images)
+        for name in ("keep_best", "stop_after"):
+            if getattr(self, name) and self.validate_every == 0:
+                raise ValueError(f"validate_every must be > 0 with {name}={getattr(self, name)}, got 0")
+
+    @property
+    def tracks_best(self) -> bool:
+        """Whether the lowest validation loss has an effect on the run."""
+        return self.keep_best or self.stop_after > 0
 
     def learning_rate_at(self, images_seen: int) -> float:
         """The learning rate of a step that brings the images seen to `images_seen`."""
-        return self.learning_rate * min(images_seen / max(self.rampup, 1), 1.0)
+        rate = self.learning_rate * min(images_seen / max(self.rampup, 1), 1.0)
+        if self.schedule == "constant":
+            return rate
+        share = min(max((images_seen - self.rampup) / (self.images - self.rampup), 0.0), 1.0)
+        return rate * 0.5 * (1 + math.cos(math.pi * share))

@@ -8,9 +8,9 @@ steps.
 import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +22,10 @@ from openedm.choices import to_config
 from openedm.data import Dataset
 from openedm.denoiser import Condition, Preconditioned, per_sample
 from openedm.objective import EDM, Loss, Objective, Uncertainty, denoising_loss
-from openedm.training.averaging import update_average
+from openedm.training.averaging import Averaged
 from openedm.training.checkpoints import (
     FOLDER,
+    VALIDATION,
     find_checkpoint,
     flatten_optimizer,
     list_checkpoints,
@@ -37,24 +38,17 @@ from openedm.training.checkpoints import (
     remove_checkpoints,
     restore_optimizer,
     save_checkpoint,
+    with_new_options,
 )
 from openedm.training.loading import batches, rows_of
+from openedm.training.misfits import refuse_misfits
 from openedm.training.model import Model
 from openedm.training.observers import Observer, Progress
 from openedm.training.options import Options
 from openedm.training.processes import make_accelerator
-from openedm.training.randomness import DROPOUT, LEVELS, NOISE, derived_seed, generator
-from openedm.training.validation import validation_loss
-
-
-@dataclass
-class _Run:
-    """What changes while training; with the tensors it is the whole state."""
-
-    images: int = 0
-    step: int = 0
-    skipped: int = 0
-    skipped_in_a_row: int = 0
+from openedm.training.randomness import DROPOUT, LEVELS, NOISE, derived_seed, generator, seed_global
+from openedm.training.state import Run, run_of
+from openedm.training.validation import Validation
 
 
 class _Lossy(nn.Module):
@@ -106,18 +100,7 @@ class Trainer:
         observers: Sequence[Observer] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
-        for name, data in (("dataset", dataset), ("validation", validation)):
-            if data is not None and data.event_shape != model.event_shape:
-                raise ValueError(f"{name} must have samples of shape {model.event_shape}, got {data.event_shape}")
-            if data is not None and model.num_classes and data.num_classes != model.num_classes:
-                raise ValueError(f"{name} must have {model.num_classes} classes, got {data.num_classes}")
-            if data is not None and model.condition_shape not in (None, data.condition_shape):
-                raise ValueError(
-                    f"{name} must have conditions of shape {model.condition_shape}, got {data.condition_shape}"
-                )
-        if options.label_dropout > 0 and model.num_classes == 0:
-            raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
-        _refuse_foreign_levels(model, objective)
+        refuse_misfits(model, dataset, validation, objective, options)
         self.accelerator = make_accelerator() if accelerator is None else accelerator
         shares = self.accelerator.num_processes * options.accumulate
         if options.batch_size % shares:
@@ -128,7 +111,7 @@ class Trainer:
         self.run = None if run is None else Path(run)
         self.validation = dataset if validation is None else validation
         self.observers = tuple(observers) if self.accelerator.is_main_process else ()
-        self.state = _Run()
+        self.state = Run()
         self._build()
 
     def _build(self) -> None:
@@ -140,13 +123,20 @@ class Trainer:
         self._plain = _Lossy(denoiser, self.objective).to(device).train()
         trained = {name: p for name, p in self._plain.named_parameters() if p.requires_grad}
         self._names, self._parameters = list(trained), list(trained.values())
-        self.optimizer = torch.optim.Adam(
-            self._parameters,
-            lr=options.learning_rate,
-            betas=(options.beta_1, options.beta_2),
-            eps=options.epsilon,
-            fused=True,
+        self._averaged = Averaged(self.average, denoiser)
+        settings: dict[str, Any] = {
+            "lr": options.learning_rate,
+            "betas": (options.beta_1, options.beta_2),
+            "eps": options.epsilon,
+            "fused": True,
+        }
+        self.optimizer: torch.optim.Optimizer = (
+            torch.optim.AdamW(self._parameters, weight_decay=options.weight_decay, **settings)
+            if options.weight_decay > 0
+            else torch.optim.Adam(self._parameters, **settings)
         )
+        self._best: dict[str, Tensor] | None = None
+        self._validation: Validation | None = None
         self._wrapped: nn.Module = self.accelerator.prepare_model(self._plain)
         self._loss = torch.compile(self._wrapped) if options.compile else self._wrapped
 
@@ -155,8 +145,21 @@ class Trainer:
         """The denoiser with the raw weights of the last step. `average` is the one to sample from."""
         return self._plain.denoiser
 
+    @property
+    def best_loss(self) -> float | None:
+        """The lowest validation loss so far, with `keep_best` or `stop_after`; None before any."""
+        return self.state.best_loss
+
+    @property
+    def finished(self) -> bool:
+        """Whether training has come to its end: `images` seen, or `stop_after` measurements without improvement."""
+        stalled = 0 < self.options.stop_after <= self.state.without_improvement
+        return stalled or self.state.images >= self.options.images
+
     def fit(self, should_stop: Callable[[], bool] = lambda: False) -> Preconditioned:
-        """Train until `options.images` are seen; returns the averaged denoiser, in evaluation mode.
+        """Train until the end; returns the averaged denoiser, in evaluation mode.
+
+        With `options.keep_best` the result is a copy, with the averaged weights of the lowest validation loss so far.
 
         Args:
             should_stop: asked after every step; when it says yes, a checkpoint is written and training ends early.
@@ -173,10 +176,14 @@ class Trainer:
                 for observer in self.observers:
                     observer.on_progress(progress)
                 stopping = self._any_process(should_stop())
-                self._periodic(finished=self.state.images >= self.options.images, stopping=stopping)
+                self._periodic(stopping=stopping)
                 if stopping:
                     break
-        return self.average
+        if self._best is None:
+            return self.average
+        best = copy.deepcopy(self.average)
+        best.network.load_state_dict(self._best)
+        return best
 
     def _steps(self) -> Iterator[Progress]:
         options, state, accelerator = self.options, self.state, self.accelerator
@@ -188,7 +195,7 @@ class Trainer:
             processes=accelerator.num_processes,
             pin=accelerator.device.type == "cuda",
         )
-        while state.images < options.images:
+        while not self.finished:
             started = time.perf_counter()
             loss, norm = self._gradient(loader)
             rate = self._update(loss, norm)
@@ -201,8 +208,9 @@ class Trainer:
         device, processes = accelerator.device, accelerator.num_processes
         sigma, noise, hidden = self._draw()
         total = torch.zeros((), device=device)
-        self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(derived_seed(options.seed, DROPOUT, self.state.step, accelerator.process_index))
+        for parameter in self._parameters:
+            parameter.grad = None
+        seed_global(derived_seed(options.seed, DROPOUT, self.state.step, accelerator.process_index), device)
         for round_ in range(options.accumulate):
             rows = rows_of(round_, accelerator.process_index, processes, options)
             clean, given = next(loader)
@@ -214,14 +222,15 @@ class Trainer:
                     condition = condition.masked_fill(hidden[rows], -1)
             synchronise = round_ == options.accumulate - 1
             with nullcontext() if synchronise else accelerator.no_sync(self._wrapped):
-                with torch.autocast(device.type, torch.bfloat16, enabled=options.precision == "bf16"):
+                with torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext():
                     loss: Loss = self._loss(clean, noise[rows], sigma[rows], condition)
                 # Not accelerator.backward, which divides by a number that an environment variable may set.
                 (loss.total.sum() * (processes / options.batch_size)).backward()
             total += loss.weighted.sum() / options.batch_size
-        limit = math.inf if options.clip_norm is None else options.clip_norm
-        norm = torch.nn.utils.clip_grad_norm_(self._parameters, limit)
-        mean = accelerator.reduce(total, reduction="sum")
+        norm = torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
+        if options.clip_norm is not None:
+            torch.nn.utils.clip_grads_with_norm_(self._parameters, options.clip_norm, norm)
+        mean = total if processes == 1 else accelerator.reduce(total, reduction="sum")
         loss_value, norm_value = torch.stack([mean, norm.to(mean.dtype)]).tolist()  # the step's one synchronisation
         return loss_value, norm_value
 
@@ -256,40 +265,69 @@ class Trainer:
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
-        update_average(self.average, self.denoiser, options.average.decay(options.batch_size, state.images))
+        self._averaged.update(options.average.decay(options.batch_size, state.images))
         return rate
 
-    def _periodic(self, *, finished: bool, stopping: bool) -> None:
-        """Checkpoint, validation and snapshot where they are due; all of them when training has finished."""
+    def _periodic(self, *, stopping: bool) -> None:
+        """Validation, checkpoint and snapshot where they are due; all of them when training has finished.
+
+        Where validation has an effect on the run it comes before the checkpoint, which holds what came of it.
+        """
         options, images = self.options, self.state.images
 
         def due(every: int) -> bool:
-            return every > 0 and (finished or images // every != (images - options.batch_size) // every)
+            return every > 0 and (self.finished or images // every != (images - options.batch_size) // every)
 
+        if (not stopping or self.finished or options.tracks_best) and due(options.validate_every):
+            self._validate()
         if self.run is not None and (stopping or due(options.checkpoint_every)):
             self.save()
-        if not stopping or finished:
-            if due(options.validate_every):
-                self._validate()
-            if due(options.snapshot_every):
-                for observer in self.observers:
-                    observer.on_snapshot(images, self.average)
+        if (not stopping or self.finished) and due(options.snapshot_every):
+            for observer in self.observers:
+                observer.on_snapshot(images, self.average)
         if self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
 
     def _validate(self) -> None:
-        if not self.accelerator.is_main_process:
-            return
-        loss = validation_loss(
-            self.average,
+        accelerator, options = self.accelerator, self.options
+        loss = 0.0
+        if accelerator.is_main_process:
+            if self._validation is None:
+                self._validation = self._new_validation()
+            measured = self._validation.measure(self.average)
+            loss = measured.loss
+        if options.tracks_best:
+            if accelerator.num_processes > 1:  # all must know the same number, to stop together
+                shared = torch.tensor(loss, dtype=torch.float64, device=accelerator.device)
+                loss = float(accelerator.reduce(shared, reduction="sum"))
+            self._note(loss)
+        for observer in self.observers:  # of the main process alone
+            observer.on_validation(self.state.images, measured)
+
+    def _new_validation(self) -> Validation:
+        options = self.options
+        # Up to 256 samples in the parts of earlier versions: sums in other parts differ in the last digits.
+        large = self.validation.kind == "vectors" and options.validate_samples > 256
+        return Validation(
             self.validation,
             self.objective,
             sigma_data=self.model.sigma_data,
             device=self.accelerator.device,
-            seed=self.options.seed,
+            levels=options.validate_levels,
+            samples=options.validate_samples,
+            seed=options.seed,
+            batch_size=4096 if large else 128,
         )
-        for observer in self.observers:
-            observer.on_validation(self.state.images, loss)
+
+    def _note(self, loss: float) -> None:
+        """Take the averaged weights as the best, or count one measurement more that did not improve."""
+        state = self.state
+        if not loss < (math.inf if state.best_loss is None else state.best_loss):
+            state.without_improvement += 1
+            return
+        state.best_loss, state.without_improvement = loss, 0
+        if self.options.keep_best:
+            self._best = {name: t.clone() for name, t in self.average.network.state_dict().items()}
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
@@ -308,11 +346,13 @@ class Trainer:
             return
         tensors = {f"network.{name}": t for name, t in self.denoiser.network.state_dict().items()}
         tensors |= flatten_optimizer(self.optimizer, self._names)
+        weights = self.average.network.state_dict()
+        if self.options.keep_best:
+            tensors |= {f"average.{name}": t for name, t in weights.items()}
         if self._plain.uncertainty is not None:
             tensors |= {f"uncertainty.{name}": t for name, t in self._plain.uncertainty.state_dict().items()}
-        save_checkpoint(
-            path, self.model, self.average.network.state_dict(), (tensors, {**asdict(self.state), **self._settings()})
-        )
+        weights = weights if self._best is None else self._best
+        save_checkpoint(path, self.model, weights, (tensors, {**asdict(self.state), **self._settings()}))
         remove_checkpoints(self.run, self.options.keep)
         for observer in self.observers:
             observer.on_checkpoint(self.state.images, path)
@@ -332,10 +372,18 @@ class Trainer:
             raise ValueError("path must be given to resume: this trainer has no run folder")
         folder = find_checkpoint(origin)
         tensors, content = read_training(folder)
-        before = {"model": to_config(read_model(folder)), **{k: content.get(k) for k in ("objective", "options")}}
-        refuse_changes(folder, before, {"model": to_config(self.model), **self._settings()})
-        state = _run_of(content, folder)
-        load_weights(self.average.network, read_weights(folder), folder)
+        before = {
+            "model": to_config(read_model(folder)),
+            "objective": content.get("objective"),
+            "options": with_new_options(content.get("options"), to_config(Options())),
+        }
+        fixed = VALIDATION if self.options.tracks_best else frozenset()
+        fixed |= {"images"} if self.options.schedule == "cosine" else set()
+        refuse_changes(folder, before, {"model": to_config(self.model), **self._settings()}, fixed)
+        state = run_of(content, folder)
+        weights = read_weights(folder)
+        last = part_of(tensors, "average") if self.options.keep_best else weights
+        load_weights(self.average.network, last, folder)
         load_weights(self.denoiser.network, part_of(tensors, "network"), folder)
         if self._plain.uncertainty is not None:
             load_weights(self._plain.uncertainty, part_of(tensors, "uncertainty"), folder)
@@ -343,22 +391,4 @@ class Trainer:
         if state.step > state.skipped and not self.optimizer.state:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
         self.state = state
-
-
-def _run_of(content: Mapping[str, Any], folder: Path) -> _Run:
-    try:
-        return _Run(**{f.name: int(content[f.name]) for f in fields(_Run)})
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'training.json'} does not say where the run stands: {error!r}") from error
-
-
-def _refuse_foreign_levels(model: Model, objective: Objective) -> None:
-    """Raise ValueError if training would spend much of its time where the denoiser is never used."""
-    low, high = model.preconditioning.sigma_min, model.preconditioning.sigma_max
-    sigmas = objective.noise.quantile((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
-    outside = float(((sigmas < low * (1 - 1e-9)) | (sigmas > high * (1 + 1e-9))).double().mean())
-    if outside > 0.1:
-        raise ValueError(
-            f"objective: {outside:.0%} of the noise levels of {objective.noise} lie outside [{low:.4g}, {high:.4g}], "
-            f"the range of {model.preconditioning}: give both the same schedule or range"
-        )
+        self._best = weights if self.options.keep_best and state.best_loss is not None else None
