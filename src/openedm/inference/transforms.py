@@ -109,7 +109,7 @@ class Columns(Choice):
 
     def _by_kind(self, values: Tensor, forms: dict[str, Any]) -> Tensor:
         result = values
-        for kind in set(self.kinds) - {"identity"}:
+        for kind in set(self.kinds):
             mine = torch.tensor([k == kind for k in self.kinds], device=values.device)
             result = torch.where(mine, forms[kind](), result)
         return result
