@@ -5,10 +5,12 @@ import pytest
 import torch
 
 from openedm.denoiser import Denoiser
+from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, Coordinates, Latent
 from openedm.inference.joint import Joint, fit_joint
 from openedm.inference.masks import JointModel, MaskedData, Masks, Pinned
 from openedm.inference.priors import Box
+from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer
 from openedm.sampling import Auto, Heun
@@ -28,7 +30,11 @@ def _linear_gaussian():
 
 
 MEAN, COVARIANCE = _linear_gaussian()
-COORDINATES = Coordinates((-math.inf,) * 4, (math.inf,) * 4, tuple(MEAN.tolist()), (2.0, 1.0, 0.5, 1.0))
+SCALES = (2.0, 1.0, 0.5, 1.0)
+COORDINATES = Coordinates(
+    Bijection((-math.inf,) * 4, (math.inf,) * 4),
+    Columns(("identity",) * 4, (0.0,) * 4, (1.0,) * 4, tuple(MEAN.tolist()), SCALES),
+)
 
 
 def _given(wanted, known, values):
@@ -46,7 +52,7 @@ class Exact(Denoiser):
     event_shape = (4,)
 
     def denoise(self, x, sigma, condition):
-        scale = torch.tensor(COORDINATES.std, dtype=torch.float64)
+        scale = torch.tensor(SCALES, dtype=torch.float64)
         covariance = COVARIANCE / scale / scale[:, None]
         values, flags = condition.double().chunk(2, dim=1)
         known = flags[0] > 0.5
@@ -150,6 +156,26 @@ def test_what_is_known_is_returned_as_it_is_and_adds_nothing_to_the_loss():
     assert torch.equal(denoiser(changed, 2.0, torch.cat([values * flags, flags], 1)), denoised)
     with pytest.raises(ValueError, match=r"condition must be given, \(batch or 1, 8\): got None"):
         denoiser(noisy, 2.0)
+
+
+def test_coordinates_are_standardised_and_bent_where_tails_ask_for_it_and_their_parts_are_alike():
+    generator = torch.Generator().manual_seed(0)
+    normal = torch.randn(4000, 4, generator=generator, dtype=torch.float64)
+    bounded = torch.sigmoid(normal[:, 0])
+    variables = torch.stack([bounded, 5 + 2 * normal[:, 1], normal[:, 2].exp(), normal[:, 3].pow(3)], 1)
+    support = Bijection((0.0, -math.inf, -math.inf, -math.inf), (1.0, math.inf, math.inf, math.inf))
+    coordinates = Coordinates.of(variables, support, [False, True, True, True])
+    assert coordinates.columns.kinds == ("identity", "identity", "identity", "asinh")
+    assert coordinates.bijection.low == (0.0, -math.inf, 0.0, -math.inf)
+    z = coordinates.forward(variables)
+    torch.testing.assert_close(z.mean(0), torch.zeros(4, dtype=torch.float64), atol=1e-9, rtol=0)
+    torch.testing.assert_close(z.std(0), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(coordinates.inverse(z).double(), variables, atol=1e-4, rtol=1e-4)
+    point = variables[:1].requires_grad_(True)
+    jacobian = torch.autograd.functional.jacobian(lambda v: coordinates.forward(v)[0], point)[:, 0]
+    torch.testing.assert_close(coordinates.log_det(point.detach())[0], jacobian.logdet())
+    torch.testing.assert_close(coordinates.part([3, 0]).forward(variables[:, [3, 0]]), z[:, [3, 0]])
+    assert coordinates.part([2]).forward(torch.tensor([[-1.0]])).isnan().all()
 
 
 def test_the_latent_denoiser_puts_every_value_in_its_place():

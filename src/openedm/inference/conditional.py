@@ -1,76 +1,82 @@
 """A conditional of a joint distribution as a posterior: samples and densities of some variables given others.
 
 The joint denoiser is asked with the known variables fixed. Those that are neither wanted nor known are sampled with the
-wanted ones and dropped. Variables are learned in unbounded coordinates u = b(v), standardised: z = (u − mean)/std; the
-density of v is that of z times |dz/dv|.
+wanted ones and dropped. Variables are learned in unbounded, standardised coordinates z; the density of v is that of z
+times |dz/dv|.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
 from openedm.inference.bijections import Bijection
 from openedm.inference.draws import SampleNoise
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
+from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.sampling import Auto
 
 
 @dataclass(frozen=True)
-class Coordinates:
+class Coordinates(Choice):
     """The unbounded coordinates of mean 0 and standard deviation 1 in which variables are learned.
 
     Args:
-        low, high: ends of each variable's support; infinite where there is none.
-        mean, std: of the unbounded variables.
+        bijection: of the variables' supports onto R.
+        columns: bends and standardises what that gives.
     """
 
-    low: tuple[float, ...]
-    high: tuple[float, ...]
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
+    bijection: Bijection
+    columns: Columns
 
     @classmethod
-    def of(cls, variables: Float64[Tensor, "samples variables"], bijection: Bijection) -> "Coordinates":
-        """Those of the samples' means and standard deviations."""
-        unbounded = bijection.forward(variables)
-        return cls(
-            tuple(bijection.low),
-            tuple(bijection.high),
-            tuple(unbounded.mean(0).tolist()),
-            tuple(unbounded.std(0).tolist()),
-        )
+    def of(
+        cls, variables: Float64[Tensor, "samples variables"], bijection: Bijection, bend: Sequence[bool]
+    ) -> "Coordinates":
+        """Those that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
+
+        Args:
+            variables: samples, inside the bijection's support.
+            bijection: of known supports.
+            bend: the variables whose tails may be bent, which have no known support.
+        """
+        tails = Columns.of(variables)
+        logarithm = [may and kind == "log" for may, kind in zip(bend, tails.kinds, strict=True)]
+        low = [0.0 if log else end for log, end in zip(logarithm, bijection.low, strict=True)]
+        bijection = Bijection(low, bijection.high)
+        plain = Columns.of(bijection.forward(variables), bend=False)
+        bent = [may and not log for may, log in zip(bend, logarithm, strict=True)]
+        chosen = [
+            [b if take else a for take, a, b in zip(bent, getattr(plain, f.name), getattr(tails, f.name), strict=True)]
+            for f in fields(Columns)
+        ]
+        return cls(bijection, Columns(*map(tuple, chosen)))
 
     def part(self, indices: Sequence[int]) -> "Coordinates":
         """The coordinates of some of the variables."""
-        return Coordinates(*(tuple(values[i] for i in indices) for values in asdict(self).values()))
-
-    @property
-    def bijection(self) -> Bijection:
-        """The map of the supports onto R."""
-        return Bijection(self.low, self.high)
+        low, high = ([ends[i] for i in indices] for ends in (self.bijection.low, self.bijection.high))
+        chosen = [tuple(getattr(self.columns, f.name)[i] for i in indices) for f in fields(Columns)]
+        return Coordinates(Bijection(low, high), Columns(*chosen))
 
     def forward(self, variables: Float[Tensor, "*batch variables"]) -> Float64[Tensor, "*batch variables"]:
         """Standardised coordinates; NaN outside the support."""
-        unbounded = self.bijection.forward(variables.double())
-        return (unbounded - unbounded.new_tensor(self.mean)) / unbounded.new_tensor(self.std)
+        return self.columns.forward(self.bijection.forward(variables.double()))
 
     def inverse(self, z: Float[Tensor, "*batch variables"]) -> Float[Tensor, "*batch variables"]:
-        """Variables, inside their supports."""
-        unbounded = z.double() * z.new_tensor(self.std, dtype=torch.float64) + z.new_tensor(
-            self.mean, dtype=torch.float64
-        )
-        return self.bijection.inverse(unbounded.to(z.dtype))
+        """Variables in float32, strictly inside their supports."""
+        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(z)).float())
 
     def log_det(self, variables: Float[Tensor, "*batch variables"]) -> Float64[Tensor, "*batch"]:
         """ln |dz/dv|, summed over the variables."""
-        return self.bijection.log_det(variables.double()) - sum(math.log(std) for std in self.std)
+        variables = variables.double()
+        return self.bijection.log_det(variables) + self.columns.log_det(self.bijection.forward(variables))
 
 
 class Latent(Denoiser):
@@ -156,9 +162,14 @@ class Conditional(Posterior):
     def _draw(
         self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]
     ) -> Float[Tensor, "observations n dim"]:
-        condition = self._condition(x, n)
-        z = self.sampler.sample(self._denoiser, SampleNoise(seeds, n), condition=condition)
-        return self._wanted.inverse(z[:, : self.dim]).float().reshape(len(x), n, self.dim)
+        condition, size = self._condition(x, n), len(self._denoiser.where)
+        sampler = self.sampler.choose(self._denoiser)
+        top = float(sampler.levels.within(self._denoiser.sigma_min, self._denoiser.sigma_max).sigmas().max())
+        noise = SampleNoise(seeds, n).draw((size,)).to(self.device)
+        # From the denoiser's mean at σ_max, not from zero: else the mean of samples is short by |mean|/σ_max.
+        centre = self._denoiser(torch.zeros_like(noise), top, condition)
+        z = sampler.sample(self._denoiser, noise=noise + centre / top, condition=condition)
+        return self._wanted.inverse(z[:, : self.dim]).reshape(len(x), n, self.dim)
 
     def _density(
         self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
