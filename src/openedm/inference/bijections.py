@@ -26,8 +26,8 @@ class Bijection(Choice):
     """An increasing map of each coordinate's interval onto R; the arithmetic is in float64.
 
     >>> unbound = Bijection(low=(0.0, -math.inf), high=(2.0, math.inf))
-    >>> unbound.forward(torch.tensor([1.0, 3.0]))
-    tensor([0., 3.])
+    >>> unbound.forward(torch.tensor([1.5, 3.0]))
+    tensor([0.6745, 3.0000])
 
     Args:
         low: lower ends, one a coordinate; −inf where there is none.

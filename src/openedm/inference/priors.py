@@ -99,7 +99,8 @@ def as_prior(prior: Any, names: Sequence[str] | None = None) -> Prior | None:
         parts = [_from_torch(p, None) if isinstance(p, Distribution) else p for p in prior]
         return Independent(parts)
     if isinstance(prior, list | tuple) and len(prior) == 2:
-        return Box(prior[0], prior[1], names)
+        low, high = (torch.as_tensor(end, dtype=torch.float64).flatten().tolist() for end in prior)
+        return Box(low, high, names)
     raise TypeError(
         "prior must be a Prior, a torch distribution, a list of them, a pair (low, high) or None, "
         f"got {type(prior).__name__}"
@@ -203,14 +204,13 @@ def _rebuild(form: Mapping[str, Any]) -> Distribution:
     name = form.get("name")
     if name == "Independent":
         return torch_distributions.Independent(_rebuild(form["base"]), int(form["count"]))
-    if name not in torch_distributions.__all__ or not isinstance(cls := getattr(torch_distributions, name), type):
+    cls: Any = getattr(torch_distributions, name) if name in torch_distributions.__all__ else None
+    known = isinstance(cls, type) and cls is not Distribution and Distribution in cls.__mro__
+    if not known:
         raise ValueError(f"distribution name must be one of torch.distributions, got {name!r}")
-    values = {
-        key: torch.tensor(stored["value"], dtype=_DTYPES[stored["dtype"]]) for key, stored in form["parameters"].items()
-    }
-    found = cls(**values)
-    if not isinstance(found, Distribution):
-        raise ValueError(f"distribution name must be one of torch.distributions, got {name!r}")
+    stored = form["parameters"].items()
+    found = cls(**{key: torch.tensor(entry["value"], dtype=_DTYPES[entry["dtype"]]) for key, entry in stored})
+    assert isinstance(found, Distribution)
     return found
 
 
