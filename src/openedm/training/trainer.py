@@ -218,7 +218,7 @@ class Trainer:
             condition = None
             if given is not None and (self.model.num_classes or self.model.condition_shape is not None):
                 condition = given.to(device, non_blocking=True)
-                if self.model.num_classes:
+                if hidden is not None:
                     condition = condition.masked_fill(hidden[rows], -1)
             synchronise = round_ == options.accumulate - 1
             with nullcontext() if synchronise else accelerator.no_sync(self._wrapped):
@@ -227,23 +227,27 @@ class Trainer:
                 # Not accelerator.backward, which divides by a number that an environment variable may set.
                 (loss.total.sum() * (processes / options.batch_size)).backward()
             total += loss.weighted.sum() / options.batch_size
-        norm = torch.nn.utils.get_total_norm(p.grad for p in self._parameters if p.grad is not None)
+        # torch.nn.utils.get_total_norm, less its sorting of gradients by device: these are on one.
+        norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
+        norm = torch.linalg.vector_norm(torch.stack(norms))
         if options.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, options.clip_norm, norm)
         mean = total if processes == 1 else accelerator.reduce(total, reduction="sum")
         loss_value, norm_value = torch.stack([mean, norm.to(mean.dtype)]).tolist()  # the step's one synchronisation
         return loss_value, norm_value
 
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor]:
-        """Noise levels, noise and hidden labels of the whole batch of this step, alike on every process."""
+    def _draw(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Noise levels, noise and which labels are hidden in this step, of the whole batch, alike on every process."""
         options, device = self.options, self.accelerator.device
         host = generator(torch.device("cpu"), options.seed, LEVELS, self.state.step)
         sigma = self.objective.noise.sample(options.batch_size, host, stratified=self.objective.stratified)
-        hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout
+        hidden = None
+        if options.label_dropout > 0:
+            hidden = (torch.rand(options.batch_size, generator=host) < options.label_dropout).to(device)
         random = generator(device, options.seed, NOISE, self.state.step)
         noise = torch.randn(options.batch_size, *self.model.event_shape, generator=random, device=device)
         has_float64 = device.type != "mps"
-        return (sigma.to(device) if has_float64 else sigma), noise, hidden.to(device)
+        return (sigma.to(device) if has_float64 else sigma), noise, hidden
 
     def _update(self, loss: float, norm: float) -> float:
         """Adam and the average, unless loss or gradient is not finite; returns the learning rate."""
