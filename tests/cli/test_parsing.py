@@ -14,7 +14,7 @@ from jsonargparse import ArgumentError
 
 from openedm import levels, objective, schedules
 from openedm.choices import Choice
-from openedm.cli.main import COMMANDS
+from openedm.cli.main import COMMANDS, GROUPS
 from openedm.cli.parsing import dump, explain, parse
 from openedm.cli.sample import sample
 from openedm.cli.train import train
@@ -294,8 +294,9 @@ def test_a_config_file_that_makes_no_sense_is_an_error(content, tmp_path):
 def test_every_argument_of_every_command_is_described():
     import importlib
 
-    for name in COMMANDS:
-        command = getattr(importlib.import_module(f"openedm.cli.{name}"), name)
+    paths = [name for name in COMMANDS if name not in GROUPS] + [f"{g}.{name}" for g in GROUPS for name in GROUPS[g]]
+    for path in paths:
+        command = getattr(importlib.import_module(f"openedm.cli.{path}"), path.rpartition(".")[2])
         assert command.__doc__
         described = command.__doc__.partition("Args:")[2]
         for argument in get_type_hints(command).keys() - {"return"}:

@@ -1,0 +1,113 @@
+"""What the inference commands share of their arguments: tasks, settings, outputs."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from openedm.choices import from_config, to_config
+from openedm.inference import tasks
+from openedm.inference.settings import Settings
+from openedm.inference.tasks import Task
+
+
+def tasks_of(names: str) -> list[Task]:
+    """The benchmark tasks of a list such as "slcp,two_moons", or "all".
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    return [tasks.get(name.strip()) for name in (tasks.names() if names == "all" else names.split(","))]
+
+
+def gathered(arguments: Sequence[str]) -> list[str]:
+    """The arguments with all of `--settings.a.b value` as one `--settings {"a": {"b": value}}`."""
+    others: list[str] = []
+    fields: dict[str, Any] = {}
+    rest = iter(arguments)
+    for argument in rest:
+        if not argument.startswith("--settings."):
+            others.append(argument)
+            continue
+        key, equals, text = argument.removeprefix("--settings.").partition("=")
+        *groups, last = key.split(".")
+        place = fields
+        for group in groups:
+            inner = place.get(group)
+            place[group] = inner if isinstance(inner, dict) else {} if inner is None else {"class_path": inner}
+            place = place[group]
+        place[last] = _loaded(text if equals else next(rest, "null"))
+    return [*others, f"--settings={json.dumps(fields)}"] if fields else others
+
+
+def settings_of(text: str | None, simulations: int, dim: int, x_shape: tuple[int, ...]) -> Settings | None:
+    """The rule's settings with some changed; None without changes.
+
+    Args:
+        text: fields of `Settings` as YAML, nested ones as mappings, or a file of it; a field that is another class, as
+            its name or {"class_path": …, …}.
+        simulations: how many there are.
+        dim: number of parameters.
+        x_shape: shape of one observation.
+
+    Raises:
+        ValueError: it is no such mapping, a name is not known, or a value is out of its range.
+    """
+    if text is None:
+        return None
+    changes = _loaded(Path(text).read_text(encoding="utf-8") if text.endswith((".yaml", ".yml", ".json")) else text)
+    if not isinstance(changes, dict):
+        raise ValueError(f"settings must be a mapping of fields to values, or a YAML file of one, got {text!r}")
+    rule = to_config(Settings.of(simulations, dim, x_shape))
+    try:
+        return from_config(Settings, _changed(rule, changes))
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"settings: {error}") from error
+
+
+def _loaded(text: str) -> Any:
+    try:
+        return yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"settings must be YAML: {' '.join(str(error).split())}") from error
+
+
+def _changed(config: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+    """A choice's plain form with other values; another class starts from its own defaults."""
+    changes = dict(changes)
+    path, given = changes.pop("class_path", config["class_path"]), changes.pop("init_args", {})
+    same = path in (config["class_path"], config["class_path"].rpartition(".")[2])
+    own = dict(config["init_args"]) if same else {}
+    for name, value in {**given, **changes}.items():
+        inner = own.get(name)
+        if isinstance(inner, dict) and isinstance(value, str | dict):
+            own[name] = _changed(inner, {"class_path": value} if isinstance(value, str) else value)
+        else:
+            own[name] = _number(name, value) if isinstance(inner, float | int) else value
+    return {"class_path": config["class_path"] if same else path, "init_args": own}
+
+
+def _number(name: str, value: Any) -> Any:
+    """The value; YAML takes 1e-3 for a text."""
+    try:
+        return float(value) if isinstance(value, str) else value
+    except ValueError as error:
+        raise ValueError(f"{name} must be a number, got {value!r}") from error
+
+
+def new_file(name: str, path: str | None, suffixes: tuple[str, ...]) -> Path | None:
+    """The file to write, checked before any work.
+
+    Raises:
+        ValueError: it exists, or ends in something else.
+    """
+    if path is None:
+        return None
+    target = Path(path)
+    if target.suffix not in suffixes:
+        raise ValueError(f"{name} must end in {' or '.join(suffixes)}, got {path!r}")
+    if target.exists():
+        raise ValueError(f"{name}={path} exists already: a file is never overwritten, choose another name")
+    return target
