@@ -359,7 +359,7 @@ def _refined_gains(
     posterior: DenoiserPosterior, theta: Tensor, x: Tensor, scores: Tensor, progress: Progress | None
 ) -> list[float]:
     """For each held-out simulation ln π(θ | x) − ln q(θ | x), π being prior × learned likelihood, normalised."""
-    draws = 128
+    draws = 64
     samples = posterior.sample(x, draws, seed=1)
     proposal = posterior.log_prob(samples, x)
     y = posterior.parts.data.forward(x)

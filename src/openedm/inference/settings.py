@@ -54,7 +54,7 @@ class Settings(Choice):
     refinement: Refinement | None = Refinement()
     held_out: float = 0.1
     reduce_above: int = 32
-    judged: int = 200
+    judged: int = 128
 
     def __post_init__(self) -> None:
         for name in ("members", "images", "passes", "batch_size", "pool", "reduce_above", "judged"):
