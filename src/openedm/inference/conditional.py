@@ -13,7 +13,6 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
 from openedm.inference.bijections import Bijection
 from openedm.inference.draws import SampleNoise
@@ -25,7 +24,7 @@ from openedm.sampling import Auto
 
 
 @dataclass(frozen=True)
-class Coordinates(Choice):
+class Coordinates:
     """The unbounded coordinates of mean 0 and standard deviation 1 in which variables are learned.
 
     Args:

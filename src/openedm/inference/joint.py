@@ -24,7 +24,7 @@ from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, Coordinates
 from openedm.inference.masks import JointModel, MaskedData, Masks
 from openedm.inference.priors import Prior, as_prior, prior_from_config, prior_to_config
-from openedm.inference.transforms import constant_columns
+from openedm.inference.transforms import Columns, constant_columns
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer, Network
 from openedm.objective import EDM, LogNormal, Objective
@@ -159,7 +159,8 @@ class Joint:
             "x_shape": list(self.x_shape),
             "names": list(self.names),
             "prior": None if self.prior is None else prior_to_config(self.prior),
-            "coordinates": to_config(self.coordinates),
+            "bijection": to_config(self.coordinates.bijection),
+            "columns": to_config(self.coordinates.columns),
             "sampler": to_config(self.sampler),
             "density": to_config(self.density),
         }
@@ -196,7 +197,7 @@ class Joint:
             return cls(
                 denoiser,
                 model,
-                from_config(Coordinates, content["coordinates"]),
+                Coordinates(from_config(Bijection, content["bijection"]), from_config(Columns, content["columns"])),
                 int(content["dim"]),
                 content["x_shape"],
                 prior=prior,
