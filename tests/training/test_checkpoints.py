@@ -115,7 +115,7 @@ def test_a_checkpoint_is_never_overwritten(tmp_path):
     assert (path / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("function", ["_write_tensors", "_write_json", "_synchronise"])
+@pytest.mark.parametrize("function", ["write_tensors", "write_json", "_synchronise"])
 def test_a_write_that_fails_leaves_nothing_behind_and_earlier_checkpoints_as_they_were(
     function, trainer, tmp_path, monkeypatch
 ):
@@ -123,7 +123,7 @@ def test_a_write_that_fails_leaves_nothing_behind_and_earlier_checkpoints_as_the
     original, calls = getattr(checkpoints, function), count(1)
 
     def fails_the_fourth_time(*arguments):
-        if next(calls) == {"_write_tensors": 4, "_write_json": 4, "_synchronise": 3}[function]:
+        if next(calls) == {"write_tensors": 4, "write_json": 4, "_synchronise": 3}[function]:
             raise OSError("No space left on device")
         original(*arguments)
 

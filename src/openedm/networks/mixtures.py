@@ -49,6 +49,7 @@ class ConditionalMixture(nn.Module):
         for name, count in {**counts, "width": width, "num_blocks": num_blocks}.items():
             checks.at_least(name, count, 1)
         self.condition_dim, self.dim, self.members, self.components = condition_dim, dim, members, components
+        self.width, self.num_blocks = width, num_blocks
         outputs = components * (1 + dim + dim * (dim + 1) // 2)
         self.layer_in = _Linear(members, condition_dim, width)
         self.blocks = nn.ModuleList(_Block(members, width) for _ in range(num_blocks))

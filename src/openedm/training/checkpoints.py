@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
@@ -49,17 +50,28 @@ def save_checkpoint(
     Raises:
         ValueError: `path` exists; nothing that was saved is overwritten.
     """
+    with new_folder(path) as temporary:
+        write_json(temporary / "config.json", {"format": FORMAT, "model": to_config(model)})
+        write_tensors(temporary / "model.safetensors", weights)
+        if training is not None:
+            write_tensors(temporary / "training.safetensors", training[0])
+            write_json(temporary / "training.json", dict(training[1]))
+
+
+@contextmanager
+def new_folder(path: Path, what: str = "a checkpoint") -> Iterator[Path]:
+    """A folder under a temporary name; it gets the name `path`, durably, at the end of a block that does not fail.
+
+    Raises:
+        ValueError: `path` exists; says that `what` is never overwritten.
+    """
     if path.exists():
-        raise ValueError(f"{path} exists already: a checkpoint is never overwritten")
+        raise ValueError(f"{path} exists already: {what} is never overwritten")
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
     shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number, too
     temporary.mkdir(parents=True)
     try:
-        _write_json(temporary / "config.json", {"format": FORMAT, "model": to_config(model)})
-        _write_tensors(temporary / "model.safetensors", weights)
-        if training is not None:
-            _write_tensors(temporary / "training.safetensors", training[0])
-            _write_json(temporary / "training.json", dict(training[1]))
+        yield temporary
         _synchronise(temporary)
         os.replace(temporary, path)
         _synchronise(path.parent)
@@ -86,7 +98,7 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> P
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {error}") from error
     if weights == "raw":
-        tensors = part_of(_read_tensors(folder / "training.safetensors"), "network")
+        tensors = part_of(read_tensors(folder / "training.safetensors"), "network")
     else:
         tensors = read_weights(folder)
     load_weights(denoiser.network, tensors, folder)
@@ -128,7 +140,7 @@ def read_model(folder: Path) -> Model:
     Raises:
         ValueError: the file is missing, is no JSON, has another format or describes something unknown.
     """
-    config = _read_json(folder / "config.json")
+    config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
         raise ValueError(f"{folder / 'config.json'}: format must be {FORMAT!r}, got {config.get('format')!r}")
     try:
@@ -143,7 +155,7 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     Raises:
         ValueError: the file is missing or damaged.
     """
-    return _read_tensors(folder / "model.safetensors")
+    return read_tensors(folder / "model.safetensors")
 
 
 def read_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -152,7 +164,7 @@ def read_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     Raises:
         ValueError: the checkpoint holds none, or its files are damaged.
     """
-    return _read_tensors(folder / "training.safetensors"), read_progress(folder)
+    return read_tensors(folder / "training.safetensors"), read_progress(folder)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:
@@ -161,7 +173,7 @@ def read_progress(folder: Path) -> dict[str, Any]:
     Raises:
         ValueError: the checkpoint holds none, or the file is damaged.
     """
-    return _read_json(folder / "training.json")
+    return read_json(folder / "training.json")
 
 
 def list_checkpoints(run: Path) -> list[Path]:
@@ -195,22 +207,34 @@ def find_checkpoint(path: str | Path) -> Path:
     return found[-1]
 
 
-def _write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors."""
     save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON."""
     path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
     try:
         return load_file(path)
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def _read_json(path: Path) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: the file is missing, damaged or holds something else.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
