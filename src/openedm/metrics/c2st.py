@@ -200,5 +200,7 @@ def _check(samples: Tensor, reference: Tensor, folds: int) -> None:
             "samples and reference must have one shape, so that 0.5 is indistinguishable, "
             f"got {tuple(samples.shape)} and {tuple(reference.shape)}"
         )
+    if samples.device != reference.device:
+        raise ValueError(f"samples and reference must lie on one device, got {samples.device} and {reference.device}")
     if len(samples) < folds:
         raise ValueError(f"samples must be at least as many as folds, {folds}, got {len(samples)}")
