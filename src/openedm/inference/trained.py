@@ -9,6 +9,7 @@ about N(0, I), where denoisers are easy to learn and samplers make the least err
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -144,6 +145,19 @@ class DenoiserPosterior(Posterior):
             likelihood=self.likelihood,
             report=self.report,
         )
+
+    def save(self, path: str | Path) -> None:
+        """Write the posterior to a new folder; see `files.save`."""
+        from openedm.inference import files
+
+        files.save(self, path)
+
+    @staticmethod
+    def load(path: str | Path, device: torch.device | str = "cpu") -> "DenoiserPosterior":
+        """The posterior that was saved there; see `files.load`."""
+        from openedm.inference import files
+
+        return files.load(path, device)
 
     def _with(self, parts: Parts) -> "DenoiserPosterior":
         return DenoiserPosterior(

@@ -5,10 +5,9 @@ import math
 import os
 import statistics
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
-
-import torch
 
 from openedm import checks
 from openedm.cli.inference.choosing import gathered, new_file, settings_of, tasks_of
@@ -126,11 +125,11 @@ def _scored(posterior: DenoiserPosterior, known: Observations, seed: int, stages
     scores, seconds, plain_scores, plain_seconds = [], [], [], []
     n = known.reference.shape[1]
     for i, (x, reference) in enumerate(zip(known.x, known.reference, strict=True)):
-        samples, took = timed(lambda x=x: posterior.sample(x, n, seed=seed))
+        samples, took = timed(partial(posterior.sample, x, n, seed=seed))
         seconds.append(took)
         scores.append(c2st(samples, reference))
         if posterior.refined:
-            samples, took = timed(lambda x=x: posterior.plain().sample(x, n, seed=seed))
+            samples, took = timed(partial(posterior.plain().sample, x, n, seed=seed))
             plain_scores.append(c2st(samples, reference))
         plain_seconds.append(took)
         stages("scoring", (i + 1) / len(known.x))
