@@ -106,13 +106,13 @@ class DataMap:
             return (self.reduction.shape[1],)
         return (len(self.keep),) if self.vector else self.x_shape
 
-    def forward(self, x: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows *event"]:
+    def forward(self, x: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows *y"]:
         """y, float32."""
         if not self.vector:
             return self.columns.forward(x[..., None])[..., 0].float()
         return self._reduced(self.columns.forward(x[:, list(self.keep)]))
 
-    def spread(self, x: Float[Tensor, "rows columns"], seed: int) -> Float[Tensor, "rows columns"]:
+    def spread(self, x: Float[Tensor, "rows columns"], seed: int) -> Float[Tensor, "rows kept"]:
         """y of x with uniform noise in ±½ on counts, so that they have a density."""
         kept = x[:, list(self.keep)]
         noise = torch.rand(kept.shape, generator=torch.Generator().manual_seed(seed)).to(kept) - 0.5

@@ -103,8 +103,8 @@ class Modulation(nn.Module):
         super().__init__()
         self.map = Linear(embedding_channels, 2 * width, init=INIT)
 
-    def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "batch e"]) -> Float[Tensor, "batch width"]:
-        """The modulated h."""
+    def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "#batch e"]) -> Float[Tensor, "batch width"]:
+        """The modulated h; one row of e serves all."""
         scale, shift = self.map(e).chunk(2, dim=1)
         modulated: Tensor = h * (1 + scale) + shift
         return modulated
@@ -119,7 +119,7 @@ class ModulatedBlock(nn.Module):
         self.layer0 = Linear(width, width, init=INIT)
         self.layer1 = Linear(width, width, init=ZERO)
 
-    def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "batch e"]) -> Float[Tensor, "batch width"]:
+    def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "#batch e"]) -> Float[Tensor, "batch width"]:
         """The block's output."""
         branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(self.modulation(h, e)))))
         return h + branch
