@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from openedm import checks
-from openedm.cli.inference.choosing import gathered, new_file, settings_of, tasks_of
+from openedm.cli.inference.choosing import FRESH, gathered, new_file, settings_of, tasks_of
 from openedm.cli.inference.progress import Stages
 from openedm.cli.inference.reporting import machine, peak_mib, table, timed
 from openedm.data.files import replacing
@@ -24,9 +24,6 @@ from openedm.metrics import c2st
 
 spelled_out = gathered
 
-FRESH = 2**31
-"""Seeds of simulations that took no part in fitting are so much larger."""
-
 
 def benchmark(
     task: str = "all",
@@ -39,6 +36,7 @@ def benchmark(
     calibration_samples: int = 200,
     settings: str | None = None,
     out: str | None = None,
+    posteriors: str | None = None,
 ) -> None:
     """Simulate, fit, sample and score on the benchmark tasks of sbibm (Lueckmann et al. 2021).
 
@@ -58,6 +56,7 @@ def benchmark(
         settings: what is to differ from the rule by which a fit is made, such as --settings.images 1000000; or a YAML
             file of such fields.
         out: a JSON file for all numbers, with versions and machine; renewed after each task.
+        posteriors: a folder to keep the posteriors in, one folder a task.
     """
     chosen, target, folder = tasks_of(task), new_file("out", out, (".json",)), _folder(observations)
     for name, value in (("simulations", simulations), ("num_samples", num_samples), ("first", first)):
@@ -67,6 +66,8 @@ def benchmark(
         checks.at_least("calibration", calibration, 20)
     known = {one.name: _taken(read_observations(one.name, folder), first, num_samples) for one in chosen}
     for one in chosen:
+        if posteriors is not None and (Path(posteriors) / one.name).exists():
+            raise ValueError(f"posteriors: {Path(posteriors) / one.name} exists already and is never overwritten")
         settings_of(settings, simulations, one.dim, one.x_shape)
     content: dict[str, Any] = {"machine": machine(), "seed": seed, "simulations": simulations, "tasks": []}
     rows: list[dict[str, Any]] = content["tasks"]
@@ -74,6 +75,8 @@ def benchmark(
         for one in chosen:
             with Stages() as stages:
                 row, posterior = _fitted(one, simulations, seed, settings, stages)
+                if posteriors is not None:
+                    posterior.save(Path(posteriors) / one.name)
                 row |= _scored(posterior, known[one.name], seed, stages)
                 if calibration:
                     row |= _calibrated(posterior, one, calibration, calibration_samples, seed, stages)

@@ -12,6 +12,9 @@ from openedm.inference import tasks
 from openedm.inference.settings import Settings
 from openedm.inference.tasks import Task
 
+FRESH = 2**31
+"""Seeds of simulations that took no part in fitting are so much larger."""
+
 
 def tasks_of(names: str) -> list[Task]:
     """The benchmark tasks of a list such as "slcp,two_moons", or "all".

@@ -1,0 +1,38 @@
+"""`openedm inference log_prob`: log-densities of parameters under a posterior."""
+
+from openedm.cli.inference.choosing import new_file
+from openedm.cli.inference.reading import numbers_of, observation_of
+from openedm.cli.reporting import save_array
+from openedm.inference.files import load
+
+
+def log_prob(
+    posterior: str,
+    x: str | None = None,
+    theta: str | None = None,
+    plain: bool = False,
+    out: str | None = None,
+    device: str = "cpu",
+) -> None:
+    """Log-densities of parameters under a posterior, in nats.
+
+    Prints one number a line; minus infinity outside the prior's support.
+
+    Args:
+        posterior: the folder that `openedm inference fit` made.
+        x: the observation, numbers with commas between, --x=-1.0,2.0; or a .npy file.
+        theta: the parameters, numbers with commas between; or a .npy file of one (d,) or many (n, d).
+        plain: leave refinement out.
+        out: write the numbers into this .npy file instead of printing them.
+        device: where to compute, cpu or cuda.
+    """
+    target = new_file("out", out, (".npy",))
+    fitted = load(posterior, device)
+    observed, points = observation_of(x, fitted), numbers_of("theta", theta)
+    values = (fitted.plain() if plain else fitted).log_prob(points, observed).detach().cpu()
+    if target is None:
+        print("\n".join(f"{value:.6g}" for value in values.flatten().tolist()))
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    save_array(values, target)
+    print(f"{values.numel()} log-densities: {out}")

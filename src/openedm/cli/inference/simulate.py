@@ -1,0 +1,81 @@
+"""`openedm inference simulate`: draw parameters from a prior and run a simulator, into a store."""
+
+import sys
+from typing import Any, Literal
+
+from tqdm.auto import tqdm
+
+from openedm.cli.inference.reading import TaskSimulator, simulator_of, task_of
+from openedm.inference import simulation
+from openedm.inference.priors import Prior
+from openedm.inference.store import Store
+
+
+def simulate(
+    store: str,
+    num: int = 10_000,
+    simulator: str | None = None,
+    prior: Prior | None = None,
+    task: str | None = None,
+    seed: int = 0,
+    batched: bool = False,
+    batch_size: int | None = None,
+    workers: int | None = None,
+    arrays: Literal["torch", "numpy"] = "torch",
+    retry_failures: bool = False,
+) -> None:
+    """Draw parameters from a prior and run a simulator, into a store.
+
+    The simulator is your own function of the parameters, or that of a benchmark task. Your file is imported, so its
+    code runs. Simulations that fail are reported and the rest goes on. What is done is on the disk: after Ctrl-C, or to
+    have more, run the same command again.
+
+    Args:
+        store: the folder for the simulations; a new one, or one to go on with.
+        num: how many simulations it shall hold.
+        simulator: your function, as file.py:function. It takes parameters (d,) and returns data; an argument `seed`
+            gets the simulation's seed.
+        prior: of the parameters, such as --prior Box --prior.low [0,0] --prior.high [1,5]; the task's with a task.
+        task: a benchmark task, such as slcp, instead of simulator and prior.
+        seed: of everything random.
+        batched: whether the function takes many parameters (b, d) at once.
+        batch_size: how many simulations a process gets at a time.
+        workers: how many processes; -1 for one a core.
+        arrays: what the function gets, torch tensors or numpy arrays.
+        retry_failures: whether simulations that failed before are tried again.
+    """
+    known = task_of(task)
+    if known is not None and (simulator is not None or prior is not None or batched):
+        raise ValueError("task must not be given with simulator, prior or batched: it has its own")
+    if known is None and (simulator is None or prior is None):
+        raise ValueError("simulator and prior must be given, or a task")
+    function: Any = TaskSimulator(known) if known is not None else simulator_of(str(simulator))
+    pause = 0.5 if sys.stderr.isatty() else 15.0
+    with tqdm(total=num, unit="sim", mininterval=pause) as bar:
+
+        def show(progress: simulation.SimulationProgress) -> None:
+            if progress.failed:
+                bar.set_postfix(failed=progress.failed, refresh=False)
+            bar.update(progress.done + progress.failed - bar.n)
+
+        try:
+            found = simulation.simulate(
+                function,
+                prior if known is None else known.prior,
+                num,
+                seed=seed,
+                batched=batched or known is not None,
+                batch_size=batch_size,
+                workers=workers,
+                arrays=arrays,
+                store=store,
+                retry_failures=retry_failures,
+                progress=show,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command goes on")
+            raise
+    print(f"{len(found)} simulations, x of shape {tuple(found.x.shape[1:])}: {store}")
+    if found.failures:
+        print(f"{len(found.failures)} failed; the first: {found.failures[0]}")
