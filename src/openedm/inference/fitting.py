@@ -345,11 +345,12 @@ def _best(
     name = max(means, key=lambda name: means[name] if math.isfinite(means[name]) else -math.inf)
     emulated = candidates.get("emulator")
     if emulated is not None and settings.refinement is not None and data.prior is not None:
-        gains = _refined_gains(emulated, theta, x, scores[name], progress)
+        gains, share = _refined_gains(emulated, theta, x, scores[name], progress)
         report["held_out_gain_of_refinement"] = sum(gains) / len(gains)
         if choose(gains):
-            report["chosen"] = "emulator, refined"
-            refined = replace(emulated.parts, refinement=settings.refinement)
+            refinement = settings.refinement.for_share(share)
+            report["chosen"] = f"emulator, refined by {refinement.num_steps} steps"
+            refined = replace(emulated.parts, refinement=refinement)
             return DenoiserPosterior(refined, prior=data.prior, names=emulated.names, report=report)
     report["chosen"] = name
     return candidates[name]
@@ -357,20 +358,24 @@ def _best(
 
 def _refined_gains(
     posterior: DenoiserPosterior, theta: Tensor, x: Tensor, scores: Tensor, progress: Progress | None
-) -> list[float]:
-    """For each held-out simulation ln π(θ | x) − ln q(θ | x), π being prior × learned likelihood, normalised."""
+) -> tuple[list[float], float]:
+    """For each held-out simulation ln π(θ | x) − ln q(θ | x), π being prior × learned likelihood, normalised.
+
+    And the median share of samples that are effective when q is weighted to become π.
+    """
     draws = 64
     samples = posterior.sample(x, draws, seed=1)
     proposal = posterior.log_prob(samples, x)
     y = posterior.parts.data.forward(x)
-    gains = []
+    gains, shares = [], []
     for i in range(len(x)):
-        total, _ = evidence(posterior._target_of_theta(samples[i], y[i]), proposal[i])
+        total, share = evidence(posterior._target_of_theta(samples[i], y[i]), proposal[i])
         value = float(posterior._target_of_theta(theta[i : i + 1], y[i])[0])
         gains.append(value - total - float(scores[i]))
+        shares.append(share)
         if progress is not None:
             progress("judging", (i + 1) / len(x))
-    return gains
+    return gains, float(torch.tensor(shares).median())
 
 
 def _timed(report: dict[str, Any], name: str, work: Callable[[], DenoiserPosterior]) -> DenoiserPosterior:

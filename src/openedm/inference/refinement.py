@@ -11,7 +11,7 @@ told by importance sampling (`evidence`).
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float
@@ -29,19 +29,23 @@ class Refinement(Choice):
     """Markov chains that refine posterior samples.
 
     Args:
-        num_steps: of each chain, ≥ 1.
+        num_steps: of each chain, ≥ 1; in `fit`, where its start is far from its target.
         num_pilots: samples that proposals are made from, ≥ 2.
 
     Raises:
         ValueError: a count is out of its range.
     """
 
-    num_steps: int = 40
+    num_steps: int = 60
     num_pilots: int = 512
 
     def __post_init__(self) -> None:
         checks.at_least("num_steps", self.num_steps, 1)
         checks.at_least("num_pilots", self.num_pilots, 2)
+
+    def for_share(self, share: float) -> "Refinement":
+        """The same with as many steps as starts need of which `share` are effective: from all at 0 to a sixth at 1."""
+        return replace(self, num_steps=max(1, round(self.num_steps * (1 - share + share / 6))))
 
     def run(
         self,

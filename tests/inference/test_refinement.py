@@ -1,0 +1,59 @@
+"""Refinement: chains come to their target; each is a function of its own seed."""
+
+import pytest
+import torch
+
+from openedm.inference.refinement import Refinement, choose, evidence
+
+
+def log_normal(mean: float, std: float):
+    return lambda u: -0.5 * ((u - mean) / std).square().sum(-1)
+
+
+def test_chains_come_to_their_target_from_a_wrong_start() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start = 0.7 + 1.5 * torch.randn(20_000, 2, generator=generator)
+    pilots = 0.7 + 1.5 * torch.randn(512, 2, generator=generator)
+    moved = Refinement(num_steps=60).run(start, pilots, log_normal(0.0, 1.0), seed=3)
+    assert (moved.mean(0).abs() < 0.04).all()
+    torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.04, rtol=0)
+
+
+def test_a_right_start_stays_right() -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, pilots = torch.randn(20_000, 2, generator=generator), torch.randn(512, 2, generator=generator)
+    moved = Refinement(num_steps=20).run(start, pilots, log_normal(0.0, 1.0), seed=3)
+    torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.03, rtol=0)
+    assert not torch.equal(moved, start)
+
+
+def test_a_chain_does_not_depend_on_the_others() -> None:
+    start, pilots = torch.randn(100, 2), torch.randn(16, 2)
+    many = Refinement(num_steps=5).run(start, pilots, log_normal(0.0, 1.0), seed=3)
+    few = Refinement(num_steps=5).run(start[:7], pilots, log_normal(0.0, 1.0), seed=3)
+    torch.testing.assert_close(many[:7], few)
+
+
+def test_the_evidence_of_a_gaussian_is_its_integral() -> None:
+    u = 1.3 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    proposal = torch.distributions.Normal(0.0, 1.3).log_prob(u)[:, 0]
+    total, share = evidence(log_normal(0.0, 1.0)(u), proposal)
+    assert total == pytest.approx(0.5 * torch.log(torch.tensor(2 * torch.pi)).item(), abs=0.01)
+    assert 0.5 < share < 1
+
+
+def test_refinement_is_chosen_only_where_its_gain_is_certain() -> None:
+    assert choose([0.5, 0.6, 0.4, 0.5])
+    assert not choose([0.5, -0.6, 0.4, -0.5])
+    assert not choose([-0.5, -0.6])
+    assert not choose([float("nan")] * 5)
+
+
+def test_starts_that_are_effective_need_fewer_steps() -> None:
+    assert Refinement(num_steps=60).for_share(0.0).num_steps == 60
+    assert Refinement(num_steps=60).for_share(1.0).num_steps == 10
+
+
+def test_counts_are_checked() -> None:
+    with pytest.raises(ValueError, match="num_pilots must be >= 2, got 1"):
+        Refinement(num_pilots=1)
