@@ -9,8 +9,8 @@ both (`fitting`).
 
 import copy
 import math
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -31,8 +31,8 @@ class MixtureOptions(Choice):
 
     Args:
         members: of the ensemble.
-        components: numbers of Gaussians to try; where there are several, each is trained for `pilot_steps`, and the
-            one with the highest held-out likelihood goes on.
+        components: numbers of Gaussians to try; where there are several, one member of each is trained for
+            `pilot_steps`, and the number with the highest held-out likelihood is taken.
         width, num_blocks: sizes of each member.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
@@ -51,7 +51,7 @@ class MixtureOptions(Choice):
     width: int = 64
     num_blocks: int = 2
     steps: int = 5000
-    pilot_steps: int = 500
+    pilot_steps: int = 1000
     batch_size: int = 256
     learning_rate: float = 1e-3
     folds: int = 10
@@ -109,13 +109,38 @@ def fit_mixture(
     """
     if len(y) < 10 * options.folds:
         raise ValueError(f"rows must be at least {10 * options.folds}, ten a fold, got {len(y)}")
-    trials = options.components
-    if len(trials) > 1:
-        run = {k: _train(y, u, options, k, seed, held_out, options.pilot_steps, None) for k in trials}
-        best = max(run, key=lambda k: run[k].log_prob)
+    if len(options.components) > 1:
+        _, components = choose([(y, 0.0)], u, options, seed=seed)
     else:
-        best = trials[0]
-    return _train(y, u, options, best, seed, held_out, options.steps, progress)
+        components = options.components[0]
+    return _train(y, u, options, components, seed, held_out, options.steps, progress)
+
+
+def choose(
+    forms: Sequence[tuple[Float[Tensor, "rows dim"], float]],
+    u: Float[Tensor, "rows condition"],
+    options: MixtureOptions,
+    *,
+    seed: int = 0,
+) -> tuple[int, int]:
+    """Which form of the data a mixture fits best, and with how many components: by trials of one member each.
+
+    Args:
+        forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
+        u: what the mixture is told.
+        options: `components` are tried, for `pilot_steps`.
+        seed: as for `fit_mixture`.
+
+    Returns:
+        The number of the form, and of components.
+    """
+    alone = replace(options, members=1)
+    scores = {
+        (i, k): _train(y, u, alone, k, seed, None, options.pilot_steps, None).log_prob + volume
+        for i, (y, volume) in enumerate(forms)
+        for k in options.components
+    }
+    return max(scores, key=lambda trial: scores[trial])
 
 
 def _train(
@@ -188,7 +213,7 @@ class _Judge:
 
     @torch.no_grad()
     def __call__(self, mixture: ConditionalMixture) -> Tensor:
-        parts = zip(self.y.split(4096, 1), self.u.split(4096, 1), strict=True)
+        parts = zip(torch.split(self.y, 4096, 1), torch.split(self.u, 4096, 1), strict=True)
         return torch.cat([mixture.member_log_prob(y, u) for y, u in parts], 1).mean(1)
 
 

@@ -22,6 +22,7 @@ from openedm.inference.priors import prior_from_config, prior_to_config
 from openedm.inference.refinement import Refinement
 from openedm.inference.settings import Settings
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
+from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
@@ -61,6 +62,7 @@ def save(posterior: DenoiserPosterior, path: str | Path) -> None:
         "names": list(posterior.names),
         "parameters": to_config(parts.parameters),
         "data": parts.data.to_config(),
+        "target": None if parts.target is None else to_config(parts.target),
         "model": to_config(_model_of(members, posterior.report)),
         "members": len(members),
         "refinement": None if parts.refinement is None else to_config(parts.refinement),
@@ -112,6 +114,7 @@ def load(path: str | Path, device: torch.device | str = "cpu") -> DenoiserPoster
                 DataMap.from_config(config["data"], tensors.get("reduction")),
                 base=_moved(mixtures["base"], device),
                 emulator=_moved(mixtures["emulator"], device),
+                target=None if config["target"] is None else from_config(Columns, config["target"]),
                 refinement=None if config["refinement"] is None else from_config(Refinement, config["refinement"]),
             ),
             prior=None if config["prior"] is None else prior_from_config(config["prior"]),

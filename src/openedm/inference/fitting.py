@@ -25,13 +25,14 @@ from openedm.choices import to_config
 from openedm.data import Pairs
 from openedm.denoiser import Denoiser
 from openedm.inference.emulator import MixtureOptions, Progress, fit_mixture
+from openedm.inference.emulator import choose as choose_form
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Values
 from openedm.inference.priors import Prior, as_prior
 from openedm.inference.refinement import choose, evidence
 from openedm.inference.settings import Settings
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
-from openedm.inference.transforms import constant_columns, duplicated_columns, named
+from openedm.inference.transforms import Columns, constant_columns, duplicated_columns, named
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.preconditioning import EDM
@@ -117,9 +118,11 @@ def fit(
         raise ValueError("run must be given to resume")
     known = as_prior(prior, names)
     parameters, values = _checked(theta, x, known, on_nonfinite)
-    chosen = Settings.of(len(parameters), parameters.shape[1], tuple(values.shape[1:])) if settings is None else settings
+    chosen = (
+        Settings.of(len(parameters), parameters.shape[1], tuple(values.shape[1:])) if settings is None else settings
+    )
     if chosen.emulator is not None and values.ndim > 2:
-        raise ValueError(f"settings.emulator must be None for x of shape {tuple(values.shape[1:])}: it needs vectors")
+        raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
     data = _prepared(parameters, values, known, chosen, seed)
     work = _Work(chosen, seed, None if run is None else Path(run), resume, tuple(observers), progress)
     candidates: dict[str, DenoiserPosterior] = {}
@@ -193,14 +196,10 @@ def _prepared(theta: Tensor, x: Tensor, prior: Prior | None, settings: Settings,
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
     held, training = order[:count].sort().values, order[count:].sort().values
     bijection = None if prior is None else prior.bijection
-    return _Data(
-        theta, x, prior, ParameterMap.of(theta, bijection), DataMap.of(x[training], keep), training, held
-    )
+    return _Data(theta, x, prior, ParameterMap.of(theta, bijection), DataMap.of(x[training], keep), training, held)
 
 
-def _from_emulator(
-    data: _Data, work: _Work, names: Sequence[str] | None, report: dict[str, Any]
-) -> DenoiserPosterior:
+def _from_emulator(data: _Data, work: _Work, names: Sequence[str] | None, report: dict[str, Any]) -> DenoiserPosterior:
     """The candidate that learns from draws of an emulator."""
     settings = work.settings
     assert settings.emulator is not None
@@ -208,10 +207,20 @@ def _from_emulator(
     maps = data.data
     if len(maps.keep) > settings.reduce_above:
         maps = maps.reduced(x, data.parameters.forward(theta))
-    y, inputs = maps.spread(x, work.seed), data.parameters.inputs_of(theta)
-    fitted = fit_mixture(y, inputs, settings.emulator, seed=work.seed, progress=work.progress)
-    report["emulated"] = {"components": fitted.components, "log_prob": fitted.log_prob, "steps": fitted.steps}
+    kept, inputs = maps.jittered(x, work.seed), data.parameters.inputs_of(theta)
+    target, components = _target(maps, kept, inputs, settings.emulator, work.seed)
+    y = maps.of_kept(kept) if target is None else target.forward(kept).float()
+    chosen = replace(settings.emulator, components=(components,))
+    fitted = fit_mixture(y, inputs, chosen, seed=work.seed, progress=work.progress)
+    report["emulated"] = {
+        "components": components,
+        "columns": None if target is None else list(target.kinds),
+        "log_prob": fitted.log_prob,
+        "steps": fitted.steps,
+    }
     u, drawn = _pool(data, fitted.mixture, y, work)
+    if target is not None:
+        drawn = maps.of_kept(target.inverse(drawn))
     true_u = data.parameters.forward(data.theta[data.held]).float()
     true_y = maps.forward(data.x[data.held])
     base = _base(u, drawn, settings.base, work, (true_u, true_y))
@@ -220,8 +229,20 @@ def _from_emulator(
     denoiser = _denoiser(
         "emulated", Pairs(r[near], drawn[near]), Pairs(judged[near_too], true_y[near_too]), settings.images, 0, work
     )
-    parts = Parts(denoiser, data.parameters, maps, base, fitted.mixture)
+    parts = Parts(denoiser, data.parameters, maps, base, fitted.mixture, target)
     return DenoiserPosterior(parts, prior=data.prior, names=names, report=report)
+
+
+def _target(
+    maps: DataMap, kept: Tensor, inputs: Tensor, options: MixtureOptions, seed: int
+) -> tuple[Columns | None, int]:
+    """How the emulator is to see the data, bent or as they are, and its number of components: what fits best."""
+    if maps.reduction is not None:
+        return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
+    columns = list(dict.fromkeys([Columns.of(kept), Columns.of(kept, bend=False)]))
+    forms = [(c.forward(kept).float(), float(c.log_det(kept).mean())) for c in columns]
+    form, components = choose_form(forms, inputs, options, seed=seed)
+    return columns[form], components
 
 
 def _pool(data: _Data, mixture: ConditionalMixture, y: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
@@ -233,7 +254,7 @@ def _pool(data: _Data, mixture: ConditionalMixture, y: Tensor, work: _Work) -> t
         theta = data.theta[data.training[rows]]
     else:
         theta = data.prior.sample(size, work.seed + 1)
-    parts = [mixture.sample(data.parameters.inputs_of(part), generator) for part in theta.split(16_384)]
+    parts = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, 16_384)]
     low, high = y.min(0).values, y.max(0).values
     margin = 0.1 * (high - low)
     drawn = torch.minimum(torch.maximum(torch.cat(parts), low - margin), high + margin)
@@ -244,7 +265,9 @@ def _base(
     u: Tensor, y: Tensor, options: MixtureOptions, work: _Work, held_out: tuple[Tensor, Tensor]
 ) -> ConditionalMixture:
     """The conditional Gaussian q(u | y) that posteriors are whitened by."""
-    return fit_mixture(u, y, options, seed=work.seed, held_out=held_out, progress=_named(work.progress, "Gaussian")).mixture
+    return fit_mixture(
+        u, y, options, seed=work.seed, held_out=held_out, progress=_named(work.progress, "Gaussian")
+    ).mixture
 
 
 def _named(progress: Progress | None, name: str) -> Progress | None:
@@ -255,7 +278,7 @@ def _named(progress: Progress | None, name: str) -> Progress | None:
 def _whiten(base: ConditionalMixture, u: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
     """r = P(y)(u − μ(y)), and which rows are near."""
     rows = []
-    for ours, theirs in zip(u.split(16_384), y.split(16_384), strict=True):
+    for ours, theirs in zip(torch.split(u, 16_384), torch.split(y, 16_384), strict=True):
         _, means, factors, _ = base.parameters_of(theirs[None])
         rows.append(torch.matmul(factors[0, :, 0], (ours - means[0, :, 0])[..., None])[..., 0])
     r = torch.cat(rows)
@@ -304,9 +327,7 @@ def _denoiser(name: str, pairs: Pairs, held_out: Pairs, images: int, stop_after:
         )
         run = None if work.run is None else work.run / f"{name}-{member}"
         watching = (*work.observers, _Watch(name, images, work.progress)) if work.progress else work.observers
-        trainer = Trainer(
-            model, pairs, settings.objective, options, run=run, validation=held_out, observers=watching
-        )
+        trainer = Trainer(model, pairs, settings.objective, options, run=run, validation=held_out, observers=watching)
         if work.resume and run is not None and run.exists():
             trainer.resume()
         try:
@@ -366,11 +387,11 @@ def _refined_gains(
     draws = 64
     samples = posterior.sample(x, draws, seed=1)
     proposal = posterior.log_prob(samples, x)
-    y = posterior.parts.data.forward(x)
+    seen = posterior.parts.emulated(x)
     gains, shares = [], []
     for i in range(len(x)):
-        total, share = evidence(posterior._target_of_theta(samples[i], y[i]), proposal[i])
-        value = float(posterior._target_of_theta(theta[i : i + 1], y[i])[0])
+        total, share = evidence(posterior.joint_log_prob(samples[i], seen[i]), proposal[i])
+        value = float(posterior.joint_log_prob(theta[i : i + 1], seen[i])[0])
         gains.append(value - total - float(scores[i]))
         shares.append(share)
         if progress is not None:

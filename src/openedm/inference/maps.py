@@ -1,7 +1,7 @@
 """Where networks see parameters and data: bijection and standardisation of θ, standardisation and summaries of x.
 
-    θ → z = bijection(θ) → u = (z − m)/s,      ln p(θ) = ln p(u) + Σ ln |dz/dθ| − Σ ln s
-    x → y = columns(x), or least-squares estimates of (u, u²) from (y, y²) where x has many columns
+θ → z = bijection(θ) → u = (z − m)/s,      ln p(θ) = ln p(u) + Σ ln |dz/dθ| − Σ ln s
+x → y = columns(x), or least-squares estimates of (u, u²) from (y, y²) where x has many columns
 """
 
 import math
@@ -110,14 +110,17 @@ class DataMap:
         """y, float32."""
         if not self.vector:
             return self.columns.forward(x[..., None])[..., 0].float()
-        return self._reduced(self.columns.forward(x[:, list(self.keep)]))
+        return self.of_kept(x[:, list(self.keep)])
 
-    def spread(self, x: Float[Tensor, "rows columns"], seed: int) -> Float[Tensor, "rows kept"]:
-        """y of x with uniform noise in ±½ on counts, so that they have a density."""
-        kept = x[:, list(self.keep)]
+    def jittered(self, x: Float[Tensor, "rows columns"], seed: int) -> Float64[Tensor, "rows kept"]:
+        """The kept columns, with uniform noise in ±½ on counts, so that they have a density."""
+        kept = x[:, list(self.keep)].double()
         noise = torch.rand(kept.shape, generator=torch.Generator().manual_seed(seed)).to(kept) - 0.5
-        counts = torch.tensor(self.counts, device=kept.device)
-        return self._reduced(self.columns.forward(torch.where(counts, kept + noise, kept)))
+        return torch.where(torch.tensor(self.counts, device=kept.device), kept + noise, kept)
+
+    def of_kept(self, kept: Float[Tensor, "rows kept"]) -> Float[Tensor, "rows y"]:
+        """y of kept columns, float32."""
+        return self._reduced(self.columns.forward(kept))
 
     def reduced(self, x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> "DataMap":
         """The same map followed by the least-squares estimates of (u, u²) from (y, y²).
@@ -127,7 +130,6 @@ class DataMap:
         y = DataMap(self.x_shape, self.keep, self.columns, self.counts).forward(x)
         inputs, targets = _quadratic(y), torch.cat([u, u.square() - 1], 1).double()
         half = len(x) // 2
-        wanted = []
         first = _least_squares(inputs[:half], targets[:half])
         rest = targets[half:] - inputs[half:] @ first
         explained = 1 - rest.square().mean(0) / targets[half:].var(0)
@@ -165,4 +167,5 @@ def _quadratic(y: Tensor) -> Tensor:
 
 def _least_squares(inputs: Tensor, targets: Tensor) -> Tensor:
     ridge = 1e-4 * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
-    return torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
+    solution: Tensor = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
+    return solution

@@ -62,7 +62,7 @@ class Refinement(Choice):
             log_target: ln π up to a constant, (n, d) → (n,).
             seed: ≥ 0.
         """
-        noise, (n, d) = SampleNoise([seed], len(start)), start.shape
+        noise, d = SampleNoise([seed], len(start)), start.shape[1]
         u, value = start, log_target(start)
         for step in range(self.num_steps):
             uniform = torch.special.ndtr(noise.draw((4,)).to(start)).clamp(1e-7, 1 - 1e-7)

@@ -61,7 +61,7 @@ class Truncated(Prior):
         object.__setattr__(self, "_log_mass", float(density.logsumexp(0)) - math.log(len(z)) + volume)
 
     @property
-    def names(self) -> Sequence[str] | None:  # type: ignore[override]
+    def names(self) -> Sequence[str] | None:
         """The prior's."""
         return self.prior.names
 
@@ -184,7 +184,8 @@ def fit_sequentially(
             names=whole.names,
             on_nonfinite="drop",
             progress=progress,
-        ).set_default_x(x_observed)
+        )
+        posterior.set_default_x(x_observed)
         low, high = region.bijection.low, region.bijection.high
         done.append(Round(len(result.theta), int(inside.sum()), tuple(low), tuple(high), posterior))
         if number < rounds - 1:
@@ -199,6 +200,4 @@ def _around(samples: Tensor, whole: Prior, region: Prior, margin: float) -> Trun
     reach = margin * (high - low) + 1e-6
     ends = whole.bijection.inverse(torch.stack([low - reach, high + reach]))
     before = torch.tensor([region.bijection.low, region.bijection.high], dtype=torch.float64)
-    return Truncated(
-        whole, torch.maximum(ends[0], before[0]).tolist(), torch.minimum(ends[1], before[1]).tolist()
-    )
+    return Truncated(whole, torch.maximum(ends[0], before[0]).tolist(), torch.minimum(ends[1], before[1]).tolist())

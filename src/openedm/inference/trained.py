@@ -23,6 +23,7 @@ from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
 from openedm.inference.refinement import Refinement, evidence
+from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.sampling import Auto, DormandPrince, Sampler
@@ -79,7 +80,8 @@ class Parts:
         parameters: θ ↔ u.
         data: x → y.
         base: the conditional Gaussian that makes r of u; None means r = u.
-        emulator: the learned likelihood of y, told of `parameters.inputs_of(θ)`; None without one.
+        emulator: the learned likelihood, told of `parameters.inputs_of(θ)`; None without one.
+        target: how the emulator sees the kept columns of x; None means as y.
         refinement: how samples are refined by it; None leaves them. Needs a prior.
     """
 
@@ -88,7 +90,14 @@ class Parts:
     data: DataMap
     base: ConditionalMixture | None = None
     emulator: ConditionalMixture | None = None
+    target: Columns | None = None
     refinement: Refinement | None = None
+
+    def emulated(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows dim"]:
+        """x as the emulator sees it."""
+        if self.target is None:
+            return self.data.forward(x)
+        return self.target.forward(x[:, list(self.data.keep)]).float()
 
 
 class DenoiserPosterior(Posterior):
@@ -193,11 +202,11 @@ class DenoiserPosterior(Posterior):
         # From the denoiser's mean at σ_max, not from zero: else the mean of r is short by |mean|/σ_max.
         centre = denoiser(torch.zeros(len(condition), dim).to(y), top, condition)
         r = sampler.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=(dim,))
-        r = r.unflatten(0, (len(y), n)).double()
-        if self.parts.base is None:
-            return r
-        mean, factor, _ = self._base(y)
-        return mean[:, None] + torch.linalg.solve_triangular(factor, r.mT, upper=False).mT
+        u: Tensor = r.reshape(len(y), n, dim).double()
+        if self.parts.base is not None:
+            mean, factor, _ = self._base(y)
+            u = mean[:, None] + torch.linalg.solve_triangular(factor, u.mT, upper=False).mT
+        return u
 
     def _base(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """μ, P and ln det P of each row, float64."""
@@ -212,9 +221,10 @@ class DenoiserPosterior(Posterior):
         y = self.parts.data.forward(x)
         if not self.refined:
             return self._flow_density(theta, y)
+        seen = self.parts.emulated(x)
         rows = [
-            self._target_of_theta(points, its) - self._evidence(x[i : i + 1], its)
-            for i, (points, its) in enumerate(zip(theta, y, strict=True))
+            self.joint_log_prob(points, seen[i]) - self._evidence(x[i : i + 1], y[i], seen[i])
+            for i, points in enumerate(theta)
         ]
         return torch.stack(rows)
 
@@ -236,34 +246,35 @@ class DenoiserPosterior(Posterior):
             values = values + (score * (flat - flat.detach())).sum(-1)
         return values.reshape(r.shape[:-1]) + volume
 
-    def _target(self, u: Tensor, y: Tensor) -> Tensor:
-        """ln π(u) = ln p(u) + ln q(y | u), (n,)."""
+    def _target(self, u: Tensor, seen: Tensor) -> Tensor:
+        """ln π(u) = ln p(u) + ln q(x | u), (n,)."""
         theta = self.parts.parameters.inverse(u)
-        return self._target_of_theta(theta, y) - self.parts.parameters.log_det(theta)
+        return self.joint_log_prob(theta, seen) - self.parts.parameters.log_det(theta)
 
-    def _target_of_theta(self, theta: Tensor, y: Tensor) -> Tensor:
-        """ln p(θ) + ln q(y | θ), (n,)."""
+    def joint_log_prob(self, theta: Float[Tensor, "n dim"], seen: Float[Tensor, " y"]) -> Float64[Tensor, " n"]:
+        """ln p(θ) + ln q(x | θ) by the emulator, for one observation as it sees it (`Parts.emulated`)."""
         assert self.parts.emulator is not None
         assert self.prior is not None
         inputs = self.parts.parameters.inputs_of(theta)
-        parts = [self.parts.emulator.log_prob(y.expand(len(part), -1), part) for part in inputs.split(4096)]
+        parts = [self.parts.emulator.log_prob(seen.expand(len(part), -1), part) for part in torch.split(inputs, 4096)]
         return torch.cat(parts).double() + self.prior.log_prob(theta).to(theta.device)
 
     @torch.no_grad()
     def _refine(self, u: Tensor, x: Tensor, y: Tensor, seed: int) -> Tensor:
         assert self.parts.refinement is not None
+        seen = self.parts.emulated(x)[0]
         pilots = self._flow(y[None], self.parts.refinement.num_pilots, observation_seeds(x, PILOT_SEED))[0]
-        return self.parts.refinement.run(u, pilots, lambda points: self._target(points, y), seed)
+        return self.parts.refinement.run(u, pilots, lambda points: self._target(points, seen), seed)
 
     @torch.no_grad()
-    def _evidence(self, x: Tensor, y: Tensor) -> float:
-        """ln ∫ p(θ) q(y | θ) dθ, kept for the last few observations."""
-        key = y.cpu().numpy().tobytes()
+    def _evidence(self, x: Tensor, y: Tensor, seen: Tensor) -> float:
+        """ln ∫ p(θ) q(x | θ) dθ, kept for the last few observations."""
+        key = x.cpu().numpy().tobytes()
         if key not in self._evidences:
             u = self._flow(y[None], EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
             theta = self.parts.parameters.inverse(u)
             proposal = self._flow_density(theta[None], y[None])[0]
-            self._evidences[key] = evidence(self._target_of_theta(theta, y), proposal)[0]
+            self._evidences[key] = evidence(self.joint_log_prob(theta, seen), proposal)[0]
             while len(self._evidences) > 64:
                 self._evidences.popitem(last=False)
         return self._evidences[key]
