@@ -135,9 +135,7 @@ def test_a_denoiser_of_ones_own_cannot_be_saved(two_moons, tmp_path):
     exact = GaussianMixture([1.0], [[0.0, 0.0]], [[[1.0, 0.0], [0.0, 1.0]]])
     posterior = two_moons.plain()
     posterior.parts = replace(posterior.parts, denoiser=exact)
-    with pytest.raises(
-        ValueError, match="to be saved: a GaussianMixture of your own"
-    ):
+    with pytest.raises(ValueError, match="to be saved: a GaussianMixture of your own"):
         posterior.save(tmp_path / "posterior")
     assert list(tmp_path.iterdir()) == []
 

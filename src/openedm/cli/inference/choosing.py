@@ -7,6 +7,7 @@ from typing import Any
 
 import yaml
 
+from openedm import checks
 from openedm.choices import from_config, to_config
 from openedm.inference import tasks
 from openedm.inference.settings import Settings
@@ -16,33 +17,62 @@ FRESH = 2**31
 """Seeds of simulations that took no part in fitting are so much larger."""
 
 
+def task_of(name: str | None) -> Task | None:
+    """The benchmark task, or None where none is named.
+
+    Raises:
+        ValueError: there is no such task.
+    """
+    if name is None:
+        return None
+    checks.one_of("task", name, tasks.names())
+    return tasks.get(name)
+
+
 def tasks_of(names: str) -> list[Task]:
     """The benchmark tasks of a list such as "slcp,two_moons", or "all".
 
     Raises:
         ValueError: there is no such task.
     """
-    return [tasks.get(name.strip()) for name in (tasks.names() if names == "all" else names.split(","))]
+    listed = tasks.names() if names == "all" else [name.strip() for name in names.split(",")]
+    return [task for name in dict.fromkeys(listed) if (task := task_of(name)) is not None]
 
 
 def gathered(arguments: Sequence[str]) -> list[str]:
-    """The arguments with all of `--settings.a.b value` as one `--settings {"a": {"b": value}}`."""
+    """The arguments with all of `--settings.a.b value` as one `--settings {"a": {"b": value}}`.
+
+    Where `--settings` is given, too, they change what it says.
+
+    Raises:
+        ValueError: something is no YAML, or no mapping.
+    """
     others: list[str] = []
-    fields: dict[str, Any] = {}
+    whole: str | None = None
+    fields: list[tuple[str, str]] = []
     rest = iter(arguments)
     for argument in rest:
-        if not argument.startswith("--settings."):
+        key, equals, text = argument.partition("=")
+        if key != "--settings" and not key.startswith("--settings."):
             others.append(argument)
-            continue
-        key, equals, text = argument.removeprefix("--settings.").partition("=")
-        *groups, last = key.split(".")
-        place = fields
+        else:
+            value = text if equals else next(rest, "null")
+            if key == "--settings":
+                whole = value
+            else:
+                fields.append((key.removeprefix("--settings."), value))
+    if not fields:
+        return list(arguments)
+    changes = {} if whole is None else _mapping(whole)
+    for name, value in fields:
+        *groups, last = name.split(".")
+        place = changes
         for group in groups:
             inner = place.get(group)
             place[group] = inner if isinstance(inner, dict) else {} if inner is None else {"class_path": inner}
             place = place[group]
-        place[last] = _loaded(text if equals else next(rest, "null"))
-    return [*others, f"--settings={json.dumps(fields)}"] if fields else others
+        place[last] = _loaded(value)
+    return [*others, f"--settings={json.dumps(changes)}"]
 
 
 def settings_of(text: str | None, simulations: int, dim: int, x_shape: tuple[int, ...]) -> Settings | None:
@@ -60,14 +90,19 @@ def settings_of(text: str | None, simulations: int, dim: int, x_shape: tuple[int
     """
     if text is None:
         return None
-    changes = _loaded(Path(text).read_text(encoding="utf-8") if text.endswith((".yaml", ".yml", ".json")) else text)
-    if not isinstance(changes, dict):
-        raise ValueError(f"settings must be a mapping of fields to values, or a YAML file of one, got {text!r}")
+    changes = _mapping(text)
     rule = to_config(Settings.of(simulations, dim, x_shape))
     try:
         return from_config(Settings, _changed(rule, changes))
     except (TypeError, ValueError) as error:
         raise ValueError(f"settings: {error}") from error
+
+
+def _mapping(text: str) -> dict[str, Any]:
+    changes = _loaded(Path(text).read_text(encoding="utf-8") if text.endswith((".yaml", ".yml", ".json")) else text)
+    if not isinstance(changes, dict):
+        raise ValueError(f"settings must be a mapping of fields to values, or a YAML file of one, got {text!r}")
+    return changes
 
 
 def _loaded(text: str) -> Any:

@@ -3,9 +3,9 @@
 from pathlib import Path
 from typing import Literal
 
-from openedm.cli.inference.choosing import gathered, settings_of
+from openedm.cli.inference.choosing import gathered, settings_of, task_of
 from openedm.cli.inference.progress import Stages
-from openedm.cli.inference.reading import simulations_of, task_of
+from openedm.cli.inference.reading import simulations_of
 from openedm.cli.inference.reporting import fields, summary_of
 from openedm.inference import fitting
 from openedm.inference.priors import Prior

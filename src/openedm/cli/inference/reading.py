@@ -11,7 +11,6 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm.inference import tasks
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior, prior_from_config
 from openedm.inference.store import Store
@@ -45,15 +44,6 @@ class TaskSimulator:
     def __call__(self, theta: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n ..."]:
         """One x for each θ."""
         return self.task.simulate(theta, seed)
-
-
-def task_of(name: str | None) -> Task | None:
-    """The benchmark task, or None where none is named.
-
-    Raises:
-        ValueError: there is no such task.
-    """
-    return None if name is None else tasks.get(name)
 
 
 def simulator_of(text: str) -> Callable[..., Any]:

@@ -5,7 +5,8 @@ from typing import Any, Literal
 
 from tqdm.auto import tqdm
 
-from openedm.cli.inference.reading import TaskSimulator, simulator_of, task_of
+from openedm.cli.inference.choosing import task_of
+from openedm.cli.inference.reading import TaskSimulator, simulator_of
 from openedm.inference import simulation
 from openedm.inference.priors import Prior
 from openedm.inference.store import Store

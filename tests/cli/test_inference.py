@@ -1,0 +1,540 @@
+import importlib
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from openedm.cli import main as module
+from openedm.cli.inference import COMMANDS
+from openedm.cli.inference import benchmark as benchmarking
+from openedm.cli.inference.choosing import FRESH, gathered, settings_of, tasks_of
+from openedm.cli.inference.reading import numbers_of, simulator_of
+from openedm.cli.inference.reporting import table
+from openedm.cli.parsing import parser_for
+from openedm.inference import Box, DenoiserPosterior, Settings, Store, calibrate, fit, load, simulate, tasks
+from openedm.metrics import c2st
+from openedm.networks import MLP, ConditionalMLP
+
+CHANGES = {
+    "images": 1024,
+    "passes": 2,
+    "batch_size": 256,
+    "pool": 1000,
+    "judged": 4,
+    "network": {"width": 8, "num_blocks": 1},
+    "emulator": {"steps": 10, "width": 8, "components": [2], "folds": 4},
+    "base": {"steps": 10, "width": 8},
+}
+TINY = f"--settings={json.dumps(CHANGES)}"
+
+SIMULATOR = """
+import torch
+
+def noisy(theta, seed):
+    if theta[0] > 0.95:
+        raise RuntimeError("too large")
+    return theta + 0.1 * torch.randn(2, generator=torch.Generator().manual_seed(seed))
+
+number = 3
+"""
+BOX = ["--prior=Box", "--prior.low=[-1,-1]", "--prior.high=[1,1]", "--prior.names=[a,b]"]
+
+
+@pytest.fixture(scope="module")
+def made(openedm, tmp_path_factory):
+    """A simulator of one's own, a store of its simulations and a posterior of them."""
+    folder = tmp_path_factory.mktemp("inference")
+    file = folder / "simulator_of_the_tests.py"
+    file.write_text(SIMULATOR)
+    simulated = openedm("inference", "simulate", folder / "store", "--num=200", f"--simulator={file}:noisy", *BOX)
+    fitted = openedm("inference", "fit", folder / "store", folder / "posterior", TINY)
+    return SimpleNamespace(
+        folder=folder, file=file, store=folder / "store", posterior=folder / "posterior", runs=(simulated, fitted)
+    )
+
+
+def settings(n):
+    return settings_of(json.dumps(CHANGES), n, 2, (2,))
+
+
+def refuses(result, message):
+    assert result.status != 0
+    assert message in result.err.splitlines()[-1]
+
+
+# The group.
+
+
+def test_the_group_explains_itself(openedm):
+    result = openedm("inference")
+    assert result.status == 2
+    assert result.out == openedm("inference", "--help").out
+    assert result.out.startswith("usage: openedm inference COMMAND [options]\n")
+    for name, text in COMMANDS.items():
+        assert f"  {name:<12}{text}\n" in result.out
+
+
+def test_an_unknown_command_of_the_group_is_an_error_that_suggests_the_nearest(openedm):
+    result = openedm("inference", "sampel")
+    assert result.status == 2
+    known = ", ".join(COMMANDS)
+    assert result.err == (
+        f"openedm inference: error: command must be one of {known}, got 'sampel'; did you mean 'sample'?\n"
+    )
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_the_help_says_something_on_every_argument(name, openedm):
+    result = openedm("inference", name, "--help")
+    assert result.status == 0
+    assert result.out.startswith(f"usage: openedm inference {name} ")
+    command = getattr(importlib.import_module(f"openedm.cli.inference.{name}"), name)
+    for action in parser_for(f"openedm inference {name}", command)._actions:
+        assert len((action.help or "").partition(" (")[0]) > 5, f"{action.dest} is not described"
+
+
+def test_arguments_that_cannot_be_read_end_with_status_2(openedm):
+    result = openedm("inference", "fit")
+    assert result.status == 2
+    assert "required: simulations, out" in result.err
+    assert result.err.endswith("openedm inference fit --help describes all options\n")
+
+
+def test_the_groups_name_real_commands():
+    assert set(module.GROUPS) <= set(module.COMMANDS)
+
+
+# Settings.
+
+
+def test_dotted_settings_become_one():
+    typed = [
+        "store",
+        "--settings.images",
+        "10",
+        "--seed=1",
+        "--settings.emulator.steps=5",
+        "--settings.emulator.folds",
+        "3",
+    ]
+    others = ["store", "--seed=1"]
+    assert gathered(typed) == [*others, '--settings={"images": 10, "emulator": {"steps": 5, "folds": 3}}']
+    assert gathered(others) == others
+    both = ["--settings.images=4", "--settings", "{images: 3, emulator: {steps: 2}}", "--settings.emulator.folds=2"]
+    assert gathered(both) == ['--settings={"images": 4, "emulator": {"steps": 2, "folds": 2}}']
+    assert gathered(["--settings.network=MLP", "--settings.network.width=8"]) == [
+        '--settings={"network": {"class_path": "MLP", "width": 8}}'
+    ]
+
+
+def test_settings_change_the_rule_and_nothing_else(tmp_path):
+    rule = Settings.of(1000, 2, (2,))
+    assert settings_of(None, 1000, 2, (2,)) is None
+    assert settings_of("{}", 1000, 2, (2,)) == rule
+    changed = settings_of("{learning_rate: 1e-4, emulator: null, network: {width: 8}}", 1000, 2, (2,))
+    assert (changed.learning_rate, changed.emulator) == (1e-4, None)
+    assert changed.network == ConditionalMLP(width=8, num_blocks=rule.network.num_blocks, summary=rule.network.summary)
+    assert changed.images == rule.images
+    (tmp_path / "changes.yaml").write_text("network:\n  class_path: MLP\n  width: 8\n")
+    assert settings_of(str(tmp_path / "changes.yaml"), 1000, 2, (2,)).network == MLP(width=8)
+    assert settings_of("network: MLP", 1000, 2, (2,)).network == MLP()
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("imags: 3", "unknown names .'imags'"),
+        ("images: few", "images must be a number, got 'few'"),
+        ("images: 0", "images must be >= 1, got 0"),
+        ("network: Nothing", "'Nothing' is not known"),
+        ("3", "settings must be a mapping of fields to values"),
+        ("[", "settings must be YAML"),
+    ],
+)
+def test_settings_that_make_no_sense_are_errors(text, message):
+    with pytest.raises(ValueError, match=message):
+        settings_of(text, 1000, 2, (2,))
+
+
+def test_tasks_are_named_with_commas_between():
+    assert [task.name for task in tasks_of("slcp, two_moons,slcp")] == ["slcp", "two_moons"]
+    assert [task.name for task in tasks_of("all")] == list(tasks.names())
+    with pytest.raises(ValueError, match=r"task must be one of 'two_moons', .* got 'slpc'"):
+        tasks_of("slpc")
+
+
+# What is read.
+
+
+def test_numbers_come_from_text_and_files(tmp_path):
+    assert numbers_of("x", "1,-2.5e-3").tolist() == [1.0, -0.0025]
+    np.save(tmp_path / "x.npy", np.arange(3.0))
+    np.savez(tmp_path / "x.npz", x=np.arange(3.0), y=np.zeros(1))
+    for name in ("x.npy", "x.npz"):
+        assert numbers_of("x", str(tmp_path / name)).tolist() == [0, 1, 2]
+    np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
+    for text, message in [
+        ("1,two", "x must be numbers with commas between"),
+        (None, "x must be given"),
+        (str(tmp_path / "none.npy"), "cannot be read"),
+        (str(tmp_path / "object.npy"), "cannot be read"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            numbers_of("x", text)
+    with pytest.raises(ValueError, match="must hold an array z, got x, y"):
+        numbers_of("z", str(tmp_path / "x.npz"))
+
+
+def test_a_simulator_that_is_not_there_is_an_error(made, tmp_path):
+    (tmp_path / "json.py").write_text("def f(theta):\n    return theta\n")
+    for text, message in [
+        ("noisy", "must be file.py:function"),
+        (f"{made.folder}/nothing.py:noisy", "there is no file"),
+        (f"{made.file}:nois", "has no function 'nois'"),
+        (f"{made.file}:number", "has no function 'number'"),
+        (f"{tmp_path}/json.py:f", "another module is called 'json'"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            simulator_of(text)
+
+
+# simulate.
+
+
+def test_simulate_fills_a_store_with_what_the_library_simulates(made):
+    result = made.runs[0]
+    found = Store(made.store).load()
+    assert result.status == 0
+    assert result.out.startswith(f"{len(found)} simulations, x of shape (2,): {made.store}\n")
+    assert f"{200 - len(found)} failed; the first: simulation {found.failures[0].index} " in result.out
+    expected = simulate(simulator_of(f"{made.file}:noisy"), Box([-1.0, -1.0], [1.0, 1.0]), 200)
+    assert torch.equal(found.theta, expected.theta)
+    assert torch.equal(found.x, expected.x)
+
+
+def test_simulate_goes_on_and_takes_tasks(openedm, tmp_path):
+    for num in (30, 50):
+        result = openedm("inference", "simulate", tmp_path / "store", f"--num={num}", "--task=slcp")
+        assert result.out == f"{num} simulations, x of shape (8,): {tmp_path / 'store'}\n"
+    refuses(
+        openedm("inference", "simulate", tmp_path / "store", "--task=slcp_distractors"), "holds simulations of 'slcp'"
+    )
+
+
+def test_simulate_interrupted_says_how_to_go_on(openedm, tmp_path, monkeypatch):
+    def interrupted(*arguments, **options):
+        simulate(*arguments, **options | {"progress": None})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("openedm.inference.simulation.simulate", interrupted)
+    result = openedm("inference", "simulate", tmp_path / "store", "--num=20", "--task=two_moons")
+    assert result.status == 130
+    assert result.out == f"20 of 20 simulations are done: {tmp_path / 'store'}; the same command goes on\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([], "simulator and prior must be given, or a task"),
+        (["--simulator=a.py:f"], "simulator and prior must be given, or a task"),
+        (["--task=slcp", *BOX], "task must not be given with simulator, prior or batched"),
+        (["--task=nothing"], "task must be one of"),
+    ],
+)
+def test_simulate_refuses_what_does_not_go_together(arguments, message, openedm, tmp_path):
+    refuses(openedm("inference", "simulate", tmp_path / "store", *arguments), message)
+    assert not (tmp_path / "store").exists()
+
+
+# fit.
+
+
+def test_fit_saves_what_the_library_fits_and_says_what_was_chosen(made):
+    result, found = made.runs[1], Store(made.store).load()
+    assert result.status == 0
+    posterior = load(made.posterior)
+    assert posterior.names == ("a", "b")
+    assert posterior.prior == Box([-1.0, -1.0], [1.0, 1.0], ["a", "b"])
+    rows = dict(line.split("  ", 1) for line in result.out.splitlines())
+    assert rows["chosen"].strip() == posterior.report["chosen"]
+    assert rows["prior"].strip() == "Box"
+    expected = fit(found.theta, found.x, posterior.prior, settings=settings(len(found)))
+    assert torch.equal(expected.sample([0.1, 0.2], 20), posterior.sample([0.1, 0.2], 20))
+
+
+def test_fit_reads_npz_files_and_needs_no_prior(openedm, made, tmp_path):
+    found = Store(made.store).load()
+    np.savez(tmp_path / "simulations.npz", theta=found.theta.numpy(), x=found.x.numpy())
+    result = openedm("inference", "fit", tmp_path / "simulations.npz", tmp_path / "posterior", TINY, "--num=150")
+    assert result.status == 0, result.err
+    posterior = load(tmp_path / "posterior")
+    assert posterior.prior is None
+    assert posterior.report["simulations"] == 150
+
+
+def test_fit_takes_the_prior_of_a_task_or_ones_own(openedm, made, tmp_path):
+    task = openedm("inference", "fit", made.store, tmp_path / "task", TINY, "--task=two_moons")
+    own = openedm("inference", "fit", made.store, tmp_path / "own", TINY, *[p.replace("1,", "2,") for p in BOX])
+    assert (task.status, own.status) == (0, 0), task.err + own.err
+    assert load(tmp_path / "task").prior == tasks.get("two_moons").prior
+    assert load(tmp_path / "own").prior.low == (-2.0, -1.0)
+
+
+def test_fit_refuses_before_it_works(openedm, made, tmp_path):
+    def run(*arguments):
+        return openedm("inference", "fit", *arguments)
+
+    refuses(run(made.store, made.posterior), "exists already: a posterior is never overwritten")
+    refuses(run(tmp_path / "none.npz", tmp_path / "out"), "cannot be read")
+    refuses(run(made.store, tmp_path / "out", "--num=500"), "that gave a result, but num=500")
+    refuses(run(made.store, tmp_path / "out", "--task=two_moons", *BOX), "prior must not be given with a task")
+    refuses(run(made.store, tmp_path / "out", "--settings.imags=3"), "unknown names ['imags']")
+    np.savez(tmp_path / "part.npz", theta=np.zeros((3, 2)))
+    refuses(run(tmp_path / "part.npz", tmp_path / "out"), "must hold the arrays theta and x, ['x'] missing")
+    assert not (tmp_path / "out").exists()
+
+
+def test_fit_interrupted_keeps_its_run_and_goes_on(openedm, made, tmp_path, monkeypatch):
+    class Interrupting(benchmarking.Stages):
+        def __call__(self, name, share):
+            super().__call__(name, share)
+            if name == "simulations":
+                raise KeyboardInterrupt
+
+    # Small batches: progress is told every twentieth step.
+    changes = json.dumps(CHANGES | {"batch_size": 8})
+    arguments = ["inference", "fit", made.store, tmp_path / "posterior", f"--settings={changes}"]
+    arguments += [f"--run={tmp_path / 'run'}"]
+    with monkeypatch.context() as patch:
+        patch.setattr("openedm.cli.inference.fit.Stages", Interrupting)
+        result = openedm(*arguments)
+    assert result.status == 130
+    assert "the same command with --resume true goes on" in result.out
+    assert not (tmp_path / "posterior").exists()
+    resumed = openedm(*arguments, "--resume=true")
+    assert resumed.status == 0, resumed.err
+    theta, x = _pair(made)
+    whole = fit(theta, x, load(made.posterior).prior, settings=settings_of(changes, len(theta), 2, (2,)))
+    assert torch.equal(load(tmp_path / "posterior").sample([0.1, 0.2], 20), whole.sample([0.1, 0.2], 20))
+
+
+def _pair(made):
+    found = Store(made.store).load()
+    return found.theta, found.x
+
+
+# sample, log_prob, map.
+
+
+def test_sample_writes_the_posteriors_samples_and_their_table(openedm, made, tmp_path):
+    out, figure = tmp_path / "samples.npz", tmp_path / "pairs.png"
+    result = openedm(
+        *["inference", "sample", made.posterior, out, "--x=-0.1,0.2", "--num_samples=50", "--seed=3"],
+        *[f"--figure={figure}", "--truth=0,0"],
+    )
+    assert result.status == 0, result.err
+    expected = load(made.posterior).sample([-0.1, 0.2], 50, seed=3)
+    with np.load(out, allow_pickle=False) as file:
+        assert np.array_equal(file["samples"], expected.numpy())
+        assert file["names"].tolist() == ["a", "b"]
+        assert file["x"].tolist() == [-0.1, 0.2]
+    lines = result.out.splitlines()
+    assert lines[0].split() == ["parameter", "mean", "std", "5", "%", "50", "%", "95", "%"]
+    assert lines[1].split()[:2] == ["a", f"{float(expected[:, 0].double().mean()):.4g}"]
+    with Image.open(figure) as image:
+        assert image.size[0] > 100
+
+
+def test_sample_takes_batches_and_leaves_refinement_out(openedm, made, tmp_path):
+    x = np.array([[0.1, 0.2], [-0.3, 0.0]])
+    np.save(tmp_path / "x.npy", x)
+    out = tmp_path / "samples.npz"
+    result = openedm(
+        *["inference", "sample", made.posterior, out, f"--x={tmp_path / 'x.npy'}", "--num_samples=40", "--plain=true"]
+    )
+    assert result.out == f"40 samples of each of 2 observations: {out}\n"
+    with np.load(out) as file:
+        assert np.array_equal(file["samples"], load(made.posterior).plain().sample(x, 40).numpy())
+
+
+def test_sample_refuses_before_it_works(openedm, made, tmp_path):
+    def run(*arguments, out="s.npz"):
+        return openedm("inference", "sample", made.posterior, tmp_path / out, *arguments)
+
+    np.save(tmp_path / "x.npy", np.zeros((2, 2)))
+    refuses(run(), "x must be given")
+    refuses(run("--x=1,2,3"), "x must be one observation (2,)")
+    refuses(run("--x=1,nan"), "x must be finite")
+    refuses(run("--x=1,2", out="s.csv"), "out must end in .npz")
+    refuses(run("--x=1,2", "--figure=f.gif"), "figure must end in .png or .pdf or .svg")
+    refuses(run("--x=1,2", "--truth=1,2"), "truth has no effect without a figure")
+    refuses(run(f"--x={tmp_path / 'x.npy'}", f"--figure={tmp_path / 'f.png'}"), "figure shows one observation")
+    refuses(openedm("inference", "sample", tmp_path, tmp_path / "s.npz", "--x=1,2"), "holds no posterior")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npy"]
+
+
+def test_log_prob_prints_or_writes_densities(openedm, made, tmp_path):
+    theta = np.array([[0.1, 0.2], [0.0, 3.0]])
+    np.save(tmp_path / "theta.npy", theta)
+    arguments = ["inference", "log_prob", made.posterior, "--x=0.1,0.2", f"--theta={tmp_path / 'theta.npy'}"]
+    expected = load(made.posterior).log_prob(theta, [0.1, 0.2])
+    printed = openedm(*arguments)
+    assert printed.out.splitlines() == [f"{float(expected[0]):.6g}", "-inf"]
+    assert openedm(*arguments, f"--out={tmp_path / 'd.npy'}").out == f"2 log-densities: {tmp_path / 'd.npy'}\n"
+    assert np.array_equal(np.load(tmp_path / "d.npy"), expected.float().numpy())
+
+
+def test_map_prints_the_mode(openedm, made, monkeypatch):
+    mode, given = torch.tensor([0.25, -0.5]), []
+
+    def found(posterior, x, **options):
+        given.append((x.tolist(), options, posterior.refined))
+        return mode
+
+    monkeypatch.setattr(DenoiserPosterior, "map", found)
+    result = openedm("inference", "map", made.posterior, "--x=0.1,0.2", "--num_draws=8", "--seed=4", "--plain=true")
+    assert given == [([0.1, 0.2], {"num_draws": 8, "seed": 4}, False)]
+    density = float(load(made.posterior).plain().log_prob(mode, [0.1, 0.2]))
+    rows = [line.split() for line in result.out.splitlines()]
+    assert rows == [["parameter", "mode"], ["a", "0.25"], ["b", "-0.5"], ["log-density", f"{density:.6g}"]]
+
+
+# calibrate.
+
+
+def test_calibrate_prints_the_librarys_tests(openedm, made, tmp_path):
+    figure = tmp_path / "calibration.png"
+    numbers = ["--num=40", "--num_samples=30", "--num_density_samples=5", "--plain=true", "--seed=2"]
+    own = openedm(
+        "inference", "calibrate", made.posterior, f"--simulations={made.store}", *numbers, f"--figure={figure}"
+    )
+    posterior, (theta, x) = load(made.posterior).plain(), _pair(made)
+    tests = calibrate(posterior, theta[:40], x[:40], num_samples=30, num_density_samples=5, seed=2)
+    assert own.out == f"{tests.summary()}\nfigure: {figure}\n"
+    assert figure.is_file()
+    task, fresh = (
+        tasks.get("two_moons"),
+        openedm("inference", "calibrate", made.posterior, "--task=two_moons", *numbers),
+    )
+    drawn = simulate(task.simulate, task.prior, 40, seed=FRESH + 2, batched=True)
+    tests = calibrate(posterior, drawn.theta, drawn.x, num_samples=30, num_density_samples=5, seed=2)
+    assert fresh.out == f"{tests.summary()}\n"
+
+
+def test_calibrate_refuses_what_does_not_fit(openedm, made):
+    def run(*arguments):
+        return openedm("inference", "calibrate", made.posterior, *arguments)
+
+    refuses(run(), "either task or simulations must be given")
+    refuses(run("--task=two_moons", f"--simulations={made.store}"), "either task or simulations must be given")
+    refuses(run("--task=slcp"), "task 'slcp' has 5 parameters")
+    refuses(run("--task=two_moons", "--num=5"), "num must be >= 20, got 5")
+    refuses(run("--task=two_moons", "--level=2"), "level must be between")
+
+
+# benchmark.
+
+
+@pytest.fixture
+def observations(tmp_path):
+    """Two observations of two moons and of the Gaussian mixture, with few samples that stand for references."""
+    folder = tmp_path / "observations"
+    folder.mkdir()
+    for name in ("two_moons", "gaussian_mixture"):
+        task = tasks.get(name)
+        theta = task.prior.sample(2, seed=5)
+        reference = torch.stack([task.prior.sample(60, seed=6), task.prior.sample(60, seed=7)])
+        arrays = {"observations": task.simulate(theta, 1), "true_parameters": theta, "reference_samples": reference}
+        np.savez(folder / f"{name}.npz", **{key: value.numpy() for key, value in arrays.items()})
+    return folder
+
+
+def test_benchmark_scores_every_observation_and_writes_all_numbers(openedm, observations, tmp_path):
+    out, kept = tmp_path / "results.json", tmp_path / "kept"
+    result = openedm(
+        *["inference", "benchmark", "--task=two_moons,gaussian_mixture", "--simulations=200", "--num_samples=50"],
+        *[f"--observations={observations}", f"--out={out}", f"--posteriors={kept}", "--calibration=20"],
+        *["--calibration_samples=10", TINY, "--settings.refinement=null"],
+    )
+    assert result.status == 0, result.err
+    content = json.loads(out.read_text())
+    assert content["machine"]["torch"] == torch.__version__
+    assert (content["seed"], content["simulations"]) == (0, 200)
+    assert [row["task"] for row in content["tasks"]] == ["two_moons", "gaussian_mixture"]
+    row, known = content["tasks"][0], tasks.observations("two_moons", observations)
+    posterior = load(kept / "two_moons")
+    scores = [c2st(posterior.sample(x, 50), r[:50]) for x, r in zip(known.x, known.reference, strict=True)]
+    assert row["c2st"] == pytest.approx(scores)
+    assert row["c2st_mean"] == pytest.approx(sum(scores) / 2)
+    density = posterior.log_prob(known.reference[0, :50], known.x[0]).double().mean()
+    assert row["log_prob_of_reference"] == pytest.approx(float(density))
+    assert row["report"]["chosen"] == posterior.report["chosen"]
+    for name in ("fit_seconds", "simulate_seconds", "calibration_seconds", "peak_mib", *benchmarking.TIMES):
+        assert row[name] > 0
+    assert len(row["sbc_p_values"]) == 2
+    assert 0 <= row["tarp_p_value"] <= 1
+    lines = result.out.splitlines()
+    header = next(i for i, line in enumerate(lines) if line.startswith("task "))
+    assert "TARP p" in lines[header]
+    assert lines[header + 1].split()[:2] == ["two_moons", f"{row['c2st_mean']:.3f}"]
+    assert lines[header + 3].startswith("mean ")
+    assert lines[-1] == f"all numbers: {out}"
+
+
+def test_benchmark_interrupted_keeps_and_shows_what_is_done(openedm, observations, tmp_path, monkeypatch):
+    fitted, out = benchmarking._fitted, tmp_path / "results.json"
+
+    def first_alone(task, *arguments):
+        if task.name == "gaussian_mixture":
+            raise KeyboardInterrupt
+        return fitted(task, *arguments)
+
+    monkeypatch.setattr(benchmarking, "_fitted", first_alone)
+    result = openedm(
+        *["inference", "benchmark", "--task=two_moons,gaussian_mixture", "--simulations=200", "--num_samples=30", TINY],
+        *["--first=1", f"--observations={observations}", f"--out={out}"],
+    )
+    assert result.status == 130
+    (row,) = json.loads(out.read_text())["tasks"]
+    assert len(row["c2st"]) == 1
+    assert row["c2st_sd"] is None
+    assert "two_moons" in result.out.splitlines()[-1]
+
+
+def test_benchmark_refuses_before_it_works(openedm, observations, tmp_path, monkeypatch):
+    def run(*arguments):
+        return openedm("inference", "benchmark", *arguments)
+
+    here = f"--observations={observations}"
+    monkeypatch.setenv("OPENEDM_GOLDEN", str(tmp_path / "none"))
+    refuses(run("--task=two_moons"), "observations must be a folder with the observations and reference samples")
+    refuses(run("--task=slcp", here), "folder must hold slcp.npz")
+    refuses(run("--task=slpc", here), "task must be one of")
+    refuses(run("--task=two_moons", here), "num_samples must be <= 60, the reference's, got 10000")
+    refuses(run("--task=two_moons", here, "--num_samples=20", "--calibration=5"), "calibration must be >= 20, got 5")
+    refuses(run("--task=two_moons", here, "--num_samples=20", "--settings.images=0"), "images must be >= 1, got 0")
+    refuses(run("--task=two_moons", here, "--out=results.txt"), "out must end in .json")
+    (tmp_path / "two_moons").mkdir()
+    refuses(run("--task=two_moons", here, "--num_samples=20", f"--posteriors={tmp_path}"), "is never overwritten")
+
+
+def test_benchmark_finds_the_observations_by_the_environment(observations, monkeypatch):
+    monkeypatch.setenv("OPENEDM_GOLDEN", str(observations.parent))
+    with pytest.raises(ValueError, match="observations must be a folder"):
+        benchmarking._folder(None)
+    observations.rename(observations.parent / "sbibm")
+    assert benchmarking._folder(None) == observations.parent / "sbibm"
+
+
+def test_tables_line_up():
+    assert table(["a", "bb"], [["ccc", "d"], ["e", "ffff"]]) == "a      bb\nccc     d\ne    ffff"
+
+
+def test_json_holds_no_numbers_that_it_cannot():
+    assert benchmarking._finite({"a": [float("nan"), 1.0], "b": (float("inf"), "c")}) == {
+        "a": [None, 1.0],
+        "b": [None, "c"],
+    }
