@@ -39,6 +39,7 @@ if TYPE_CHECKING:
         prior_to_config,
     )
     from openedm.inference.refinement import Refinement
+    from openedm.inference.sequential import Round, Truncated, fit_sequentially
     from openedm.inference.settings import Settings
     from openedm.inference.simulation import SimulationProgress, simulate
     from openedm.inference.store import Simulations, Store
@@ -70,6 +71,7 @@ _ROOMS = {
         "prior_to_config",
     ),
     "refinement": ("Refinement",),
+    "sequential": ("Round", "Truncated", "fit_sequentially"),
     "settings": ("Settings",),
     "simulation": ("SimulationProgress", "simulate"),
     "store": ("Simulations", "Store"),
@@ -99,15 +101,18 @@ __all__ = [
     "PredictiveCheck",
     "Prior",
     "Refinement",
+    "Round",
     "Settings",
     "SimulationProgress",
     "Simulations",
     "Store",
     "TorchPrior",
+    "Truncated",
     "as_prior",
     "calibrate",
     "fit",
     "fit_joint",
+    "fit_sequentially",
     "load",
     "local_c2st",
     "predictive_check",
