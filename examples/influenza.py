@@ -29,7 +29,7 @@ LABELS = (r"$\beta$", r"$\gamma$", "$I_0$", r"$\phi$")
 class Influenza(Task):
     """S' = −βSI/N, I' = βSI/N − γI from I₀ on day 0; in bed x_k ~ NegBin(mean I(k), dispersion φ).
 
-    Days k = 1 … 14, N = 763; the variance of counts of mean m is m + m²/φ, and they may exceed N. β ~ LogN(ln 1.5, 0.5),
+    Days k = 1 … 14, N = 763; the variance of counts of mean m is m + m²/φ, and may exceed N. β ~ LogN(ln 1.5, 0.5),
     γ ~ LogN(ln 0.5, 0.5) (two days in bed, give or take a factor of 1.6), I₀ ~ LogN(0, 0.7), φ ~ LogN(ln 10, 1).
     """
 
