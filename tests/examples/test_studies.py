@@ -132,6 +132,7 @@ def test_walkers_that_disagree_have_a_large_r_hat(examples):
     assert examples["studies"].r_hat(noise + torch.arange(8.0)[:, None]) > 1.5
 
 
+@pytest.mark.slow
 def test_one_command_draws_all_figures_and_tells_the_numbers(examples, tmp_path, capsys):
     examples["influenza"].main(["--out", str(tmp_path), "--quick"])
     names = {"pairs.png", "predictive.png", "calibration.png", "trajectories.png", "summary.json", "table.md"}
