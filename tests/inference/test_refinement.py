@@ -10,20 +10,20 @@ def log_normal(mean: float, std: float):
     return lambda u: -0.5 * ((u - mean) / std).square().sum(-1)
 
 
-def test_chains_come_to_their_target_from_a_wrong_start() -> None:
+def test_chains_come_to_their_target_from_a_wrong_start(without_type_checker) -> None:
     generator = torch.Generator().manual_seed(0)
-    start = 0.7 + 1.5 * torch.randn(20_000, 2, generator=generator)
+    start = 0.7 + 1.5 * torch.randn(4000, 2, generator=generator)
     pilots = 0.7 + 1.5 * torch.randn(512, 2, generator=generator)
     moved = Refinement(num_steps=60).run(start, pilots, log_normal(0.0, 1.0), seed=3)
-    assert (moved.mean(0).abs() < 0.04).all()
-    torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.04, rtol=0)
+    assert (moved.mean(0).abs() < 0.08).all()
+    torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.08, rtol=0)
 
 
-def test_a_right_start_stays_right() -> None:
+def test_a_right_start_stays_right(without_type_checker) -> None:
     generator = torch.Generator().manual_seed(0)
-    start, pilots = torch.randn(20_000, 2, generator=generator), torch.randn(512, 2, generator=generator)
+    start, pilots = torch.randn(4000, 2, generator=generator), torch.randn(512, 2, generator=generator)
     moved = Refinement(num_steps=20).run(start, pilots, log_normal(0.0, 1.0), seed=3)
-    torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.03, rtol=0)
+    torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.06, rtol=0)
     assert not torch.equal(moved, start)
 
 

@@ -2,8 +2,9 @@
 
 1. θ is made unbounded and standardised, x standardised; what is wrong with them is said.
 2. Some simulations are held out. They stop every training and judge the result; nothing is trained on them.
-3. Vectors: a learned simulator q(y | θ) is fitted (`emulator`), a conditional Gaussian to its draws, and a denoiser of
-   what that leaves, again from draws: fresh ones without end, so that nothing is learnt by heart.
+3. Vectors: a learned simulator q(y | θ) is fitted (`emulator`), a conditional Gaussian to its draws, linear or by a
+   network, whichever a short trial prefers, and a denoiser of what that leaves, again from draws: fresh ones, so that
+   nothing is learnt by heart.
 4. A denoiser is trained on the simulations themselves, too. The candidate whose held-out ln q(θ | x) is the highest
    is taken; the first of them also with samples refined by prior × q(y | θ) (`refinement`).
 """
@@ -220,17 +221,40 @@ def _from_emulator(data: _Data, work: _Work, names: Sequence[str] | None, report
     }
     u, drawn = _pool(data, fitted.mixture, y, work)
     if target is not None:
+        if set(target.kinds) != {"identity"}:
+            maps = replace(maps, columns=target)
         drawn = maps.of_kept(target.inverse(drawn))
     true_u = data.parameters.forward(data.theta[data.held]).float()
     true_y = maps.forward(data.x[data.held])
-    base = _base(u, drawn, settings.base, work, (true_u, true_y))
-    r, near = _whiten(base, u, drawn)
-    judged, near_too = _whiten(base, true_u, true_y)
-    denoiser = _denoiser(
-        "emulated", Pairs(r[near], drawn[near]), Pairs(judged[near_too], true_y[near_too]), settings.images, 0, work
-    )
-    parts = Parts(denoiser, data.parameters, maps, base, fitted.mixture, target)
-    return DenoiserPosterior(parts, prior=data.prior, names=names, report=report)
+    bases = {
+        "linear": _linear_base(u[: 20 * len(theta)], drawn[: 20 * len(theta)], work.seed),
+        "Gaussian": _base(u, drawn, settings.base, work, (true_u, true_y)),
+    }
+
+    def learn(base: ConditionalMixture, name: str, images: int) -> DenoiserPosterior:
+        r, near = _whiten(base, u, drawn)
+        judged, near_too = _whiten(base, true_u, true_y)
+        pairs, held_out = Pairs(r[near], drawn[near]), Pairs(judged[near_too], true_y[near_too])
+        denoiser = _denoiser(name, pairs, held_out, images, 0, work)
+        parts = Parts(denoiser, data.parameters, maps, base, fitted.mixture, target)
+        return DenoiserPosterior(parts, prior=data.prior, names=names, report=report)
+
+    rows = data.held[: settings.judged // 2]
+    scores = {}
+    for name, base in bases.items():
+        pilot = learn(base, f"pilot-{name}", max(settings.images // 10, settings.batch_size))
+        scores[name] = float(pilot.log_prob(data.theta[rows][:, None], data.x[rows]).mean())
+    best = max(scores, key=lambda name: scores[name] if math.isfinite(scores[name]) else -math.inf)
+    report["base"] = {"chosen": best, "held_out_log_prob": scores}
+    return learn(bases[best], "emulated", settings.images)
+
+
+def _linear_base(u: Tensor, y: Tensor, seed: int) -> ConditionalMixture:
+    """The least-squares fit of u to y, with one covariance of what it leaves."""
+    with seeded(seed):
+        base = ConditionalMixture(y.shape[1], u.shape[1], width=1, num_blocks=1)
+    base.fit_linear(u, y)
+    return base.eval().requires_grad_(False)
 
 
 def _target(
@@ -239,7 +263,7 @@ def _target(
     """How the emulator is to see the data, bent or as they are, and its number of components: what fits best."""
     if maps.reduction is not None:
         return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
-    columns = list(dict.fromkeys([Columns.of(kept), Columns.of(kept, bend=False)]))
+    columns = list(dict.fromkeys([Columns.of(kept), Columns.of(kept, bend=False), Columns.logarithms(kept)]))
     forms = [(c.forward(kept).float(), float(c.log_det(kept).mean())) for c in columns]
     form, components = choose_form(forms, inputs, options, seed=seed)
     return columns[form], components
@@ -296,10 +320,7 @@ def _from_simulations(
     u, y = data.parameters.forward(data.theta).float(), maps.forward(data.x)
     base = None
     if maps.vector and len(data.training) > 20 * y.shape[1]:
-        with seeded(work.seed):
-            base = ConditionalMixture(y.shape[1], u.shape[1], width=1, num_blocks=1)
-        base.fit_linear(u[data.training], y[data.training])
-        base.eval().requires_grad_(False)
+        base = _linear_base(u[data.training], y[data.training], work.seed)
         u, _ = _whiten(base, u, y)
     pairs = [Pairs(u[rows], y[rows]) for rows in (data.training, data.held)]
     images = min(settings.passes * len(data.training), settings.images)

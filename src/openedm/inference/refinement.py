@@ -36,7 +36,7 @@ class Refinement(Choice):
         ValueError: a count is out of its range.
     """
 
-    num_steps: int = 60
+    num_steps: int = 100
     num_pilots: int = 512
 
     def __post_init__(self) -> None:

@@ -53,7 +53,7 @@ class Settings(Choice):
     compare: bool = True
     refinement: Refinement | None = Refinement()
     held_out: float = 0.1
-    reduce_above: int = 32
+    reduce_above: int = 64
     judged: int = 128
 
     def __post_init__(self) -> None:
@@ -69,7 +69,7 @@ class Settings(Choice):
     def of(cls, simulations: int, dim: int, x_shape: tuple[int, ...]) -> "Settings":
         """The rule.
 
-        * Data that are vectors get an emulator of width 64, from 30,000 simulations on 128, with
+        * Data that are vectors get an emulator, of one or eight Gaussians, of one above 16 columns, of width 64, from 30,000 simulations on 128, with
           5000 · √(n / 10,000) steps, between 2000 and 15,000; other data get none.
         * Two parameters get a denoiser of width 96 and 1.5 million samples, more parameters 128 and 3 million,
           from 30,000 simulations on 1.6 times that.
@@ -84,7 +84,12 @@ class Settings(Choice):
         many = simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
         steps = round(min(max(5000 * (simulations / 10_000) ** 0.5, 2000), 15_000))
-        emulator = MixtureOptions(width=128 if many else 64, steps=steps, batch_size=512 if many else 256)
+        emulator = MixtureOptions(
+            components=(1, 8) if x_shape[0] <= 16 else (1,),
+            width=128 if many else 64,
+            steps=steps,
+            batch_size=512 if many else 256,
+        )
         summary = {1: VectorSummary(), 2: SeriesSummary(), 3: ImageSummary()}.get(len(x_shape), VectorSummary())
         return cls(
             network=ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary),

@@ -19,8 +19,8 @@ from openedm import checks
 from openedm.choices import Choice
 
 KINDS = ("identity", "log", "asinh", "root")
-GAIN = 0.5
-"""How much nearer to a Gaussian a column must become before it is bent."""
+COSTS = {"identity": 0.0, "root": 0.0, "log": 0.5, "asinh": 1.0}
+"""How much nearer to a Gaussian a column must become before it is bent; of two bends the simpler one."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +65,15 @@ class Columns(Choice):
         """
         columns = [_Column.of(column, bend) for column in values.double().T]
         return cls(*(tuple(getattr(c, name) for c in columns) for name in _Column.__dataclass_fields__))
+
+    @classmethod
+    def logarithms(cls, values: Float[Tensor, "rows columns"]) -> "Columns":
+        """The map that takes logarithms of all positive columns, and bends no other."""
+        plain = cls.of(values, bend=False)
+        kinds = tuple("log" if float(v.min()) > 0 else "identity" for v in values.T)
+        bent = cls(kinds, plain.centres, plain.widths, (0.0,) * len(kinds), (1.0,) * len(kinds)).forward(values)
+        scales = [float(s) or 1.0 for s in bent.std(0)]
+        return cls(kinds, plain.centres, plain.widths, tuple(bent.mean(0).tolist()), tuple(scales))
 
     def forward(self, values: Float[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch columns"]:
         """y, in float64."""
@@ -137,7 +146,7 @@ class _Column:
                 choices["log"] = v.log()
             if "root" not in choices:
                 choices["asinh"] = ((v - centre) / spread).asinh()
-        scores = {kind: _bentness(g) + (0 if kind in ("identity", "root") else GAIN) for kind, g in choices.items()}
+        scores = {kind: _bentness(g) + COSTS[kind] for kind, g in choices.items()}
         kind = min(scores, key=lambda kind: scores[kind])
         g = choices[kind]
         return cls(kind, centre, spread, float(g.mean()), float(g.std()) or 1.0)

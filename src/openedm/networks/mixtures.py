@@ -34,6 +34,9 @@ class ConditionalMixture(nn.Module):
         ValueError: a count is out of its range.
     """
 
+    _places: Tensor
+    _diagonal: Tensor
+
     def __init__(
         self,
         condition_dim: int,
@@ -69,13 +72,14 @@ class ConditionalMixture(nn.Module):
         for block in self.blocks:
             h = block(h)
         out = self.layer_out(functional.silu(h)) + self.linear(u)
-        out = out.unflatten(-1, (self.components, -1))
+        out = out.reshape(*out.shape[:-1], self.components, -1)
         logits, means, factors = out.split([1, self.dim, out.shape[-1] - self.dim - 1], -1)
         logs = factors[..., self._diagonal].clamp(-LOG_LIMIT, LOG_LIMIT)
         filled = torch.where(self._diagonal, factors.clamp(-LOG_LIMIT, LOG_LIMIT).exp(), factors)
         flat = out.new_zeros(*factors.shape[:-1], self.dim * self.dim)
         flat = flat.index_copy(-1, self._places, filled)
-        return logits[..., 0].log_softmax(-1), means, flat.unflatten(-1, (self.dim, self.dim)), logs.sum(-1)
+        matrices = flat.reshape(*flat.shape[:-1], self.dim, self.dim)
+        return logits[..., 0].log_softmax(-1), means, matrices, logs.sum(-1)
 
     def member_log_prob(
         self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
@@ -84,7 +88,8 @@ class ConditionalMixture(nn.Module):
         weights, means, factors, logs = self.parameters_of(u)
         errors = torch.matmul(factors, (y[..., None, :] - means)[..., None])[..., 0]
         constant = 0.5 * self.dim * math.log(2 * math.pi)
-        return (weights + logs - 0.5 * errors.square().sum(-1) - constant).logsumexp(-1)
+        result: Tensor = (weights + logs - 0.5 * errors.square().sum(-1) - constant).logsumexp(-1)
+        return result
 
     def log_prob(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> Float[Tensor, " rows"]:
         """ln q(y | u): the members' densities averaged."""
@@ -97,8 +102,8 @@ class ConditionalMixture(nn.Module):
         """One y for each row of u; row i is drawn from member i mod `members`."""
         count, rows = self.members, len(u)
         padded = -(-rows // count) * count
-        spread = torch.cat([u, u[: padded - rows]]) if padded > rows else u
-        grouped = spread.unflatten(0, (-1, count)).transpose(0, 1)
+        spread = u[torch.arange(padded, device=u.device) % rows]
+        grouped = spread.reshape(-1, count, u.shape[1]).transpose(0, 1)
         weights, means, factors, _ = self.parameters_of(grouped)
         uniform = torch.rand(weights.shape[:2], generator=generator).to(u.device)
         chosen = (weights.exp().cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
@@ -106,7 +111,7 @@ class ConditionalMixture(nn.Module):
         mean = means.gather(2, pick.expand(-1, -1, 1, self.dim))[:, :, 0]
         factor = factors.gather(2, pick[..., None].expand(-1, -1, 1, self.dim, self.dim))[:, :, 0]
         noise = torch.randn(*mean.shape, 1, generator=generator).to(u)
-        y = mean + torch.linalg.solve_triangular(factor, noise, upper=False)[..., 0]
+        y: Tensor = mean + torch.linalg.solve_triangular(factor, noise, upper=False)[..., 0]
         return y.transpose(0, 1).flatten(0, 1)[:rows]
 
     @torch.no_grad()

@@ -1,0 +1,142 @@
+"""`fit`: what it refuses, what it warns of, and that it comes to the posterior."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from fitted import TINY
+from openedm.inference import Box, Normal, Settings, fit
+from openedm.inference.emulator import MixtureOptions
+from openedm.networks import ConditionalMLP, SetSummary
+from openedm.training import Observer
+
+N = 300
+THETA = torch.rand(N, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
+X = THETA + 0.1 * torch.randn(N, 2, generator=torch.Generator().manual_seed(1))
+PRIOR = Box([-1.0, -1.0], [1.0, 1.0], names=("a", "b"))
+PLAIN = replace(TINY, emulator=None, refinement=None)
+
+
+def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
+    """θ ~ N(0, I), x = θ + N(0, ¼ I): the posterior is N(0.8 x, 0.2 I)."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(n, d, generator=generator)
+    return theta, theta + 0.5 * torch.randn(n, d, generator=generator)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"theta": THETA[:5], "x": X[:5]}, "at least 100 simulations, got 5"),
+        ({"theta": THETA[:-1]}, "one row a simulation, got 299 and 300"),
+        ({"theta": THETA[:, 0]}, r"theta must have shape \(n, d\), got \(300,\)"),
+        ({"x": X[:, 0]}, r"x must have shape \(n, \*x_shape\)"),
+        ({"theta": 3 * THETA}, "theta must lie in the prior's support, but"),
+        ({"theta": THETA * torch.tensor([1.0, 0.0])}, "these columns are constant: 1"),
+        ({"x": torch.ones(N, 2)}, "x must vary"),
+        ({"prior": Box([0.0], [1.0])}, "prior must have as many parameters as theta, 2, got 1"),
+        ({"on_nonfinite": "ignore"}, "on_nonfinite must be"),
+        ({"seed": -1}, "seed must be >= 0, got -1"),
+        ({"resume": True}, "run must be given to resume"),
+        ({"x": torch.randn(N, 3, 8, 8), "settings": TINY}, r"settings.emulator must be None for x of shape"),
+    ],
+)
+@pytest.mark.filterwarnings("ignore:columns of x")
+def test_what_does_not_fit_is_refused_before_any_work(change: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(**{"theta": THETA, "x": X, "prior": PRIOR, "settings": TINY, **change})
+
+
+def test_simulations_that_are_not_finite_are_named_or_dropped() -> None:
+    x = X.clone()
+    x[7, 0], x[11, 1] = math.nan, math.inf
+    with pytest.raises(ValueError, match="2 of 300 simulations are not: 7, 11; on_nonfinite='drop' leaves them out"):
+        fit(THETA, x, PRIOR, settings=PLAIN)
+    assert fit(THETA, x, PRIOR, settings=PLAIN, on_nonfinite="drop").report["simulations"] == 298
+
+
+def test_constant_and_duplicated_columns_are_named_and_left_out() -> None:
+    x = torch.cat([X, torch.ones(N, 1), X[:, :1]], 1)
+    with (
+        pytest.warns(UserWarning, match="constant are left out: 2"),
+        pytest.warns(UserWarning, match=r"equal others are left out: 3 \(as 0\)"),
+    ):
+        posterior = fit(THETA, x, PRIOR, settings=PLAIN)
+    assert posterior.parts.data.keep == (0, 1)
+    assert posterior.x_shape == (4,)
+
+
+def test_samples_lie_in_the_prior_s_support_and_densities_integrate_to_one() -> None:
+    posterior = fit(THETA, X, PRIOR, settings=PLAIN)
+    samples = posterior.sample(torch.tensor([0.95, -0.95]), 500)
+    assert bool((samples.abs() < 1).all())
+    axis = torch.linspace(-1, 1, 62)[1:-1]
+    density = posterior.log_prob(torch.cartesian_prod(axis, axis), torch.tensor([0.2, 0.1])).exp()
+    assert float(density.sum() * (axis[1] - axis[0]) ** 2) == pytest.approx(1, abs=0.05)
+    assert posterior.names == ("a", "b")
+
+
+def test_a_seed_gives_the_same_posterior() -> None:
+    first, second, other = (fit(THETA, X, PRIOR, settings=TINY, seed=seed) for seed in (3, 3, 4))
+    x = torch.zeros(2)
+    assert torch.equal(first.sample(x, 20), second.sample(x, 20))
+    assert not torch.equal(first.sample(x, 20), other.sample(x, 20))
+
+
+@pytest.mark.parametrize("prior", [None, Normal([0.0, 0.0, 0.0], [1.0, 1.0, 1.0])], ids=["none", "normal"])
+def test_a_linear_gaussian_posterior_is_found(prior, without_type_checker) -> None:
+    theta, x = simulated(1000)
+    settings = replace(
+        TINY,
+        network=ConditionalMLP(width=32, num_blocks=1),
+        images=60_000,
+        pool=20_000,
+        compare=False,
+        emulator=MixtureOptions(members=2, components=(1,), width=16, num_blocks=1, steps=100),
+    )
+    posterior = fit(theta, x, prior, settings=settings)
+    observed = torch.tensor([1.0, -0.5, 0.0])
+    samples = posterior.sample(observed, 4000)
+    std = math.sqrt(0.2)
+    # 900 simulations tell the regression's mean to about std · √(4/900) = 0.07 std.
+    torch.testing.assert_close(samples.mean(0), 0.8 * observed, atol=0.25 * std, rtol=0)
+    torch.testing.assert_close(samples.std(0), torch.full((3,), std), atol=0.12 * std, rtol=0)
+    if prior is not None:
+        exact = torch.distributions.Normal(0.8 * observed, std).log_prob(samples[:50]).sum(1).double()
+        assert float((posterior.log_prob(samples[:50], observed) - exact).abs().mean()) < 0.35
+        torch.testing.assert_close(posterior.map(observed), 0.8 * observed, atol=0.3 * std, rtol=0)
+
+
+def test_sets_of_different_sizes_are_learned_from(without_type_checker) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.randn(600, 1, generator=generator)
+    x = theta[:, None] + torch.randn(600, 5, 1, generator=generator)
+    network = ConditionalMLP(width=16, num_blocks=1, summary=SetSummary(width=16))
+    posterior = fit(theta, x, settings=replace(PLAIN, network=network, images=30_000, passes=60))
+    low, high = (posterior.sample(torch.full((5, 1), value), 300).mean() for value in (-1.0, 1.0))
+    assert float(high - low) > 1.0  # The exact posterior means are ±5/6.
+
+
+def test_an_interrupted_fit_is_resumed_to_the_same_posterior(tmp_path) -> None:
+    class Stop(Observer):
+        def on_progress(self, progress) -> None:
+            if progress.step == 3:
+                raise KeyboardInterrupt
+
+    whole = fit(THETA, X, PRIOR, settings=PLAIN)
+    with pytest.raises(KeyboardInterrupt):
+        fit(THETA, X, PRIOR, settings=PLAIN, run=tmp_path, observers=[Stop()])
+    resumed = fit(THETA, X, PRIOR, settings=PLAIN, run=tmp_path, resume=True)
+    assert torch.equal(whole.sample(torch.zeros(2), 20), resumed.sample(torch.zeros(2), 20))
+
+
+def test_the_rule_depends_on_counts_and_shapes_alone() -> None:
+    assert Settings.of(10_000, 2, (3,)).emulator is not None
+    assert Settings.of(10_000, 2, (3, 8, 8)).emulator is None
+    assert Settings.of(100_000, 5, (8,)).emulator.width > Settings.of(10_000, 5, (8,)).emulator.width
+    assert Settings.of(1000, 5, (8,)).held_out == pytest.approx(0.1)
+    assert Settings.of(100_000, 5, (8,)).held_out == pytest.approx(0.02)
+    with pytest.raises(ValueError, match="nothing would be trained"):
+        Settings(emulator=None, compare=False)

@@ -1,0 +1,60 @@
+"""Truncated priors are densities; rounds come nearer to the posterior of one observation."""
+
+import math
+
+import pytest
+import torch
+
+from fitted import TINY
+from openedm.inference import Box, LogNormal, Normal
+from openedm.inference.sequential import Truncated, fit_sequentially
+
+
+@pytest.mark.parametrize(
+    ("prior", "low", "high"),
+    [
+        (Box([-1.0, 0.0], [1.0, 2.0]), [-0.5, 0.5], [0.1, 1.0]),
+        (Normal([0.0, 1.0], [1.0, 2.0]), [-0.5, 0.0], [1.5, 3.0]),
+        (LogNormal([0.0, 0.0], [0.5, 0.3]), [0.5, 0.8], [1.0, 2.0]),
+    ],
+)
+def test_a_truncated_prior_is_the_prior_inside_and_integrates_to_one(prior, low, high) -> None:
+    cut = Truncated(prior, low, high)
+    axes = [torch.linspace(a, b, 301, dtype=torch.float64) for a, b in zip(low, high, strict=True)]
+    middle = [(axis[1:] + axis[:-1]) / 2 for axis in axes]
+    points = torch.cartesian_prod(*middle)
+    cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
+    assert float(cut.log_prob(points).exp().sum()) * cell == pytest.approx(1, abs=0.01)
+    difference = cut.log_prob(points) - prior.log_prob(points)
+    assert float(difference.max() - difference.min()) < 1e-9
+    draws = cut.sample(4000, seed=1)
+    assert bool(cut.contains(draws).all())
+    weights = cut.log_prob(points).exp()
+    mean = (weights[:, None] * points).sum(0) / weights.sum()
+    std = ((weights[:, None] * (points - mean) ** 2).sum(0) / weights.sum()).sqrt()
+    assert bool(((draws.mean(0) - mean).abs() < 5 * std / math.sqrt(4000)).all())
+    assert torch.equal(cut.sample(10, seed=1), cut.sample(10, seed=1))
+    assert float(cut.log_prob(torch.tensor([9.0, 9.0]))) == -math.inf
+
+
+def test_rounds_simulate_where_the_posterior_is(without_type_checker) -> None:
+    prior = Box([-10.0, -10.0], [10.0, 10.0])
+
+    def simulator(theta, seed):
+        return theta + 0.2 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(int(seed)))
+
+    observed = torch.tensor([3.0, -4.0])
+    first, second = fit_sequentially(simulator, prior, observed, rounds=2, simulations=400, settings=TINY)
+    volumes = [math.prod(b - a for a, b in zip(r.low, r.high, strict=True)) for r in (first, second)]
+    assert volumes[1] < 0.5 * volumes[0]
+    assert all(a < v < b for a, v, b in zip(second.low, observed.tolist(), second.high, strict=True))
+    assert second.used >= 400
+    samples = second.posterior.sample(n=200)
+    assert bool(((samples > torch.tensor(second.low)) & (samples < torch.tensor(second.high))).all())
+
+
+def test_bad_arguments_are_refused() -> None:
+    with pytest.raises(ValueError, match="rounds must be >= 1"):
+        fit_sequentially(lambda theta: theta, Box([0.0], [1.0]), [0.5], rounds=0)
+    with pytest.raises(ValueError, match="prior must be given"):
+        fit_sequentially(lambda theta: theta, None, [0.5])

@@ -1,0 +1,80 @@
+"""The default sampler against the exact conditional Gaussian, and what a posterior of an exact denoiser gives."""
+
+import math
+
+import pytest
+import torch
+
+from openedm.denoiser import Denoiser
+from openedm.inference.bijections import Bijection
+from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.trained import Average, DenoiserPosterior, Parts
+from openedm.inference.transforms import Columns
+from openedm.sampling import Heun, Sampler
+
+IDENTITY = Columns(("identity",), (0.0,), (1.0,), (0.0,), (1.0,))
+
+
+class ConditionalGaussian(Denoiser):
+    """The denoiser of r ~ N(y, std²)."""
+
+    def __init__(self, std: float) -> None:
+        super().__init__()
+        self.std, self.sigma_data, self.event_shape, self.condition_shape = std, 1.0, (1,), (1,)
+
+    def denoise(self, x, sigma, condition):
+        gain = self.std**2 / (self.std**2 + sigma.to(x.dtype).reshape(-1, *[1] * (sigma.ndim > 0)) ** 2)
+        return condition + gain * (x - condition)
+
+
+def posterior_of(denoiser: Denoiser) -> DenoiserPosterior:
+    bijection = Bijection((-math.inf,), (math.inf,))
+    parts = Parts(denoiser, ParameterMap(bijection, IDENTITY, IDENTITY), DataMap((1,), (0,), IDENTITY, (False,)))
+    return DenoiserPosterior(parts)
+
+
+class Quantiles:
+    """Noise that is −1, 0 and 1: the sampler is affine in it on a Gaussian."""
+
+    def __init__(self, *_) -> None: ...
+
+    def draw(self, event_shape):
+        return torch.tensor([[-1.0], [0.0], [1.0]])
+
+
+@pytest.mark.parametrize("std", [1.0, 0.5, 0.2, 0.05, 0.02])
+@pytest.mark.parametrize("mean", [0.0, 2.0])
+def test_the_default_sampler_errs_by_less_than_a_fifth_of_a_percent(std, mean, monkeypatch) -> None:
+    monkeypatch.setattr("openedm.inference.trained.SampleNoise", Quantiles)
+    low, centre, high = posterior_of(ConditionalGaussian(std))._flow(torch.tensor([[mean]]), 3, [0])[0, :, 0].tolist()
+    assert abs((high - low) / (2 * std) - 1) < 0.002
+    assert abs(centre - mean) / std < 0.002
+
+
+@pytest.mark.parametrize("std", [1.0, 0.05])
+def test_densities_are_those_of_the_gaussian(std) -> None:
+    posterior, x = posterior_of(ConditionalGaussian(std)), torch.tensor([0.7])
+    theta = posterior.sample(x, 50)
+    exact = torch.distributions.Normal(0.7, std).log_prob(theta)[:, 0].double()
+    torch.testing.assert_close(posterior.log_prob(theta, x), exact, atol=0.01, rtol=0)
+
+
+def test_any_sampler_of_the_library_draws_after_training() -> None:
+    posterior = posterior_of(ConditionalGaussian(0.5)).with_sampler(Sampler(solver=Heun()))
+    samples = posterior.sample(torch.tensor([0.7]), 4000)
+    assert float(samples.mean()) == pytest.approx(0.7, abs=0.04)
+    assert float(samples.std()) == pytest.approx(0.5, abs=0.04)
+
+
+def test_few_samples_of_many_observations_are_those_of_each_alone() -> None:
+    posterior, x = posterior_of(ConditionalGaussian(0.5)), torch.linspace(-1, 1, 5)[:, None]
+    torch.testing.assert_close(posterior.sample(x, 4)[2], posterior.sample(x[2], 4))
+
+
+def test_an_ensemble_is_the_mean_of_its_members() -> None:
+    narrow, wide = ConditionalGaussian(0.1), ConditionalGaussian(1.0)
+    x, y = torch.randn(4, 1), torch.randn(4, 1)
+    both = Average([narrow, wide])
+    torch.testing.assert_close(both(x, 0.3, y), (narrow(x, 0.3, y) + wide(x, 0.3, y)) / 2)
+    with pytest.raises(ValueError, match="number of members"):
+        Average([])
