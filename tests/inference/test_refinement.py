@@ -14,7 +14,7 @@ def test_chains_come_to_their_target_from_a_wrong_start(without_type_checker) ->
     generator = torch.Generator().manual_seed(0)
     start = 0.7 + 1.5 * torch.randn(4000, 2, generator=generator)
     pilots = 0.7 + 1.5 * torch.randn(512, 2, generator=generator)
-    moved = Refinement(num_steps=60).run(start, pilots, log_normal(0.0, 1.0), seed=3)
+    moved = Refinement(num_steps=60).run(start[None], pilots[None], log_normal(0.0, 1.0), [3])[0]
     assert (moved.mean(0).abs() < 0.08).all()
     torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.08, rtol=0)
 
@@ -22,16 +22,23 @@ def test_chains_come_to_their_target_from_a_wrong_start(without_type_checker) ->
 def test_a_right_start_stays_right(without_type_checker) -> None:
     generator = torch.Generator().manual_seed(0)
     start, pilots = torch.randn(4000, 2, generator=generator), torch.randn(512, 2, generator=generator)
-    moved = Refinement(num_steps=20).run(start, pilots, log_normal(0.0, 1.0), seed=3)
+    moved = Refinement(num_steps=20).run(start[None], pilots[None], log_normal(0.0, 1.0), [3])[0]
     torch.testing.assert_close(moved.std(0), torch.ones(2), atol=0.06, rtol=0)
     assert not torch.equal(moved, start)
 
 
 def test_a_chain_does_not_depend_on_the_others() -> None:
     start, pilots = torch.randn(100, 2), torch.randn(16, 2)
-    many = Refinement(num_steps=5).run(start, pilots, log_normal(0.0, 1.0), seed=3)
-    few = Refinement(num_steps=5).run(start[:7], pilots, log_normal(0.0, 1.0), seed=3)
+    many = Refinement(num_steps=5).run(start[None], pilots[None], log_normal(0.0, 1.0), [3])[0]
+    few = Refinement(num_steps=5).run(start[None, :7], pilots[None], log_normal(0.0, 1.0), [3])[0]
     torch.testing.assert_close(many[:7], few)
+
+
+def test_observations_do_not_mix() -> None:
+    start, pilots = torch.randn(2, 30, 2), torch.randn(2, 16, 2)
+    both = Refinement(num_steps=5).run(start, pilots, log_normal(0.0, 1.0), [3, 4])
+    second = Refinement(num_steps=5).run(start[1:], pilots[1:], log_normal(0.0, 1.0), [4])
+    torch.testing.assert_close(both[1:], second)
 
 
 def test_the_evidence_of_a_gaussian_is_its_integral() -> None:

@@ -411,8 +411,8 @@ def _refined_gains(
     seen = posterior.parts.emulated(x)
     gains, shares = [], []
     for i in range(len(x)):
-        total, share = evidence(posterior.joint_log_prob(samples[i], seen[i]), proposal[i])
-        value = float(posterior.joint_log_prob(theta[i : i + 1], seen[i])[0])
+        total, share = evidence(posterior.joint_log_prob(samples[i], seen[i : i + 1]), proposal[i])
+        value = float(posterior.joint_log_prob(theta[i : i + 1], seen[i : i + 1])[0])
         gains.append(value - total - float(scores[i]))
         shares.append(share)
         if progress is not None:

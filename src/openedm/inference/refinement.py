@@ -37,7 +37,7 @@ class Refinement(Choice):
     """
 
     num_steps: int = 100
-    num_pilots: int = 512
+    num_pilots: int = 256
 
     def __post_init__(self) -> None:
         checks.at_least("num_steps", self.num_steps, 1)
@@ -49,28 +49,31 @@ class Refinement(Choice):
 
     def run(
         self,
-        start: Float[Tensor, "n d"],
-        pilots: Float[Tensor, "pilots d"],
+        start: Float[Tensor, "observations n d"],
+        pilots: Float[Tensor, "observations pilots d"],
         log_target: LogTarget,
-        seed: int,
-    ) -> Float[Tensor, "n d"]:
-        """The chains' ends; that of sample i depends on its start, the pilots, the seed and i alone.
+        seeds: Sequence[int],
+    ) -> Float[Tensor, "observations n d"]:
+        """The chains' ends; that of sample i of an observation depends on its start, the pilots, its seed and i alone.
 
         Args:
             start: where the chains start.
-            pilots: samples for the same observation.
-            log_target: ln π up to a constant, (n, d) → (n,).
-            seed: ≥ 0.
+            pilots: samples for the same observations.
+            log_target: ln π up to a constant for each observation, (observations, n, d) → (observations, n).
+            seeds: one for each observation, ≥ 0.
         """
-        noise, d = SampleNoise([seed], len(start)), start.shape[1]
+        count, n, d = start.shape
+        noise, rows = SampleNoise(seeds, n), torch.arange(count, device=start.device)[:, None]
         u, value = start, log_target(start)
         for step in range(self.num_steps):
-            uniform = torch.special.ndtr(noise.draw((4,)).to(start)).clamp(1e-7, 1 - 1e-7)
-            first, second = (uniform[:, :2] * len(pilots)).long().T
-            proposal = u + _factor(step, d, uniform[:, 2])[:, None] * (pilots[first] - pilots[second])
+            drawn = noise.draw((4,)).to(start).reshape(count, n, 4)
+            uniform = torch.special.ndtr(drawn).clamp(1e-7, 1 - 1e-7)
+            first, second = (uniform[..., :2] * pilots.shape[1]).long().unbind(-1)
+            difference = pilots[rows, first] - pilots[rows, second]
+            proposal = u + _factor(step, d, uniform[..., 2])[..., None] * difference
             theirs = log_target(proposal)
-            accepted = uniform[:, 3].log() < theirs - value
-            u, value = torch.where(accepted[:, None], proposal, u), torch.where(accepted, theirs, value)
+            accepted = uniform[..., 3].log() < theirs - value
+            u, value = torch.where(accepted[..., None], proposal, u), torch.where(accepted, theirs, value)
         return u
 
 

@@ -69,8 +69,8 @@ class Settings(Choice):
     def of(cls, simulations: int, dim: int, x_shape: tuple[int, ...]) -> "Settings":
         """The rule.
 
-        * Data that are vectors get an emulator, of one or eight Gaussians, of one above 16 columns, of width 64, from 30,000 simulations on 128, with
-          5000 · √(n / 10,000) steps, between 2000 and 15,000; other data get none.
+        * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
+          30,000 simulations on 128, with 5000 · √(n / 10,000) steps, between 2000 and 15,000; other data get none.
         * Two parameters get a denoiser of width 96 and 1.5 million samples, more parameters 128 and 3 million,
           from 30,000 simulations on 1.6 times that.
         * Matrices are series (channels, time), arrays with three axes images.

@@ -33,9 +33,13 @@ SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 
 DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3)
 SCORE_LEVEL = 0.05
-LEAST_ROWS = 32
+LEAST_ROWS, CHAINS = 32, 1 << 14
 EVIDENCE_DRAWS = 1024
 PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
+
+
+def _split(values: Sequence[int], size: int) -> list[Sequence[int]]:
+    return [values[i : i + size] for i in range(0, len(values), size)]
 
 
 class Average(Denoiser):
@@ -182,15 +186,18 @@ class DenoiserPosterior(Posterior):
         self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]
     ) -> Float[Tensor, "observations n dim"]:
         y = self.parts.data.forward(x)
-        if n < LEAST_ROWS and len(x) > 1 and not self.refined:
-            return self.parts.parameters.inverse(self._flow(y, n, seeds))
-        each = []
-        for i, seed in enumerate(seeds):
-            u = self._flow(y[i : i + 1], n, [seed])[0]
-            if self.parts.refinement is not None:
-                u = self._refine(u, x[i : i + 1], y[i], seed)
-            each.append(self.parts.parameters.inverse(u))
-        return torch.stack(each)
+        u = self._flows(y, n, seeds)
+        if self.parts.refinement is not None:
+            together = max(1, CHAINS // n)
+            parts = zip(*(torch.split(t, together) for t in (u, x, y)), _split(seeds, together), strict=True)
+            u = torch.cat([self._refine(*part) for part in parts])
+        return self.parts.parameters.inverse(u)
+
+    def _flows(self, y: Tensor, n: int, seeds: Sequence[int]) -> Tensor:
+        """u by the flow: many samples one observation at a time, whose summary is then made once."""
+        if n < LEAST_ROWS:
+            return self._flow(y, n, seeds)
+        return torch.cat([self._flow(y[i : i + 1], n, [seed]) for i, seed in enumerate(seeds)])
 
     def _flow(self, y: Tensor, n: int, seeds: Sequence[int]) -> Tensor:
         """u (observations, n, dim) by the flow of the denoiser."""
@@ -223,7 +230,7 @@ class DenoiserPosterior(Posterior):
             return self._flow_density(theta, y)
         seen = self.parts.emulated(x)
         rows = [
-            self.joint_log_prob(points, seen[i]) - self._evidence(x[i : i + 1], y[i], seen[i])
+            self.joint_log_prob(points, seen[i : i + 1]) - self._evidence(x[i : i + 1], y[i], seen[i : i + 1])
             for i, points in enumerate(theta)
         ]
         return torch.stack(rows)
@@ -246,25 +253,33 @@ class DenoiserPosterior(Posterior):
             values = values + (score * (flat - flat.detach())).sum(-1)
         return values.reshape(r.shape[:-1]) + volume
 
-    def _target(self, u: Tensor, seen: Tensor) -> Tensor:
-        """ln π(u) = ln p(u) + ln q(x | u), (n,)."""
-        theta = self.parts.parameters.inverse(u)
-        return self.joint_log_prob(theta, seen) - self.parts.parameters.log_det(theta)
+    def joint_log_prob(self, theta: Float[Tensor, "n dim"], seen: Float[Tensor, "rows y"]) -> Float64[Tensor, " n"]:
+        """ln p(θ) + ln q(x | θ) by the emulator, (n,).
 
-    def joint_log_prob(self, theta: Float[Tensor, "n dim"], seen: Float[Tensor, " y"]) -> Float64[Tensor, " n"]:
-        """ln p(θ) + ln q(x | θ) by the emulator, for one observation as it sees it (`Parts.emulated`)."""
+        Args:
+            theta: inside the prior's support.
+            seen: observations as the emulator sees them (`Parts.emulated`), one for each θ or one for all.
+        """
         assert self.parts.emulator is not None
         assert self.prior is not None
-        inputs = self.parts.parameters.inputs_of(theta)
-        parts = [self.parts.emulator.log_prob(seen.expand(len(part), -1), part) for part in torch.split(inputs, 4096)]
-        return torch.cat(parts).double() + self.prior.log_prob(theta).to(theta.device)
+        inputs, rows = self.parts.parameters.inputs_of(theta), seen.expand(len(theta), -1)
+        parts = zip(torch.split(rows, 4096), torch.split(inputs, 4096), strict=True)
+        likelihood = torch.cat([self.parts.emulator.log_prob(theirs, ours) for theirs, ours in parts])
+        return likelihood.double() + self.prior.log_prob(theta).to(theta.device)
 
     @torch.no_grad()
-    def _refine(self, u: Tensor, x: Tensor, y: Tensor, seed: int) -> Tensor:
+    def _refine(self, u: Tensor, x: Tensor, y: Tensor, seeds: Sequence[int]) -> Tensor:
+        """u (observations, n, dim) moved by chains whose target is ln p(u) + ln q(x | u)."""
         assert self.parts.refinement is not None
-        seen = self.parts.emulated(x)[0]
-        pilots = self._flow(y[None], self.parts.refinement.num_pilots, observation_seeds(x, PILOT_SEED))[0]
-        return self.parts.refinement.run(u, pilots, lambda points: self._target(points, seen), seed)
+        parameters, count = self.parts.parameters, u.shape[1]
+        seen = self.parts.emulated(x).repeat_interleave(count, 0)
+        pilots = self._flows(y, self.parts.refinement.num_pilots, observation_seeds(x, PILOT_SEED))
+
+        def log_target(points: Tensor) -> Tensor:
+            theta = parameters.inverse(points.flatten(0, 1))
+            return (self.joint_log_prob(theta, seen) - parameters.log_det(theta)).reshape(points.shape[:-1])
+
+        return self.parts.refinement.run(u, pilots, log_target, seeds)
 
     @torch.no_grad()
     def _evidence(self, x: Tensor, y: Tensor, seen: Tensor) -> float:
