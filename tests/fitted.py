@@ -16,6 +16,7 @@ TINY = Settings(
     batch_size=256,
     emulator=MixtureOptions(members=2, components=(2,), width=8, num_blocks=1, steps=20, pilot_steps=5, folds=2),
     pool=1000,
+    bases=("Gaussian",),
     base=MixtureOptions(members=1, components=(1,), width=8, num_blocks=1, steps=20, folds=2),
     refinement=Refinement(num_steps=4, num_pilots=16),
     judged=5,

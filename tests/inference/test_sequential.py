@@ -1,6 +1,7 @@
 """Truncated priors are densities; rounds come nearer to the posterior of one observation."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -8,6 +9,8 @@ import torch
 from fitted import TINY
 from openedm.inference import Box, LogNormal, Normal
 from openedm.inference.sequential import Truncated, fit_sequentially
+
+SETTINGS = replace(TINY, members=1, compare=False, refinement=None)
 
 
 @pytest.mark.parametrize(
@@ -44,11 +47,11 @@ def test_rounds_simulate_where_the_posterior_is(without_type_checker) -> None:
         return theta + 0.2 * torch.randn(theta.shape, generator=torch.Generator().manual_seed(int(seed)))
 
     observed = torch.tensor([3.0, -4.0])
-    first, second = fit_sequentially(simulator, prior, observed, rounds=2, simulations=400, settings=TINY)
+    first, second = fit_sequentially(simulator, prior, observed, rounds=2, simulations=200, settings=SETTINGS)
     volumes = [math.prod(b - a for a, b in zip(r.low, r.high, strict=True)) for r in (first, second)]
     assert volumes[1] < 0.5 * volumes[0]
     assert all(a < v < b for a, v, b in zip(second.low, observed.tolist(), second.high, strict=True))
-    assert second.used >= 400
+    assert second.used >= 200
     samples = second.posterior.sample(n=200)
     assert bool(((samples > torch.tensor(second.low)) & (samples < torch.tensor(second.high))).all())
 

@@ -3,22 +3,19 @@
 1. θ is made unbounded and standardised, x standardised; what is wrong with them is said.
 2. Some simulations are held out. They stop every training and judge the result; nothing is trained on them.
 3. Vectors: a learned simulator q(y | θ) is fitted (`emulator`), a conditional Gaussian to its draws, linear or by a
-   network, whichever a short trial prefers, and a denoiser of what that leaves, again from draws: fresh ones, so that
-   nothing is learnt by heart.
+   network, and a denoiser of what that leaves, again from draws: so many that nothing is learnt by heart.
 4. A denoiser is trained on the simulations themselves, too. The candidate whose held-out ln q(θ | x) is the highest
-   is taken; the first of them also with samples refined by prior × q(y | θ) (`refinement`).
+   is taken; those of 3 also with samples refined by prior × q(y | θ) (`refinement`).
 """
 
 import math
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, TypeVar
 
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
 from openedm import checks
@@ -27,35 +24,23 @@ from openedm.data import Pairs
 from openedm.denoiser import Denoiser
 from openedm.inference.emulator import MixtureOptions, Progress, fit_mixture
 from openedm.inference.emulator import choose as choose_form
-from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.maps import DataMap
 from openedm.inference.posterior import Values
-from openedm.inference.priors import Prior, as_prior
+from openedm.inference.preparing import LEAST, Prepared, checked, prepare
+from openedm.inference.priors import as_prior
 from openedm.inference.refinement import choose, evidence
 from openedm.inference.settings import Settings
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
-from openedm.inference.transforms import Columns, constant_columns, duplicated_columns, named
+from openedm.inference.transforms import Columns
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.preconditioning import EDM
 from openedm.training import Model, Observer, Trainer
 from openedm.training.observers import Progress as Step
 
-LEAST = 100
+T = TypeVar("T")
 FAR = 10.0
 """Draws of the emulator that the conditional Gaussian puts further away are left out."""
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Checked simulations, standardised."""
-
-    theta: Tensor
-    x: Tensor
-    prior: Prior | None
-    parameters: ParameterMap
-    data: DataMap
-    training: Tensor
-    held: Tensor
 
 
 @dataclass(frozen=True)
@@ -118,90 +103,26 @@ def fit(
     if resume and run is None:
         raise ValueError("run must be given to resume")
     known = as_prior(prior, names)
-    parameters, values = _checked(theta, x, known, on_nonfinite)
-    chosen = (
-        Settings.of(len(parameters), parameters.shape[1], tuple(values.shape[1:])) if settings is None else settings
-    )
+    parameters, values = checked(theta, x, known, on_nonfinite)
+    shape = tuple(values.shape[1:])
+    chosen = Settings.of(len(parameters), parameters.shape[1], shape) if settings is None else settings
     if chosen.emulator is not None and values.ndim > 2:
         raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
-    data = _prepared(parameters, values, known, chosen, seed)
+    data = prepare(parameters, values, known, chosen.held_out, seed)
     work = _Work(chosen, seed, None if run is None else Path(run), resume, tuple(observers), progress)
     candidates: dict[str, DenoiserPosterior] = {}
     report: dict[str, Any] = {"settings": to_config(chosen), "simulations": len(parameters), "seed": seed}
     if chosen.emulator is not None:
-        candidates["emulator"] = _timed(report, "emulator", lambda: _from_emulator(data, work, names, report))
+        candidates |= _timed(report, "emulator", lambda: _from_emulator(data, work, names, report))
     if chosen.compare:
         candidates["simulations"] = _timed(report, "simulations", lambda: _from_simulations(data, work, names, report))
     return _timed(report, "judging", lambda: _best(candidates, data, chosen, report, progress))
 
 
-def _checked(
-    theta: Values, x: Values, prior: Prior | None, on_nonfinite: str
-) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n ..."]]:
-    parameters, values = _tensor("theta", theta), _tensor("x", x)
-    if parameters.ndim != 2 or parameters.shape[1] == 0:
-        raise ValueError(f"theta must have shape (n, d), got {tuple(parameters.shape)}")
-    if values.ndim < 2 or values[:1].numel() == 0:
-        raise ValueError(f"x must have shape (n, *x_shape) with at least one value each, got {tuple(values.shape)}")
-    if len(parameters) != len(values):
-        raise ValueError(f"theta and x must have one row a simulation, got {len(parameters)} and {len(values)}")
-    if prior is not None and prior.dim != parameters.shape[1]:
-        raise ValueError(f"prior must have as many parameters as theta, {parameters.shape[1]}, got {prior.dim}")
-    bad = ~(parameters.isfinite().all(1) & values.flatten(1).isfinite().all(1))
-    if bool(bad.any()):
-        rows = bad.nonzero()[:, 0].tolist()
-        if on_nonfinite == "error":
-            raise ValueError(
-                f"theta and x must be finite, but {len(rows)} of {len(bad)} simulations are not: {named(rows)}; "
-                "on_nonfinite='drop' leaves them out"
-            )
-        parameters, values = parameters[~bad], values[~bad]
-    if len(parameters) < LEAST:
-        raise ValueError(f"there must be at least {LEAST} simulations, got {len(parameters)}")
-    if prior is not None:
-        outside = (~(prior.log_prob(parameters) > -math.inf)).nonzero()[:, 0].tolist()
-        if outside:
-            raise ValueError(f"theta must lie in the prior's support, but {len(outside)} do not: {named(outside)}")
-    constant = constant_columns(parameters)
-    if constant:
-        raise ValueError(f"theta must vary, but these columns are constant: {named(constant)}")
-    return parameters, values
-
-
-def _tensor(name: str, values: Values) -> Tensor:
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must hold numbers: {error}") from error
-    if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name} must hold real numbers, got {tensor.dtype}")
-    return tensor.detach().float()
-
-
-def _prepared(theta: Tensor, x: Tensor, prior: Prior | None, settings: Settings, seed: int) -> _Data:
-    keep: tuple[int, ...] = ()
-    if x.ndim == 2:
-        constant, twins = constant_columns(x), duplicated_columns(x)
-        if constant:
-            warnings.warn(f"columns of x that are constant are left out: {named(constant)}", stacklevel=3)
-        if twins:
-            pairs = ", ".join(f"{later} (as {first})" for first, later in twins[:8])
-            warnings.warn(f"columns of x that equal others are left out: {pairs}", stacklevel=3)
-        left = {*constant, *(later for _, later in twins)}
-        keep = tuple(i for i in range(x.shape[1]) if i not in left)
-        if not keep:
-            raise ValueError("x must vary, but all its columns are constant")
-    elif bool((x == x.flatten()[0]).all()):
-        raise ValueError("x must vary, but all its values are the same")
-    order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
-    count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
-    held, training = order[:count].sort().values, order[count:].sort().values
-    bijection = None if prior is None else prior.bijection
-    return _Data(theta, x, prior, ParameterMap.of(theta, bijection), DataMap.of(x[training], keep), training, held)
-
-
-def _from_emulator(data: _Data, work: _Work, names: Sequence[str] | None, report: dict[str, Any]) -> DenoiserPosterior:
-    """The candidate that learns from draws of an emulator."""
+def _from_emulator(
+    data: Prepared, work: _Work, names: Sequence[str] | None, report: dict[str, Any]
+) -> dict[str, DenoiserPosterior]:
+    """The candidates that learn from draws of an emulator."""
     settings = work.settings
     assert settings.emulator is not None
     theta, x = data.theta[data.training], data.x[data.training]
@@ -226,27 +147,19 @@ def _from_emulator(data: _Data, work: _Work, names: Sequence[str] | None, report
         drawn = maps.of_kept(target.inverse(drawn))
     true_u = data.parameters.forward(data.theta[data.held]).float()
     true_y = maps.forward(data.x[data.held])
-    bases = {
-        "linear": _linear_base(u[: 20 * len(theta)], drawn[: 20 * len(theta)], work.seed),
-        "Gaussian": _base(u, drawn, settings.base, work, (true_u, true_y)),
-    }
-
-    def learn(base: ConditionalMixture, name: str, images: int) -> DenoiserPosterior:
+    found = {}
+    for name in settings.bases:
+        if name == "linear":
+            base = _linear_base(u[: 20 * len(theta)], drawn[: 20 * len(theta)], work.seed)
+        else:
+            base = _base(u, drawn, settings.base, work, (true_u, true_y))
         r, near = _whiten(base, u, drawn)
         judged, near_too = _whiten(base, true_u, true_y)
         pairs, held_out = Pairs(r[near], drawn[near]), Pairs(judged[near_too], true_y[near_too])
-        denoiser = _denoiser(name, pairs, held_out, images, 0, work)
+        denoiser = _denoiser(f"emulated-{name}", pairs, held_out, settings.images, 0, work)
         parts = Parts(denoiser, data.parameters, maps, base, fitted.mixture, target)
-        return DenoiserPosterior(parts, prior=data.prior, names=names, report=report)
-
-    rows = data.held[: settings.judged // 2]
-    scores = {}
-    for name, base in bases.items():
-        pilot = learn(base, f"pilot-{name}", max(settings.images // 10, settings.batch_size))
-        scores[name] = float(pilot.log_prob(data.theta[rows][:, None], data.x[rows]).mean())
-    best = max(scores, key=lambda name: scores[name] if math.isfinite(scores[name]) else -math.inf)
-    report["base"] = {"chosen": best, "held_out_log_prob": scores}
-    return learn(bases[best], "emulated", settings.images)
+        found[f"emulator, {name}"] = DenoiserPosterior(parts, prior=data.prior, names=names, report=report)
+    return found
 
 
 def _linear_base(u: Tensor, y: Tensor, seed: int) -> ConditionalMixture:
@@ -269,7 +182,7 @@ def _target(
     return columns[form], components
 
 
-def _pool(data: _Data, mixture: ConditionalMixture, y: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
+def _pool(data: Prepared, mixture: ConditionalMixture, y: Tensor, work: _Work) -> tuple[Tensor, Tensor]:
     """Draws (u, y) of prior and emulator; without a prior θ is one of those simulated."""
     size = work.settings.pool
     generator = torch.Generator().manual_seed(work.seed)
@@ -313,7 +226,7 @@ def _whiten(base: ConditionalMixture, u: Tensor, y: Tensor) -> tuple[Tensor, Ten
 
 
 def _from_simulations(
-    data: _Data, work: _Work, names: Sequence[str] | None, report: dict[str, Any]
+    data: Prepared, work: _Work, names: Sequence[str] | None, report: dict[str, Any]
 ) -> DenoiserPosterior:
     """The candidate that learns from the simulations themselves."""
     settings, maps = work.settings, data.data
@@ -373,7 +286,7 @@ class _Watch(Observer):
 
 def _best(
     candidates: dict[str, DenoiserPosterior],
-    data: _Data,
+    data: Prepared,
     settings: Settings,
     report: dict[str, Any],
     progress: Progress | None,
@@ -385,15 +298,14 @@ def _best(
     means = {name: float(score.mean()) for name, score in scores.items()}
     report["held_out_log_prob"] = means
     name = max(means, key=lambda name: means[name] if math.isfinite(means[name]) else -math.inf)
-    emulated = candidates.get("emulator")
+    emulated = max((n for n in means if n != "simulations"), key=lambda n: means[n], default=None)
     if emulated is not None and settings.refinement is not None and data.prior is not None:
-        gains, share = _refined_gains(emulated, theta, x, scores[name], progress)
+        gains, share = _refined_gains(candidates[emulated], theta, x, scores[name], progress)
         report["held_out_gain_of_refinement"] = sum(gains) / len(gains)
         if choose(gains):
             refinement = settings.refinement.for_share(share)
-            report["chosen"] = f"emulator, refined by {refinement.num_steps} steps"
-            refined = replace(emulated.parts, refinement=refinement)
-            return DenoiserPosterior(refined, prior=data.prior, names=emulated.names, report=report)
+            report["chosen"] = f"{emulated}, refined by {refinement.num_steps} steps"
+            return candidates[emulated]._with(replace(candidates[emulated].parts, refinement=refinement))
     report["chosen"] = name
     return candidates[name]
 
@@ -420,7 +332,7 @@ def _refined_gains(
     return gains, float(torch.tensor(shares).median())
 
 
-def _timed(report: dict[str, Any], name: str, work: Callable[[], DenoiserPosterior]) -> DenoiserPosterior:
+def _timed(report: dict[str, Any], name: str, work: Callable[[], T]) -> T:
     started = time.perf_counter()
     result = work()
     report.setdefault("seconds", {})[name] = round(time.perf_counter() - started, 1)

@@ -27,7 +27,9 @@ class Settings(Choice):
         batch_size, learning_rate: of the denoiser's training, with a warm-up and a half cosine to zero.
         emulator: how the learned likelihood is fitted; None does without.
         pool: how many draws of the emulator are made.
-        base: how the conditional Gaussian is fitted that draws of the emulator are whitened by.
+        bases: what draws of the emulator are whitened by: "linear", a least-squares fit, "Gaussian", a conditional
+            Gaussian learned by a network, or both in turn, and the better one is taken.
+        base: how the latter is fitted.
         compare: whether a denoiser trained on the simulations themselves is tried, too.
         refinement: the Markov chains that refine samples, where held-out simulations say that they help; None never.
         held_out: share of the simulations that judges the candidates and stops trainings, between 0 and ½.
@@ -47,6 +49,7 @@ class Settings(Choice):
     learning_rate: float = 1e-3
     emulator: MixtureOptions | None = MixtureOptions()
     pool: int = 400_000
+    bases: tuple[str, ...] = ("linear", "Gaussian")
     base: MixtureOptions = field(
         default=MixtureOptions(members=1, components=(1,), width=128, steps=2500, batch_size=512, folds=2)
     )
@@ -61,6 +64,10 @@ class Settings(Choice):
             checks.integer(name, getattr(self, name))
             checks.at_least(name, getattr(self, name), 1)
         checks.positive("learning_rate", self.learning_rate)
+        for i, base in enumerate(self.bases):
+            checks.one_of(f"bases[{i}]", base, ("linear", "Gaussian"))
+        if not self.bases:
+            raise ValueError("bases must name at least one of 'linear' and 'Gaussian', got none")
         checks.between("held_out", self.held_out, 0.001, 0.5)
         if self.emulator is None and not self.compare:
             raise ValueError("compare must be True without an emulator: nothing would be trained")
@@ -71,8 +78,8 @@ class Settings(Choice):
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
           30,000 simulations on 128, with 5000 · √(n / 10,000) steps, between 2000 and 15,000; other data get none.
-        * Two parameters get a denoiser of width 96 and 1.5 million samples, more parameters 128 and 3 million,
-          from 30,000 simulations on 1.6 times that.
+        * Up to two parameters get a denoiser of width 96, 1.5 million samples and the learned whitening, more 128,
+          3 million and both whitenings; from 30,000 simulations on 1.6 times the samples.
         * Matrices are series (channels, time), arrays with three axes images.
         * At least 100 and at most 2000 simulations are held out, a tenth if that is between the two.
 
@@ -93,6 +100,7 @@ class Settings(Choice):
         summary = {1: VectorSummary(), 2: SeriesSummary(), 3: ImageSummary()}.get(len(x_shape), VectorSummary())
         return cls(
             network=ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary),
+            bases=("Gaussian",) if dim <= 2 else ("linear", "Gaussian"),
             images=round((1_500_000 if dim <= 2 else 3_000_000) * (1.6 if many else 1.0)),
             emulator=emulator if len(x_shape) == 1 else None,
             held_out=min(held, 0.5),
