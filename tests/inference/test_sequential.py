@@ -1,5 +1,6 @@
 """Truncated priors are densities; rounds come nearer to the posterior of one observation."""
 
+import json
 import math
 from dataclasses import replace
 
@@ -8,9 +9,11 @@ import torch
 
 from fitted import TINY
 from openedm.inference import Box, LogNormal, Normal
-from openedm.inference.sequential import Truncated, fit_sequentially
+from openedm.inference.priors import prior_from_config, prior_to_config
+from openedm.inference.sequential import fit_sequentially
+from openedm.inference.truncated import Truncated
 
-SETTINGS = replace(TINY, members=1, compare=False, refinement=None)
+SETTINGS = replace(TINY, members=1, emulator=None, refinement=None, passes=40, images=10_000)
 
 
 @pytest.mark.parametrize(
@@ -38,6 +41,12 @@ def test_a_truncated_prior_is_the_prior_inside_and_integrates_to_one(prior, low,
     assert bool(((draws.mean(0) - mean).abs() < 5 * std / math.sqrt(4000)).all())
     assert torch.equal(cut.sample(10, seed=1), cut.sample(10, seed=1))
     assert float(cut.log_prob(torch.tensor([9.0, 9.0]))) == -math.inf
+
+
+def test_a_truncated_prior_comes_back_from_its_plain_data() -> None:
+    cut = Truncated(LogNormal([0.0], [0.5]), [0.5], [1.0])
+    back = prior_from_config(json.loads(json.dumps(prior_to_config(cut))))
+    assert torch.equal(back.sample(10, seed=1), cut.sample(10, seed=1))
 
 
 def test_rounds_simulate_where_the_posterior_is(without_type_checker) -> None:

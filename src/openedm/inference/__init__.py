@@ -39,12 +39,13 @@ if TYPE_CHECKING:
         prior_to_config,
     )
     from openedm.inference.refinement import Refinement
-    from openedm.inference.sequential import Round, Truncated, fit_sequentially
+    from openedm.inference.sequential import Round, fit_sequentially
     from openedm.inference.settings import Settings
     from openedm.inference.simulation import SimulationProgress, simulate
     from openedm.inference.store import Simulations, Store
     from openedm.inference.trained import DenoiserPosterior, Parts
     from openedm.inference.transforms import Columns
+    from openedm.inference.truncated import Truncated
 
 _ROOMS = {
     "bijections": ("Bijection",),
@@ -71,12 +72,13 @@ _ROOMS = {
         "prior_to_config",
     ),
     "refinement": ("Refinement",),
-    "sequential": ("Round", "Truncated", "fit_sequentially"),
+    "sequential": ("Round", "fit_sequentially"),
     "settings": ("Settings",),
     "simulation": ("SimulationProgress", "simulate"),
     "store": ("Simulations", "Store"),
     "trained": ("DenoiserPosterior", "Parts"),
     "transforms": ("Columns",),
+    "truncated": ("Truncated",),
 }
 _HOMES = {name: room for room, names in _ROOMS.items() for name in names}
 

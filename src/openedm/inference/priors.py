@@ -14,6 +14,7 @@ from torch.distributions.utils import lazy_property
 from openedm.choices import from_config, to_config
 from openedm.inference.bijections import Bijection
 from openedm.inference.parametric import Box, Independent, LogNormal, Normal, Prior, settle_names
+from openedm.inference.truncated import Truncated
 
 __all__ = [
     "Bijection",
@@ -117,6 +118,9 @@ def prior_to_config(prior: Prior) -> dict[str, Any]:
         init: dict[str, Any] = {"distribution": _describe(prior.distribution)}
         init["names"] = None if prior.names is None else list(prior.names)
         return {"class_path": "openedm.inference.TorchPrior", "init_args": init}
+    if isinstance(prior, Truncated):
+        inner = {"prior": prior_to_config(prior.prior), "low": list(prior.low), "high": list(prior.high)}
+        return {"class_path": "openedm.inference.Truncated", "init_args": inner}
     if isinstance(prior, Independent):
         parts = [prior_to_config(part) for part in prior.parts]
         return {"class_path": "openedm.inference.Independent", "init_args": {"parts": parts}}
@@ -132,6 +136,8 @@ def prior_from_config(config: Mapping[str, Any]) -> Prior:
     init = dict(config.get("init_args") or {})
     if config.get("class_path") == "openedm.inference.TorchPrior":
         return TorchPrior(_rebuild(init["distribution"]), init.get("names"))
+    if config.get("class_path") == "openedm.inference.Truncated":
+        return Truncated(prior_from_config(init["prior"]), init["low"], init["high"])
     if config.get("class_path") == "openedm.inference.Independent":
         return Independent([prior_from_config(part) for part in init["parts"]])
     return from_config(Prior, config)  # type: ignore[type-abstract]
