@@ -147,3 +147,11 @@ def test_the_rule_depends_on_counts_and_shapes_alone() -> None:
     assert Settings.of(100_000, 5, (8,)).held_out == pytest.approx(0.02)
     with pytest.raises(ValueError, match="nothing would be trained"):
         Settings(emulator=None, compare=False)
+
+
+def test_counts_keep_their_root_for_the_emulator() -> None:
+    rate = torch.rand(400, 1, generator=torch.Generator().manual_seed(0)) * 60 + 1
+    x = torch.poisson(rate.expand(400, 2), generator=torch.Generator().manual_seed(1))
+    posterior = fit(rate, x, Box([1.0], [61.0]), settings=replace(TINY, members=1, compare=False))
+    assert posterior.parts.data.counts == (True, True)
+    assert posterior.parts.data.columns.kinds == ("root", "root")

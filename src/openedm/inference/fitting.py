@@ -176,7 +176,8 @@ def _target(
     """How the emulator is to see the data, bent or as they are, and its number of components: what fits best."""
     if maps.reduction is not None:
         return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
-    columns = list(dict.fromkeys([Columns.of(kept), Columns.of(kept, bend=False), Columns.logarithms(kept)]))
+    forms_of = [maps.columns, Columns.of(kept, bend=False), Columns.logarithms(kept)]
+    columns = list(dict.fromkeys(forms_of))
     forms = [(c.forward(kept).float(), float(c.log_det(kept).mean())) for c in columns]
     form, components = choose_form(forms, inputs, options, seed=seed)
     return columns[form], components
