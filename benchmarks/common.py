@@ -2,7 +2,6 @@
 
 import json
 import math
-import platform
 import statistics
 import time
 import weakref
@@ -15,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-import openedm
+from openedm.cli.inference.reporting import machine as this_machine
 
 
 class Times(NamedTuple):
@@ -28,15 +27,7 @@ class Times(NamedTuple):
 
 def machine(packages: Sequence[str] = ()) -> dict[str, Any]:
     """What was measured on, with the versions of openedm, torch and `packages`."""
-    return {
-        "openedm": openedm.__version__,
-        "torch": torch.__version__,
-        **{name: metadata.version(name) for name in packages},
-        "python": platform.python_version(),
-        "processor": platform.processor() or platform.machine(),
-        "threads": torch.get_num_threads(),
-        "device": torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu",
-    }
+    return {**this_machine(), **{name: metadata.version(name) for name in packages}}
 
 
 def interleaved(runs: Mapping[str, Callable[[], object]], seconds: float) -> dict[str, Times]:

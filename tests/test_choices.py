@@ -21,7 +21,7 @@ import openedm
 from openedm import levels, preconditioning, schedules
 from openedm.choices import Choice, class_path, from_config, to_config
 from openedm.inference import Bijection, Box, Columns, Independent, LogNormal, Normal, TorchPrior, Truncated
-from openedm.inference.maps import ParameterMap
+from openedm.inference.maps import Coordinates, ParameterMap
 from openedm.sampling import Churn, Heun, Sampler, Solver
 from properties.strategies import (
     all_levels,
@@ -52,6 +52,7 @@ UNIT = Bijection((0.0,), (1.0,))
 EXAMPLES: dict[type[Choice], Choice] = {
     Bijection: UNIT,
     Columns: PLAIN,
+    Coordinates: Coordinates(UNIT, PLAIN),
     ParameterMap: ParameterMap(UNIT, PLAIN, PLAIN),
     Box: Box((0.0,), (1.0,)),
     Normal: Normal((0.0,), (1.0,)),

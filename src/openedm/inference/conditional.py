@@ -7,7 +7,7 @@ times |dz/dv|.
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 
 import torch
 from jaxtyping import Float, Float64
@@ -16,6 +16,8 @@ from torch import Tensor
 from openedm.denoiser import Condition, Denoiser
 from openedm.inference.bijections import Bijection
 from openedm.inference.draws import SampleNoise
+from openedm.inference.flow import flow
+from openedm.inference.maps import Coordinates
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
 from openedm.inference.transforms import Columns
@@ -23,59 +25,34 @@ from openedm.likelihood import Likelihood
 from openedm.sampling import Auto
 
 
-@dataclass(frozen=True)
-class Coordinates:
-    """The unbounded coordinates of mean 0 and standard deviation 1 in which variables are learned.
+def coordinates_of(
+    variables: Float64[Tensor, "samples variables"], bijection: Bijection, bend: Sequence[bool]
+) -> Coordinates:
+    """Those that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
 
     Args:
-        bijection: of the variables' supports onto R.
-        columns: bends and standardises what that gives.
+        variables: samples, inside the bijection's support.
+        bijection: of known supports.
+        bend: the variables whose tails may be bent, which have no known support.
     """
+    tails = Columns.of(variables)
+    logarithm = [may and kind == "log" for may, kind in zip(bend, tails.kinds, strict=True)]
+    low = [0.0 if log else end for log, end in zip(logarithm, bijection.low, strict=True)]
+    bijection = Bijection(low, bijection.high)
+    plain = Columns.of(bijection.forward(variables), bend=False)
+    bent = [may and not log for may, log in zip(bend, logarithm, strict=True)]
+    chosen = [
+        [b if take else a for take, a, b in zip(bent, getattr(plain, f.name), getattr(tails, f.name), strict=True)]
+        for f in fields(Columns)
+    ]
+    return Coordinates(bijection, Columns(*map(tuple, chosen)))
 
-    bijection: Bijection
-    columns: Columns
 
-    @classmethod
-    def of(
-        cls, variables: Float64[Tensor, "samples variables"], bijection: Bijection, bend: Sequence[bool]
-    ) -> "Coordinates":
-        """Those that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
-
-        Args:
-            variables: samples, inside the bijection's support.
-            bijection: of known supports.
-            bend: the variables whose tails may be bent, which have no known support.
-        """
-        tails = Columns.of(variables)
-        logarithm = [may and kind == "log" for may, kind in zip(bend, tails.kinds, strict=True)]
-        low = [0.0 if log else end for log, end in zip(logarithm, bijection.low, strict=True)]
-        bijection = Bijection(low, bijection.high)
-        plain = Columns.of(bijection.forward(variables), bend=False)
-        bent = [may and not log for may, log in zip(bend, logarithm, strict=True)]
-        chosen = [
-            [b if take else a for take, a, b in zip(bent, getattr(plain, f.name), getattr(tails, f.name), strict=True)]
-            for f in fields(Columns)
-        ]
-        return cls(bijection, Columns(*map(tuple, chosen)))
-
-    def part(self, indices: Sequence[int]) -> "Coordinates":
-        """The coordinates of some of the variables."""
-        low, high = ([ends[i] for i in indices] for ends in (self.bijection.low, self.bijection.high))
-        chosen = [tuple(getattr(self.columns, f.name)[i] for i in indices) for f in fields(Columns)]
-        return Coordinates(Bijection(low, high), Columns(*chosen))
-
-    def forward(self, variables: Float[Tensor, "*batch variables"]) -> Float64[Tensor, "*batch variables"]:
-        """Standardised coordinates; NaN outside the support."""
-        return self.columns.forward(self.bijection.forward(variables.double()))
-
-    def inverse(self, z: Float[Tensor, "*batch variables"]) -> Float[Tensor, "*batch variables"]:
-        """Variables in float32, strictly inside their supports."""
-        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(z)).float())
-
-    def log_det(self, variables: Float[Tensor, "*batch variables"]) -> Float64[Tensor, "*batch"]:
-        """ln |dz/dv|, summed over the variables."""
-        variables = variables.double()
-        return self.bijection.log_det(variables) + self.columns.log_det(self.bijection.forward(variables))
+def part_of(coordinates: Coordinates, indices: Sequence[int]) -> Coordinates:
+    """The coordinates of some of the variables."""
+    low, high = ([ends[i] for i in indices] for ends in (coordinates.bijection.low, coordinates.bijection.high))
+    chosen = [tuple(getattr(coordinates.columns, f.name)[i] for i in indices) for f in fields(Columns)]
+    return Coordinates(Bijection(low, high), Columns(*chosen))
 
 
 class Latent(Denoiser):
@@ -156,18 +133,14 @@ class Conditional(Posterior):
         self.integrated_out = tuple(names[i] for i in dropped)
         self.sampler, self.likelihood = sampler, likelihood
         self._denoiser = Latent(denoiser, [*wanted, *dropped], known).eval()
-        self._wanted, self._known = coordinates.part(wanted), coordinates.part(known)
+        self._wanted, self._known = part_of(coordinates, wanted), part_of(coordinates, known)
 
     def _draw(
         self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]
     ) -> Float[Tensor, "observations n dim"]:
         condition, size = self._condition(x, n), len(self._denoiser.where)
-        sampler = self.sampler.choose(self._denoiser)
-        top = float(sampler.levels.within(self._denoiser.sigma_min, self._denoiser.sigma_max).sigmas().max())
         noise = SampleNoise(seeds, n).draw((size,)).to(self.device)
-        # From the denoiser's mean at σ_max, not from zero: else the mean of samples is short by |mean|/σ_max.
-        centre = self._denoiser(torch.zeros_like(noise), top, condition)
-        z = sampler.sample(self._denoiser, noise=noise + centre / top, condition=condition)
+        z = flow(self._denoiser, self.sampler, noise, condition)
         return self._wanted.inverse(z[:, : self.dim]).reshape(len(x), n, self.dim)
 
     def _density(

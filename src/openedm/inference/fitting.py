@@ -298,8 +298,9 @@ def _best(
     scores = {name: posterior.log_prob(theta[:, None], x)[:, 0] for name, posterior in candidates.items()}
     means = {name: float(score.mean()) for name, score in scores.items()}
     report["held_out_log_prob"] = means
-    name = max(means, key=lambda name: means[name] if math.isfinite(means[name]) else -math.inf)
-    emulated = max((n for n in means if n != "simulations"), key=lambda n: means[n], default=None)
+    finite = {name: mean if math.isfinite(mean) else -math.inf for name, mean in means.items()}
+    name = max(finite, key=lambda name: finite[name])
+    emulated = max((n for n in finite if n != "simulations"), key=lambda n: finite[n], default=None)
     if emulated is not None and settings.refinement is not None and data.prior is not None:
         gains, share = _refined_gains(candidates[emulated], theta, x, scores[name], progress)
         report["held_out_gain_of_refinement"] = sum(gains) / len(gains)

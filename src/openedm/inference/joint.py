@@ -21,7 +21,8 @@ from torch import Tensor
 from openedm.choices import from_config, to_config
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.inference.bijections import Bijection
-from openedm.inference.conditional import Conditional, Coordinates
+from openedm.inference.conditional import Conditional, coordinates_of
+from openedm.inference.maps import Coordinates
 from openedm.inference.masks import JointModel, MaskedData, Masks
 from openedm.inference.priors import Prior, as_prior, prior_from_config, prior_to_config
 from openedm.inference.transforms import Columns, constant_columns
@@ -257,7 +258,7 @@ def fit_joint(
     constant = [labels[i] for i in constant_columns(variables)]
     if constant:
         raise ValueError(f"every variable must vary, but {', '.join(constant)} did not: leave them out")
-    coordinates = Coordinates.of(variables, _bijection(dim, data, prior), [prior is None] * dim + [True] * data)
+    coordinates = coordinates_of(variables, _bijection(dim, data, prior), [prior is None] * dim + [True] * data)
     options = _rule(len(theta)) if options is None else options
     options = options if seed is None else replace(options, seed=seed)
     vectors = coordinates.forward(variables).float()

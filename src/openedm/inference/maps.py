@@ -18,18 +18,40 @@ from openedm.inference.transforms import Columns, is_count
 
 
 @dataclass(frozen=True)
-class ParameterMap(Choice):
-    """θ ↔ u, unbounded and standardised.
+class Coordinates(Choice):
+    """Variables ↔ unbounded coordinates of mean 0 and standard deviation 1.
 
     Args:
-        bijection: of the prior's support onto R^d; the identity without a prior.
-        columns: of z.
-        inputs: standardises what an emulator is told of θ: θ itself where it is bounded on both sides or not at all,
-            its logarithm on a half-line.
+        bijection: of the variables' supports onto R^d.
+        columns: bends and standardises what that gives.
     """
 
     bijection: Bijection
     columns: Columns
+
+    def forward(self, variables: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
+        """u; NaN outside the support."""
+        return self.columns.forward(self.bijection.forward(variables.double()))
+
+    def inverse(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
+        """The variables, float32, strictly inside their supports."""
+        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(u)).float())
+
+    def log_det(self, variables: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        """ln |du/dv|."""
+        variables = variables.double()
+        return self.bijection.log_det(variables) + self.columns.log_det(self.bijection.forward(variables))
+
+
+@dataclass(frozen=True)
+class ParameterMap(Coordinates):
+    """θ ↔ u, and what an emulator is told of θ.
+
+    Args:
+        inputs: standardises that: θ itself where it is bounded on both sides or not at all, its logarithm on a
+            half-line.
+    """
+
     inputs: Columns
 
     @classmethod
@@ -41,19 +63,6 @@ class ParameterMap(Choice):
         z = known.forward(theta.double())
         columns = Columns.of(z, bend=bijection is None)
         return cls(known, columns, Columns.of(_natural(known, theta.double(), z), bend=False))
-
-    def forward(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
-        """u."""
-        return self.columns.forward(self.bijection.forward(theta.double()))
-
-    def inverse(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """θ, float32, strictly inside the support."""
-        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(u)).float())
-
-    def log_det(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
-        """ln |du/dθ|."""
-        theta = theta.double()
-        return self.bijection.log_det(theta) + self.columns.log_det(self.bijection.forward(theta))
 
     def inputs_of(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """What an emulator is told of θ, float32."""

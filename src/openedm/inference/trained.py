@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from openedm import checks
 from openedm.denoiser import Condition, Denoiser
 from openedm.inference.draws import SampleNoise, observation_seeds
+from openedm.inference.flow import flow
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
@@ -201,15 +202,10 @@ class DenoiserPosterior(Posterior):
 
     def _flow(self, y: Tensor, n: int, seeds: Sequence[int]) -> Tensor:
         """u (observations, n, dim) by the flow of the denoiser."""
-        denoiser, dim = self.parts.denoiser, self.dim
-        noise = SampleNoise(seeds, n).draw((dim,)).to(y)
+        noise = SampleNoise(seeds, n).draw((self.dim,)).to(y)
         condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
-        sampler = self.sampler.choose(denoiser) if isinstance(self.sampler, Auto) else self.sampler
-        top = float(sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max).sigmas().max())
-        # From the denoiser's mean at σ_max, not from zero: else the mean of r is short by |mean|/σ_max.
-        centre = denoiser(torch.zeros(len(condition), dim).to(y), top, condition)
-        r = sampler.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=(dim,))
-        u: Tensor = r.reshape(len(y), n, dim).double()
+        r = flow(self.parts.denoiser, self.sampler, noise, condition)
+        u: Tensor = r.reshape(len(y), n, self.dim).double()
         if self.parts.base is not None:
             mean, factor, _ = self._base(y)
             u = mean[:, None] + torch.linalg.solve_triangular(factor, u.mT, upper=False).mT
