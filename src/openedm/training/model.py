@@ -28,6 +28,7 @@ class Model(Choice):
         class_names: the classes' names, where known.
         images: whether samples are images in [-1, 1].
         condition_shape: shape of the float condition of each sample; None without one, and always with classes.
+        augment_dim: width of the augmentation labels that the network is told in training; 0 for none.
 
     Raises:
         ValueError: a value is out of its range, the names do not fit the classes, or there are both classes and float
@@ -42,10 +43,12 @@ class Model(Choice):
     class_names: tuple[str, ...] | None = None
     images: bool = True
     condition_shape: tuple[int, ...] | None = None
+    augment_dim: int = 0
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
         checks.at_least("num_classes", self.num_classes, 0)
+        checks.at_least("augment_dim", self.augment_dim, 0)
         if not self.event_shape or min(self.event_shape) < 1:
             raise ValueError(f"event_shape must hold sizes >= 1, got {self.event_shape}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
@@ -65,6 +68,7 @@ class Model(Choice):
         preconditioning: Preconditioning | None = None,
         *,
         conditional: bool = True,
+        augment_dim: int = 0,
     ) -> "Model":
         """The description of a denoiser for `dataset`: all shapes, classes and σ_data are taken from the data.
 
@@ -73,6 +77,7 @@ class Model(Choice):
             network: the architecture.
             preconditioning: EDM's by default.
             conditional: whether the classes or conditions of the data condition the denoiser, where it has some.
+            augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without.
         """
         num_classes = dataset.num_classes if conditional else 0
         return cls(
@@ -85,6 +90,7 @@ class Model(Choice):
             class_names=dataset.class_names if num_classes else None,
             images=dataset.kind == "images",
             condition_shape=dataset.condition_shape if conditional else None,
+            augment_dim=augment_dim,
         )
 
     def build(self, seed: int | None = 0) -> Preconditioned:
@@ -101,6 +107,8 @@ class Model(Choice):
                     f"{type(self.network).__name__} takes none"
                 )
             further["condition_shape"] = self.condition_shape
+        if self.augment_dim:
+            further["augment_dim"] = self.augment_dim
         network = self.network.build(
             self.event_shape,
             num_classes=self.num_classes,
