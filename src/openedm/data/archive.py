@@ -1,15 +1,25 @@
-"""Files below one root, a folder or a zip archive, read alike."""
+"""Files below one root, a folder or a zip or tar archive, read alike."""
 
 import os
+import tarfile
 import zipfile
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedIOBase
+from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, cast
 
-BROKEN = (OSError, EOFError, KeyError, RuntimeError, NotImplementedError, zipfile.BadZipFile, zlib.error)
+BROKEN = (
+    OSError,
+    EOFError,
+    KeyError,
+    RuntimeError,
+    NotImplementedError,
+    zipfile.BadZipFile,
+    tarfile.TarError,
+    zlib.error,
+)
 """What reading a damaged, encrypted or vanished file raises."""
 
 
@@ -19,16 +29,19 @@ class Archive:
     It can be pickled, and be used by processes that were forked: each opens a zip archive for itself.
 
     Raises:
-        ValueError: `path` is neither a folder nor a zip archive.
+        ValueError: `path` is neither a folder nor a zip archive nor a tar archive, which must not be compressed.
     """
 
     def __init__(self, path: str) -> None:
         self.path = path
         self._zip: tuple[int, zipfile.ZipFile] | None = None
         self._is_folder = Path(path).is_dir()
+        self._members: dict[str, tuple[int, int]] | None = None
         if not self._is_folder and not zipfile.is_zipfile(path):
-            problem = "which is neither" if Path(path).exists() else "which does not exist"
-            raise ValueError(f"path must be a folder or a zip archive, got {path!r}, {problem}")
+            if not Path(path).is_file() or not tarfile.is_tarfile(path):
+                problem = "which is neither" if Path(path).exists() else "which does not exist"
+                raise ValueError(f"path must be a folder or a zip or tar archive, got {path!r}, {problem}")
+            self._members = tar_members(path)
 
     def sizes(self) -> dict[str, int]:
         """Names of all files, sorted, with their stored size in bytes; hidden files and folders are left out.
@@ -37,7 +50,7 @@ class Archive:
             ValueError: the folder or archive cannot be read.
         """
         try:
-            found = self._folder_sizes() if self._is_folder else self._zip_sizes()
+            found = self._found()
         except BROKEN as error:
             raise ValueError(f"path {self.path!r} cannot be read: {error}") from error
         visible = (name for name in found if not any(p.startswith(".") or p == "__MACOSX" for p in name.split("/")))
@@ -55,6 +68,9 @@ class Archive:
             ValueError: it cannot be opened, or reading in the block fails; names it.
         """
         try:
+            if self._members is not None:
+                yield BytesIO(self._member(*self._members[name]))
+                return
             with Path(self.path, name).open("rb") if self._is_folder else self._opened().open(name) as file:
                 yield cast(BufferedIOBase, file)
         except BROKEN as error:
@@ -74,6 +90,16 @@ class Archive:
             self._zip = (os.getpid(), zipfile.ZipFile(self.path))
         return self._zip[1]
 
+    def _found(self) -> dict[str, int]:
+        if self._members is not None:
+            return {name: size for name, (_, size) in self._members.items()}
+        return self._folder_sizes() if self._is_folder else self._zip_sizes()
+
+    def _member(self, offset: int, size: int) -> bytes:
+        with open(self.path, "rb") as file:
+            file.seek(offset)
+            return file.read(size)
+
     def _zip_sizes(self) -> dict[str, int]:
         return {entry.filename: entry.compress_size for entry in self._opened().infolist() if not entry.is_dir()}
 
@@ -81,6 +107,24 @@ class Archive:
         walk = os.walk(self.path, followlinks=True, onerror=_raise)
         paths = (Path(folder, file) for folder, _, files in walk for file in files)
         return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in paths}
+
+
+def tar_members(path: str) -> dict[str, tuple[int, int]]:
+    """Where the files of a tar archive begin in it and their sizes, in bytes, by name, in the archive's order.
+
+    Raises:
+        ValueError: the archive is compressed, damaged or ends early; names it.
+    """
+    try:
+        with tarfile.open(path, "r:") as archive:
+            members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isreg()}
+    except tarfile.ReadError as error:
+        raise ValueError(f"{path} cannot be read as a tar archive without compression: {error}") from error
+    length = Path(path).stat().st_size
+    for name, (offset, size) in members.items():
+        if offset + size > length:
+            raise ValueError(f"{path} ends within {name}: the archive is not complete")
+    return members
 
 
 def _raise(error: OSError) -> None:

@@ -6,6 +6,7 @@ Images are (channels, height, width) in [-1, 1], x = byte / 127.5 − 1; everyth
 import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
@@ -13,11 +14,46 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from openedm import checks
 from openedm.choices import Choice
 
 Kind = Literal["images", "vectors"]
 Indices = Sequence[int] | Int[Tensor, "batch"]
 Batch = tuple[Float[Tensor, "batch *event"], Int[Tensor, "batch"] | Float[Tensor, "batch *condition"] | None]
+
+
+@dataclass(frozen=True)
+class Chunks:
+    """Which samples lie together, for data that are read part by part: the order of training heeds it.
+
+    A pass takes the chunks in a random order and deals them to `lanes`, which are read side by side; in each lane the
+    samples are shuffled within its share of the `window`. Processes that share a batch read lanes of their own, and so
+    chunks of their own, where their number divides that of the lanes; the order is the same for any number.
+
+    Args:
+        sizes: samples in each chunk, in the order of the samples.
+        window: samples that are shuffled among each other, over all lanes. More mix better and take more memory.
+        lanes: chunks that are read side by side; a multiple of the number of processes.
+
+    Raises:
+        ValueError: no chunks, an empty one, or a number below 1.
+    """
+
+    sizes: tuple[int, ...]
+    window: int = 8192
+    lanes: int = 8
+
+    def __post_init__(self) -> None:
+        checks.at_least("window", self.window, 1)
+        checks.at_least("lanes", self.lanes, 1)
+        checks.at_least("the number of chunks", len(self.sizes), 1)
+        checks.at_least("the smallest of sizes", min(self.sizes), 1)
+
+    @property
+    def open_at_once(self) -> int:
+        """How many chunks a reader of all lanes shuffles among at a time, at most about."""
+        smallest = min(self.sizes) if len(self.sizes) == 1 else sorted(self.sizes)[len(self.sizes) // 2]
+        return min(len(self.sizes), self.lanes * (2 + self.window // (self.lanes * smallest)))
 
 
 class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC):
@@ -33,6 +69,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         kind: "images" are in [-1, 1] and can be drawn; "vectors" are everything else.
         condition_shape: shape of the float condition that each sample has in place of a label, with `num_classes` 0;
             None when there is none.
+        chunks: which samples lie together, where that is to be heeded in training; None where any order is as fast.
     """
 
     event_shape: tuple[int, ...]
@@ -40,6 +77,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     class_names: tuple[str, ...] | None
     kind: Kind
     condition_shape: tuple[int, ...] | None = None
+    chunks: Chunks | None = None
 
     @abstractmethod
     def __len__(self) -> int:

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112
+_TURNED = ("JPEG", "MPO", "WEBP")  # Pillow turns TIFF by itself, and must decode a PNG to know
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -45,23 +46,47 @@ def read_picture(
     Raises:
         ValueError: as of `read_shape`, or the data is damaged or ends early.
     """
-    import PIL.Image
-
     with _opened(file, name) as image:
         _channels(image, name)
-        upright = _upright(image)
-        if channels < 4 and upright.has_transparency_data:
-            white = PIL.Image.new("RGBA", upright.size, "white")
-            upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
-        picture = upright.convert(_MODES[channels])
+        picture = _converted(_upright(image), channels)
         if resolution is not None:
-            side = min(picture.size)
-            left, top = (picture.width - side) // 2, (picture.height - side) // 2
-            # Cropped first: resize(box=…) would let the filter look beyond the box.
-            picture = picture.crop((left, top, left + side, top + side))
-            picture = picture.resize((resolution, resolution), PIL.Image.Resampling.LANCZOS)
-        array = np.array(picture).reshape(picture.height, picture.width, channels)
+            picture = resized(central(picture, 1, 1), resolution, resolution)
+        return as_pixels(picture)
+
+
+def read_upright(file: BufferedIOBase, name: str, channels: int) -> "Image":
+    """A picture of any depth with 8 bits a channel, upright; otherwise as `read_picture` gives it.
+
+    16 bits a channel become 8: grey is rounded, of colour Pillow keeps the upper byte. Colour profiles are left out;
+    CMYK becomes RGB by Pillow's plain formula.
+
+    Raises:
+        ValueError: the picture has 32 bits a channel, is damaged or ends early; the message begins with `name`.
+    """
+    with _opened(file, name) as image:
+        return _converted(_upright(_shallow(image, name)), channels)
+
+
+def as_pixels(picture: "Image") -> UInt8[Tensor, "channels h w"]:
+    """The bytes of a picture in mode L, RGB or RGBA."""
+    array = np.array(picture).reshape(picture.height, picture.width, -1)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+
+
+def central(picture: "Image", across: int, down: int) -> "Image":
+    """The largest part with sides `across` : `down` around the centre, whole pixels."""
+    width = min(picture.width, max(1, round(picture.height * across / down)))
+    height = min(picture.height, max(1, round(picture.width * down / across)))
+    left, top = (picture.width - width) // 2, (picture.height - height) // 2
+    # Cropped first: resize(box=…) would let the filter look beyond the box.
+    return picture.crop((left, top, left + width, top + height))
+
+
+def resized(picture: "Image", width: int, height: int) -> "Image":
+    """The whole picture at another size (Lanczos)."""
+    import PIL.Image
+
+    return picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
 
 
 @contextmanager
@@ -91,10 +116,32 @@ def _channels(image: "Image", name: str) -> int:
 
 def _is_turned(image: "Image") -> bool:
     """Whether height and width change places when the orientation stored by a camera is applied."""
-    return image.format in ("JPEG", "MPO") and image.getexif().get(_ORIENTATION, 1) >= 5
+    return image.format in _TURNED and image.getexif().get(_ORIENTATION, 1) >= 5
 
 
 def _upright(image: "Image") -> "Image":
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image) if image.format in ("JPEG", "MPO") else image
+    return ImageOps.exif_transpose(image) if image.format in _TURNED else image
+
+
+def _converted(upright: "Image", channels: int) -> "Image":
+    """In mode L, RGB or RGBA; on white where transparency is given up."""
+    import PIL.Image
+
+    if channels < 4 and upright.has_transparency_data:
+        white = PIL.Image.new("RGBA", upright.size, "white")
+        upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
+    return upright.convert(_MODES[channels])
+
+
+def _shallow(image: "Image", name: str) -> "Image":
+    """With 8 bits a channel; what was 16 bits is scaled by 255 / 65535."""
+    import PIL.Image
+
+    # Earlier versions of Pillow open grey PNG of 16 bits in mode I.
+    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
+        _channels(image, name)
+        return image
+    levels = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
+    return PIL.Image.fromarray(levels.astype(np.uint8))

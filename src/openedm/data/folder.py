@@ -1,4 +1,4 @@
-"""Any folder or zip archive of pictures."""
+"""Any folder or archive of pictures."""
 
 import json
 import posixpath
@@ -23,13 +23,13 @@ _JSON = "dataset.json"
 
 @dataclass(frozen=True)
 class ImageFolder(Source):
-    """All pictures in a folder, with its sub-folders, or in a zip archive; in the order of their names.
+    """All pictures in a folder, with its sub-folders, or in a zip or tar archive; in the order of their names.
 
     Hidden files are left out. The header of every file is read when the set is loaded, so that a picture that does not
     fit is reported by name at once. Sets up to 256 MiB are decoded then, too; larger ones as samples are fetched.
 
     Args:
-        path: the folder or .zip file.
+        path: the folder, .zip or .tar file.
         resolution: crop each picture to its central square and resize it to this side. Without it, all must be of one
             size.
         channels: convert each picture to 1 (grey), 3 (RGB; transparent parts become white) or 4 (with alpha) channels.
@@ -57,7 +57,7 @@ class ImageFolder(Source):
         names = [name for name in sizes if name.lower().endswith(SUFFIXES)]
         if not names:
             raise ValueError(f"path holds no pictures ({', '.join(SUFFIXES)}): {self.path!r}")
-        labels, class_names = self._classes(archive, names, _json_file(sizes))
+        labels, class_names = class_labels(archive, names, sizes, self.labels)
         shape = self._common_shape(archive, names)
         images = _Images(archive, names, shape, self.resolution, labels, class_names)
         pixels = len(names) * shape[0] * shape[1] * shape[2]
@@ -81,21 +81,35 @@ class ImageFolder(Source):
             channels, height, width = read_shape(file, archive.describe(name))
         return self.channels or channels, self.resolution or height, self.resolution or width
 
-    def _classes(self, archive: Archive, names: list[str], table: str | None) -> tuple[Tensor | None, list[str] | None]:
-        """Labels of the pictures, and the names of the classes."""
-        if self.labels == "json" and table is None:
-            raise ValueError(f"labels='json' needs a {_JSON} in {self.path!r}")
-        if table is not None and self.labels in ("json", "auto"):
-            return _json_labels(archive, names, table, required=self.labels == "json"), None
-        folders = _class_folders(names)
-        if self.labels == "folders" and None in folders:
-            name = archive.describe(names[folders.index(None)])
-            raise ValueError(f"{name} lies in no sub-folder of its own class, which labels='folders' needs")
-        known = sorted({folder for folder in folders if folder is not None})
-        if self.labels == "none" or None in folders:
-            return None, None
-        index = {folder: i for i, folder in enumerate(known)}
-        return torch.tensor([index[folder] for folder in folders if folder is not None]), known
+
+def class_labels(
+    archive: Archive, names: list[str], files: Iterable[str], labels: str
+) -> tuple[Tensor | None, list[str] | None]:
+    """Labels of the pictures `names`, and the names of the classes, as `ImageFolder` describes them.
+
+    Args:
+        archive: where the pictures are.
+        names: of the pictures.
+        files: names of all files in the archive.
+        labels: "auto", "folders", "json" or "none".
+
+    Raises:
+        ValueError: the labels are not there or do not fit; says which.
+    """
+    table = _json_file(files)
+    if labels == "json" and table is None:
+        raise ValueError(f"labels='json' needs a {_JSON} in {archive.path!r}")
+    if table is not None and labels in ("json", "auto"):
+        return _json_labels(archive, names, table, required=labels == "json"), None
+    folders = _class_folders(names)
+    if labels == "folders" and None in folders:
+        name = archive.describe(names[folders.index(None)])
+        raise ValueError(f"{name} lies in no sub-folder of its own class, which labels='folders' needs")
+    known = sorted({folder for folder in folders if folder is not None})
+    if labels == "none" or None in folders:
+        return None, None
+    index = {folder: i for i, folder in enumerate(known)}
+    return torch.tensor([index[folder] for folder in folders if folder is not None]), known
 
 
 class _Images(Dataset):
