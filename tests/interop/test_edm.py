@@ -5,13 +5,13 @@ import pytest
 import torch
 
 from golden import golden_arrays, golden_json, needs_golden
-from openedm.interop import edm_denoiser, edm_network, load_edm_state_dict, published_names
+from openedm.interop import edm_choice, edm_denoiser, edm_network, load_edm_state_dict, published_names
 from openedm.levels import iddpm_table
+from openedm.networks import ADMUNet, SongUNet
 from openedm.networks.layers import filter_kernel
 
 INDEX = {e["name"]: e for e in golden_json("networks/index.json").get("entries", [])}
-ENTRIES = [name for name, entry in INDEX.items() if entry["kwargs"]["model_type"] == "SongUNet"]
-each_entry = pytest.mark.parametrize("name", ENTRIES)
+each_entry = pytest.mark.parametrize("name", INDEX)
 
 OPTIONS = {
     "img_resolution": 8,
@@ -43,7 +43,8 @@ def _published(network, prefix="model."):
     shapes = {published: network.state_dict()[own].shape for own, published in published_names(network).items()}
     weights = {prefix + name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     kernel = filter_kernel(network.resample_filter)[None, None]
-    return weights | {f"{prefix}enc.4x4_down.conv0.resample_filter": kernel}
+    filters = {f"{prefix}enc.4x4_down.conv0.resample_filter": kernel} if len(network.resolutions) > 1 else {}
+    return weights | filters
 
 
 @needs_golden
@@ -70,7 +71,7 @@ def test_the_denoised_image_its_gradient_and_those_of_all_weights_are_those_of_t
 
 
 @needs_golden
-@pytest.mark.parametrize("name", [name for name in ENTRIES if INDEX[name]["kwargs"]["label_dim"]])
+@pytest.mark.parametrize("name", [name for name in INDEX if INDEX[name]["kwargs"].get("label_dim")])
 def test_without_class_or_augmentation_it_is_still_the_reference(name):
     denoiser, given = _entry(name)
     with torch.no_grad():
@@ -109,8 +110,16 @@ def test_channels_last_and_double_precision_are_the_reference_too(name):
     _assert_matches(out.float(), given["F"])
 
 
-def test_every_name_of_the_network_has_a_published_one_of_its_own():
-    network = edm_network({**OPTIONS, "label_dim": 2, "augment_dim": 3, "encoder_type": "residual"})
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_type": "residual", "embedding_type": "fourier"},
+        {"encoder_type": "skip", "decoder_type": "skip"},
+        {"model_type": "DhariwalUNet", "model_channels": 64},
+    ],
+)
+def test_every_name_of_the_network_has_a_published_one_of_its_own(options):
+    network = edm_network({**OPTIONS, "label_dim": 2, "augment_dim": 3, **options})
     names = published_names(network)
     assert list(names) == list(network.state_dict())
     assert len(set(names.values())) == len(names)
@@ -163,9 +172,11 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_change_nothing(change, 
     ("options", "message"),
     [
         ({"use_fp8": True}, r"missing \[\], unknown \['use_fp8'\]"),
-        ({"model_type": "DhariwalUNet"}, "model_type must be one of 'SongUNet', got 'DhariwalUNet'"),
-        ({"encoder_type": "skip"}, "encoder must be one of 'standard', 'residual', got 'skip'"),
-        ({"decoder_type": "skip"}, "decoder_type must be one of 'standard', got 'skip'"),
+        ({"model_type": "DhariwalUNet", "encoder_type": "skip"}, r"unknown \['encoder_type'\]"),
+        ({"model_type": "DhariwalUNet"}, "channels with attention must be >= 64, one head, got 16"),
+        ({"model_type": "UNet"}, "model_type must be one of 'SongUNet', 'DhariwalUNet', got 'UNet'"),
+        ({"encoder_type": "wide"}, "encoder_type must be one of 'standard', 'skip', 'residual', got 'wide'"),
+        ({"decoder_type": "residual"}, "decoder_type must be one of 'standard', 'skip', got 'residual'"),
     ],
 )
 def test_published_options_that_are_not_known_here_are_refused_by_name(options, message):
@@ -190,12 +201,30 @@ def test_options_left_out_are_those_of_ddpmpp():
     assert round(sum(p.numel() for p in network.parameters()) / 1e6, 1) == 61.8
 
 
+def test_options_left_out_are_those_of_adm():
+    with torch.device("meta"):
+        network = edm_network(
+            {"img_resolution": 64, "img_channels": 3, "label_dim": 1000, "model_type": "DhariwalUNet"}
+        )
+    assert sum(p.numel() for p in network.parameters()) == 295_899_267
+
+
+def test_options_of_a_published_network_make_a_value_that_builds_it():
+    options = {**OPTIONS, "encoder_type": "skip", "resample_filter": [1, 3, 3, 1], "attn_resolutions": [16, 4]}
+    chosen = edm_choice(options)
+    assert chosen == SongUNet(
+        8, (1, 2), num_blocks=1, attn_resolutions=(4,), encoder="skip", resample_filter=(1, 3, 3, 1)
+    )
+    assert list(chosen.build((1, 8, 8)).state_dict()) == list(edm_network(options).state_dict())
+
+
 def test_a_file_without_a_model_type_has_its_classes_default():
     options = {key: value for key, value in OPTIONS.items() if key != "model_type"}
     state_dict = _published(edm_network(OPTIONS))
     assert edm_denoiser("VPPrecond", options, state_dict).network.in_channels == 1
-    with pytest.raises(ValueError, match="model_type must be one of 'SongUNet', got 'DhariwalUNet'"):
-        edm_denoiser("EDMPrecond", options, state_dict)
+    options = {**options, "model_channels": 64, "channel_mult": [1]}
+    adm = edm_network({**options, "model_type": "DhariwalUNet"})
+    assert isinstance(edm_denoiser("EDMPrecond", options, _published(adm)).network, ADMUNet)
 
 
 def test_the_options_of_a_preconditioning_reach_it():

@@ -44,8 +44,7 @@ def test_an_untrained_network_returns_almost_zero(kind):
     assert 0 < out.std() < 1e-4
 
 
-@each_kind
-def test_an_untrained_block_returns_its_skip(kind):
+def test_an_untrained_block_returns_its_skip():
     block = ResidualBlock(8, 8, 4, style=BlockStyle(), has_attention=True)
     x = _inputs(channels=8)[0]
     # Twice √½: after the convolutions and after the attention.
@@ -180,7 +179,9 @@ def test_what_the_network_was_built_without_is_refused(inputs, message):
         ({"channel_mult": (1, 0)}, r"channel_mult\[1\] must be >= 1, got 0"),
         ({"num_blocks": 0}, "num_blocks must be >= 1, got 0"),
         ({"dropout": 1.0}, "dropout must be >= 0 and < 1, got 1.0"),
-        ({"encoder": "skip"}, "encoder must be one of 'standard', 'residual', got 'skip'"),
+        ({"encoder": "wide"}, "encoder must be one of 'standard', 'skip', 'residual', got 'wide'"),
+        ({"decoder": "residual"}, "decoder must be one of 'standard', 'skip', got 'residual'"),
+        ({"channel_mult_noise": 0}, "channel_mult_noise must be >= 1, got 0"),
         ({"embedding": "learned"}, "embedding must be one of 'positional', 'fourier', got 'learned'"),
         ({"resample_filter": (1, 1, 1)}, "resample_filter must be an even number of taps"),
         ({"num_classes": -1}, "num_classes must be >= 0, got -1"),

@@ -15,28 +15,36 @@ from torch import Tensor
 
 from openedm import checks, preconditioning
 from openedm.denoiser import Preconditioned
-from openedm.networks import UNet, level_resolutions
+from openedm.networks import ADM, ADMUNet, SongUNet, UNetBody, level_resolutions
+from openedm.networks.body import DECODERS, ENCODERS, SkipPath
 from openedm.networks.layers import filter_kernel
+from openedm.networks.unet import EMBEDDINGS
 from openedm.preconditioning import Preconditioning
 
 Weights = Tensor | np.ndarray
 FREQUENCIES = "map_noise.freqs"
-# The published constructor arguments of a SongUNet and what they are when left out.
-DEFAULTS: dict[str, Any] = {
-    "label_dim": 0,
-    "augment_dim": 0,
-    "model_channels": 128,
-    "channel_mult": (1, 2, 2, 2),
-    "channel_mult_emb": 4,
-    "num_blocks": 4,
-    "attn_resolutions": (16,),
-    "dropout": 0.10,
-    "label_dropout": 0,
-    "embedding_type": "positional",
-    "channel_mult_noise": 1,
-    "encoder_type": "standard",
-    "decoder_type": "standard",
-    "resample_filter": (1, 1),
+# The published constructor arguments of each class of network and what they are when left out.
+SHARED: dict[str, Any] = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
+DEFAULTS: dict[str, dict[str, Any]] = {
+    "SongUNet": {
+        **SHARED,
+        "model_channels": 128,
+        "channel_mult": (1, 2, 2, 2),
+        "num_blocks": 4,
+        "attn_resolutions": (16,),
+        "embedding_type": "positional",
+        "channel_mult_noise": 1,
+        "encoder_type": "standard",
+        "decoder_type": "standard",
+        "resample_filter": (1, 1),
+    },
+    "DhariwalUNet": {
+        **SHARED,
+        "model_channels": 192,
+        "channel_mult": (1, 2, 3, 4),
+        "num_blocks": 3,
+        "attn_resolutions": (32, 16, 8),
+    },
 }
 REQUIRED = ("img_resolution", "img_channels", "model_type")
 # The published preconditionings: which of ours each is, and its constructor arguments by their names here.
@@ -100,13 +108,11 @@ def edm_denoiser(
     return denoiser.eval()
 
 
-def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> UNet:
+def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> UNetBody:
     """The network that the published constructor arguments describe, with new weights.
 
     Args:
-        kwargs: the published names: `img_resolution`, `img_channels`, `model_type` ("SongUNet"), and the options of
-            that class, with its defaults for those left out. `label_dropout` has no effect: whoever trains drops the
-            labels. Resolutions in `attn_resolutions` that no level has are passed over, as the published code does.
+        kwargs: the published names, as for `edm_choice`.
         out_channels: the channels of F; default `img_channels` (iDDPM: twice as many).
 
     Raises:
@@ -116,37 +122,58 @@ def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> U
     >>> edm_network(options).resolutions
     (32, 16, 8, 4)
     """
-    missing = [name for name in REQUIRED if name not in kwargs]
-    unknown = sorted(set(kwargs) - set(DEFAULTS) - set(REQUIRED))
-    if missing or unknown:
-        raise ValueError(f"constructor arguments: missing {missing}, unknown {unknown}")
-    options = {**DEFAULTS, **kwargs}
-    checks.one_of("model_type", options["model_type"], ("SongUNet",))
-    checks.one_of("decoder_type", options["decoder_type"], ("standard",))
-    resolution, channel_mult = options["img_resolution"], tuple(options["channel_mult"])
-    resolutions = level_resolutions(resolution, len(channel_mult))
-    return UNet(
-        resolution,
-        options["img_channels"],
-        options["img_channels"] if out_channels is None else out_channels,
-        num_classes=options["label_dim"],
-        augment_dim=options["augment_dim"],
-        model_channels=options["model_channels"],
-        channel_mult=channel_mult,
-        channel_mult_emb=options["channel_mult_emb"],
-        num_blocks=options["num_blocks"],
-        attn_resolutions=[r for r in options["attn_resolutions"] if r in resolutions],
-        dropout=options["dropout"],
+    options = _options(kwargs)
+    shape = (options["img_channels"], options["img_resolution"], options["img_resolution"])
+    network: UNetBody = edm_choice(kwargs).build(
+        shape, num_classes=options["label_dim"], augment_dim=options["augment_dim"], out_channels=out_channels
+    )
+    return network
+
+
+def edm_choice(kwargs: Mapping[str, Any]) -> SongUNet | ADM:
+    """The published network as a value: what a checkpoint of ours keeps of it beside the shape of the data.
+
+    Args:
+        kwargs: the published names: `img_resolution`, `img_channels`, `model_type` ("SongUNet" or "DhariwalUNet"), and
+            the options of that class, with its defaults for those left out. `label_dropout` has no effect: whoever
+            trains drops the labels. Resolutions in `attn_resolutions` that no level has are passed over, as the
+            published code does.
+
+    Raises:
+        ValueError: a name is missing or unknown, or a value is none that the network here has.
+
+    >>> edm_choice({"img_resolution": 64, "img_channels": 3, "model_type": "DhariwalUNet"}).attn_resolutions
+    (32, 16, 8)
+    """
+    options = _options(kwargs)
+    channel_mult = tuple(options["channel_mult"])
+    resolutions = level_resolutions(options["img_resolution"], len(channel_mult))
+    sizes: dict[str, Any] = {
+        "model_channels": options["model_channels"],
+        "channel_mult": channel_mult,
+        "channel_mult_emb": options["channel_mult_emb"],
+        "num_blocks": options["num_blocks"],
+        "attn_resolutions": tuple(r for r in options["attn_resolutions"] if r in resolutions),
+        "dropout": options["dropout"],
+    }
+    if options["model_type"] == "DhariwalUNet":
+        return ADM(**sizes)
+    for name, known in (("embedding_type", EMBEDDINGS), ("encoder_type", ENCODERS), ("decoder_type", DECODERS)):
+        checks.one_of(name, options[name], known)
+    return SongUNet(
+        **sizes,
         embedding=options["embedding_type"],
         channel_mult_noise=options["channel_mult_noise"],
         encoder=options["encoder_type"],
+        decoder=options["decoder_type"],
         resample_filter=tuple(options["resample_filter"]),
     )
 
 
-def published_names(network: UNet) -> dict[str, str]:
+def published_names(network: UNetBody) -> dict[str, str]:
     """For each name in the network's state dict, the name in the published files, without the leading `model.`.
 
+    >>> from openedm.networks import UNet
     >>> published_names(UNet(16, 3, 3, model_channels=8, channel_mult=(1, 2)))["encoder.1.down.conv0.weight"]
     'enc.8x8_down.conv0.weight'
     """
@@ -158,7 +185,7 @@ def published_names(network: UNet) -> dict[str, str]:
     return names
 
 
-def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Weights]) -> None:
+def load_edm_state_dict(network: UNetBody, state_dict: Mapping[str, Weights]) -> None:
     """Copy published weights into `network`, in the network's own dtype and on its device.
 
     Args:
@@ -191,7 +218,18 @@ def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Weights]) -> Non
         target.copy_(2 * math.pi * value if name == FREQUENCIES else value)
 
 
-def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
+def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    """The constructor arguments with the defaults of their class."""
+    checks.one_of("model_type", kwargs.get("model_type", "SongUNet"), DEFAULTS)
+    defaults = DEFAULTS[kwargs.get("model_type", "SongUNet")]
+    missing = [name for name in REQUIRED if name not in kwargs]
+    unknown = sorted(set(kwargs) - set(defaults) - set(REQUIRED))
+    if missing or unknown:
+        raise ValueError(f"constructor arguments: missing {missing}, unknown {unknown}")
+    return {**defaults, **kwargs}
+
+
+def _prefixes(network: UNetBody) -> Iterator[tuple[str, str]]:
     sizes = [f"{r}x{r}" for r in network.resolutions]
     yield "embedding.noise.omega", FREQUENCIES
     yield "embedding.classes", "map_label"
@@ -199,9 +237,10 @@ def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
     yield "embedding.layer0", "map_layer0"
     yield "embedding.layer1", "map_layer1"
     yield "conv_in", f"enc.{sizes[0]}_conv"
-    for index, size in enumerate(sizes):
+    for index, (size, level) in enumerate(zip(sizes, network.encoder, strict=True)):
+        auxiliary = "aux_skip" if isinstance(level.auxiliary, SkipPath) else "aux_residual"
         yield f"encoder.{index}.down", f"enc.{size}_down"
-        yield f"encoder.{index}.auxiliary.conv", f"enc.{size}_aux_residual"
+        yield f"encoder.{index}.auxiliary.conv", f"enc.{size}_{auxiliary}"
         yield f"encoder.{index}.blocks.", f"enc.{size}_block"
     for index, size in enumerate(reversed(sizes)):
         lowest = index == 0
@@ -209,8 +248,10 @@ def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
             (f"decoder.{index}.enter.", f"dec.{size}_in") if lowest else (f"decoder.{index}.enter.0", f"dec.{size}_up")
         )
         yield f"decoder.{index}.blocks.", f"dec.{size}_block"
-    yield "norm_out", f"dec.{sizes[0]}_aux_norm"
-    yield "conv_out", f"dec.{sizes[0]}_aux_conv"
+        yield f"decoder.{index}.output.", f"dec.{size}_aux_"
+    end = "out" if isinstance(network, ADMUNet) else f"dec.{sizes[0]}_aux"
+    yield "norm_out", f"{end}_norm"
+    yield "conv_out", f"{end}_conv"
 
 
 def _tensor(value: Weights) -> Tensor:

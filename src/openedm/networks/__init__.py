@@ -5,16 +5,20 @@ preconditioning makes a denoiser of it. A `Network` is the frozen value that suc
 that of an embedding network, which makes a vector of a condition.
 """
 
+from openedm.networks.adm import ADMUNet
+from openedm.networks.body import UNetBody, level_resolutions
 from openedm.networks.conditional import ConditionalMLP, ConditionalResidualMLP
-from openedm.networks.configs import MLP, DDPMpp, NCSNpp, Network
+from openedm.networks.configs import ADM, MLP, DDPMpp, NCSNpp, Network, SongUNet
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import ResidualMLP
 from openedm.networks.summaries import ImageSummary, SeriesSummary, SetSummary, Summary, VectorSummary
 from openedm.networks.transformer import ConditionalTransformer, JointTransformer, MaskedTransformer, Transformer
-from openedm.networks.unet import UNet, level_resolutions
+from openedm.networks.unet import UNet
 
 __all__ = [
+    "ADM",
     "MLP",
+    "ADMUNet",
     "ConditionalMLP",
     "ConditionalMixture",
     "ConditionalResidualMLP",
@@ -28,9 +32,11 @@ __all__ = [
     "ResidualMLP",
     "SeriesSummary",
     "SetSummary",
+    "SongUNet",
     "Summary",
     "Transformer",
     "UNet",
+    "UNetBody",
     "VectorSummary",
     "level_resolutions",
 ]

@@ -1,17 +1,21 @@
 """The residual block that the U-Nets are made of.
 
     h = conv0(silu(norm0(x)))                conv0 resamples
-    h = conv1(dropout(silu(norm1(h + affine(e)))))
+    h = silu(norm1(h + affine(e)))           DDPM++, NCSN++
+    h = silu(norm1(h) · (scale + 1) + shift)          ADM, (scale, shift) = affine(e)
+    h = conv1(dropout(h))
     x ← (h + skip(x)) · skip_scale
     x ← (proj(attention(qkv(norm2(x)))) + x) · skip_scale      where the block has attention
 
-Source: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv 2011.13456), Appendix H.
+Source: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv 2011.13456), Appendix H; Dhariwal
+and Nichol 2021 (arXiv 2105.05233), Section 3.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
@@ -29,7 +33,10 @@ class BlockStyle:
         init_qkv: of the queries, keys and values.
         norm_eps: the ε of the group normalisations.
         skip_scale: the factor after each addition; √½ keeps the variance.
-        num_heads: of the attention.
+        head_channels: the channels of a head of the attention, which has ⌊channels/head_channels⌋ heads; None for one.
+        adaptive_scale: whether the embedding scales and shifts what norm1 returns, or is added in front of it.
+        projects_resampled: whether the skip of a block that resamples is a 1×1 convolution also where it keeps the
+            number of channels.
         dropout: the probability of a zero in front of conv1, while training.
         resample_filter: the taps f of the resampling.
     """
@@ -39,9 +46,28 @@ class BlockStyle:
     init_qkv: Init = Init("xavier_uniform", weight_gain=math.sqrt(0.2))
     norm_eps: float = 1e-6
     skip_scale: float = math.sqrt(0.5)
-    num_heads: int = 1
+    head_channels: int | None = None
+    adaptive_scale: bool = False
+    projects_resampled: bool = True
     dropout: float = 0.1
     resample_filter: tuple[float, ...] = (1, 1)
+
+    def num_heads(self, channels: int) -> int:
+        """The number of heads over so many channels.
+
+        Raises:
+            ValueError: there are fewer channels than one head has, or the heads do not divide them.
+        """
+        if self.head_channels is None:
+            return 1
+        heads = channels // self.head_channels
+        if heads == 0 or channels % heads:
+            rule = f">= {self.head_channels}, one head" if heads == 0 else f"a multiple of {heads}, its heads"
+            raise ValueError(
+                f"channels with attention must be {rule}, got {channels}: choose other model_channels or channel_mult, "
+                "or other attn_resolutions (the lowest level has attention in any case)"
+            )
+        return heads
 
 
 class ResidualBlock(nn.Module):
@@ -52,6 +78,9 @@ class ResidualBlock(nn.Module):
         style: what it shares with its network's other blocks.
         resample: "down" halves the size (rounded up), "up" doubles it, "none" keeps it.
         has_attention: whether attention follows.
+
+    Raises:
+        ValueError: with attention, `out_channels` does not divide into heads.
     """
 
     def __init__(
@@ -69,15 +98,18 @@ class ResidualBlock(nn.Module):
         self.style = style
         self.norm0 = group_norm(in_channels, eps)
         self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, resample=_resample(resample, in_channels, taps))
-        self.affine = Linear(embedding_channels, out_channels, init=init)
+        self.affine = Linear(embedding_channels, out_channels * (2 if style.adaptive_scale else 1), init=init)
         self.norm1 = group_norm(out_channels, eps)
         self.dropout = nn.Dropout(style.dropout)
         self.conv1 = Conv2d(out_channels, out_channels, 3, init=style.init_output)
         self.skip: nn.Module = nn.Identity()
-        if in_channels != out_channels or resample != "none":
-            resampling = _resample(resample, in_channels, taps)
+        resampling = _resample(resample, in_channels, taps)
+        if in_channels != out_channels or (resampling is not None and style.projects_resampled):
             self.skip = Conv2d(in_channels, out_channels, 1, init=init, resample=resampling)
+        elif resampling is not None:
+            self.skip = resampling
         self.has_attention = has_attention
+        self.num_heads = style.num_heads(out_channels) if has_attention else 0
         if has_attention:
             self.norm2 = group_norm(out_channels, eps)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init=style.init_qkv)
@@ -88,11 +120,16 @@ class ResidualBlock(nn.Module):
     ) -> Float[Tensor, "batch d i j"]:
         """The block's output."""
         h = self.conv0(functional.silu(self.norm0(x)))
-        h = functional.silu(self.norm1(h + self.affine(embedding)[:, :, None, None]))
+        p = self.affine(embedding)[:, :, None, None]
+        if self.style.adaptive_scale:
+            scale, shift = p.chunk(2, dim=1)
+            h = functional.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
+        else:
+            h = functional.silu(self.norm1(h + p))
         h = self.conv1(self.dropout(h))
         x = (h + self.skip(x)) * self.style.skip_scale
         if self.has_attention:
-            h = self.proj(attention(self.qkv(self.norm2(x)), self.style.num_heads))
+            h = self.proj(attention(self.qkv(self.norm2(x)), self.num_heads))
             x = (h + x) * self.style.skip_scale
         return x
 

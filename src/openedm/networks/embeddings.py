@@ -180,6 +180,42 @@ class Embedding(nn.Module):
         return functional.silu(self.layer1(functional.silu(self.layer0(e))))
 
 
+class LateClassEmbedding(nn.Module):
+    """ADM's: e = silu(L1 silu(L0 (noise(c_noise) + L_augment(a))) + L_class(rows)).
+
+    The augmentation's map starts at zero and the classes' rows at N(0, 1); neither has a bias.
+
+    Args and errors as for `Embedding`.
+    """
+
+    def __init__(
+        self, noise: NoiseEmbedding, out_channels: int, *, num_classes: int, augment_dim: int, init: Init
+    ) -> None:
+        super().__init__()
+        checks.at_least("num_classes", num_classes, 0)
+        checks.at_least("augment_dim", augment_dim, 0)
+        channels = noise.num_channels
+        zero, unit = Init("kaiming_normal", weight_gain=0), Init("kaiming_normal", weight_gain=math.sqrt(num_classes))
+        self.noise = noise
+        self.class_vector = ClassVector(num_classes) if num_classes else None
+        self.augment = Linear(augment_dim, channels, init=zero, bias=False) if augment_dim else None
+        self.layer0 = Linear(channels, out_channels, init=init)
+        self.layer1 = Linear(out_channels, out_channels, init=init)
+        self.classes = Linear(num_classes, out_channels, init=unit, bias=False) if num_classes else None
+
+    def forward(
+        self, c_noise: Float[Tensor, " batch"], condition: Labels | None, augment: Tensor | None
+    ) -> Float[Tensor, "batch channels"]:
+        """The embedding e, in the dtype of the weights (or of autocast)."""
+        e = self.noise(c_noise).to(self.layer0.weight.dtype)
+        if self.augment is not None and augment is not None:
+            e = e + self.augment(augment.to(self.layer0.weight.dtype))
+        e = self.layer1(functional.silu(self.layer0(e)))
+        if self.class_vector is not None and self.classes is not None:
+            e = e + self.classes(self.class_vector(condition, like=e[:, 0]))
+        return functional.silu(e)
+
+
 def check_inputs(
     network: Any,
     x: Tensor,
