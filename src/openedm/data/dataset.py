@@ -7,6 +7,7 @@ import operator
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any, Literal
 
 import numpy as np
@@ -16,6 +17,9 @@ from torch import Tensor
 
 from openedm import checks
 from openedm.choices import Choice
+
+_PROBED = 32
+"""So many chunks stand for all."""
 
 Kind = Literal["images", "vectors"]
 Indices = Sequence[int] | Int[Tensor, "batch"]
@@ -100,6 +104,22 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         if labels is None or self.condition_shape is not None:
             return x[0], None if labels is None else labels[0]
         return x[0], int(labels[0])
+
+    def spread(self, count: int) -> list[int]:
+        """Indices of `count` samples (or all) at even distances, the same every time, to judge the whole by.
+
+        Of data with more than 32 chunks they are taken from 32 of these, at even distances, so that few are read.
+        """
+        # Integers, so that no rounding decides.
+        if self.chunks is None or len(self.chunks.sizes) <= _PROBED:
+            count = min(count, len(self))
+            return [i * len(self) // count for i in range(count)]
+        sizes = self.chunks.sizes
+        starts = [0, *accumulate(sizes)]
+        probed = [i * len(sizes) // _PROBED for i in range(_PROBED)]
+        places = [index for i in probed for index in range(starts[i], starts[i] + sizes[i])]
+        count = min(count, len(places))
+        return [places[i * len(places) // count] for i in range(count)]
 
     def describe(self) -> str:
         """One line on what this is, such as "1437 images of 1×8×8 in 10 classes"."""

@@ -30,7 +30,7 @@ class Statistics:
 def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256) -> Statistics:
     """Mean and standard deviation over all entries of `dataset`, accumulated in float64.
 
-    A dataset larger than `max_samples` is judged by that many samples at even distances: the same ones every time.
+    A dataset larger than `max_samples` is judged by that many samples at even distances (`Dataset.spread`).
 
     >>> from openedm.data import Digits
     >>> statistics = measure(Digits().load())
@@ -47,11 +47,11 @@ def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 25
     """
     checks.at_least("max_samples", max_samples, 1)
     checks.at_least("batch_size", batch_size, 1)
-    count = min(len(dataset), max_samples)
+    chosen = dataset.spread(max_samples)
+    count = len(chosen)
     mean, squares, entries = 0.0, 0.0, 0
     for start in range(0, count, batch_size):
-        # i-th of `count` even distances over the whole: integers, so that no rounding decides.
-        indices = [i * len(dataset) // count for i in range(start, min(start + batch_size, count))]
+        indices = chosen[start : start + batch_size]
         x = dataset.fetch(indices)[0].to(torch.float64)
         n, m = x.numel(), float(x.mean())
         if not math.isfinite(m):

@@ -9,6 +9,7 @@ from torch.utils.data import DataLoader
 from openedm.data import Dataset
 from openedm.training.options import Options
 from openedm.training.randomness import ITEMS, batch_indices, derived_seed, host_seeded
+from openedm.training.streaming import chunked_indices
 
 
 def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
@@ -21,17 +22,24 @@ def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
 class _Order(torch.utils.data.Sampler[tuple[int, list[int]]]):
     """A seed and the indices of each batch from image `start` on, without end."""
 
-    def __init__(self, length: int, options: Options, start: int, rank: int, processes: int) -> None:
-        self.length, self.options, self.start, self.rank, self.processes = length, options, start, rank, processes
+    def __init__(self, dataset: Dataset, options: Options, start: int, rank: int, processes: int) -> None:
+        self.length, self.chunks = len(dataset), dataset.chunks
+        self.options, self.start, self.rank, self.processes = options, start, rank, processes
 
     def __iter__(self) -> Iterator[tuple[int, list[int]]]:
         images = self.start
         while True:
-            indices = batch_indices(self.options.seed, self.length, images, self.options.batch_size)
+            indices = self._indices(images)
             for round_ in range(self.options.accumulate):
                 rows = rows_of(round_, self.rank, self.processes, self.options)
                 yield derived_seed(self.options.seed, ITEMS, images, rows.start), indices[rows].tolist()
             images += self.options.batch_size
+
+    def _indices(self, images: int) -> Tensor:
+        seed, count = self.options.seed, self.options.batch_size
+        if self.chunks is not None:
+            return chunked_indices(seed, self.chunks, images, count)
+        return batch_indices(seed, self.length, images, count)
 
 
 class _Fetched(torch.utils.data.Dataset[tuple[Tensor, Tensor | None]]):
@@ -59,7 +67,7 @@ def batches(
         processes: how many there are.
         pin: page-lock the batches, for asynchronous copies to a GPU.
     """
-    order, fetched = _Order(len(dataset), options, start, rank, processes), _Fetched(dataset)
+    order, fetched = _Order(dataset, options, start, rank, processes), _Fetched(dataset)
     if options.workers == 0:
         for batch in order:
             yield fetched[batch]

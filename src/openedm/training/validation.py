@@ -62,9 +62,8 @@ class Validation:
         self._dataset, self._device, self._seed, self._batch_size = dataset, device, seed, batch_size
         self._sigmas = objective.noise.quantile((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
         self._weights = objective.weighting.weight(self._sigmas, sigma_data)
-        count = min(samples, len(dataset))
-        self._chosen = [i * len(dataset) // count for i in range(count)]
-        size = 4 * count * levels * math.prod(dataset.event_shape)
+        self._chosen = dataset.spread(samples)
+        size = 4 * len(self._chosen) * levels * math.prod(dataset.event_shape)
         self._kept = [(x, c, list(n)) for x, c, n in self._parts()] if size <= KEPT_BYTES else None
 
     def _parts(self) -> Iterator[tuple[Tensor, Tensor | None, Iterable[Tensor]]]:
