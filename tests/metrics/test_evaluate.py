@@ -5,7 +5,7 @@ import torch
 from jaxtyping import TypeCheckError
 
 from openedm.data import Digits, InMemory
-from openedm.metrics import Classifier, evaluate, frechet_distance, gaussian
+from openedm.metrics import Classifier, Report, evaluate, frechet_distance, gaussian
 from openedm.metrics.evaluate import _halves
 
 
@@ -108,7 +108,10 @@ def test_a_report_is_rows_of_text_and_json(train, test, digits_classifier):
     assert json.loads(json.dumps(report.to_dict())) == report.to_dict()
     assert report.to_dict()["floor"] == report.floor
     rows = dict(report.rows())
-    assert rows["Fréchet distance, 360 generated to 1437 real"] == f"{report.frechet:.2f}"
+    assert rows["Fréchet distance, 360 generated to 1437 real"] == "{:.2f} [{:.2f}, {:.2f}]".format(
+        report.frechet, *report.frechet_interval
+    )
+    assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
     assert rows["accuracy of the classifier on generated labels"] == f"{report.accuracy:.1%}"
     assert len({line.rindex("  ") for line in report.table().splitlines()}) == 1
 

@@ -1,8 +1,9 @@
 """Metrics: how far samples are from the data."""
 
+from openedm.metrics.bootstrap import frechet_error
 from openedm.metrics.c2st import c2st
 from openedm.metrics.classifier import Classifier, train_classifier
-from openedm.metrics.evaluate import Report, evaluate
+from openedm.metrics.evaluate import METRICS, Metric, compare, evaluate
 from openedm.metrics.extractors import (
     ClassifierFeatures,
     EfficientNetLite0,
@@ -11,34 +12,54 @@ from openedm.metrics.extractors import (
     ModuleFeatures,
     TrainedClassifier,
 )
+from openedm.metrics.features import (
+    Features,
+    content_hash,
+    extract,
+    image_batches,
+    kept_features,
+    stream_statistics,
+)
 from openedm.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance, gaussian
 from openedm.metrics.inception import Inception, InceptionFeatures
 from openedm.metrics.inception_score import InceptionScore, inception_score
 from openedm.metrics.kernel import KernelDistance, kernel_distance
 from openedm.metrics.neighbours import Neighbours, neighbours
+from openedm.metrics.report import Measure, Report
 
 __all__ = [
+    "METRICS",
     "Classifier",
     "ClassifierFeatures",
     "EfficientNetLite0",
     "Extractor",
     "FeatureNetwork",
+    "Features",
     "Gaussian",
     "GaussianStatistics",
     "Inception",
     "InceptionFeatures",
     "InceptionScore",
     "KernelDistance",
+    "Measure",
+    "Metric",
     "ModuleFeatures",
     "Neighbours",
     "Report",
     "TrainedClassifier",
     "c2st",
+    "compare",
+    "content_hash",
     "evaluate",
+    "extract",
     "frechet_distance",
+    "frechet_error",
     "gaussian",
+    "image_batches",
     "inception_score",
+    "kept_features",
     "kernel_distance",
     "neighbours",
+    "stream_statistics",
     "train_classifier",
 ]

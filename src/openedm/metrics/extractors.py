@@ -30,11 +30,13 @@ class FeatureNetwork(nn.Module, ABC):
         dim: number of features.
         num_classes: number of logits; 0 without.
         description: what the result depends on besides weights: name, version, sizes, preprocessing. Plain data.
+        judges: whether its classes are those of the images' labels.
     """
 
     dim: int
     num_classes: int
     description: dict[str, Any]
+    judges: bool = False
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Output:
@@ -115,6 +117,8 @@ class EfficientNetLite0(Extractor):
 
 class ClassifierFeatures(FeatureNetwork):
     """A `Classifier` as an extractor: the features before its last layer, and its logits."""
+
+    judges = True
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()

@@ -60,9 +60,10 @@ class GaussianStatistics:
             bad = int((~features.isfinite()).any(1).sum())
             raise ValueError(f"features must be finite, but {bad} of {len(features)} rows are not")
         if len(features):
-            x = features.detach().to("cpu", torch.float64)
+            # Where the features are, if there is float64 there.
+            x = features.detach().to("cpu" if features.device.type == "mps" else features.device, torch.float64)
             mean = x.mean(0)
-            self._add(len(x), mean, (x - mean).T @ (x - mean))
+            self._add(len(x), mean.cpu(), ((x - mean).T @ (x - mean)).cpu())
 
     def merge(self, other: "GaussianStatistics") -> None:
         """Take in all that `other` has seen, as if it had been seen here.
