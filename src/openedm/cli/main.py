@@ -21,6 +21,7 @@ COMMANDS = {
     "suggest": "which noise levels suit your data",
     "inference": "posteriors of a simulator's parameters, by commands of its own",
     "toy": "figures that explain diffusion, in one and two dimensions",
+    "convert": "published EDM networks into checkpoints, without running what is in them, and back",
     "info": "describe a checkpoint",
     "demo": "train, sample and score on the digits that ship with scikit-learn, in minutes",
 }

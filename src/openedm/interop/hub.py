@@ -1,0 +1,116 @@
+"""Denoisers to and from the model hub, by huggingface_hub's mixin: safetensors and JSON, the files of a checkpoint."""
+
+from pathlib import Path
+from typing import Any, Literal
+
+from huggingface_hub import ModelHubMixin, hf_hub_download
+
+from openedm.choices import to_config
+from openedm.data.files import replacing
+from openedm.denoiser import Preconditioned
+from openedm.training.checkpoints import (
+    FORMAT,
+    find_checkpoint,
+    load_denoiser,
+    read_model,
+    write_json,
+    write_tensors,
+)
+from openedm.training.model import Model
+
+CONFIG, WEIGHTS = "config.json", "model.safetensors"
+
+CARD = """---
+{{ card_data }}
+---
+
+A diffusion model: a denoiser of openedm, by `openedm.interop.Pretrained`.
+
+```python
+from openedm.interop import Pretrained
+from openedm.sampling import Auto
+
+denoiser = Pretrained.from_pretrained("ID OF THIS REPOSITORY")
+x = Auto(nfe=32).sample(denoiser, seeds=range(4))
+```
+
+`config.json` says what it is; the weights are safetensors. Reading them runs no code.
+"""
+
+
+class Pretrained(
+    Preconditioned,
+    ModelHubMixin,
+    library_name="openedm",
+    tags=["diffusion", "edm"],
+    model_card_template=CARD,
+):
+    """A denoiser with its description, that can be saved for others and pushed to a model hub.
+
+    `Pretrained.from_pretrained("folder or hub id")` loads one; `save_pretrained(folder)` and `push_to_hub(id)` write
+    one. A folder is a checkpoint: `openedm sample` and `load_denoiser` read it, too. Reading runs no code.
+
+    Args:
+        description: what the denoiser is.
+        network: its network; None to build one.
+
+    Raises:
+        ValueError: the description cannot be built.
+    """
+
+    def __init__(self, description: Model, network: Any = None) -> None:
+        super().__init__(
+            description.build().network if network is None else network,
+            description.preconditioning,
+            description.sigma_data,
+            event_shape=description.event_shape,
+            num_classes=description.num_classes,
+            condition_shape=description.condition_shape,
+        )
+        self.description = description
+
+    @classmethod
+    def from_checkpoint(cls, path: str | Path, weights: Literal["ema", "raw"] = "ema") -> "Pretrained":
+        """The denoiser of a checkpoint or run, in evaluation mode.
+
+        Raises:
+            ValueError: as `load_denoiser`.
+        """
+        folder = find_checkpoint(path)
+        return cls(read_model(folder), load_denoiser(folder, weights).network).eval()
+
+    def _save_pretrained(self, save_directory: Path) -> None:
+        with replacing(save_directory / WEIGHTS) as temporary:
+            write_tensors(temporary, self.network.state_dict())
+        with replacing(save_directory / CONFIG) as temporary:
+            write_json(temporary, {"format": FORMAT, "model": to_config(self.description)})
+
+    @classmethod
+    def _from_pretrained(
+        cls,
+        *,
+        model_id: str,
+        revision: str | None,
+        cache_dir: str | Path | None,
+        force_download: bool,
+        local_files_only: bool,
+        token: str | bool | None,
+        **model_kwargs: Any,
+    ) -> "Pretrained":
+        if model_kwargs:
+            raise ValueError(f"from_pretrained takes no further options, got {sorted(model_kwargs)}")
+        if Path(model_id).is_dir():
+            return cls.from_checkpoint(model_id)
+        files = [
+            hf_hub_download(
+                repo_id=model_id,
+                filename=name,
+                revision=revision,
+                cache_dir=cache_dir,
+                force_download=force_download,
+                local_files_only=local_files_only,
+                token=token,
+            )
+            for name in (WEIGHTS, CONFIG)
+        ]
+        return cls.from_checkpoint(Path(files[1]).parent)

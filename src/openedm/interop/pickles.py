@@ -1,0 +1,398 @@
+"""Pickles as data: a machine for the opcodes of protocols 2 to 5 that runs nothing.
+
+A pickle is a program for a stack machine, and Python's own reader calls whatever functions it names. This one knows a
+short list of names, each of which stands for a function here that makes inert data, and reads everything else as what
+it is: a reason to refuse the file. Opcodes that no file of ours needs (persistent ids, extensions, objects with keyword
+arguments, byte arrays, the text forms of protocol 0) are refused, too.
+
+Memory and time are bounded by the limits below, whatever the file says: numbers and lengths are compared with what the
+file holds before anything is made, bytes are never copied (they are views of the file), keys are strings, and nothing
+here recurses, hashes or compares what the file has built.
+"""
+
+import pickletools
+import struct
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, NoReturn
+
+from openedm.interop.errors import DamagedFileError, UnsafeFileError
+
+Bytes = memoryview | bytes
+
+MAX_OPCODES = 1_000_000
+"""The published files have some 10⁵."""
+MAX_STACK = 100_000
+MAX_MARKS = 1_000
+MAX_MEMO = 500_000
+MAX_TEXT = 2**26
+"""Bytes of all strings of a file together. In protocol 2, which no published file has, the weights are strings, too."""
+MAX_NAME = 256
+MAX_INTEGER_BYTES = 16
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Known:
+    """A global that a file may name.
+
+    Attributes:
+        name: its module and name.
+        call: what calling it with a tuple of arguments makes; None where it must not be called.
+        new: what a new object of this class is, likewise.
+    """
+
+    name: str
+    call: Callable[["Machine", tuple[Any, ...]], Any] | None = None
+    new: Callable[["Machine", tuple[Any, ...]], Any] | None = None
+
+
+class Buildable:
+    """Base class of what takes a state from a file."""
+
+    __slots__ = ()
+
+    def build(self, machine: "Machine", state: Any) -> None:
+        """Take the state, or refuse it by `machine.damaged`."""
+        raise NotImplementedError
+
+
+class Machine:
+    """Reads one pickle from `content`, starting at byte `start`.
+
+    Args:
+        content: the file, or the part of it that holds the pickle.
+        known: the globals that it may name, by "module name".
+        start: where the pickle starts.
+        origin: the position of `content` in the file, for messages.
+        persistent: what a persistent id stands for; None to refuse them.
+        shared: anything that the globals' functions keep between their calls.
+
+    Attributes:
+        end: the first byte after the pickle, once it is read.
+    """
+
+    def __init__(
+        self,
+        content: Bytes,
+        known: Mapping[str, Known],
+        *,
+        start: int = 0,
+        origin: int = 0,
+        persistent: Callable[["Machine", Any], Any] | None = None,
+        shared: dict[Any, Any] | None = None,
+    ) -> None:
+        self.content = memoryview(content)
+        self.known = known
+        self.origin = origin
+        self.persistent = persistent
+        self.shared = {} if shared is None else shared
+        self.end = start
+        self._opcode_at = start
+        self._text = 0
+        self._stack: list[Any] = []
+        self._marked: list[list[Any]] = []
+        self._memo: dict[int, Any] = {}
+
+    def damaged(self, problem: str) -> NoReturn:
+        """Raise DamagedFileError at the current opcode."""
+        raise DamagedFileError(problem, self.position)
+
+    def unsafe(self, problem: str) -> NoReturn:
+        """Raise UnsafeFileError at the current opcode."""
+        raise UnsafeFileError(problem, self.position)
+
+    @property
+    def position(self) -> int:
+        """The position of the current opcode in the file."""
+        return self.origin + self._opcode_at
+
+    def charge(self, size: int) -> None:
+        """Count `size` more bytes of strings.
+
+        Raises:
+            DamagedFileError: they are more than a file may hold.
+        """
+        self._text += size
+        if self._text > MAX_TEXT:
+            self.damaged(f"strings of more than {MAX_TEXT} bytes in all")
+
+    def read(self, opcodes: int = MAX_OPCODES) -> Any:
+        """What the pickle holds.
+
+        Raises:
+            UnsafeFileError: it names a global that is not known, or has an opcode that no such file needs.
+            DamagedFileError: it is no complete pickle, or exceeds a limit.
+        """
+        if bytes(self.content[self.end : self.end + 1]) != b"\x80":
+            self.damaged("no pickle of protocol 2 to 5 begins here")
+        for _ in range(opcodes):
+            self._opcode_at = self.end
+            opcode = self._take(1)[0]
+            if opcode == STOP:
+                if len(self._stack) != 1 or self._marked:
+                    self.damaged(f"the pickle must end with one value, but ends with {len(self._stack)}")
+                return self._stack.pop()
+            step = STEPS.get(opcode)
+            if step is None:
+                self._refuse(opcode)
+            step(self)
+            if len(self._stack) > MAX_STACK or len(self._marked) > MAX_MARKS or len(self._memo) > MAX_MEMO:
+                self.damaged("the stack or the memo is larger than any such file needs")
+        raise DamagedFileError(f"more than {opcodes} opcodes", self.position)
+
+    def _refuse(self, opcode: int) -> NoReturn:
+        if opcode not in NAMES:
+            self.damaged(f"0x{opcode:02x} is no opcode of a pickle")
+        self.unsafe(f"opcode {NAMES[opcode]} is refused")
+
+    def _take(self, size: int) -> memoryview:
+        if size > len(self.content) - self.end:
+            self.damaged(f"the file ends where {size} more bytes are expected")
+        self.end += size
+        return self.content[self.end - size : self.end]
+
+    def _number(self, form: str) -> Any:
+        return struct.unpack(form, self._take(struct.calcsize(form)))[0]
+
+    def _line(self) -> str:
+        ahead = bytes(self.content[self.end : self.end + MAX_NAME])
+        line, newline, _ = ahead.partition(b"\n")
+        if not newline or not line.isascii():
+            self.damaged("a name is no line of ASCII")
+        self.end += len(line) + 1
+        return line.decode("ascii")
+
+    def _push(self, value: Any) -> None:
+        self._stack.append(value)
+
+    def _pop(self) -> Any:
+        if not self._stack:
+            self.damaged("a value is missing on the stack")
+        return self._stack.pop()
+
+    def _top(self) -> Any:
+        if not self._stack:
+            self.damaged("a value is missing on the stack")
+        return self._stack[-1]
+
+    def _mark(self) -> None:
+        self._marked.append(self._stack)
+        self._stack = []
+
+    def _pop_marked(self) -> list[Any]:
+        if not self._marked:
+            self.damaged("a mark is missing on the stack")
+        items, self._stack = self._stack, self._marked.pop()
+        return items
+
+    def _integer(self) -> None:
+        size = self._number("<B")
+        if size > MAX_INTEGER_BYTES:
+            self.damaged(f"an integer of {size} bytes")
+        self._push(int.from_bytes(self._take(size), "little", signed=True))
+
+    def _string(self, form: str) -> None:
+        size = self._number(form)
+        content = self._take(size)
+        self.charge(size)
+        try:
+            self._push(str(content, "utf-8"))
+        except UnicodeDecodeError:
+            self.damaged("a string is not UTF-8")
+
+    def _bytes(self, form: str) -> None:
+        self._push(self._take(self._number(form)))
+
+    def _protocol(self) -> None:
+        version = self._number("<B")
+        if not 2 <= version <= 5:
+            self.damaged(f"the pickle's protocol must be 2 to 5, is {version}")
+
+    def _frame(self) -> None:
+        size = self._number("<Q")
+        if size > len(self.content) - self.end:
+            self.damaged(f"a frame of {size} bytes is longer than the file")
+
+    def _tuple(self, size: int) -> None:
+        items = [self._pop() for _ in range(size)]
+        self._push(tuple(reversed(items)))
+
+    def _marked_tuple(self) -> None:
+        items = self._pop_marked()
+        self._push(tuple(items))
+
+    def _drop(self) -> None:
+        _ = self._pop() if self._stack else self._pop_marked()
+
+    def _drop_marked(self) -> None:
+        self._pop_marked()
+
+    def _extend(self) -> None:
+        items = self._pop_marked()
+        self._append(items)
+
+    def _append_one(self) -> None:
+        item = self._pop()
+        self._append([item])
+
+    def _append(self, items: list[Any]) -> None:
+        target = self._top()
+        if type(target) is not list:
+            self.unsafe(f"appending to {describe(target)} is refused")
+        target.extend(items)
+
+    def _set_items(self, items: list[Any]) -> None:
+        target = self._top()
+        if not isinstance(target, dict):
+            self.unsafe(f"setting items of {describe(target)} is refused")
+        if len(items) % 2:
+            self.damaged("a key has no value")
+        for key, value in zip(items[::2], items[1::2], strict=True):
+            if type(key) is not str:
+                self.damaged(f"a key must be a string, is {describe(key)}")
+            target[key] = value
+
+    def _set_item(self) -> None:
+        value = self._pop()
+        self._set_items([self._pop(), value])
+
+    def _set_marked(self) -> None:
+        items = self._pop_marked()
+        self._set_items(items)
+
+    def _add_items(self) -> None:
+        items = self._pop_marked()
+        target = self._top()
+        if type(target) is not set:
+            self.unsafe(f"adding to {describe(target)} is refused")
+        target |= set(strings(self, items))
+
+    def _get(self, form: str) -> None:
+        index = self._number(form)
+        if index not in self._memo:
+            self.damaged(f"the memo has no entry {index}")
+        self._push(self._memo[index])
+
+    def _put(self, form: str) -> None:
+        self._memo[self._number(form)] = self._top()
+
+    def _memoize(self) -> None:
+        self._memo[len(self._memo)] = self._top()
+
+    def _global(self) -> None:
+        module = self._line()
+        self._find(module, self._line())
+
+    def _stack_global(self) -> None:
+        name, module = self._pop(), self._pop()
+        if type(name) is not str or type(module) is not str:
+            self.unsafe(f"a global named by {describe(module)} and {describe(name)} is refused")
+        self._find(module, name)
+
+    def _find(self, module: str, name: str) -> None:
+        found = self.known.get(f"{module} {name}")
+        if found is None:
+            self.unsafe(f"the file names {f'{module}.{name}'[:MAX_NAME]!r}, which is no part of a published network")
+        self._push(found)
+
+    def _reduce(self) -> None:
+        arguments = self._pop()
+        function = self._pop()
+        self._push(self._call(function, arguments, "call"))
+
+    def _new(self) -> None:
+        arguments = self._pop()
+        kind = self._pop()
+        self._push(self._call(kind, arguments, "new"))
+
+    def _call(self, function: Any, arguments: Any, way: str) -> Any:
+        if type(function) is not Known:
+            self.unsafe(f"calling {describe(function)} is refused")
+        make = function.call if way == "call" else function.new
+        if make is None:
+            self.unsafe(f"calling {function.name!r} in this way is refused")
+        if type(arguments) is not tuple:
+            self.damaged(f"the arguments of {function.name!r} must be a tuple, are {describe(arguments)}")
+        return make(self, arguments)
+
+    def _build(self) -> None:
+        state = self._pop()
+        target = self._top()
+        if not isinstance(target, Buildable):
+            self.unsafe(f"setting the state of {describe(target)} is refused")
+        target.build(self, state)
+
+    def _persistent_id(self) -> None:
+        if self.persistent is None:
+            self.unsafe("a persistent id is refused")
+        self._push(self.persistent(self, self._pop()))
+
+
+def describe(value: Any) -> str:
+    """What a value from a file is, without looking into it: its representation could be endless."""
+    if isinstance(value, Known):
+        return repr(value.name)
+    return {memoryview: "bytes", type(None): "None"}.get(type(value), type(value).__name__)
+
+
+def strings(machine: Machine, items: Any) -> list[str]:
+    """The items of a list, if they are strings.
+
+    Raises:
+        DamagedFileError: `items` is no list of strings.
+    """
+    if type(items) is not list or any(type(item) is not str for item in items):
+        machine.damaged("a set must hold strings")
+    return items
+
+
+STOP = ord(".")
+STEPS: dict[int, Callable[[Machine], None]] = {
+    0x80: Machine._protocol,
+    0x95: Machine._frame,
+    ord("("): Machine._mark,
+    ord("0"): Machine._drop,
+    ord("1"): Machine._drop_marked,
+    ord("N"): lambda m: m._push(None),
+    0x88: lambda m: m._push(True),
+    0x89: lambda m: m._push(False),
+    ord("K"): lambda m: m._push(m._number("<B")),
+    ord("M"): lambda m: m._push(m._number("<H")),
+    ord("J"): lambda m: m._push(m._number("<i")),
+    0x8A: Machine._integer,
+    ord("G"): lambda m: m._push(m._number(">d")),
+    0x8C: lambda m: m._string("<B"),
+    ord("X"): lambda m: m._string("<I"),
+    0x8D: lambda m: m._string("<Q"),
+    ord("C"): lambda m: m._bytes("<B"),
+    ord("B"): lambda m: m._bytes("<I"),
+    0x8E: lambda m: m._bytes("<Q"),
+    ord(")"): lambda m: m._push(()),
+    0x85: lambda m: m._tuple(1),
+    0x86: lambda m: m._tuple(2),
+    0x87: lambda m: m._tuple(3),
+    ord("t"): Machine._marked_tuple,
+    ord("]"): lambda m: m._push([]),
+    ord("a"): Machine._append_one,
+    ord("e"): Machine._extend,
+    ord("}"): lambda m: m._push({}),
+    ord("s"): Machine._set_item,
+    ord("u"): Machine._set_marked,
+    0x8F: lambda m: m._push(set()),
+    0x90: Machine._add_items,
+    ord("h"): lambda m: m._get("<B"),
+    ord("j"): lambda m: m._get("<I"),
+    ord("q"): lambda m: m._put("<B"),
+    ord("r"): lambda m: m._put("<I"),
+    0x94: Machine._memoize,
+    ord("c"): Machine._global,
+    0x93: Machine._stack_global,
+    ord("R"): Machine._reduce,
+    0x81: Machine._new,
+    ord("b"): Machine._build,
+    ord("Q"): Machine._persistent_id,
+}
+"""What each opcode does that pickles of networks need."""
+
+NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+"""The names of all opcodes, for messages."""
