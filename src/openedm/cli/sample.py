@@ -1,6 +1,5 @@
 """`openedm sample`: draw samples from a checkpoint."""
 
-import hashlib
 import json
 import shutil
 from collections.abc import Callable, Sequence
@@ -14,17 +13,17 @@ from tqdm.auto import tqdm
 from openedm import checks
 from openedm.choices import to_config
 from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
+from openedm.cli.guiding import digest, guidance_settings, load_guided
 from openedm.cli.reporting import save_array
 from openedm.cli.seeds import columns_for, labels_for, parse_integers
 from openedm.data import save_image
 from openedm.data.files import replacing
 from openedm.data.pictures import image_grid
 from openedm.denoiser import Denoiser
-from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
+from openedm.guidance import GuidanceWeight, Interval
 from openedm.plots import denoising_trajectory, save_figure
 from openedm.sampling import Auto, BrownianNoise, NoiseSource, Sampler, SeededNoise, State, sample_batches
-from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
-from openedm.training.checkpoints import read_progress
+from openedm.training import find_checkpoint, make_accelerator, read_model
 
 SETTINGS = "settings.json"
 
@@ -102,7 +101,7 @@ def sample(
         raise ValueError(
             "levels='fitted' goes with nfe or a sampler on fixed levels: a tolerance leaves them to the solver"
         )
-    made_with = {"weights": _digest(folder, weights), **_guidance_settings(folder, weights, guidance, guiding)}
+    made_with = {"weights": digest(folder, weights), **guidance_settings(folder, weights, guidance, guiding)}
     target = Path(out)
     suffix = {"png": "", "npz": ".npz", "grid": ".png"}[format]
     if suffix and target.suffix != suffix:
@@ -113,7 +112,7 @@ def sample(
         raise ValueError(f"trajectory must not lie in out={out}, among the samples, got {trajectory!r}")
     parts = target if format == "png" else target.with_name(f"{target.name}.parts")
     accelerator = make_accelerator()
-    denoiser = _load(folder, weights, guidance, guiding).to(accelerator.device)
+    denoiser = load_guided(folder, weights, guidance, guiding).to(accelerator.device)
     pilots = pilot_conditions(model.event_shape, model.num_classes, chosen)
     fitted_with = {**made_with, "classes": chosen}
     main = accelerator.is_main_process
@@ -145,42 +144,6 @@ def sample(
     print(f"drew {len(missing)} samples{cost}{kept}: {target}")
     if trajectory is not None:
         _draw_trajectory(denoiser, wanted, chosen, sampler, draws, Path(trajectory))
-
-
-def _guidance_settings(
-    folder: Path, weights: Literal["ema", "raw"], guidance: GuidanceWeight, guiding: str | None
-) -> dict[str, Any]:
-    """What samples depend on beside the sampler: nothing, the weight, or the weight and the guiding checkpoint.
-
-    Raises:
-        ValueError: guidance that cannot take effect.
-    """
-    if guidance == Interval() and guiding is None:
-        return {}
-    if guidance.is_one:
-        raise ValueError(f"guidance.weight must be other than 1, which is no guidance, got {guidance}")
-    if guiding is not None:
-        other = _digest(find_checkpoint(guiding), weights)
-        if other == _digest(folder, weights):
-            raise ValueError(f"guiding must have other weights than the checkpoint, got {guiding!r} with the same")
-        return {"guidance": to_config(guidance), "guiding": other}
-    if read_model(folder).num_classes == 0:
-        raise ValueError("guidance must not be given: the model is unconditional; give another checkpoint as guiding")
-    if (folder / "training.json").is_file():
-        options = read_progress(folder).get("options", {}).get("init_args", {})
-        if options.get("label_dropout") == 0:
-            raise ValueError(
-                "guidance needs a model that knows samples without a class, this one was trained with "
-                "label_dropout 0: train with --options.label_dropout 0.1, or give another checkpoint as guiding"
-            )
-    return {"guidance": to_config(guidance)}
-
-
-def _load(folder: Path, weights: Literal["ema", "raw"], guidance: GuidanceWeight, guiding: str | None) -> Denoiser:
-    denoiser = load_denoiser(folder, weights)
-    if guiding is not None:
-        return Guided(denoiser, load_denoiser(guiding, weights), guidance)
-    return denoiser if guidance.is_one else ClassifierFree(denoiser, guidance)
 
 
 def _draw(
@@ -265,9 +228,3 @@ def _assemble(parts: Path, target: Path, seeds: Sequence[int], labels: torch.Ten
 
 def _name(seed: int, suffix: str) -> str:
     return f"{seed:06d}{suffix}"
-
-
-def _digest(folder: Path, weights: Literal["ema", "raw"]) -> str:
-    """SHA-256 of a checkpoint's file: which weights samples came from."""
-    with open(folder / ("model.safetensors" if weights == "ema" else "training.safetensors"), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
