@@ -6,7 +6,7 @@ import inspect
 import pathlib
 import re
 from abc import ABC
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterable, Iterator, Sequence
 from typing import Any, get_args, get_type_hints
 
 import yaml
@@ -189,7 +189,8 @@ def _read(
 ) -> Namespace:
     """Read the arguments, with `plain` as defaults."""
     own = dict(_leaves(_defaults(command)))
-    parser.set_defaults({name: value for name, value in _leaves(plain) if name not in own or own[name] != value})
+    given = _leaves(plain, whole=own)
+    parser.set_defaults({name: value for name, value in given if name not in own or own[name] != value})
     return parser.parse_args(arguments)
 
 
@@ -198,11 +199,14 @@ def _defaults(command: Callable[..., Any]) -> dict[str, Any]:
     return {p.name: _plain(p.default) for p in parameters if p.default is not p.empty}
 
 
-def _leaves(plain: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """The arguments one by one: choices that come in one form are groups of arguments."""
+def _leaves(plain: dict[str, Any], prefix: str = "", whole: Container[str] = ()) -> Iterator[tuple[str, Any]]:
+    """The arguments one by one: choices that come in one form are groups of arguments, but for those named in `whole`.
+
+    The latter are those that may be left out: None is one value, and so is what stands in its place.
+    """
     for name, value in plain.items():
-        if isinstance(value, dict) and "class_path" not in value:
-            yield from _leaves(value, f"{prefix}{name}.")
+        if isinstance(value, dict) and "class_path" not in value and prefix + name not in whole:
+            yield from _leaves(value, f"{prefix}{name}.", whole)
         else:
             yield prefix + name, value
 
