@@ -1,5 +1,6 @@
 """Training: any dataset × denoiser × objective; checkpoints; resuming exactly."""
 
+from openedm.training.augmentation import Augmentation, Augmented
 from openedm.training.averaging import HalfLife, update_average
 from openedm.training.checkpoints import find_checkpoint, list_checkpoints, load_denoiser, read_model, save_checkpoint
 from openedm.training.model import Model, num_parameters
@@ -10,6 +11,8 @@ from openedm.training.trainer import Trainer
 from openedm.training.validation import ValidationLoss, validation_loss
 
 __all__ = [
+    "Augmentation",
+    "Augmented",
     "HalfLife",
     "Model",
     "Observer",

@@ -14,8 +14,9 @@ def refuse_misfits(
     """Refuse data, objective or options that do not go with the model.
 
     Raises:
-        ValueError: shapes, classes or conditions differ, labels would be dropped that are not there, or a tenth or more
-            of the noise levels lie outside the model's range.
+        ValueError: shapes, classes or conditions differ, labels would be dropped that are not there, images are to be
+            augmented that are none or of which the network would not be told, or a tenth or more of the noise levels
+            lie outside the model's range.
     """
     for name, data in (("dataset", dataset), ("validation", validation)):
         if data is not None and data.event_shape != model.event_shape:
@@ -28,7 +29,19 @@ def refuse_misfits(
             )
     if options.label_dropout > 0 and model.num_classes == 0:
         raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
+    if options.augmentation is not None:
+        _refuse_unaugmentable(model, options)
     _refuse_foreign_levels(model, objective)
+
+
+def _refuse_unaugmentable(model: Model, options: Options) -> None:
+    if len(model.event_shape) != 3 or min(model.event_shape[1:]) < 2:
+        raise ValueError(f"augmentation must be None for samples of shape {model.event_shape}: it transforms images")
+    if model.augment_dim != options.augment_dim:
+        raise ValueError(
+            f"model must have augment_dim={options.augment_dim} with augmentation, got {model.augment_dim}: "
+            "Model.for_data(…, augment_dim=options.augment_dim)"
+        )
 
 
 def _refuse_foreign_levels(model: Model, objective: Objective) -> None:

@@ -6,6 +6,7 @@ from typing import Literal
 
 from openedm import checks
 from openedm.choices import Choice
+from openedm.training.augmentation import LABEL_DIM, Augmentation
 from openedm.training.averaging import HalfLife
 
 
@@ -27,6 +28,8 @@ class Options(Choice):
         schedule: of the learning rate after the ramp-up: "constant", or "cosine", which falls to 0 at `images`.
         weight_decay: each step shrinks the weights by so much times the learning rate (AdamW); 0 is plain Adam.
         average: the weight average that samples are drawn from.
+        augmentation: transforms of the training images, of which the network is told; None for none. Samples and the
+            validation loss are of images as they are.
         label_dropout: probability that a sample's class is hidden in training, for classifier-free guidance.
         clip_norm: gradients are scaled down to this norm; None leaves them.
         precision: "fp32", or "bf16" for automatic mixed precision (weights and optimiser stay fp32).
@@ -60,6 +63,7 @@ class Options(Choice):
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
     average: HalfLife = HalfLife(half_life=50_000.0)
+    augmentation: Augmentation | None = None
     label_dropout: float = 0.0
     clip_norm: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -99,6 +103,11 @@ class Options(Choice):
         for name in ("keep_best", "stop_after"):
             if getattr(self, name) and self.validate_every == 0:
                 raise ValueError(f"validate_every must be > 0 with {name}={getattr(self, name)}, got 0")
+
+    @property
+    def augment_dim(self) -> int:
+        """The width of the augmentation labels that the model's network must take."""
+        return 0 if self.augmentation is None else LABEL_DIM
 
     @property
     def tracks_best(self) -> bool:

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS = range(6)
+DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS, AUGMENT = range(7)
 
 
 def derived_seed(seed: int, *keys: int) -> int:

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from openedm.choices import to_config
 from openedm.data import Dataset
-from openedm.denoiser import Condition, Preconditioned, per_sample
-from openedm.objective import EDM, Loss, Objective, Uncertainty, denoising_loss
+from openedm.denoiser import Preconditioned
+from openedm.objective import EDM, Loss, Objective
 from openedm.training.averaging import Averaged
 from openedm.training.checkpoints import (
     FOLDER,
@@ -46,26 +46,10 @@ from openedm.training.model import Model
 from openedm.training.observers import Observer, Progress
 from openedm.training.options import Options
 from openedm.training.processes import make_accelerator
-from openedm.training.randomness import DROPOUT, LEVELS, NOISE, derived_seed, generator, seed_global
+from openedm.training.randomness import DROPOUT, derived_seed, seed_global
 from openedm.training.state import Run, run_of
+from openedm.training.steps import LossOf, draw
 from openedm.training.validation import Validation
-
-
-class _Lossy(nn.Module):
-    """Denoiser and loss in one module, so that data-parallel wrappers see one forward call."""
-
-    def __init__(self, denoiser: Preconditioned, objective: Objective) -> None:
-        super().__init__()
-        self.denoiser = denoiser
-        self.objective = objective
-        self.uncertainty = Uncertainty() if objective.learned_uncertainty else None
-
-    def forward(self, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition) -> Loss:
-        denoised = self.denoiser(clean + per_sample(sigma, clean) * noise, sigma, condition)
-        weight = self.objective.weighting.weight(sigma, self.denoiser.sigma_data)
-        with torch.autocast(clean.device.type, enabled=False):  # u in bfloat16 would have two digits
-            uncertain = None if self.uncertainty is None else self.uncertainty(sigma)
-        return denoising_loss(denoised, clean, weight, uncertain)
 
 
 class Trainer:
@@ -120,7 +104,7 @@ class Trainer:
         if len(self.model.event_shape) == 3:
             denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        self._plain = _Lossy(denoiser, self.objective).to(device).train()
+        self._plain = LossOf(denoiser, self.objective).to(device).train()
         trained = {name: p for name, p in self._plain.named_parameters() if p.requires_grad}
         self._names, self._parameters = list(trained), list(trained.values())
         self._averaged = Averaged(self.average, denoiser)
@@ -206,7 +190,7 @@ class Trainer:
         """Accumulate the gradient of one batch; returns its loss and the gradient's norm before clipping."""
         options, accelerator = self.options, self.accelerator
         device, processes = accelerator.device, accelerator.num_processes
-        sigma, noise, hidden = self._draw()
+        drawn = draw(self.model, self.objective, options, self.state.step, device)
         total = torch.zeros((), device=device)
         for parameter in self._parameters:
             parameter.grad = None
@@ -218,12 +202,13 @@ class Trainer:
             condition = None
             if given is not None and (self.model.num_classes or self.model.condition_shape is not None):
                 condition = given.to(device, non_blocking=True)
-                if hidden is not None:
-                    condition = condition.masked_fill(hidden[rows], -1)
+                if drawn.hidden is not None:
+                    condition = condition.masked_fill(drawn.hidden[rows], -1)
+            clean, augment = drawn.augment(clean, rows, self.model.augment_dim)
             synchronise = round_ == options.accumulate - 1
             with nullcontext() if synchronise else accelerator.no_sync(self._wrapped):
                 with torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext():
-                    loss: Loss = self._loss(clean, noise[rows], sigma[rows], condition)
+                    loss: Loss = self._loss(clean, drawn.noise[rows], drawn.sigma[rows], condition, augment)
                 # Not accelerator.backward, which divides by a number that an environment variable may set.
                 (loss.total.sum() * (processes / options.batch_size)).backward()
             total += loss.weighted.sum() / options.batch_size
@@ -235,19 +220,6 @@ class Trainer:
         mean = total if processes == 1 else accelerator.reduce(total, reduction="sum")
         loss_value, norm_value = torch.stack([mean, norm.to(mean.dtype)]).tolist()  # the step's one synchronisation
         return loss_value, norm_value
-
-    def _draw(self) -> tuple[Tensor, Tensor, Tensor | None]:
-        """Noise levels, noise and which labels are hidden in this step, of the whole batch, alike on every process."""
-        options, device = self.options, self.accelerator.device
-        host = generator(torch.device("cpu"), options.seed, LEVELS, self.state.step)
-        sigma = self.objective.noise.sample(options.batch_size, host, stratified=self.objective.stratified)
-        hidden = None
-        if options.label_dropout > 0:
-            hidden = (torch.rand(options.batch_size, generator=host) < options.label_dropout).to(device)
-        random = generator(device, options.seed, NOISE, self.state.step)
-        noise = torch.randn(options.batch_size, *self.model.event_shape, generator=random, device=device)
-        has_float64 = device.type != "mps"
-        return (sigma.to(device) if has_float64 else sigma), noise, hidden
 
     def _update(self, loss: float, norm: float) -> float:
         """Adam and the average, unless loss or gradient is not finite; returns the learning rate."""

@@ -1,0 +1,131 @@
+"""Affine warps of images, band-limited: the image is continued by reflection, the trigonometric polynomial through its
+pixels is freed of all that the warped pixels could only show as aliases, and what is left is evaluated at them.
+
+    image(x) = Σ_ω c_ω e^{iω·x}, ‖ω‖_∞ ≤ π        warped(p) = Σ_{‖Mᵀω‖_∞ ≤ π} c_ω e^{iω·(M (p − c − t) + c)}
+
+The sum is a non-uniform Fourier transform: c_ω is divided by the transform of a Kaiser–Bessel kernel and transformed to
+a grid twice as fine, and each point sums the 8 × 8 fine samples around it, weighted by the kernel (Dutt and Rokhlin
+1993; Beatty et al. 2005). Every step is linear and costs a constant times the pixels.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+from torch.nn import functional
+
+TAPS = 8
+"""Fine samples that each point sums along each axis: an error of the order of float32's rounding."""
+BETA = 0.75 * math.pi * TAPS
+"""The kernel's shape: the best for a grid twice as fine (Beatty et al. 2005, eq. 5, to leading order)."""
+ROWS = 64
+"""Images warped at a time, which bounds the memory."""
+
+
+@torch.no_grad()
+def warp(
+    images: Float[Tensor, "batch channels height width"],
+    linear: Float[Tensor, "batch 2 2"],
+    shift: Float[Tensor, "batch 2"],
+) -> Float[Tensor, "batch channels height width"]:
+    """Each image seen at the points M (p − c − t) + c, where p are the pixels, c the centre and (M, t) the image's own.
+
+    Exact, up to rounding, for an image whose continuation by reflection is band-limited and a warp that does not shrink
+    it; where it shrinks, frequencies beyond the new pixels' Nyquist square are left out. As with every band-limited
+    filter, values overshoot at sharp edges.
+
+    Args:
+        images: any range of values; at least two pixels along each side.
+        linear: M, from offsets (right, down) in the result to offsets in the image, in pixels; float64 keeps it exact.
+        shift: t, in pixels (right, down).
+
+    Raises:
+        ValueError: a side has a single pixel.
+    """
+    if min(images.shape[-2:]) < 2:
+        raise ValueError(f"images must have sides of at least 2 pixels, got {tuple(images.shape[-2:])}")
+    parts = (slice(start, start + ROWS) for start in range(0, len(images), ROWS))
+    return torch.cat([_warp(images[rows], linear[rows], shift[rows]) for rows in parts]) if len(images) else images
+
+
+def _warp(images: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
+    dtype = torch.promote_types(images.dtype, torch.float32)
+    linear, shift = linear.to(images.device), shift.to(images.device)
+    fine = _fine_grid(images.to(dtype), linear.to(dtype))
+    height, width = images.shape[-2:]
+    down = torch.arange(height, device=images.device, dtype=linear.dtype) - (height - 1) / 2
+    right = torch.arange(width, device=images.device, dtype=linear.dtype) - (width - 1) / 2
+    offsets = torch.stack(torch.meshgrid(right, down, indexing="xy"), -1).flatten(0, 1) - shift[:, None]
+    points = offsets @ linear.mT + torch.tensor([(width - 1) / 2, (height - 1) / 2]).to(offsets)
+    return _interpolate(fine, 2 * points).reshape(images.shape).to(images.dtype)
+
+
+def _fine_grid(images: Tensor, linear: Tensor) -> Tensor:
+    """The reflected images' low-passed samples on the grid twice as fine, with the kernel's transform divided out."""
+    reflected = torch.cat([images, images[..., 1:-1].flip(-1)], -1)
+    reflected = torch.cat([reflected, reflected[..., 1:-1, :].flip(-2)], -2)
+    rows, columns = reflected.shape[-2] // 2, reflected.shape[-1] // 2
+    spectrum = torch.fft.rfft2(reflected)
+    # The Nyquist frequency stands for both of its signs, half each. Transforms of real images hold columns ≥ 0 only.
+    spectrum = torch.cat([spectrum[..., : rows + 1, :], spectrum[..., rows:, :]], -2)
+    spectrum[..., rows : rows + 2, :] *= 0.5
+    spectrum[..., columns] *= 0.5
+    ks = torch.arange(0, rows + 1), torch.arange(-rows, 0), torch.arange(0, columns + 1)
+    down = torch.cat(ks[:2]).to(images) * (math.pi / rows)
+    right = ks[2].to(images) * (math.pi / columns)
+    inside = _inside(right, down[:, None], linear)
+    # Twice the points along each axis: an inverse transform that divides by their number has to be multiplied by 4.
+    gain = 4 * inside / (_kernel_transform(right / 2) * _kernel_transform(down / 2)[:, None])
+    spectrum = spectrum * gain[:, None]
+    gap = spectrum.new_zeros(()).expand(*spectrum.shape[:2], 4 * rows - len(down), columns + 1)
+    spectrum = torch.cat([spectrum[..., : rows + 1, :], gap, spectrum[..., rows + 1 :, :]], -2)
+    spectrum = functional.pad(spectrum, (0, columns))
+    fine: Tensor = torch.fft.irfft2(spectrum, s=(4 * rows, 4 * columns))
+    return fine
+
+
+def _inside(right: Tensor, down: Tensor, linear: Tensor) -> Tensor:
+    """Which frequencies ω have Mᵀω in the Nyquist square of the result; those on its border count as inside."""
+    limit = math.pi * (1 + 1e-4)
+    mine = linear[:, :, :, None, None]
+    return ((mine[:, 0, 0] * right + mine[:, 1, 0] * down).abs() <= limit) & (
+        (mine[:, 0, 1] * right + mine[:, 1, 1] * down).abs() <= limit
+    )
+
+
+def _interpolate(fine: Tensor, points: Tensor) -> Tensor:
+    """Σ kernel × fine samples around each point (right, down), in fine samples; the grid is periodic."""
+    height, width = fine.shape[-2:]
+    first = points.floor() - (TAPS // 2 - 1)
+    distances = (points - first)[..., None] - torch.arange(TAPS, device=points.device)
+    weights = _kernel(distances.to(fine.dtype))
+    nearby = first.long()[..., None] + torch.arange(TAPS, device=points.device)
+    columns, lines = nearby[..., 0, :] % width, nearby[..., 1, :] % height
+    flat = fine.flatten(-2)
+    total = flat.new_zeros(*fine.shape[:2], points.shape[1])
+    for tap in range(TAPS):
+        index = lines[..., tap, None] * width + columns
+        values = flat.gather(-1, index.flatten(1)[:, None].expand(-1, fine.shape[1], -1))
+        values = values.reshape(*total.shape, TAPS)
+        total += weights[:, None, :, 1, tap] * (values * weights[:, None, :, 0]).sum(-1)
+    return total
+
+
+def _kernel(distance: Tensor) -> Tensor:
+    """I₀(β √(1 − z²)) / I₀(β), z = distance/4, in fine samples; 0 at a distance of half the taps or more."""
+    root = (1 - (distance / (TAPS / 2)).square()).clamp(min=0).sqrt()
+    # Scaled functions: I₀(β) itself is 10⁷.
+    bessel: Tensor = torch.special.i0e(BETA * root)
+    return bessel * (BETA * (root - 1)).exp() / _bessel() * (root > 0)
+
+
+def _kernel_transform(omega: Tensor) -> Tensor:
+    """∫ kernel(t) e^{−iωt} dt for |ω| ≤ π/2 a fine sample; real."""
+    root = (BETA**2 - (omega * (TAPS / 2)).square()).sqrt()
+    return TAPS * (root - BETA).exp() * (1 - (-2 * root).exp()) / (2 * root * _bessel())
+
+
+def _bessel() -> float:
+    """e^{−β} I₀(β)."""
+    return float(torch.special.i0e(torch.tensor(BETA, dtype=torch.float64)))
