@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 import torch
 
+from openedm.cli.evaluate import LEGEND
 from openedm.data import Arrays, Digits, ImageFolder
 from openedm.levels import Karras
 from openedm.metrics import Classifier, train_classifier
@@ -12,6 +13,15 @@ from openedm.sampling import Sampler
 from openedm.training import load_denoiser
 
 STEPS = "--sampler.levels.num_steps=3"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    """Features are kept in the user's cache by default: here in a folder of the test's own."""
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("HOME", str(folder))
+        yield folder
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,7 @@ def data(real, name="train"):
 
 def arguments(real, classifier):
     held = ["--held_out=Arrays", f"--held_out.path={real / 'test.npz'}"]
-    return ["--data=Arrays", f"--data.path={real / 'train.npz'}", *held, f"--classifier={classifier}"]
+    return ["--data=Arrays", f"--data.path={real / 'train.npz'}", *held, f"--classifier={classifier}", "--cache=null"]
 
 
 @pytest.mark.parametrize("kind", ["folder", "arrays", "run"])
@@ -61,14 +71,14 @@ def test_samples_of_any_kind_are_scored_as_the_library_scores_them(
     else:
         samples, labels = digits_run, torch.arange(40) % 10
         x = Sampler(Karras(3)).sample(load_denoiser(digits_run), range(40), condition=labels).float().clamp(-1, 1)
-    extra = ["--num=40", "--batch_size=40", STEPS] if kind == "run" else []
+    extra = ["--batch_size=40", *(["--num=40", STEPS] if kind == "run" else [])]
     result = openedm("evaluate", samples, *arguments(real, classifier), *extra, f"--out={out}", "--seed=3")
     assert result.status == 0
-    report = compare(
-        x, labels, data(real).load(), Classifier.load(classifier), held_out=data(real, "test").load(), seed=3
-    )
-    assert result.out == f"{report.table()}\nreport: {out}\n"
+    judge = Classifier.load(classifier)
+    report = compare(x, labels, data(real).load(), judge, held_out=data(real, "test").load(), seed=3, batch_size=40)
+    assert result.out == f"{report.table()}\n({LEGEND})\nreport: {out}\n"
     assert json.loads(out.read_text()) == json.loads(json.dumps(report.to_dict()))
+    assert {m.name for m in report.measures} >= {"kernel distance", "precision", "coverage", "Inception score"}
     assert report.accuracy is not None
     assert report.accuracy_real is not None
 
@@ -110,7 +120,7 @@ def test_images_without_labels_are_scored_without_accuracy(openedm, real, classi
     assert "generated labels" not in result.out
 
 
-def test_the_test_split_of_the_data_is_held_out_by_default(openedm, drawn, tmp_path):
+def test_the_test_split_is_held_out_and_features_are_kept_by_default(openedm, drawn, tmp_path, home):
     path = tmp_path / "classifier"
     Classifier((1, 8, 8), 10).save(path)
     result = openedm("evaluate", drawn / "png", f"--classifier={path}")
@@ -120,8 +130,12 @@ def test_the_test_split_of_the_data_is_held_out_by_default(openedm, drawn, tmp_p
         Digits("train").load(),
         Classifier.load(path),
         held_out=Digits("test").load(),
+        batch_size=100,
     )
-    assert result.out == report.table() + "\n"
+    kept = next((home / ".cache/openedm/features").glob("*.safetensors"))
+    assert result.out == f"features of the data: kept in {kept}\n{report.table()}\n({LEGEND})\n"
+    again = openedm("evaluate", drawn / "png", f"--classifier={path}")
+    assert again.out == result.out.replace("kept in", "read from")
 
 
 def test_a_report_is_never_overwritten(openedm, real, classifier, drawn, tmp_path):

@@ -35,7 +35,9 @@ def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
         commands.append(["sample", str(run), str(grid), "--seeds=0-99", "--format=grid", "--batch_size=100"])
     if not report.exists():
         judge = folder / "classifier.safetensors"
-        commands.append(["evaluate", str(samples), f"--classifier={judge}", f"--out={report}", f"--seed={seed}"])
+        commands.append(
+            ["evaluate", str(samples), f"--classifier={judge}", f"--out={report}", f"--seed={seed}", "--cache=null"]
+        )
     for command in commands:
         print(f"\n$ openedm {shlex.join(command)}", flush=True)
         status = main.main(command)

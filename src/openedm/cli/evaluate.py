@@ -1,67 +1,155 @@
 """`openedm evaluate`: score samples against real data."""
 
+import dataclasses
 import json
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any, Literal
 
-import torch
-from torch import Tensor
 from tqdm.auto import tqdm
 
 from openedm import checks
+from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
+from openedm.cli.guiding import digest, guidance_settings, load_guided
 from openedm.cli.seeds import labels_for
 from openedm.data import Arrays, Dataset, Digits, ImageFolder, Source
 from openedm.data.files import replacing
-from openedm.metrics import Classifier, train_classifier
-from openedm.metrics import evaluate as compare
-from openedm.sampling import Sampler, sample_batches
-from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
+from openedm.guidance import GuidanceWeight, Interval
+from openedm.metrics import (
+    Classifier,
+    ClassifierFeatures,
+    EfficientNetLite0,
+    Extractor,
+    FeatureNetwork,
+    Features,
+    Metric,
+    TrainedClassifier,
+    compare,
+    extract,
+    image_batches,
+    kept_features,
+    train_classifier,
+)
+from openedm.metrics.features import ImageBatch
+from openedm.sampling import Auto, Sampler, sample_batches
+from openedm.training import find_checkpoint, make_accelerator, read_model
+
+NUM = 1000
+LEGEND = "in brackets: 95 % intervals; after ±: the standard deviation over random halves of the real images"
+
+spelled_out = without_budget
 
 
 def evaluate(
     samples: str,
     data: Source = Digits(),
     held_out: Source | None = None,
-    num: int = 1000,
+    num: int | None = None,
+    nfe: int | None = NFE,
+    tolerance: float | None = None,
+    sigma_min: float | None = None,
+    sigma_max: float | None = None,
+    levels: Literal["rule", "fitted"] = "rule",
     sampler: Sampler = Sampler(),
+    guidance: GuidanceWeight = Interval(),
+    guiding: str | None = None,
+    weights: Literal["ema", "raw"] = "ema",
+    extractor: Extractor | None = None,
     classifier: str | None = None,
+    metrics: list[Metric] | None = None,
+    num_pairwise: int = 10_000,
+    num_splits: int = 8,
+    num_bootstrap: int = 50,
+    cache: str | None = "~/.cache/openedm/features",
     out: str | None = None,
     batch_size: int = 100,
     seed: int = 0,
 ) -> None:
     """Score generated images against real ones.
 
-    Prints the Fréchet distance in the features of a small classifier trained on the real data, beside what real data
-    score against other real data at the same number; and how often the classifier finds the class that an image was
-    made for. Distances can be compared only where the classifier is the same: keep it with `--classifier`.
+    Prints the Fréchet distance in the features of a network, kernel distance, precision, recall, density, coverage and
+    Inception score, each beside what real images score against other real images at the same number; and, with a
+    classifier of the data, how often it finds the class that an image was made for.
+
+    Grey images are seen by a small classifier trained on the real data, RGB images by EfficientNet-Lite0. Numbers can
+    be compared only where the network is the same: the report has its fingerprint.
 
     Args:
-        samples: a checkpoint or run folder, from which images are drawn; or a folder or zip of images or an npz file of
-            arrays, such as `openedm sample` writes.
+        samples: a checkpoint or run folder, from which images are drawn and scored without being written; or a folder
+            or zip of images or an npz file of arrays, such as `openedm sample` writes.
         data: the real data to compare with: what the model was trained on.
         held_out: labelled data for the classifier's accuracy on real images; the test split of `data` by default, where
             it has one.
-        num: how many images to draw from a checkpoint, with seeds 0 … num − 1 and the classes in turn.
-        sampler: how to draw them.
+        num: how many images to draw from a checkpoint, with seeds 0 … num − 1 and the classes in turn; 1000 by default.
+        nfe: how many network evaluations a sample may take: solver and noise levels are then chosen by rule. This and
+            the following, up to `weights`, are as in `openedm sample`.
+        tolerance: the error a sample may have instead, in data units.
+        sigma_min: the lowest noise level with nfe or tolerance.
+        sigma_max: the highest.
+        levels: noise levels by rule, or fitted to the checkpoint once and kept beside it.
+        sampler: levels, schedule, solver and stochasticity one by one, instead of nfe and tolerance.
+        guidance: how strongly the samples are guided.
+        guiding: another checkpoint or run to guide away from.
+        weights: ema, the averaged weights, or raw, those of the last step.
+        extractor: the network to see with: EfficientNetLite0, Inception (published FID, with weights from a file),
+            TrainedClassifier.
         classifier: a file: read the classifier from there, or train it and keep it there.
+        metrics: which metrics besides the Fréchet distance: kernel, neighbours, inception; all that apply by default.
+        num_pairwise: the most images on either side of kernel and neighbours, whose cost is the square.
+        num_splits: random halves of the real images to average over.
+        num_bootstrap: replicates for the Fréchet distance's interval; 0 leaves it out.
+        cache: a folder to keep the real images' features in, found by a hash of all images and of the network; null for
+            none. Features of a classifier that is not kept are not kept either.
         out: also write the report to this JSON file.
-        batch_size: images drawn at a time.
+        batch_size: images drawn or looked at at a time.
         seed: of the classifier's training and of the random halves of the data.
     """
     if out is not None and Path(out).exists():
         raise ValueError(f"out={out} exists already: a report is never overwritten, choose another name")
-    checks.at_least("num", num, 2)
-    checks.at_least("batch_size", batch_size, 1)
+    checks.at_least("num", NUM if num is None else num, 2)
+    for name, value, low in (
+        ("batch_size", batch_size, 1),
+        ("num_splits", num_splits, 1),
+        ("num_pairwise", num_pairwise, 6),
+    ):
+        checks.at_least(name, value, low)
+    if num_bootstrap:
+        checks.at_least("num_bootstrap", num_bootstrap, 2)
+    if extractor is not None and classifier is not None:
+        raise ValueError(f"classifier must not be given beside another extractor, got {classifier!r} and {extractor}")
+    choice = choice_of_sampler(nfe, tolerance, sampler, sigma_min, sigma_max)
     real = data.load()
-    if not _is_kept(classifier) and (real.kind != "images" or real.num_classes < 2):
-        raise ValueError(f"data must be images in at least 2 classes to train the classifier on, got {real.describe()}")
-    held = _held_out(data) if held_out is None else held_out.load()
-    x, labels = _read(Path(samples), real.event_shape, num, sampler, batch_size)
-    if labels is not None and real.num_classes == 0:
-        labels = None
-    judge = _classifier(classifier, real, seed)
-    report = compare(x, labels, real, judge, held_out=held, seed=seed)
+    chosen = _extractor(extractor, classifier, real)
+    if chosen is not None and real.kind == "images":
+        chosen.check(real.event_shape)
+    drawing = _Drawing(choice, levels, guidance, guiding, weights, num)
+    made = _open(Path(samples), drawing, batch_size)
+    if made.event_shape != real.event_shape:
+        raise ValueError(f"samples must have the shape of data, {real.event_shape}, got {made.event_shape}")
+    checks.at_least("the number of samples", made.count, 2)
+    checks.at_least("the number of images in data", len(real), 4)
+    held = _held_out(data, chosen) if held_out is None else held_out.load()
+    network = _network(chosen, classifier, real, seed)
+    _check_classes(network, made, real, held, given=held_out is not None)
+
+    seen = _look(network, made, labelled=real.num_classes > 0, batch_size=batch_size)
+    kept = cache if chosen is not None or classifier is not None else None
+    truth = _real(network, real, kept, batch_size)
+    report = compare(
+        seen,
+        truth,
+        held_out=None if held is None else extract(network, image_batches(held, batch_size)),
+        seed=seed,
+        num_splits=num_splits,
+        metrics=metrics,
+        num_pairwise=num_pairwise,
+        num_bootstrap=num_bootstrap,
+        device=_device_with_float64(),
+    )
+    report = dataclasses.replace(report, extractor=network.description)
     print(report.table())
+    print(f"({LEGEND})")
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as path:
@@ -69,28 +157,120 @@ def evaluate(
         print(f"report: {out}")
 
 
-def _held_out(data: Source) -> Dataset | None:
-    """The test split of a source whose training split is used."""
-    if "split" in {f.name for f in fields(data)} and getattr(data, "split", None) == "train":
-        test: Source = replace(data, split="test")  # type: ignore[call-arg]
+@dataclass(frozen=True)
+class _Drawing:
+    """How to draw samples from a checkpoint."""
+
+    choice: Auto | Sampler
+    levels: Literal["rule", "fitted"]
+    guidance: GuidanceWeight
+    guiding: str | None
+    weights: Literal["ema", "raw"]
+    num: int | None
+
+
+@dataclass(frozen=True)
+class _Made:
+    """Generated images that are there, or will be drawn when `batches` is called."""
+
+    event_shape: tuple[int, ...]
+    count: int
+    num_classes: int
+    batches: Callable[[], Iterable[ImageBatch]]
+
+
+def _extractor(extractor: Extractor | None, classifier: str | None, real: Dataset) -> Extractor | None:
+    """The extractor to load; None where a classifier has yet to be trained."""
+    if extractor is not None:
+        return extractor
+    if classifier is not None and Path(classifier).exists():
+        return TrainedClassifier(classifier)
+    if classifier is None and real.kind == "images" and real.event_shape[0] == 3:
+        return EfficientNetLite0()
+    if real.kind != "images" or real.num_classes < 2:
+        raise ValueError(f"data must be images in at least 2 classes to train the classifier on, got {real.describe()}")
+    return None
+
+
+def _open(path: Path, drawing: _Drawing, batch_size: int) -> _Made:
+    if path.suffix == ".npz":
+        return _there(Arrays(str(path), key="samples").load(), drawing, batch_size)
+    if path.suffix == ".zip" or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
+        return _there(ImageFolder(str(path)).load(), drawing, batch_size)
+    folder = find_checkpoint(path)
+    model = read_model(folder)
+    made_with = {
+        "weights": digest(folder, drawing.weights),
+        **guidance_settings(folder, drawing.weights, drawing.guidance, drawing.guiding),
+    }
+    if drawing.levels == "fitted" and isinstance(drawing.choice, Auto) and drawing.choice.tolerance is not None:
+        raise ValueError("levels='fitted' goes with nfe or a sampler on fixed levels, not with a tolerance")
+    num = NUM if drawing.num is None else drawing.num
+    return _Made(
+        model.event_shape, num, model.num_classes, lambda: _draw(folder, drawing, made_with, range(num), batch_size)
+    )
+
+
+def _there(dataset: Dataset, drawing: _Drawing, batch_size: int) -> _Made:
+    if drawing != _AS_IS:
+        raise ValueError("num and the options of sampling have no effect on images that are there already")
+    return _Made(dataset.event_shape, len(dataset), dataset.num_classes, lambda: image_batches(dataset, batch_size))
+
+
+_AS_IS = _Drawing(Auto(NFE), "rule", Interval(), None, "ema", None)
+
+
+def _draw(
+    folder: Path, drawing: _Drawing, made_with: dict[str, Any], seeds: Sequence[int], batch_size: int
+) -> Iterator[ImageBatch]:
+    """Samples batch by batch, cut to [-1, 1]."""
+    denoiser = load_guided(folder, drawing.weights, drawing.guidance, drawing.guiding).to(make_accelerator().device)
+    pilots = pilot_conditions(read_model(folder).event_shape, denoiser.num_classes, None)
+    kept_with = {**made_with, "classes": None}
+    sampler = make_sampler(drawing.choice, drawing.levels, denoiser, pilots, folder / "fitted", kept_with)
+    labels = labels_for(seeds, None, denoiser.num_classes)
+    for drawn, x in sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size):
+        yield x.float().clamp(-1, 1), labels_for(drawn, None, denoiser.num_classes)
+
+
+def _look(network: FeatureNetwork, made: _Made, *, labelled: bool, batch_size: int) -> Features:
+    seen = extract(network, _shown(made.batches(), made.count, batch_size, "samples"))
+    return seen if labelled else dataclasses.replace(seen, labels=None)
+
+
+def _shown(batches: Iterable[ImageBatch], count: int, batch_size: int, name: str) -> Iterator[ImageBatch]:
+    yield from tqdm(batches, total=-(-count // batch_size), unit="batch", desc=name)
+
+
+def _real(network: FeatureNetwork, real: Dataset, cache: str | None, batch_size: int) -> Features:
+    def progress(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
+        return _shown(batches, len(real), batch_size, "data")
+
+    if cache is None:
+        return extract(network, progress(image_batches(real, batch_size)))
+    features, path, there = kept_features(real, network, cache, batch_size=batch_size, progress=progress)
+    print(f"features of the data: {'read from' if there else 'kept in'} {path}")
+    return features
+
+
+def _held_out(data: Source, chosen: Extractor | None) -> Dataset | None:
+    """The test split of a source whose training split is used, for a classifier of the data."""
+    if not (chosen is None or isinstance(chosen, TrainedClassifier)):
+        return None
+    if "split" in {f.name for f in dataclasses.fields(data)} and getattr(data, "split", None) == "train":
+        test: Source = dataclasses.replace(data, split="test")  # type: ignore[call-arg]
         return test.load()
     return None
 
 
-def _read(
-    path: Path, event_shape: tuple[int, ...], num: int, sampler: Sampler, batch_size: int
-) -> tuple[Tensor, Tensor | None]:
-    """The samples and their classes; checked to have the shape of the real data before the long work."""
-    if path.suffix == ".npz":
-        return _all(Arrays(str(path), key="samples").load(), event_shape)
-    if path.suffix == ".zip" or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
-        return _all(ImageFolder(str(path)).load(), event_shape)
-    _check_shape(read_model(find_checkpoint(path)).event_shape, event_shape)
-    denoiser = load_denoiser(path).to(make_accelerator().device)
-    labels = labels_for(range(num), None, denoiser.num_classes)
-    batches = sample_batches(sampler, denoiser, range(num), condition=labels, batch_size=batch_size)
-    drawn = [x for _, x in tqdm(batches, total=-(-num // batch_size), unit="batch")]
-    return torch.cat(drawn).float().clamp(-1, 1), labels
+def _check_classes(network: FeatureNetwork, made: _Made, real: Dataset, held: Dataset | None, *, given: bool) -> None:
+    if given and not network.judges:
+        raise ValueError("held_out has an effect with a classifier of the data only: it measures that one's accuracy")
+    for name, count in (("samples", made.num_classes), ("data", real.num_classes)):
+        if network.judges and count > network.num_classes:
+            raise ValueError(f"{name} must have at most the classifier's {network.num_classes} classes, got {count}")
+    if held is not None and held.num_classes != network.num_classes:
+        raise ValueError(f"held_out must have the classifier's {network.num_classes} classes, not {held.num_classes}")
 
 
 def _is_checkpoint(path: Path) -> bool:
@@ -101,29 +281,18 @@ def _is_checkpoint(path: Path) -> bool:
     return True
 
 
-def _all(dataset: Dataset, event_shape: tuple[int, ...]) -> tuple[Tensor, Tensor | None]:
-    _check_shape(dataset.event_shape, event_shape)
-    return dataset.fetch(range(len(dataset)))
-
-
-def _check_shape(made: tuple[int, ...], real: tuple[int, ...]) -> None:
-    if made != real:
-        raise ValueError(f"samples must have the shape of data, {real}, got {made}")
-
-
-def _is_kept(classifier: str | None) -> bool:
-    return classifier is not None and Path(classifier).exists()
-
-
-def _classifier(path: str | None, real: Dataset, seed: int) -> Classifier:
-    if path is not None and _is_kept(path):
-        return Classifier.load(path)
+def _network(chosen: Extractor | None, path: str | None, real: Dataset, seed: int) -> FeatureNetwork:
+    device = make_accelerator().device
+    if chosen is not None:
+        return chosen.load().to(device)
     trained = train_classifier(
-        real,
-        seed=seed,
-        device=make_accelerator().device,
-        progress=lambda epochs: tqdm(epochs, unit="epoch", desc="classifier"),
+        real, seed=seed, device=device, progress=lambda epochs: tqdm(epochs, unit="epoch", desc="classifier")
     )
     if path is not None:
         trained.save(path)
-    return trained
+        trained = Classifier.load(path).to(device)
+    return ClassifierFeatures(trained)
+
+
+def _device_with_float64() -> str:
+    return "cuda" if make_accelerator().device.type == "cuda" else "cpu"

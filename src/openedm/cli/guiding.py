@@ -43,7 +43,7 @@ def guidance_settings(
 def load_guided(
     folder: Path, weights: Literal["ema", "raw"], guidance: GuidanceWeight, guiding: str | None
 ) -> Denoiser:
-    """The denoiser of a checkpoint, guided by itself without classes or by another checkpoint where that is asked for."""
+    """The denoiser of a checkpoint, guided where that is asked for: by itself without classes, or by another one."""
     denoiser = load_denoiser(folder, weights)
     if guiding is not None:
         return Guided(denoiser, load_denoiser(guiding, weights), guidance)

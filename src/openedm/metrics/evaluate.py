@@ -5,6 +5,7 @@ density and coverage depend on the numbers, too: a number alone says little. `ev
 real against real at the same number, next to generated against real.
 """
 
+import dataclasses
 import statistics
 from collections.abc import Callable, Sequence
 from typing import Literal, cast
@@ -72,7 +73,7 @@ def evaluate(
     network = ClassifierFeatures(extractor) if isinstance(extractor, Classifier) else extractor
     made = [(samples[i : i + batch_size], None) for i in range(0, len(samples), batch_size)]
     seen = extract(network, made)
-    return compare(
+    report = compare(
         Features(seen.values, seen.probabilities, labels, seen.judges, seen.fingerprint),
         extract(network, image_batches(reference, batch_size)),
         held_out=None if held_out is None else extract(network, image_batches(held_out, batch_size)),
@@ -80,6 +81,7 @@ def evaluate(
         num_splits=num_splits,
         metrics=metrics,
     )
+    return dataclasses.replace(report, extractor=network.description)
 
 
 def compare(
