@@ -245,7 +245,9 @@ def test_hidden_files_are_no_data(tmp_path, packed):
 
 def test_a_path_that_is_neither_folder_nor_archive_is_refused(tmp_path):
     (tmp_path / "a.tar").write_bytes(b"text")
-    with pytest.raises(ValueError, match=r"path must be a folder or a zip or tar archive, got '.*a.tar', which is neither"):
+    with pytest.raises(
+        ValueError, match=r"path must be a folder or a zip or tar archive, got '.*a.tar', which is neither"
+    ):
         ImageFolder(str(tmp_path / "a.tar")).load()
     with pytest.raises(ValueError, match=r"got '.*absent', which does not exist"):
         ImageFolder(str(tmp_path / "absent")).load()

@@ -7,7 +7,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 
-from openedm.cli import inference
+from openedm.cli import data, inference
 
 # Idle OpenMP threads sleep instead of spinning: on a machine that runs anything else, several times faster. Read by the
 # OpenMP runtime when torch is imported.
@@ -19,6 +19,7 @@ COMMANDS = {
     "evaluate": "score samples against real data",
     "likelihood": "how probable data are under a trained model",
     "suggest": "which noise levels suit your data",
+    "data": "pictures into shards for training, by commands of its own",
     "inference": "posteriors of a simulator's parameters, by commands of its own",
     "toy": "figures that explain diffusion, in one and two dimensions",
     "convert": "published EDM networks into checkpoints, without running what is in them, and back",
@@ -26,7 +27,7 @@ COMMANDS = {
     "demo": "train, sample and score on the digits that ship with scikit-learn, in minutes",
 }
 
-GROUPS = {"inference": inference.COMMANDS}
+GROUPS = {"data": data.COMMANDS, "inference": inference.COMMANDS}
 """Commands that are followed by one of their own."""
 
 USAGE = """usage: {program} COMMAND [options]
@@ -40,6 +41,7 @@ commands:
 
 ABOUT = {
     "openedm": "The design space of diffusion models (Karras et al. 2022) as replaceable objects.",
+    "openedm data": "Data made ready for training.",
     "openedm inference": "Which parameters of a simulator explain what was observed: from simulations to posteriors.",
 }
 

@@ -7,11 +7,12 @@ from openedm.data.digits import Digits
 from openedm.data.fashion_mnist import FashionMNIST
 from openedm.data.folder import ImageFolder
 from openedm.data.form import Form
-from openedm.data.gathering import Files, Held, Pictures
+from openedm.data.gathering import Files, Held, Pictures, Rows, Tars
 from openedm.data.pairs import Pairs
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.shards import Shards
 from openedm.data.statistics import Statistics, measure
+from openedm.data.table import Table
 from openedm.data.toy import Mixture, Toy
 
 __all__ = [
@@ -29,9 +30,12 @@ __all__ = [
     "Mixture",
     "Pairs",
     "Pictures",
+    "Rows",
     "Shards",
     "Source",
     "Statistics",
+    "Table",
+    "Tars",
     "Toy",
     "convert",
     "image_grid",

@@ -1,12 +1,16 @@
 """Pictures as they come, encoded and of any size: what `convert` reads."""
 
 import hashlib
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 from openedm.data.archive import Archive
 from openedm.data.decoding import SUFFIXES
 from openedm.data.folder import class_labels
+from openedm.data.rows import Reader
+from openedm.data.webdataset import places, tar_files
 
 
 class Pictures(ABC):
@@ -50,7 +54,7 @@ class Files(Pictures):
 
     Args:
         path: a folder with its sub-folders, or a .zip or .tar file.
-        labels: as for `ImageFolder`; in tar files, "auto" also knows the .cls files of WebDataset.
+        labels: as for `ImageFolder`.
 
     Raises:
         ValueError: the path holds no pictures, or the labels are not there.
@@ -71,6 +75,57 @@ class Files(Pictures):
 
     def describe(self, index: int) -> str:
         return self._archive.describe(self.names[index])
+
+
+class Tars(Pictures):
+    """The pictures in tar archives of WebDataset, with the classes beside them.
+
+    Args:
+        path: a folder of .tar files, or one of them.
+
+    Raises:
+        ValueError: as of `webdataset.places`.
+    """
+
+    def __init__(self, path: str) -> None:
+        self._files = tar_files(Path(path))
+        self._places = places(self._files)
+        self.names = [f"{self._files[place.shard].name}/{place.name}" for place in self._places]
+        self.labels = None if self._places[0].label is None else [place.label or 0 for place in self._places]
+        self.class_names = _class_names(Path(path)) if self.labels is not None else None
+
+    def read(self, index: int) -> bytes:
+        place = self._places[index]
+        with open(self._files[place.shard], "rb") as file:
+            file.seek(place.offset)
+            return file.read(place.size)
+
+
+def _class_names(folder: Path) -> list[str] | None:
+    """Those that `convert` noted beside the shards it wrote."""
+    try:
+        names = json.loads((folder / "manifest.json").read_text(encoding="utf-8")).get("class_names")
+    except (OSError, ValueError, AttributeError):
+        return None
+    return names if isinstance(names, list) else None
+
+
+class Rows(Pictures):
+    """The pictures in a table.
+
+    Args:
+        reader: of the table.
+    """
+
+    def __init__(self, reader: Reader) -> None:
+        self._reader = reader
+        labels = reader.labels()
+        self.names = [reader.name(index) for index in range(len(reader))]
+        self.labels = None if labels is None else labels.tolist()
+        self.class_names = reader.class_names
+
+    def read(self, index: int) -> bytes:
+        return self._reader.read([index])[0][0]
 
 
 class Held(Pictures):

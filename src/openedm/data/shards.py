@@ -8,6 +8,7 @@ import hashlib
 import io
 import json
 import os
+import weakref
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ import torch
 from torch import Tensor
 
 from openedm import checks
-from openedm.data.archive import tar_members
 from openedm.data.converting import FORMAT, INDEX, MANIFEST
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, InMemory, Source, as_float, as_index
-from openedm.data.decoding import SUFFIXES, read_picture, read_shape
+from openedm.data.decoding import read_picture, read_shape
 from openedm.data.folder import MEMORY
+from openedm.data.webdataset import places, tar_files
 
 _HANDLES = 64
 
@@ -96,7 +97,7 @@ class _Images(Dataset):
 
     def __init__(self, table: _Table, shape: tuple[int, int, int], resolution: int | None) -> None:
         self._table, self._resolution = table, resolution
-        self._open: tuple[int, OrderedDict[int, io.FileIO]] = (os.getpid(), OrderedDict())
+        self._handles: OrderedDict[int, _Handle] = OrderedDict()
         self.event_shape = shape
         self.num_classes = table.num_classes
         self.class_names = None if table.class_names is None else tuple(table.class_names)
@@ -112,12 +113,12 @@ class _Images(Dataset):
     def decoded(self) -> InMemory:
         """All of it in memory."""
         pixels = self._pixels(range(len(self)))
-        self._open = (os.getpid(), OrderedDict())
+        self._handles.clear()
         labels = None if self._table.label is None else torch.from_numpy(self._table.label)
         return InMemory(pixels, labels, num_classes=self.num_classes or None, class_names=self.class_names)
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_open": (0, OrderedDict())}
+        return {**self.__dict__, "_handles": OrderedDict()}
 
     def _pixels(self, indices: Sequence[int]) -> Tensor:
         pixels = torch.empty(len(indices), *self.event_shape, dtype=torch.uint8)
@@ -131,24 +132,32 @@ class _Images(Dataset):
     def _content(self, index: int, name: str) -> bytes:
         offset, size = int(self._table.offset[index]), int(self._table.size[index])
         try:
-            content = os.pread(self._file(int(self._table.shard[index])).fileno(), size, offset)
+            content = self._handle(int(self._table.shard[index])).read(offset, size)
         except OSError as error:
             raise ValueError(f"{name} cannot be read: {error}") from error
         if len(content) != size:
             raise ValueError(f"{name} cannot be read: the shard ends at it")
         return content
 
-    def _file(self, shard: int) -> io.FileIO:
-        """The open shard; at most so many at a time, and each process its own."""
-        if self._open[0] != os.getpid():
-            self._open = (os.getpid(), OrderedDict())
-        files = self._open[1]
-        if shard not in files:
-            if len(files) >= _HANDLES:
-                files.popitem(last=False)[1].close()
-            files[shard] = io.FileIO(self._table.files[shard])
-        files.move_to_end(shard)
-        return files[shard]
+    def _handle(self, shard: int) -> "_Handle":
+        """The open shard; those used last stay open."""
+        if shard not in self._handles:
+            if len(self._handles) >= _HANDLES:
+                self._handles.popitem(last=False)
+            self._handles[shard] = _Handle(self._table.files[shard])
+        self._handles.move_to_end(shard)
+        return self._handles[shard]
+
+
+class _Handle:
+    """A file that is read at any place without a position of its own: forked processes may share it."""
+
+    def __init__(self, path: str) -> None:
+        self._descriptor = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, offset: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, offset)
 
 
 def _converted(root: Path) -> _Table:
@@ -178,80 +187,24 @@ def _converted(root: Path) -> _Table:
 
 def _foreign(root: Path, resolution: int | None, channels: int | None) -> _Table:
     """Shards without a manifest: every file's header is read."""
-    files = sorted(root.glob("*.tar")) if root.is_dir() else [root]
-    if not files or not files[0].is_file():
-        raise ValueError(f"path must be a folder of .tar files, or one of them, got {str(root)!r}")
-    found = _Found(resolution, channels)
-    for number, file in enumerate(files):
-        found.add(number, file)
-    if found.shape is None:
-        raise ValueError(f"path holds no pictures ({', '.join(SUFFIXES)}): {str(root)!r}")
-    labels = None if None in found.labels else np.array(found.labels, dtype=np.int64)
-    if labels is None and any(label is not None for label in found.labels):
-        raise ValueError(f"{found.names[found.labels.index(None)]} has no class, but others have one")
-    places = np.array(found.places, dtype=np.int64)
-    number = 0 if labels is None else int(labels.max()) + 1
-    return _Table(list(map(str, files)), places[:, 0], places[:, 1], places[:, 2], labels, found.shape, number, None)
-
-
-class _Found:
-    """Pictures and classes of the shards looked at so far."""
-
-    def __init__(self, resolution: int | None, channels: int | None) -> None:
-        self._resolution, self._channels = resolution, channels
-        self.places: list[tuple[int, int, int]] = []
-        self.labels: list[int | None] = []
-        self.names: list[str] = []
-        self.shape: tuple[int, int, int] | None = None
-
-    def add(self, number: int, file: Path) -> None:
-        """Look through one shard."""
-        members = tar_members(str(file))
-        with open(file, "rb") as opened:
-
-            def content(name: str) -> bytes:
-                opened.seek(members[name][0])
-                return opened.read(members[name][1])
-
-            for name, (offset, size) in members.items():
-                if not name.lower().endswith(SUFFIXES):
-                    continue
-                where = f"{file}/{name}"
-                self._fits(read_shape(io.BytesIO(content(name)), where), where)
-                stem = _stem(name)
-                beside = {suffix: content(stem + suffix) for suffix in (".cls", ".json") if stem + suffix in members}
-                self.places.append((number, offset, size))
-                self.labels.append(_label(beside, where))
-                self.names.append(where)
-
-    def _fits(self, shape: tuple[int, int, int], where: str) -> None:
-        resolution = self._resolution
-        shape = (self._channels or shape[0], resolution or shape[1], resolution or shape[2])
-        if self.shape is not None and shape != self.shape:
+    files = tar_files(root)
+    found = places(files)
+    first: tuple[int, int, int] | None = None
+    for place in found:
+        with open(files[place.shard], "rb") as file:
+            file.seek(place.offset)
+            where = f"{files[place.shard]}/{place.name}"
+            bands, height, width = read_shape(io.BytesIO(file.read(place.size)), where)
+        shape = (channels or bands, resolution or height, resolution or width)
+        if first is not None and shape != first:
             raise ValueError(
-                f"{where} is {shape[0]}×{shape[1]}×{shape[2]}, but {self.names[0]} is "
-                f"{self.shape[0]}×{self.shape[1]}×{self.shape[2]}: give resolution= and channels= to make them alike"
+                f"{where} is {'×'.join(map(str, shape))}, but {found[0].name} is {'×'.join(map(str, first))}: give "
+                "resolution= and channels= to make them alike"
             )
-        self.shape = shape
-
-
-def _stem(name: str) -> str:
-    """The key of WebDataset: up to the first dot of the last part."""
-    folder, slash, last = name.rpartition("/")
-    return folder + slash + last.partition(".")[0]
-
-
-def _label(beside: dict[str, bytes], where: str) -> int | None:
-    try:
-        if ".cls" in beside:
-            label: Any = int(beside[".cls"])
-        elif ".json" in beside:
-            entries = json.loads(beside[".json"])
-            label = entries.get("label", entries.get("cls"))
-        else:
-            return None
-    except (ValueError, AttributeError) as error:
-        raise ValueError(f"the class of {where} cannot be read: {error}") from error
-    if label is not None and (not isinstance(label, int) or isinstance(label, bool) or label < 0):
-        raise ValueError(f"the class of {where} must be an integer >= 0, got {label!r}")
-    return label
+        first = shape
+    assert first is not None
+    columns = np.array([(place.shard, place.offset, place.size) for place in found], dtype=np.int64)
+    labelled = found[0].label is not None
+    labels = np.array([place.label for place in found], dtype=np.int64) if labelled else None
+    number = 0 if labels is None else int(labels.max()) + 1
+    return _Table(list(map(str, files)), columns[:, 0], columns[:, 1], columns[:, 2], labels, first, number, None)

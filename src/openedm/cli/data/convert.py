@@ -1,0 +1,101 @@
+"""`openedm data convert`: crop and resize pictures into shards with a manifest."""
+
+import sys
+from pathlib import Path
+from typing import Literal
+
+from tqdm.auto import tqdm
+
+from openedm.data import Files, Form, Pictures, Rows, Table, Tars, converting
+from openedm.data.table import local_files
+
+
+def convert(
+    source: str,
+    out: str,
+    size: int | None = None,
+    crop: Literal["centre", "adm", "wide", "none"] = "centre",
+    height: int | None = None,
+    channels: Literal[1, 3, 4] = 3,
+    encoding: Literal["png", "webp"] = "png",
+    labels: Literal["auto", "folders", "json", "none"] = "auto",
+    subset: str | None = None,
+    split: str = "train",
+    image: str | None = None,
+    label: str | None = None,
+    per_shard: int = 10_000,
+    damaged: Literal["refuse", "drop"] = "refuse",
+    threads: int = 1,
+    resume: bool = False,
+) -> None:
+    """Crop and resize pictures into shards with a manifest, for `--data Shards --data.path OUT`.
+
+    Shards are plain tar archives, which WebDataset reads as well. Pictures are turned upright; transparent parts become
+    white; 16 bits a channel become 8; palettes, CMYK and grey become RGB, or what `channels` says. After Ctrl-C the
+    same command with `--resume true` goes on.
+
+    Args:
+        source: a folder of pictures, a .zip or .tar file, a folder of .tar files, Parquet or Arrow files, or the name
+            of a set on the Hugging Face Hub (tables need `pip install openedm[images]`).
+        out: the folder for the shards; a new or empty one.
+        size: side of the results in pixels; needed unless crop is none.
+        crop: centre: the central square, Lanczos. adm: as ADM and EDM prepare ImageNet. wide: a wide part with black
+            bars above and below. none: nothing is cut off.
+        height: of the part between the bars, for wide.
+        channels: 1 (grey), 3 (RGB) or 4 (with alpha).
+        encoding: of the results, without loss.
+        labels: where classes come from in folders and archives: sub-folders, dataset.json, or the .cls of WebDataset.
+        subset: of a set on the Hub, where it has several.
+        split: of a set on the Hub or of a folder of tables.
+        image: column of pictures in a table.
+        label: column of classes in a table; "none" for none.
+        per_shard: pictures a shard.
+        damaged: refuse: a picture that cannot be decoded ends the conversion, by name. drop: it is left out, and stands
+            in the manifest.
+        threads: how many decode and encode.
+        resume: go on with an interrupted conversion.
+    """
+    form = Form(size=size, crop=crop, height=height, channels=channels, encoding=encoding)
+    pictures = pictures_of(source, labels, Table(source, subset=subset, split=split, image=image, label=label))
+    pause = 0.5 if sys.stderr.isatty() else 15.0
+    with tqdm(total=len(pictures), unit="img", mininterval=pause) as bar:
+
+        def show(progress: converting.Converted) -> None:
+            if progress.dropped:
+                bar.set_postfix(dropped=progress.dropped, refresh=False)
+            bar.update(progress.done - bar.n)
+
+        try:
+            manifest = converting.convert(
+                pictures,
+                out,
+                form,
+                per_shard=per_shard,
+                damaged=damaged,
+                resume=resume,
+                threads=threads,
+                about={"source": source},
+                progress=show,
+            )
+        except KeyboardInterrupt:
+            bar.close()
+            print(f"stopped; the same command with --resume true goes on: {out}")
+            raise
+    shape = "×".join(map(str, manifest["shape"]))
+    classes = f"in {manifest['num_classes']} classes" if manifest["num_classes"] else "without classes"
+    print(f"{manifest['images']} images of {shape} {classes} in {len(manifest['shards'])} shards: {out}")
+    for entry in manifest["dropped"]:
+        print(f"dropped {entry['reason']}")
+
+
+def pictures_of(source: str, labels: str, table: Table) -> Pictures:
+    """The pictures that `source` means, as the help says."""
+    path = Path(source)
+    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
+        found = Tars(source) if labels == "auto" or path.is_dir() else None
+        return found if found is not None and (found.labels is not None or path.is_dir()) else Files(source, labels)
+    if path.suffix == ".zip" or (path.is_dir() and local_files(source, table.split) is None):
+        return Files(source, labels)
+    if labels != "auto":
+        raise ValueError(f"labels must be 'auto' with a table, which has them in a column, got {labels!r}")
+    return Rows(table.reader())

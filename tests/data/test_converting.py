@@ -1,0 +1,196 @@
+import json
+import tarfile
+from pathlib import Path
+
+import PIL.Image
+import pytest
+import torch
+
+from openedm.data import Files, Form, Held, Shards, Tars, convert
+from picture_files import encode, pixels
+
+FORM = Form(size=8)
+COUNT = 7
+
+
+def held(count=COUNT, *, labelled=True, **changed):
+    content = {f"{i}.png": encode(pixels(i)) for i in range(count)} | changed
+    labels = [i % 3 for i in range(len(content))] if labelled else None
+    return Held(content, labels, ["ant", "bee", "cat"] if labelled else None)
+
+
+def content_of(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_pictures_and_classes_come_back_to_the_byte(tmp_path):
+    manifest = convert(held(), tmp_path / "out", FORM, per_shard=3)
+    dataset = Shards(str(tmp_path / "out")).load()
+    x, labels = dataset.fetch(range(COUNT))
+    expected = torch.stack([torch.from_numpy(pixels(i)).permute(2, 0, 1) for i in range(COUNT)])
+    assert torch.equal(x, expected.float() / 127.5 - 1)
+    assert labels.tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert dataset.class_names == ("ant", "bee", "cat")
+    assert [entry["images"] for entry in manifest["shards"]] == [3, 3, 1]
+    assert manifest["class_counts"] == [3, 2, 2]
+    assert manifest["shape"] == [3, 8, 8]
+
+
+def test_shards_are_plain_tar_archives_of_pictures_and_classes(tmp_path):
+    convert(held(), tmp_path / "out", FORM, per_shard=4)
+    with tarfile.open(tmp_path / "out" / "shard-000001.tar") as archive:
+        names = archive.getnames()
+        assert names == [f"{i:08d}.{end}" for i in (4, 5, 6) for end in ("png", "cls")]
+        assert archive.extractfile("00000005.cls").read() == b"2"
+        assert archive.extractfile("00000005.png").read() == FORM.encode(PIL.Image.fromarray(pixels(5)))
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_the_same_pictures_give_the_same_bytes(tmp_path, threads):
+    convert(held(), tmp_path / "one", FORM, per_shard=3, about={"licence": "MIT"})
+    convert(held(), tmp_path / "two", FORM, per_shard=3, about={"licence": "MIT"}, threads=threads)
+    assert content_of(tmp_path / "one") == content_of(tmp_path / "two")
+    assert json.loads((tmp_path / "one" / "manifest.json").read_text())["licence"] == "MIT"
+
+
+class Stopped(Exception):
+    pass
+
+
+@pytest.mark.parametrize("stop_at", range(4))
+def test_an_interrupted_conversion_goes_on_and_ends_as_if_it_had_not_been(tmp_path, stop_at):
+    seen = []
+
+    def stop(progress):
+        seen.append(progress)
+        if len(seen) > stop_at:
+            raise Stopped
+
+    out = tmp_path / "out"
+    with pytest.raises(Stopped):
+        convert(held(), out, FORM, per_shard=3, progress=stop)
+    assert not (out / "manifest.json").exists()
+    assert not list(out.glob(".*.tmp"))
+    with pytest.raises(ValueError, match="holds an interrupted conversion: resume it"):
+        convert(held(), out, FORM, per_shard=3)
+    kept = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
+    convert(held(), out, FORM, per_shard=3, resume=True)
+    assert all((out / name).stat().st_mtime_ns == time for name, time in kept.items())
+    convert(held(), tmp_path / "whole", FORM, per_shard=3)
+    assert content_of(out) == content_of(tmp_path / "whole")
+
+
+def test_a_shard_that_was_cut_off_is_written_anew(tmp_path):
+    out = tmp_path / "out"
+    interrupt(out)
+    shard = out / "shard-000000.tar"
+    whole = shard.read_bytes()
+    shard.write_bytes(whole[:700])
+    convert(held(), out, FORM, per_shard=3, resume=True)
+    assert shard.read_bytes() == whole
+
+
+def interrupt(out):
+    def stop(progress):
+        if progress.done > 3:
+            raise Stopped
+
+    with pytest.raises(Stopped):
+        convert(held(), out, FORM, per_shard=3, progress=stop)
+
+
+@pytest.mark.parametrize(
+    ("pictures", "form", "names"),
+    [
+        (held(8), FORM, "pictures, fingerprint"),
+        (held(labelled=False), FORM, "fingerprint"),
+        (held(), Form(size=4), "form"),
+    ],
+)
+def test_another_conversion_does_not_go_on_with_an_interrupted_one(tmp_path, pictures, form, names):
+    interrupt(tmp_path / "out")
+    with pytest.raises(ValueError, match=f"was begun with other {names}: give the same"):
+        convert(pictures, tmp_path / "out", form, per_shard=3, resume=True)
+
+
+def test_folders_that_hold_something_are_left_alone(tmp_path):
+    convert(held(), tmp_path / "out", FORM)
+    before = content_of(tmp_path / "out")
+    for resume in (False, True):
+        with pytest.raises(ValueError, match="holds a converted set already"):
+            convert(held(), tmp_path / "out", FORM, resume=resume)
+    assert content_of(tmp_path / "out") == before
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "thesis.txt").write_text("dear")
+    with pytest.raises(ValueError, match="is not empty: choose another folder"):
+        convert(held(), tmp_path / "other", FORM, resume=True)
+    interrupt(tmp_path / "begun")
+    (tmp_path / "begun" / "thesis.txt").write_text("dear")
+    with pytest.raises(ValueError, match=r"no part of the conversion, such as thesis.txt"):
+        convert(held(), tmp_path / "begun", FORM, per_shard=3, resume=True)
+
+
+DAMAGED = {"broken": {"2.png": b"no picture"}, "cut": {"2.png": encode(pixels(2, (64, 64)))[:400]}}
+
+
+@pytest.mark.parametrize("kind", DAMAGED)
+def test_a_damaged_picture_ends_the_conversion_or_is_dropped_by_name(tmp_path, kind):
+    pictures = held(**DAMAGED[kind])
+    with pytest.raises(ValueError, match=r"2.png cannot be decoded: .*; damaged='drop' leaves such pictures out"):
+        convert(pictures, tmp_path / "refused", FORM)
+    manifest = convert(pictures, tmp_path / "out", FORM, damaged="drop", per_shard=3)
+    assert [entry["name"] for entry in manifest["dropped"]] == ["2.png"]
+    assert manifest["images"] == COUNT - 1
+    x, labels = (dataset := Shards(str(tmp_path / "out")).load()).fetch(range(COUNT - 1))
+    assert labels.tolist() == [0, 1, 0, 1, 2, 0]
+    assert torch.equal(x[2], torch.from_numpy(pixels(3)).permute(2, 0, 1) / 127.5 - 1)
+    assert len(dataset) == COUNT - 1
+
+
+def test_a_set_of_damaged_pictures_alone_is_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"all 2 pictures are damaged; the first: a.png cannot be decoded"):
+        convert(Held({"a.png": b"", "b.png": b"?"}), tmp_path / "out", FORM, damaged="drop")
+
+
+def test_pictures_of_other_sizes_are_refused_by_name_where_none_are_resized(tmp_path):
+    pictures = held(**{"5.png": encode(pixels(5, (9, 8)))})
+    for per_shard in (3, 10):
+        with pytest.raises(ValueError, match=r"5.png is 8×9, but 0.png is 8×8: give size"):
+            convert(pictures, tmp_path / str(per_shard), Form(crop="none"), per_shard=per_shard)
+
+
+def folder(root: Path) -> Path:
+    for i, name in enumerate(["cat/1.png", "ant/2.png", "ant/3.png"]):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).write_bytes(encode(pixels(i)))
+    return root
+
+
+def test_folders_and_archives_give_the_pictures_and_classes_that_image_folder_finds(tmp_path):
+    root = folder(tmp_path / "set")
+    with tarfile.open(tmp_path / "set.tar", "w") as archive:
+        archive.add(root, ".")
+    for path in (root, tmp_path / "set.tar"):
+        pictures = Files(str(path))
+        assert (pictures.names, pictures.labels, pictures.class_names) == (
+            ["ant/2.png", "ant/3.png", "cat/1.png"],
+            [0, 0, 1],
+            ["ant", "cat"],
+        )
+        assert pictures.read(2) == encode(pixels(0))
+    assert Files(str(root), "none").labels is None
+
+
+def test_shards_can_be_converted_again(tmp_path):
+    convert(held(), tmp_path / "one", FORM, per_shard=3)
+    again = Tars(str(tmp_path / "one"))
+    assert (again.labels, again.class_names) == ([0, 1, 2, 0, 1, 2, 0], ["ant", "bee", "cat"])
+    convert(again, tmp_path / "two", Form(size=4), per_shard=2)
+    assert Shards(str(tmp_path / "two")).load().describe() == "7 images of 3×4×4 in 3 classes"
+
+
+@pytest.mark.parametrize("argument", ["per_shard", "threads"])
+def test_numbers_below_one_are_refused(tmp_path, argument):
+    with pytest.raises(ValueError, match=f"{argument} must be >= 1, got 0"):
+        convert(held(), tmp_path / "out", FORM, **{argument: 0})
+    assert not (tmp_path / "out").exists()

@@ -1,0 +1,205 @@
+import json
+import os
+import pickle
+from types import SimpleNamespace
+
+import datasets
+import pyarrow
+import pytest
+import torch
+from pyarrow import parquet
+
+from openedm.choices import from_config, to_config
+from openedm.data import Rows, Source, Table
+from openedm.data import table as module
+from picture_files import encode, pixels
+
+COUNT = 10
+
+
+def rows(start=0, stop=COUNT, **changed):
+    cells = [{"bytes": encode(pixels(i)), "path": None} for i in range(start, stop)]
+    columns = {"image": cells, "label": [i % 3 for i in range(start, stop)], "caption": ["x"] * (stop - start)}
+    return pyarrow.table(columns | changed)
+
+
+def with_names(table, names):
+    features = {"label": {"_type": "ClassLabel", "names": names}, "image": {"_type": "Image"}}
+    note = json.dumps({"info": {"features": features}})
+    return table.replace_schema_metadata({"huggingface": note})
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two files of three and two row groups."""
+    names = ["ant", "bee", "cat"]
+    parquet.write_table(with_names(rows(0, 6), names), tmp_path / "train-00000.parquet", row_group_size=2)
+    parquet.write_table(with_names(rows(6), names), tmp_path / "train-00001.parquet", row_group_size=3)
+    parquet.write_table(with_names(rows(0, 1), names), tmp_path / "test-00000.parquet")
+    return tmp_path
+
+
+def expected(indices):
+    return torch.stack([torch.from_numpy(pixels(i)).permute(2, 0, 1) for i in indices]).float() / 127.5 - 1
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize("end", ["", "train-*.parquet"])
+def test_parquet_files_are_read_in_the_order_of_their_names(folder, streaming, end):
+    dataset = Table(os.path.join(folder, end), streaming=streaming).load()
+    assert dataset.describe() == "10 images of 3×8×8 in 3 classes"
+    assert dataset.class_names == ("ant", "bee", "cat")
+    for indices in ([0, 9, 5, 5, 6], range(COUNT)):
+        x, labels = dataset.fetch(indices)
+        assert torch.equal(x, expected(indices))
+        assert labels.tolist() == [i % 3 for i in indices]
+    assert (dataset.chunks is None) != streaming
+    assert not streaming or dataset.chunks.sizes == (2, 2, 2, 3, 1)
+
+
+def test_a_split_is_the_files_that_are_named_so(folder):
+    assert len(Table(str(folder), split="test").load()) == 1
+    with pytest.raises(ValueError, match=r"split must be named by files in .*, but none begins with 'validation'"):
+        Table(str(folder), split="validation").load()
+
+
+def test_no_more_row_groups_than_said_stay_in_memory(folder):
+    reader = Table(str(folder)).reader()
+    reader.keep = 2
+    reads = []
+    original = reader._file
+    reader._file = lambda number: reads.append(number) or original(number)
+    for index in (0, 1, 2, 0, 4, 0, 2):
+        reader.read([index])
+    assert len(reader._kept) == 2
+    assert len(reads) == 4  # groups 0, 1 and 2, and 1 again
+
+
+def test_streamed_tables_go_to_worker_processes(folder):
+    dataset = Table(str(folder), streaming=True).load()
+    dataset.fetch([0])
+    assert torch.equal(pickle.loads(pickle.dumps(dataset)).fetch([7])[0], expected([7]))
+    loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=range(COUNT), num_workers=1)
+    assert torch.equal(torch.stack([x for x, _ in loader]), expected(range(COUNT)))
+
+
+def test_arrow_files_are_mapped_into_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(module, "MEMORY", 0)
+    for number, table in enumerate((rows(0, 6), rows(6))):
+        with pyarrow.ipc.new_stream(str(tmp_path / f"{number}.arrow"), table.schema) as writer:
+            writer.write_table(table)
+    dataset = Table(str(tmp_path)).load()
+    x, labels = dataset.fetch([9, 0, 6])
+    assert torch.equal(x, expected([9, 0, 6]))
+    assert labels.tolist() == [0, 0, 0]
+    assert dataset.num_classes == 3
+
+
+def test_large_parquet_goes_through_the_datasets_library(folder, monkeypatch, tmp_path):
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    monkeypatch.setattr(module, "MEMORY", 0)
+    dataset = Table(str(folder)).load()
+    assert dataset.class_names == ("ant", "bee", "cat")
+    assert torch.equal(dataset.fetch([9, 0])[0], expected([9, 0]))
+
+
+def test_a_set_of_the_hub_is_streamed_from_its_parquet(folder, monkeypatch):
+    """Offline, the Hub is played by the files that the library would resolve the name to."""
+    files = sorted(str(path) for path in folder.glob("train-*"))
+
+    builder = SimpleNamespace(config=SimpleNamespace(data_files={"train": files}))
+    monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, config: builder)
+    dataset = Table("owner/name", streaming=True).load()
+    assert torch.equal(dataset.fetch([8])[0], expected([8]))
+    with pytest.raises(ValueError, match="split must be one of 'train', got 'test'"):
+        Table("owner/name", streaming=True, split="test").load()
+    builder.config.data_files = {"train": ["a.tar"]}
+    with pytest.raises(ValueError, match=r"streaming needs Parquet, but 'owner/name' has a.tar"):
+        Table("owner/name", streaming=True).load()
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+def test_a_set_of_the_hub_that_cannot_be_had_says_why(monkeypatch, streaming):
+
+    def fail(*arguments, **options):
+        raise ConnectionError("no network")
+
+    monkeypatch.setattr(datasets, "load_dataset", fail)
+    monkeypatch.setattr(datasets, "load_dataset_builder", fail)
+    with pytest.raises(ValueError, match="'owner/name' was tried and failed: ConnectionError: no network"):
+        Table("owner/name", streaming=streaming).load()
+
+
+def test_pictures_may_lie_beside_the_table_or_be_plain_bytes(tmp_path):
+    (tmp_path / "1.png").write_bytes(encode(pixels(1)))
+    cells = [{"bytes": encode(pixels(0)), "path": "0.png"}, {"bytes": None, "path": str(tmp_path / "1.png")}]
+    parquet.write_table(pyarrow.table({"picture": cells}), tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"jpg": [encode(pixels(i)) for i in range(2)]}), tmp_path / "b.parquet")
+    for name in ("a", "b"):
+        dataset = Table(str(tmp_path / f"{name}.parquet")).load()
+        assert torch.equal(dataset.fetch([0, 1])[0], expected([0, 1]))
+        assert dataset.num_classes == 0
+
+
+def test_columns_are_chosen_by_name(tmp_path):
+    table = rows(fine=[i // 5 for i in range(COUNT)], other=[encode(pixels(i, bands=1)) for i in range(COUNT)])
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(table, path)
+    with pytest.raises(ValueError, match=r"image must name the column of pictures in .*: 2 of \['caption', 'fine'"):
+        Table(path).load()
+    assert Table(path, image="other", label="fine").load().describe() == "10 images of 1×8×8 in 2 classes"
+    assert Table(path, image="image", label="none", resolution=4).load().describe() == (
+        "10 images of 3×4×4 without labels"
+    )
+    for argument in ("image", "label"):
+        with pytest.raises(ValueError, match=rf"{argument} must be one of \['caption', .*, got 'absent'"):
+            Table(path, **{argument: "absent"}).load()
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [
+        ({"label": [0, 1, None] * 3 + [0]}, "must have a class"),
+        ({"label": [0, -1] * 5}, "must have (a class|integers) >= 0"),
+        ({"image": [{"bytes": b"text", "path": None}] * 10}, r"row 0 cannot be decoded"),
+        ({"image": [{"bytes": None, "path": None}] * 10}, r"row 0 has no picture"),
+        ({"image": [{"bytes": encode(pixels(0, (8 + (i == 4), 8))), "path": None} for i in range(10)]}, r"row 4 is \("),
+    ],
+)
+def test_rows_that_do_not_fit_are_refused_by_name(tmp_path, changed, message):
+    parquet.write_table(rows(**changed), tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match=message):
+        Table(str(tmp_path / "a.parquet")).load()
+
+
+def test_files_that_cannot_be_read_are_refused(tmp_path):
+    (tmp_path / "a.parquet").write_bytes(b"text, no table")
+    with pytest.raises(ValueError, match=r"a.parquet cannot be read"):
+        Table(str(tmp_path)).load()
+    with pytest.raises(ValueError, match=r"path does not exist: 'absent.parquet'"):
+        Table("absent.parquet").load()
+    (tmp_path / "b.arrow").write_bytes(b"text")
+    with pytest.raises(ValueError, match=r"path must have files of one kind, .parquet or .arrow"):
+        Table(str(tmp_path)).load()
+    with pytest.raises(ValueError, match=r"b.arrow and its like cannot be read"):
+        Table(str(tmp_path / "b.arrow")).load()
+    parquet.write_table(rows(0, 0), tmp_path / "empty.parquet")
+    with pytest.raises(ValueError, match="have no rows"):
+        Table(str(tmp_path / "empty.parquet")).load()
+
+
+def test_rows_are_pictures_to_convert(folder):
+    pictures = Rows(Table(str(folder)).reader())
+    assert pictures.labels == [i % 3 for i in range(COUNT)]
+    assert pictures.class_names == ("ant", "bee", "cat")
+    assert pictures.names[7] == f"{folder}/train-00001.parquet row 1"
+    assert pictures.read(7) == encode(pixels(7))
+    assert len(set(pictures.names)) == COUNT
+
+
+def test_the_choice_is_kept_in_files_and_checks_its_values():
+    choice = Table("owner/name", streaming=True, window=100, label="fine")
+    assert from_config(Source, to_config(choice)) == choice
+    for name in ("window", "lanes", "resolution"):
+        with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
+            Table("owner/name", **{name: 0})
