@@ -86,8 +86,14 @@ def test_a_shard_that_was_cut_off_is_written_anew(tmp_path):
     shard = out / "shard-000000.tar"
     whole = shard.read_bytes()
     shard.write_bytes(whole[:700])
+    (out / ".shard-000001.tar.1234.tmp").write_bytes(b"left by a process that was killed")
     convert(held(), out, FORM, per_shard=3, resume=True)
     assert shard.read_bytes() == whole
+    assert sorted(path.name for path in out.iterdir()) == [
+        "index.npz",
+        "manifest.json",
+        *(f"shard-00000{i}.tar" for i in range(3)),
+    ]
 
 
 def interrupt(out):

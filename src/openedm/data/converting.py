@@ -173,6 +173,8 @@ def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         raise ValueError(
             f"out={out} was begun with other {', '.join(changed)}: give the same, or choose another folder"
         )
+    for left in out.glob(".*.tmp"):  # by a process that was killed
+        left.unlink()
     strangers = [path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)]
     if strangers:
         raise ValueError(f"out={out} holds files that are no part of the conversion, such as {min(strangers)}")
