@@ -19,7 +19,7 @@ from openedm.cli.parsing import dump, explain, parse
 from openedm.cli.sample import sample
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy
-from openedm.networks import MLP, DDPMpp, NCSNpp
+from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, SongUNet
 from openedm.objective import EDM, EDM2, VP, LogNormal, UniformTime
 from openedm.sampling import RK4, Churn, Sampler
 from openedm.training import HalfLife, Options
@@ -33,7 +33,20 @@ unets = {
     "attn_resolutions": st.none() | st.lists(st.sampled_from([8, 16]), max_size=2, unique=True).map(tuple),
     "dropout": st.floats(0, 0.9),
 }
-all_networks = st.one_of(st.builds(MLP, positive, positive), st.builds(DDPMpp, **unets), st.builds(NCSNpp, **unets))
+sizes_of_adm = {**unets, "model_channels": st.integers(32, 96).map(lambda n: 2 * n), "channel_mult": st.just((2, 1))}
+all_networks = st.one_of(
+    st.builds(MLP, positive, positive),
+    st.builds(DDPMpp, **unets),
+    st.builds(NCSNpp, **unets),
+    st.builds(
+        SongUNet,
+        **unets,
+        encoder=st.sampled_from(["standard", "skip", "residual"]),
+        decoder=st.sampled_from(["standard", "skip"]),
+        resample_filter=st.sampled_from([(1, 1), (1, 3, 3, 1)]),
+    ),
+    st.builds(ADM, **sizes_of_adm),
+)
 all_sources = st.one_of(
     st.builds(Digits, st.sampled_from(["train", "test", "all"])),
     st.builds(Toy, st.sampled_from(["two_modes", "rings"]), positive, st.integers(0, 9)),
@@ -64,6 +77,7 @@ runs = st.fixed_dictionaries(
         "conditional": st.booleans(),
         "resume": st.just(False),
         "tracker": st.sampled_from(["tensorboard", "none"]),
+        "preset": st.none(),
     }
 )
 

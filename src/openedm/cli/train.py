@@ -6,6 +6,7 @@ from typing import Literal
 
 from accelerate.tracking import get_available_trackers
 
+from openedm.cli import presets
 from openedm.cli.parsing import dump
 from openedm.cli.reporting import Bar, Figures, Log, StopSignal, Tracker
 from openedm.data import Digits, Source
@@ -16,6 +17,8 @@ from openedm.objective import Objective
 from openedm.preconditioning import EDM, Preconditioning
 from openedm.sampling import Sampler
 from openedm.training import Model, Observer, Options, Trainer, list_checkpoints, make_accelerator, num_parameters
+
+spelled_out = presets.spelled_out
 
 
 def train(
@@ -30,6 +33,7 @@ def train(
     conditional: bool = True,
     resume: bool = False,
     tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "none"] = "tensorboard",
+    preset: str | None = None,
 ) -> int:
     """Train a denoiser on images, arrays or toy data.
 
@@ -50,8 +54,13 @@ def train(
         conditional: condition on the classes of the data, where it has some.
         resume: go on from the newest checkpoint in the run folder, if there is one.
         tracker: where curves are sent besides the run folder.
+        preset: start from a configuration of Karras et al. 2022, which all other options and --config overrule:
+            cifar10-ddpmpp, cifar10-ncsnpp, the same with -cond for class-conditional ones, ffhq64-ddpmpp,
+            ffhq64-ncsnpp, afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
     """
-    values = {**locals(), "resume": False}
+    values = {name: value for name, value in locals().items() if name != "preset"} | {"resume": False}
+    if preset is not None:  # on the command line it has become a --config file by now
+        raise ValueError(f"preset must be given on the command line as --preset {preset}, not in a --config file")
     run = Path(out)
     if list_checkpoints(run) and not resume:
         raise ValueError(
@@ -61,7 +70,7 @@ def train(
         raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
     dataset = data.load()
-    model = Model.for_data(dataset, network, preconditioning, conditional=conditional)
+    model = Model.for_data(dataset, network, preconditioning, conditional=conditional, augment_dim=options.augment_dim)
     log = Log(run / "log.jsonl", options)
     bar = Bar(options)
     observers: list[Observer] = [bar, log, Figures(run / "figures", log, objective, sampler)]
