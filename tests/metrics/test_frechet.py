@@ -3,6 +3,7 @@ import scipy.linalg
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchmetrics.image.fid import FrechetInceptionDistance
 
 from openedm.metrics import Gaussian, GaussianStatistics, frechet_distance, gaussian
 
@@ -133,3 +134,45 @@ def test_gaussians_that_cannot_be_compared_are_refused():
         frechet_distance(a, random_gaussian(3, 0))
     with pytest.raises(ValueError, match="covariance of b must have no negative eigenvalue"):
         frechet_distance(a, Gaussian(a.mean, -a.covariance, 10))
+
+
+class Flat(torch.nn.Module):
+    num_features = 5
+
+    def forward(self, x):
+        return x.flatten(1)
+
+
+def test_the_distance_is_torchmetrics_number_in_float64():
+    x, y = normal(200, 5, seed=0), 0.5 + 1.5 * normal(300, 5, seed=1)
+    theirs = FrechetInceptionDistance(feature=Flat(), input_img_size=(5, 1, 1)).set_dtype(torch.float64)
+    for rows, real in ((x, False), (y, True)):
+        theirs.update(rows.view(-1, 5, 1, 1), real=real)
+    assert frechet_distance(gaussian(x), gaussian(y)) == pytest.approx(float(theirs.compute()), rel=1e-9)
+
+
+def test_far_from_the_origin_it_keeps_its_digits_where_moments_about_zero_lose_them():
+    x, y = normal(200, 5, seed=0), 1.5 * normal(300, 5, seed=1)
+    near = frechet_distance(gaussian(x), gaussian(y))
+    assert frechet_distance(gaussian(1e6 + x), gaussian(1e6 + y)) == pytest.approx(near, rel=1e-6)
+
+
+@pytest.mark.parametrize(("count", "others"), [(10, 10), (10, 500), (40, 12)])
+def test_fewer_samples_than_features_give_the_exact_value(count, others):
+    dim = 64
+    x, y = normal(count, dim, seed=0), 0.3 + normal(others, dim, seed=1)
+    a, b = gaussian(x), gaussian(y)
+    # tr (Σ_a Σ_b)^{1/2} is the nuclear norm of the product of the centred rows: no covariance, no square root.
+    scale = ((count - 1) * (others - 1)) ** 0.5
+    cross = torch.linalg.matrix_norm((x - x.mean(0)) @ (y - y.mean(0)).T, "nuc") / scale
+    expected = (a.mean - b.mean).square().sum() + a.covariance.trace() + b.covariance.trace() - 2 * cross
+    assert frechet_distance(a, b) == pytest.approx(float(expected), rel=1e-10)
+    assert frechet_distance(a, gaussian(x.flip(0))) == pytest.approx(0, abs=1e-9)
+
+
+@pytest.mark.parametrize("dim", [64, 200])
+def test_at_larger_sizes_it_agrees_with_scipy_to_one_in_a_million(dim):
+    a, b = random_gaussian(dim, 1), random_gaussian(dim, 2)
+    root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy()).real
+    expected = float((a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace() - 2 * root.trace())
+    assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)

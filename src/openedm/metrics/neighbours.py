@@ -110,8 +110,8 @@ def neighbours(
         precise[rows] |= (squares <= radii_y[columns]).any(1)
         recalled[columns] |= (squares <= radii_x[rows, None]).any(0)
         covered[columns] |= in_ball.any(0)
-        dense[rows] += in_ball.sum(1) / k_density
-    return Neighbours(precise.cpu(), recalled.cpu(), dense.cpu(), covered.cpu())
+        dense[rows] += in_ball.sum(1)
+    return Neighbours(precise.cpu(), recalled.cpu(), dense.cpu() / k_density, covered.cpu())
 
 
 def _radii(x: Tensor, k: int, block: int) -> Tensor:
