@@ -55,10 +55,10 @@ def trainer(vectors: InMemory) -> Callable[..., Trainer]:
         validation: Dataset | None = None,
         **options: Any,
     ) -> Trainer:
-        model = Model.for_data(dataset, network, conditional=conditional)
         chosen = replace(
             Options(images=128, batch_size=16, rampup=64, average=HalfLife(half_life=40), patience=3), **options
         )
+        model = Model.for_data(dataset, network, conditional=conditional, augment_dim=chosen.augment_dim)
         return Trainer(model, dataset, objective, chosen, run=run, observers=observers, validation=validation)
 
     return make
