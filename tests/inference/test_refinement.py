@@ -3,11 +3,27 @@
 import pytest
 import torch
 
-from openedm.inference.refinement import Refinement, choose, evidence
+from openedm.inference.refinement import Refinement, Target, choose, evidence
 
 
-def log_normal(mean: float, std: float):
-    return lambda u: -0.5 * ((u - mean) / std).square().sum(-1)
+class Normals(Target):
+    """One Gaussian a member, all of one std; π is their mixture."""
+
+    def __init__(self, means: tuple[float, ...], std: float) -> None:
+        self.means, self.std, self.asked = means, std, 0
+
+    @property
+    def members(self) -> int:
+        return len(self.means)
+
+    def __call__(self, u, chains, member=None):
+        means = self.means if member is None else self.means[member : member + 1]
+        self.asked += len(means) * len(u)
+        return torch.stack([-0.5 * ((u - mean) / self.std).square().sum(-1) for mean in means]).double()
+
+
+def log_normal(mean: float, std: float) -> Normals:
+    return Normals((mean,), std)
 
 
 def test_chains_come_to_their_target_from_a_wrong_start(without_type_checker) -> None:
@@ -27,6 +43,19 @@ def test_a_right_start_stays_right(without_type_checker) -> None:
     assert not torch.equal(moved, start)
 
 
+def test_an_ensemble_s_mean_is_the_target_though_members_are_asked_first(without_type_checker) -> None:
+    generator = torch.Generator().manual_seed(0)
+    start, pilots = 2 * torch.randn(4000, 1, generator=generator), 2 * torch.randn(512, 1, generator=generator)
+    target = Normals((-1.5, 0.0, 1.5), 0.5)
+    moved = Refinement(num_steps=100).run(start[None], pilots[None], target, [3])[0, :, 0]
+    spread = (0.5**2 + (1.5**2) * 2 / 3) ** 0.5
+    assert float(moved.mean()) == pytest.approx(0, abs=0.1)
+    assert float(moved.std()) == pytest.approx(spread, abs=0.05)
+    near = ((moved[:, None] - torch.tensor([-1.5, 0.0, 1.5])).abs().argmin(1).bincount() / 4000).tolist()
+    assert near == pytest.approx([1 / 3] * 3, abs=0.04)
+    assert target.asked < 0.8 * 3 * 4000 * 101
+
+
 def test_a_chain_does_not_depend_on_the_others() -> None:
     start, pilots = torch.randn(100, 2), torch.randn(16, 2)
     many = Refinement(num_steps=5).run(start[None], pilots[None], log_normal(0.0, 1.0), [3])[0]
@@ -44,7 +73,7 @@ def test_observations_do_not_mix() -> None:
 def test_the_evidence_of_a_gaussian_is_its_integral() -> None:
     u = 1.3 * torch.randn(100_000, 1, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     proposal = torch.distributions.Normal(0.0, 1.3).log_prob(u)[:, 0]
-    total, share = evidence(log_normal(0.0, 1.0)(u), proposal)
+    total, share = evidence(-0.5 * u.square().sum(-1), proposal)
     assert total == pytest.approx(0.5 * torch.log(torch.tensor(2 * torch.pi)).item(), abs=0.01)
     assert 0.5 < share < 1
 

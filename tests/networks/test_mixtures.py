@@ -58,3 +58,29 @@ def test_a_row_s_draw_does_not_fail_where_rows_are_no_multiple_of_members() -> N
 def test_counts_are_checked() -> None:
     with pytest.raises(ValueError, match="components must be >= 1, got 0"):
         ConditionalMixture(3, 2, components=0)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_a_member_alone_is_what_it_is_in_the_ensemble(components: int) -> None:
+    mixture = perturbed(3, components)
+    y, u = torch.randn(5, 2), torch.randn(5, 3)
+    each = mixture.each_log_prob(y, u)
+    for number in range(3):
+        torch.testing.assert_close(mixture.member(number).log_prob(y, u), each[number])
+
+
+def test_a_member_that_is_not_there_is_refused() -> None:
+    with pytest.raises(ValueError, match="number must be between 0 and 2, got 3"):
+        perturbed(3, 1).member(3)
+
+
+@pytest.mark.parametrize("components", [1, 3])
+def test_the_density_is_that_of_the_gaussians_it_tells(components: int) -> None:
+    mixture = perturbed(2, components, dim=4)
+    y, u = torch.randn(2, 6, 4), torch.randn(2, 6, 3)
+    weights, means, factors, _ = mixture.parameters_of(u)
+    gaussians = torch.distributions.MultivariateNormal(
+        means.double(), precision_matrix=factors.double().mT @ factors.double()
+    )
+    expected = (weights.double() + gaussians.log_prob(y[:, :, None].double())).logsumexp(-1)
+    torch.testing.assert_close(mixture.member_log_prob(y, u).double(), expected, rtol=1e-4, atol=1e-4)

@@ -21,6 +21,9 @@ from openedm.choices import Choice
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 
+NEAR = 0.1
+"""Nats by which a trial of more Gaussians must be better than one of fewer, which learn faster once trained longer."""
+
 Progress = Callable[[str, float], None]
 """Told what is going on and which share of it is done."""
 
@@ -32,7 +35,7 @@ class MixtureOptions(Choice):
     Args:
         members: of the ensemble.
         components: numbers of Gaussians to try; where there are several, one member of each is trained for
-            `pilot_steps`, and the number with the highest held-out likelihood is taken.
+            `pilot_steps`, and the least number is taken whose held-out likelihood is within `NEAR` of the highest.
         width, num_blocks: sizes of each member.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
@@ -53,7 +56,7 @@ class MixtureOptions(Choice):
     steps: int = 5000
     pilot_steps: int = 1000
     batch_size: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 2e-3
     folds: int = 10
     validate_every: int = 100
     stop_after: int = 12
@@ -133,14 +136,23 @@ def choose(
 
     Returns:
         The number of the form, and of components.
+
+    Raises:
+        FloatingPointError: no trial came to a finite likelihood.
     """
     alone = replace(options, members=1)
-    scores = {
+    trials = {
         (i, k): _train(y, u, alone, k, seed, None, options.pilot_steps, None).log_prob + volume
         for i, (y, volume) in enumerate(forms)
-        for k in options.components
+        for k in sorted(options.components)
     }
-    return max(scores, key=lambda trial: scores[trial])
+    # NaN, of a trial that failed, is never the highest.
+    scores = {trial: score for trial, score in trials.items() if math.isfinite(score)}
+    if not scores:
+        raise FloatingPointError(f"no trial's held-out likelihood is finite: {trials}")
+    form, best = max(scores, key=lambda trial: scores[trial])
+    near = [k for (i, k), score in scores.items() if i == form and score >= scores[form, best] - NEAR]
+    return form, min(near)
 
 
 def _train(

@@ -7,21 +7,39 @@ posterior's widths, correlations and the ways between its modes (differential ev
 pilots are no part of the chains these are independent and the proposal is symmetric. The chains start near their
 target, so that a few dozen steps suffice. The densities of what they draw, and whether they are of use at all, are
 told by importance sampling (`evidence`).
+
+Where the learned likelihood is an ensemble's mean, a step first asks one member, in turn, whether it would accept, and
+the whole ensemble only about the proposals that pass: delayed acceptance (Christen and Fox 2005), whose target is the
+same as if the ensemble were asked about each.
 """
 
 import math
-from collections.abc import Callable, Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from openedm import checks
 from openedm.choices import Choice
 from openedm.inference.draws import SampleNoise
 
-LogTarget = Callable[[Tensor], Tensor]
+
+class Target(ABC):
+    """ln π as the members of an ensemble see it; π is their mean."""
+
+    @property
+    @abstractmethod
+    def members(self) -> int:
+        """How many there are."""
+
+    @abstractmethod
+    def __call__(
+        self, u: Float[Tensor, "rows d"], chains: Int[Tensor, " rows"], member: int | None = None
+    ) -> Float[Tensor, "members rows"]:
+        """ln π_e up to a constant at u, each a point of the chain of that number, by all members or by one."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +69,7 @@ class Refinement(Choice):
         self,
         start: Float[Tensor, "observations n d"],
         pilots: Float[Tensor, "observations pilots d"],
-        log_target: LogTarget,
+        target: Target,
         seeds: Sequence[int],
     ) -> Float[Tensor, "observations n d"]:
         """The chains' ends; that of sample i of an observation depends on its start, the pilots, its seed and i alone.
@@ -59,22 +77,35 @@ class Refinement(Choice):
         Args:
             start: where the chains start.
             pilots: samples for the same observations.
-            log_target: ln π up to a constant for each observation, (observations, n, d) → (observations, n).
+            target: what they come to; the chain of sample i of observation j has the number j·n + i.
             seeds: one for each observation, ≥ 0.
         """
         count, n, d = start.shape
-        noise, rows = SampleNoise(seeds, n), torch.arange(count, device=start.device)[:, None]
-        u, value = start, log_target(start)
+        noise, chains = SampleNoise(seeds, n), torch.arange(count * n, device=start.device)
+        u, observation = start.flatten(0, 1).clone(), chains // n
+        each = target(u, chains)
+        value = _mean(each)
         for step in range(self.num_steps):
-            drawn = noise.draw((4,)).to(start).reshape(count, n, 4)
-            uniform = torch.special.ndtr(drawn).clamp(1e-7, 1 - 1e-7)
-            first, second = (uniform[..., :2] * pilots.shape[1]).long().unbind(-1)
-            difference = pilots[rows, first] - pilots[rows, second]
-            proposal = u + _factor(step, d, uniform[..., 2])[..., None] * difference
-            theirs = log_target(proposal)
-            accepted = uniform[..., 3].log() < theirs - value
-            u, value = torch.where(accepted[..., None], proposal, u), torch.where(accepted, theirs, value)
-        return u
+            uniform = torch.special.ndtr(noise.draw((5,)).to(start)).clamp(1e-7, 1 - 1e-7)
+            first, second = (uniform[:, :2] * pilots.shape[1]).long().unbind(-1)
+            difference = pilots[observation, first] - pilots[observation, second]
+            proposal = u + _factor(step, d, uniform[:, 2])[:, None] * difference
+            member = step % target.members
+            gain = target(proposal, chains, member)[0] - each[member]
+            passed = (uniform[:, 3].log() < gain).nonzero()[:, 0]
+            if len(passed) == 0:
+                continue
+            theirs = target(proposal[passed], passed)
+            correction = _mean(theirs) - value[passed] - gain[passed]
+            accepted = uniform[passed, 4].log() < correction
+            moved = passed[accepted]
+            u[moved], each[:, moved] = proposal[moved], theirs[:, accepted]
+            value[moved] = _mean(each[:, moved])
+        return u.reshape(count, n, d)
+
+
+def _mean(each: Tensor) -> Tensor:
+    return each.logsumexp(0) - math.log(len(each))
 
 
 def _factor(step: int, d: int, uniform: Tensor) -> Tensor:

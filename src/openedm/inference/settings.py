@@ -77,7 +77,8 @@ class Settings(Choice):
         """The rule.
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
-          30,000 simulations on 128, with 5000 · √(n / 10,000) steps, between 2000 and 15,000; other data get none.
+          30,000 simulations on 128, with 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between
+          2000 and 25,000; other data get none.
         * Up to two parameters get a denoiser of width 96, 1.5 million samples and the learned whitening, more 128,
           3 million and both whitenings; from 30,000 simulations on 1.6 times the samples.
         * Matrices are series (channels, time), arrays with three axes images.
@@ -90,7 +91,7 @@ class Settings(Choice):
         """
         many = simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
-        steps = round(min(max(5000 * (simulations / 10_000) ** 0.5, 2000), 15_000))
+        steps = round(min(max((5000 if dim <= 2 else 10_000) * (simulations / 10_000) ** 0.5, 2000), 25_000))
         emulator = MixtureOptions(
             components=(1, 8) if x_shape[0] <= 16 else (1,),
             width=128 if many else 64,

@@ -23,7 +23,7 @@ from openedm.inference.flow import flow
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
-from openedm.inference.refinement import Refinement, evidence
+from openedm.inference.refinement import Refinement, Target, evidence
 from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks.mixtures import ConditionalMixture
@@ -35,6 +35,9 @@ SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3)
 SCORE_LEVEL = 0.05
 LEAST_ROWS, CHAINS = 32, 1 << 14
+TOGETHER = 1024
+"""Rows that an emulator evaluates at a time: what they need stays in the cache."""
+
 EVIDENCE_DRAWS = 1024
 PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
 
@@ -259,7 +262,7 @@ class DenoiserPosterior(Posterior):
         assert self.parts.emulator is not None
         assert self.prior is not None
         inputs, rows = self.parts.parameters.inputs_of(theta), seen.expand(len(theta), -1)
-        parts = zip(torch.split(rows, 4096), torch.split(inputs, 4096), strict=True)
+        parts = zip(torch.split(rows, TOGETHER), torch.split(inputs, TOGETHER), strict=True)
         likelihood = torch.cat([self.parts.emulator.log_prob(theirs, ours) for theirs, ours in parts])
         return likelihood.double() + self.prior.log_prob(theta).to(theta.device)
 
@@ -267,15 +270,9 @@ class DenoiserPosterior(Posterior):
     def _refine(self, u: Tensor, x: Tensor, y: Tensor, seeds: Sequence[int]) -> Tensor:
         """u (observations, n, dim) moved by chains whose target is ln p(u) + ln q(x | u)."""
         assert self.parts.refinement is not None
-        parameters, count = self.parts.parameters, u.shape[1]
-        seen = self.parts.emulated(x).repeat_interleave(count, 0)
+        seen = self.parts.emulated(x).repeat_interleave(u.shape[1], 0)
         pilots = self._flows(y, self.parts.refinement.num_pilots, observation_seeds(x, PILOT_SEED))
-
-        def log_target(points: Tensor) -> Tensor:
-            theta = parameters.inverse(points.flatten(0, 1))
-            return (self.joint_log_prob(theta, seen) - parameters.log_det(theta)).reshape(points.shape[:-1])
-
-        return self.parts.refinement.run(u, pilots, log_target, seeds)
+        return self.parts.refinement.run(u, pilots, _Chains(self, seen), seeds)
 
     @torch.no_grad()
     def _evidence(self, x: Tensor, y: Tensor, seen: Tensor) -> float:
@@ -289,3 +286,27 @@ class DenoiserPosterior(Posterior):
             while len(self._evidences) > 64:
                 self._evidences.popitem(last=False)
         return self._evidences[key]
+
+
+class _Chains(Target):
+    """prior × learned likelihood in the coordinates u, as the chains of a refinement ask for it."""
+
+    def __init__(self, posterior: DenoiserPosterior, seen: Float[Tensor, "chains y"]) -> None:
+        emulator, prior = posterior.parts.emulator, posterior.prior
+        assert emulator is not None
+        assert prior is not None
+        self.emulator, self.prior, self.parameters, self.seen = emulator, prior, posterior.parts.parameters, seen
+        self.alone = [emulator.member(e) for e in range(emulator.members)]
+
+    @property
+    def members(self) -> int:
+        return len(self.alone)
+
+    def __call__(self, u: Tensor, chains: Tensor, member: int | None = None) -> Tensor:
+        theta = self.parameters.inverse(u)
+        prior = self.prior.log_prob(theta).to(u.device) - self.parameters.log_det(theta)
+        inputs, rows = self.parameters.inputs_of(theta), self.seen[chains]
+        mixture = self.emulator if member is None else self.alone[member]
+        parts = zip(torch.split(rows, TOGETHER), torch.split(inputs, TOGETHER), strict=True)
+        likelihood = [mixture.each_log_prob(theirs, ours) for theirs, ours in parts]
+        return torch.cat(likelihood, 1).double() + prior

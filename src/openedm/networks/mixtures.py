@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm import checks
+from openedm.networks.layers import seeded
 
 LOG_LIMIT = 9.0
 
@@ -36,6 +37,9 @@ class ConditionalMixture(nn.Module):
 
     _places: Tensor
     _diagonal: Tensor
+    _below: Tensor
+    _columns: Tensor
+    _rows: Tensor
 
     def __init__(
         self,
@@ -64,10 +68,23 @@ class ConditionalMixture(nn.Module):
                 means.copy_(0.5 * torch.randn_like(means))
         rows, columns = torch.tril_indices(dim, dim)
         self.register_buffer("_places", rows * dim + columns, persistent=False)
-        self.register_buffer("_diagonal", rows == columns, persistent=False)
+        below = rows != columns
+        self.register_buffer("_diagonal", (~below).nonzero()[:, 0], persistent=False)
+        self.register_buffer("_below", below.nonzero()[:, 0], persistent=False)
+        self.register_buffer("_columns", columns[below], persistent=False)
+        self.register_buffer("_rows", functional.one_hot(rows[below], dim).float(), persistent=False)
 
     def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ln w (members, rows, K), μ (…, K, dim), P (…, K, dim, dim) and ln det P (…, K)."""
+        logits, means, logs, below = self._packed(u)
+        flat = means.new_zeros(*means.shape[:-1], self.dim * self.dim)
+        flat = flat.index_copy(-1, self._places[self._below], below)
+        flat = flat.index_copy(-1, self._places[self._diagonal], logs.exp())
+        matrices = flat.reshape(*flat.shape[:-1], self.dim, self.dim)
+        return logits.log_softmax(-1), means, matrices, logs.sum(-1)
+
+    def _packed(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits (members, rows, K), μ (…, K, dim), the logarithms of P's diagonal (…, K, dim) and what is below it."""
         h = self.layer_in(u)
         for block in self.blocks:
             h = block(h)
@@ -75,27 +92,52 @@ class ConditionalMixture(nn.Module):
         out = out.reshape(*out.shape[:-1], self.components, -1)
         logits, means, factors = out.split([1, self.dim, out.shape[-1] - self.dim - 1], -1)
         logs = factors[..., self._diagonal].clamp(-LOG_LIMIT, LOG_LIMIT)
-        filled = torch.where(self._diagonal, factors.clamp(-LOG_LIMIT, LOG_LIMIT).exp(), factors)
-        flat = out.new_zeros(*factors.shape[:-1], self.dim * self.dim)
-        flat = flat.index_copy(-1, self._places, filled)
-        matrices = flat.reshape(*flat.shape[:-1], self.dim, self.dim)
-        return logits[..., 0].log_softmax(-1), means, matrices, logs.sum(-1)
+        return logits[..., 0], means, logs, factors[..., self._below]
 
     def member_log_prob(
         self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
     ) -> Float[Tensor, "members rows"]:
         """ln q_e(y | u) of each member, for rows of its own."""
-        weights, means, factors, logs = self.parameters_of(u)
-        errors = torch.matmul(factors, (y[..., None, :] - means)[..., None])[..., 0]
+        logits, means, logs, below = self._packed(u)
+        errors = y[..., None, :] - means
+        # P e without making P: its rows are sums over packed products.
+        whitened = logs.exp() * errors + torch.matmul(below * errors[..., self._columns], self._rows.to(errors))
         constant = 0.5 * self.dim * math.log(2 * math.pi)
-        result: Tensor = (weights + logs - 0.5 * errors.square().sum(-1) - constant).logsumexp(-1)
+        each = logs.sum(-1) - 0.5 * whitened.square().sum(-1) - constant
+        if self.components == 1:
+            return each[..., 0]
+        result: Tensor = (logits.log_softmax(-1) + each).logsumexp(-1)
         return result
 
     def log_prob(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> Float[Tensor, " rows"]:
         """ln q(y | u): the members' densities averaged."""
-        count = self.members
-        each = self.member_log_prob(y.expand(count, *y.shape), u.expand(count, *u.shape))
-        return each.logsumexp(0) - math.log(count)
+        return self.each_log_prob(y, u).logsumexp(0) - math.log(self.members)
+
+    def each_log_prob(
+        self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]
+    ) -> Float[Tensor, "members rows"]:
+        """ln q_e(y | u) of each member, for the same rows."""
+        return self.member_log_prob(y.expand(self.members, *y.shape), u.expand(self.members, *u.shape))
+
+    def member(self, number: int) -> "ConditionalMixture":
+        """One member alone; its parameters share the ensemble's memory.
+
+        Args:
+            number: 0 ≤ number < members.
+        """
+        checks.between("number", number, 0, self.members - 1)
+        with seeded(0):
+            alone = ConditionalMixture(
+                self.condition_dim,
+                self.dim,
+                components=self.components,
+                width=self.width,
+                num_blocks=self.num_blocks,
+            )
+        alone.to(self.layer_in.weight)
+        state = {name: weight[number : number + 1] for name, weight in self.state_dict().items()}
+        alone.load_state_dict(state, assign=True)
+        return alone.requires_grad_(False)
 
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
