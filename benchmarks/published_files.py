@@ -21,6 +21,20 @@ from openedm.networks.layers import filter_kernel
 CALLED: list[str] = []
 """What of a file has been called; stays empty."""
 
+PRECONDITIONING = (
+    "use_fp16",
+    "sigma_min",
+    "sigma_max",
+    "sigma_data",
+    "beta_d",
+    "beta_min",
+    "epsilon_t",
+    "C_1",
+    "C_2",
+    "M",
+)
+"""The constructor arguments that are not the network's."""
+
 SOURCE = "raise RuntimeError('the source text of a file was executed')\n" * 20
 
 
@@ -66,10 +80,11 @@ class Persistent(nn.Module):
 
 def weights(kwargs: Mapping[str, Any], outputs_per_channel: int = 1, seed: int = 0) -> dict[str, Tensor]:
     """Random weights for the published constructor arguments of a network, by their published names."""
-    network = edm_network(kwargs, kwargs["img_channels"] * outputs_per_channel)
+    own = {name: value for name, value in kwargs.items() if name not in PRECONDITIONING}
+    network = edm_network(own, kwargs["img_channels"] * outputs_per_channel)
     generator = torch.Generator().manual_seed(seed)
-    own, names = network.state_dict(), published_names(network)
-    state = {f"model.{names[name]}": 0.2 * torch.randn(own[name].shape, generator=generator) for name in own}
+    shapes = {f"model.{name}": network.state_dict()[own].shape for own, name in published_names(network).items()}
+    state = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
     kernel = filter_kernel(network.resample_filter)[None, None].contiguous()
     resized = [name for name in state if "_down.conv0.weight" in name or "_up.conv0.weight" in name]
     return state | {name.replace(".weight", ".resample_filter"): kernel.clone() for name in resized}
