@@ -5,12 +5,19 @@ import pytest
 import torch
 
 from openedm.choices import from_config, to_config
-from openedm.networks import MLP, DDPMpp, NCSNpp, Network
+from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, Network, SongUNet
 from openedm.networks.blocks import ResidualBlock
 
 SMALL = {"model_channels": 8, "channel_mult": (1, 1, 1), "num_blocks": 1}
-EACH = [(DDPMpp(**SMALL), (1, 12, 12)), (NCSNpp(**SMALL), (1, 12, 12)), (MLP(width=16, num_blocks=2), (5,))]
-each_network = pytest.mark.parametrize(("network", "shape"), EACH, ids=["ddpmpp", "ncsnpp", "mlp"])
+SONG = {"embedding": "fourier", "encoder": "skip", "decoder": "skip", "resample_filter": (1, 3, 3, 1)}
+EACH = {
+    "ddpmpp": (DDPMpp(**SMALL), (1, 12, 12)),
+    "ncsnpp": (NCSNpp(**SMALL), (1, 12, 12)),
+    "song": (SongUNet(**SMALL, **SONG, channel_mult_noise=2), (1, 12, 12)),
+    "adm": (ADM(model_channels=64, channel_mult=(1,), channel_mult_emb=1, num_blocks=1), (1, 6, 6)),
+    "mlp": (MLP(width=16, num_blocks=2), (5,)),
+}
+each_network = pytest.mark.parametrize(("network", "shape"), EACH.values(), ids=EACH)
 
 
 def _attending(unet):
@@ -124,7 +131,28 @@ def test_data_of_another_kind_is_refused(network, shape, axes):
         network.build(shape)
 
 
-@pytest.mark.parametrize("kind", [DDPMpp, NCSNpp])
+def test_ddpmpp_and_ncsnpp_are_points_of_the_design_space():
+    ncsnpp = {"embedding": "fourier", "channel_mult_noise": 2, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
+    for named, general in ((DDPMpp(**SMALL), SongUNet(**SMALL)), (NCSNpp(**SMALL), SongUNet(**SMALL, **ncsnpp))):
+        one, other = (network.build((1, 12, 12), seed=0).state_dict() for network in (named, general))
+        assert one.keys() == other.keys()
+        assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"channel_mult_noise": 0}, "channel_mult_noise must be >= 1, got 0"),
+        ({"resample_filter": (1, 2, 1)}, "resample_filter must be an even number of taps"),
+        ({"model_channels": 7}, "model_channels must be even"),
+    ],
+)
+def test_variants_out_of_range_are_refused_when_they_are_made(values, message):
+    with pytest.raises(ValueError, match=message):
+        SongUNet(**values)
+
+
+@pytest.mark.parametrize("kind", [DDPMpp, NCSNpp, ADM])
 @pytest.mark.parametrize(
     ("values", "message"),
     [
