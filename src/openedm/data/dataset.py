@@ -277,7 +277,7 @@ def as_index(indices: Indices, length: int) -> Int[Tensor, " batch"]:
 
 def as_float(x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """`x` as float32; bytes 0 … 255 are scaled to [-1, 1]."""
-    return x.float() / 127.5 - 1 if x.dtype == torch.uint8 else x.float()
+    return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x.float()
 
 
 def _split(item: Any, index: int) -> tuple[Tensor, int | None]:
