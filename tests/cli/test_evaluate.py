@@ -70,12 +70,14 @@ def test_samples_of_any_kind_are_scored_as_the_library_scores_them(
         samples, (x, labels) = drawn / "a.npz", Arrays(str(drawn / "a.npz"), key="samples").load().fetch(range(40))
     else:
         samples, labels = digits_run, torch.arange(40) % 10
-        x = Sampler(Karras(3)).sample(load_denoiser(digits_run), range(40), condition=labels).float().clamp(-1, 1)
+        x = Sampler(Karras(3)).sample(load_denoiser(digits_run), range(40), condition=labels).float()
     extra = ["--batch_size=40", *(["--num=40", STEPS] if kind == "run" else [])]
     result = openedm("evaluate", samples, *arguments(real, classifier), *extra, f"--out={out}", "--seed=3")
     assert result.status == 0
     judge = Classifier.load(classifier)
-    report = compare(x, labels, data(real).load(), judge, held_out=data(real, "test").load(), seed=3, batch_size=40)
+    report = compare(
+        x.clamp(-1, 1), labels, data(real).load(), judge, held_out=data(real, "test").load(), seed=3, batch_size=40
+    )
     assert result.out == f"{report.table()}\n({LEGEND})\nreport: {out}\n"
     assert json.loads(out.read_text()) == json.loads(json.dumps(report.to_dict()))
     assert {m.name for m in report.measures} >= {"kernel distance", "precision", "coverage", "Inception score"}
@@ -152,6 +154,15 @@ def test_a_report_is_never_overwritten(openedm, real, classifier, drawn, tmp_pat
     [
         (["--num=1"], "num must be >= 2, got 1"),
         (["--batch_size=0"], "batch_size must be >= 1, got 0"),
+        (["--num_splits=0"], "num_splits must be >= 1, got 0"),
+        (["--num_bootstrap=1"], "num_bootstrap must be >= 2, got 1"),
+        (["--num_pairwise=5"], "num_pairwise must be >= 6, got 5"),
+        (["--nfe=9", "--sampler.solver=Euler"], "nfe is of the automatic sampler"),
+        (["--tolerance=1e-2", "--nfe=null", "--levels=fitted"], "levels='fitted' goes with nfe or a sampler on fixed"),
+        (["--guidance=Constant", "--guidance.weight=1"], "guidance.weight must be other than 1"),
+        (["--extractor=Inception", "--extractor.path=nowhere.pth"], "must be a file of Inception weights"),
+        (["--extractor=EfficientNetLite0", "--classifier=c"], "classifier must not be given beside another extractor"),
+        (["--extractor=EfficientNetLite0", "--held_out=Digits"], "held_out has an effect with a classifier"),
         (
             ["--data=Toy"],
             "data must be images in at least 2 classes to train the classifier on, got 10000 vectors of 2",
@@ -171,3 +182,56 @@ def test_samples_of_another_shape_are_an_error_before_the_classifier_is_trained(
         result = openedm("evaluate", samples)
         assert result.status == 1
         assert result.err == f"openedm evaluate: error: samples must have the shape of data, (1, 8, 8), got {shape}\n"
+
+
+def rgb(path, count, shift, seed):
+    """Coloured noise, smooth enough to be seen."""
+    x = torch.rand(count, 3, 4, 4, generator=torch.Generator().manual_seed(seed)) * 2 - 1
+    x = torch.nn.functional.interpolate(x + shift, (16, 16), mode="bilinear").clamp(-1, 1)
+    np.savez(path, images=x.numpy(), samples=x.numpy())
+    return path
+
+
+def test_rgb_images_without_classes_are_seen_by_efficientnet(openedm, home, tmp_path):
+    real, near, far = (rgb(tmp_path / f"{i}.npz", 40, s, i) for i, s in enumerate((0.0, 0.0, 0.7)))
+    found = {}
+    for name, samples in (("near", near), ("far", far)):
+        out = tmp_path / f"{name}.json"
+        result = openedm(
+            "evaluate", samples, "--data=Arrays", f"--data.path={real}", "--data.key=images", f"--out={out}",
+            "--num_splits=1", "--num_bootstrap=0",
+        )  # fmt: skip
+        assert result.status == 0, result.err
+        found[name] = json.loads(out.read_text())
+    assert "features of the data: read from" in result.out
+    near, far = found["near"], found["far"]
+    assert near["fingerprint"] == far["fingerprint"]
+    assert near["extractor"]["name"] == "EfficientNetLite0"
+    assert near["accuracy"] is None
+    assert near["frechet_matched"] < 1.5 * near["floor"] < far["frechet_matched"]
+    kernel = {name: next(m for m in r["measures"] if m["name"] == "kernel distance") for name, r in found.items()}
+    assert abs(kernel["near"]["value"]) < 4 * kernel["near"]["error"]
+    assert kernel["far"]["value"] > 3 * kernel["far"]["error"]
+
+
+def test_a_checkpoint_is_sampled_as_openedm_sample_does(openedm, digits_run, real, classifier, tmp_path):
+    array = tmp_path / "a.npz"
+    assert openedm("sample", digits_run, array, "--format=npz", "--seeds=0-19", "--nfe=5").status == 0
+    options = [*arguments(real, classifier), "--num_splits=2", "--metrics=[kernel]"]
+    there = openedm("evaluate", array, *options)
+    drawn = openedm("evaluate", digits_run, *options, "--num=20", "--nfe=5", "--batch_size=20")
+    sampler, _, table = drawn.out.partition("\n")
+    assert sampler.startswith("sampler: Sampler(")
+    assert table == there.out
+    assert "kernel distance" in table
+    assert "precision" not in table
+    default = openedm("evaluate", digits_run, *options, "--num=20", "--batch_size=20")
+    assert "num_steps" in default.out.partition("\n")[0]
+    assert default.out.partition("\n")[2] != table
+
+
+def test_options_of_sampling_are_refused_for_images_that_are_there(openedm, real, classifier, drawn):
+    for option in ("--num=20", "--nfe=9", STEPS, "--weights=raw"):
+        result = openedm("evaluate", drawn / "png", *arguments(real, classifier), option)
+        assert result.status == 1
+        assert "have no effect on images that are there already" in result.err

@@ -25,6 +25,7 @@ from openedm.metrics import (
     Features,
     Metric,
     TrainedClassifier,
+    applicable_metrics,
     compare,
     extract,
     image_batches,
@@ -132,6 +133,7 @@ def evaluate(
     held = _held_out(data, chosen) if held_out is None else held_out.load()
     network = _network(chosen, classifier, real, seed)
     _check_classes(network, made, real, held, given=held_out is not None)
+    applicable_metrics(metrics, min(made.count, len(real) // 2, num_pairwise), network.num_classes > 0)
 
     seen = _look(network, made, labelled=real.num_classes > 0, batch_size=batch_size)
     kept = cache if chosen is not None or classifier is not None else None
@@ -223,18 +225,20 @@ _AS_IS = _Drawing(Auto(NFE), "rule", Interval(), None, "ema", None)
 def _draw(
     folder: Path, drawing: _Drawing, made_with: dict[str, Any], seeds: Sequence[int], batch_size: int
 ) -> Iterator[ImageBatch]:
-    """Samples batch by batch, cut to [-1, 1]."""
+    """Samples batch by batch."""
     denoiser = load_guided(folder, drawing.weights, drawing.guidance, drawing.guiding).to(make_accelerator().device)
     pilots = pilot_conditions(read_model(folder).event_shape, denoiser.num_classes, None)
     kept_with = {**made_with, "classes": None}
     sampler = make_sampler(drawing.choice, drawing.levels, denoiser, pilots, folder / "fitted", kept_with)
     labels = labels_for(seeds, None, denoiser.num_classes)
     for drawn, x in sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size):
-        yield x.float().clamp(-1, 1), labels_for(drawn, None, denoiser.num_classes)
+        yield x.float(), labels_for(drawn, None, denoiser.num_classes)
 
 
 def _look(network: FeatureNetwork, made: _Made, *, labelled: bool, batch_size: int) -> Features:
-    seen = extract(network, _shown(made.batches(), made.count, batch_size, "samples"))
+    # Arrays and checkpoints give what the sampler gave; a picture is cut to [-1, 1], and so are these.
+    batches = ((x.clamp(-1, 1), labels) for x, labels in made.batches())
+    seen = extract(network, _shown(batches, made.count, batch_size, "samples"))
     return seen if labelled else dataclasses.replace(seen, labels=None)
 
 

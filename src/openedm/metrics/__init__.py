@@ -3,7 +3,7 @@
 from openedm.metrics.bootstrap import frechet_error
 from openedm.metrics.c2st import c2st
 from openedm.metrics.classifier import Classifier, train_classifier
-from openedm.metrics.evaluate import METRICS, Metric, compare, evaluate
+from openedm.metrics.evaluate import METRICS, Metric, applicable_metrics, compare, evaluate
 from openedm.metrics.extractors import (
     ClassifierFeatures,
     EfficientNetLite0,
@@ -47,6 +47,7 @@ __all__ = [
     "Neighbours",
     "Report",
     "TrainedClassifier",
+    "applicable_metrics",
     "c2st",
     "compare",
     "content_hash",

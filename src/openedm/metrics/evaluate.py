@@ -127,7 +127,7 @@ def compare(
         raise ValueError("made and real must be features of one network, got those of two")
     n = min(len(made), len(real) // 2)
     m = min(n, num_pairwise)
-    chosen = _applicable(metrics, m, real.probabilities is not None)
+    chosen = applicable_metrics(metrics, m, real.probabilities is not None)
     strata = real.labels if made.labels is not None else None
     x, y = made.values.to(device), real.values.to(device)
     generator = torch.Generator().manual_seed(seed)
@@ -201,8 +201,17 @@ def _together(name: str, found: list[tuple[Found, Found]]) -> Measure:
     )
 
 
-def _applicable(metrics: Sequence[Metric] | None, count: int, classes: bool) -> tuple[Metric, ...]:
-    """The metrics that are asked for, checked; all that apply where nothing is."""
+def applicable_metrics(metrics: Sequence[Metric] | None, count: int, classes: bool) -> tuple[Metric, ...]:
+    """The metrics that are asked for, checked; all that apply where nothing is.
+
+    Args:
+        metrics: what is asked for.
+        count: images on either side.
+        classes: whether the extractor gives class probabilities.
+
+    Raises:
+        ValueError: a metric does not exist, needs more images, or needs probabilities.
+    """
     if metrics is None:
         return tuple(m for m in METRICS if count >= FEWEST[m] and (m != "inception" or classes))
     for metric in metrics:

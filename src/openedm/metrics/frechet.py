@@ -105,8 +105,9 @@ def gaussian(features: Float[Tensor, "samples dim"]) -> Gaussian:
 def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared Fréchet (2-Wasserstein) distance between two Gaussians, ≥ 0; what the literature calls FID.
 
-    tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2} is computed as the sum of the singular values of Σ₂^{1/2} Σ₁^{1/2}: the same number,
-    real and accurate also where covariances are singular.
+    tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2} is computed as the sum of the singular values of F₂ᵀ F₁, where Σ = F Fᵀ with as many
+    columns as Σ has rank, from its symmetric eigenvalues: the same number, real and accurate also where covariances are
+    singular.
 
     >>> unit = Gaussian(torch.zeros(2).double(), torch.eye(2).double(), 100)
     >>> far = Gaussian(torch.tensor([3.0, 4.0]).double(), 4 * torch.eye(2).double(), 100)
@@ -118,19 +119,19 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """
     if a.mean.shape != b.mean.shape:
         raise ValueError(f"a and b must have as many features, got {len(a.mean)} and {len(b.mean)}")
-    root_a, root_b = _square_root(a.covariance, "a"), _square_root(b.covariance, "b")
-    cross = torch.linalg.svdvals(root_b @ root_a).sum()
+    factor_a, factor_b = _factor(a.covariance, "a"), _factor(b.covariance, "b")
+    cross = torch.linalg.svdvals(factor_b.T @ factor_a).sum()
     means = (a.mean - b.mean).square().sum()
     distance = means + a.covariance.trace() + b.covariance.trace() - 2 * cross
     return max(float(distance), 0.0)
 
 
-def _square_root(covariance: Tensor, name: str) -> Tensor:
-    """The symmetric square root; eigenvalues within rounding of 0 count as 0."""
+def _factor(covariance: Tensor, name: str) -> Tensor:
+    """F `(dim, rank)` with F Fᵀ the covariance; eigenvalues within rounding of 0 count as 0."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     rounding = float(values.abs().max()) * len(values) * torch.finfo(values.dtype).eps
     if float(values.min()) < -1e3 * rounding:
         raise ValueError(f"covariance of {name} must have no negative eigenvalue, got {float(values.min())}")
-    values = torch.where(values > rounding, values, 0)
-    root: Tensor = (vectors * values.sqrt()) @ vectors.T
-    return root
+    kept = values > rounding
+    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return factor
