@@ -4,8 +4,9 @@ The list is closed. A record is what is left of an object: the name of its class
 that the file holds for the class is dropped unread.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -62,7 +63,8 @@ class NumberType(Buildable):
             machine.damaged("a number's type must be little-endian and plain")
 
 
-def known_globals() -> dict[str, Known]:
+@cache
+def known_globals() -> Mapping[str, Known]:
     """The globals that a published pickle may name, and what each makes.
 
     Those of spec/checkpoints.md, and `_codecs.encode` and `builtins.set`, in which protocols 2 and 3 spell bytes and
