@@ -6,10 +6,12 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openedm.data import Chunks, InMemory
+from openedm.data import Chunks, Form, Held, InMemory, Shards, convert
+from openedm.networks import DDPMpp
 from openedm.training import Options
 from openedm.training.loading import batches
 from openedm.training.streaming import chunked_indices
+from picture_files import encode, pixels
 
 CHUNKS = st.builds(
     Chunks,
@@ -94,3 +96,39 @@ def test_the_union_over_processes_is_the_same_and_goes_on_where_it_stopped(proce
 def test_chunks_refuse_numbers_out_of_range(arguments, message):
     with pytest.raises(ValueError, match=message):
         Chunks(**arguments)
+
+
+@pytest.fixture
+def streamed(tmp_path):
+    content = {f"{i}.png": encode(pixels(i)) for i in range(40)}
+    convert(Held(content, [i % 3 for i in range(40)]), tmp_path / "shards", Form(size=8), per_shard=6)
+    return Shards(str(tmp_path / "shards"), streaming=True, window=16, lanes=2).load()
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_run_on_streamed_shards_goes_on_exactly_where_it_stopped(
+    streamed, workers, trainer, state_of, differences, tmp_path
+):
+    tiny = DDPMpp(model_channels=8, channel_mult=(1,), num_blocks=1)
+    options = {"dataset": streamed, "network": tiny, "validate_every": 0, "snapshot_every": 0}
+    whole = trainer(**options)
+    whole.fit()
+    first = trainer(**options, run=tmp_path / "run")
+    steps = iter(range(1, 9))
+    first.fit(lambda: next(steps) == 3)
+    second = trainer(**options, run=tmp_path / "run", workers=workers)
+    second.resume()
+    assert second.state.images == 48  # in the second pass over 40 images
+    second.fit()
+    assert differences(state_of(second), state_of(whole)) == []
+
+
+def test_few_chunks_of_many_stand_for_all_where_data_are_judged():
+    dataset = Chunked((10,) * 100)
+    chosen = dataset.spread(64)
+    assert len(chosen) == 64
+    assert len({index // 10 for index in chosen}) == 32
+    assert max(chosen) >= 960
+    assert dataset.spread(1000) == sorted(dataset.spread(1000))
+    assert len(dataset.spread(1000)) == 320
+    assert Chunked((10,) * 20).spread(4) == [0, 50, 100, 150]
