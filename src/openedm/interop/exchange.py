@@ -46,14 +46,20 @@ def read_published(path: str | Path, key: str = "ema", report: Reporter | None =
         return read_pickle(path, key, report)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .pkl or .safetensors, got {str(path)!r}")
-    config = read_json(path.with_suffix(".json"))
+    try:
+        config = read_json(path.with_suffix(".json"))
+    except RecursionError as error:
+        raise ValueError(f"{path.with_suffix('.json')} is nested too deeply") from error
     if config.get("format") != FORMAT:
         raise ValueError(f"{path.with_suffix('.json')}: format must be {FORMAT!r}, got {config.get('format')!r}")
-    names, kwargs = (config.get("class_name"), config.get("network_name")), config.get("init_kwargs")
-    if not isinstance(names[0], str) or not isinstance(kwargs, dict):
-        raise ValueError(f"{path.with_suffix('.json')} must hold a class_name and init_kwargs")
-    given = {name: float(v) if v in ("inf", "-inf") else v for name, v in plain(kwargs, "init_kwargs").items()}
-    return Published(names[0], given, read_tensors(path), names[1], config.get("dataset_kwargs") or {})
+    name, network_name, kwargs = (config.get(entry) for entry in ("class_name", "network_name", "init_kwargs"))
+    if not isinstance(name, str) or not isinstance(network_name, str | None) or not isinstance(kwargs, dict):
+        raise ValueError(f"{path.with_suffix('.json')} must hold a class_name, a network_name and init_kwargs")
+    data = plain(config.get("dataset_kwargs", {}), "dataset_kwargs")
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.with_suffix('.json')}: dataset_kwargs must be an object")
+    given = {n: float(v) if v in ("inf", "-inf") else v for n, v in plain(kwargs, "init_kwargs").items()}
+    return Published(name, given, read_tensors(path), network_name, data)
 
 
 def write_published(path: str | Path, published: Published) -> None:

@@ -92,7 +92,7 @@ def read_pickle(path: str | Path, key: str = "ema", report: Reporter | None = No
             raise DamagedFileError(f"{path}: the file is empty")
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        return parse_pickle(content, key, report)  # type: ignore[arg-type]
+        return parse_pickle(memoryview(content), key, report)
     except UnreadableFileError as error:
         raise type(error)(f"{path}: {error.problem}", error.position) from error
 
@@ -103,7 +103,6 @@ def parse_pickle(content: Bytes, key: str = "ema", report: Reporter | None = Non
     Raises:
         UnsafeFileError, DamagedFileError: as `read_pickle`.
     """
-    content = memoryview(content)
     if bytes(content[:2]) == b"PK":
         raise DamagedFileError("a zip archive (torch.save writes them), not one of the published pickles", 0)
     machine = Machine(content, known_globals())
