@@ -177,7 +177,7 @@ def _target(
     if maps.reduction is not None:
         return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
     forms_of = [maps.columns, Columns.of(kept, bend=False), Columns.logarithms(kept)]
-    columns = list(dict.fromkeys(forms_of))
+    columns = list({form.kinds: form for form in forms_of}.values())
     forms = [(c.forward(kept).float(), float(c.log_det(kept).mean())) for c in columns]
     form, components = choose_form(forms, inputs, options, seed=seed)
     return columns[form], components
