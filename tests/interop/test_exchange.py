@@ -1,0 +1,179 @@
+"""Published networks as checkpoints and back, as safetensors and JSON, and on a hub."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import huggingface_hub
+import pytest
+import torch
+from benchmarks.published_files import weights
+
+import openedm
+from openedm.interop import Pretrained, Published, publish, published_model, read_published, write_published
+from openedm.interop import hub as hub_module
+from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, SongUNet
+from openedm.preconditioning import EDM, IDDPM, VE, VP, Adapter
+from openedm.training import Model, load_denoiser, save_checkpoint
+
+SIZES: dict[str, Any] = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
+X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
+MODELS = {
+    "ddpmpp": Model(DDPMpp(**SIZES), EDM(), 0.3, (1, 8, 8), num_classes=2, augment_dim=9),
+    "ncsnpp": Model(NCSNpp(**SIZES), VE(0.05, 40.0), 0.5, (1, 8, 8)),
+    "skips": Model(SongUNet(**SIZES, encoder="skip", decoder="skip"), VP(num_levels=100), 0.5, (1, 8, 8)),
+    "adm": Model(ADM(64, (1,), 1, 1, attn_resolutions=(8,)), IDDPM(num_levels=4), 0.5, (1, 8, 8)),
+    "table": Model(DDPMpp(**SIZES), IDDPM(num_levels=2, table=(4.0, 1.0, 0.0)), 0.5, (1, 8, 8)),
+}
+
+
+def with_weights(model: Model) -> Any:
+    denoiser = model.build(seed=3).eval()
+    generator = torch.Generator().manual_seed(4)
+    with torch.no_grad():
+        for parameter in denoiser.parameters():
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=generator))
+    return denoiser
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_network_goes_out_and_comes_back_the_same(name: str, tmp_path: Path) -> None:
+    model, denoiser = MODELS[name], with_weights(MODELS[name])
+    path = tmp_path / "network.safetensors"
+    write_published(path, publish(model, denoiser))
+    published = read_published(path)
+    back = published.denoiser()
+    again = published_model(published, back)
+    assert (again.preconditioning, again.sigma_data) == (model.preconditioning, model.sigma_data)
+    assert (again.num_classes, again.augment_dim) == (model.num_classes, model.augment_dim)
+    save_checkpoint(tmp_path / "checkpoint", again, back.network.state_dict())
+    loaded = load_denoiser(tmp_path / "checkpoint")
+    condition = torch.tensor([0, 1]) if model.num_classes else None
+    expected = denoiser(X, 1.0, condition)
+    torch.testing.assert_close(loaded(X, 1.0, condition), expected, rtol=1e-5, atol=1e-5)
+    if name != "ncsnpp":  # Its frequencies are divided by 2π on the way.
+        states = zip(loaded.network.state_dict().values(), denoiser.network.state_dict().values(), strict=True)
+        assert all(torch.equal(a, b) for a, b in states)
+
+
+def test_nothing_is_overwritten_and_the_pair_of_files_belongs_together(tmp_path: Path) -> None:
+    published = publish(MODELS["ddpmpp"], with_weights(MODELS["ddpmpp"]))
+    path = tmp_path / "a.safetensors"
+    write_published(path, published)
+    with pytest.raises(ValueError, match=r"a\.safetensors exists already"):
+        write_published(path, published)
+    path.unlink()
+    with pytest.raises(ValueError, match=r"a\.json exists already"):
+        write_published(path, published)
+    with pytest.raises(ValueError, match="cannot be read as safetensors"):
+        read_published(path)
+    with pytest.raises(ValueError, match=r"must end in \.safetensors"):
+        write_published(tmp_path / "b.pt", published)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"format": "x"}, "format must be 'openedm-published-1', got 'x'"),
+        ({"class_name": 3}, "must hold a class_name"),
+        ({"network_name": []}, "must hold a class_name"),
+        ({"init_kwargs": []}, "must hold a class_name, a network_name and init_kwargs"),
+        ({"init_kwargs": {"a": [[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]}}, "init_kwargs hold more"),
+        ({"dataset_kwargs": [1]}, "dataset_kwargs must be an object"),
+    ],
+)
+def test_a_description_that_is_none_is_refused(change: dict[str, Any], message: str, tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    write_published(path, publish(MODELS["ddpmpp"], with_weights(MODELS["ddpmpp"])))
+    config = json.loads(path.with_suffix(".json").read_text()) | change
+    path.with_suffix(".json").write_text(json.dumps(config))
+    with pytest.raises(ValueError, match=message):
+        read_published(path)
+
+
+def test_endless_json_is_an_error_and_no_recursion(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('{"a":' + "[" * 100_000)
+    with pytest.raises(ValueError, match=r"a\.json"):
+        read_published(tmp_path / "a.safetensors")
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        (Model(MLP(8, 1), EDM(), event_shape=(2,), images=False), "network must be DDPMpp, NCSNpp, SongUNet or ADM"),
+        (Model(DDPMpp(**SIZES), Adapter(), event_shape=(1, 8, 8)), "preconditioning must be one of EDM, VP, VE, IDDPM"),
+        (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8, 6)), "images must be square"),
+        (Model(DDPMpp(**SIZES), VP(), 0.3, (1, 8, 8)), "sigma_data must be 0.5 for VPPrecond"),
+    ],
+)
+def test_what_has_no_published_name_is_refused(model: Model, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        publish(model, model.build())
+
+
+def test_a_range_of_noise_levels_that_a_checkpoint_cannot_keep_is_refused() -> None:
+    kwargs = {"img_resolution": 8, "img_channels": 1, "model_type": "SongUNet", "model_channels": 8}
+    kwargs |= {"channel_mult": [1], "num_blocks": 1}
+    published = Published("EDMPrecond", {**kwargs, "sigma_max": 80.0}, weights(kwargs))
+    with pytest.raises(ValueError, match="a checkpoint keeps no range of its own"):
+        published_model(published, published.denoiser())
+
+
+@pytest.fixture
+def checkpoint(tmp_path: Path) -> Path:
+    model = MODELS["ddpmpp"]
+    save_checkpoint(tmp_path / "checkpoint", model, with_weights(model).network.state_dict())
+    return tmp_path / "checkpoint"
+
+
+def assert_same(denoiser: Any, checkpoint: Path) -> None:
+    labels = torch.tensor([0, 1])
+    assert torch.equal(denoiser(X, 1.0, labels), openedm.load_denoiser(checkpoint)(X, 1.0, labels))
+    assert not denoiser.training
+
+
+def test_what_is_saved_for_others_is_a_checkpoint_without_pickle(checkpoint: Path, tmp_path: Path) -> None:
+    pretrained = Pretrained.from_pretrained(str(checkpoint))
+    assert_same(pretrained, checkpoint)
+    pretrained.save_pretrained(tmp_path / "saved")
+    assert sorted(p.name for p in (tmp_path / "saved").iterdir()) == ["README.md", "config.json", "model.safetensors"]
+    assert (tmp_path / "saved/config.json").read_text() == (checkpoint / "config.json").read_text()
+    assert "library_name: openedm" in (tmp_path / "saved/README.md").read_text()
+    assert_same(openedm.load_denoiser(tmp_path / "saved"), checkpoint)
+    assert_same(Pretrained.from_pretrained(tmp_path / "saved"), checkpoint)
+    pretrained.save_pretrained(tmp_path / "saved")  # Saving again is what the mixin allows.
+
+
+def test_a_denoiser_is_pushed_to_a_hub(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pushed: dict[str, Any] = {}
+
+    class Api:
+        def __init__(self, **options: Any) -> None:
+            pass
+
+        def create_repo(self, repo_id: str, **options: Any) -> Any:
+            pushed["id"] = repo_id
+            return type("Repository", (), {"repo_id": repo_id})
+
+        def upload_folder(self, *, folder_path: Any, **options: Any) -> str:
+            pushed["files"] = sorted(p.name for p in Path(folder_path).iterdir())
+            return "done"
+
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
+    assert Pretrained.from_checkpoint(checkpoint).push_to_hub("someone/digits") == "done"
+    assert pushed == {"id": "someone/digits", "files": ["README.md", "config.json", "model.safetensors"]}
+
+
+def test_a_denoiser_comes_from_a_hub_and_only_its_two_files(checkpoint: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def download(*, repo_id: str, filename: str, revision: str | None = None, **options: Any) -> str:
+        asked.append((repo_id, filename, revision))
+        return str(checkpoint / filename)
+
+    monkeypatch.setattr(hub_module, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
+    assert_same(Pretrained.from_pretrained("someone/digits", revision="v1"), checkpoint)
+    assert set(asked) == {("someone/digits", name, "v1") for name in ("config.json", "model.safetensors")}
+    with pytest.raises(ValueError, match=r"no further options, got \['size'\]"):
+        Pretrained.from_pretrained("someone/digits", size=3)
