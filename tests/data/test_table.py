@@ -176,8 +176,9 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     (tmp_path / "a.parquet").write_bytes(b"text, no table")
     with pytest.raises(ValueError, match=r"a.parquet cannot be read"):
         Table(str(tmp_path)).load()
-    with pytest.raises(ValueError, match=r"path does not exist: 'absent.parquet'"):
-        Table("absent.parquet").load()
+    for absent in ("absent.parquet", "absent.zip", "/no/such/folder"):
+        with pytest.raises(ValueError, match=f"path does not exist: '{absent}'"):
+            Table(absent).load()
     (tmp_path / "b.arrow").write_bytes(b"text")
     with pytest.raises(ValueError, match=r"path must have files of one kind, .parquet or .arrow"):
         Table(str(tmp_path)).load()

@@ -16,6 +16,8 @@ from openedm.data.decoding import read_picture, read_shape
 from openedm.data.folder import MEMORY
 from openedm.data.rows import MappedReader, ParquetReader, Reader, extra
 
+_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+
 
 @dataclass(frozen=True)
 class Table(Source):
@@ -160,7 +162,7 @@ def local_files(path: str, split: str) -> list[str] | None:
     if "://" in path:
         return [path]
     if not Path(path).exists() and "*" not in path:
-        if path.endswith((".parquet", ".arrow")):
+        if path.endswith((".parquet", ".arrow", ".zip", ".tar")) or not _HUB_NAME.fullmatch(path):
             raise ValueError(f"path does not exist: {path!r}")
         return None
     found = sorted(
