@@ -1,10 +1,14 @@
-"""Weight averaging: the exponential moving average that samples are drawn from.
+"""Weight averaging: the exponential moving average that samples are drawn from, and averages to choose from afterwards.
 
-β = ½^{batch / max(h, tiny)}, h = min(half-life, ramp · images seen)   (Karras et al. 2022, Appendix F.2).
+β = ½^{batch / max(h, tiny)}, h = min(half-life, ramp · images seen)        (Karras et al. 2022, Appendix F.2)
+β_t = (1 − 1/t)^{γ+1}, σ_rel = √((γ + 1)/((γ + 2)² (γ + 3)))   (Karras et al. 2024, arXiv 2312.02696)
 """
 
 from dataclasses import dataclass
+from functools import lru_cache
+from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -35,6 +39,52 @@ class HalfLife(Choice):
         """β of the update after a step that brought the images seen to `images_seen`."""
         half_life = min(self.half_life, self.ramp * images_seen)
         return float(0.5 ** (batch_size / max(half_life, 1e-8)))
+
+
+@dataclass(frozen=True)
+class PowerFunction(Choice):
+    """Averages with the profile of a power of the step, stored from time to time; any width can be rebuilt from them.
+
+    In snapshots only the parameters are kept. Half precision costs a relative error of 2e-4 in what is rebuilt.
+
+    Args:
+        sigma_rel: widths of the averages that are tracked, each above 0 and at most 0.288: the standard deviation of
+            the profile, relative to the length of training.
+        every: images between two snapshots. With 20 or more in a run all widths from 0.05 to 0.25 can be rebuilt.
+        precision: of the snapshots, "fp16" or "fp32".
+
+    Raises:
+        ValueError: there are no widths, two are the same, or a value is out of its range.
+    """
+
+    sigma_rel: tuple[float, ...] = (0.05, 0.10)
+    every: int = 25_000
+    precision: Literal["fp16", "fp32"] = "fp16"
+
+    def __post_init__(self) -> None:
+        if not self.sigma_rel or len(set(self.sigma_rel)) < len(self.sigma_rel):
+            raise ValueError(f"sigma_rel must hold one or more widths, all different, got {self.sigma_rel}")
+        for width in self.sigma_rel:
+            exponent(width)
+        checks.at_least("every", self.every, 1)
+        checks.one_of("precision", self.precision, ("fp16", "fp32"))
+
+    def decay(self, sigma_rel: float, step: int) -> float:
+        """β of the update after step number `step`, from 1."""
+        return float((1 - 1 / step) ** (exponent(sigma_rel) + 1))
+
+
+@lru_cache
+def exponent(sigma_rel: float) -> float:
+    """γ ≥ 0 of the profile τ^γ whose relative width is `sigma_rel`: γ³ + 7 γ² + (16 − s) γ + 12 = s, s = σ_rel⁻².
+
+    Raises:
+        ValueError: `sigma_rel` is not above 0 and at most 0.288; a uniform average has √(1/12) = 0.2887.
+    """
+    if not 0 < sigma_rel <= 0.288:
+        raise ValueError(f"sigma_rel must be > 0 and <= 0.288, got {sigma_rel!r}")
+    s = sigma_rel**-2
+    return float(np.roots([1, 7, 16 - s, 12 - s]).real.max())
 
 
 def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:

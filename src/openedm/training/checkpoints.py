@@ -294,6 +294,7 @@ def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
 
 VALIDATION = frozenset({"validate_every", "validate_samples", "validate_levels"})
 MAY_CHANGE = VALIDATION | {"images", "checkpoint_every", "snapshot_every", "keep", "workers", "patience", "stop_after"}
+MAY_CHANGE |= {"power_average.every", "power_average.precision"}
 """Options that a resumed run may change: they do not alter its steps."""
 
 

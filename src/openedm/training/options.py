@@ -7,7 +7,7 @@ from typing import Literal
 from openedm import checks
 from openedm.choices import Choice
 from openedm.training.augmentation import LABEL_DIM, Augmentation
-from openedm.training.averaging import HalfLife
+from openedm.training.averaging import HalfLife, PowerFunction
 
 
 @dataclass(frozen=True)
@@ -28,6 +28,8 @@ class Options(Choice):
         schedule: of the learning rate after the ramp-up: "constant", or "cosine", which falls to 0 at `images`.
         weight_decay: each step shrinks the weights by so much times the learning rate (AdamW); 0 is plain Adam.
         average: the weight average that samples are drawn from.
+        power_average: further averages, snapshots of which are kept in the run folder, so that `openedm ema` can
+            rebuild an average of any width after training; None for none.
         augmentation: transforms of the training images, of which the network is told; None for none. Samples and the
             validation loss are of images as they are.
         label_dropout: probability that a sample's class is hidden in training, for classifier-free guidance.
@@ -63,6 +65,7 @@ class Options(Choice):
     schedule: Literal["constant", "cosine"] = "constant"
     weight_decay: float = 0.0
     average: HalfLife = HalfLife(half_life=50_000.0)
+    power_average: PowerFunction | None = None
     augmentation: Augmentation | None = None
     label_dropout: float = 0.0
     clip_norm: float | None = None

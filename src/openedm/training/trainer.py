@@ -45,6 +45,7 @@ from openedm.training.misfits import refuse_misfits
 from openedm.training.model import Model
 from openedm.training.observers import Observer, Progress
 from openedm.training.options import Options
+from openedm.training.post_hoc import PowerAverages, remove_snapshots
 from openedm.training.processes import make_accelerator
 from openedm.training.randomness import DROPOUT, derived_seed, seed_global
 from openedm.training.state import Run, run_of
@@ -108,6 +109,8 @@ class Trainer:
         trained = {name: p for name, p in self._plain.named_parameters() if p.requires_grad}
         self._names, self._parameters = list(trained), list(trained.values())
         self._averaged = Averaged(self.average, denoiser)
+        choice = options.power_average
+        self._powers = None if choice is None else PowerAverages(choice, denoiser.network)
         settings: dict[str, Any] = {
             "lr": options.learning_rate,
             "betas": (options.beta_1, options.beta_2),
@@ -154,6 +157,8 @@ class Trainer:
         """
         if self.run is not None and self.state.images == 0 and list_checkpoints(self.run):
             raise ValueError(f"run={self.run} holds checkpoints already: call resume() first, or choose another folder")
+        if self.run is not None and self._powers is not None and self.accelerator.is_main_process:
+            remove_snapshots(self.run, self.state.images)
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             for progress in self._steps():
@@ -242,6 +247,8 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self._averaged.update(options.average.decay(options.batch_size, state.images))
+        if self._powers is not None:
+            self._powers.update(state.step - state.skipped)
         return rate
 
     def _periodic(self, *, stopping: bool) -> None:
@@ -256,6 +263,9 @@ class Trainer:
 
         if (not stopping or self.finished or options.tracks_best) and due(options.validate_every):
             self._validate()
+        main = self.accelerator.is_main_process
+        if main and self.run is not None and self._powers is not None and due(self._powers.choice.every):
+            self._powers.save(self.run, images, self.state.step - self.state.skipped)
         if self.run is not None and (stopping or due(options.checkpoint_every)):
             self.save()
         if (not stopping or self.finished) and due(options.snapshot_every):
@@ -325,6 +335,8 @@ class Trainer:
         weights = self.average.network.state_dict()
         if self.options.keep_best:
             tensors |= {f"average.{name}": t for name, t in weights.items()}
+        if self._powers is not None:
+            tensors |= self._powers.state()
         if self._plain.uncertainty is not None:
             tensors |= {f"uncertainty.{name}": t for name, t in self._plain.uncertainty.state_dict().items()}
         weights = weights if self._best is None else self._best
@@ -363,6 +375,8 @@ class Trainer:
         load_weights(self.denoiser.network, part_of(tensors, "network"), folder)
         if self._plain.uncertainty is not None:
             load_weights(self._plain.uncertainty, part_of(tensors, "uncertainty"), folder)
+        if self._powers is not None:
+            self._powers.load(tensors, folder)
         restore_optimizer(self.optimizer, self._names, tensors, folder)
         if state.step > state.skipped and not self.optimizer.state:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
