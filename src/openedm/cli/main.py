@@ -23,6 +23,7 @@ COMMANDS = {
     "inference": "posteriors of a simulator's parameters, by commands of its own",
     "toy": "figures that explain diffusion, in one and two dimensions",
     "convert": "published EDM networks into checkpoints, without running what is in them, and back",
+    "ema": "rebuild an average of a run's weights, of any width",
     "info": "describe a checkpoint",
     "demo": "train, sample and score on the digits that ship with scikit-learn, in minutes",
 }
