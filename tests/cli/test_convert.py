@@ -1,0 +1,71 @@
+import json
+
+import pytest
+from benchmarks.published_files import published_file, weights
+from safetensors.torch import load_file
+
+KWARGS = {"img_resolution": 8, "img_channels": 1, "model_type": "SongUNet", "model_channels": 8, "label_dim": 2}
+KWARGS |= {"channel_mult": [1], "num_blocks": 1}
+
+
+@pytest.fixture(scope="module")
+def pickled(tmp_path_factory):
+    path = tmp_path_factory.mktemp("published") / "network.pkl"
+    path.write_bytes(published_file("EDMPrecond", KWARGS, weights(KWARGS)))
+    return path
+
+
+def test_a_published_network_becomes_a_checkpoint_that_the_other_commands_open(openedm, pickled, tmp_path):
+    done = openedm("convert", pickled, tmp_path / "made")
+    assert done.status == 0, done.err
+    for line in ("SongUNet", "EDMPrecond", "label_dim", "cifar10-32x32.zip", "0 to inf, sigma_data 0.5"):
+        assert line in done.out
+    assert sorted(p.name for p in (tmp_path / "made").iterdir()) == ["config.json", "model.safetensors"]
+    assert "SongUNet" in openedm("info", tmp_path / "made").out
+    drawn = openedm("sample", tmp_path / "made", tmp_path / "x.png", "--format=grid", "--seeds=0-1", "--nfe=4")
+    assert drawn.status == 0, drawn.err
+
+
+def test_a_checkpoint_goes_out_and_comes_back_the_same(openedm, pickled, tmp_path):
+    assert openedm("convert", pickled, tmp_path / "made").status == 0
+    assert openedm("convert", tmp_path / "made", tmp_path / "out.safetensors").status == 0
+    assert json.loads((tmp_path / "out.json").read_text())["class_name"] == "EDMPrecond"
+    assert all(name.startswith("model.") for name in load_file(tmp_path / "out.safetensors"))
+    assert openedm("convert", tmp_path / "out.safetensors", tmp_path / "again").status == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("evil.pkl", [], "evil.pkl: the file names 'posix.system', which is no part of a published network, at byte 2"),
+        ("missing.pkl", [], "source must be a file or a checkpoint"),
+        ("other.pt", [], "path must end in .pkl or .safetensors"),
+        ("evil.pkl", ["--weights=raw"], "weights must be 'ema' for a file"),
+    ],
+)
+def test_what_cannot_be_converted_is_one_clear_line_and_leaves_nothing(openedm, tmp_path, name, arguments, message):
+    mark = tmp_path / "mark"
+    for file in ("evil.pkl", "other.pt"):
+        (tmp_path / file).write_bytes(b"\x80\x04cposix\nsystem\nX\x06\x00\x00\x00touch m\x85R.")
+    done = openedm("convert", tmp_path / name, tmp_path / "made", *arguments)
+    assert done.status == 1
+    assert message in done.err
+    assert not (tmp_path / "made").exists()
+    assert not mark.exists()
+
+
+def test_nothing_is_overwritten(openedm, pickled, tmp_path):
+    (tmp_path / "made").mkdir()
+    done = openedm("convert", pickled, tmp_path / "made")
+    assert (done.status, "exists already" in done.err) == (1, True)
+    assert list((tmp_path / "made").iterdir()) == []
+
+
+def test_text_of_a_file_cannot_command_the_terminal(openedm, tmp_path):
+    path = tmp_path / "network.pkl"
+    path.write_bytes(published_file("EDMPrecond", {**KWARGS, "\x1b[2J": "\x1b]0;x\x07"}, weights(KWARGS)))
+    done = openedm("convert", path, tmp_path / "made")
+    assert done.status == 1
+    assert "\x1b" not in done.out + done.err
