@@ -14,7 +14,7 @@ def ema(run: str, out: str, sigma_rel: float = 0.10, images: int | None = None) 
         run: the run folder.
         out: the checkpoint folder to make.
         sigma_rel: the width of the average relative to the length of training, above 0 and at most 0.288.
-        images: the end of the average, in images seen; by default that of the last snapshot.
+        images: the end of the average: the images seen at a snapshot; by default at the last one.
     """
     if Path(out).exists():
         raise ValueError(f"{out} exists already: a checkpoint is never overwritten")

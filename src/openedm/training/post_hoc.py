@@ -84,10 +84,10 @@ class PowerAverages:
             for i, network in enumerate(self.networks)
             for name, p in network.named_parameters()
         }
-        about = {"format": FORMAT, "step": str(step), "sigma_rel": json.dumps(self.choice.sigma_rel)}
+        about = {"step": step, "sigma_rel": self.choice.sigma_rel}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, about)
+            save_file(tensors, temporary, {FORMAT: json.dumps(about)})  # one entry: the order of more is random
 
 
 @dataclass(frozen=True)
@@ -127,13 +127,11 @@ def remove_snapshots(run: Path, after: int) -> None:
 def _described(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
-            about = file.metadata() or {}
-        if about.get("format") != FORMAT:
-            raise ValueError(f"format must be {FORMAT!r}, got {about.get('format')!r}")
-        widths = tuple(float(width) for width in json.loads(about["sigma_rel"]))
+            about = json.loads((file.metadata() or {})[FORMAT])
+        widths = tuple(float(width) for width in about["sigma_rel"])
         return Snapshot(path, int(path.stem), int(about["step"]), widths)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path} is no snapshot of averages: {error}") from error
+        raise ValueError(f"{path} is no snapshot of averages: {error!r}") from error
 
 
 @dataclass(frozen=True)
@@ -196,11 +194,11 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
     Args:
         run: a run that was trained with `power_average`.
         sigma_rel: the width: the standard deviation of the profile, relative to the length of training.
-        images: the end of the average, in images seen; None means the last snapshot.
+        images: the end of the average: the images seen at a snapshot; None means the last one.
 
     Raises:
-        ValueError: there are no snapshots or checkpoints, `images` lies beyond the last snapshot or before the first,
-            or the width cannot be rebuilt from these snapshots; says which there are and what can.
+        ValueError: there are no snapshots or checkpoints, `images` is that of none, or the width cannot be rebuilt from
+            them; says which there are and what can.
     """
     snapshots = list_snapshots(run)
     if not snapshots:
@@ -218,16 +216,12 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
     return _combined(Path(run), snapshots, found)
 
 
-def _step_at(snapshots: list[Snapshot], images: int | None) -> float:
-    """The steps taken when `images` had been seen."""
-    if images is None:
-        return float(snapshots[-1].step)
-    if not snapshots[0].images <= images <= snapshots[-1].images:
-        raise ValueError(
-            f"images must be between {snapshots[0].images} and {snapshots[-1].images}, got {images}: there are "
-            f"{_listed(snapshots)}"
-        )
-    return float(np.interp(images, [s.images for s in snapshots], [s.step for s in snapshots]))
+def _step_at(snapshots: list[Snapshot], images: int | None) -> int:
+    """The steps taken when `images` had been seen. Between snapshots no combination ends as abruptly as a profile."""
+    steps = {s.images: s.step for s in snapshots}
+    if images is not None and images not in steps:
+        raise ValueError(f"images must be those of a snapshot, got {images}: there are {_listed(snapshots)}")
+    return snapshots[-1].step if images is None else steps[images]
 
 
 def _listed(snapshots: list[Snapshot]) -> str:
