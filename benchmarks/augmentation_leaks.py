@@ -73,7 +73,7 @@ def judge(x: Tensor, seed: int) -> Classifier:
     x = torch.where(again[:, None, None, None], x.flip(-1), x)
     theta = (0.25 + 1.5 * torch.rand(len(x), generator=generator, dtype=torch.float64)) * math.pi
     theta = theta.where(labels == TURNED, 0.0)
-    linear = torch.stack([theta.cos(), -theta.sin(), theta.sin(), theta.cos()], -1).unflatten(-1, (2, 2))
+    linear = torch.stack([theta.cos(), -theta.sin(), theta.sin(), theta.cos()], -1).reshape(-1, 2, 2)
     nothing = torch.zeros(len(x), 2)
     x = Augmented(torch.zeros(len(x), 9), nothing.bool(), linear, nothing.double()).apply(x)
     return train_classifier(InMemory(x.clamp(-1, 1), labels), seed=seed)

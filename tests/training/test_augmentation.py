@@ -11,7 +11,7 @@ from openedm.cli.parsing import dump, parse
 from openedm.cli.train import train
 from openedm.data import Digits
 from openedm.networks import DDPMpp
-from openedm.training import Augmentation, Model, Options, Trainer, load_denoiser, read_model
+from openedm.training import Augmentation, Model, Observer, Options, Trainer, load_denoiser, read_model
 
 N = 20_000
 SINGLE = dict.fromkeys(("xflip", "yflip", "scale", "rotate", "aniso", "translate"), 0.0)
@@ -232,6 +232,25 @@ def test_the_network_sees_transformed_images_with_their_labels_in_training_and_n
     assert 0 < (label[:, 2] != 0).sum() < 16
     assert others
     assert all(kwargs.get("augment") is None for kwargs in others)
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_a_batch_in_parts_is_transformed_as_a_whole_one_is(parts, augmented):
+    losses = {}
+    for accumulate in (1, parts):
+        heard = Heard()
+        network = DDPMpp(model_channels=8, channel_mult=(1,), num_blocks=1, dropout=0.0)
+        augmented(accumulate=accumulate, images=32, network=network, observers=[heard]).fit()
+        losses[accumulate] = heard.losses
+    assert losses[1] == pytest.approx(losses[parts], rel=1e-4)
+
+
+class Heard(Observer):
+    def __init__(self):
+        self.losses = []
+
+    def on_progress(self, progress):
+        self.losses.append(progress.loss)
 
 
 def test_a_checkpoint_tells_that_its_network_takes_labels_and_resuming_without_is_refused(augmented, tmp_path):
