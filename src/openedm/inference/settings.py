@@ -79,8 +79,9 @@ class Settings(Choice):
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
           30,000 simulations on 128, with 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between
           2000 and 25,000; other data get none.
-        * Up to two parameters get a denoiser of width 96, 1.5 million samples and the learned whitening, more 128,
-          3 million and both whitenings; from 30,000 simulations on 1.6 times the samples.
+        * Up to two parameters get a denoiser of width 96, a million samples (60 passes without an emulator) and the
+          learned whitening, more 128, 3 million (100) and both whitenings; from 30,000 simulations on 1.6 times the
+          samples.
         * Matrices are series (channels, time), arrays with three axes images.
         * At least 100 and at most 2000 simulations are held out, a tenth if that is between the two.
 
@@ -102,7 +103,8 @@ class Settings(Choice):
         return cls(
             network=ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary),
             bases=("Gaussian",) if dim <= 2 else ("linear", "Gaussian"),
-            images=round((1_500_000 if dim <= 2 else 3_000_000) * (1.6 if many else 1.0)),
+            passes=60 if dim <= 2 else 100,
+            images=round((1_000_000 if dim <= 2 else 3_000_000) * (1.6 if many else 1.0)),
             emulator=emulator if len(x_shape) == 1 else None,
             held_out=min(held, 0.5),
         )
