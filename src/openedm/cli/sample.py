@@ -23,7 +23,7 @@ from openedm.denoiser import Denoiser
 from openedm.guidance import GuidanceWeight, Interval
 from openedm.plots import denoising_trajectory, save_figure
 from openedm.sampling import Auto, BrownianNoise, NoiseSource, Sampler, SeededNoise, State, sample_batches
-from openedm.training import find_checkpoint, make_accelerator, read_model
+from openedm.training import find_checkpoint, make_accelerator, read_model, share_of
 
 SETTINGS = "settings.json"
 
@@ -53,7 +53,8 @@ def sample(
 
     A sample depends on its seed, its class and the sampler alone, not on the batch size, the order or the number of
     processes. Seed s gets class `classes[s mod number of classes]`. Interrupted and run again, the command draws only
-    the seeds that are missing. Under `torchrun` or `accelerate launch` the processes share the seeds.
+    the seeds that are missing. Under `torchrun` or `accelerate launch` the processes share the seeds, batch by batch,
+    and write the same files as one process, to the last bit.
 
     Args:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
@@ -76,7 +77,8 @@ def sample(
         format: png, one file a seed; npz, arrays `samples`, `seeds` and `labels` in one file (also for data that are
             not images); grid, one PNG with all images.
         weights: ema, the averaged weights, or raw, those of the last step.
-        batch_size: samples drawn at a time; changes memory and speed, not the samples.
+        batch_size: samples drawn at a time; changes memory and speed, not the samples. Several processes all have work
+            if there are as many batches.
         trajectory: also draw the noisy and denoised images of the first seeds at each noise level, into this PNG file.
     """
     folder = find_checkpoint(checkpoint)
@@ -128,7 +130,7 @@ def sample(
     suffix = ".png" if format == "png" else ".npy"
     missing = [s for s in dict.fromkeys(wanted) if not (parts / _name(s, suffix)).exists()]
     accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
-    mine = missing[accelerator.process_index :: accelerator.num_processes]
+    mine = share_of(missing, batch_size, accelerator.process_index, accelerator.num_processes)
     draws = BrownianNoise if noise == "path" else SeededNoise
     _draw(denoiser, mine, chosen, sampler, draws, parts, suffix, batch_size, show=accelerator.is_main_process)
     accelerator.wait_for_everyone()

@@ -7,7 +7,7 @@ from openedm.training.model import Model, num_parameters
 from openedm.training.observers import Observer, Progress
 from openedm.training.options import Options
 from openedm.training.post_hoc import PowerAverages, combine, list_snapshots, reachable, reconstruct
-from openedm.training.processes import make_accelerator
+from openedm.training.processes import make_accelerator, share_of
 from openedm.training.trainer import Trainer
 from openedm.training.validation import ValidationLoss, validation_loss
 
@@ -34,6 +34,7 @@ __all__ = [
     "read_model",
     "reconstruct",
     "save_checkpoint",
+    "share_of",
     "update_average",
     "validation_loss",
 ]

@@ -1,9 +1,13 @@
-"""The processes of a run, through accelerate."""
+"""The processes of a run, through accelerate, and what each of them does of work that can be shared."""
 
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+
+Item = TypeVar("Item")
 
 
 def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = None) -> Accelerator:
@@ -23,3 +27,19 @@ def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = 
         log_with=tracker,
         project_dir=folder,
     )
+
+
+def share_of(items: Sequence[Item], batch_size: int, rank: int, processes: int) -> list[Item]:
+    """The items that fall to one of n processes: every n-th whole batch.
+
+    Batches are the same for any number of processes, and so is what is computed from them, to the last bit: sums over
+    batches of another size are rounded in other places.
+
+    Args:
+        items: all of them, alike on every process.
+        batch_size: as the work is done; ≥ 1.
+        rank: the process.
+        processes: how many there are.
+    """
+    starts = range(rank * batch_size, len(items), processes * batch_size)
+    return [item for start in starts for item in items[start : start + batch_size]]
