@@ -244,3 +244,4 @@ def test_a_bijection_acts_on_the_last_dimension_of_any_shape() -> None:
     theta: Tensor = BIJECTION.inverse(torch.zeros(2, 3, 4))
     assert BIJECTION.forward(theta).shape == (2, 3, 4)
     assert BIJECTION.log_det(theta).shape == (2, 3)
+    torch.testing.assert_close(BIJECTION.log_det_at(BIJECTION.forward(theta)), BIJECTION.log_det(theta))

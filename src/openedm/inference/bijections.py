@@ -111,10 +111,18 @@ class Bijection(Choice):
         Args:
             theta: (…, d).
         """
-        low, high = self._ends(theta)
+        return self.log_det_at(self._forward(theta))
+
+    def log_det_at(self, z: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        """The same at the θ of z, without the quantile functions that lead there.
+
+        Args:
+            z: (…, d).
+        """
+        low, high = self._ends(z)
         below, above = low.isfinite(), high.isfinite()
         both = below & above
-        z = self._forward(theta)
+        z = z.double()
         width = torch.where(both, high, 1.0) - torch.where(both, low, 0.0)
         probit = z**2 / 2 + math.log(2 * math.pi) / 2 - width.log()
         logarithm = torch.where(above & ~below, z, -z)

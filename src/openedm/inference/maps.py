@@ -39,8 +39,14 @@ class Coordinates(Choice):
 
     def log_det(self, variables: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         """ln |du/dv|."""
-        variables = variables.double()
-        return self.bijection.log_det(variables) + self.columns.log_det(self.bijection.forward(variables))
+        return self._log_det_at(self.bijection.forward(variables.double()))
+
+    def log_det_at(self, u: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        """The same where the coordinates are u: cheaper."""
+        return self._log_det_at(self.columns.inverse(u))
+
+    def _log_det_at(self, z: Tensor) -> Tensor:
+        return self.bijection.log_det_at(z) + self.columns.log_det(z)
 
 
 @dataclass(frozen=True)
@@ -62,17 +68,18 @@ class ParameterMap(Coordinates):
         known = unbounded if bijection is None else bijection
         z = known.forward(theta.double())
         columns = Columns.of(z, bend=bijection is None)
-        return cls(known, columns, Columns.of(_natural(known, theta.double(), z), bend=False))
+        return cls(known, columns, Columns.of(_natural(known, theta.double()), bend=False))
 
     def inputs_of(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """What an emulator is told of θ, float32."""
-        theta = theta.double()
-        return self.inputs.forward(_natural(self.bijection, theta, self.bijection.forward(theta))).float()
+        return self.inputs.forward(_natural(self.bijection, theta.double())).float()
 
 
-def _natural(bijection: Bijection, theta: Tensor, z: Tensor) -> Tensor:
+def _natural(bijection: Bijection, theta: Tensor) -> Tensor:
     both = [math.isfinite(a) and math.isfinite(b) for a, b in zip(bijection.low, bijection.high, strict=True)]
-    return torch.where(torch.tensor(both, device=theta.device), theta, z)
+    if all(both):
+        return theta
+    return torch.where(torch.tensor(both, device=theta.device), theta, bijection.forward(theta))
 
 
 @dataclass

@@ -304,7 +304,7 @@ class _Chains(Target):
 
     def __call__(self, u: Tensor, chains: Tensor, member: int | None = None) -> Tensor:
         theta = self.parameters.inverse(u)
-        prior = self.prior.log_prob(theta).to(u.device) - self.parameters.log_det(theta)
+        prior = self.prior.log_prob(theta).to(u.device) - self.parameters.log_det_at(u)
         inputs, rows = self.parameters.inputs_of(theta), self.seen[chains]
         mixture = self.emulator if member is None else self.alone[member]
         parts = zip(torch.split(rows, TOGETHER), torch.split(inputs, TOGETHER), strict=True)
