@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from openedm.data import Digits
 from openedm.training import list_checkpoints, load_denoiser
 
 STEPS = 20
@@ -29,6 +30,7 @@ TRAINING = [
     "--tracker=none",
 ]
 SAMPLING = ["--seeds=0-20", "--sampler.levels.num_steps=4", "--sampler.churn.s_churn=5", "--batch_size=8"]
+EVALUATING = ["--data=Arrays", "--held_out=Arrays", "--batch_size=16", "--num_bootstrap=5"]
 SCRIPT = """
 import sys
 from openedm.cli.main import main
@@ -43,6 +45,10 @@ for line in open(sys.argv[1]):
 def folders(openedm, digits_run, tmp_path_factory):
     """What the same commands wrote in one process and in two."""
     root = tmp_path_factory.mktemp("processes")
+    x, labels = Digits("all").load().fetch(range(300))
+    np.savez(root / "train.npz", images=x[:250].numpy(), labels=labels[:250].numpy())
+    np.savez(root / "test.npz", images=x[250:255].numpy(), labels=labels[250:255].numpy())
+    paths = [f"--data.path={root / 'train.npz'}", f"--held_out.path={root / 'test.npz'}"]
     commands = {}
     for name in ("one", "two"):
         folder = root / name
@@ -52,6 +58,13 @@ def folders(openedm, digits_run, tmp_path_factory):
             ["sample", digits_run, folder / "png", *SAMPLING],
             ["sample", digits_run, folder / "samples.npz", "--format=npz", *SAMPLING],
             ["sample", digits_run, folder / "few.png", "--format=grid", *SAMPLING, "--seeds=3-8"],
+        ]
+        kept = [f"--classifier={folder / 'classifier'}", f"--cache={folder / 'cache'}"]
+        evaluating = [*EVALUATING, *paths, *kept]
+        drawing = ["--num=40", "--sampler.levels.num_steps=3", f"--out={folder / 'drawn.json'}"]
+        commands[name] += [
+            ["evaluate", digits_run, *evaluating, *drawing],  # trains the classifier, keeps it and features
+            ["evaluate", folder / "png", *evaluating, f"--out={folder / 'read.json'}"],  # reads both
         ]
     for command in commands["one"]:
         assert openedm(*command).status == 0
@@ -67,6 +80,7 @@ def folders(openedm, digits_run, tmp_path_factory):
         check=False,
     )
     assert finished.returncode == 0, finished.stderr
+    (root / "printed").write_text(finished.stdout)
     return root
 
 
@@ -117,3 +131,13 @@ def test_two_processes_write_the_files_of_one(folders):
     assert len(names) == 21 + 2
     for name in [*(f"png/{name}" for name in names), "few.png"]:  # the few are one batch: a process has none
         assert (folders / "two" / name).read_bytes() == (folders / "one" / name).read_bytes()
+
+
+@pytest.mark.parametrize("name", ["drawn.json", "read.json"])
+def test_two_processes_score_images_as_one_does(folders, name):
+    # To the last digit: the batches are the same.
+    assert (folders / "two" / name).read_bytes() == (folders / "one" / name).read_bytes()
+
+
+def test_only_the_main_process_prints(folders):
+    assert (folders / "printed").read_text().count("\nreport: ") == 2

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from openedm import checks
 from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
 from openedm.cli.guiding import digest, guidance_settings, load_guided
 from openedm.cli.seeds import labels_for
+from openedm.cli.sharing import Batches, batches_of, extract_together, share_weights, told
 from openedm.data import Arrays, Dataset, Digits, ImageFolder, Source
 from openedm.data.files import replacing
 from openedm.guidance import GuidanceWeight, Interval
@@ -27,8 +29,6 @@ from openedm.metrics import (
     TrainedClassifier,
     applicable_metrics,
     compare,
-    extract,
-    image_batches,
     kept_features,
     train_classifier,
 )
@@ -75,6 +75,9 @@ def evaluate(
 
     Grey images are seen by a small classifier trained on the real data, RGB images by EfficientNet-Lite0. Numbers can
     be compared only where the network is the same: the report has its fingerprint.
+
+    Under `torchrun` or `accelerate launch` the processes share the images, batch by batch, and the report is that of
+    one process, to the last digit.
 
     Args:
         samples: a checkpoint or run folder, from which images are drawn and scored without being written; or a folder
@@ -124,30 +127,42 @@ def evaluate(
     chosen = _extractor(extractor, classifier, real)
     if chosen is not None and real.kind == "images":
         chosen.check(real.event_shape)
+    accelerator = make_accelerator()
     drawing = _Drawing(choice, levels, guidance, guiding, weights, num)
-    made = _open(Path(samples), drawing, batch_size)
+    made = _open(Path(samples), drawing, batch_size, accelerator)
     if made.event_shape != real.event_shape:
         raise ValueError(f"samples must have the shape of data, {real.event_shape}, got {made.event_shape}")
     checks.at_least("the number of samples", made.count, 2)
     checks.at_least("the number of images in data", len(real), 4)
     held = _held_out(data, chosen) if held_out is None else held_out.load()
-    network = _network(chosen, classifier, real, seed)
+    accelerator.wait_for_everyone()  # all have seen which files there are before one of them writes
+    network = _network(chosen, classifier, real, seed, accelerator)
     _check_classes(network, made, real, held, given=held_out is not None)
     applicable_metrics(metrics, min(made.count, len(real) // 2, num_pairwise), network.num_classes > 0)
 
-    seen = _look(network, made, labelled=real.num_classes > 0, batch_size=batch_size)
+    def look(batches: Batches, count: int, name: str) -> Features:
+        return extract_together(network, batches, count, batch_size, accelerator, name=name)
+
+    # Arrays and checkpoints give what the sampler gave; a picture is cut to [-1, 1], and so are these.
+    seen = look(lambda mine: _clamped(made.batches(mine)), made.count, "samples")
+    seen = seen if real.num_classes > 0 else dataclasses.replace(seen, labels=None)
     kept = cache if chosen is not None or classifier is not None else None
-    truth = _real(network, real, kept, batch_size)
+    truth = _real(
+        network, real, kept, batch_size, accelerator, lambda: look(batches_of(real, batch_size), len(real), "data")
+    )
+    judged = None if held is None else look(batches_of(held, batch_size), len(held), "held out")
+    if truth is None or not accelerator.is_main_process:
+        return
     report = compare(
         seen,
         truth,
-        held_out=None if held is None else extract(network, image_batches(held, batch_size)),
+        held_out=judged,
         seed=seed,
         num_splits=num_splits,
         metrics=metrics,
         num_pairwise=num_pairwise,
         num_bootstrap=num_bootstrap,
-        device=_device_with_float64(),
+        device="cuda" if accelerator.device.type == "cuda" else "cpu",  # has float64
     )
     report = dataclasses.replace(report, extractor=network.description)
     print(report.table())
@@ -173,12 +188,12 @@ class _Drawing:
 
 @dataclass(frozen=True)
 class _Made:
-    """Generated images that are there, or will be drawn when `batches` is called."""
+    """Generated images that are there, or are drawn as `batches` gives them."""
 
     event_shape: tuple[int, ...]
     count: int
     num_classes: int
-    batches: Callable[[], Iterable[ImageBatch]]
+    batches: Batches
 
 
 def _extractor(extractor: Extractor | None, classifier: str | None, real: Dataset) -> Extractor | None:
@@ -194,7 +209,7 @@ def _extractor(extractor: Extractor | None, classifier: str | None, real: Datase
     return None
 
 
-def _open(path: Path, drawing: _Drawing, batch_size: int) -> _Made:
+def _open(path: Path, drawing: _Drawing, batch_size: int, accelerator: Accelerator) -> _Made:
     if path.suffix == ".npz":
         return _there(Arrays(str(path), key="samples").load(), drawing, batch_size)
     if path.suffix == ".zip" or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
@@ -209,50 +224,68 @@ def _open(path: Path, drawing: _Drawing, batch_size: int) -> _Made:
         raise ValueError("levels='fitted' goes with nfe or a sampler on fixed levels, not with a tolerance")
     num = NUM if drawing.num is None else drawing.num
     return _Made(
-        model.event_shape, num, model.num_classes, lambda: _draw(folder, drawing, made_with, range(num), batch_size)
+        model.event_shape,
+        num,
+        model.num_classes,
+        lambda mine: _draw(folder, drawing, made_with, mine, batch_size, accelerator),
     )
 
 
 def _there(dataset: Dataset, drawing: _Drawing, batch_size: int) -> _Made:
     if drawing != _AS_IS:
         raise ValueError("num and the options of sampling have no effect on images that are there already")
-    return _Made(dataset.event_shape, len(dataset), dataset.num_classes, lambda: image_batches(dataset, batch_size))
+    return _Made(dataset.event_shape, len(dataset), dataset.num_classes, batches_of(dataset, batch_size))
 
 
 _AS_IS = _Drawing(Auto(NFE), "rule", Interval(), None, "ema", None)
 
 
 def _draw(
-    folder: Path, drawing: _Drawing, made_with: dict[str, Any], seeds: Sequence[int], batch_size: int
+    folder: Path,
+    drawing: _Drawing,
+    made_with: dict[str, Any],
+    seeds: Sequence[int],
+    batch_size: int,
+    accelerator: Accelerator,
 ) -> Iterator[ImageBatch]:
-    """Samples batch by batch."""
-    denoiser = load_guided(folder, drawing.weights, drawing.guidance, drawing.guiding).to(make_accelerator().device)
+    """Samples batch by batch; processes wait for each other here, before the first."""
+    denoiser = load_guided(folder, drawing.weights, drawing.guidance, drawing.guiding).to(accelerator.device)
     pilots = pilot_conditions(read_model(folder).event_shape, denoiser.num_classes, None)
-    kept_with = {**made_with, "classes": None}
-    sampler = make_sampler(drawing.choice, drawing.levels, denoiser, pilots, folder / "fitted", kept_with)
+    kept_with, main = {**made_with, "classes": None}, accelerator.is_main_process
+    with accelerator.main_process_first():  # the others read what it has fitted
+        sampler = make_sampler(
+            drawing.choice, drawing.levels, denoiser, pilots, folder / "fitted", kept_with, main=main
+        )
     labels = labels_for(seeds, None, denoiser.num_classes)
-    for drawn, x in sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size):
-        yield x.float(), labels_for(drawn, None, denoiser.num_classes)
+    drawn = sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size)
+    return ((x.float(), labels_for(some, None, denoiser.num_classes)) for some, x in drawn)
 
 
-def _look(network: FeatureNetwork, made: _Made, *, labelled: bool, batch_size: int) -> Features:
-    # Arrays and checkpoints give what the sampler gave; a picture is cut to [-1, 1], and so are these.
-    batches = ((x.clamp(-1, 1), labels) for x, labels in made.batches())
-    seen = extract(network, _shown(batches, made.count, batch_size, "samples"))
-    return seen if labelled else dataclasses.replace(seen, labels=None)
+def _clamped(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
+    return ((x.clamp(-1, 1), labels) for x, labels in batches)
 
 
-def _shown(batches: Iterable[ImageBatch], count: int, batch_size: int, name: str) -> Iterator[ImageBatch]:
-    yield from tqdm(batches, total=-(-count // batch_size), unit="batch", desc=name)
-
-
-def _real(network: FeatureNetwork, real: Dataset, cache: str | None, batch_size: int) -> Features:
-    def progress(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
-        return _shown(batches, len(real), batch_size, "data")
-
+def _real(
+    network: FeatureNetwork,
+    real: Dataset,
+    cache: str | None,
+    batch_size: int,
+    accelerator: Accelerator,
+    look: Callable[[], Features],
+) -> Features | None:
+    """The features of the real images, on the main process: where none are kept, all processes look."""
     if cache is None:
-        return extract(network, progress(image_batches(real, batch_size)))
-    features, path, there = kept_features(real, network, cache, batch_size=batch_size, progress=progress)
+        return look()
+    if not accelerator.is_main_process:
+        return look() if told(False, accelerator) else None
+
+    def look_with_all() -> Features:
+        told(True, accelerator)
+        return look()
+
+    features, path, there = kept_features(real, network, cache, batch_size=batch_size, look=look_with_all)
+    if there:
+        told(False, accelerator)
     print(f"features of the data: {'read from' if there else 'kept in'} {path}")
     return features
 
@@ -285,18 +318,21 @@ def _is_checkpoint(path: Path) -> bool:
     return True
 
 
-def _network(chosen: Extractor | None, path: str | None, real: Dataset, seed: int) -> FeatureNetwork:
-    device = make_accelerator().device
+def _network(
+    chosen: Extractor | None, path: str | None, real: Dataset, seed: int, accelerator: Accelerator
+) -> FeatureNetwork:
     if chosen is not None:
-        return chosen.load().to(device)
-    trained = train_classifier(
-        real, seed=seed, device=device, progress=lambda epochs: tqdm(epochs, unit="epoch", desc="classifier")
-    )
-    if path is not None:
-        trained.save(path)
-        trained = Classifier.load(path).to(device)
+        return chosen.load().to(accelerator.device)
+    if accelerator.is_main_process:
+        trained = train_classifier(
+            real,
+            seed=seed,
+            device=accelerator.device,
+            progress=lambda epochs: tqdm(epochs, unit="epoch", desc="classifier"),
+        )
+        if path is not None:
+            trained.save(path)
+    else:
+        trained = Classifier(real.event_shape, real.num_classes).to(accelerator.device).eval()
+    share_weights(trained)
     return ClassifierFeatures(trained)
-
-
-def _device_with_float64() -> str:
-    return "cuda" if make_accelerator().device.type == "cuda" else "cpu"

@@ -24,7 +24,6 @@ from openedm.metrics.extractors import FeatureNetwork
 from openedm.metrics.frechet import GaussianStatistics
 
 ImageBatch = tuple[Float[Tensor, "_ _ _ _"], Int[Tensor, " _"] | None]
-Progress = Callable[[Iterable[ImageBatch]], Iterable[ImageBatch]]
 
 VERSION = 1
 """Of what is kept and how: files of another version are not found."""
@@ -130,7 +129,7 @@ def kept_features(
     folder: str | os.PathLike[str],
     *,
     batch_size: int = 256,
-    progress: Progress = iter,
+    look: Callable[[], Features] | None = None,
 ) -> tuple[Features, Path, bool]:
     """The features of `dataset`, from `folder` where they are kept, else extracted and kept there.
 
@@ -144,7 +143,7 @@ def kept_features(
         network: see `Extractor.load`.
         folder: made if need be.
         batch_size: images that pass through the network at once.
-        progress: wraps the iterable of batches, as `tqdm` does.
+        look: extracts the features where they are not kept; by default by `extract`, from `image_batches`.
     """
     settings = {
         "version": VERSION,
@@ -159,7 +158,7 @@ def kept_features(
     if found is not None:
         return found, path, True
     path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is refused before the work
-    features = extract(network, progress(image_batches(dataset, batch_size)))
+    features = extract(network, image_batches(dataset, batch_size)) if look is None else look()
     with replacing(path.with_suffix(".json")) as temporary:
         temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
     tensors = {"values": features.values, "probabilities": features.probabilities, "labels": features.labels}
