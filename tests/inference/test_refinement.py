@@ -87,7 +87,7 @@ def test_refinement_is_chosen_only_where_its_gain_is_certain() -> None:
 
 def test_starts_that_are_effective_need_fewer_steps() -> None:
     assert Refinement(num_steps=60).for_share(0.0).num_steps == 60
-    assert Refinement(num_steps=60).for_share(1.0).num_steps == 10
+    assert Refinement(num_steps=60).for_share(1.0).num_steps == 20
 
 
 def test_counts_are_checked() -> None:

@@ -62,8 +62,8 @@ class Refinement(Choice):
         checks.at_least("num_pilots", self.num_pilots, 2)
 
     def for_share(self, share: float) -> "Refinement":
-        """The same with as many steps as starts need of which `share` are effective: from all at 0 to a sixth at 1."""
-        return replace(self, num_steps=max(1, round(self.num_steps * (1 - share + share / 6))))
+        """The same with as many steps as starts need of which `share` are effective: from all at 0 to a third at 1."""
+        return replace(self, num_steps=max(1, round(self.num_steps * (1 - share + share / 3))))
 
     def run(
         self,
