@@ -5,7 +5,7 @@
 """
 
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 from typing import Literal
 
 import numpy as np
@@ -104,13 +104,20 @@ class Averaged:
     """
 
     def __init__(self, average: nn.Module, current: nn.Module) -> None:
-        self._mine: list[Tensor] = list(average.parameters())
-        self._theirs: list[Tensor] = list(current.parameters())
-        self._buffers = list(zip(average.buffers(), current.buffers(), strict=True))
+        self._average, self._current = average, current
+
+    @cached_property
+    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:  # at the first update: sharding replaces parameters
+        return list(self._average.parameters()), list(self._current.parameters())
+
+    @cached_property
+    def _buffers(self) -> list[tuple[Tensor, Tensor]]:
+        return list(zip(self._average.buffers(), self._current.buffers(), strict=True))
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
         """average ← β average + (1 − β) current."""
-        torch._foreach_lerp_(self._mine, self._theirs, 1 - decay)
-        for mine, theirs in self._buffers:
-            mine.copy_(theirs)
+        mine, theirs = self._tensors
+        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        for kept, new in self._buffers:
+            kept.copy_(new)

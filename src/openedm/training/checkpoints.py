@@ -28,6 +28,7 @@ from openedm import checks
 from openedm.choices import from_config, to_config
 from openedm.denoiser import Preconditioned
 from openedm.training.model import Model
+from openedm.training.sharding import placed_like
 
 FORMAT = "openedm-denoiser-1"
 FOLDER = "checkpoints"
@@ -126,7 +127,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path)
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"the weights in {origin} do not fit the network: {'; '.join(wrong[:5])}{more}")
-    module.load_state_dict(dict(tensors))
+    module.load_state_dict({name: placed_like(mine[name], tensor) for name, tensor in tensors.items()})
 
 
 def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -289,12 +290,14 @@ def restore_optimizer(
 
 def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
     """`value` with the strides of `parameter`, which the fused optimiser takes all of a parameter's state to have."""
-    return torch.empty_like(parameter).copy_(value) if value.shape == parameter.shape else value
+    if value.shape != parameter.shape:
+        return value
+    return torch.empty_like(parameter).copy_(placed_like(parameter, value))
 
 
 VALIDATION = frozenset({"validate_every", "validate_samples", "validate_levels"})
 MAY_CHANGE = VALIDATION | {"images", "checkpoint_every", "snapshot_every", "keep", "workers", "patience", "stop_after"}
-MAY_CHANGE |= {"power_average.every", "power_average.precision"}
+MAY_CHANGE |= {"power_average.every", "power_average.precision", "sharding"}
 """Options that a resumed run may change: they do not alter its steps."""
 
 

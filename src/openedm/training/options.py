@@ -36,6 +36,8 @@ class Options(Choice):
         clip_norm: gradients are scaled down to this norm; None leaves them.
         precision: "fp32", or "bf16" for automatic mixed precision (weights and optimiser stay fp32).
         compile: compile the network with torch.compile; the first steps are slow.
+        sharding: "none", where each process holds all weights, moments and averages, or "fsdp", where each holds its
+            slice of them (FSDP2), for networks that would not fit. The steps are the same; one process holds all.
         seed: of the weights, the data's order and all noise.
         validate_every: images between two measurements of the validation loss; 0 for never.
         validate_samples: samples that the validation loss is measured on, at most.
@@ -71,6 +73,7 @@ class Options(Choice):
     clip_norm: float | None = None
     precision: Literal["fp32", "bf16"] = "fp32"
     compile: bool = False
+    sharding: Literal["none", "fsdp"] = "none"
     seed: int = 0
     validate_every: int = 50_000
     validate_samples: int = 256
@@ -98,6 +101,9 @@ class Options(Choice):
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm)
         checks.one_of("precision", self.precision, ("fp32", "bf16"))
+        checks.one_of("sharding", self.sharding, ("none", "fsdp"))
+        if self.sharding == "fsdp" and self.compile:
+            raise ValueError("compile must be false with sharding='fsdp', got True")
         checks.one_of("schedule", self.schedule, ("constant", "cosine"))
         checks.at_least("weight_decay", self.weight_decay, 0)
         checks.finite("weight_decay", self.weight_decay)

@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from openedm.data.files import replacing
 from openedm.training.averaging import Averaged, PowerFunction, exponent
 from openedm.training.checkpoints import find_checkpoint, load_weights, part_of, read_model, read_weights
+from openedm.training.sharding import whole
 
 FORMAT = "openedm-averages-1"
 FOLDER = "averages"
@@ -69,21 +70,24 @@ class PowerAverages:
         for i, network in enumerate(self.networks):
             load_weights(network, part_of(tensors, f"power.{i}"), origin)
 
-    def save(self, run: Path, images: int, step: int) -> None:
+    def save(self, run: Path, images: int, step: int, *, write: bool = True) -> None:
         """Write a snapshot of the averaged parameters, complete or not at all.
 
         Args:
             run: the run folder.
             images: images seen, which name it.
             step: the steps taken.
+            write: whether this process writes; where parameters are shared out, the others only give their slices.
         """
         path = run / FOLDER / f"{images:012d}.safetensors"
         dtype = torch.float16 if self.choice.precision == "fp16" else torch.float32
         tensors = {
-            f"{i}.{name}": p.detach().to("cpu", dtype).contiguous()
+            f"{i}.{name}": whole(p.detach()).to("cpu", dtype).contiguous()
             for i, network in enumerate(self.networks)
             for name, p in network.named_parameters()
         }
+        if not write:
+            return
         about = {"step": step, "sigma_rel": self.choice.sigma_rel}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:

@@ -48,6 +48,7 @@ from openedm.training.options import Options
 from openedm.training.post_hoc import PowerAverages, remove_snapshots
 from openedm.training.processes import make_accelerator
 from openedm.training.randomness import DROPOUT, derived_seed, seed_global
+from openedm.training.sharding import gathered, shard, whole, whole_copy
 from openedm.training.state import Run, run_of
 from openedm.training.steps import LossOf, draw
 from openedm.training.validation import Validation
@@ -106,11 +107,15 @@ class Trainer:
             denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self._plain = LossOf(denoiser, self.objective).to(device).train()
+        choice = options.power_average
+        self._powers = None if choice is None else PowerAverages(choice, denoiser.network)
+        self._sharded = options.sharding == "fsdp" and self.accelerator.num_processes > 1
+        if self._sharded:
+            powers = [] if self._powers is None else self._powers.networks
+            shard([self._plain, self.average, *powers], device, self.accelerator.num_processes)
         trained = {name: p for name, p in self._plain.named_parameters() if p.requires_grad}
         self._names, self._parameters = list(trained), list(trained.values())
         self._averaged = Averaged(self.average, denoiser)
-        choice = options.power_average
-        self._powers = None if choice is None else PowerAverages(choice, denoiser.network)
         settings: dict[str, Any] = {
             "lr": options.learning_rate,
             "betas": (options.beta_1, options.beta_2),
@@ -124,7 +129,7 @@ class Trainer:
         )
         self._best: dict[str, Tensor] | None = None
         self._validation: Validation | None = None
-        self._wrapped: nn.Module = self.accelerator.prepare_model(self._plain)
+        self._wrapped: nn.Module = self._plain if self._sharded else self.accelerator.prepare_model(self._plain)
         self._loss = torch.compile(self._wrapped) if options.compile else self._wrapped
 
     @property
@@ -168,11 +173,15 @@ class Trainer:
                 self._periodic(stopping=stopping)
                 if stopping:
                     break
+        average = self._whole_average()
         if self._best is None:
-            return self.average
-        best = copy.deepcopy(self.average)
-        best.network.load_state_dict(self._best)
+            return average
+        best = copy.deepcopy(average)
+        best.network.load_state_dict(gathered(self._best))
         return best
+
+    def _whole_average(self) -> Preconditioned:
+        return whole_copy(self.average, self.model) if self._sharded else self.average
 
     def _steps(self) -> Iterator[Progress]:
         options, state, accelerator = self.options, self.state, self.accelerator
@@ -219,7 +228,7 @@ class Trainer:
             total += loss.weighted.sum() / options.batch_size
         # torch.nn.utils.get_total_norm, less its sorting of gradients by device: these are on one.
         norms = torch._foreach_norm([p.grad for p in self._parameters if p.grad is not None])
-        norm = torch.linalg.vector_norm(torch.stack(norms))
+        norm = whole(torch.linalg.vector_norm(torch.stack(norms)))
         if options.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, options.clip_norm, norm)
         mean = total if processes == 1 else accelerator.reduce(total, reduction="sum")
@@ -263,24 +272,25 @@ class Trainer:
 
         if (not stopping or self.finished or options.tracks_best) and due(options.validate_every):
             self._validate()
-        main = self.accelerator.is_main_process
-        if main and self.run is not None and self._powers is not None and due(self._powers.choice.every):
-            self._powers.save(self.run, images, self.state.step - self.state.skipped)
+        main, powers = self.accelerator.is_main_process, self._powers
+        if self.run is not None and powers is not None and (main or self._sharded) and due(powers.choice.every):
+            powers.save(self.run, images, self.state.step - self.state.skipped, write=main)
         if self.run is not None and (stopping or due(options.checkpoint_every)):
             self.save()
         if (not stopping or self.finished) and due(options.snapshot_every):
+            average = self._whole_average()
             for observer in self.observers:
-                observer.on_snapshot(images, self.average)
+                observer.on_snapshot(images, average)
         if self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
 
     def _validate(self) -> None:
         accelerator, options = self.accelerator, self.options
-        loss = 0.0
+        loss, average = 0.0, self._whole_average()
         if accelerator.is_main_process:
             if self._validation is None:
                 self._validation = self._new_validation()
-            measured = self._validation.measure(self.average)
+            measured = self._validation.measure(average)
             loss = measured.loss
         if options.tracks_best:
             if accelerator.num_processes > 1:  # all must know the same number, to stop together
@@ -328,7 +338,9 @@ class Trainer:
         if self.run is None:
             raise ValueError("run must be given to save checkpoints, got None")
         path = self.run / FOLDER / f"{self.state.images:012d}"
-        if not self.accelerator.is_main_process or path.exists():
+        main = self.accelerator.is_main_process
+        done = path.exists() if main else not self._sharded  # where weights are sharded, all give their slices
+        if self._any_process(done) if self._sharded else done:
             return
         tensors = {f"network.{name}": t for name, t in self.denoiser.network.state_dict().items()}
         tensors |= flatten_optimizer(self.optimizer, self._names)
@@ -339,7 +351,10 @@ class Trainer:
             tensors |= self._powers.state()
         if self._plain.uncertainty is not None:
             tensors |= {f"uncertainty.{name}": t for name, t in self._plain.uncertainty.state_dict().items()}
-        weights = weights if self._best is None else self._best
+        tensors = gathered(tensors, keep=main)
+        weights = gathered(weights if self._best is None else self._best, keep=main)
+        if not main:
+            return
         save_checkpoint(path, self.model, weights, (tensors, {**asdict(self.state), **self._settings()}))
         remove_checkpoints(self.run, self.options.keep)
         for observer in self.observers:
