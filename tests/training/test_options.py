@@ -38,6 +38,8 @@ def test_options_that_need_others_say_so():
         Options(stop_after=3, validate_every=0)
     with pytest.raises(ValueError, match="rampup must be < images, got rampup=100 and images=100"):
         Options(images=100, rampup=100, schedule="cosine")
+    with pytest.raises(ValueError, match="compile must be false with sharding='fsdp', got True"):
+        Options(sharding="fsdp", compile=True)
 
 
 def test_a_run_with_a_cosine_schedule_ends_with_a_step_of_length_zero(trainer):

@@ -5,16 +5,18 @@ computes. A step is that of one process; in checkpoints all tensors are whole, u
 one process writes. `fully_shard` itself rather than accelerate's plugin, which takes part on accelerators only.
 """
 
+import sys
 from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from openedm.denoiser import Preconditioned
 from openedm.training.model import Model
+
+if TYPE_CHECKING:  # half a second, which only runs that share out weights spend
+    from torch.distributed.tensor import DTensor
 
 
 def shard(modules: Iterable[nn.Module], device: torch.device, processes: int) -> None:
@@ -25,8 +27,12 @@ def shard(modules: Iterable[nn.Module], device: torch.device, processes: int) ->
         device: where they are.
         processes: how many there are.
     """
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
     mesh = init_device_mesh(device.type, (processes,))
     for module in modules:
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # fully_shard takes no other
         for block in _blocks(module):
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
@@ -38,9 +44,14 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     return [block for block in elements if not any(isinstance(inner, nn.ModuleList) for inner in block.modules())]
 
 
+def _is_shared_out(tensor: Tensor) -> "TypeGuard[DTensor]":
+    module = sys.modules.get("torch.distributed.tensor")  # before it was imported there are none
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
 def whole(tensor: Tensor) -> Tensor:
     """All of a tensor that is shared out, on every process, all of which must ask; another tensor as it is."""
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    return tensor.full_tensor() if _is_shared_out(tensor) else tensor
 
 
 def gathered(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
@@ -54,14 +65,16 @@ def gathered(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, T
     for name, tensor in tensors.items():
         entire = whole(tensor)
         if keep:
-            found[name] = entire.cpu() if isinstance(tensor, DTensor) else tensor
+            found[name] = entire.cpu() if _is_shared_out(tensor) else tensor
     return found
 
 
 def placed_like(mine: Tensor, value: Tensor) -> Tensor:
     """`value`, whole, as `mine` is: this process's slice of it where `mine` is shared out. Every process has it all."""
-    if not isinstance(mine, DTensor):
+    if not _is_shared_out(mine):
         return value
+    from torch.distributed.tensor import distribute_tensor
+
     local = value.to(mine.device, mine.dtype)
     return distribute_tensor(local, mine.device_mesh, mine.placements, src_data_rank=None)
 
