@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 import openedm
 from openedm import levels, preconditioning, schedules
 from openedm.choices import Choice, class_path, from_config, to_config
+from openedm.data import Form
 from openedm.inference import Bijection, Box, Columns, Independent, LogNormal, Normal, TorchPrior, Truncated
 from openedm.inference.maps import Coordinates, ParameterMap
 from openedm.sampling import Churn, Heun, Sampler, Solver
@@ -60,6 +61,7 @@ EXAMPLES: dict[type[Choice], Choice] = {
     Independent: Independent([Box((0.0,), (1.0,))]),
     TorchPrior: TorchPrior(torch.distributions.Gamma(2.0, 3.0)),
     Truncated: Truncated(Box((0.0,), (1.0,)), (0.2,), (0.4,)),
+    Form: Form(size=8),
 }
 """Choices whose fields have no defaults, and no values that suit them all."""
 PRIORS = {Independent, TorchPrior, Truncated}
