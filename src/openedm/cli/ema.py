@@ -16,6 +16,8 @@ def ema(run: str, out: str, sigma_rel: float = 0.10, images: int | None = None) 
         sigma_rel: the width of the average relative to the length of training, above 0 and at most 0.288.
         images: the end of the average: the images seen at a snapshot; by default at the last one.
     """
+    if not Path(run).is_dir():
+        raise ValueError(f"run must be the folder of a run, got {run!r}, which is no folder")
     if Path(out).exists():
         raise ValueError(f"{out} exists already: a checkpoint is never overwritten")
     weights = reconstruct(run, sigma_rel, images)
