@@ -50,3 +50,13 @@ def test_arguments_that_do_not_fit_are_refused_before_anything_is_written(
     assert refused.status == 1
     assert message in refused.err
     assert not (tmp_path / "out").exists()
+
+
+def test_the_classes_of_tar_shards_are_left_out_on_request(openedm, folder, tmp_path):
+    assert openedm("data", "convert", folder, tmp_path / "shards", "--size", "8").status == 0
+    done = openedm("data", "convert", tmp_path / "shards", tmp_path / "plain", "--size", "8", "--labels", "none")
+    assert done.status == 0, done.err
+    assert Shards(str(tmp_path / "plain")).load().num_classes == 0
+    refused = openedm("data", "convert", tmp_path / "shards", tmp_path / "out", "--size", "8", "--labels", "folders")
+    assert refused.status == 1
+    assert "labels must be 'auto' or 'none' with a folder of .tar files, got 'folders'" in refused.err

@@ -50,3 +50,12 @@ def test_nothing_is_overwritten_and_a_run_must_be_there(openedm, run, tmp_path):
     done = openedm("ema", tmp_path / "nowhere", tmp_path / "out")
     assert done.status == 1
     assert "run must be the folder of a run, got" in done.err
+
+
+def test_a_run_that_stopped_early_by_its_own_rule_is_done(openedm, tmp_path):
+    sizes = ["--options.images=100000", "--options.batch_size=64", "--options.learning_rate=1e-9"]
+    early = ["--options.validate_every=64", "--options.keep_best=true", "--options.stop_after=2"]
+    done = openedm("train", tmp_path / "run", *MLP, *sizes, *early, *QUIET[1:])
+    assert done.status == 0, done.err
+    assert "trained on" in done.out
+    assert "--resume" not in done.out

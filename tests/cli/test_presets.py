@@ -44,7 +44,7 @@ def test_a_preset_holds_the_numbers_of_the_paper(name):
     options, network = values["options"], values["network"]
     assert {key: getattr(options, key) for key in expected} == expected
     assert (options.rampup, options.beta_1, options.beta_2, options.epsilon) == (10e6, 0.9, 0.999, 1e-8)
-    assert options.augmentation == (None if p is None else Augmentation(p=p))
+    assert options.augmentation == (None if p is None else Augmentation(p=p, aniso_label="angle"))
     assert network.dropout == dropout
     assert values["sampler"].nfe == nfe
     assert values["conditional"] == (num_classes > 0)
@@ -68,7 +68,7 @@ def test_other_files_overrule_a_preset_and_what_is_typed_overrules_both(tmp_path
 def test_augmentation_of_a_preset_can_be_changed_and_left_out():
     assert _parsed("--preset=ffhq64-ddpmpp", "--options.augmentation=null")["options"].augmentation is None
     changed = _parsed("--preset=ffhq64-ddpmpp", "--options.augmentation.p=0.3")["options"].augmentation
-    assert changed == Augmentation(p=0.3)
+    assert changed == Augmentation(p=0.3, aniso_label="angle")
 
 
 @pytest.mark.parametrize("name", ["cifar10-ddpmpp", "imagenet64-adm"])

@@ -151,6 +151,17 @@ def test_archives_that_cannot_be_read_at_any_place_are_refused(tmp_path):
         Shards(str(tmp_path / "absent")).load()
 
 
+@pytest.mark.parametrize("harm", ["cut between files", "cut within a header", "a header changed"])
+def test_an_archive_that_has_lost_files_is_refused(tmp_path, harm):
+    whole = write(tmp_path / "set.tar", {f"{name}.png": PICTURES[name] for name in "0123"}).read_bytes()
+    second = whole.index(b"1.png")
+    changed = whole[:second] + b"x" + whole[second + 1 :]
+    harmed = {"cut between files": whole[:second], "cut within a header": whole[: second + 100]}.get(harm, changed)
+    (tmp_path / "set.tar").write_bytes(harmed)
+    with pytest.raises(ValueError, match=rf"set.tar is damaged or not complete: .* at byte {second}"):
+        Shards(str(tmp_path)).load()
+
+
 def test_the_choice_is_kept_in_files_and_checks_its_values():
     choice = Shards("somewhere", streaming=True, window=100, resolution=8)
     assert from_config(Source, to_config(choice)) == choice

@@ -203,6 +203,14 @@ def test_what_cannot_be_rebuilt_is_an_error_that_lists_what_can(run, trainer, tm
         reconstruct(tmp_path, 0.1)
 
 
+def test_a_snapshot_before_any_step_is_left_out(trainer, tmp_path):
+    choice = PowerFunction(sigma_rel=(0.05, 0.10))
+    averages = PowerAverages(choice, torch.nn.Linear(2, 2))
+    averages.save(tmp_path, 64, 0)
+    averages.save(tmp_path, 128, 1)
+    assert [snapshot.images for snapshot in list_snapshots(tmp_path)] == [128]
+
+
 def test_a_damaged_snapshot_is_an_error_that_names_it(tmp_path):
     folder = tmp_path / "averages"
     folder.mkdir()

@@ -101,11 +101,11 @@ def train(
     if tracker != "none":
         accelerator.end_training()
     if accelerator.is_main_process:
-        stopped = trainer.state.images < options.images
+        stopped = not trainer.finished
         print(f"{'stopped at' if stopped else 'trained on'} {trainer.state.images:,} images; the run is in {run}")
         if stopped:
             print("go on with the same command and --resume true")
-    return 130 if trainer.state.images < options.images else 0
+    return 0 if trainer.finished else 130
 
 
 def _describe(trainer: Trainer, data: str) -> None:

@@ -109,6 +109,9 @@ class Archive:
         return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in paths}
 
 
+BLOCK = tarfile.BLOCKSIZE
+
+
 def tar_members(path: str) -> dict[str, tuple[int, int]]:
     """Where the files of a tar archive begin in it and their sizes, in bytes, by name, in the archive's order.
 
@@ -118,12 +121,18 @@ def tar_members(path: str) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
             members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isreg()}
+            end = archive.offset
     except tarfile.ReadError as error:
         raise ValueError(f"{path} cannot be read as a tar archive without compression: {error}") from error
     length = Path(path).stat().st_size
     for name, (offset, size) in members.items():
         if offset + size > length:
             raise ValueError(f"{path} ends within {name}: the archive is not complete")
+    # To tarfile a header that is damaged or cut is the archive's end, unless it is the first.
+    with open(path, "rb") as file:
+        file.seek(end)
+        if file.read(BLOCK) != bytes(BLOCK):
+            raise ValueError(f"{path} is damaged or not complete: no header and no end of the archive at byte {end}")
     return members
 
 

@@ -86,6 +86,9 @@ class ParquetReader(Reader):
         self._groups = [group for group, size in zip(self._groups, sizes, strict=True) if size]
         self.chunk_sizes = tuple(size for size in sizes if size)
         self._starts = [0, *accumulate(self.chunk_sizes)]
+        self._first: dict[int, int] = {}
+        for (file, _), start in zip(self._groups, self._starts, strict=False):
+            self._first.setdefault(file, start)
         if not self.chunk_sizes:
             raise ValueError(f"{self._files[0]} and its like have no rows")
         self.columns = columns_of(self._file(0).schema_arrow, self._files[0], image, label)
@@ -117,8 +120,7 @@ class ParquetReader(Reader):
     def name(self, index: int) -> str:
         group = bisect.bisect_right(self._starts, index) - 1
         file = self._groups[group][0]
-        first = next(start for start, (other, _) in zip(self._starts, self._groups, strict=False) if other == file)
-        return f"{self._files[file]} row {index - first}"
+        return f"{self._files[file]} row {index - self._first[file]}"
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_open": (0, {}), "_kept": OrderedDict()}

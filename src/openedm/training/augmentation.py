@@ -5,6 +5,8 @@ Each transform is applied with probability p; its parameters are the network's a
 is not applied has label 0. Samples are drawn at label 0, which stands for images as they are:
 
     (x-flip, y-flip, scale, rotation cos θ − 1, sin θ, anisotropic scale a cos 2φ, a sin 2φ, translation right, down)
+
+The paper's label of the anisotropic scale is a cos φ, a sin φ; twice the angle is this library's choice.
 """
 
 import math

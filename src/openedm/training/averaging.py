@@ -50,7 +50,7 @@ class PowerFunction(Choice):
     Args:
         sigma_rel: widths of the averages that are tracked, each above 0 and at most 0.288: the standard deviation of
             the profile, relative to the length of training.
-        every: images between two snapshots. With 20 or more in a run all widths from 0.05 to 0.25 can be rebuilt.
+        every: images between two snapshots. With 24 or more in a run all widths from 0.05 to 0.25 can be rebuilt.
         precision: of the snapshots, "fp16" or "fp32".
 
     Raises:

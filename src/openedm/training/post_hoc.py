@@ -118,7 +118,8 @@ def list_snapshots(run: str | Path) -> list[Snapshot]:
         ValueError: a file is damaged or of another format.
     """
     folder = Path(run) / FOLDER
-    return [_described(path) for path in sorted(folder.glob("*.safetensors")) if path.stem.isdigit()]
+    found = [_described(path) for path in sorted(folder.glob("*.safetensors")) if path.stem.isdigit()]
+    return [snapshot for snapshot in found if snapshot.step > 0]  # before any step there is nothing to average
 
 
 def remove_snapshots(run: Path, after: int) -> None:
@@ -210,7 +211,7 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
     exponent(sigma_rel)
     step = _step_at(snapshots, images)
     found = combine(snapshots, sigma_rel, step)
-    if found.error > REACHABLE:
+    if not found.error <= REACHABLE:
         reached = reachable(snapshots, step)
         within = f"between {reached[0]:.3f} and {reached[1]:.3f}" if reached else "none"
         raise ValueError(

@@ -92,8 +92,15 @@ def pictures_of(source: str, labels: str, table: Table) -> Pictures:
     """The pictures that `source` means, as the help says."""
     path = Path(source)
     if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
-        found = Tars(source) if labels == "auto" or path.is_dir() else None
-        return found if found is not None and (found.labels is not None or path.is_dir()) else Files(source, labels)
+        if path.is_dir() and labels not in ("auto", "none"):
+            raise ValueError(f"labels must be 'auto' or 'none' with a folder of .tar files, got {labels!r}")
+        if path.is_dir() or labels == "auto":
+            found = Tars(source)
+            if labels == "none":
+                found.labels = found.class_names = None
+            if found.labels is not None or path.is_dir():
+                return found
+        return Files(source, labels)
     if path.suffix == ".zip" or (path.is_dir() and local_files(source, table.split) is None):
         return Files(source, labels)
     if labels != "auto":
