@@ -56,6 +56,20 @@ def test_an_ensemble_s_mean_is_the_target_though_members_are_asked_first(without
     assert target.asked < 0.8 * 3 * 4000 * 101
 
 
+class Half(Normals):
+    """Of density 0 below 0."""
+
+    def __call__(self, u, chains, member=None):
+        each = super().__call__(u, chains, member)
+        return torch.where(u[:, 0] > 0, each, -torch.inf)
+
+
+def test_a_chain_that_starts_where_there_is_no_density_comes_away(without_type_checker) -> None:
+    pilots = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+    moved = Refinement(num_steps=60).run(torch.full((1, 50, 1), -0.5), pilots[None], Half((0.0, 0.3), 1.0), [3])
+    assert (moved > 0).all()
+
+
 def test_a_chain_does_not_depend_on_the_others() -> None:
     start, pilots = torch.randn(100, 2), torch.randn(16, 2)
     many = Refinement(num_steps=5).run(start[None], pilots[None], log_normal(0.0, 1.0), [3])[0]

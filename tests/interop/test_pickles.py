@@ -22,9 +22,9 @@ import hostile_files
 from hostile_files import ATTACKS, BOMBS, PROTOCOLS, START, Reduces, named, text
 from openedm.interop.errors import DamagedFileError, UnreadableFileError, UnsafeFileError
 from openedm.interop.pickles import Machine
-from openedm.interop.published import parse_pickle
+from openedm.interop.published import _named_tensors, parse_pickle
 from openedm.interop.records import Record, known_globals
-from openedm.interop.storages import Storage, StoredTensor
+from openedm.interop.storages import Storage, StoredTensor, rebuild_tensor
 
 
 def read(content: bytes) -> object:
@@ -338,3 +338,26 @@ def test_a_tensor_is_described_by_numbers(arguments: tuple[object, ...], message
     content = pickle.dumps(Reduces(torch._utils._rebuild_tensor_v2, (given, *arguments)), 4)
     with pytest.raises(UnreadableFileError, match=message):
         read(content)
+
+
+def test_sets_that_copy_one_list_again_and_again_end_in_an_error() -> None:
+    items = b"".join(b"X" + struct.pack("<I", 6) + b"%06d" % i for i in range(2000))
+    copies = b"cbuiltins\nset\nh\x00\x85R0" * 1000
+    with pytest.raises(DamagedFileError, match="strings of more than"):
+        read(b"\x80\x02]q\x00(" + items + b"e" + copies + b".")
+
+
+def test_a_tensor_without_elements_may_not_be_huge_either() -> None:
+    arguments = (Storage(b"", 0), 0, (2**39, 2**39, 0), (1, 1, 1), False, {})
+    with pytest.raises(DamagedFileError, match="size and stride do not go together"):
+        rebuild_tensor(Machine(b"", {}), arguments)
+
+
+def test_modules_that_hold_themselves_or_are_shared_too_often_end_in_an_error() -> None:
+    own = Record("ModuleDict")
+    own.state["_modules"] = {f"m{i}": own for i in range(30_000)}
+    shared = Record("ModuleDict", {"_parameters": {f"p{i}": None for i in range(3000)}})
+    many = Record("ModuleDict", {"_modules": {f"m{i}": shared for i in range(3000)}})
+    for record in (own, many):
+        with pytest.raises(DamagedFileError, match="more than 200000 entries"):
+            _named_tensors(record)

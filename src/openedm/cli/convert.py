@@ -7,6 +7,7 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from openedm.interop import Published, publish, published_model, read_published, write_published
+from openedm.interop.exchange import new_published
 from openedm.interop.published import dtypes, num_elements
 from openedm.training import find_checkpoint, load_denoiser, read_model, save_checkpoint
 
@@ -60,6 +61,7 @@ def _to_checkpoint(source: Path, out: Path, key: str, weights: str) -> None:
 def _to_published(source: Path, out: Path, key: str, weights: Literal["ema", "raw"]) -> None:
     if key != "ema":
         raise ValueError(f"key must not be given for a checkpoint, got {key!r}")
+    new_published(out)
     folder = find_checkpoint(source)
     model = read_model(folder)
     published = publish(model, load_denoiser(folder, weights))

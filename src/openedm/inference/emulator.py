@@ -35,8 +35,8 @@ class MixtureOptions(Choice):
     Args:
         members: of the ensemble.
         components: numbers of Gaussians to try; where there are several, one member of each is trained for
-            `pilot_steps`, those that come within `NEAR` of the best for four times as many, and the number with the
-            highest held-out likelihood is taken.
+            `pilot_steps`, those that come within `NEAR` of the best for four times as many, at most `steps`, and the
+            number with the highest held-out likelihood is taken.
         width, num_blocks: sizes of each member.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
@@ -132,7 +132,7 @@ def choose(
     Args:
         forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
         u: what the mixture is told.
-        options: `components` are tried, for `pilot_steps`.
+        options: `components` are tried, for `pilot_steps`, and those that come close for up to four times as many.
         seed: as for `fit_mixture`.
 
     Returns:

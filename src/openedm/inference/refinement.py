@@ -96,7 +96,8 @@ class Refinement(Choice):
             if len(passed) == 0:
                 continue
             theirs = target(proposal[passed], passed)
-            correction = _mean(theirs) - value[passed] - gain[passed]
+            new = _mean(theirs)
+            correction = torch.where(value[passed].isneginf() & new.isfinite(), 0.0, new - value[passed] - gain[passed])
             accepted = uniform[passed, 4].log() < correction
             moved = passed[accepted]
             u[moved], each[:, moved] = proposal[moved], theirs[:, accepted]

@@ -79,6 +79,11 @@ def check_arguments(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapp
         raise DamagedFileError(
             f"num_blocks={kwargs['num_blocks']} blocks on {levels} levels are more than the file has"
         )
+    table = state_dict.get("u")
+    if class_name == "iDDPMPrecond" and table is not None and tuple(table.shape) != (kwargs.get("M", 1000) + 1,):
+        raise DamagedFileError(
+            f"u must hold M + 1 = {kwargs.get('M', 1000) + 1} levels, has shape {tuple(table.shape)}"
+        )
     own = {*PRECONDITIONINGS[class_name][1], "use_fp16"}
     own |= {"sigma_min", "sigma_max", "sigma_data"} if class_name == "EDMPrecond" else set()
     default = "SongUNet" if class_name in ("VPPrecond", "VEPrecond") else "DhariwalUNet"

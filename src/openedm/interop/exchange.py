@@ -62,8 +62,8 @@ def read_published(path: str | Path, key: str = "ema", report: Reporter | None =
     return Published(name, given, read_tensors(path), network_name, data)
 
 
-def write_published(path: str | Path, published: Published) -> None:
-    """Write a published network to NAME.safetensors and NAME.json; both appear complete or not at all.
+def new_published(path: str | Path) -> tuple[Path, Path]:
+    """The two files that a published network is written to.
 
     Raises:
         ValueError: the name does not end in .safetensors, or a file is there already.
@@ -75,12 +75,21 @@ def write_published(path: str | Path, published: Published) -> None:
     for there in (path, config):
         if there.exists():
             raise ValueError(f"{there} exists already: a file is never overwritten")
+    return path, config
+
+
+def write_published(path: str | Path, published: Published) -> None:
+    """Write a published network to NAME.safetensors and NAME.json; each appears complete or not at all.
+
+    Raises:
+        ValueError: the name does not end in .safetensors, or a file is there already.
+    """
+    path, config = new_published(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
+    with replacing(path) as temporary, replacing(config) as description:
         write_tensors(temporary, published.state_dict)
-    with replacing(config) as temporary:
         write_json(
-            temporary,
+            description,
             {
                 "format": FORMAT,
                 "class_name": published.class_name,

@@ -22,6 +22,9 @@ from openedm.interop.records import Record, known_globals, plain
 from openedm.interop.storages import StoredTensor
 
 MAX_TENSORS = 100_000
+KINDS = ("_parameters", "_buffers", "_modules")
+MAX_ENTRIES = 200_000
+"""In all dicts of all modules; the published networks have some 10⁴."""
 MAX_MODULES = 100_000
 MAX_DEPTH = 32
 MAX_NAME = 500
@@ -142,11 +145,15 @@ def _named_tensors(record: Record) -> dict[str, StoredTensor]:
     """
     found: dict[str, StoredTensor] = {}
     waiting, seen = [("", record, 0)], 0
+    entries = 0  # of all modules, as often as they are walked: modules may be shared, and hold themselves
     while waiting:
         prefix, module, depth = waiting.pop()
         seen += 1
         if seen > MAX_MODULES or depth > MAX_DEPTH or len(found) > MAX_TENSORS or len(prefix) > MAX_NAME:
             raise DamagedFileError("the network has more modules, or deeper ones, than any published network")
+        entries += sum(len(d) for kind in KINDS if isinstance(d := module.state.get(kind), dict))
+        if entries > MAX_ENTRIES:
+            raise DamagedFileError(f"the network's modules have more than {MAX_ENTRIES} entries")
         passing = module.state.get("_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
             for name, value in _entries(module, kind):

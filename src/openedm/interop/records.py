@@ -125,7 +125,9 @@ def _easy_dict(machine: Machine, arguments: tuple[Any, ...]) -> EasyDict:
 def _set(machine: Machine, arguments: tuple[Any, ...]) -> set[str]:
     if len(arguments) != 1:
         machine.damaged("a set must be made of one list")
-    return set(strings(machine, arguments[0]))
+    items = strings(machine, arguments[0])
+    machine.charge(64 * len(items))  # one opcode copies a whole list
+    return set(items)
 
 
 def _encode(machine: Machine, arguments: tuple[Any, ...]) -> bytes:

@@ -126,7 +126,7 @@ def rebuild_tensor(machine: Machine, arguments: tuple[Any, ...]) -> StoredTensor
     for numbers in ((offset,), size, stride):
         if type(numbers) is not tuple or any(type(n) is not int or not 0 <= n < 2**40 for n in numbers):
             machine.damaged("offset, size and stride of a tensor must be integers >= 0")
-    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or math.prod(size) >= 2**40:
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or math.prod(max(n, 1) for n in size) >= 2**40:
         machine.damaged("a tensor's size and stride do not go together")
     return StoredTensor(storage, offset, size, stride, machine.position)
 

@@ -71,6 +71,7 @@ def evaluate(
     checks.at_least("batch_size", batch_size, 1)
     _check_fit(samples, labels, reference, extractor, held_out)
     network = ClassifierFeatures(extractor) if isinstance(extractor, Classifier) else extractor
+    applicable_metrics(metrics, min(len(samples), len(reference) // 2), network.num_classes > 0)
     made = [(samples[i : i + batch_size], None) for i in range(0, len(samples), batch_size)]
     seen = extract(network, made)
     report = compare(
@@ -112,7 +113,7 @@ def compare(
         num_splits: number of draws.
         metrics: besides the Fréchet distance; all that apply by default.
         num_pairwise: the most images on either side of metrics that compare all pairs: their cost is its square.
-        num_bootstrap: replicates of the bootstrap; 0 leaves the Fréchet distance's error out.
+        num_bootstrap: replicates of the Fréchet distance's bootstrap; 0 leaves its error out.
         device: where to compute; needs float64.
 
     Raises:
@@ -123,6 +124,8 @@ def compare(
     checks.at_least("the number of images in reference", len(real), 4)
     checks.at_least("num_splits", num_splits, 1)
     checks.at_least("num_pairwise", num_pairwise, max(FEWEST.values()))
+    if num_bootstrap:
+        checks.at_least("num_bootstrap", num_bootstrap, 2)
     if made.fingerprint != real.fingerprint:
         raise ValueError("made and real must be features of one network, got those of two")
     n = min(len(made), len(real) // 2)
