@@ -12,6 +12,8 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
+from openedm import checks
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -20,6 +22,14 @@ _ORIENTATION = 0x0112
 _TURNED = ("JPEG", "MPO", "WEBP")  # Pillow turns TIFF by itself, and must decode a PNG to know
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+
+
+def check_form(resolution: int | None, channels: int | None) -> None:
+    """Raise ValueError unless pictures can be asked for in this form; None leaves them as they are."""
+    if resolution is not None:
+        checks.at_least("resolution", resolution, 1)
+    if channels is not None:
+        checks.one_of("channels", channels, (1, 3, 4))
 
 
 def read_shape(file: BufferedIOBase, name: str) -> tuple[int, int, int]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from openedm import checks
 from openedm.data.archive import Archive
 from openedm.data.dataset import Batch, Dataset, Indices, InMemory, Source, as_float, as_index
-from openedm.data.decoding import SUFFIXES, read_picture, read_shape
+from openedm.data.decoding import SUFFIXES, check_form, read_picture, read_shape
 
 MEMORY = 256 * 2**20
 """Sets up to so many bytes, as files and as pixels, are decoded when loaded and kept in memory."""
@@ -45,10 +45,7 @@ class ImageFolder(Source):
     labels: Literal["auto", "folders", "json", "none"] = "auto"
 
     def __post_init__(self) -> None:
-        if self.resolution is not None:
-            checks.at_least("resolution", self.resolution, 1)
-        if self.channels is not None:
-            checks.one_of("channels", self.channels, (1, 3, 4))
+        check_form(self.resolution, self.channels)
         checks.one_of("labels", self.labels, ("auto", "folders", "json", "none"))
 
     def load(self) -> Dataset:

@@ -22,7 +22,7 @@ from torch import Tensor
 from openedm import checks
 from openedm.data.converting import FORMAT, INDEX, MANIFEST
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, InMemory, Source, as_float, as_index
-from openedm.data.decoding import read_picture, read_shape
+from openedm.data.decoding import check_form, read_picture, read_shape
 from openedm.data.folder import MEMORY
 from openedm.data.webdataset import places, tar_files
 
@@ -57,10 +57,7 @@ class Shards(Source):
     def __post_init__(self) -> None:
         checks.at_least("window", self.window, 1)
         checks.at_least("lanes", self.lanes, 1)
-        if self.resolution is not None:
-            checks.at_least("resolution", self.resolution, 1)
-        if self.channels is not None:
-            checks.one_of("channels", self.channels, (1, 3, 4))
+        check_form(self.resolution, self.channels)
 
     def load(self) -> Dataset:
         root = Path(self.path)

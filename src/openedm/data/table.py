@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openedm import checks
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, InMemory, Source, as_float, as_index
-from openedm.data.decoding import read_picture, read_shape
+from openedm.data.decoding import check_form, read_picture, read_shape
 from openedm.data.folder import MEMORY
 from openedm.data.rows import MappedReader, ParquetReader, Reader, extra
 
@@ -28,8 +28,9 @@ class Table(Source):
     `streaming` nothing is copied, and Parquet is read from where it lies, row group by row group.
 
     Args:
-        path: the name of a set on the Hub (owner/name); or a .parquet or .arrow file, a folder of them, a pattern with
-            *, or a URL that fsspec reads.
+        path: the name of a set on the Hub (owner/name); or a .parquet or .arrow file, a folder of them, or a pattern
+            with *; or the URL of one Parquet file that fsspec reads, which is never copied: use `streaming` for large
+            ones.
         subset: of a set on the Hub, where it has several (also called configurations).
         split: which part. In a folder, the files whose name begins with it; "train" is all where none is named so.
         image: the column of pictures; by default the only one that can be.
@@ -57,10 +58,7 @@ class Table(Source):
     def __post_init__(self) -> None:
         checks.at_least("window", self.window, 1)
         checks.at_least("lanes", self.lanes, 1)
-        if self.resolution is not None:
-            checks.at_least("resolution", self.resolution, 1)
-        if self.channels is not None:
-            checks.one_of("channels", self.channels, (1, 3, 4))
+        check_form(self.resolution, self.channels)
 
     def load(self) -> Dataset:
         reader = self.reader()
