@@ -58,7 +58,7 @@ def inception_score_error(probabilities: Float[Tensor, "samples classes"], *, nu
     generator = torch.Generator().manual_seed(seed)
     p = probabilities.double()
     entropy = torch.xlogy(p, p).sum(1)
-    counts = torch.stack([_counts(len(p), generator) for _ in range(num)]) / len(p)
+    counts = torch.stack([_counts(len(p), generator) for _ in range(num)]).to(p.device) / len(p)
     means = counts @ p
     scores: Tensor = (counts @ entropy - torch.xlogy(means, means).sum(1)).exp()
     return float(scores.std())
