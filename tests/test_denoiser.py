@@ -1,6 +1,7 @@
 """The one interface: how σ may be given, what dtype comes back, what a network is fed, what is refused."""
 
 import math
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Precondition
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.networks import MLP
 from openedm.preconditioning import EDM, IDDPM, VE, VP, Adapter, Preconditioning
+from openedm.sampling import Sampler, sample_batches
 from openedm.schedules import float64
 from properties.strategies import EPS, all_preconditionings, sigmas
 
@@ -167,6 +169,13 @@ def test_shapes_that_do_not_fit_are_named() -> None:
         denoiser(torch.zeros(4, 3, 8, 9), 1.0)
     with pytest.raises(ValueError, match=r"condition must have one row a sample \(4\), got 5 rows"):
         denoiser(x, 1.0, torch.zeros(5, dtype=torch.long))
+    with pytest.raises(TypeError, match="condition must be a tensor with one row a sample, or None, got list"):
+        denoiser(x, 1.0, [0, 1, 2, 3])  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="condition must be a tensor with one row a sample, got a single number, 3"):
+        denoiser(x, 1.0, torch.tensor(3))
+    for draw in (Sampler().sample, partial(sample_batches, Sampler(), batch_size=2)):
+        with pytest.raises(TypeError, match="condition must be a tensor with one row a sample, or None, got list"):
+            list(draw(denoiser, [0, 1], condition=[0, 1]))  # type: ignore[operator]
 
 
 @pytest.mark.parametrize("channels", [1, 2])

@@ -85,9 +85,11 @@ class Denoiser(nn.Module, ABC):
         """Refuse a condition that does not go with `count` samples.
 
         Raises:
+            TypeError: it is no tensor of rows.
             ValueError: it has not one row a sample; or, with a `condition_shape`, it is missing, has another shape or
                 neither one row a sample nor a single one.
         """
+        refuse_no_rows(condition)
         shape = self.condition_shape
         if shape is None:
             if condition is not None and condition.shape[0] != count:
@@ -136,6 +138,16 @@ def per_sample(values: Float64[Tensor, "*batch_or_none"], x: Float[Tensor, "batc
 
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+
+
+def refuse_no_rows(condition: object) -> None:
+    """Raise TypeError unless the condition is None or a tensor that has rows."""
+    if condition is None:
+        return
+    if not isinstance(condition, Tensor):
+        raise TypeError(f"condition must be a tensor with one row a sample, or None, got {type(condition).__name__}")
+    if condition.ndim == 0:
+        raise TypeError(f"condition must be a tensor with one row a sample, got a single number, {condition.item()}")
 
 
 def refuse_dropout(denoiser: Denoiser) -> None:

@@ -14,7 +14,7 @@ from torch import Tensor
 from openedm import checks
 from openedm.allocation import keep_freed_memory
 from openedm.choices import Choice
-from openedm.denoiser import Condition, Denoiser, refuse_dropout
+from openedm.denoiser import Condition, Denoiser, refuse_dropout, refuse_no_rows
 from openedm.levels import Karras, Levels
 from openedm.sampling.grid import Churn, Final, Grid
 from openedm.sampling.noise import NoiseSource, SeededNoise
@@ -240,6 +240,7 @@ class Sampler(Choice):
 
 def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
     """On the host, before the run: a network on a device cannot look at its labels without waiting for them."""
+    refuse_no_rows(condition)
     if condition is None or condition.ndim != 1 or condition.is_floating_point() or condition.device.type != "cpu":
         return
     wrong = condition[(condition < -1) | (condition >= denoiser.num_classes)]
@@ -277,6 +278,7 @@ def sample_batches(
         noise: the source of noise of some seeds, such as `BrownianNoise`.
     """
     checks.at_least("batch_size", batch_size, 1)
+    refuse_no_rows(condition)
     if denoiser.condition_shape is not None:
         denoiser.check_condition(condition, len(seeds))
     elif condition is not None and len(condition) != len(seeds):
