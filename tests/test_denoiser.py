@@ -10,8 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned, per_sample
+from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned, hasten, per_sample
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.guidance import Guided
 from openedm.networks import MLP
 from openedm.preconditioning import EDM, IDDPM, VE, VP, Adapter, Preconditioning
 from openedm.sampling import Sampler, sample_batches
@@ -206,3 +207,40 @@ def test_a_network_refuses_to_denoise_where_its_noise_embedding_is_infinite() ->
     denoiser = Preconditioned(MLP(8, 1).build((2,), seed=0), EDM())
     with pytest.raises(ValueError, match=r"sigma must be finite and > 0 for EDM\(\), got 0.0"):
         denoiser(torch.ones(1, 2), 0.0)
+
+
+def test_hastened_networks_compute_in_bfloat16_and_files_stay_as_they_were() -> None:
+    seen: list[torch.dtype] = []
+
+    class Network(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(2, 2)
+
+        def forward(self, x: Tensor, c_noise: Tensor, condition: Condition) -> Tensor:
+            y: Tensor = self.layer(x)
+            seen.append(y.dtype)
+            return y
+
+    main, other = (Preconditioned(Network(), EDM(), event_shape=(2,)) for _ in range(2))
+    pair = Guided(main, other, 2.0)
+    x = noisy(2)[:, :2]
+    exact = pair(x, 1.0)
+    before = {name: value.clone() for name, value in pair.state_dict().items()}
+    assert hasten(pair, precision="bf16") is pair
+    rounded = pair(x, 1.0)
+    assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
+    assert rounded.dtype == exact.dtype
+    assert 0 < (rounded - exact).abs().max() < 0.1
+    assert before.keys() == pair.state_dict().keys()
+    assert all(torch.equal(value, pair.state_dict()[name]) for name, value in before.items())
+    assert torch.equal(hasten(pair)(x, 1.0), exact)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_what_cannot_be_hastened_is_named() -> None:
+    exact = ExactDataset(torch.zeros(1, 2))
+    with pytest.raises(ValueError, match="denoiser must have a network to be hastened, ExactDataset has none"):
+        hasten(exact, precision="bf16")
+    with pytest.raises(ValueError, match="precision must be"):
+        hasten(exact, precision="fp16")  # type: ignore[arg-type]

@@ -97,6 +97,38 @@ def test_weights_and_sampler_are_those_asked_for(openedm, digits_run, tmp_path):
     np.testing.assert_allclose(numbers(tmp_path / "a.npz")["samples"], x.numpy(), atol=1e-5)
 
 
+def test_mixed_precision_draws_nearly_the_same_samples_and_is_one_of_their_settings(openedm, digits_run, tmp_path):
+    for precision in ("fp32", "bf16"):
+        assert openedm(
+            "sample", digits_run, tmp_path / f"{precision}.npz", "--format=npz", "--seeds=0-3", STEPS,
+            f"--precision={precision}",
+        ).status == 0  # fmt: skip
+    exact, rounded = (numbers(tmp_path / f"{precision}.npz")["samples"] for precision in ("fp32", "bf16"))
+    assert 1e-5 < np.abs(exact - rounded).max() < 0.1
+    assert np.abs(exact - rounded).mean() < 0.01
+    assert openedm("sample", digits_run, tmp_path / "out", "--seeds=0", STEPS, "--precision=bf16").status == 0
+    assert json.loads((tmp_path / "out" / "settings.json").read_text())["precision"] == "bf16"
+    result = openedm("sample", digits_run, tmp_path / "out", "--seeds=0-1", STEPS)
+    assert result.status == 1
+    assert "holds samples drawn with other settings" in result.err
+
+
+@pytest.mark.usefixtures("without_type_checker")  # which dynamo cannot follow
+def test_compiled_networks_draw_the_same_samples(openedm, digits_run, tmp_path, monkeypatch):
+    compiled = []
+
+    def compile_without_code(network, **options):  # generated code takes a minute to build
+        compiled.append(type(network).__name__)
+        network._compiled_call_impl = torch.compile(network._call_impl, backend="aot_eager")
+
+    monkeypatch.setattr(torch.nn.Module, "compile", compile_without_code)
+    arguments = (digits_run, tmp_path / "a.npz", "--format=npz", "--seeds=0-2", STEPS, "--compile=true")
+    assert openedm("sample", *arguments).status == 0
+    assert compiled == ["UNet"]
+    x = expected(digits_run, [0, 1, 2], [0, 1, 2])
+    np.testing.assert_allclose(numbers(tmp_path / "a.npz")["samples"], x.numpy(), atol=1e-4)
+
+
 def test_an_earlier_checkpoint_can_be_named(openedm, digits_run, tmp_path):
     first = digits_run / "checkpoints" / "000000000320"
     assert openedm("sample", first, tmp_path / "a.npz", "--format=npz", "--seeds=5", STEPS).status == 0

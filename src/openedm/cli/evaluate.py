@@ -12,11 +12,12 @@ from tqdm.auto import tqdm
 
 from openedm import checks
 from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
-from openedm.cli.guiding import digest, guidance_settings, load_guided
+from openedm.cli.guiding import Precision, digest, guidance_settings, load_guided
 from openedm.cli.seeds import labels_for
 from openedm.cli.sharing import Batches, batches_of, extract_together, share_weights, told
 from openedm.data import Arrays, Dataset, Digits, ImageFolder, Source
 from openedm.data.files import replacing
+from openedm.denoiser import hasten
 from openedm.guidance import GuidanceWeight, Interval
 from openedm.metrics import (
     Classifier,
@@ -59,6 +60,8 @@ def evaluate(
     guidance: GuidanceWeight = Interval(),
     guiding: str | None = None,
     weights: Literal["ema", "raw"] = "ema",
+    precision: Precision = "fp32",
+    compile: bool = False,
     extractor: Extractor | None = None,
     classifier: str | None = None,
     metrics: list[Metric] | None = None,
@@ -90,7 +93,7 @@ def evaluate(
             it has one.
         num: how many images to draw from a checkpoint, with seeds 0 … num − 1 and the classes in turn; 1000 by default.
         nfe: how many network evaluations a sample may take: solver and noise levels are then chosen by rule. This and
-            the following, up to `weights`, are as in `openedm sample`.
+            the following, up to `compile`, are as in `openedm sample`.
         tolerance: the error a sample may have instead, in data units.
         sigma_min: the lowest noise level with nfe or tolerance.
         sigma_max: the highest.
@@ -99,6 +102,8 @@ def evaluate(
         guidance: how strongly the samples are guided.
         guiding: another checkpoint or run to guide away from.
         weights: ema, the averaged weights, or raw, those of the last step.
+        precision: fp32, or bf16 for networks in mixed precision.
+        compile: compile the networks that draw.
         extractor: the network to see with: EfficientNetLite0, Inception (published FID, with weights from a file),
             TrainedClassifier.
         classifier: a file: read the classifier from there, or train it and keep it there.
@@ -131,7 +136,7 @@ def evaluate(
     if chosen is not None and real.kind == "images":
         chosen.check(real.event_shape)
     accelerator = make_accelerator()
-    drawing = _Drawing(choice, levels, guidance, guiding, weights, num)
+    drawing = _Drawing(choice, levels, guidance, guiding, weights, precision, compile, num)
     made = _open(Path(samples), drawing, batch_size, accelerator)
     if made.event_shape != real.event_shape:
         raise ValueError(f"samples must have the shape of data, {real.event_shape}, got {made.event_shape}")
@@ -186,6 +191,8 @@ class _Drawing:
     guidance: GuidanceWeight
     guiding: str | None
     weights: Literal["ema", "raw"]
+    precision: Precision
+    compile: bool
     num: int | None
 
 
@@ -240,7 +247,7 @@ def _there(dataset: Dataset, drawing: _Drawing, batch_size: int) -> _Made:
     return _Made(dataset.event_shape, len(dataset), dataset.num_classes, batches_of(dataset, batch_size))
 
 
-_AS_IS = _Drawing(Auto(NFE), "rule", Interval(), None, "ema", None)
+_AS_IS = _Drawing(Auto(NFE), "rule", Interval(), None, "ema", "fp32", False, None)
 
 
 def _draw(
@@ -259,6 +266,7 @@ def _draw(
         sampler = make_sampler(
             drawing.choice, drawing.levels, denoiser, pilots, folder / "fitted", kept_with, main=main
         )
+    hasten(denoiser, precision=drawing.precision, compile=drawing.compile)
     labels = labels_for(seeds, None, denoiser.num_classes)
     drawn = sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size)
     return ((x.float(), labels_for(some, None, denoiser.num_classes)) for some, x in drawn)

@@ -10,6 +10,8 @@ from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.training import find_checkpoint, load_denoiser, read_model
 from openedm.training.checkpoints import read_progress
 
+Precision = Literal["fp32", "bf16"]
+
 
 def guidance_settings(
     folder: Path, weights: Literal["ema", "raw"], guidance: GuidanceWeight, guiding: str | None
@@ -48,6 +50,14 @@ def load_guided(
     if guiding is not None:
         return Guided(denoiser, load_denoiser(guiding, weights), guidance)
     return denoiser if guidance.is_one else ClassifierFree(denoiser, guidance)
+
+
+def speed_settings(precision: Precision, compile: bool) -> dict[str, Any]:
+    """What of `hasten` changes samples, if only in their last digits; nothing where nothing is asked for."""
+    return {
+        **({} if precision == "fp32" else {"precision": precision}),
+        **({"compile": True} if compile else {}),
+    }
 
 
 def digest(folder: Path, weights: Literal["ema", "raw"]) -> str:
