@@ -5,7 +5,14 @@ import pytest
 import torch
 
 from golden import golden_arrays, golden_json, needs_golden
-from openedm.interop import edm_choice, edm_denoiser, edm_network, load_edm_state_dict, published_names
+from openedm.interop import (
+    edm_choice,
+    edm_denoiser,
+    edm_network,
+    load_edm_state_dict,
+    published_filters,
+    published_names,
+)
 from openedm.levels import iddpm_table
 from openedm.networks import ADMUNet, SongUNet
 from openedm.networks.layers import filter_kernel
@@ -81,6 +88,37 @@ def test_without_class_or_augmentation_it_is_still_the_reference(name):
     _assert_matches(without_class, given["D_nolabels"])
     _assert_matches(without_augmentation, given["D_noaug"])
     assert torch.equal(by_label, without_augmentation)
+
+
+@needs_golden
+@each_entry
+def test_the_names_and_filters_are_all_those_of_the_reference(name):
+    denoiser, _ = _entry(name)
+    arrays = golden_arrays(f"networks/{INDEX[name]['file']}")
+    names = {key.removeprefix("sd/model.") for key in arrays if key.startswith("sd/model.")}
+    filters = published_filters(denoiser.network)
+    assert names == {*published_names(denoiser.network).values(), *filters}
+    for published, kernel in filters.items():
+        given = torch.from_numpy(arrays[f"sd/model.{published}"]).float()
+        torch.testing.assert_close(kernel, given, rtol=1e-3, atol=0)  # kept in half precision
+
+
+def test_networks_with_skip_paths_have_filters_on_the_paths_too():
+    network = edm_network({**OPTIONS, "encoder_type": "skip", "decoder_type": "skip", "channel_mult": [1, 1, 1]})
+    assert sorted(name.removesuffix(".resample_filter") for name in published_filters(network)) == [
+        "dec.4x4_aux_up",
+        "dec.4x4_up.conv0",
+        "dec.4x4_up.skip",
+        "dec.8x8_aux_up",
+        "dec.8x8_up.conv0",
+        "dec.8x8_up.skip",
+        "enc.2x2_aux_down",
+        "enc.2x2_down.conv0",
+        "enc.2x2_down.skip",
+        "enc.4x4_aux_down",
+        "enc.4x4_down.conv0",
+        "enc.4x4_down.skip",
+    ]
 
 
 @needs_golden

@@ -1,6 +1,13 @@
 """Networks and samples from elsewhere: the files that the EDM authors published, and the model hub."""
 
-from openedm.interop.edm import edm_choice, edm_denoiser, edm_network, load_edm_state_dict, published_names
+from openedm.interop.edm import (
+    edm_choice,
+    edm_denoiser,
+    edm_network,
+    load_edm_state_dict,
+    published_filters,
+    published_names,
+)
 from openedm.interop.errors import DamagedFileError, UnreadableFileError, UnsafeFileError
 from openedm.interop.exchange import publish, published_model, read_published, write_published
 from openedm.interop.hub import Pretrained
@@ -18,6 +25,7 @@ __all__ = [
     "load_edm_state_dict",
     "publish",
     "published_model",
+    "published_filters",
     "published_names",
     "read_published",
     "write_published",

@@ -173,6 +173,8 @@ def edm_choice(kwargs: Mapping[str, Any]) -> SongUNet | ADM:
 def published_names(network: UNetBody) -> dict[str, str]:
     """For each name in the network's state dict, the name in the published files, without the leading `model.`.
 
+    The constant filters of the published files have no name here: see `published_filters`.
+
     >>> from openedm.networks import UNet
     >>> published_names(UNet(16, 3, 3, model_channels=8, channel_mult=(1, 2)))["encoder.1.down.conv0.weight"]
     'enc.8x8_down.conv0.weight'
@@ -183,6 +185,25 @@ def published_names(network: UNetBody) -> dict[str, str]:
         prefix = next(p for p in prefixes if name.startswith(p))
         names[name] = prefixes[prefix] + name.removeprefix(prefix)
     return names
+
+
+def published_filters(network: UNetBody) -> dict[str, Tensor]:
+    """The `resample_filter` buffers of the published files, by their names: what `published_names` leaves out.
+
+    >>> from openedm.networks import UNet
+    >>> list(published_filters(UNet(16, 3, 3, model_channels=8, channel_mult=(1, 2))))[:2]
+    ['enc.8x8_down.conv0.resample_filter', 'enc.8x8_down.skip.resample_filter']
+    """
+    sizes = [f"{r}x{r}" for r in network.resolutions]
+    owners = [f"enc.{size}_down.{part}" for size in sizes[1:] for part in ("conv0", "skip")]
+    for size, level in zip(sizes[1:], list(network.encoder)[1:], strict=True):
+        if level.auxiliary is not None:
+            owners.append(f"enc.{size}_{'aux_down' if isinstance(level.auxiliary, SkipPath) else 'aux_residual'}")
+    owners += [f"dec.{size}_up.{part}" for size in reversed(sizes[:-1]) for part in ("conv0", "skip")]
+    if network.up_image is not None:
+        owners += [f"dec.{size}_aux_up" for size in reversed(sizes[:-1])]
+    kernel = filter_kernel(network.resample_filter)[None, None]
+    return {f"{owner}.resample_filter": kernel.clone() for owner in owners}
 
 
 def load_edm_state_dict(network: UNetBody, state_dict: Mapping[str, Weights]) -> None:

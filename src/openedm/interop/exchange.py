@@ -13,7 +13,7 @@ import torch
 
 from openedm.data.files import replacing
 from openedm.denoiser import Preconditioned
-from openedm.interop.edm import FREQUENCIES, PRECONDITIONINGS, edm_choice, published_names
+from openedm.interop.edm import FREQUENCIES, PRECONDITIONINGS, edm_choice, published_filters, published_names
 from openedm.interop.published import Published, Reporter, read_pickle
 from openedm.interop.records import plain
 from openedm.networks import ADM, DDPMpp, NCSNpp, SongUNet, UNetBody
@@ -159,6 +159,7 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
     state = {f"model.{name}": network.state_dict()[own] for own, name in published_names(network).items()}
     if f"model.{FREQUENCIES}" in state:
         state[f"model.{FREQUENCIES}"] = state[f"model.{FREQUENCIES}"] / (2 * math.pi)
+    state |= {f"model.{name}": kernel for name, kernel in published_filters(network).items()}
     if isinstance(precond, IDDPM) and precond.table is not None:
         state["u"] = torch.tensor(precond.table, dtype=torch.float64)
     return Published(class_name, kwargs, state, kwargs["model_type"])
