@@ -2,6 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -12,12 +13,16 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from elsewhere import elsewhere
-from fitted import tiny_posterior
+from fitted import TINY, tiny_posterior
 from openedm import conditioning, guidance, likelihood, measurements, networks, objective, preconditioning, sampling
 from openedm.data import InMemory
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.inference.fitting import fit
+from openedm.inference.parametric import Box
+from openedm.inference.priors import TorchPrior
 from openedm.inference.trained import DenoiserPosterior
+from openedm.inference.truncated import Truncated
 from openedm.levels import Karras
 from openedm.metrics.bootstrap import frechet_error, inception_score_error
 from openedm.metrics.c2st import c2st
@@ -186,6 +191,16 @@ def test_likelihood(away: torch.device, trace: likelihood.Trace) -> None:
     )
 
 
+@pytest.mark.parametrize("generator_away", [True, False])
+def test_a_mixture_draws_whichever_device_the_generator_is_for(away: torch.device, generator_away: bool) -> None:
+    mixture = GaussianMixture([0.4, 0.6], [[3.0], [1.0]], [[[1e-4]], [[0.1]]])
+    expected = mixture.sample(5, torch.Generator().manual_seed(2))
+    generator = torch.Generator(away if generator_away else "cpu").manual_seed(2)
+    drawn = mixture.to(away).sample(5, generator)
+    assert drawn.device == away
+    torch.testing.assert_close(drawn.cpu(), expected)
+
+
 def test_exact_denoisers(away: torch.device) -> None:
     sampler, data = Sampler(levels=Karras(num_steps=4)), torch.randn(20, 2)
     same(away, lambda move: sampler.sample(move(ExactDataset(data)), [0, 1]))
@@ -299,6 +314,24 @@ def test_posterior(away: torch.device, tmp_path: Path) -> None:
 
     same(away, lambda move: load(move).sample(x, 20, seed=1))
     same(away, lambda move: load(move).log_prob(torch.tensor([[0.1, 0.2]]), x))
+
+
+@pytest.mark.parametrize("kind", ["truncated", "gamma"])
+def test_priors_are_asked_on_the_host(away: torch.device, kind: str, tmp_path: Path) -> None:
+    prior = Truncated(Box([0.1, 0.1], [2.0, 2.0]), [0.2, 0.2], [1.5, 1.5])
+    gamma = TorchPrior(torch.distributions.Gamma(torch.tensor([2.0, 3.0]), torch.tensor([1.0, 2.0])))
+    theta = prior.sample(400, seed=1)
+    noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(2))
+    fitted = fit(theta, theta + 0.3 * noise, prior, settings=TINY)
+    refined = fitted._with(replace(fitted.parts, refinement=TINY.refinement))
+    refined.prior = prior if kind == "truncated" else gamma
+    refined.save(tmp_path / "posterior")
+    x = torch.ones(2)
+    posterior = DenoiserPosterior.load(tmp_path / "posterior", away)
+    assert posterior.parts.refinement is not None
+    samples = posterior.sample(x, 20, seed=1)
+    assert samples.device == away
+    assert posterior.log_prob(samples, x).isfinite().all()
 
 
 def test_metrics(away: torch.device) -> None:

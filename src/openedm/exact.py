@@ -207,9 +207,11 @@ class GaussianMixture(Denoiser):
         return torch.einsum("bk,bkn->bn", responsibilities, estimates).to(x.dtype)
 
     def sample(self, count: int, generator: torch.Generator, sigma: float = 0.0) -> Float64[Tensor, "count features"]:
-        """`count` draws from p(x; σ)."""
-        component = torch.multinomial(self.weights, count, replacement=True, generator=generator)
-        unit = torch.randn(count, self.means.shape[1], dtype=torch.float64, generator=generator)
+        """`count` draws from p(x; σ), on the denoiser's device, whichever device the generator is for."""
+        there, here = generator.device, self.means.device
+        component = torch.multinomial(self.weights.to(there), count, replacement=True, generator=generator).to(here)
+        shape = count, self.means.shape[1]
+        unit = torch.randn(shape, dtype=torch.float64, generator=generator, device=there).to(here)
         scaled = unit * (self.eigenvalues[component] + sigma**2).sqrt()
         return self.means[component] + torch.einsum("bm,bnm->bn", scaled, self.eigenvectors[component])
 

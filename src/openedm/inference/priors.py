@@ -71,8 +71,12 @@ class TorchPrior(Prior):
 
     def _draw(self, n: int, seed: int) -> Tensor:
         # torch's distributions know the global generator alone; its state is put back.
-        with torch.random.fork_rng(), torch.no_grad():
-            torch.manual_seed(seed)
+        on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # where its parameters may lie
+        devices = [torch.cuda.current_device()] if on_gpu else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                torch.cuda.manual_seed(seed)
             return self._event.sample((n,)).reshape(n, self.dim).cpu()
 
     def _density(self, theta: Tensor) -> Tensor:

@@ -264,7 +264,7 @@ class DenoiserPosterior(Posterior):
         inputs, rows = self.parts.parameters.inputs_of(theta), seen.expand(len(theta), -1)
         parts = zip(torch.split(rows, TOGETHER), torch.split(inputs, TOGETHER), strict=True)
         likelihood = torch.cat([self.parts.emulator.log_prob(theirs, ours) for theirs, ours in parts])
-        return likelihood.double() + self.prior.log_prob(theta).to(theta.device)
+        return likelihood.double() + self.prior.log_prob(theta.cpu()).to(theta.device)
 
     @torch.no_grad()
     def _refine(self, u: Tensor, x: Tensor, y: Tensor, seeds: Sequence[int]) -> Tensor:
@@ -304,7 +304,7 @@ class _Chains(Target):
 
     def __call__(self, u: Tensor, chains: Tensor, member: int | None = None) -> Tensor:
         theta = self.parameters.inverse(u)
-        prior = self.prior.log_prob(theta).to(u.device) - self.parameters.log_det_at(u)
+        prior = self.prior.log_prob(theta.cpu()).to(u.device) - self.parameters.log_det_at(u)
         inputs, rows = self.parameters.inputs_of(theta), self.seen[chains]
         mixture = self.emulator if member is None else self.alone[member]
         parts = zip(torch.split(rows, TOGETHER), torch.split(inputs, TOGETHER), strict=True)

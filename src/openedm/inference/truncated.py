@@ -67,7 +67,7 @@ class Truncated(Prior):
 
     def contains(self, theta: Tensor) -> Tensor:
         """Whether each point lies in the box, (…,)."""
-        low, high = (torch.tensor(ends, dtype=torch.float64) for ends in (self.low, self.high))
+        low, high = (torch.tensor(ends, dtype=torch.float64, device=theta.device) for ends in (self.low, self.high))
         return ((theta.double() >= low) & (theta.double() <= high)).all(-1)
 
     def _z_ends(self) -> tuple[Tensor, Tensor]:

@@ -9,7 +9,6 @@ Samples do not act on one another in a denoiser, so a backward pass serves the w
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -195,9 +194,12 @@ def _units(which: Tensor, flat: Tensor) -> Tensor:
 def _backward(outputs: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
     """vᵀ ∂outputs/∂x for every v; the graph is kept."""
     if len(vectors) > 1:
-        # What fails for another reason than batching fails below again, with its own message.
-        with suppress(RuntimeError):
+        try:
             return torch.autograd.grad(outputs, x, vectors, retain_graph=True, is_grads_batched=True)[0]
+        except torch.OutOfMemoryError:
+            raise
+        except RuntimeError:
+            pass  # What fails for another reason than batching fails below again, with its own message.
     return torch.stack([torch.autograd.grad(outputs, x, vector, retain_graph=True)[0] for vector in vectors])
 
 

@@ -183,12 +183,14 @@ def _sorted_out(rows: _Rows, run: "_Run", result: Solution) -> _Rows:
         stopped |= rows.evaluations + rows.stale + len(run.method.c) - 1 > run.max_evaluations
     if not bool(stopped.any()):
         return rows
-    gone = rows[stopped]
+    # Found once: a mask as an index waits for the device each time.
+    leaving, staying = stopped.nonzero()[:, 0], (~stopped).nonzero()[:, 0]
+    gone = rows[leaving]
     for name in ("y", "time", "evaluations", "accepted", "rejected"):
         getattr(result, name)[gone.index] = getattr(gone, name)
-    result.finished[gone.index] = finished[stopped]
-    result.failed[gone.index] = failed[stopped]
-    return rows[~stopped]
+    result.finished[gone.index] = finished[leaving]
+    result.failed[gone.index] = failed[leaving]
+    return rows[staying]
 
 
 @dataclass(frozen=True)

@@ -63,7 +63,7 @@ class Augmented:
         """
         if len(images) != len(self):
             raise ValueError(f"images must be {len(self)}, one for each transform, got {len(images)}")
-        flips = self.flips.to(images.device)[:, :, None, None, None]
+        flips = self.flips.to(images.device, non_blocking=True)[:, :, None, None, None]
         images = torch.where(flips[:, 0], images.flip(-1), images)
         images = torch.where(flips[:, 1], images.flip(-2), images)
         still = (self.linear == torch.eye(2, dtype=torch.float64)).all(-1).all(-1) & (self.shift == 0).all(-1)
@@ -72,7 +72,7 @@ class Augmented:
             return images
         height, width = images.shape[-2:]
         shift = self.shift[rows] * torch.tensor([width, height], dtype=torch.float64)
-        there = rows.to(images.device)
+        there = rows.to(images.device, non_blocking=True)
         return images.index_copy(0, there, warp(images[there], self.linear[rows], shift))
 
 

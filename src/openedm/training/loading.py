@@ -54,6 +54,25 @@ class _Fetched(torch.utils.data.Dataset[tuple[Tensor, Tensor | None]]):
             return self.dataset.fetch(indices)
 
 
+class Ahead:
+    """An iterator that can fetch its next item before it is asked for."""
+
+    def __init__(self, items: Iterator[tuple[Tensor, Tensor | None]]) -> None:
+        self.items = items
+        self.fetched: tuple[Tensor, Tensor | None] | None = None
+
+    def fetch(self) -> None:
+        """Have the next item ready."""
+        if self.fetched is None:
+            self.fetched = next(self.items)
+
+    def __next__(self) -> tuple[Tensor, Tensor | None]:
+        self.fetch()
+        item, self.fetched = self.fetched, None
+        assert item is not None
+        return item
+
+
 def batches(
     dataset: Dataset, options: Options, *, start: int, rank: int, processes: int, pin: bool = False
 ) -> Iterator[tuple[Tensor, Tensor | None]]:
@@ -70,7 +89,8 @@ def batches(
     order, fetched = _Order(dataset, options, start, rank, processes), _Fetched(dataset)
     if options.workers == 0:
         for batch in order:
-            yield fetched[batch]
+            x, labels = fetched[batch]
+            yield (x.pin_memory(), None if labels is None else labels.pin_memory()) if pin else (x, labels)
     yield from DataLoader(
         fetched,
         sampler=order,

@@ -1,13 +1,18 @@
 """The processes of a run, through accelerate, and what each of them does of work that can be shared."""
 
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import InitProcessGroupKwargs
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(hours=12)
+"""How long processes wait for one that works alone (it fits levels, trains a classifier, writes a checkpoint): with
+NCCL's ten minutes the job would end."""
 
 
 def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = None) -> Accelerator:
@@ -26,6 +31,7 @@ def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = 
         dynamo_backend="no",
         log_with=tracker,
         project_dir=folder,
+        kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=PATIENCE)],
     )
 
 

@@ -41,8 +41,11 @@ def host_seeded(seed: int) -> Iterator[None]:
 
 
 def seed_global(seed: int, device: torch.device) -> None:
-    """Seed the global generators that modules on `device` draw from."""
-    if device.type == "cpu":
+    """Seed the global generators that modules on `device` draw from; those of other devices are left alone."""
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+    if device.type in ("cpu", "cuda"):
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than a small network's step
     else:
         torch.manual_seed(seed)

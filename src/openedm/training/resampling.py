@@ -9,6 +9,7 @@ a grid twice as fine, and each point sums the 8 × 8 fine samples around it, wei
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -51,13 +52,13 @@ def warp(
 
 def _warp(images: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
     dtype = torch.promote_types(images.dtype, torch.float32)
-    linear, shift = linear.to(images.device), shift.to(images.device)
+    linear, shift = (t.to(images.device, non_blocking=True) for t in (linear, shift))
     fine = _fine_grid(images.to(dtype), linear.to(dtype))
     height, width = images.shape[-2:]
     down = torch.arange(height, device=images.device, dtype=linear.dtype) - (height - 1) / 2
     right = torch.arange(width, device=images.device, dtype=linear.dtype) - (width - 1) / 2
     offsets = torch.stack(torch.meshgrid(right, down, indexing="xy"), -1).flatten(0, 1) - shift[:, None]
-    points = offsets @ linear.mT + torch.tensor([(width - 1) / 2, (height - 1) / 2]).to(offsets)
+    points = offsets @ linear.mT - torch.stack([right[0], down[0]])  # the centre, without a copy from the host
     return _interpolate(fine, 2 * points).reshape(images.shape).to(images.dtype)
 
 
@@ -71,9 +72,9 @@ def _fine_grid(images: Tensor, linear: Tensor) -> Tensor:
     spectrum = torch.cat([spectrum[..., : rows + 1, :], spectrum[..., rows:, :]], -2)
     spectrum[..., rows : rows + 2, :] *= 0.5
     spectrum[..., columns] *= 0.5
-    ks = torch.arange(0, rows + 1), torch.arange(-rows, 0), torch.arange(0, columns + 1)
-    down = torch.cat(ks[:2]).to(images) * (math.pi / rows)
-    right = ks[2].to(images) * (math.pi / columns)
+    like: dict[str, Any] = {"device": images.device, "dtype": images.dtype}
+    down = torch.cat([torch.arange(0, rows + 1, **like), torch.arange(-rows, 0, **like)]) * (math.pi / rows)
+    right = torch.arange(0, columns + 1, **like) * (math.pi / columns)
     inside = _inside(right, down[:, None], linear)
     # Twice the points along each axis: an inverse transform that divides by their number has to be multiplied by 4.
     gain = 4 * inside / (_kernel_transform(right / 2) * _kernel_transform(down / 2)[:, None])

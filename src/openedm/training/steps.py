@@ -74,7 +74,7 @@ class Drawn:
         """
         if self.augmented is not None:
             chosen = self.augmented[rows]
-            return chosen.apply(clean), chosen.label.to(clean.device, clean.dtype)
+            return chosen.apply(clean), chosen.label.to(clean.device, clean.dtype, non_blocking=True)
         # Zeros are what None means; with zeros every weight of the network has a gradient, as several processes need.
         return clean, clean.new_zeros(len(clean), augment_dim) if augment_dim else None
 
@@ -93,7 +93,8 @@ def draw(model: Model, objective: Objective, options: Options, step: int, device
     sigma = objective.noise.sample(options.batch_size, host, stratified=objective.stratified)
     hidden = None
     if options.label_dropout > 0:
-        hidden = (torch.rand(options.batch_size, generator=host) < options.label_dropout).to(device)
+        hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout
+        hidden = hidden.to(device, non_blocking=True)
     random = generator(device, options.seed, NOISE, step)
     noise = torch.randn(options.batch_size, *model.event_shape, generator=random, device=device)
     augmented = None
@@ -101,4 +102,4 @@ def draw(model: Model, objective: Objective, options: Options, step: int, device
         host = generator(torch.device("cpu"), options.seed, AUGMENT, step)
         augmented = options.augmentation.draw(options.batch_size, host)
     has_float64 = device.type != "mps"
-    return Drawn(sigma.to(device) if has_float64 else sigma, noise, hidden, augmented)
+    return Drawn(sigma.to(device, non_blocking=True) if has_float64 else sigma, noise, hidden, augmented)

@@ -40,7 +40,7 @@ from openedm.training.checkpoints import (
     save_checkpoint,
     with_new_options,
 )
-from openedm.training.loading import batches, rows_of
+from openedm.training.loading import Ahead, batches, rows_of
 from openedm.training.misfits import refuse_misfits
 from openedm.training.model import Model
 from openedm.training.observers import Observer, Progress
@@ -185,13 +185,15 @@ class Trainer:
 
     def _steps(self) -> Iterator[Progress]:
         options, state, accelerator = self.options, self.state, self.accelerator
-        loader = batches(
-            self.dataset,
-            options,
-            start=state.images,
-            rank=accelerator.process_index,
-            processes=accelerator.num_processes,
-            pin=accelerator.device.type == "cuda",
+        loader = Ahead(
+            batches(
+                self.dataset,
+                options,
+                start=state.images,
+                rank=accelerator.process_index,
+                processes=accelerator.num_processes,
+                pin=accelerator.device.type == "cuda",
+            )
         )
         while not self.finished:
             started = time.perf_counter()
@@ -200,7 +202,7 @@ class Trainer:
             speed = options.batch_size / (time.perf_counter() - started)
             yield Progress(state.images, state.step, loss, norm, rate, speed, state.skipped)
 
-    def _gradient(self, loader: Iterator[tuple[Tensor, Tensor | None]]) -> tuple[float, float]:
+    def _gradient(self, loader: Ahead) -> tuple[float, float]:
         """Accumulate the gradient of one batch; returns its loss and the gradient's norm before clipping."""
         options, accelerator = self.options, self.accelerator
         device, processes = accelerator.device, accelerator.num_processes
@@ -231,6 +233,8 @@ class Trainer:
         norm = whole(torch.linalg.vector_norm(torch.stack(norms)))
         if options.clip_norm is not None:
             torch.nn.utils.clip_grads_with_norm_(self._parameters, options.clip_norm, norm)
+        if device.type != "cpu" and self.state.images + options.batch_size < options.images:
+            loader.fetch()  # while the device computes
         mean = total if processes == 1 else accelerator.reduce(total, reduction="sum")
         loss_value, norm_value = torch.stack([mean, norm.to(mean.dtype)]).tolist()  # the step's one synchronisation
         return loss_value, norm_value
@@ -265,10 +269,13 @@ class Trainer:
 
         Where validation has an effect on the run it comes before the checkpoint, which holds what came of it.
         """
-        options, images = self.options, self.state.images
+        options, images, busy = self.options, self.state.images, stopping
 
         def due(every: int) -> bool:
-            return every > 0 and (self.finished or images // every != (images - options.batch_size) // every)
+            nonlocal busy
+            is_due = every > 0 and (self.finished or images // every != (images - options.batch_size) // every)
+            busy |= is_due
+            return is_due
 
         if (not stopping or self.finished or options.tracks_best) and due(options.validate_every):
             self._validate()
@@ -281,7 +288,7 @@ class Trainer:
             average = self._whole_average()
             for observer in self.observers:
                 observer.on_snapshot(images, average)
-        if self.accelerator.num_processes > 1:
+        if busy and self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
 
     def _validate(self) -> None:
