@@ -2,7 +2,8 @@
 
 One step: σ ~ p(σ), n ~ N(0, I); the gradient of λ(σ) ‖D(y + σ n; σ) − y‖² averaged over the batch; Adam; the average
 of the weights. A run is a function of its seed: killed and resumed, or spread over several processes, it takes the same
-steps.
+steps. On a GPU some gradients are summed in no fixed order, unless `torch.use_deterministic_algorithms(True)` asks for
+one: there, two runs agree but for rounding.
 """
 
 import copy
@@ -369,6 +370,8 @@ class Trainer:
 
     def resume(self, path: str | Path | None = None) -> None:
         """Go on from a checkpoint, exactly: the weights after it equal those of a run that was never interrupted.
+
+        On a GPU they do so with `torch.use_deterministic_algorithms(True)`, else but for rounding.
 
         Args:
             path: a checkpoint or a run; None means this trainer's own run.
