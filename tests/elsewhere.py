@@ -3,8 +3,9 @@
 Code that never ran on a GPU fails there first on tensors left behind on the host. `elsewhere()` finds those without a
 GPU: inside it, tensors made on, or moved to, "elsewhere" are computed on the host, while every operation checks its
 arguments as a GPU would: all on one device, but for numbers, for copies and for indices; generators of that device;
-no numpy array without a way back to the host first. What it cannot find: numbers that differ there, kernels that a GPU
-lacks, and whatever torch does below its dispatcher.
+no numpy array without a way back to the host first. What it cannot find: numbers of the host where a GPU refuses even
+those (`torch.stack`), numbers that differ there, kernels that a GPU lacks, and whatever torch does below its
+dispatcher.
 """
 
 from collections.abc import Iterator

@@ -260,7 +260,7 @@ def hasten(denoiser: AnyDenoiser, *, precision: Literal["fp32", "bf16"] = "fp32"
     Args:
         denoiser: any denoiser; one of several parts, such as a guided one, has the networks of all of them hastened.
         precision: "bf16" for automatic mixed precision, as in training, with two to three digits; "fp32" for none.
-        compile: compile the networks with torch.compile; the first evaluations are slow.
+        compile: compile the networks with torch.compile; the first evaluations are slow. False leaves compiled what is.
 
     Raises:
         ValueError: another precision, or a denoiser without a network to compute so.

@@ -234,4 +234,4 @@ def test_options_of_sampling_are_refused_for_images_that_are_there(openedm, real
     for option in ("--num=20", "--nfe=9", STEPS, "--weights=raw"):
         result = openedm("evaluate", drawn / "png", *arguments(real, classifier), option)
         assert result.status == 1
-        assert "have no effect on images that are there already" in result.err
+        assert "must not be given: the images in samples=" in result.err

@@ -19,7 +19,7 @@ def ema(run: str, out: str, sigma_rel: float = 0.10, images: int | None = None) 
     if not Path(run).is_dir():
         raise ValueError(f"run must be the folder of a run, got {run!r}, which is no folder")
     if Path(out).exists():
-        raise ValueError(f"{out} exists already: a checkpoint is never overwritten")
+        raise ValueError(f"out={out} exists already: a checkpoint is never overwritten")
     weights = reconstruct(run, sigma_rel, images)
     save_checkpoint(Path(out), read_model(find_checkpoint(run)), weights)
     snapshots = list_snapshots(run)

@@ -11,13 +11,14 @@ from accelerate import Accelerator
 from tqdm.auto import tqdm
 
 from openedm import checks
+from openedm.choices import to_config
 from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
-from openedm.cli.guiding import Precision, digest, guidance_settings, load_guided
+from openedm.cli.guiding import Precision, digest, guidance_settings, load_guided, speed_settings
 from openedm.cli.seeds import labels_for
 from openedm.cli.sharing import Batches, batches_of, extract_together, share_weights, told
 from openedm.data import Arrays, Dataset, Digits, ImageFolder, Source
 from openedm.data.files import replacing
-from openedm.denoiser import hasten
+from openedm.denoiser import Denoiser, hasten
 from openedm.guidance import GuidanceWeight, Interval
 from openedm.metrics import (
     Classifier,
@@ -178,7 +179,8 @@ def evaluate(
     if out is not None:
         Path(out).parent.mkdir(parents=True, exist_ok=True)
         with replacing(out) as path:
-            path.write_text(json.dumps(report.to_dict(), indent=1) + "\n", encoding="utf-8")
+            content = report.to_dict() | ({"drawn": made.drawn} if made.drawn else {})
+            path.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
         print(f"report: {out}")
 
 
@@ -204,6 +206,7 @@ class _Made:
     count: int
     num_classes: int
     batches: Batches
+    drawn: dict[str, Any] = dataclasses.field(default_factory=dict)  # how; empty for images that are there
 
 
 def _extractor(extractor: Extractor | None, classifier: str | None, real: Dataset) -> Extractor | None:
@@ -221,9 +224,9 @@ def _extractor(extractor: Extractor | None, classifier: str | None, real: Datase
 
 def _open(path: Path, drawing: _Drawing, batch_size: int, accelerator: Accelerator) -> _Made:
     if path.suffix == ".npz":
-        return _there(Arrays(str(path), key="samples").load(), drawing, batch_size)
+        return _there(path, Arrays(str(path), key="samples").load(), drawing, batch_size)
     if path.suffix == ".zip" or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
-        return _there(ImageFolder(str(path)).load(), drawing, batch_size)
+        return _there(path, ImageFolder(str(path)).load(), drawing, batch_size)
     folder = find_checkpoint(path)
     model = read_model(folder)
     made_with = {
@@ -233,32 +236,31 @@ def _open(path: Path, drawing: _Drawing, batch_size: int, accelerator: Accelerat
     if drawing.levels == "fitted" and isinstance(drawing.choice, Auto) and drawing.choice.tolerance is not None:
         raise ValueError("levels='fitted' goes with nfe or a sampler on fixed levels, not with a tolerance")
     num = NUM if drawing.num is None else drawing.num
-    return _Made(
-        model.event_shape,
-        num,
-        model.num_classes,
-        lambda mine: _draw(folder, drawing, made_with, mine, batch_size, accelerator),
-    )
+    drawn = {**made_with, **speed_settings(drawing.precision, drawing.compile), "num": num}
+
+    def draw(mine: Sequence[int]) -> Iterator[ImageBatch]:
+        denoiser, sampler = _prepared(folder, drawing, made_with, accelerator)
+        drawn["sampler"] = to_config(sampler)
+        return _draw(denoiser, sampler, mine, batch_size)
+
+    return _Made(model.event_shape, num, model.num_classes, draw, drawn)
 
 
-def _there(dataset: Dataset, drawing: _Drawing, batch_size: int) -> _Made:
-    if drawing != _AS_IS:
-        raise ValueError("num and the options of sampling have no effect on images that are there already")
+def _there(path: Path, dataset: Dataset, drawing: _Drawing, batch_size: int) -> _Made:
+    given = [f.name for f in dataclasses.fields(drawing) if getattr(drawing, f.name) != getattr(_AS_IS, f.name)]
+    if given:
+        names = ", ".join("nfe, tolerance or sampler" if name == "choice" else name for name in given)
+        raise ValueError(f"{names} must not be given: the images in samples={path} are there already")
     return _Made(dataset.event_shape, len(dataset), dataset.num_classes, batches_of(dataset, batch_size))
 
 
 _AS_IS = _Drawing(Auto(NFE), "rule", Interval(), None, "ema", "fp32", False, None)
 
 
-def _draw(
-    folder: Path,
-    drawing: _Drawing,
-    made_with: dict[str, Any],
-    seeds: Sequence[int],
-    batch_size: int,
-    accelerator: Accelerator,
-) -> Iterator[ImageBatch]:
-    """Samples batch by batch; processes wait for each other here, before the first."""
+def _prepared(
+    folder: Path, drawing: _Drawing, made_with: dict[str, Any], accelerator: Accelerator
+) -> tuple[Denoiser, Sampler]:
+    """What draws; processes wait for each other here, before the first batch."""
     denoiser = load_guided(folder, drawing.weights, drawing.guidance, drawing.guiding).to(accelerator.device)
     pilots = pilot_conditions(read_model(folder).event_shape, denoiser.num_classes, None)
     kept_with, main = {**made_with, "classes": None}, accelerator.is_main_process
@@ -266,7 +268,10 @@ def _draw(
         sampler = make_sampler(
             drawing.choice, drawing.levels, denoiser, pilots, folder / "fitted", kept_with, main=main
         )
-    hasten(denoiser, precision=drawing.precision, compile=drawing.compile)
+    return hasten(denoiser, precision=drawing.precision, compile=drawing.compile), sampler
+
+
+def _draw(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], batch_size: int) -> Iterator[ImageBatch]:
     labels = labels_for(seeds, None, denoiser.num_classes)
     drawn = sample_batches(sampler, denoiser, seeds, condition=labels, batch_size=batch_size)
     return ((x.float(), labels_for(some, None, denoiser.num_classes)) for some, x in drawn)

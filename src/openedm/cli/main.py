@@ -96,7 +96,7 @@ def _run(program: str, arguments: list[str]) -> int:
         print(f"{program}: error: {explain(command, str(error))}", file=sys.stderr)
         print(f"{program} --help describes all options", file=sys.stderr)
         return 2
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
         if os.environ.get("OPENEDM_TRACEBACK"):
             raise
         print(f"{program}: error: {error}", file=sys.stderr)

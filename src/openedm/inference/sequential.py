@@ -64,7 +64,7 @@ def fit_sequentially(
         x_observed: the observation, x_shape.
         rounds: how many, ≥ 1.
         simulations: in each round.
-        batched: as for `simulate`.
+        batched: whether the simulator takes many θ at once, as it is taken to here, unlike in `simulate`.
         margin: the region reaches beyond the samples' outermost by this share of their range, ≥ 0.
         seed: of everything random.
         settings: of each fit; None means `Settings.of`.

@@ -131,6 +131,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Report":
-        """Undo `to_dict`; a report of an older version has fewer metrics."""
+        """Undo `to_dict`; a report of an older version has fewer metrics, one of the command line says how it drew."""
+        content = {name: value for name, value in content.items() if name != "drawn"}
         measures = tuple(Measure(**m) for m in content.get("measures", ()))
         return cls(**{**content, "notes": tuple(content["notes"]), "measures": measures})

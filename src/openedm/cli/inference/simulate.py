@@ -77,6 +77,8 @@ def simulate(
             bar.close()
             print(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command goes on")
             raise
+        except RuntimeError as error:  # each simulation failed
+            raise ValueError(f"simulator={simulator!r}: {error}") from error
     print(f"{len(found)} simulations, x of shape {tuple(found.x.shape[1:])}: {store}")
     if found.failures:
         print(f"{len(found.failures)} failed; the first: {found.failures[0]}")
