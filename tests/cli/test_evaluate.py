@@ -1,16 +1,18 @@
+import hashlib
 import json
 
 import numpy as np
 import pytest
 import torch
 
+from openedm.choices import from_config
 from openedm.cli.evaluate import LEGEND
 from openedm.data import Arrays, Digits, ImageFolder
 from openedm.levels import Karras
-from openedm.metrics import Classifier, train_classifier
+from openedm.metrics import Classifier, Report, train_classifier
 from openedm.metrics import evaluate as compare
 from openedm.sampling import Sampler
-from openedm.training import load_denoiser
+from openedm.training import find_checkpoint, load_denoiser
 
 STEPS = "--sampler.levels.num_steps=3"
 
@@ -79,7 +81,18 @@ def test_samples_of_any_kind_are_scored_as_the_library_scores_them(
         x.clamp(-1, 1), labels, data(real).load(), judge, held_out=data(real, "test").load(), seed=3, batch_size=40
     )
     assert result.out == f"{report.table()}\n({LEGEND})\nreport: {out}\n"
-    assert json.loads(out.read_text()) == json.loads(json.dumps(report.to_dict()))
+    written = json.loads(out.read_text())
+    how = written.pop("drawn", None)
+    assert written == json.loads(json.dumps(report.to_dict()))
+    assert (how is not None) == (kind == "run")
+    if how is not None:
+        assert from_config(Sampler, how["sampler"]) == Sampler(Karras(3))
+        assert how["num"] == 40
+        assert (
+            how["weights"]
+            == hashlib.sha256((find_checkpoint(digits_run) / "model.safetensors").read_bytes()).hexdigest()
+        )
+    assert Report.from_dict({**written, "drawn": how}) == report
     assert {m.name for m in report.measures} >= {"kernel distance", "precision", "coverage", "Inception score"}
     assert report.accuracy is not None
     assert report.accuracy_real is not None
@@ -225,6 +238,11 @@ def test_a_checkpoint_is_sampled_as_openedm_sample_does(openedm, digits_run, rea
     assert table == there.out
     assert "kernel distance" in table
     assert "precision" not in table
+    rounded = openedm("evaluate", digits_run, *options, "--num=20", "--nfe=5", "--batch_size=20", "--precision=bf16",
+                      f"--out={tmp_path / 'rounded.json'}")  # fmt: skip
+    assert rounded.status == 0
+    assert json.loads((tmp_path / "rounded.json").read_text())["drawn"]["precision"] == "bf16"
+    assert rounded.out.partition("\n")[2] != table
     default = openedm("evaluate", digits_run, *options, "--num=20", "--batch_size=20")
     assert "num_steps" in default.out.partition("\n")[0]
     assert default.out.partition("\n")[2] != table

@@ -224,6 +224,21 @@ def test_simulate_goes_on_and_takes_tasks(openedm, tmp_path):
     )
 
 
+def test_a_simulator_that_always_fails_is_one_line_with_its_first_error(openedm, tmp_path):
+    (tmp_path / "mistyped.py").write_text("def simulator(theta, seed):\n    return tehta\n")
+    result = openedm(
+        "inference",
+        "simulate",
+        tmp_path / "store",
+        "--num=3",
+        f"--simulator={tmp_path / 'mistyped.py'}:simulator",
+        *BOX,
+    )
+    assert result.status == 1
+    refuses(result, "none of 3 simulations gave a result; simulation 0 ")
+    assert "NameError: name 'tehta' is not defined" in result.err.splitlines()[-1]
+
+
 def test_simulate_interrupted_says_how_to_go_on(openedm, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
         simulate(*arguments, **options | {"progress": None})
