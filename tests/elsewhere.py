@@ -21,17 +21,17 @@ from torch.utils._python_dispatch import TorchDispatchMode, return_and_correct_a
 from torch.utils._pytree import tree_flatten, tree_map, tree_map_only
 from torch.utils.backend_registration import _DummyBackendModule, _setup_privateuseone_for_python_backend
 
-_open = False  # else other tests of the process would find an accelerator
-
 
 class _Module(_DummyBackendModule):
     """What torch asks of a device's module (`torch.cuda` for a GPU): one device, whose generator is the host's."""
 
+    open = False  # else other tests of the process would find an accelerator
+
     def is_available(self) -> bool:
-        return _open
+        return self.open
 
     def device_count(self) -> int:
-        return int(_open)
+        return int(self.open)
 
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
@@ -43,7 +43,8 @@ class _Module(_DummyBackendModule):
         torch.default_generator.set_state(state)
 
 
-_setup_privateuseone_for_python_backend("elsewhere", _Module())
+if not hasattr(torch, "elsewhere"):  # pytest imports this file twice: for tests, and for examples in it
+    _setup_privateuseone_for_python_backend("elsewhere", _Module())
 ELSEWHERE = torch.device("elsewhere:0")
 _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default, _aten.copy_.default, _aten._pin_memory.default, _aten.is_pinned.default}
@@ -154,15 +155,15 @@ def _check_devices(func: Any, args: tuple[Any, ...], local: list[Tensor]) -> Non
 @contextmanager
 def elsewhere() -> Iterator[torch.device]:
     """Inside, "elsewhere" is a device; gives it. Not for more than one process, autocast or `torch.compile`."""
-    global _open
+    module: Any = torch.elsewhere  # type: ignore[attr-defined]
     before = torch._C._only_lift_cpu_tensors(), torch.__future__.get_swap_module_params_on_conversion()
     torch._C._set_only_lift_cpu_tensors(True)  # torch.tensor(…, device=…) then asks the mode for its copy
     torch.__future__.set_swap_module_params_on_conversion(True)  # `.data = …` would leave `here` as it was
-    _open = True
+    module.open = True
     try:
         with mock.patch.object(torch, "Generator", _AnyGenerator), _Mode():
             yield ELSEWHERE
     finally:
-        _open = False
+        module.open = False
         torch._C._set_only_lift_cpu_tensors(before[0])
         torch.__future__.set_swap_module_params_on_conversion(before[1])

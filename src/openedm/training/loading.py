@@ -68,9 +68,10 @@ class Ahead:
 
     def __next__(self) -> tuple[Tensor, Tensor | None]:
         self.fetch()
-        item, self.fetched = self.fetched, None
-        assert item is not None
-        return item
+        assert self.fetched is not None
+        x, labels = self.fetched  # a list, from worker processes
+        self.fetched = None
+        return x, labels
 
 
 def batches(
