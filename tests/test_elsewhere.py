@@ -259,12 +259,18 @@ def test_training(away: torch.device, options: dict[str, Any], tmp_path: Path) -
 def test_objectives(
     away: torch.device, kind: preconditioning.Preconditioning, goal: objective.Objective, tmp_path: Path
 ) -> None:
-    """Training draws uniform numbers where it computes, so what is compared is that it runs, and saves, and goes on."""
-    _, trained = _trained(away, tmp_path / "run", preconditioning=kind, objective=goal)
-    _, resumed = _trained(away, tmp_path / "run", preconditioning=kind, objective=goal, resume=True)
-    for before, after in zip(trained.parameters(), resumed.parameters(), strict=True):
-        assert after.device == away
-        assert torch.equal(before.cpu(), after.cpu())
+    """A run that stops half-way and goes on there takes the steps of one that never stopped, and of one on the CPU."""
+    chosen: dict[str, Any] = {"preconditioning": kind, "objective": goal}
+    here, _ = _trained(None, tmp_path / "here", **chosen)
+    whole, expected = _trained(away, tmp_path / "whole", **chosen)
+    first, _ = _trained(away, tmp_path / "parts", images=16, **chosen)
+    rest, found = _trained(away, tmp_path / "parts", resume=True, **chosen)
+    assert [*first, *rest] == whole
+    assert len(rest) == 2
+    assert whole == pytest.approx(here, rel=1e-4)
+    for mine, other in zip(found.parameters(), expected.parameters(), strict=True):
+        assert mine.device == away
+        assert torch.equal(mine.cpu(), other.cpu())
 
 
 def _trained(
@@ -273,19 +279,20 @@ def _trained(
     *,
     preconditioning: preconditioning.Preconditioning = preconditioning.EDM(),
     objective: objective.Objective = objective.EDM(),
+    images: int = 32,
     resume: bool = False,
     **options: Any,
 ) -> tuple[list[float], Preconditioned]:
-    """The losses of four steps, and what came of them."""
+    """The losses of the steps up to `images`, eight images each, and what came of them."""
     losses = Losses()
     accelerator = Accelerator(cpu=True)
     if device is not None:
         accelerator.state.device = device
     chosen = Options(
-        images=32,
+        images=images,
         batch_size=8,
         epsilon=1e-3,  # of Adam: with 1e-8 it magnifies the rounding of gradients near 0
-        rampup=16,
+        rampup=8,
         average=HalfLife(half_life=40),
         validate_every=16,
         snapshot_every=0,
