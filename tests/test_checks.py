@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openedm import checks
+from openedm.ground import checks
 
 NUMBERS = st.floats(allow_nan=True, allow_infinity=True)
 

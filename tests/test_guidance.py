@@ -10,9 +10,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from openedm.choices import from_config, to_config
 from openedm.denoiser import Denoiser, FunctionDenoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.ground.choices import from_config, to_config
 from openedm.guidance import ClassifierFree, Constant, GuidanceWeight, Guided, Interval, Piecewise
 from openedm.levels import Karras
 from openedm.networks import MLP

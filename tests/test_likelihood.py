@@ -9,9 +9,9 @@ import torch
 from scipy.stats import binomtest
 from torch import Tensor
 
-from openedm.choices import from_config, to_config
 from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.ground.choices import from_config, to_config
 from openedm.guidance import Constant, Guided
 from openedm.likelihood import ExactTrace, Hutchinson, Likelihood, Trace, bits_per_dim, log_prob
 from openedm.networks import MLP, DDPMpp

@@ -26,8 +26,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm import checks
 from openedm.denoiser import Condition, Denoiser, per_sample
+from openedm.ground import checks
 from openedm.measurements import Measurement
 from openedm.schedules import Values
 

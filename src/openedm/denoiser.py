@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.preconditioning import Preconditioning
 from openedm.schedules import Values, float64
 

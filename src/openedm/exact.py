@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
-from openedm import checks
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground import checks
 from openedm.schedules import Values, float64
 
 

@@ -30,9 +30,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser, per_sample
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.schedules import Values, float64
 
 

@@ -23,8 +23,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from openedm import checks, schedules
-from openedm.choices import Choice
+from openedm import schedules
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 
 class Levels(Choice, ABC):

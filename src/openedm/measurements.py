@@ -17,7 +17,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
+from openedm.ground.devices import float64_on
 
 
 class LinearOperator(nn.Module, ABC):
@@ -214,7 +215,7 @@ class Measurement(nn.Module):
         ⟨A a, A b⟩ = ⟨a, Aᵀ A b⟩, to a relative accuracy of 10⁻³.
         """
         generator = torch.Generator().manual_seed(0)
-        dtype = torch.float32 if self.y.device.type == "mps" else torch.float64  # that of a sampler's state
+        dtype = float64_on(self.y.device)  # that of a sampler's state
         a, b = torch.randn(2, 1, *event_shape, generator=generator).to(self.y.device, dtype)
         image_a, image_b, both = self.operator(a), self.operator(b), self.operator(a + b)
         if image_a.shape[1:] != self.y.shape[1:]:

@@ -21,8 +21,9 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from openedm import checks, levels, schedules
-from openedm.choices import Choice
+from openedm import levels, schedules
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.schedules import float64
 
 

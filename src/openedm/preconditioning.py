@@ -30,8 +30,9 @@ import torch
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from openedm import checks, levels, schedules
-from openedm.choices import Choice
+from openedm import levels, schedules
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 
 class Coefficients(NamedTuple):

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 Values = Tensor | float
 """A time, a noise level or several: a Python number or a tensor of any shape and dtype."""

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from openedm.choices import from_config
+from openedm.ground.choices import from_config
 from openedm.levels import Karras
 from openedm.sampling import Ancestral, Auto, BrownianNoise, Multistep, Sampler
 from openedm.training import find_checkpoint, load_denoiser

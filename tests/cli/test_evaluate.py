@@ -5,9 +5,9 @@ import numpy as np
 import pytest
 import torch
 
-from openedm.choices import from_config
 from openedm.cli.evaluate import LEGEND
 from openedm.data import Arrays, Digits, ImageFolder
+from openedm.ground.choices import from_config
 from openedm.levels import Karras
 from openedm.metrics import Classifier, Report, train_classifier
 from openedm.metrics import evaluate as compare

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 import torch
 
-from openedm.choices import to_config
 from openedm.data import Digits, Toy
+from openedm.ground.choices import to_config
 from openedm.likelihood import ExactTrace, Hutchinson, Likelihood, bits_per_dim
 from openedm.sampling import DormandPrince
 from openedm.training import load_denoiser

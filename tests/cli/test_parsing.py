@@ -13,12 +13,12 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentError
 
 from openedm import levels, objective, schedules
-from openedm.choices import Choice
 from openedm.cli.main import COMMANDS, GROUPS
 from openedm.cli.parsing import dump, explain, parse
 from openedm.cli.sample import sample
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy
+from openedm.ground.choices import Choice
 from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, SongUNet
 from openedm.objective import EDM, EDM2, VP, LogNormal, UniformTime
 from openedm.sampling import RK4, Churn, Sampler

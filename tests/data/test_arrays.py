@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
-from openedm.choices import from_config, to_config
 from openedm.data import Arrays, Source
+from openedm.ground.choices import from_config, to_config
 
 PIXELS = (np.arange(5 * 3 * 6 * 7) % 256).astype(np.uint8).reshape(5, 3, 6, 7)
 

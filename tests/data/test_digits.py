@@ -1,8 +1,8 @@
 import pytest
 import torch
 
-from openedm.choices import from_config, to_config
 from openedm.data import Digits, Source
+from openedm.ground.choices import from_config, to_config
 
 
 def refused(source, **values):

@@ -10,9 +10,9 @@ import PIL.Image
 import pytest
 import torch
 
-from openedm.choices import from_config, to_config
 from openedm.data import ImageFolder, Source
 from openedm.data import folder as module
+from openedm.ground.choices import from_config, to_config
 
 
 def pixels(seed: int, mode: str = "RGB", size: tuple[int, int] = (6, 5)) -> np.ndarray:

@@ -5,7 +5,7 @@ import torch
 
 from openedm.data import image_grid, save_image, to_image, to_uint8
 from openedm.data.dataset import as_float
-from openedm.data.files import replacing
+from openedm.ground.storage import replacing
 
 
 def test_every_byte_survives_scaling_and_back():

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from openedm.choices import from_config, to_config
 from openedm.data import Form, Held, Shards, Source, convert
 from openedm.data import shards as module
+from openedm.ground.choices import from_config, to_config
 from picture_files import encode, pixels
 
 

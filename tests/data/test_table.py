@@ -9,9 +9,9 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from openedm.choices import from_config, to_config
 from openedm.data import Rows, Source, Table
 from openedm.data import table as module
+from openedm.ground.choices import from_config, to_config
 from picture_files import encode, pixels
 
 COUNT = 10

@@ -4,8 +4,8 @@ from typing import get_args, get_type_hints
 import pytest
 import torch
 
-from openedm.choices import from_config, to_config
 from openedm.data import Source, Toy, measure
+from openedm.ground.choices import from_config, to_config
 
 NAMES = get_args(get_type_hints(Toy)["name"])
 

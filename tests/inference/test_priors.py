@@ -9,7 +9,7 @@ import torch
 from scipy.stats import kstest
 from torch import Tensor, distributions
 
-from openedm.choices import from_config, to_config
+from openedm.ground.choices import from_config, to_config
 from openedm.inference.priors import (
     Bijection,
     Box,

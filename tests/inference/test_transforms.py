@@ -5,7 +5,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openedm.choices import from_config, to_config
+from openedm.ground.choices import from_config, to_config
 from openedm.inference.transforms import Columns, constant_columns, duplicated_columns, is_count
 
 GENERATOR = torch.Generator().manual_seed(0)

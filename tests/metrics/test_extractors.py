@@ -7,7 +7,7 @@ import torch
 from sklearn.datasets import load_sample_images
 from torch.nn import functional
 
-from openedm.choices import from_config, to_config
+from openedm.ground.choices import from_config, to_config
 from openedm.metrics import (
     Classifier,
     ClassifierFeatures,

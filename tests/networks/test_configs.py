@@ -4,7 +4,7 @@ from dataclasses import FrozenInstanceError
 import pytest
 import torch
 
-from openedm.choices import from_config, to_config
+from openedm.ground.choices import from_config, to_config
 from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, Network, SongUNet
 from openedm.networks.blocks import ResidualBlock
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from openedm.choices import from_config, to_config
 from openedm.conditioning import MMPS
 from openedm.denoiser import Condition, Denoiser, FunctionDenoiser
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.ground.choices import from_config, to_config
 from openedm.guidance import Guided
 from openedm.levels import Explicit, Karras, LogLinear
 from openedm.likelihood import log_prob

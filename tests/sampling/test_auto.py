@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from openedm.choices import from_config, to_config
 from openedm.denoiser import Denoiser, FunctionDenoiser
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.ground.choices import from_config, to_config
 from openedm.levels import Logistic
 from openedm.sampling import (
     Auto,

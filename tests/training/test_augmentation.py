@@ -6,10 +6,10 @@ import pytest
 import torch
 from scipy import stats
 
-from openedm.choices import from_config, to_config
 from openedm.cli.parsing import dump, parse
 from openedm.cli.train import train
 from openedm.data import Digits
+from openedm.ground.choices import from_config, to_config
 from openedm.networks import DDPMpp
 from openedm.training import Augmentation, Model, Observer, Options, Trainer, load_denoiser, read_model
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from torch import nn
 
-from openedm.choices import from_config, to_config
 from openedm.cli.main import main
+from openedm.ground.choices import from_config, to_config
 from openedm.training import (
     Options,
     PowerAverages,

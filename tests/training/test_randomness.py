@@ -2,7 +2,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openedm.training.randomness import batch_indices, derived_seed, generator
+from openedm.ground.seeding import derive_seed, generator
+from openedm.training.randomness import batch_indices
 
 
 @given(st.integers(0, 2**32), st.integers(1, 50), st.integers(0, 5))
@@ -27,8 +28,8 @@ def test_passes_and_seeds_have_orders_of_their_own():
 
 def test_a_derived_seed_depends_on_the_seed_and_on_every_key():
     keys = [(s, k, i, r) for s in (0, 1, 2**40) for k in range(5) for i in (0, 1, 10**6) for r in (0, 1)]
-    assert len({derived_seed(*key) for key in keys}) == len(keys)
-    assert all(0 <= derived_seed(*key) < 2**63 for key in keys)
+    assert len({derive_seed(*key) for key in keys}) == len(keys)
+    assert all(0 <= derive_seed(*key) < 2**63 for key in keys)
 
 
 def test_generators_of_equal_keys_draw_equal_numbers_and_leave_the_global_state_alone():

@@ -10,10 +10,11 @@ from accelerate.state import AcceleratorState, GradientState
 from openedm import objective as objectives
 from openedm import preconditioning
 from openedm.data import Dataset, InMemory
+from openedm.ground.seeding import generator
 from openedm.networks import MLP
 from openedm.objective import EDM, EDM2, LogNormal
 from openedm.training import HalfLife, Model, Observer, Options, Trainer, list_checkpoints
-from openedm.training.randomness import LEVELS, NOISE, batch_indices, generator
+from openedm.training.randomness import LEVELS, NOISE, batch_indices
 
 CPU = torch.device("cpu")
 

@@ -10,9 +10,10 @@ from typing import Any, Literal
 import torch
 from tqdm.auto import tqdm
 
-from openedm.choices import from_config, to_config
-from openedm.data.files import replacing
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground.choices import from_config, to_config
+from openedm.ground.devices import use_full_float32
+from openedm.ground.storage import replacing
 from openedm.sampling import Auto, Fit, Sampler, fit_levels, pilot_seeds
 
 NFE = 32
@@ -59,12 +60,6 @@ def choice_of_sampler(
     return sampler
 
 
-def full_float32() -> None:
-    """Let GPUs convolve in float32, not in TF32 as torch has it: adaptive steps, fits and likelihoods compare numbers
-    closer than TF32's rounding of 10⁻³."""
-    torch.backends.cudnn.allow_tf32 = False
-
-
 def make_sampler(
     chosen: Auto | Sampler,
     levels: Literal["rule", "fitted"],
@@ -87,7 +82,7 @@ def make_sampler(
         main: whether this process shows progress and writes the cache.
     """
     if levels == "fitted" or chosen.nfe is None:
-        full_float32()
+        use_full_float32()
     if levels == "rule":
         sampler = chosen.choose(denoiser) if isinstance(chosen, Auto) else chosen
         if main and isinstance(chosen, Auto):

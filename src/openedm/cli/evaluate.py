@@ -10,15 +10,15 @@ from typing import Any, Literal
 from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from openedm import checks
-from openedm.choices import to_config
 from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
 from openedm.cli.guiding import Precision, digest, guidance_settings, load_guided, speed_settings
 from openedm.cli.seeds import labels_for
 from openedm.cli.sharing import Batches, batches_of, extract_together, share_weights, told
 from openedm.data import Arrays, Dataset, Digits, ImageFolder, Source
-from openedm.data.files import replacing
 from openedm.denoiser import Denoiser, hasten
+from openedm.ground import checks
+from openedm.ground.choices import to_config
+from openedm.ground.storage import replacing
 from openedm.guidance import GuidanceWeight, Interval
 from openedm.metrics import (
     Classifier,

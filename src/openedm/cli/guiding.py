@@ -4,8 +4,8 @@ import hashlib
 from pathlib import Path
 from typing import Any, Literal
 
-from openedm.choices import to_config
 from openedm.denoiser import Denoiser
+from openedm.ground.choices import to_config
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.training import find_checkpoint, load_denoiser, read_model
 from openedm.training.checkpoints import read_progress

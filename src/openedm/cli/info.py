@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from openedm.choices import from_config
+from openedm.ground.choices import from_config
 from openedm.objective import Objective
 from openedm.training import find_checkpoint, num_parameters, read_model
 from openedm.training.checkpoints import read_progress

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from tqdm.auto import tqdm
 
-from openedm import checks
-from openedm.choices import to_config
-from openedm.cli.choosing import full_float32
 from openedm.data import Dataset, Digits, Source
-from openedm.data.files import replacing
 from openedm.denoiser import Denoiser
+from openedm.ground import checks
+from openedm.ground.choices import to_config
+from openedm.ground.devices import use_full_float32
+from openedm.ground.storage import replacing
 from openedm.likelihood import Likelihood, bits_per_dim
 from openedm.training import find_checkpoint, load_denoiser, make_accelerator, read_model
 
@@ -80,7 +80,7 @@ def likelihood(
     trace = method.trace_for(model.event_shape)
     if importance and trace.random:
         raise ValueError(f"importance needs an exact trace, got {trace!r}")
-    full_float32()
+    use_full_float32()
     denoiser = load_denoiser(folder, weights).to(make_accelerator().device)
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num].sort().values
     values = num_values if num_values is not None else 17 if isinstance(data, Digits) else 256

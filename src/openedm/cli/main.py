@@ -85,7 +85,9 @@ def _run(program: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError
 
     from openedm.cli.parsing import explain, parse
+    from openedm.ground.devices import keep_freed_memory
 
+    keep_freed_memory()
     path = program.split(" ")[1:]
     module = importlib.import_module(".".join(["openedm.cli", *path]))
     command = getattr(module, path[-1])

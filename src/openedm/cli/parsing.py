@@ -12,7 +12,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentParser, Namespace
 
-from openedm.choices import Choice, class_path, subclasses
+from openedm.ground.choices import Choice, class_path, subclasses
 
 Path = tuple[str, ...]
 

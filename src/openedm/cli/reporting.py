@@ -17,9 +17,9 @@ from tqdm.auto import tqdm
 
 from openedm.cli.seeds import columns_for, labels_for
 from openedm.data import save_image
-from openedm.data.files import replacing
 from openedm.data.pictures import image_grid
 from openedm.denoiser import Preconditioned
+from openedm.ground.storage import replacing
 from openedm.objective import Objective
 from openedm.plots import loss_curve, loss_per_sigma, save_figure
 from openedm.sampling import Sampler, sample_batches

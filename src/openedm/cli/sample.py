@@ -10,16 +10,16 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
-from openedm import checks
-from openedm.choices import to_config
 from openedm.cli.choosing import NFE, choice_of_sampler, make_sampler, pilot_conditions, without_budget
 from openedm.cli.guiding import Precision, digest, guidance_settings, load_guided, speed_settings
 from openedm.cli.reporting import save_array
 from openedm.cli.seeds import columns_for, labels_for, parse_integers
 from openedm.data import save_image
-from openedm.data.files import replacing
 from openedm.data.pictures import image_grid
 from openedm.denoiser import Denoiser, hasten
+from openedm.ground import checks
+from openedm.ground.choices import to_config
+from openedm.ground.storage import replacing
 from openedm.guidance import GuidanceWeight, Interval
 from openedm.plots import denoising_trajectory, save_figure
 from openedm.sampling import Auto, BrownianNoise, NoiseSource, Sampler, SeededNoise, State, sample_batches

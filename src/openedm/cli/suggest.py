@@ -9,11 +9,11 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from openedm import checks
-from openedm.choices import class_path, subclasses
 from openedm.cli.parsing import dump
 from openedm.data import Arrays, Digits, ImageFolder, Source
-from openedm.data.files import replacing
+from openedm.ground import checks
+from openedm.ground.choices import class_path, subclasses
+from openedm.ground.storage import replacing
 from openedm.levels import Karras
 from openedm.objective import EDM, LogNormal
 from openedm.plots import reducible_loss, save_figure

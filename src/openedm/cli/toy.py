@@ -11,11 +11,12 @@ from jaxtyping import Float, Float64
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from openedm import checks, schedules
+from openedm import schedules
 from openedm.cli.reporting import Bar
 from openedm.data import Dataset, Source, Toy, measure
 from openedm.denoiser import Denoiser
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.ground import checks
 from openedm.levels import Explicit, Karras, Levels, LogLinear
 from openedm.networks import MLP
 from openedm.objective import EDM

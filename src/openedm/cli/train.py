@@ -10,7 +10,7 @@ from openedm.cli import presets
 from openedm.cli.parsing import dump
 from openedm.cli.reporting import Bar, Figures, Log, StopSignal, Tracker
 from openedm.data import Digits, Source
-from openedm.data.files import replacing
+from openedm.ground.storage import replacing
 from openedm.networks import DDPMpp, Network
 from openedm.objective import EDM as EDMObjective
 from openedm.objective import Objective

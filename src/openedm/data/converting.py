@@ -21,12 +21,12 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from openedm import checks
-from openedm.choices import to_config
 from openedm.data.decoding import read_upright
-from openedm.data.files import replacing
 from openedm.data.form import Form
 from openedm.data.gathering import Pictures
+from openedm.ground import checks
+from openedm.ground.choices import to_config
+from openedm.ground.storage import replacing
 
 FORMAT = "openedm-shards"
 MANIFEST = "manifest.json"

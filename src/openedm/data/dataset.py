@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 _PROBED = 32
 """So many chunks stand for all."""

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import UInt8
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 
 if TYPE_CHECKING:
     from PIL.Image import Image

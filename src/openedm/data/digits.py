@@ -6,8 +6,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from openedm import checks
 from openedm.data.dataset import InMemory, Source
+from openedm.ground import checks
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from openedm import checks
 from openedm.data.dataset import InMemory, Source
+from openedm.ground import checks
 
 DEBIAN_PATH = "/usr/share/datasets/fashion-mnist"
 """Where the Debian package dataset-fashion-mnist puts the files."""

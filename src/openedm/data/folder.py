@@ -10,10 +10,10 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from openedm import checks
 from openedm.data.archive import Archive
 from openedm.data.dataset import Batch, Dataset, Indices, InMemory, Source, as_float, as_index
 from openedm.data.decoding import SUFFIXES, check_form, read_picture, read_shape
+from openedm.ground import checks
 
 MEMORY = 256 * 2**20
 """Sets up to so many bytes, as files and as pixels, are decoded when loaded and kept in memory."""

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import TYPE_CHECKING, Literal
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.data.decoding import central, resized
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Float, UInt8
 from torch import Tensor
 
-from openedm import checks
-from openedm.data.files import replacing
+from openedm.ground import checks
+from openedm.ground.storage import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image

@@ -19,12 +19,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openedm import checks
 from openedm.data.converting import FORMAT, INDEX, MANIFEST
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, InMemory, Source, as_float, as_index
 from openedm.data.decoding import check_form, read_picture, read_shape
 from openedm.data.folder import MEMORY
 from openedm.data.webdataset import places, tar_files
+from openedm.ground import checks
 
 _HANDLES = 64
 

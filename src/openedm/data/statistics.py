@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 import torch
 
-from openedm import checks
 from openedm.data.dataset import Dataset
+from openedm.ground import checks
 
 
 @dataclass(frozen=True)

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from openedm import checks
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, InMemory, Source, as_float, as_index
 from openedm.data.decoding import check_form, read_picture, read_shape
 from openedm.data.folder import MEMORY
 from openedm.data.rows import MappedReader, ParquetReader, Reader, extra
+from openedm.ground import checks
 
 _HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
 

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from openedm import checks
 from openedm.data.dataset import InMemory, Source
+from openedm.ground import checks
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 # Of the width of an interval: how far inside it a point on its edge is taken to lie. Φ⁻¹ of it is −5.4.
 EDGE = 2.0**-25

@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64, Int64
 from scipy.stats import kstest
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
 

@@ -6,14 +6,14 @@ error of the same few samples, and one sample for each of many observations woul
 seed, blocks of `BLOCK` samples have a generator each, so that sample i does not depend on how many samples are drawn.
 """
 
-import hashlib
 from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
+from openedm.ground.seeding import hash_seed
 
 BLOCK = 64
 
@@ -30,7 +30,7 @@ def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[
     (True, False)
     """
     rows = (x.detach().to("cpu", torch.float32) + 0.0).contiguous().numpy()
-    return tuple(_hashed(f"{seed}:".encode() + row.tobytes()) for row in rows)
+    return tuple(hash_seed(f"{seed}:".encode() + row.tobytes()) for row in rows)
 
 
 def numbered_seeds(seed: int, count: int) -> tuple[int, ...]:
@@ -40,12 +40,12 @@ def numbered_seeds(seed: int, count: int) -> tuple[int, ...]:
         seed: any integer ≥ 0.
         count: ≥ 0.
     """
-    return tuple(_hashed(f"{seed}[{j}]".encode()) for j in range(count))
+    return tuple(hash_seed(f"{seed}[{j}]".encode()) for j in range(count))
 
 
 def section_seeds(seeds: Sequence[int], section: int) -> tuple[int, ...]:
     """The seeds of the section-th part of a long row of samples; those of the first are `seeds` themselves."""
-    return tuple(_hashed(f"{seed}#{section}".encode()) for seed in seeds) if section else tuple(seeds)
+    return tuple(hash_seed(f"{seed}#{section}".encode()) for seed in seeds) if section else tuple(seeds)
 
 
 class SampleNoise:
@@ -87,8 +87,4 @@ class SampleNoise:
 
 
 def _generator(seed: int, block: int) -> torch.Generator:
-    return torch.Generator().manual_seed(_hashed(f"{seed}/{block}".encode()))
-
-
-def _hashed(content: bytes) -> int:
-    return int.from_bytes(hashlib.blake2b(content, digest_size=8).digest(), "little") >> 1
+    return torch.Generator().manual_seed(hash_seed(f"{seed}/{block}".encode()))

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.inference.local import Simulator, predictive_check
 from openedm.inference.posterior import Posterior
 

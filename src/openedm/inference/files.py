@@ -15,8 +15,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from openedm.choices import from_config, to_config
 from openedm.denoiser import Denoiser, Preconditioned
+from openedm.ground.choices import from_config, to_config
+from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.priors import prior_from_config, prior_to_config
 from openedm.inference.refinement import Refinement
@@ -28,15 +29,7 @@ from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.sampling import Auto, Sampler
 from openedm.training import Model
-from openedm.training.checkpoints import (
-    load_weights,
-    new_folder,
-    part_of,
-    read_json,
-    read_tensors,
-    write_json,
-    write_tensors,
-)
+from openedm.training.checkpoints import load_weights, part_of
 
 FORMAT = "openedm-posterior-1"
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

@@ -18,10 +18,10 @@ from typing import Any, Literal, TypeVar
 import torch
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import to_config
 from openedm.data import Pairs
 from openedm.denoiser import Denoiser
+from openedm.ground import checks
+from openedm.ground.choices import to_config
 from openedm.inference.emulator import MixtureOptions, Progress, fit_mixture
 from openedm.inference.emulator import choose as choose_form
 from openedm.inference.maps import DataMap

@@ -18,8 +18,8 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm.choices import from_config, to_config
 from openedm.denoiser import Denoiser, Preconditioned
+from openedm.ground.choices import from_config, to_config
 from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, coordinates_of
 from openedm.inference.maps import Coordinates

@@ -13,7 +13,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.inference.calibration import check_simulations
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm.choices import Choice, from_config, to_config
+from openedm.ground.choices import Choice, from_config, to_config
 from openedm.inference.bijections import Bijection
 from openedm.inference.transforms import Columns, is_count
 

@@ -15,11 +15,11 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.data import Dataset
 from openedm.data.dataset import Indices, as_index
 from openedm.denoiser import Condition, Preconditioned
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.networks import JointTransformer, Network
 from openedm.training import Model
 

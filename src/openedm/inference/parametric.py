@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.inference.bijections import Bijection
 
 

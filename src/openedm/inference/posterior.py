@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.inference.draws import numbered_seeds, observation_seeds, section_seeds
 from openedm.inference.modes import climb
 from openedm.inference.priors import Prior

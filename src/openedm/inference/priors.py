@@ -11,7 +11,7 @@ from torch import distributions as torch_distributions
 from torch.distributions import Distribution, constraints
 from torch.distributions.utils import lazy_property
 
-from openedm.choices import from_config, to_config
+from openedm.ground.choices import from_config, to_config
 from openedm.inference.bijections import Bijection
 from openedm.inference.parametric import Box, Independent, LogNormal, Normal, Prior, settle_names
 from openedm.inference.truncated import Truncated

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.inference.emulator import Progress
 from openedm.inference.fitting import fit
 from openedm.inference.parametric import Prior

@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.inference.emulator import MixtureOptions
 from openedm.inference.refinement import Refinement
 from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, VectorSummary

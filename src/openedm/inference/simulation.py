@@ -17,12 +17,12 @@ import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
-from openedm import checks
+from openedm.ground import checks
+from openedm.ground.seeding import derive_seed
 from openedm.inference.calling import Call, Chunk, Failure, Outcome, Simulator, name_of
 from openedm.inference.pool import Pool
 from openedm.inference.priors import Prior, as_prior, prior_to_config
 from openedm.inference.store import Manifest, Simulations, Store, Writer
-from openedm.training.randomness import derived_seed
 
 BLOCK = 1024
 PARAMETERS, SEEDS = range(2)
@@ -124,7 +124,7 @@ def simulate(
 
 def parameters(prior: Prior, n: int, seed: int) -> Float32[ndarray, "n d"]:
     """θ_0 … θ_{n−1}; the first of them are the same for every n."""
-    blocks = [prior.sample(BLOCK, derived_seed(seed, PARAMETERS, k)) for k in range(math.ceil(n / BLOCK))]
+    blocks = [prior.sample(BLOCK, derive_seed(seed, PARAMETERS, k)) for k in range(math.ceil(n / BLOCK))]
     return torch.cat(blocks)[:n].float().numpy()
 
 

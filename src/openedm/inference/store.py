@@ -27,7 +27,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from openedm.data.files import replacing
+from openedm.ground.storage import replacing
 from openedm.inference.calling import Chunk, Failure, joined
 
 FORMAT = "openedm-simulations-1"

@@ -16,8 +16,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from openedm import checks
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground import checks
 from openedm.inference.draws import SampleNoise, observation_seeds
 from openedm.inference.flow import flow
 from openedm.inference.maps import DataMap, ParameterMap

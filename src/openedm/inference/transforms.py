@@ -15,8 +15,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 KINDS = ("identity", "log", "asinh", "root")
 COSTS = {"identity": 0.0, "root": 0.0, "log": 0.5, "asinh": 1.0}

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openedm import checks, preconditioning
+from openedm import preconditioning
 from openedm.denoiser import Preconditioned
+from openedm.ground import checks
 from openedm.networks import ADM, ADMUNet, SongUNet, UNetBody, level_resolutions
 from openedm.networks.body import DECODERS, ENCODERS, SkipPath
 from openedm.networks.layers import filter_kernel

@@ -11,15 +11,14 @@ from typing import Any
 
 import torch
 
-from openedm.data.files import replacing
 from openedm.denoiser import Preconditioned
+from openedm.ground.storage import read_json, read_tensors, replacing, write_json, write_tensors
 from openedm.interop.edm import FREQUENCIES, PRECONDITIONINGS, edm_choice, published_filters, published_names
 from openedm.interop.published import Published, Reporter, read_pickle
 from openedm.interop.records import plain
 from openedm.networks import ADM, DDPMpp, NCSNpp, SongUNet, UNetBody
 from openedm.preconditioning import IDDPM
 from openedm.training import Model
-from openedm.training.checkpoints import read_json, read_tensors, write_json, write_tensors
 
 FORMAT = "openedm-published-1"
 CLASSES = {kind: name for name, (kind, _) in PRECONDITIONINGS.items()}

@@ -5,17 +5,10 @@ from typing import Any, Literal
 
 from huggingface_hub import ModelHubMixin, hf_hub_download
 
-from openedm.choices import to_config
-from openedm.data.files import replacing
 from openedm.denoiser import Preconditioned
-from openedm.training.checkpoints import (
-    FORMAT,
-    find_checkpoint,
-    load_denoiser,
-    read_model,
-    write_json,
-    write_tensors,
-)
+from openedm.ground.choices import to_config
+from openedm.ground.storage import replacing, write_json, write_tensors
+from openedm.training.checkpoints import FORMAT, find_checkpoint, load_denoiser, read_model
 from openedm.training.model import Model
 
 CONFIG, WEIGHTS = "config.json", "model.safetensors"

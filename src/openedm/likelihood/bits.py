@@ -18,8 +18,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from openedm import checks
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground import checks
 from openedm.likelihood.density import Likelihood
 from openedm.sampling import SeededNoise
 

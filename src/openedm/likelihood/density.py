@@ -33,9 +33,10 @@ from jaxtyping import Bool, Float, Int64
 from scipy.stats import t as student
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser, refuse_dropout, refuse_own_settings
+from openedm.ground import checks
+from openedm.ground.choices import Choice
+from openedm.ground.devices import device_of, float64_on
 from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
 from openedm.likelihood.path import Path
 from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Solver, Tsit5
@@ -266,9 +267,8 @@ def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Ten
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
     denoiser.check_condition(condition, len(x))
-    weights = next(denoiser.parameters(), next(denoiser.buffers(), x))
-    dtype = torch.float32 if weights.device.type == "mps" else torch.float64
-    return x.to(weights.device, dtype), None if condition is None else condition.to(weights.device)
+    device = device_of(denoiser, x)
+    return x.to(device, float64_on(device)), None if condition is None else condition.to(device)
 
 
 def _log_noise(x: Tensor, sigma: float) -> Tensor:

@@ -17,8 +17,8 @@ from jaxtyping import Float
 from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.sampling import NoiseSource
 
 Denoise = Callable[[Tensor], Tensor]

@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 
 Z = 1.959963984540054
 """The normal distribution's 97.5 % quantile."""

@@ -17,7 +17,7 @@ from jaxtyping import Float, Int64
 from sklearn.model_selection import KFold
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 
 # MLPClassifier's defaults, and sbibm's max_iter.
 BATCH, LEARNING_RATE, BETAS, EPS, ALPHA = 200, 1e-3, (0.9, 0.999), 1e-8, 1e-4

@@ -17,9 +17,9 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
 from openedm.data.dataset import Dataset
-from openedm.data.files import replacing
+from openedm.ground import checks
+from openedm.ground.storage import replacing
 
 Progress = Callable[[Iterable[int]], Iterable[int]]
 

@@ -14,8 +14,8 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openedm import checks
 from openedm.data.dataset import Dataset
+from openedm.ground import checks
 from openedm.metrics.bootstrap import frechet_error, inception_score_error, mean_error
 from openedm.metrics.classifier import Classifier
 from openedm.metrics.extractors import ClassifierFeatures, FeatureNetwork

@@ -16,8 +16,8 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.metrics.classifier import Classifier
 
 Output = tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"] | None]

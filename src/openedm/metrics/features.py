@@ -17,9 +17,9 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from openedm import checks
 from openedm.data.dataset import Dataset
-from openedm.data.files import replacing
+from openedm.ground import checks
+from openedm.ground.storage import replacing
 from openedm.metrics.extractors import FeatureNetwork
 from openedm.metrics.frechet import GaussianStatistics
 

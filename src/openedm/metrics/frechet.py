@@ -11,7 +11,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
+from openedm.ground.devices import has_float64
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,7 +62,7 @@ class GaussianStatistics:
             raise ValueError(f"features must be finite, but {bad} of {len(features)} rows are not")
         if len(features):
             # Where the features are, if there is float64 there.
-            x = features.detach().to("cpu" if features.device.type == "mps" else features.device, torch.float64)
+            x = features.detach().to(features.device if has_float64(features.device) else "cpu", torch.float64)
             mean = x.mean(0)
             self._add(len(x), mean.cpu(), ((x - mean).T @ (x - mean)).cpu())
 

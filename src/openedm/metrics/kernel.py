@@ -12,7 +12,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 
 
 class KernelDistance(NamedTuple):

@@ -18,7 +18,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 
 
 @dataclass(frozen=True, eq=False)

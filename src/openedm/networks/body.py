@@ -20,7 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.networks.blocks import BlockStyle, ResidualBlock
 from openedm.networks.embeddings import Labels, check_inputs
 from openedm.networks.layers import Conv2d, Downsample, FusedDownConv2d, Upsample, filter_kernel, group_norm

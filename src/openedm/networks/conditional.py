@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.networks.configs import Network
 from openedm.networks.embeddings import SmoothEmbedding
 from openedm.networks.layers import Init, Linear, seeded

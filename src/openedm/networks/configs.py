@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 
 from torch import nn
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.networks.adm import STYLE as ADM_STYLE
 from openedm.networks.adm import ADMUNet
 from openedm.networks.body import UNetBody, check_unet_sizes, level_resolutions

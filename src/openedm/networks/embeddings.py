@@ -16,7 +16,7 @@ from jaxtyping import Float, Integer
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.networks.layers import Init, Linear
 
 Labels = Integer[Tensor, " rows"] | Float[Tensor, "rows classes"]

@@ -18,7 +18,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
 
 MODES = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.networks.layers import seeded
 
 LOG_LIMIT = 9.0

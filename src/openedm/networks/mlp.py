@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.networks.embeddings import Embedding, Labels, SmoothEmbedding, check_inputs
 from openedm.networks.layers import Init, Linear
 

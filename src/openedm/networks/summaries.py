@@ -21,8 +21,8 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.networks.layers import Conv2d, Downsample, Init, Linear, seeded
 
 INIT, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)

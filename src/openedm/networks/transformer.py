@@ -20,7 +20,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.networks.configs import Network
 from openedm.networks.embeddings import Embedding, Labels, SmoothEmbedding
 from openedm.networks.layers import Init, Linear, seeded

@@ -10,7 +10,7 @@ Appendix F.1.
 from collections.abc import Callable, Sequence
 from functools import partial
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.networks.blocks import BlockStyle
 from openedm.networks.body import DECODERS, ENCODERS, Plan, UNetBody, check_unet_sizes
 from openedm.networks.embeddings import Embedding, FourierEmbedding, NoiseEmbedding, PositionalEmbedding

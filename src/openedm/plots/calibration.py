@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 from scipy.stats import binom
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.plots.style import COLOURS, GREY, SHADE, number_log_ticks, plain
 
 Numbers = Tensor | np.ndarray | Sequence[float]

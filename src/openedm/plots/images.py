@@ -8,8 +8,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor, cat
 
-from openedm import checks
 from openedm.data.pictures import Pixels, image_grid
+from openedm.ground import checks
 from openedm.plots.style import GREY, format_sigma
 from openedm.sampling import State
 

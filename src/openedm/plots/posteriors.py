@@ -14,7 +14,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.plots.calibration import Numbers, colours, finite_array, names_or_thetas, on_white
 from openedm.plots.images import evenly
 from openedm.plots.style import COLOURS, number_log_ticks, plain

@@ -8,8 +8,8 @@ from matplotlib.axis import Axis
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
 
-from openedm import checks
-from openedm.data.files import replacing
+from openedm.ground import checks
+from openedm.ground.storage import replacing
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that colour-blind readers tell apart (Okabe & Ito 2008); lines take them in turn."""

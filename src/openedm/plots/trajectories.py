@@ -14,7 +14,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.plots.images import evenly
 from openedm.plots.style import COLOURS, GREY, format_sigma, number_log_ticks, plain
 from openedm.sampling import Sampler, State

@@ -32,8 +32,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from openedm import checks
 from openedm.denoiser import Condition, Denoiser, per_sample, refuse_own_settings
+from openedm.ground import checks
 from openedm.sampling.embedded import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pair
 from openedm.sampling.exponential import Angle, DataPrediction, EpsilonPrediction, LogSigma, Prediction, Variable
 from openedm.sampling.grid import Grid

@@ -26,9 +26,9 @@ from typing import NamedTuple
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.levels import Explicit, Levels, Logistic
 from openedm.sampling.adaptive import DormandPrince
 from openedm.sampling.exponential import (

@@ -25,7 +25,7 @@ import torch
 from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.sampling.noise import SeededNoise
 
 LEAVES = 8  # intervals between the points of the tree

@@ -32,8 +32,8 @@ from jaxtyping import Float, Float64
 from numpy.typing import NDArray
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.schedules import VP, Schedule
 
 Array = NDArray[np.float64]

@@ -22,8 +22,8 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm import checks
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground import checks
 from openedm.levels import Explicit, Levels, Logistic
 from openedm.sampling.exponential import FlowTime, VelocityPrediction
 from openedm.sampling.multistep import Multistep

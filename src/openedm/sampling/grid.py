@@ -8,8 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.schedules import EDM, NoScaling, Scaling, Schedule
 
 Final = Literal["denoise", "euler"]

@@ -21,7 +21,8 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
+from openedm.ground.devices import float64_on
 from openedm.sampling.embedded import DORMAND_PRINCE, Pair, Row
 
 Slope = Callable[[Float[Tensor, "rows"], Float[Tensor, "rows *event"], Int64[Tensor, "rows"]], Tensor]
@@ -150,7 +151,7 @@ def integrate(
     (tensor([[0.3679]], dtype=torch.float64), tensor([50]))
     """
     _check(y0, start, end, method, rtol, atol, linear, first_step, max_evaluations)
-    times = torch.float32 if y0.device.type == "mps" else torch.float64
+    times = float64_on(y0.device)
     at = None if at is None else _checked_times(at.to(y0.device, times), start, end)
     run = _Run(slope, start, end, method, rtol, torch.as_tensor(atol).to(y0), norm, scale, linear, max_evaluations, at)
     rows = run.first(y0, times, first_step)

@@ -25,7 +25,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.sampling.exponential import (
     RULES,
     Array,

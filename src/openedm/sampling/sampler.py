@@ -11,10 +11,10 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm import checks
-from openedm.allocation import keep_freed_memory
-from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser, refuse_dropout, refuse_no_rows
+from openedm.ground import checks
+from openedm.ground.choices import Choice
+from openedm.ground.devices import device_of, float64_on
 from openedm.levels import Karras, Levels
 from openedm.sampling.grid import Churn, Final, Grid
 from openedm.sampling.noise import NoiseSource, SeededNoise
@@ -252,10 +252,8 @@ def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
 
 def _device_and_dtype(denoiser: Denoiser, given: Tensor | None) -> tuple[torch.device, torch.dtype]:
     """Where the state lives: the denoiser's device, in float64 (float32 where the device has no float64)."""
-    keep_freed_memory()
-    weights = next(denoiser.parameters(), next(denoiser.buffers(), given))
-    device = torch.device("cpu") if weights is None else weights.device
-    return device, torch.float32 if device.type == "mps" else torch.float64
+    device = device_of(denoiser, given)
+    return device, float64_on(device)
 
 
 def sample_batches(

@@ -19,7 +19,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.sampling.exponential import (
     Array,
     DataPrediction,

@@ -21,9 +21,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.sampling.grid import Grid
 from openedm.sampling.noise import NoiseSource
 from openedm.sampling.plan import Combination, Plan, Stage, State, Step, execute

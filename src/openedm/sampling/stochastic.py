@@ -25,9 +25,9 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.levels import Karras
 from openedm.sampling.grid import Grid
 from openedm.sampling.noise import NoiseSource, unit_noise

@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from openedm import checks
 from openedm.data import Dataset, measure
+from openedm.ground import checks
 from openedm.objective import LogNormal
 from openedm.suggest.limits import UNIFORM, Highest, Lowest, comparable, highest, lowest, posteriors
 from openedm.suggest.moments import draw, moments, noisy

@@ -17,8 +17,8 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.training.resampling import warp
 
 PROBABILITIES = ("xflip", "yflip", "scale", "rotate", "aniso", "translate")

@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 
 @dataclass(frozen=True)

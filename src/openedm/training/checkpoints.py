@@ -11,22 +11,19 @@ Reading one runs no code from the file: weights are safetensors, the description
 random state of a run is its seed and its step (every step derives its own generators), so these two restore it.
 """
 
-import json
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from openedm import checks
-from openedm.choices import from_config, to_config
 from openedm.denoiser import Preconditioned
+from openedm.ground import checks
+from openedm.ground.choices import from_config, to_config
+from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
 from openedm.training.model import Model
 from openedm.training.sharding import placed_like
 
@@ -57,28 +54,6 @@ def save_checkpoint(
         if training is not None:
             write_tensors(temporary / "training.safetensors", training[0])
             write_json(temporary / "training.json", dict(training[1]))
-
-
-@contextmanager
-def new_folder(path: Path, what: str = "a checkpoint") -> Iterator[Path]:
-    """A folder under a temporary name; it gets the name `path`, durably, at the end of a block that does not fail.
-
-    Raises:
-        ValueError: `path` exists; says that `what` is never overwritten.
-    """
-    if path.exists():
-        raise ValueError(f"{path} exists already: {what} is never overwritten")
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number, too
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        _synchronise(temporary)
-        os.replace(temporary, path)
-        _synchronise(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
 
 
 def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> Preconditioned:
@@ -206,54 +181,6 @@ def find_checkpoint(path: str | Path) -> Path:
         what = "holds no checkpoint" if path.is_dir() else "is no folder"
         raise ValueError(f"{path} {what}: give a checkpoint (a folder with config.json) or a run that has some")
     return found[-1]
-
-
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
-
-
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data as JSON."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
-def read_tensors(path: Path) -> dict[str, Tensor]:
-    """The tensors of a safetensors file.
-
-    Raises:
-        ValueError: the file is missing or damaged.
-    """
-    try:
-        return load_file(path)
-    except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object that a JSON file holds.
-
-    Raises:
-        ValueError: the file is missing, damaged or holds something else.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
-    return content
-
-
-def _synchronise(folder: Path) -> None:
-    """Make the folder's files and entries durable, so that a crash after the rename finds them whole."""
-    for path in (*folder.iterdir(), folder):
-        if path.is_file() or path == folder:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:

@@ -7,8 +7,9 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from openedm.data import Dataset
+from openedm.ground.seeding import derive_seed, host_seeded
 from openedm.training.options import Options
-from openedm.training.randomness import ITEMS, batch_indices, derived_seed, host_seeded
+from openedm.training.randomness import ITEMS, batch_indices
 from openedm.training.streaming import chunked_indices
 
 
@@ -32,7 +33,7 @@ class _Order(torch.utils.data.Sampler[tuple[int, list[int]]]):
             indices = self._indices(images)
             for round_ in range(self.options.accumulate):
                 rows = rows_of(round_, self.rank, self.processes, self.options)
-                yield derived_seed(self.options.seed, ITEMS, images, rows.start), indices[rows].tolist()
+                yield derive_seed(self.options.seed, ITEMS, images, rows.start), indices[rows].tolist()
             images += self.options.batch_size
 
     def _indices(self, images: int) -> Tensor:

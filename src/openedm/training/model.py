@@ -7,10 +7,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from openedm import checks
-from openedm.choices import Choice
 from openedm.data import Dataset, measure
 from openedm.denoiser import Preconditioned
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.networks import DDPMpp, Network
 from openedm.preconditioning import EDM, Preconditioning
 

@@ -4,8 +4,8 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-from openedm import checks
-from openedm.choices import Choice
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.training.augmentation import LABEL_DIM, Augmentation
 from openedm.training.averaging import HalfLife, PowerFunction
 

@@ -23,7 +23,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from openedm.data.files import replacing
+from openedm.ground.storage import replacing
 from openedm.training.averaging import Averaged, PowerFunction, exponent
 from openedm.training.checkpoints import find_checkpoint, load_weights, part_of, read_model, read_weights
 from openedm.training.sharding import whole

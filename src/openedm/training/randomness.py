@@ -4,51 +4,15 @@ Every step derives its generators anew. Each process draws the noise of the whol
 the numbers do not depend on how many processes share the batch.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import lru_cache
 
-import numpy as np
 import torch
 from jaxtyping import Int64
 from torch import Tensor
 
+from openedm.ground.seeding import generator
+
 DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS, AUGMENT = range(7)
-
-
-def derived_seed(seed: int, *keys: int) -> int:
-    """A 63-bit seed that depends on all of its arguments (numpy's SeedSequence mixes them)."""
-    return int(np.random.SeedSequence([seed, *keys]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-
-
-def generator(device: torch.device, seed: int, *keys: int) -> torch.Generator:
-    """A generator on `device` that depends on the seed and the keys."""
-    return torch.Generator(device).manual_seed(derived_seed(seed, *keys))
-
-
-@contextmanager
-def host_seeded(seed: int) -> Iterator[None]:
-    """Torch's global generator on the host starts from `seed` inside, and goes on as before afterwards.
-
-    A tenth of the time of `torch.random.fork_rng` and `torch.manual_seed`, and generators of devices are left alone.
-    """
-    before = torch.default_generator.get_state()
-    torch.default_generator.manual_seed(seed)
-    try:
-        yield
-    finally:
-        torch.default_generator.set_state(before)
-
-
-def seed_global(seed: int, device: torch.device) -> None:
-    """Seed the global generators that modules on `device` draw from; those of other devices are left alone."""
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
-    if device.type in ("cpu", "cuda"):
-        torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than a small network's step
-    else:
-        torch.manual_seed(seed)
 
 
 @lru_cache(maxsize=2)

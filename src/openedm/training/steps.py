@@ -7,11 +7,13 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from openedm.denoiser import Condition, Preconditioned, per_sample
+from openedm.ground.devices import has_float64
+from openedm.ground.seeding import generator
 from openedm.objective import Loss, Objective, Uncertainty, denoising_loss
 from openedm.training.augmentation import Augmented
 from openedm.training.model import Model
 from openedm.training.options import Options
-from openedm.training.randomness import AUGMENT, LEVELS, NOISE, generator
+from openedm.training.randomness import AUGMENT, LEVELS, NOISE
 
 
 class LossOf(nn.Module):
@@ -101,5 +103,4 @@ def draw(model: Model, objective: Objective, options: Options, step: int, device
     if options.augmentation is not None:
         host = generator(torch.device("cpu"), options.seed, AUGMENT, step)
         augmented = options.augmentation.draw(options.batch_size, host)
-    has_float64 = device.type != "mps"
-    return Drawn(sigma.to(device, non_blocking=True) if has_float64 else sigma, noise, hidden, augmented)
+    return Drawn(sigma.to(device, non_blocking=True) if has_float64(device) else sigma, noise, hidden, augmented)

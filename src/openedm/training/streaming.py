@@ -13,7 +13,8 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from openedm.data import Chunks
-from openedm.training.randomness import DATA, derived_seed
+from openedm.ground.seeding import derive_seed
+from openedm.training.randomness import DATA
 
 
 def chunked_indices(seed: int, chunks: Chunks, start: int, count: int) -> Int64[Tensor, "count"]:
@@ -44,7 +45,7 @@ def chunked_indices(seed: int, chunks: Chunks, start: int, count: int) -> Int64[
 @lru_cache(maxsize=2)
 def _pass(seed: int, chunks: Chunks, number: int) -> Int64[np.ndarray, "length"]:
     """All samples in the order of one pass."""
-    random = np.random.default_rng(derived_seed(seed, DATA, number))
+    random = np.random.default_rng(derive_seed(seed, DATA, number))
     sizes = np.array(chunks.sizes)
     starts = np.cumsum(sizes) - sizes
     order = random.permutation(len(sizes))

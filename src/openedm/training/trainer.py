@@ -19,9 +19,10 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
-from openedm.choices import to_config
 from openedm.data import Dataset
 from openedm.denoiser import Preconditioned
+from openedm.ground.choices import to_config
+from openedm.ground.seeding import derive_seed, seed_global
 from openedm.objective import EDM, Loss, Objective
 from openedm.training.averaging import Averaged
 from openedm.training.checkpoints import (
@@ -48,7 +49,7 @@ from openedm.training.observers import Observer, Progress
 from openedm.training.options import Options
 from openedm.training.post_hoc import PowerAverages, remove_snapshots
 from openedm.training.processes import make_accelerator
-from openedm.training.randomness import DROPOUT, derived_seed, seed_global
+from openedm.training.randomness import DROPOUT
 from openedm.training.sharding import gathered, shard, whole, whole_copy
 from openedm.training.state import Run, run_of
 from openedm.training.steps import LossOf, draw
@@ -211,7 +212,7 @@ class Trainer:
         total = torch.zeros((), device=device)
         for parameter in self._parameters:
             parameter.grad = None
-        seed_global(derived_seed(options.seed, DROPOUT, self.state.step, accelerator.process_index), device)
+        seed_global(derive_seed(options.seed, DROPOUT, self.state.step, accelerator.process_index), device)
         for round_ in range(options.accumulate):
             rows = rows_of(round_, accelerator.process_index, processes, options)
             clean, given = next(loader)

@@ -11,12 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from openedm import checks
 from openedm.data import Dataset
 from openedm.denoiser import Denoiser
+from openedm.ground import checks
+from openedm.ground.seeding import derive_seed, host_seeded
 from openedm.objective import Objective, denoising_loss
 from openedm.sampling import SeededNoise
-from openedm.training.randomness import ITEMS, VALIDATION, derived_seed, host_seeded
+from openedm.training.randomness import ITEMS, VALIDATION
 
 KEPT_BYTES = 2**26
 """Up to this size noise is kept from one measurement to the next; more is drawn each time."""
@@ -70,9 +71,9 @@ class Validation:
         """Clean samples, their labels or conditions, and the noise of each level; part after part."""
         for start in range(0, len(self._chosen), self._batch_size):
             part = self._chosen[start : start + self._batch_size]
-            with host_seeded(derived_seed(self._seed, VALIDATION, start, ITEMS)):
+            with host_seeded(derive_seed(self._seed, VALIDATION, start, ITEMS)):
                 clean, given = self._dataset.fetch(part)
-            random = SeededNoise([derived_seed(self._seed, VALIDATION, i) for i in part])
+            random = SeededNoise([derive_seed(self._seed, VALIDATION, i) for i in part])
             shape = tuple(clean.shape[1:])
             noises = (random.draw(shape).to(self._device) for _ in range(len(self._sigmas)))
             clean, given = clean.to(self._device), None if given is None else given.to(self._device)

@@ -9,11 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from openedm import checks
 from openedm.cli.inference.choosing import FRESH, gathered, new_file, settings_of, tasks_of
 from openedm.cli.inference.progress import Stages
 from openedm.cli.inference.reporting import machine, peak_mib, table, timed
-from openedm.data.files import replacing
+from openedm.ground import checks
+from openedm.ground.storage import replacing
 from openedm.inference.calibration import calibrate
 from openedm.inference.fitting import fit
 from openedm.inference.simulation import simulate

@@ -2,9 +2,9 @@
 
 import torch
 
-from openedm import checks
 from openedm.cli.inference.choosing import FRESH, new_file, task_of
 from openedm.cli.inference.reading import Found, simulations_of
+from openedm.ground import checks
 from openedm.inference import calibration, simulation
 from openedm.inference.files import load
 from openedm.plots import calibration_plot, save_figure

@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from openedm import checks
-from openedm.choices import from_config, to_config
+from openedm.ground import checks
+from openedm.ground.choices import from_config, to_config
 from openedm.inference import tasks
 from openedm.inference.settings import Settings
 from openedm.inference.tasks import Task

@@ -2,11 +2,11 @@
 
 import numpy as np
 
-from openedm import checks
 from openedm.cli.inference.choosing import new_file
 from openedm.cli.inference.reading import numbers_of, observation_of
 from openedm.cli.inference.reporting import table
-from openedm.data.files import replacing
+from openedm.ground import checks
+from openedm.ground.storage import replacing
 from openedm.inference.files import load
 from openedm.plots import pair_plot, save_figure
 

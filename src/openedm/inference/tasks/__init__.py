@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Float32
 from torch import Tensor
 
-from openedm import checks
+from openedm.ground import checks
 from openedm.inference.tasks.dynamics import SIR, LotkaVolterra
 from openedm.inference.tasks.gaussians import GaussianLinear, GaussianLinearUniform, GaussianMixture
 from openedm.inference.tasks.glm import BernoulliGLM, BernoulliGLMRaw

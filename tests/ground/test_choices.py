@@ -19,8 +19,8 @@ from jsonargparse import ArgumentParser
 
 import openedm
 from openedm import levels, preconditioning, schedules
-from openedm.choices import Choice, class_path, from_config, to_config
 from openedm.data import Form
+from openedm.ground.choices import Choice, class_path, from_config, to_config
 from openedm.inference import Bijection, Box, Columns, Independent, LogNormal, Normal, TorchPrior, Truncated
 from openedm.inference.maps import Coordinates, ParameterMap
 from openedm.sampling import Churn, Heun, Sampler, Solver

@@ -5,7 +5,7 @@ import platform
 import pytest
 import torch
 
-from openedm.allocation import keep_freed_memory
+from openedm.ground.devices import keep_freed_memory
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators keep or return memory by other rules")
@@ -14,7 +14,7 @@ def test_tensors_that_come_and_go_cost_no_new_pages() -> None:
 
     keep_freed_memory()
     size, rounds = 1 << 20, 50
-    for _ in range(3):
+    for _ in range(10):
         torch.ones(size)
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
     for _ in range(rounds):

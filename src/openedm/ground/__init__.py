@@ -1,0 +1,1 @@
+"""Tools without mathematics that every room uses: choices, checks, storage, seeding and devices."""

@@ -1,0 +1,101 @@
+"""Files and folders that appear complete or not at all; tensors as safetensors and plain data as JSON in them."""
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A path beside `path` to write to; the file takes the place of `path` at the end of the block.
+
+    A block that fails leaves what was at `path` as it was and removes what it wrote, and a process that is killed
+    leaves at worst a hidden file beside it. The content is on the disk before its name changes.
+    """
+    path = Path(path)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        yield temporary
+        with open(temporary, "rb+") as file:
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def new_folder(path: Path, what: str = "a checkpoint") -> Iterator[Path]:
+    """A folder under a temporary name; it gets the name `path`, durably, at the end of a block that does not fail.
+
+    Raises:
+        ValueError: `path` exists; says that `what` is never overwritten.
+    """
+    if path.exists():
+        raise ValueError(f"{path} exists already: {what} is never overwritten")
+    temporary = path.with_name(f".{path.name}-{os.getpid()}")
+    shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number, too
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        synchronise(temporary)
+        os.replace(temporary, path)
+        synchronise(path.parent)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+
+
+def synchronise(folder: Path) -> None:
+    """Make the folder's files and entries durable, so that a crash after a rename finds them complete."""
+    for path in (*folder.iterdir(), folder):
+        if path.is_file() or path == folder:
+            descriptor = os.open(path, os.O_RDONLY)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
+    """Write tensors as safetensors."""
+    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+
+
+def read_tensors(path: Path) -> dict[str, Tensor]:
+    """The tensors of a safetensors file.
+
+    Raises:
+        ValueError: the file is missing or damaged.
+    """
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError) as error:
+        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write plain data as JSON."""
+    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds.
+
+    Raises:
+        ValueError: the file is missing, damaged or holds something else.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
+    return content
