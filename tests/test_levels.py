@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from openedm import schedules
+from openedm import levels, schedules
 from openedm.levels import IDDPM, VE, VP, Explicit, Karras, Levels, Logistic, LogLinear, iddpm_table
 from properties.strategies import EPS, all_levels, continuous_levels, log_uniform, tables
 
@@ -242,3 +242,30 @@ def test_a_warp_moves_the_quantiles_and_may_not_change_their_order() -> None:
 def test_a_value_out_of_range_is_named(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize("epsilon_s", [1e-5, 1e-2])
+def test_the_lowest_vp_level_follows_epsilon_s_unless_it_is_given(epsilon_s: float) -> None:
+    expected = float(schedules.VP().sigma(epsilon_s))
+    assert levels.VP(epsilon_s=epsilon_s).sigma_min == expected
+    assert float(levels.VP(epsilon_s=epsilon_s).sigmas()[-1]) == expected
+    assert levels.VP(sigma_min=0.005, epsilon_s=epsilon_s).sigma_min == 0.005
+
+
+@pytest.mark.parametrize(
+    ("schedule", "same"),
+    [
+        (schedules.PowerSigma(7.0), levels.Karras(9)),
+        (schedules.LogSigma(), levels.LogLinear(9)),
+        (schedules.EDM(), levels.Karras(9, rho=1.0)),
+    ],
+)
+def test_uniform_levels_are_the_named_rules_of_their_schedules(
+    schedule: schedules.Schedule, same: levels.Levels
+) -> None:
+    torch.testing.assert_close(levels.Uniform(schedule, 9).sigmas(), same.sigmas(), rtol=1e-14, atol=0)
+
+
+def test_uniform_levels_that_a_clipped_schedule_does_not_reach_are_refused() -> None:
+    with pytest.raises(ValueError, match="schedule must reach all levels"):
+        levels.Uniform(schedules.Cosine(sigma_min=0.1, sigma_max=10.0), 99)

@@ -14,9 +14,13 @@ from openedm.schedules import (
     EDM,
     VE,
     VP,
+    Angle,
     Cosine,
     FlowScaling,
+    FlowTime,
+    LogSigma,
     NoScaling,
+    PowerSigma,
     RectifiedFlow,
     Scaling,
     Schedule,
@@ -223,3 +227,23 @@ def test_a_fit_that_does_not_exist_is_refused_with_the_limits_of_those_that_do(
     VP.fit(below * (1 - 1e-5), sigma_max, epsilon_s)
     if above < 1:
         VP.fit(sigma_min, sigma_max, above + (1 - above) * 1e-4)
+
+
+@given(sigmas())
+def test_logarithmic_time_runs_from_minus_infinity_and_is_inverted_exactly(sigma: float) -> None:
+    schedule = LogSigma()
+    t = schedule.time(sigma)
+    assert float(t) == pytest.approx(math.log(sigma), rel=4 * EPS, abs=0)
+    assert schedule.time_of_zero == -math.inf == float(schedule.time(0.0))
+    assert float(schedule.sigma(t)) == pytest.approx(sigma, rel=4 * EPS * (1 + abs(float(t))), abs=0)
+    assert bool(schedule.sigma_derivative(t) == schedule.sigma(t))
+
+
+@given(sigmas())
+def test_the_papers_schedules_are_members_of_the_families(sigma: float) -> None:
+    pairs = [(EDM(), PowerSigma(1.0)), (VE(), PowerSigma(0.5)), (RectifiedFlow(), FlowTime(1.0))]
+    for named, member in pairs:
+        assert named.time(sigma) == member.time(sigma)
+        assert named.sigma(named.time(sigma)) == member.sigma(member.time(sigma))
+    turns = Cosine().time(sigma) * (math.pi / 2)
+    torch.testing.assert_close(turns, Angle(1.0).time(sigma), rtol=4 * EPS, atol=0)

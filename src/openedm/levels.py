@@ -1,15 +1,17 @@
 """The noise levels {σ_i}, i = 0…N−1, that a sampler visits, from σ_max down to σ_min (σ_N = 0 is implied).
 
-Row "Time steps" of Table 1 of Karras et al. 2022, stated in σ (the paper's t_i are σ⁻¹(σ_i)):
+Row "Time steps" of Table 1 of Karras et al. 2022, stated in σ (the paper's t_i are σ⁻¹(σ_i)). Most rules are even
+steps in the time t of a schedule, σ_i = σ(t_max + i/(N−1) (t_min − t_max)) with t_min, t_max the times of σ_min, σ_max:
 
-| rule | σ_i |
+| rule | schedule or σ_i |
 |---|---|
-| Karras (EDM, eq. 5) | (σ_max^{1/ρ} + i/(N−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ |
-| VP | σ_VP(1 + i/(N−1) (ε_s − 1)) |
-| VE | √(σ_max² (σ_min²/σ_max²)^{i/(N−1)}) |
+| Uniform | any schedule |
+| Karras (EDM, eq. 5) | PowerSigma(ρ): (σ_max^{1/ρ} + i/(N−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ |
+| VP | the VP schedule with σ(ε_s) = σ_min, σ(1) = σ_max: σ_VP(1 + i/(N−1) (ε_s − 1)) |
+| LogLinear, VE | LogSigma: σ_max (σ_min/σ_max)^{i/(N−1)} |
 | IDDPM | u_{j(i)}, the table below |
-| LogLinear | exp(ln σ_max + i/(N−1) (ln σ_min − ln σ_max)) |
 | Logistic | quantiles of a logistic distribution of ln σ |
+| Explicit | given one by one |
 
 N = 1 means the single level σ_max. Levels are planned in float64 on the host.
 """
@@ -26,6 +28,20 @@ from torch import Tensor
 from openedm import schedules
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+
+__all__ = [
+    "IDDPM",
+    "VE",
+    "VP",
+    "EvenLevels",
+    "Explicit",
+    "Karras",
+    "Levels",
+    "LogLinear",
+    "Logistic",
+    "Uniform",
+    "iddpm_table",
+]
 
 
 class Levels(Choice, ABC):
@@ -70,6 +86,23 @@ class Levels(Choice, ABC):
         return torch.arange(self.num_steps, dtype=torch.float64) / max(self.num_steps - 1, 1)
 
 
+class EvenLevels(Levels):
+    """Levels evenly spaced in the time of a schedule."""
+
+    @property
+    @abstractmethod
+    def schedule(self) -> schedules.Schedule:
+        """The schedule in whose time the levels are even."""
+
+    def sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """σ(t_max + i/(N−1) (t_min − t_max))."""
+        if self.num_steps == 1:
+            return torch.tensor([self.sigma_max], dtype=torch.float64)
+        schedule = self.schedule
+        high, low = schedule.time(self.sigma_max), schedule.time(self.sigma_min)
+        return _with_exact_ends(schedule.sigma(high + self._ramp() * (low - high)), self.sigma_min, self.sigma_max)
+
+
 def _with_exact_ends(sigmas: Float64[Tensor, "n"], low: float, high: float) -> Float64[Tensor, "n"]:
     """Ends that rounding moved by an ulp are put back on σ_min and σ_max."""
     sigmas[-1] = low
@@ -78,7 +111,35 @@ def _with_exact_ends(sigmas: Float64[Tensor, "n"], low: float, high: float) -> F
 
 
 @dataclass(frozen=True)
-class Karras(Levels):
+class Uniform(EvenLevels):
+    """Levels evenly spaced in the time of any schedule.
+
+    Args:
+        schedule: the schedule; `PowerSigma(7)` gives Karras's levels, `LogSigma()` those of `LogLinear`.
+        num_steps: N ≥ 1.
+        sigma_min: lowest level, > 0, in data units.
+        sigma_max: highest level.
+
+    Raises:
+        ValueError: a value is out of its range, or the levels do not fall strictly.
+    """
+
+    schedule: schedules.Schedule = schedules.EDM()
+    num_steps: int = 18
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+
+    def __post_init__(self) -> None:
+        self._check_range()
+        sigmas = self.sigmas()
+        if not bool((sigmas[1:] < sigmas[:-1]).all()):
+            raise ValueError(
+                f"schedule must reach all levels from {self.sigma_max:g} to {self.sigma_min:g}, got {self.schedule}"
+            )
+
+
+@dataclass(frozen=True)
+class Karras(EvenLevels):
     """EDM's levels (eq. 5): uniform in σ^{1/ρ}.
 
     Args:
@@ -103,19 +164,19 @@ class Karras(Levels):
         self._check_range()
         checks.positive("rho", self.rho)
 
-    def sigmas(self) -> Float64[Tensor, "num_steps"]:
-        """(σ_max^{1/ρ} + i/(N−1) (σ_min^{1/ρ} − σ_max^{1/ρ}))^ρ."""
-        high, low = self.sigma_max ** (1 / self.rho), self.sigma_min ** (1 / self.rho)
-        return _with_exact_ends((high + self._ramp() * (low - high)) ** self.rho, self.sigma_min, self.sigma_max)
+    @property
+    def schedule(self) -> schedules.Schedule:
+        """σ(t) = t^ρ."""
+        return schedules.PowerSigma(self.rho)
 
 
 @dataclass(frozen=True)
-class VP(Levels):
+class VP(EvenLevels):
     """Song et al.'s VP levels: uniform in the time of the VP schedule that spans [σ_min, σ_max].
 
     Args:
         num_steps: N ≥ 1.
-        sigma_min: lowest level; the default is σ(ε_s) of β_d = 19.9, β_min = 0.1.
+        sigma_min: lowest level; None means σ(ε_s) of β_d = 19.9, β_min = 0.1.
         sigma_max: highest level; the default is σ(1) of the same.
         epsilon_s: ε_s, the time of σ_min, in (0, 1).
 
@@ -124,53 +185,28 @@ class VP(Levels):
     """
 
     num_steps: int = 18
-    sigma_min: float = float(schedules.VP().sigma(1e-3))
+    sigma_min: float | None = None  # type: ignore[assignment]  # a number once the object is made
     sigma_max: float = float(schedules.VP().sigma(1.0))
     epsilon_s: float = 1e-3
 
     def __post_init__(self) -> None:
+        if not 0 < self.epsilon_s < 1:
+            raise ValueError(f"epsilon_s must be between 0 and 1, got {self.epsilon_s!r}")
+        if self.sigma_min is None:
+            object.__setattr__(self, "sigma_min", float(schedules.VP().sigma(self.epsilon_s)))
         self._check_range()
         if self.num_steps > 1:
-            schedules.VP.fit(self.sigma_min, self.sigma_max, self.epsilon_s)
+            _ = self.schedule
 
-    def sigmas(self) -> Float64[Tensor, "num_steps"]:
-        """σ_VP(1 + i/(N−1) (ε_s − 1)), with the betas refitted to the range."""
-        if self.num_steps == 1:
-            return torch.tensor([self.sigma_max], dtype=torch.float64)
-        schedule = schedules.VP.fit(self.sigma_min, self.sigma_max, self.epsilon_s)
-        times = 1 + self._ramp() * (self.epsilon_s - 1)
-        return _with_exact_ends(schedule.sigma(times), self.sigma_min, self.sigma_max)
+    @property
+    def schedule(self) -> schedules.Schedule:
+        """The VP schedule with σ(ε_s) = σ_min and σ(1) = σ_max."""
+        low: float = self.sigma_min  # type: ignore[assignment]
+        return schedules.VP.fit(low, self.sigma_max, self.epsilon_s)
 
 
 @dataclass(frozen=True)
-class VE(Levels):
-    """Song et al.'s VE levels: σ² in geometric progression. The same numbers as `LogLinear`, with VE's range.
-
-    Args:
-        num_steps: N ≥ 1.
-        sigma_min: lowest level, > 0.
-        sigma_max: highest level.
-
-    Raises:
-        ValueError: a value is out of its range.
-    """
-
-    num_steps: int = 18
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
-
-    def __post_init__(self) -> None:
-        self._check_range()
-
-    def sigmas(self) -> Float64[Tensor, "num_steps"]:
-        """√(σ_max² (σ_min²/σ_max²)^{i/(N−1)})."""
-        ratio = (self.sigma_min / self.sigma_max) ** 2
-        sigmas = (self.sigma_max**2 * ratio ** self._ramp()).sqrt()
-        return _with_exact_ends(sigmas, self.sigma_min, self.sigma_max)
-
-
-@dataclass(frozen=True)
-class LogLinear(Levels):
+class LogLinear(EvenLevels):
     """Levels evenly spaced in ln σ.
 
     Args:
@@ -189,10 +225,18 @@ class LogLinear(Levels):
     def __post_init__(self) -> None:
         self._check_range()
 
-    def sigmas(self) -> Float64[Tensor, "num_steps"]:
-        """exp(ln σ_max + i/(N−1) (ln σ_min − ln σ_max))."""
-        high, low = math.log(self.sigma_max), math.log(self.sigma_min)
-        return _with_exact_ends((high + self._ramp() * (low - high)).exp(), self.sigma_min, self.sigma_max)
+    @property
+    def schedule(self) -> schedules.Schedule:
+        """σ(t) = e^t."""
+        return schedules.LogSigma()
+
+
+@dataclass(frozen=True)
+class VE(LogLinear):
+    """Song et al.'s VE levels: σ² in geometric progression, that is `LogLinear` with VE's range."""
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
 
 
 @dataclass(frozen=True)

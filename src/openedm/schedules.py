@@ -1,22 +1,29 @@
 """Noise schedules σ(t) and scalings s: a noisy sample at time t is x(t) = s(t) (y + σ(t) n) with n ~ N(0, I).
 
-Rows "Schedule" and "Scaling" of Table 1 of Karras et al. 2022, and two schedules used elsewhere. A scaling is written
-as a function of σ, s(t) = s(σ(t)), so that any scaling goes with any schedule; ṡ = s'(σ) σ̇ by the chain rule.
+Rows "Schedule" and "Scaling" of Table 1 of Karras et al. 2022, and more. A schedule is a strictly increasing function
+σ(t) with its inverse and derivative. It is the one kind of variable in this library: samplers step and interpolate in
+its time t, and levels are even steps of it (`openedm.levels`). A scaling is written as a function of σ,
+s(t) = s(σ(t)), so that any scaling goes with any schedule; ṡ = s'(σ) σ̇ by the chain rule.
 
 | schedule | σ(t) | σ⁻¹(σ) | own scaling |
 |---|---|---|---|
-| EDM | t | σ | none |
+| LogSigma | e^t | ln σ | none |
+| PowerSigma(ρ) | t^ρ | σ^{1/ρ} | none |
+| EDM = PowerSigma(1) | t | σ | none |
+| VE = PowerSigma(½) | √t | σ² | none |
 | VP | √(e^{½ β_d t² + β_min t} − 1) | (√(β_min² + 2 β_d ln(1+σ²)) − β_min)/β_d | VP |
-| VE | √t | σ² | none |
-| Cosine | tan(πt/2) | (2/π) atan σ | VP |
-| RectifiedFlow | t/(1−t) | σ/(1+σ) | flow |
+| Angle(σ_d, ρ) | σ_d tan t^ρ | atan(σ/σ_d)^{1/ρ} | none |
+| Cosine: Angle(1, 1) in quarter turns | tan(πt/2) | (2/π) atan σ | VP |
+| FlowTime(σ_d) | σ_d t/(1−t) | σ/(σ+σ_d) | none |
+| RectifiedFlow = FlowTime(1) | t/(1−t) | σ/(1+σ) | flow |
 
-All functions compute in float64 (VP near t = 0 loses 2 % in float32) and are differentiable.
+All functions compute in float64 (VP near t = 0 loses 2 % in float32), in float32 on devices without it, and are
+differentiable.
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from jaxtyping import Float64
@@ -24,18 +31,34 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.ground.devices import float64_on
+
+__all__ = [
+    "EDM",
+    "VE",
+    "VP",
+    "Angle",
+    "Cosine",
+    "FlowScaling",
+    "FlowTime",
+    "LogSigma",
+    "NoScaling",
+    "PowerSigma",
+    "RectifiedFlow",
+    "Scaling",
+    "Schedule",
+    "VPScaling",
+]
 
 Values = Tensor | float
 """A time, a noise level or several: a Python number or a tensor of any shape and dtype."""
 
 
 def float64(value: Values) -> Float64[Tensor, "*shape"]:
-    """`value` as a float64 tensor; differentiable."""
-    return (
-        torch.as_tensor(value).to(torch.float64)
-        if isinstance(value, Tensor)
-        else torch.tensor(value, dtype=torch.float64)
-    )
+    """`value` as a float64 tensor (float32 on devices without float64); differentiable."""
+    if isinstance(value, Tensor):
+        return value.to(float64_on(value.device))
+    return torch.tensor(value, dtype=torch.float64)
 
 
 class Scaling(Choice, ABC):
@@ -91,7 +114,15 @@ class FlowScaling(Scaling):
 
 
 class Schedule(Choice, ABC):
-    """The noise schedule σ(t), strictly increasing, with its derivative and inverse."""
+    """The noise schedule σ(t), strictly increasing, with its derivative and inverse.
+
+    A schedule is also the variable in which solvers step or interpolate and in which levels are spaced.
+    """
+
+    @property
+    def time_of_zero(self) -> float:
+        """The time at which σ = 0: 0, or −∞ for the logarithm."""
+        return 0.0
 
     @property
     def scaling(self) -> Scaling:
@@ -112,24 +143,72 @@ class Schedule(Choice, ABC):
 
 
 @dataclass(frozen=True)
-class EDM(Schedule):
+class LogSigma(Schedule):
+    """σ(t) = e^t: time is ln σ, which is −λ of the DPM-Solver papers."""
+
+    @property
+    def time_of_zero(self) -> float:
+        """−∞."""
+        return -math.inf
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """e^t."""
+        return float64(t).exp()
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """e^t."""
+        return float64(t).exp()
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """ln σ."""
+        return float64(sigma).log()
+
+
+@dataclass(frozen=True)
+class PowerSigma(Schedule):
+    """σ(t) = t^ρ: time is σ^{1/ρ}, in which Karras's levels are even at ρ = 7.
+
+    Args:
+        rho: ρ > 0.
+
+    Raises:
+        ValueError: rho is not > 0.
+    """
+
+    rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive("rho", self.rho)
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """t^ρ."""
+        return float64(t) ** self.rho
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """ρ t^{ρ−1}."""
+        return self.rho * float64(t) ** (self.rho - 1)
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """σ^{1/ρ}."""
+        return float64(sigma) ** (1 / self.rho)
+
+
+@dataclass(frozen=True)
+class EDM(PowerSigma):
     """σ(t) = t, s = 1: time is the noise level. Also the schedule with which EDM samples iDDPM models.
 
     >>> EDM().sigma(2.5)
     tensor(2.5000, dtype=torch.float64)
     """
 
-    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
-        """t."""
-        return float64(t)
+    rho: float = field(default=1.0, init=False, repr=False)
 
-    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
-        """1."""
-        return torch.ones_like(float64(t))
 
-    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """σ."""
-        return float64(sigma)
+@dataclass(frozen=True)
+class VE(PowerSigma):
+    """Variance exploding (Song et al. 2021): σ(t) = √t, s = 1."""
+
+    rho: float = field(default=0.5, init=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -198,20 +277,36 @@ class VP(Schedule):
 
 
 @dataclass(frozen=True)
-class VE(Schedule):
-    """Variance exploding (Song et al. 2021): σ(t) = √t, s = 1."""
+class Angle(Schedule):
+    """σ(t) = σ_d tan t^ρ: at ρ = 1 a quarter turn from data to noise, as v-prediction moves (Salimans & Ho 2022).
+
+    Args:
+        sigma_data: σ_d > 0, in data units.
+        rho: ρ > 0; larger values make more of the low noise levels.
+
+    Raises:
+        ValueError: a value is not > 0.
+    """
+
+    sigma_data: float = 0.5
+    rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+        checks.positive("rho", self.rho)
 
     def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
-        """√t."""
-        return float64(t).sqrt()
+        """σ_d tan t^ρ."""
+        return self.sigma_data * (float64(t) ** self.rho).tan()
 
     def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
-        """1/(2√t)."""
-        return float64(t).rsqrt() / 2
+        """σ_d (1 + tan² t^ρ) ρ t^{ρ−1}."""
+        t = float64(t)
+        return self.sigma_data * (1 + (t**self.rho).tan().square()) * self.rho * t ** (self.rho - 1)
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """σ²."""
-        return float64(sigma).square()
+        """atan(σ/σ_d)^{1/ρ}."""
+        return (float64(sigma) / self.sigma_data).atan() ** (1 / self.rho)
 
 
 @dataclass(frozen=True)
@@ -240,7 +335,7 @@ class Cosine(Schedule):
 
     def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
         """tan(πt/2), clipped."""
-        return torch.tan(float64(t) * (math.pi / 2)).clamp(self.sigma_min, self.sigma_max)
+        return QUARTER_TURN.sigma(float64(t) * (math.pi / 2)).clamp(self.sigma_min, self.sigma_max)
 
     def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
         """½π (1 + tan²(πt/2)); 0 where σ is clipped."""
@@ -248,32 +343,54 @@ class Cosine(Schedule):
         # σ⁻¹ and steps in t round: a time that means an end of the range must not fall outside and stand still.
         rounding = 1e-14
         inside = (t >= self.time(self.sigma_min) - rounding) & (t <= self.time(self.sigma_max) + rounding)
-        return (math.pi / 2) * (1 + torch.tan(t * (math.pi / 2)).square()) * inside
+        return (math.pi / 2) * QUARTER_TURN.sigma_derivative(t * (math.pi / 2)) * inside
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """(2/π) atan σ."""
-        return torch.atan(float64(sigma)) * (2 / math.pi)
+        return QUARTER_TURN.time(sigma) * (2 / math.pi)
+
+
+QUARTER_TURN = Angle(sigma_data=1.0)
 
 
 @dataclass(frozen=True)
-class RectifiedFlow(Schedule):
+class FlowTime(Schedule):
+    """σ(t) = σ_d t/(1−t), 0 ≤ t < 1: the time of rectified flow between data of width σ_d and noise.
+
+    Args:
+        sigma_data: σ_d > 0, in data units.
+
+    Raises:
+        ValueError: sigma_data is not > 0.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+
+    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """σ_d t/(1−t)."""
+        t = float64(t)
+        return self.sigma_data * t / (1 - t)
+
+    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
+        """σ_d/(1−t)²."""
+        return self.sigma_data * (1 - float64(t)).pow(-2)
+
+    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
+        """σ/(σ+σ_d)."""
+        sigma = float64(sigma)
+        return sigma / (sigma + self.sigma_data)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(FlowTime):
     """Rectified flow / flow matching (Liu et al. 2022): x(t) = (1−t) y + t n, that is σ(t) = t/(1−t), 0 ≤ t < 1."""
+
+    sigma_data: float = field(default=1.0, init=False, repr=False)
 
     @property
     def scaling(self) -> Scaling:
         """s = 1 − t = 1/(1+σ)."""
         return FlowScaling()
-
-    def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
-        """t/(1−t)."""
-        t = float64(t)
-        return t / (1 - t)
-
-    def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
-        """1/(1−t)²."""
-        return (1 - float64(t)).pow(-2)
-
-    def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """σ/(1+σ)."""
-        sigma = float64(sigma)
-        return sigma / (1 + sigma)

@@ -76,6 +76,9 @@ def all_schedules() -> st.SearchStrategy[schedules.Schedule]:
         st.just(schedules.VE()),
         st.builds(schedules.Cosine, sigma_min=log_uniform(1e-6, 1e-3), sigma_max=log_uniform(500.0, 1e6)),
         st.just(schedules.RectifiedFlow()),
+        st.builds(schedules.PowerSigma, rho=st.floats(0.5, 9.0)),
+        st.builds(schedules.Angle, sigma_data=log_uniform(0.1, 10.0), rho=st.floats(0.5, 4.0)),
+        st.builds(schedules.FlowTime, sigma_data=log_uniform(0.1, 10.0)),
     )
 
 

@@ -14,6 +14,8 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar, get_args, get_type_hints
 
+from openedm.ground.legacy import room_name, upgrade
+
 
 @dataclass(frozen=True)
 class Choice:
@@ -32,10 +34,9 @@ def to_config(choice: Choice) -> dict[str, Any]:
 
     Infinities are written as the strings "inf" and "-inf" (JSON has no number for them).
     """
-    fields = dataclasses.fields(choice)
     return {
         "class_path": class_path(type(choice)),
-        "init_args": {f.name: _plain(getattr(choice, f.name)) for f in fields},
+        "init_args": {f.name: _plain(getattr(choice, f.name)) for f in dataclasses.fields(choice) if f.init},
     }
 
 
@@ -44,15 +45,17 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
 
     Args:
         base: the kind of choice expected, for example `Schedule`.
-        config: what `to_config` returned. `class_path` may be shortened to the class name where that is unambiguous.
+        config: what `to_config` returned, of this version or an older one (`legacy`). `class_path` may be shortened to
+            the class name where that is unambiguous.
 
     Raises:
         ValueError: `class_path` is missing or is no known subclass of `base`, `init_args` has unknown names, or holds
             something else where a choice of some kind belongs.
     """
+    config = upgrade(config)
     name = config.get("class_path")
     known: dict[str, type[C]] = {class_path(c): c for c in subclasses(base) if not inspect.isabstract(c)}
-    matches = [c for path, c in known.items() if name in (path, c.__name__, f"{c.__module__}.{c.__qualname__}")]
+    matches = [c for path, c in known.items() if name == c.__name__ or room_name(str(name)) == room_name(path)]
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is not known"
         raise ValueError(
@@ -61,7 +64,7 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         )
     cls = matches[0]
     arguments = dict(config.get("init_args") or {})
-    unknown = set(arguments) - {f.name for f in dataclasses.fields(cls)}
+    unknown = set(arguments) - {f.name for f in dataclasses.fields(cls) if f.init}
     if unknown:
         raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")
     annotations = get_type_hints(cls)

@@ -1,0 +1,45 @@
+"""Names in files of older versions, and what they are called now.
+
+A configuration names classes by the room and the class, `openedm.sampling.Heun`. Where a class moved to another room or
+got another name, a row here maps the old name to the new one; where its arguments changed as well, a function rewrites
+its configuration. Modules inside a room may move freely: `room_name` leaves them out.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+RENAMED: dict[str, str] = {}
+"""Old room and class name → new room and class name."""
+
+REWRITTEN: dict[str, Callable[[dict[str, Any]], Any]] = {}
+"""Old room and class name → a function of its arguments that returns the configuration as it would be written now."""
+
+
+def room_name(path: str) -> str:
+    """The room and the class of a class path, without the modules between: `openedm.room.Class`.
+
+    >>> room_name("openedm.sampling.methods.multistep.DEIS")
+    'openedm.sampling.DEIS'
+    """
+    parts = path.split(".")
+    return ".".join([*parts[:2], parts[-1]]) if parts[0] == "openedm" and len(parts) > 3 else path
+
+
+def upgrade(config: Any) -> Any:
+    """A configuration with the class paths and arguments of today, at any depth; other values as they are."""
+    if isinstance(config, list | tuple):
+        return [upgrade(value) for value in config]
+    if not isinstance(config, Mapping):
+        return config
+    upgraded = {key: upgrade(value) for key, value in config.items()}
+    name = upgraded.get("class_path")
+    if not isinstance(name, str):
+        return upgraded
+    old = room_name(_OLD_NAMES.get(name, name))
+    if old in REWRITTEN:
+        return upgrade(REWRITTEN[old](dict(upgraded.get("init_args") or {})))
+    return {**upgraded, "class_path": RENAMED[old]} if old in RENAMED else upgraded
+
+
+_OLD_NAMES = {path.rpartition(".")[2]: path for path in REWRITTEN}
+"""Bare class names that are gone, as they stand in files written by hand."""
