@@ -25,10 +25,7 @@ import PIL.Image
 import torch
 from benchmarks.common import machine, write_json
 
-from openedm.data import Arrays, Dataset, Files, Form, ImageFolder, Shards, Table, convert
-from openedm.data import folder as folder_module
-from openedm.data import shards as shards_module
-from openedm.data import table as table_module
+from openedm.data import Arrays, Dataset, FolderImages, Form, ImageFolder, Shards, Table, convert, encoded
 from openedm.training import Options
 from openedm.training.loading import batches
 
@@ -51,23 +48,19 @@ def make(root: Path, size: int, count: int) -> None:
     np.save(root / "arrays.npy", arrays)
     for i, array in enumerate(arrays):
         PIL.Image.fromarray(array).save(root / "folder" / f"{i:06d}.png")
-    convert(Files(str(root / "folder")), root / "shards", Form(crop="none"), per_shard=500)
+    convert(FolderImages(str(root / "folder")), root / "shards", Form(crop="none"), per_shard=500)
     cells = [{"bytes": path.read_bytes(), "path": path.name} for path in sorted((root / "folder").iterdir())]
     parquet.write_table(table({"image": cells}), root / "table.parquet", row_group_size=100)
 
 
 @contextmanager
 def undecoded() -> Iterator[None]:
-    """Sets count as large, so that nothing is decoded when loaded."""
-    modules = (folder_module, shards_module, table_module)
-    before = [module.MEMORY for module in modules]
-    for module in modules:
-        module.MEMORY = 0
+    """Every set counts as large, so that nothing is decoded when it is loaded."""
+    before, encoded.MEMORY = encoded.MEMORY, 0
     try:
         yield
     finally:
-        for module, value in zip(modules, before, strict=True):
-            module.MEMORY = value
+        encoded.MEMORY = before
 
 
 def datasets(root: Path) -> dict[str, Dataset]:

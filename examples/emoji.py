@@ -20,10 +20,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
-from openedm.data.converting import convert
-from openedm.data.decoding import as_pixels, read_upright
-from openedm.data.form import Form
-from openedm.data.gathering import Held
+from openedm.data import Form, MemoryImages, convert
+from openedm.data.decoding import as_pixels, decode_upright
 
 
 class Package(NamedTuple):
@@ -104,12 +102,12 @@ def emoji(packages: Path) -> Iterator[tuple[str, str, bytes]]:
                 yield f"{package.style}/{Path(name).name}", kind, data
 
 
-def different(pictures: Iterator[tuple[str, str, bytes]], form: Form) -> tuple[Held, int]:
+def different(pictures: Iterator[tuple[str, str, bytes]], form: Form) -> tuple[MemoryImages, int]:
     """The pictures whose pixels, in their final form, were not seen before, and how many were left out."""
     kept: dict[str, bytes] = {}
     kinds, seen, left_out = [], set(), 0
     for name, kind, data in pictures:
-        picture = form.apply(read_upright(io.BytesIO(data), name, form.channels))
+        picture = form.apply(decode_upright(io.BytesIO(data), name, form.channels))
         digest = hashlib.sha256(as_pixels(picture).numpy().tobytes()).digest()
         if digest in seen:
             left_out += 1
@@ -118,7 +116,7 @@ def different(pictures: Iterator[tuple[str, str, bytes]], form: Form) -> tuple[H
         kept[name] = data
         kinds.append(kind)
     names = sorted(set(kinds))
-    return Held(kept, [names.index(kind) for kind in kinds], names), left_out
+    return MemoryImages(kept, [names.index(kind) for kind in kinds], names), left_out
 
 
 def main() -> None:

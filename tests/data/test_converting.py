@@ -6,7 +6,7 @@ import PIL.Image
 import pytest
 import torch
 
-from openedm.data import Files, Form, Held, Shards, Tars, convert
+from openedm.data import FolderImages, Form, MemoryImages, Shards, TarImages, convert
 from picture_files import encode, pixels
 
 FORM = Form(size=8)
@@ -16,7 +16,7 @@ COUNT = 7
 def held(count=COUNT, *, labelled=True, **changed):
     content = {f"{i}.png": encode(pixels(i)) for i in range(count)} | changed
     labels = [i % 3 for i in range(len(content))] if labelled else None
-    return Held(content, labels, ["ant", "bee", "cat"] if labelled else None)
+    return MemoryImages(content, labels, ["ant", "bee", "cat"] if labelled else None)
 
 
 def content_of(folder: Path) -> dict[str, bytes]:
@@ -132,7 +132,7 @@ def test_folders_that_hold_something_are_left_alone(tmp_path):
         convert(held(), tmp_path / "other", FORM, resume=True)
     interrupt(tmp_path / "begun")
     (tmp_path / "begun" / "thesis.txt").write_text("dear")
-    with pytest.raises(ValueError, match=r"no part of the conversion, such as thesis.txt"):
+    with pytest.raises(ValueError, match=r"not part of the conversion, such as thesis.txt"):
         convert(held(), tmp_path / "begun", FORM, per_shard=3, resume=True)
 
 
@@ -142,7 +142,7 @@ DAMAGED = {"broken": {"2.png": b"no picture"}, "cut": {"2.png": encode(pixels(2,
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_picture_ends_the_conversion_or_is_dropped_by_name(tmp_path, kind):
     pictures = held(**DAMAGED[kind])
-    with pytest.raises(ValueError, match=r"2.png cannot be decoded: .*; damaged='drop' leaves such pictures out"):
+    with pytest.raises(ValueError, match=r"2.png cannot be decoded: .*; damaged='drop' leaves such images out"):
         convert(pictures, tmp_path / "refused", FORM)
     manifest = convert(pictures, tmp_path / "out", FORM, damaged="drop", per_shard=3)
     assert [entry["name"] for entry in manifest["dropped"]] == ["2.png"]
@@ -154,8 +154,8 @@ def test_a_damaged_picture_ends_the_conversion_or_is_dropped_by_name(tmp_path, k
 
 
 def test_a_set_of_damaged_pictures_alone_is_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"all 2 pictures are damaged; the first: a.png cannot be decoded"):
-        convert(Held({"a.png": b"", "b.png": b"?"}), tmp_path / "out", FORM, damaged="drop")
+    with pytest.raises(ValueError, match=r"all 2 images are damaged; the first: a.png cannot be decoded"):
+        convert(MemoryImages({"a.png": b"", "b.png": b"?"}), tmp_path / "out", FORM, damaged="drop")
 
 
 def test_pictures_of_other_sizes_are_refused_by_name_where_none_are_resized(tmp_path):
@@ -177,20 +177,20 @@ def test_folders_and_archives_give_the_pictures_and_classes_that_image_folder_fi
     with tarfile.open(tmp_path / "set.tar", "w") as archive:
         archive.add(root, ".")
     for path in (root, tmp_path / "set.tar"):
-        pictures = Files(str(path))
-        assert (pictures.names, pictures.labels, pictures.class_names) == (
+        pictures = FolderImages(str(path))
+        assert ([pictures.name(i) for i in range(3)], pictures.labels.tolist(), pictures.class_names) == (
             ["ant/2.png", "ant/3.png", "cat/1.png"],
             [0, 0, 1],
-            ["ant", "cat"],
+            ("ant", "cat"),
         )
-        assert pictures.read(2) == encode(pixels(0))
-    assert Files(str(root), "none").labels is None
+        assert list(pictures.read([2])) == [(encode(pixels(0)), 1)]
+    assert FolderImages(str(root), "none").labels is None
 
 
 def test_shards_can_be_converted_again(tmp_path):
     convert(held(), tmp_path / "one", FORM, per_shard=3)
-    again = Tars(str(tmp_path / "one"))
-    assert (again.labels, again.class_names) == ([0, 1, 2, 0, 1, 2, 0], ["ant", "bee", "cat"])
+    again = TarImages(str(tmp_path / "one"))
+    assert (again.labels.tolist(), again.class_names) == ([0, 1, 2, 0, 1, 2, 0], ("ant", "bee", "cat"))
     convert(again, tmp_path / "two", Form(size=4), per_shard=2)
     assert Shards(str(tmp_path / "two")).load().describe() == "7 images of 3×4×4 in 3 classes"
 

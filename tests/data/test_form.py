@@ -6,12 +6,12 @@ import pytest
 import torch
 
 from openedm.data import Form
-from openedm.data.decoding import as_pixels, read_upright
+from openedm.data.decoding import as_pixels, decode_upright
 from picture_files import encode, pixels
 
 
 def decoded(content: bytes, channels: int = 3) -> np.ndarray:
-    return np.asarray(read_upright(io.BytesIO(content), "a", channels))
+    return np.asarray(decode_upright(io.BytesIO(content), "a", channels))
 
 
 def test_sixteen_bits_are_rounded_to_eight():
@@ -107,8 +107,8 @@ def test_encodings_lose_nothing(encoding, channels):
     [
         ({}, "size must be given with crop='centre', got None"),
         ({"size": 0}, "size must be >= 1, got 0"),
-        ({"size": 8, "crop": "wide"}, "height must be given with crop='wide' alone, got None with 'wide'"),
-        ({"size": 8, "height": 4}, "height must be given with crop='wide' alone, got 4 with 'centre'"),
+        ({"size": 8, "crop": "wide"}, "height must be given with crop='wide' only, got None with 'wide'"),
+        ({"size": 8, "height": 4}, "height must be given with crop='wide' only, got 4 with 'centre'"),
         ({"size": 8, "crop": "wide", "height": 9}, "height must be between 1 and 8, got 9"),
         ({"size": 8, "channels": 2}, "channels must be one of 1, 3, 4, got 2"),
     ],

@@ -7,8 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openedm.data import Form, Held, Shards, Source, convert
-from openedm.data import shards as module
+from openedm.data import Form, MemoryImages, Shards, Source, archive, convert, encoded
 from openedm.ground.choices import from_config, to_config
 from picture_files import encode, pixels
 
@@ -16,7 +15,7 @@ from picture_files import encode, pixels
 @pytest.fixture
 def converted(tmp_path) -> Path:
     content = {f"{i}.png": encode(pixels(i)) for i in range(7)}
-    convert(Held(content, [0, 1, 2, 0, 1, 2, 0]), tmp_path / "out", Form(size=8), per_shard=3)
+    convert(MemoryImages(content, [0, 1, 2, 0, 1, 2, 0]), tmp_path / "out", Form(size=8), per_shard=3)
     return tmp_path / "out"
 
 
@@ -32,8 +31,8 @@ def write(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
 
 def test_large_and_streamed_sets_are_read_when_fetched(converted, monkeypatch):
     x, labels = Shards(str(converted)).load().fetch(range(7))
-    monkeypatch.setattr(module, "MEMORY", 0)
-    monkeypatch.setattr(module, "_HANDLES", 1)
+    monkeypatch.setattr(encoded, "MEMORY", 0)
+    monkeypatch.setattr(archive.FileParts.__init__, "__defaults__", (1,))
     for dataset in (Shards(str(converted)).load(), Shards(str(converted), streaming=True).load()):
         for order in ([6, 0, 3, 3, 1], [2]):
             found, classes = dataset.fetch(order)
@@ -52,7 +51,7 @@ def test_streaming_tells_which_pictures_lie_together(converted):
 
 
 def test_worker_processes_and_this_one_read_the_same_at_once(converted, monkeypatch):
-    monkeypatch.setattr(module, "MEMORY", 0)
+    monkeypatch.setattr(encoded, "MEMORY", 0)
     dataset = Shards(str(converted)).load()
     x = dataset.fetch(range(7))[0]  # opens the shards before the workers are forked
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=[*range(7)] * 5, num_workers=2)
@@ -79,14 +78,14 @@ def damage(root: Path, kind: str) -> None:
     [
         ("cut", "shard-000001.tar must have [0-9]+ bytes, but has"),
         ("missing", "shard-000001.tar"),
-        ("index", "index.npz is damaged or that of another set"),
+        ("index", "index.npz is damaged or belongs to another set"),
         ("format", "its format is 'other', version None"),
         ("json", "Expecting value"),
     ],
 )
 def test_a_set_that_is_not_whole_is_refused_when_loaded(converted, kind, message):
     damage(converted, kind)
-    with pytest.raises(ValueError, match=f"is no complete set of shards: .*{message}"):
+    with pytest.raises(ValueError, match=f"is not a complete set of shards: .*{message}"):
         Shards(str(converted)).load()
 
 
@@ -95,7 +94,7 @@ def test_a_shard_that_is_damaged_inside_is_named_when_read(converted):
     content = bytearray(shard.read_bytes())
     content[512:600] = bytes(88)
     shard.write_bytes(content)
-    with pytest.raises(ValueError, match=r"picture 3 in .*shard-000001.tar cannot be decoded"):
+    with pytest.raises(ValueError, match=r"shard-000001.tar/00000003.png cannot be decoded"):
         Shards(str(converted)).load()
 
 
@@ -123,13 +122,13 @@ def test_shards_of_webdataset_are_read(tmp_path, kind):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({"a.txt": b""}, "hold no pictures"),
+        ({"a.txt": b""}, r"no images found in .*set.tar \(.bmp"),
         ({"a.png": PICTURES["0"], "a.cls": b"cat"}, "the class of .*a.png cannot be read"),
         ({"a.png": PICTURES["0"], "a.cls": b"-1"}, "the class of .*a.png must be an integer >= 0, got -1"),
         ({"a.png": PICTURES["0"], "a.json": b"[]"}, "the class of .*a.png cannot be read"),
         ({"a.png": PICTURES["0"], "a.json": b'{"label": true}'}, "must be an integer >= 0, got True"),
         ({"a.png": PICTURES["0"], "a.cls": b"1", "b.png": PICTURES["1"]}, "b.png has no class, but others have one"),
-        ({"a.png": PICTURES["0"], "b.png": encode(pixels(0, (9, 8)))}, "b.png is 3×8×9, but a.png is 3×8×8: give"),
+        ({"a.png": PICTURES["0"], "b.png": encode(pixels(0, (9, 8)))}, "b.png is 8×9, but set.tar/a.png is 8×8: give"),
         ({"a.png": b"text"}, "a.png cannot be decoded"),
     ],
 )

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openedm.data import Chunks, Form, Held, InMemory, Shards, convert
+from openedm.data import Chunks, Form, InMemory, MemoryImages, Shards, convert
 from openedm.networks import DDPMpp
 from openedm.training import Options
 from openedm.training.loading import batches
@@ -101,7 +101,7 @@ def test_chunks_refuse_numbers_out_of_range(arguments, message):
 @pytest.fixture
 def streamed(tmp_path):
     content = {f"{i}.png": encode(pixels(i)) for i in range(40)}
-    convert(Held(content, [i % 3 for i in range(40)]), tmp_path / "shards", Form(size=8), per_shard=6)
+    convert(MemoryImages(content, [i % 3 for i in range(40)]), tmp_path / "shards", Form(size=8), per_shard=6)
     return Shards(str(tmp_path / "shards"), streaming=True, window=16, lanes=2).load()
 
 

@@ -1,18 +1,18 @@
-"""Data: where samples come from, what they are, how they are measured and drawn."""
+"""Data: samples in memory, and encoded images in folders, archives and tables, read, measured and converted."""
 
 from openedm.data.arrays import Arrays
-from openedm.data.converting import convert
-from openedm.data.dataset import Batch, Chunks, Dataset, InMemory, Source, wrap
+from openedm.data.converting import convert, encoded_images
+from openedm.data.dataset import Batch, Chunks, Dataset, Source
+from openedm.data.decoding import Form
 from openedm.data.digits import Digits
+from openedm.data.encoded import EncodedImages, MemoryImages
 from openedm.data.fashion_mnist import FashionMNIST
-from openedm.data.folder import ImageFolder
-from openedm.data.form import Form
-from openedm.data.gathering import Files, Held, Pictures, Rows, Tars
-from openedm.data.pairs import Pairs
+from openedm.data.folder import FolderImages, ImageFolder
+from openedm.data.memory import InMemory, Pairs, wrap
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
-from openedm.data.shards import Shards
+from openedm.data.shards import Shards, TarImages
 from openedm.data.statistics import Statistics, measure
-from openedm.data.table import Table
+from openedm.data.table import Table, TableImages
 from openedm.data.toy import Mixture, Toy
 
 __all__ = [
@@ -21,23 +21,24 @@ __all__ = [
     "Chunks",
     "Dataset",
     "Digits",
+    "EncodedImages",
     "FashionMNIST",
-    "Files",
+    "FolderImages",
     "Form",
-    "Held",
     "ImageFolder",
     "InMemory",
+    "MemoryImages",
     "Mixture",
     "Pairs",
-    "Pictures",
-    "Rows",
     "Shards",
     "Source",
     "Statistics",
     "Table",
-    "Tars",
+    "TableImages",
+    "TarImages",
     "Toy",
     "convert",
+    "encoded_images",
     "image_grid",
     "measure",
     "save_image",

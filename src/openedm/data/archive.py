@@ -1,16 +1,24 @@
-"""Files below one root, a folder or a zip or tar archive, read alike."""
+"""Files in a folder, a zip archive or tar archives, read by name or by place.
+
+fsspec opens the same containers, but it shares one open archive between forked processes, does not notice a tar
+archive that was cut between two files, and its errors do not name the file; so this is written here.
+"""
 
 import os
 import tarfile
+import weakref
 import zipfile
 import zlib
+from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, cast
 
-BROKEN = (
+__all__ = ["Archive", "FileParts", "tar_members"]
+
+_BROKEN = (
     OSError,
     EOFError,
     KeyError,
@@ -21,6 +29,49 @@ BROKEN = (
     zlib.error,
 )
 """What reading a damaged, encrypted or vanished file raises."""
+
+
+class FileParts:
+    """Reads parts of files by their offset. The files used last stay open; forked processes may share them.
+
+    Args:
+        keep: how many files stay open.
+    """
+
+    def __init__(self, keep: int = 64) -> None:
+        self._keep = keep
+        self._open: OrderedDict[str, _Descriptor] = OrderedDict()
+
+    def read(self, path: str, offset: int, size: int) -> bytes:
+        """The `size` bytes at `offset`.
+
+        Raises:
+            OSError: the file cannot be read, or ends before.
+        """
+        if path not in self._open:
+            if len(self._open) >= self._keep:
+                self._open.popitem(last=False)
+            self._open[path] = _Descriptor(path)
+        self._open.move_to_end(path)
+        content = os.pread(self._open[path].number, size, offset)  # has no position that processes could share
+        if len(content) != size:
+            raise OSError(f"{path} ends after {offset + len(content)} bytes")
+        return content
+
+    def close(self) -> None:
+        """Close all files."""
+        self._open.clear()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_open": OrderedDict()}
+
+
+class _Descriptor:
+    """A file that is closed when nothing refers to it any more."""
+
+    def __init__(self, path: str) -> None:
+        self.number = os.open(path, os.O_RDONLY)
+        weakref.finalize(self, os.close, self.number)
 
 
 class Archive:
@@ -37,6 +88,7 @@ class Archive:
         self._zip: tuple[int, zipfile.ZipFile] | None = None
         self._is_folder = Path(path).is_dir()
         self._members: dict[str, tuple[int, int]] | None = None
+        self._parts = FileParts()
         if not self._is_folder and not zipfile.is_zipfile(path):
             if not Path(path).is_file() or not tarfile.is_tarfile(path):
                 problem = "which is neither" if Path(path).exists() else "which does not exist"
@@ -50,15 +102,11 @@ class Archive:
             ValueError: the folder or archive cannot be read.
         """
         try:
-            found = self._found()
-        except BROKEN as error:
+            found = dict(self._files())
+        except _BROKEN as error:
             raise ValueError(f"path {self.path!r} cannot be read: {error}") from error
         visible = (name for name in found if not any(p.startswith(".") or p == "__MACOSX" for p in name.split("/")))
         return {name: found[name] for name in sorted(visible)}
-
-    def describe(self, name: str) -> str:
-        """What to call the file in a message."""
-        return f"{self.path}/{name}"
 
     @contextmanager
     def open(self, name: str) -> Iterator[BufferedIOBase]:
@@ -69,15 +117,16 @@ class Archive:
         """
         try:
             if self._members is not None:
-                yield BytesIO(self._member(*self._members[name]))
+                yield BytesIO(self._parts.read(self.path, *self._members[name]))
                 return
-            with Path(self.path, name).open("rb") if self._is_folder else self._opened().open(name) as file:
+            with Path(self.path, name).open("rb") if self._is_folder else self._opened_zip().open(name) as file:
                 yield cast(BufferedIOBase, file)
-        except BROKEN as error:
-            raise ValueError(f"{self.describe(name)} cannot be read: {error}") from error
+        except _BROKEN as error:
+            raise ValueError(f"{self.path}/{name} cannot be read: {error}") from error
 
     def close(self) -> None:
-        """Close the zip archive; it opens again when needed."""
+        """Close the archive; it is opened again when needed."""
+        self._parts.close()
         if self._zip is not None:
             self._zip[1].close()
             self._zip = None
@@ -85,35 +134,25 @@ class Archive:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None}
 
-    def _opened(self) -> zipfile.ZipFile:
+    def _opened_zip(self) -> zipfile.ZipFile:
         if self._zip is None or self._zip[0] != os.getpid():
             self._zip = (os.getpid(), zipfile.ZipFile(self.path))
         return self._zip[1]
 
-    def _found(self) -> dict[str, int]:
+    def _files(self) -> Iterator[tuple[str, int]]:
         if self._members is not None:
-            return {name: size for name, (_, size) in self._members.items()}
-        return self._folder_sizes() if self._is_folder else self._zip_sizes()
-
-    def _member(self, offset: int, size: int) -> bytes:
-        with open(self.path, "rb") as file:
-            file.seek(offset)
-            return file.read(size)
-
-    def _zip_sizes(self) -> dict[str, int]:
-        return {entry.filename: entry.compress_size for entry in self._opened().infolist() if not entry.is_dir()}
-
-    def _folder_sizes(self) -> dict[str, int]:
-        walk = os.walk(self.path, followlinks=True, onerror=_raise)
-        paths = (Path(folder, file) for folder, _, files in walk for file in files)
-        return {path.relative_to(self.path).as_posix(): path.stat().st_size for path in paths}
-
-
-BLOCK = tarfile.BLOCKSIZE
+            yield from ((name, size) for name, (_, size) in self._members.items())
+        elif self._is_folder:
+            for folder, _, files in os.walk(self.path, followlinks=True, onerror=_raise):
+                for path in (Path(folder, file) for file in files):
+                    yield path.relative_to(self.path).as_posix(), path.stat().st_size
+        else:
+            entries = self._opened_zip().infolist()
+            yield from ((entry.filename, entry.compress_size) for entry in entries if not entry.is_dir())
 
 
 def tar_members(path: str) -> dict[str, tuple[int, int]]:
-    """Where the files of a tar archive begin in it and their sizes, in bytes, by name, in the archive's order.
+    """Offsets and sizes of the files in a tar archive, in bytes, by name, in the archive's order.
 
     Raises:
         ValueError: the archive is compressed, damaged or ends early; names it.
@@ -128,10 +167,10 @@ def tar_members(path: str) -> dict[str, tuple[int, int]]:
     for name, (offset, size) in members.items():
         if offset + size > length:
             raise ValueError(f"{path} ends within {name}: the archive is not complete")
-    # To tarfile a header that is damaged or cut is the archive's end, unless it is the first.
+    # tarfile takes a damaged or cut header for the end of the archive, unless it is the first.
     with open(path, "rb") as file:
         file.seek(end)
-        if file.read(BLOCK) != bytes(BLOCK):
+        if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):
             raise ValueError(f"{path} is damaged or not complete: no header and no end of the archive at byte {end}")
     return members
 

@@ -1,9 +1,7 @@
-"""Pictures of any kind into tar shards with a manifest.
+"""Encoded images of any kind into tar shards with a manifest; `openedm.data.shards` describes the format.
 
-A shard is a plain tar archive as WebDataset reads it: `00000042.png` and, where there are classes, `00000042.cls`, the
-class as digits; the number is that of the picture in the source. Nothing is compressed but the pictures, so that a
-reader goes to any picture directly; index.npz says where each begins, manifest.json what the set is. The manifest is
-written last: a folder without one holds a conversion that was interrupted, and goes on with the shard it was at.
+The manifest is written last: a folder without one holds a conversion that was interrupted, and continues with the shard
+it was at.
 """
 
 import hashlib
@@ -12,35 +10,37 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from openedm.data.decoding import read_upright
-from openedm.data.form import Form
-from openedm.data.gathering import Pictures
+from openedm.data.decoding import Form, decode_upright
+from openedm.data.encoded import EncodedImages
+from openedm.data.folder import FolderImages
+from openedm.data.shards import FORMAT, INDEX, MANIFEST, TarImages
+from openedm.data.table import Table, local_files
 from openedm.ground import checks
 from openedm.ground.choices import to_config
-from openedm.ground.storage import replacing
+from openedm.ground.storage import read_json, replacing, write_json
 
-FORMAT = "openedm-shards"
-MANIFEST = "manifest.json"
-INDEX = "index.npz"
+__all__ = ["Converted", "convert", "encoded_images"]
+
 _STATE = ".converting.json"
-_OURS = re.compile(r"shard-\d{6}\.tar|\.shard-\d{6}\.json|index\.npz|\..*\.tmp|\.converting\.json")
+_WRITTEN = re.compile(r"shard-\d{6}\.tar|\.shard-\d{6}\.json|index\.npz|\..*\.tmp|\.converting\.json")
+_BLOCK = 256
+"""Images that are read before the threads decode them."""
 
 
 class Converted(NamedTuple):
-    """How far a conversion is.
+    """The state of a conversion.
 
     Attributes:
-        done: pictures of the source that have been dealt with.
-        total: how many there are.
+        done: images of the source that have been dealt with.
+        total: images of the source.
         dropped: how many of those done were damaged and left out.
     """
 
@@ -49,9 +49,101 @@ class Converted(NamedTuple):
     dropped: int
 
 
+def encoded_images(source: str, labels: str = "auto", table: Table | None = None) -> EncodedImages:
+    """The images that a path or a name means.
+
+    Args:
+        source: a folder of images, a .zip or .tar file, a folder of .tar files, Parquet or Arrow files, or the name of
+            a set on the Hugging Face Hub.
+        labels: as for `ImageFolder`; with "auto" a .tar file may have them beside the images, as WebDataset has.
+        table: the columns, the subset and the split, where `source` is a table.
+
+    Raises:
+        ValueError: there are no images, or `labels` does not go with the kind of source.
+    """
+    path, table = Path(source), table or Table(source)
+    is_folder = path.is_dir()
+    if path.suffix == ".tar" or (is_folder and any(path.glob("*.tar"))):
+        if is_folder and labels not in ("auto", "none"):
+            raise ValueError(f"labels must be 'auto' or 'none' with a folder of .tar files, got {labels!r}")
+        if is_folder or labels == "auto":
+            found = TarImages(source)
+            if labels == "none":
+                found.labels = found.class_names = None
+            if found.labels is not None or is_folder:
+                return found
+        return FolderImages(source, labels)
+    if path.suffix == ".zip" or (is_folder and local_files(source, table.split) is None):
+        return FolderImages(source, labels)
+    if labels != "auto":
+        raise ValueError(f"labels must be 'auto' with a table, which has them in a column, got {labels!r}")
+    return table.images()
+
+
+def convert(
+    images: EncodedImages,
+    out: str | Path,
+    form: Form,
+    *,
+    per_shard: int = 10_000,
+    damaged: Literal["refuse", "drop"] = "refuse",
+    resume: bool = False,
+    threads: int = 1,
+    about: Mapping[str, Any] | None = None,
+    progress: Callable[[Converted], object] = lambda _: None,
+) -> dict[str, Any]:
+    """Write `images` as shards into the folder `out`; returns the manifest.
+
+    The same images and form give the same bytes with the same version of Pillow.
+
+    Args:
+        images: what to convert.
+        out: a new or empty folder; with `resume`, one with an interrupted conversion of the same images.
+        form: size, crop, channels and encoding of the results.
+        per_shard: images a shard.
+        damaged: whether an image that cannot be decoded ends the conversion, or is left out and named in the manifest.
+        resume: continue an interrupted conversion; the shards that are complete stay.
+        threads: how many decode and encode; the result is the same.
+        about: further entries of the manifest, such as source and licence.
+        progress: called with the state several times a shard.
+
+    Raises:
+        ValueError: `out` holds something else, or a conversion and `resume` is false; the images or the form are not
+            those of the interrupted conversion; an image is damaged or of another size than the first, by name.
+    """
+    checks.at_least("per_shard", per_shard, 1)
+    checks.at_least("threads", threads, 1)
+    checks.one_of("damaged", damaged, ("refuse", "drop"))
+    out = Path(out)
+    settings = {
+        "form": to_config(form)["init_args"],
+        "per_shard": per_shard,
+        "damaged": damaged,
+        "pictures": len(images),
+        "fingerprint": images.fingerprint(),
+    }
+    _begin(out, settings, resume=resume)
+    shards: list[_Shard] = []
+    dropped = 0
+    with ThreadPoolExecutor(threads) as pool:
+        for number, start in enumerate(range(0, len(images), per_shard)):
+            chosen = range(start, min(start + per_shard, len(images)))
+            shard = _finished(out, f"shard-{number:06d}.tar")
+            if shard is None:
+                first = next((shard for shard in shards if shard.keys), None)
+                writer = _Writer(images, form, damaged, _Shard(f"shard-{number:06d}.tar"), first)
+                for done in writer.write(out, chosen, pool):
+                    progress(Converted(done, len(images), dropped + len(writer.shard.dropped)))
+                shard = writer.shard
+            dropped += len(shard.dropped)
+            shards.append(shard)
+            progress(Converted(chosen.stop, len(images), dropped))
+    return _end(out, images, form, shards, about or {})
+
+
 @dataclass
 class _Shard:
-    """What one shard holds: written beside it as JSON."""
+    """Content of one shard, written beside it as JSON until the conversion is complete."""
 
     file: str
     bytes: int = 0
@@ -64,94 +156,68 @@ class _Shard:
     dropped: list[dict[str, str]] = field(default_factory=list)
 
 
-def convert(
-    pictures: Pictures,
-    out: str | Path,
-    form: Form,
-    *,
-    per_shard: int = 10_000,
-    damaged: Literal["refuse", "drop"] = "refuse",
-    resume: bool = False,
-    threads: int = 1,
-    about: Mapping[str, Any] | None = None,
-    progress: Callable[[Converted], object] = lambda _: None,
-) -> dict[str, Any]:
-    """Write `pictures` as shards into the folder `out`; returns the manifest.
+@dataclass
+class _Writer:
+    """Writes one shard; `first` is the first shard of the set that has images, whose shape all others must have."""
 
-    The same pictures and form give the same bytes with the same version of Pillow.
-
-    Args:
-        pictures: what to convert.
-        out: a new or empty folder; with `resume`, one with an interrupted conversion of the same pictures.
-        form: size, crop, channels and encoding of the results.
-        per_shard: pictures a shard.
-        damaged: whether a picture that cannot be decoded ends the conversion, or is left out and named in the manifest.
-        resume: go on with an interrupted conversion; the shards that are complete stay.
-        threads: how many decode and encode; the result is the same.
-        about: further entries of the manifest, such as source and licence.
-        progress: told about the pictures done, several times a shard.
-
-    Raises:
-        ValueError: `out` holds something else, or a conversion and `resume` is false; the pictures or the form are not
-            those of the interrupted conversion; a picture is damaged or of another size than the first, by name.
-    """
-    checks.at_least("per_shard", per_shard, 1)
-    checks.at_least("threads", threads, 1)
-    checks.one_of("damaged", damaged, ("refuse", "drop"))
-    out = Path(out)
-    settings = {
-        "form": to_config(form)["init_args"],
-        "per_shard": per_shard,
-        "damaged": damaged,
-        "pictures": len(pictures),
-        "fingerprint": pictures.fingerprint(),
-    }
-    _begin(out, settings, resume=resume)
-    shards: list[_Shard] = []
-    dropped = 0
-    with ThreadPoolExecutor(threads) as pool:
-        for number, start in enumerate(range(0, len(pictures), per_shard)):
-            file = f"shard-{number:06d}.tar"
-            shard = _finished(out, file)
-            if shard is None:
-                chosen = range(start, min(start + per_shard, len(pictures)))
-                shape = next((s.shape for s in shards if s.shape is not None), None)
-                job = _Job(pictures, form, damaged, shape, next((s.first for s in shards if s.first), ""))
-                shard = _write(out, file, chosen, job, pool, partial(_tell, progress, len(pictures), dropped))
-            dropped += len(shard.dropped)
-            shards.append(shard)
-            progress(Converted(min(start + per_shard, len(pictures)), len(pictures), dropped))
-    return _end(out, pictures, form, shards, about or {})
-
-
-def _tell(progress: Callable[[Converted], object], total: int, before: int, done: int, here: int) -> None:
-    progress(Converted(done, total, before + here))
-
-
-@dataclass(frozen=True)
-class _Job:
-    pictures: Pictures
+    images: EncodedImages
     form: Form
     damaged: str
-    shape: list[int] | None
-    first: str
+    shard: _Shard
+    first: _Shard | None
 
-    def result(self, index: int, content: bytes | ValueError) -> tuple[bytes, list[int]] | ValueError:
-        """The encoded result and its shape, or what is wrong with the picture."""
+    def write(self, out: Path, chosen: range, pool: ThreadPoolExecutor) -> Iterator[int]:
+        """Write the images `chosen` and the record of the shard; yields the number of the next image."""
+        shard = self.shard
+        with replacing(out / shard.file) as path:
+            with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+                for start in range(chosen.start, chosen.stop, _BLOCK):
+                    block = range(start, min(start + _BLOCK, chosen.stop))
+                    for index, result in zip(block, pool.map(self._result, block, map(self._read, block)), strict=True):
+                        if isinstance(result, ValueError):
+                            self._drop(index, result)
+                        else:
+                            self._add(archive, index, *result)
+                    yield block.stop
+            shard.bytes, shard.sha256 = path.stat().st_size, _digest(path)
+        with replacing(_record(out, shard.file)) as path:
+            path.write_text(json.dumps(vars(shard)), encoding="utf-8")
+
+    def _read(self, index: int) -> bytes | ValueError:
+        try:
+            [(content, _)] = self.images.read([index])
+            return content
+        except ValueError as error:
+            return error
+
+    def _result(self, index: int, content: bytes | ValueError) -> tuple[bytes, list[int]] | ValueError:
+        """The encoded result and its shape, or the reason why there is none."""
         if isinstance(content, ValueError):
             return content
         try:
-            picture = read_upright(io.BytesIO(content), self.pictures.describe(index), self.form.channels)
-            picture = self.form.apply(picture)
+            image = decode_upright(io.BytesIO(content), self.images.describe(index), self.form.channels)
+            image = self.form.apply(image)
         except ValueError as error:
             return error
-        return self.form.encode(picture), [self.form.channels, picture.height, picture.width]
+        return self.form.encode(image), [self.form.channels, image.height, image.width]
 
-    def read(self, index: int) -> bytes | ValueError:
-        try:
-            return self.pictures.read(index)
-        except ValueError as error:
-            return error
+    def _drop(self, index: int, error: ValueError) -> None:
+        if self.damaged == "refuse":
+            raise ValueError(f"{error}; damaged='drop' leaves such images out") from error
+        self.shard.dropped.append({"name": self.images.name(index), "reason": str(error)})
+
+    def _add(self, archive: tarfile.TarFile, index: int, content: bytes, shape: list[int]) -> None:
+        shard, name = self.shard, self.images.describe(index)
+        first = self.first or shard
+        if first.shape is not None and shape != first.shape:
+            sizes = f"is {shape[1]}×{shape[2]}, but {first.first} is {first.shape[1]}×{first.shape[2]}"
+            raise ValueError(f"{name} {sizes}: give size, and a crop, to make them alike")
+        shard.shape, shard.first = shape, shard.first or name
+        shard.keys.append(index)
+        shard.offsets.append(_append(archive, f"{index:08d}.{self.form.encoding}", content))
+        shard.sizes.append(len(content))
+        if self.images.labels is not None:
+            _append(archive, f"{index:08d}.cls", str(self.images.labels[index]).encode())
 
 
 def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -167,7 +233,7 @@ def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         return
     if not resume:
         raise ValueError(f"out={out} holds an interrupted conversion: resume it (--resume true), or choose another")
-    before = json.loads(state.read_text(encoding="utf-8"))
+    before = read_json(state)
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
         raise ValueError(
@@ -175,68 +241,26 @@ def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         )
     for left in out.glob(".*.tmp"):  # by a process that was killed
         left.unlink()
-    strangers = [path.name for path in out.iterdir() if not _OURS.fullmatch(path.name)]
-    if strangers:
-        raise ValueError(f"out={out} holds files that are no part of the conversion, such as {min(strangers)}")
+    others = [path.name for path in out.iterdir() if not _WRITTEN.fullmatch(path.name)]
+    if others:
+        raise ValueError(f"out={out} holds files that are not part of the conversion, such as {min(others)}")
 
 
 def _finished(out: Path, file: str) -> _Shard | None:
     """The record of a shard that an earlier part of the conversion completed."""
-    record, shard = out / f".{Path(file).stem}.json", out / file
+    record, shard = _record(out, file), out / file
     if not record.exists() or not shard.exists():
         return None
-    found = _Shard(**json.loads(record.read_text(encoding="utf-8")))
+    found = _Shard(**read_json(record))
     return found if shard.stat().st_size == found.bytes else None
 
 
-def _write(
-    out: Path,
-    file: str,
-    chosen: range,
-    job: _Job,
-    pool: ThreadPoolExecutor,
-    progress: Callable[[int, int], object],
-) -> _Shard:
-    shard = _Shard(file)
-    with replacing(out / file) as path:
-        with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-            for start in range(chosen.start, chosen.stop, 256):
-                block = range(start, min(start + 256, chosen.stop))
-                for index, result in zip(block, pool.map(job.result, block, map(job.read, block)), strict=True):
-                    job = _take(archive, shard, job, index, result)
-                progress(block.stop, len(shard.dropped))
-        shard.bytes, shard.sha256 = path.stat().st_size, _digest(path)
-    with replacing(out / f".{Path(file).stem}.json") as path:
-        path.write_text(json.dumps(vars(shard)), encoding="utf-8")
-    return shard
+def _record(out: Path, file: str) -> Path:
+    return out / f".{Path(file).stem}.json"
 
 
-def _take(
-    archive: tarfile.TarFile, shard: _Shard, job: _Job, index: int, result: tuple[bytes, list[int]] | ValueError
-) -> _Job:
-    """Add one result; returns the job, which knows the shape of the first from then on."""
-    name = job.pictures.describe(index)
-    if isinstance(result, ValueError):
-        if job.damaged == "refuse":
-            raise ValueError(f"{result}; damaged='drop' leaves such pictures out") from result
-        shard.dropped.append({"name": job.pictures.names[index], "reason": str(result)})
-        return job
-    content, shape = result
-    if job.shape is not None and shape != job.shape:
-        sizes = f"is {shape[1]}×{shape[2]}, but {job.first} is {job.shape[1]}×{job.shape[2]}"
-        raise ValueError(f"{name} {sizes}: give size, and a crop, to make them alike")
-    labels = job.pictures.labels
-    shard.keys.append(index)
-    shard.offsets.append(_add(archive, f"{index:08d}.{job.form.encoding}", content))
-    shard.sizes.append(len(content))
-    if labels is not None:
-        _add(archive, f"{index:08d}.cls", str(labels[index]).encode())
-    shard.shape, shard.first = shape, shard.first or name
-    return job if job.shape is not None else _Job(job.pictures, job.form, job.damaged, shape, name)
-
-
-def _add(archive: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append a file; returns where its content begins."""
+def _append(archive: tarfile.TarFile, name: str, content: bytes) -> int:
+    """Append a file; returns the offset of its content."""
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     offset = archive.offset + tarfile.BLOCKSIZE  # a header is one block
@@ -249,32 +273,36 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def _end(out: Path, pictures: Pictures, form: Form, shards: list[_Shard], about: Mapping[str, Any]) -> dict[str, Any]:
-    """Index, manifest, and no more hidden files."""
+def _end(
+    out: Path, images: EncodedImages, form: Form, shards: list[_Shard], about: Mapping[str, Any]
+) -> dict[str, Any]:
+    """Write index and manifest, and remove the hidden files."""
     keys = [key for shard in shards for key in shard.keys]
     if not keys:
-        raise ValueError(f"all {len(pictures)} pictures are damaged; the first: {shards[0].dropped[0]['reason']}")
-    arrays = {
+        raise ValueError(f"all {len(images)} images are damaged; the first: {shards[0].dropped[0]['reason']}")
+    arrays: dict[str, np.ndarray] = {
         "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards]),
         "offset": np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64),
         "size": np.array([size for shard in shards for size in shard.sizes], dtype=np.int64),
         "key": np.array(keys, dtype=np.int64),
     }
     classes: dict[str, Any] = {"num_classes": 0}
-    if pictures.labels is not None:
-        arrays["label"] = np.array([pictures.labels[key] for key in keys], dtype=np.int64)
-        counts = Counter(pictures.labels[key] for key in keys)
-        number = len(pictures.class_names) if pictures.class_names is not None else max(pictures.labels) + 1
-        names = None if pictures.class_names is None else list(pictures.class_names)
-        classes = {"num_classes": number, "class_names": names, "class_counts": [counts[i] for i in range(number)]}
+    if images.labels is not None:
+        number, names = images.num_classes, images.class_names
+        arrays["label"] = images.labels[keys]
+        counts = Counter(images.labels[keys].tolist())
+        classes = {
+            "num_classes": number,
+            "class_names": None if names is None else list(names),
+            "class_counts": [counts[i] for i in range(number)],
+        }
     with replacing(out / INDEX) as path, open(path, "wb") as file:
         np.savez(file, **arrays)  # type: ignore[arg-type]
-    shape = next(shard.shape for shard in shards if shard.shape is not None)
     manifest = {
         "format": FORMAT,
         "version": 1,
         "images": len(keys),
-        "shape": shape,
+        "shape": next(shard.shape for shard in shards if shard.shape is not None),
         **classes,
         "form": to_config(form)["init_args"],
         **about,
@@ -283,7 +311,7 @@ def _end(out: Path, pictures: Pictures, form: Form, shards: list[_Shard], about:
         "shards": [{"file": s.file, "images": len(s.keys), "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
     with replacing(out / MANIFEST) as path:
-        path.write_text(json.dumps(manifest, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+        write_json(path, manifest)
     for hidden in [out / _STATE, *out.glob(".shard-*.json")]:
         hidden.unlink(missing_ok=True)
     return manifest

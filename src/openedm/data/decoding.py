@@ -1,11 +1,16 @@
-"""Picture files to bytes: (channels, height, width), upright, cropped and resized where asked."""
+"""From encoded images to bytes (channels, height, width), and the form that a conversion gives them.
+
+Pillow decodes and resizes. This module adds what it leaves to its callers: the stored orientation, transparency, other
+depths than 8 bits, crops, and errors that name the image.
+"""
 
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from io import BufferedIOBase
-from typing import IO, TYPE_CHECKING, cast
+from dataclasses import dataclass
+from io import BufferedIOBase, BytesIO
+from typing import IO, TYPE_CHECKING, Literal, cast
 
 import numpy as np
 import torch
@@ -13,42 +18,98 @@ from jaxtyping import UInt8
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.ground.choices import Choice
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+__all__ = ["SUFFIXES", "Form", "as_pixels", "decode_image", "decode_upright", "read_shape"]
+
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112
-_TURNED = ("JPEG", "MPO", "WEBP")  # Pillow turns TIFF by itself, and must decode a PNG to know
+_ORIENTED = ("JPEG", "MPO", "WEBP")  # Pillow turns TIFF by itself, and must decode a PNG to know
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
 
-def check_form(resolution: int | None, channels: int | None) -> None:
-    """Raise ValueError unless pictures can be asked for in this form; None leaves them as they are."""
-    if resolution is not None:
-        checks.at_least("resolution", resolution, 1)
-    if channels is not None:
-        checks.one_of("channels", channels, (1, 3, 4))
+@dataclass(frozen=True)
+class Form(Choice):
+    """Size, crop, channels and encoding that a conversion gives to every image.
+
+    Args:
+        size: side of the square results; None, with `crop` "none" alone, leaves images as they are.
+        crop: "centre": the central square, then Lanczos. "adm": halved by averages of 2×2 as long as both sides stay at
+            least twice `size`, then bicubic until the shorter side is `size`, then the central square; what ImageNet
+            is prepared with for ADM and EDM (Dhariwal and Nichol 2021). "wide": the central part with sides `size` :
+            `height`, Lanczos, and black bars above and below that make it a square, as LSUN's cars are prepared.
+            "none": nothing is cut off, so that all images must be of one size; with `size` they are resized, and
+            those that are not square are distorted.
+        height: height of the part between the bars; with "wide" only.
+        channels: 1 (grey), 3 (RGB; transparent parts become white) or 4 (with alpha).
+        encoding: of the results, both lossless: PNG is faster to decode, WebP takes a third less space.
+
+    Raises:
+        ValueError: a value is out of its range, or `size` and `height` do not fit `crop`.
+    """
+
+    size: int | None = None
+    crop: Literal["centre", "adm", "wide", "none"] = "centre"
+    height: int | None = None
+    channels: Literal[1, 3, 4] = 3
+    encoding: Literal["png", "webp"] = "png"
+
+    def __post_init__(self) -> None:
+        checks.one_of("crop", self.crop, ("centre", "adm", "wide", "none"))
+        checks.one_of("channels", self.channels, (1, 3, 4))
+        checks.one_of("encoding", self.encoding, ("png", "webp"))
+        if self.size is not None:
+            checks.at_least("size", self.size, 1)
+        elif self.crop != "none":
+            raise ValueError(f"size must be given with crop={self.crop!r}, got None; crop='none' keeps the sizes")
+        if (self.height is not None) != (self.crop == "wide"):
+            raise ValueError(f"height must be given with crop='wide' only, got {self.height} with {self.crop!r}")
+        if self.height is not None and self.size is not None:
+            checks.between("height", self.height, 1, self.size)
+
+    def apply(self, image: "Image") -> "Image":
+        """The cropped and resized image; `image` is upright, in mode L, RGB or RGBA."""
+        if self.size is None:
+            return image
+        if self.crop == "adm":
+            return _adm(image, self.size)
+        if self.crop == "wide":
+            return _wide(image, self.size, self.height or self.size)
+        return _resized(_central(image, 1, 1) if self.crop == "centre" else image, self.size, self.size)
+
+    def encode(self, image: "Image") -> bytes:
+        """The encoded image."""
+        buffer = BytesIO()
+        if self.encoding == "png":
+            image.save(buffer, format="PNG", optimize=False, compress_level=6)
+        else:
+            image.save(buffer, format="WEBP", lossless=True, exact=True)
+        return buffer.getvalue()
 
 
 def read_shape(file: BufferedIOBase, name: str) -> tuple[int, int, int]:
-    """(channels, height, width) of a picture as it will be decoded, from its header alone.
+    """(channels, height, width) of an image as it will be decoded, from its header alone.
 
     1 channel for grey, 4 where there is transparency, else 3.
 
     Raises:
-        ValueError: `file` is no picture, or has more than 8 bits a channel; the message begins with `name`.
+        ValueError: `file` is not an image, or has more than 8 bits a channel; the message begins with `name`.
     """
     with _opened(file, name) as image:
-        width, height = image.size[::-1] if _is_turned(image) else image.size
+        # The stored orientation may exchange height and width.
+        turned = image.format in _ORIENTED and image.getexif().get(_ORIENTATION, 1) >= 5
+        width, height = image.size[::-1] if turned else image.size
         return _channels(image, name), height, width
 
 
-def read_picture(
+def decode_image(
     file: BufferedIOBase, name: str, channels: int, resolution: int | None
 ) -> UInt8[Tensor, "channels h w"]:
-    """A picture as bytes, with `channels` 1, 3 or 4; transparent parts become white where there are fewer than 4.
+    """An image as bytes, with `channels` 1, 3 or 4; transparent parts become white where there are fewer than 4.
 
     With a `resolution` it is cropped to its central square and resized (Lanczos) to that side. The orientation that a
     camera stored is applied. Of an animation it is the first frame.
@@ -58,45 +119,33 @@ def read_picture(
     """
     with _opened(file, name) as image:
         _channels(image, name)
-        picture = _converted(_upright(image), channels)
+        upright = _converted(_upright(image), channels)
         if resolution is not None:
-            picture = resized(central(picture, 1, 1), resolution, resolution)
-        return as_pixels(picture)
+            upright = _resized(_central(upright, 1, 1), resolution, resolution)
+        return as_pixels(upright)
 
 
-def read_upright(file: BufferedIOBase, name: str, channels: int) -> "Image":
-    """A picture of any depth with 8 bits a channel, upright; otherwise as `read_picture` gives it.
+def decode_upright(file: BufferedIOBase, name: str, channels: int) -> "Image":
+    """An image of any depth with 8 bits a channel, upright, in mode L, RGB or RGBA; otherwise like `decode_image`.
 
     16 bits a channel become 8: grey is rounded, of colour Pillow keeps the upper byte. Colour profiles are left out;
     CMYK becomes RGB by Pillow's plain formula.
 
     Raises:
-        ValueError: the picture has 32 bits a channel, is damaged or ends early; the message begins with `name`.
+        ValueError: the image has 32 bits a channel, is damaged or ends early; the message begins with `name`.
     """
     with _opened(file, name) as image:
-        return _converted(_upright(_shallow(image, name)), channels)
+        return _converted(_upright(_eight_bits(image, name)), channels)
 
 
-def as_pixels(picture: "Image") -> UInt8[Tensor, "channels h w"]:
-    """The bytes of a picture in mode L, RGB or RGBA."""
-    array = np.array(picture).reshape(picture.height, picture.width, -1)
+def as_pixels(image: "Image") -> UInt8[Tensor, "channels h w"]:
+    """The bytes of an image in mode L, RGB or RGBA."""
+    array = np.array(image).reshape(image.height, image.width, -1)
     return torch.from_numpy(array).permute(2, 0, 1).contiguous()
 
 
-def central(picture: "Image", across: int, down: int) -> "Image":
-    """The largest part with sides `across` : `down` around the centre, whole pixels."""
-    width = min(picture.width, max(1, round(picture.height * across / down)))
-    height = min(picture.height, max(1, round(picture.width * down / across)))
-    left, top = (picture.width - width) // 2, (picture.height - height) // 2
-    # Cropped first: resize(box=…) would let the filter look beyond the box.
-    return picture.crop((left, top, left + width, top + height))
-
-
-def resized(picture: "Image", width: int, height: int) -> "Image":
-    """The whole picture at another size (Lanczos)."""
-    import PIL.Image
-
-    return picture.resize((width, height), PIL.Image.Resampling.LANCZOS)
+class _WrongDepth(ValueError):
+    pass
 
 
 @contextmanager
@@ -112,10 +161,6 @@ def _opened(file: BufferedIOBase, name: str) -> "Iterator[Image]":
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
-class _WrongDepth(ValueError):
-    pass
-
-
 def _channels(image: "Image", name: str) -> int:
     if image.mode.startswith(("I", "F")):
         raise _WrongDepth(f"{name} must have 8 bits a channel, but is of mode {image.mode!r}: convert it first")
@@ -124,29 +169,24 @@ def _channels(image: "Image", name: str) -> int:
     return 1 if image.mode in ("1", "L") else 3
 
 
-def _is_turned(image: "Image") -> bool:
-    """Whether height and width change places when the orientation stored by a camera is applied."""
-    return image.format in _TURNED and image.getexif().get(_ORIENTATION, 1) >= 5
-
-
 def _upright(image: "Image") -> "Image":
     from PIL import ImageOps
 
-    return ImageOps.exif_transpose(image) if image.format in _TURNED else image
+    return ImageOps.exif_transpose(image) if image.format in _ORIENTED else image
 
 
-def _converted(upright: "Image", channels: int) -> "Image":
-    """In mode L, RGB or RGBA; on white where transparency is given up."""
+def _converted(image: "Image", channels: int) -> "Image":
+    """In mode L, RGB or RGBA; on white where there is no channel for transparency."""
     import PIL.Image
 
-    if channels < 4 and upright.has_transparency_data:
-        white = PIL.Image.new("RGBA", upright.size, "white")
-        upright = PIL.Image.alpha_composite(white, upright.convert("RGBA"))
-    return upright.convert(_MODES[channels])
+    if channels < 4 and image.has_transparency_data:
+        white = PIL.Image.new("RGBA", image.size, "white")
+        image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
+    return image.convert(_MODES[channels])
 
 
-def _shallow(image: "Image", name: str) -> "Image":
-    """With 8 bits a channel; what was 16 bits is scaled by 255 / 65535."""
+def _eight_bits(image: "Image", name: str) -> "Image":
+    """With 8 bits a channel; 16 bits are scaled by 255 / 65535."""
     import PIL.Image
 
     # Earlier versions of Pillow open grey PNG of 16 bits in mode I.
@@ -155,3 +195,38 @@ def _shallow(image: "Image", name: str) -> "Image":
         return image
     levels = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
     return PIL.Image.fromarray(levels.astype(np.uint8))
+
+
+def _central(image: "Image", across: int, down: int) -> "Image":
+    """The largest part with sides `across` : `down` around the centre, whole pixels."""
+    width = min(image.width, max(1, round(image.height * across / down)))
+    height = min(image.height, max(1, round(image.width * down / across)))
+    left, top = (image.width - width) // 2, (image.height - height) // 2
+    # Cropped first: resize(box=…) would let the filter look beyond the box.
+    return image.crop((left, top, left + width, top + height))
+
+
+def _resized(image: "Image", width: int, height: int) -> "Image":
+    import PIL.Image
+
+    return image.resize((width, height), PIL.Image.Resampling.LANCZOS)
+
+
+def _adm(image: "Image", size: int) -> "Image":
+    import PIL.Image
+
+    while min(image.size) >= 2 * size:
+        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
+    scale = size / min(image.size)
+    image = image.resize((round(image.width * scale), round(image.height * scale)), PIL.Image.Resampling.BICUBIC)
+    left, top = (image.width - size) // 2, (image.height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+def _wide(image: "Image", width: int, height: int) -> "Image":
+    import PIL.Image
+
+    black = (0, 0, 0, 255) if image.mode == "RGBA" else 0
+    square = PIL.Image.new(image.mode, (width, width), black)
+    square.paste(_resized(_central(image, width, height), width, height), (0, (width - height) // 2))
+    return square

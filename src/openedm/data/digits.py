@@ -6,7 +6,8 @@ from typing import Literal
 import numpy as np
 import torch
 
-from openedm.data.dataset import InMemory, Source
+from openedm.data.dataset import Source
+from openedm.data.memory import InMemory
 from openedm.ground import checks
 
 

@@ -12,7 +12,8 @@ import numpy as np
 import torch
 from jaxtyping import UInt8
 
-from openedm.data.dataset import InMemory, Source
+from openedm.data.dataset import Source
+from openedm.data.memory import InMemory
 from openedm.ground import checks
 
 DEBIAN_PATH = "/usr/share/datasets/fashion-mnist"

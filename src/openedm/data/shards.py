@@ -1,50 +1,51 @@
 """Tar shards as training data: those of `openedm data convert`, or any WebDataset.
 
-Every picture is read from where it lies in its shard, so that any order is possible and a run goes on exactly where it
-stopped; nothing is unpacked and only the index is held in memory.
+A shard is a plain tar archive: `00000042.png` and, where there are classes, `00000042.cls`, the class as digits. Every
+image is read from its place in the shard, so that any order is possible and a run continues exactly where it stopped;
+nothing is unpacked and only the index is held in memory. The folders that `convert` writes have a manifest.json, which
+describes the set, and an index.npz with the places.
 """
 
 import hashlib
 import io
 import json
-import os
-import weakref
-from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
+from jaxtyping import Int64
 
-from openedm.data.converting import FORMAT, INDEX, MANIFEST
-from openedm.data.dataset import Batch, Chunks, Dataset, Indices, InMemory, Source, as_float, as_index
-from openedm.data.decoding import check_form, read_picture, read_shape
-from openedm.data.folder import MEMORY
-from openedm.data.webdataset import places, tar_files
-from openedm.ground import checks
+from openedm.data.archive import FileParts, tar_members
+from openedm.data.dataset import Chunks
+from openedm.data.decoding import SUFFIXES
+from openedm.data.encoded import EncodedImages, ImageSource, Shape
+from openedm.data.labels import class_beside
 
-_HANDLES = 64
+__all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
+
+FORMAT = "openedm-shards"
+MANIFEST = "manifest.json"
+INDEX = "index.npz"
 
 
 @dataclass(frozen=True)
-class Shards(Source):
-    """Pictures in tar archives: a folder of shards from `openedm data convert`, or from WebDataset.
+class Shards(ImageSource):
+    """Images in tar archives: a folder of shards from `openedm data convert`, or from WebDataset.
 
-    Sets up to 256 MiB are decoded when loaded, larger ones as samples are fetched. Shards without a manifest are looked
-    through when loaded: the class of NAME.png is the number in NAME.cls, or "label" or "cls" in NAME.json.
+    Sets up to 256 MiB are decoded when loaded, larger ones as samples are fetched. Shards without a manifest are
+    scanned when loaded: the class of NAME.png is the number in NAME.cls, or "label" or "cls" in NAME.json.
 
     Args:
         path: a folder of .tar files, which are taken in the order of their names, or one such file; not compressed.
-        streaming: visit the shards one after another, shuffled within a window, instead of jumping to and fro in all of
+        streaming: visit the shards one after another, shuffled within a window, instead of random access to all of
             them: faster where the files are far away. The order does not depend on the number of processes.
         window: of `streaming`: images that are shuffled among each other.
         lanes: of `streaming`: shards that are read side by side; a multiple of the number of processes.
-        resolution: crop each picture to its central square and resize it to this side. Without it, all must be of one
+        resolution: crop each image to its central square and resize it to this side. Without it, all must be of one
             size.
-        channels: convert each picture to 1, 3 or 4 channels. Without it, all must have as many.
+        channels: convert each image to 1, 3 or 4 channels. Without it, all must have as many.
     """
 
     path: str
@@ -55,153 +56,139 @@ class Shards(Source):
     channels: int | None = None
 
     def __post_init__(self) -> None:
-        checks.at_least("window", self.window, 1)
-        checks.at_least("lanes", self.lanes, 1)
-        check_form(self.resolution, self.channels)
+        super().__post_init__()
+        Chunks((1,), self.window, self.lanes)  # checks both
 
-    def load(self) -> Dataset:
-        root = Path(self.path)
-        table = _converted(root) if (root / MANIFEST).exists() else _foreign(root, self.resolution, self.channels)
-        channels, height, width = table.shape
-        shape = (self.channels or channels, self.resolution or height, self.resolution or width)
-        images = _Images(table, shape, self.resolution)
-        if self.streaming:
-            sizes = np.bincount(table.shard, minlength=len(table.files))
-            images.chunks = Chunks(tuple(sizes[sizes > 0].tolist()), self.window, self.lanes)
-            return images
-        size = max(len(images) * shape[0] * shape[1] * shape[2], int(table.size.sum()))
-        return images if size > MEMORY else images.decoded()
+    def images(self) -> "TarImages":
+        return TarImages(self.path)
 
 
-@dataclass
-class _Table:
-    """Where each picture is."""
+class TarImages(EncodedImages):
+    """The images in tar shards, by the manifest where there is one, else by a scan of the archives.
 
-    files: list[str]
-    shard: np.ndarray
-    offset: np.ndarray
-    size: np.ndarray
-    label: np.ndarray | None
-    shape: tuple[int, int, int]
-    num_classes: int
-    class_names: list[str] | None
+    Args:
+        path: a folder of .tar files, or one of them.
 
-
-class _Images(Dataset):
-    """Pictures that are read and decoded when fetched."""
-
-    kind = "images"
-
-    def __init__(self, table: _Table, shape: tuple[int, int, int], resolution: int | None) -> None:
-        self._table, self._resolution = table, resolution
-        self._handles: OrderedDict[int, _Handle] = OrderedDict()
-        self.event_shape = shape
-        self.num_classes = table.num_classes
-        self.class_names = None if table.class_names is None else tuple(table.class_names)
-
-    def __len__(self) -> int:
-        return len(self._table.offset)
-
-    def fetch(self, indices: Indices) -> Batch:
-        index = as_index(indices, len(self)).numpy()
-        labels = None if self._table.label is None else torch.from_numpy(self._table.label[index])
-        return as_float(self._pixels(index.tolist())), labels
-
-    def decoded(self) -> InMemory:
-        """All of it in memory."""
-        pixels = self._pixels(range(len(self)))
-        self._handles.clear()
-        labels = None if self._table.label is None else torch.from_numpy(self._table.label)
-        return InMemory(pixels, labels, num_classes=self.num_classes or None, class_names=self.class_names)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_handles": OrderedDict()}
-
-    def _pixels(self, indices: Sequence[int]) -> Tensor:
-        pixels = torch.empty(len(indices), *self.event_shape, dtype=torch.uint8)
-        for row, index in enumerate(indices):
-            name = f"picture {index} in {self._table.files[self._table.shard[index]]}"
-            pixels[row] = read_picture(
-                io.BytesIO(self._content(index, name)), name, self.event_shape[0], self._resolution
-            )
-        return pixels
-
-    def _content(self, index: int, name: str) -> bytes:
-        offset, size = int(self._table.offset[index]), int(self._table.size[index])
-        try:
-            content = self._handle(int(self._table.shard[index])).read(offset, size)
-        except OSError as error:
-            raise ValueError(f"{name} cannot be read: {error}") from error
-        if len(content) != size:
-            raise ValueError(f"{name} cannot be read: the shard ends at it")
-        return content
-
-    def _handle(self, shard: int) -> "_Handle":
-        """The open shard; those used last stay open."""
-        if shard not in self._handles:
-            if len(self._handles) >= _HANDLES:
-                self._handles.popitem(last=False)
-            self._handles[shard] = _Handle(self._table.files[shard])
-        self._handles.move_to_end(shard)
-        return self._handles[shard]
-
-
-class _Handle:
-    """A file that is read at any place without a position of its own: forked processes may share it."""
+    Raises:
+        ValueError: no archives or no images; an archive is compressed, damaged or missing; a class is not an integer
+            ≥ 0; some images have a class and others have none.
+    """
 
     def __init__(self, path: str) -> None:
-        self._descriptor = os.open(path, os.O_RDONLY)
-        weakref.finalize(self, os.close, self._descriptor)
+        root = Path(path)
+        self._parts = FileParts()
+        self._names: list[str] | None = None
+        self._shape: Shape | None = None
+        self._num_classes: int | None = None
+        self._files: list[str]
+        self._place: Int64[np.ndarray, "images 3"]  # shard, offset and size
+        if _is_converted(root):
+            self._read_manifest(root)
+        else:
+            self._scan(_tar_files(root))
+        self.num_bytes = int(self._place[:, 2].sum())
+        counts = np.bincount(self._place[:, 0], minlength=len(self._files))
+        self.chunk_sizes = tuple(counts[counts > 0].tolist())
 
-    def read(self, offset: int, size: int) -> bytes:
-        return os.pread(self._descriptor, size, offset)
+    def __len__(self) -> int:
+        return len(self._place)
+
+    @property
+    def num_classes(self) -> int:
+        return super().num_classes if self._num_classes is None or self.labels is None else self._num_classes
+
+    def name(self, index: int) -> str:
+        return f"{Path(self._file(index)).name}/{self._member(index)}"
+
+    def describe(self, index: int) -> str:
+        return f"{self._file(index)}/{self._member(index)}"
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
+        for index in indices:
+            shard, offset, size = self._place[index].tolist()
+            try:
+                content = self._parts.read(self._files[shard], offset, size)
+            except OSError as error:
+                raise ValueError(f"{self.describe(index)} cannot be read: {error}") from error
+            yield content, None if self.labels is None else int(self.labels[index])
+
+    def shapes(self) -> Iterable[Shape]:
+        return super().shapes() if self._shape is None else [self._shape]
+
+    def close(self) -> None:
+        self._parts.close()
+
+    def _file(self, index: int) -> str:
+        return self._files[int(self._place[index, 0])]
+
+    def _member(self, index: int) -> str:
+        return f"{self._keys[index]:08d}.{self._encoding}" if self._names is None else self._names[index]
+
+    def _read_manifest(self, root: Path) -> None:
+        """The set that `convert` wrote, after cheap checks: the index is the manifest's, no shard is missing or cut."""
+        try:
+            manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+            if manifest.get("format") != FORMAT or manifest.get("version") != 1:
+                raise ValueError(f"its format is {manifest.get('format')!r}, version {manifest.get('version')!r}")
+            content = (root / INDEX).read_bytes()
+            if hashlib.sha256(content).hexdigest() != manifest["index_sha256"]:
+                raise ValueError(f"{INDEX} is damaged or belongs to another set")
+            for entry in manifest["shards"]:
+                size = (root / entry["file"]).stat().st_size
+                if size != entry["bytes"]:
+                    raise ValueError(f"{entry['file']} must have {entry['bytes']} bytes, but has {size}")
+            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+                self._place = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
+                self._keys, self.labels = arrays["key"], arrays.get("label")
+            channels, height, width = manifest["shape"]
+            self._shape, self._num_classes = (channels, height, width), manifest["num_classes"]
+            self._files = [str(root / entry["file"]) for entry in manifest["shards"]]
+            self._encoding = str(manifest["form"]["encoding"])
+            names = manifest.get("class_names")
+            self.class_names = None if names is None else tuple(names)
+        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"path {str(root)!r} is not a complete set of shards: {error}") from error
+
+    def _scan(self, files: Sequence[Path]) -> None:
+        """Find the images of any WebDataset: files that belong together share a name up to its first dot."""
+        found: list[tuple[str, tuple[int, int, int], int | None]] = []
+        for shard, file in enumerate(files):
+            members = tar_members(str(file))
+            for name, place in members.items():
+                if name.lower().endswith(SUFFIXES):
+                    beside = {
+                        suffix: self._parts.read(str(file), *members[_stem(name) + suffix])
+                        for suffix in (".cls", ".json")
+                        if _stem(name) + suffix in members
+                    }
+                    found.append((name, (shard, *place), class_beside(beside, f"{file}/{name}")))
+        if not found:
+            more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
+            raise ValueError(f"no images found in {files[0]}{more} ({', '.join(SUFFIXES)})")
+        self._files = list(map(str, files))
+        self._names = [name for name, _, _ in found]
+        self._place = np.array([place for _, place, _ in found], dtype=np.int64)
+        labels: list[Any] = [label for _, _, label in found]
+        if any(label is not None for label in labels):
+            if None in labels:
+                raise ValueError(f"{self.describe(labels.index(None))} has no class, but others have one")
+            self.labels = np.array(labels, dtype=np.int64)
 
 
-def _converted(root: Path) -> _Table:
-    """The set that `convert` wrote, after cheap checks: the index is the manifest's, no shard is missing or cut."""
-    try:
-        manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
-        if manifest.get("format") != FORMAT or manifest.get("version") != 1:
-            raise ValueError(f"its format is {manifest.get('format')!r}, version {manifest.get('version')!r}")
-        content = (root / INDEX).read_bytes()
-        if hashlib.sha256(content).hexdigest() != manifest["index_sha256"]:
-            raise ValueError(f"{INDEX} is damaged or that of another set")
-        with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-            shard, offset, size = (arrays[name] for name in ("shard", "offset", "size"))
-            label = arrays.get("label")
-        files = [root / entry["file"] for entry in manifest["shards"]]
-        for file, entry in zip(files, manifest["shards"], strict=True):
-            if file.stat().st_size != entry["bytes"]:
-                raise ValueError(f"{file.name} must have {entry['bytes']} bytes, but has {file.stat().st_size}")
-        channels, height, width = manifest["shape"]
-        names = manifest.get("class_names")
-        return _Table(
-            list(map(str, files)), shard, offset, size, label, (channels, height, width), manifest["num_classes"], names
-        )
-    except (OSError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"path {str(root)!r} is no complete set of shards: {error}") from error
+def _is_converted(root: Path) -> bool:
+    """Whether `convert` wrote the folder; a manifest.json of another program does not count."""
+    manifest = root / MANIFEST
+    return manifest.exists() and ((root / INDEX).exists() or FORMAT in manifest.read_text(errors="replace"))
 
 
-def _foreign(root: Path, resolution: int | None, channels: int | None) -> _Table:
-    """Shards without a manifest: every file's header is read."""
-    files = tar_files(root)
-    found = places(files)
-    first: tuple[int, int, int] | None = None
-    for place in found:
-        with open(files[place.shard], "rb") as file:
-            file.seek(place.offset)
-            where = f"{files[place.shard]}/{place.name}"
-            bands, height, width = read_shape(io.BytesIO(file.read(place.size)), where)
-        shape = (channels or bands, resolution or height, resolution or width)
-        if first is not None and shape != first:
-            raise ValueError(
-                f"{where} is {'×'.join(map(str, shape))}, but {found[0].name} is {'×'.join(map(str, first))}: give "
-                "resolution= and channels= to make them alike"
-            )
-        first = shape
-    assert first is not None
-    columns = np.array([(place.shard, place.offset, place.size) for place in found], dtype=np.int64)
-    labelled = found[0].label is not None
-    labels = np.array([place.label for place in found], dtype=np.int64) if labelled else None
-    number = 0 if labels is None else int(labels.max()) + 1
-    return _Table(list(map(str, files)), columns[:, 0], columns[:, 1], columns[:, 2], labels, first, number, None)
+def _tar_files(path: Path) -> list[Path]:
+    """The .tar files in a folder, in the order of their names; of one such file, it alone."""
+    files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
+    if not files or not files[0].is_file():
+        raise ValueError(f"path must be a folder of .tar files, or one of them, got {str(path)!r}")
+    return files
+
+
+def _stem(name: str) -> str:
+    folder, slash, last = name.rpartition("/")
+    return folder + slash + last.partition(".")[0]

@@ -9,7 +9,8 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from openedm.data.dataset import InMemory, Source
+from openedm.data.dataset import Source
+from openedm.data.memory import InMemory
 from openedm.ground import checks
 
 

@@ -1,13 +1,11 @@
 """`openedm data convert`: crop and resize pictures into shards with a manifest."""
 
 import sys
-from pathlib import Path
 from typing import Literal
 
 from tqdm.auto import tqdm
 
-from openedm.data import Files, Form, Pictures, Rows, Table, Tars, converting
-from openedm.data.table import local_files
+from openedm.data import Form, Table, converting, encoded_images
 
 
 def convert(
@@ -56,9 +54,9 @@ def convert(
         resume: go on with an interrupted conversion.
     """
     form = Form(size=size, crop=crop, height=height, channels=channels, encoding=encoding)
-    pictures = pictures_of(source, labels, Table(source, subset=subset, split=split, image=image, label=label))
+    images = encoded_images(source, labels, Table(source, subset=subset, split=split, image=image, label=label))
     pause = 0.5 if sys.stderr.isatty() else 15.0
-    with tqdm(total=len(pictures), unit="img", mininterval=pause) as bar:
+    with tqdm(total=len(images), unit="img", mininterval=pause) as bar:
 
         def show(progress: converting.Converted) -> None:
             if progress.dropped:
@@ -67,7 +65,7 @@ def convert(
 
         try:
             manifest = converting.convert(
-                pictures,
+                images,
                 out,
                 form,
                 per_shard=per_shard,
@@ -86,23 +84,3 @@ def convert(
     print(f"{manifest['images']} images of {shape} {classes} in {len(manifest['shards'])} shards: {out}")
     for entry in manifest["dropped"]:
         print(f"dropped {entry['reason']}")
-
-
-def pictures_of(source: str, labels: str, table: Table) -> Pictures:
-    """The pictures that `source` means, as the help says."""
-    path = Path(source)
-    if path.suffix == ".tar" or (path.is_dir() and any(path.glob("*.tar"))):
-        if path.is_dir() and labels not in ("auto", "none"):
-            raise ValueError(f"labels must be 'auto' or 'none' with a folder of .tar files, got {labels!r}")
-        if path.is_dir() or labels == "auto":
-            found = Tars(source)
-            if labels == "none":
-                found.labels = found.class_names = None
-            if found.labels is not None or path.is_dir():
-                return found
-        return Files(source, labels)
-    if path.suffix == ".zip" or (path.is_dir() and local_files(source, table.split) is None):
-        return Files(source, labels)
-    if labels != "auto":
-        raise ValueError(f"labels must be 'auto' with a table, which has them in a column, got {labels!r}")
-    return Rows(table.reader())

@@ -1,0 +1,229 @@
+"""Encoded images in a fixed order, wherever they are stored, and the dataset that decodes them.
+
+A reader lists images and opens them: `FolderImages` (folder, zip, tar), `TarImages` (tar shards), `TableImages`
+(Parquet, Arrow, Hub), `MemoryImages`. The rest is done here, for every reader alike: one shape for all images, whether
+they are decoded when the set is loaded or when they are fetched, and the chunks of streaming.
+"""
+
+import hashlib
+import io
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from io import BufferedIOBase
+
+import numpy as np
+import torch
+from jaxtyping import Int64, UInt8
+from torch import Tensor
+
+from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_float, as_index
+from openedm.data.decoding import decode_image, read_shape
+from openedm.data.memory import InMemory
+from openedm.ground import checks
+
+__all__ = ["EncodedImages", "ImageSource", "MemoryImages"]
+
+MEMORY = 256 * 2**20
+"""Sets up to this size, as stored and as pixels, are decoded when they are loaded and kept in memory."""
+
+Shape = tuple[int, int, int]
+
+
+class EncodedImages(ABC):
+    """Encoded images of any size in a fixed order, each with a unique name and, where there are classes, a class.
+
+    A reader can be pickled and used by forked processes.
+
+    Attributes:
+        labels: class of each image, int64, or None.
+        class_names: one name per class, or None.
+        num_bytes: size of all images as they are stored; 0 where it is not known.
+        chunk_sizes: how many images lie together, chunk by chunk, where that matters for reading; None otherwise.
+    """
+
+    labels: Int64[np.ndarray, " images"] | None = None
+    class_names: tuple[str, ...] | None = None
+    num_bytes: int = 0
+    chunk_sizes: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of images."""
+
+    @abstractmethod
+    def name(self, index: int) -> str:
+        """The image's name in the set."""
+
+    @abstractmethod
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
+        """The encoded images at `indices` and their classes.
+
+        Raises:
+            ValueError: an image cannot be read; the message begins with what `describe` returns.
+        """
+
+    def describe(self, index: int) -> str:
+        """The image's name in messages."""
+        return self.name(index)
+
+    def open(self, index: int) -> AbstractContextManager[BufferedIOBase]:
+        """One encoded image as a file; errors as of `read`."""
+        [(content, _)] = self.read([index])
+        return nullcontext(io.BytesIO(content))
+
+    def shapes(self) -> Iterable[Shape]:
+        """(channels, height, width) of the images that are checked when the set is loaded: of all, by their headers."""
+        for index in range(len(self)):
+            with self.open(index) as file:
+                yield read_shape(file, self.describe(index))
+
+    @property
+    def num_classes(self) -> int:
+        """The number of class names; without names, the largest label + 1; 0 without labels."""
+        if self.class_names is not None:
+            return len(self.class_names)
+        return 0 if self.labels is None else int(self.labels.max()) + 1
+
+    def fingerprint(self) -> str:
+        """A SHA-256 of names and classes: an interrupted conversion continues with the same images only."""
+        digest = hashlib.sha256()
+        for index in range(len(self)):
+            digest.update(f"{self.name(index)}\0{'' if self.labels is None else self.labels[index]}\n".encode())
+        return digest.hexdigest()
+
+    def close(self) -> None:  # noqa: B027
+        """Close open files; they are opened again when needed."""
+
+
+class MemoryImages(EncodedImages):
+    """Encoded images in memory.
+
+    Args:
+        content: encoded images by name.
+        labels: class of each, in the same order.
+        class_names: one name per class.
+
+    Raises:
+        ValueError: the number of labels is not that of the images.
+    """
+
+    def __init__(
+        self,
+        content: Mapping[str, bytes],
+        labels: Sequence[int] | None = None,
+        class_names: Sequence[str] | None = None,
+    ) -> None:
+        self._names, self._content = list(content), list(content.values())
+        if labels is not None and len(labels) != len(content):
+            raise ValueError(f"labels must have {len(content)} entries, one per image, got {len(labels)}")
+        self.labels = None if labels is None else np.array(labels, dtype=np.int64)
+        self.class_names = None if class_names is None else tuple(class_names)
+        self.num_bytes = sum(map(len, self._content))
+
+    def __len__(self) -> int:
+        return len(self._names)
+
+    def name(self, index: int) -> str:
+        return self._names[index]
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
+        for index in indices:
+            yield self._content[index], None if self.labels is None else int(self.labels[index])
+
+
+class ImageSource(Source, ABC):
+    """Encoded images as a dataset. A subclass is a frozen dataclass with `resolution` and `channels` among its fields.
+
+    One that can be streamed has the fields `streaming`, `window` and `lanes`, too.
+    """
+
+    resolution: int | None
+    channels: int | None
+    streaming: bool = False
+    window: int
+    lanes: int
+
+    def __post_init__(self) -> None:
+        if self.resolution is not None:
+            checks.at_least("resolution", self.resolution, 1)
+        if self.channels is not None:
+            checks.one_of("channels", self.channels, (1, 3, 4))
+
+    @abstractmethod
+    def images(self) -> EncodedImages:
+        """The images as they are stored."""
+
+    def load(self) -> Dataset:
+        return self._dataset(self.images())
+
+    def _dataset(self, images: EncodedImages) -> Dataset:
+        """The images, decoded now where they are few, and when they are fetched otherwise."""
+        shape = _common_shape(images, self.resolution, self.channels)
+        dataset = _DecodedImages(images, shape, self.resolution)
+        if self.streaming:
+            if images.chunk_sizes is not None:
+                dataset.chunks = Chunks(images.chunk_sizes, self.window, self.lanes)
+            return dataset
+        pixels = len(images) * shape[0] * shape[1] * shape[2]
+        return dataset if max(pixels, images.num_bytes) > MEMORY else dataset.decoded()
+
+
+def _common_shape(images: EncodedImages, resolution: int | None, channels: int | None) -> Shape:
+    """Shape of the decoded images; ValueError naming the first image that differs from the first of all."""
+    first: Shape | None = None
+    for index, (bands, height, width) in enumerate(images.shapes()):
+        shape = (channels or bands, resolution or height, resolution or width)
+        first = first or shape
+        if shape != first:
+            raise ValueError(f"{images.describe(index)} {_difference(shape, first, images.name(0))}")
+    assert first is not None
+    return first
+
+
+def _difference(shape: Sequence[int], first: Sequence[int], name: str) -> str:
+    if tuple(shape[1:]) != tuple(first[1:]):
+        sizes = f"is {shape[1]}×{shape[2]}, but {name} is {first[1]}×{first[2]}"
+        return f"{sizes}: give resolution= to crop and resize all images"
+    return f"has {shape[0]} channels, but {name} has {first[0]}: give channels= to convert all images"
+
+
+class _DecodedImages(Dataset):
+    """Encoded images, decoded when they are fetched."""
+
+    kind = "images"
+
+    def __init__(self, images: EncodedImages, shape: Shape, resolution: int | None) -> None:
+        self._images, self._resolution = images, resolution
+        self.event_shape = shape
+        self.num_classes, self.class_names = images.num_classes, images.class_names
+
+    def __len__(self) -> int:
+        return len(self._images)
+
+    def fetch(self, indices: Indices) -> Batch:
+        pixels, labels = self._decode(as_index(indices, len(self)).tolist())
+        return as_float(pixels), labels
+
+    def decoded(self) -> InMemory:
+        """All images, decoded and in memory."""
+        pixels, labels = self._decode(range(len(self)))
+        self._images.close()
+        return InMemory(pixels, labels, num_classes=self.num_classes or None, class_names=self.class_names)
+
+    def _decode(
+        self, indices: Sequence[int]
+    ) -> tuple[UInt8[Tensor, "batch channels height width"], Int64[Tensor, " batch"] | None]:
+        pixels = torch.empty(len(indices), *self.event_shape, dtype=torch.uint8)
+        labels = torch.empty(len(indices), dtype=torch.int64)
+        for row, (content, label) in enumerate(self._images.read(indices)):
+            name = self._images.describe(indices[row])
+            image = decode_image(io.BytesIO(content), name, self.event_shape[0], self._resolution)
+            if image.shape != self.event_shape:
+                raise ValueError(f"{name} {_difference(image.shape, self.event_shape, self._images.name(0))}")
+            pixels[row] = image
+            if label is not None:
+                if label >= self.num_classes:
+                    raise ValueError(f"the class of {name} must be < {self.num_classes}, got {label}")
+                labels[row] = label
+        return pixels, labels if self.num_classes else None
