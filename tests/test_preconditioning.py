@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from openedm import levels, objective, schedules
+from openedm import levels, objective, preconditioning, schedules
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.exact import GaussianMixture
 from openedm.objective import denoising_loss
@@ -234,12 +234,12 @@ def test_ideal_networks_of_the_published_columns_are_the_exact_denoiser(sigma: f
     exact = MIXTURE(x, sigma)
     n = (x - exact) / sigma
     garbage = torch.full_like(n, 1e9)
-    for preconditioning, network in (
+    for rule, network in (
         (VP(), lambda x, c: n),
         (VE(), lambda x, c: -n),
         (IDDPM(), lambda x, c: torch.cat([n, garbage], 1)),  # The second half predicts variances.
     ):
-        denoised = Preconditioned(Network(network), preconditioning)(x, sigma)
+        denoised = Preconditioned(Network(network), rule)(x, sigma)
         torch.testing.assert_close(denoised, exact, rtol=0, atol=64 * EPS * (1 + float(x.abs().max())))
 
 
@@ -295,3 +295,45 @@ def test_the_published_ranges_are_kept() -> None:
 def test_a_value_out_of_range_is_named(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+PREDICTIONS = [
+    preconditioning.EpsilonPrediction(),
+    preconditioning.ScorePrediction(),
+    preconditioning.DataPrediction(),
+    preconditioning.VPrediction(),
+    preconditioning.VelocityPrediction(0.7),
+    preconditioning.NetworkPrediction(0.7),
+    preconditioning.ScheduleVelocity(schedules.VP()),
+    preconditioning.ScheduleVelocity(schedules.RectifiedFlow()),
+    preconditioning.ScheduleVelocity(schedules.EDM()),
+]
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=repr)
+def test_a_prediction_is_read_in_both_directions(prediction: preconditioning.Prediction) -> None:
+    sigma = torch.logspace(-2, 2, 41, dtype=torch.float64)
+    x, denoised = torch.randn(2, 41, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    a, b = prediction.coefficients(sigma)
+    c_skip, c_out = prediction.denoising(sigma)
+    predicted = a * x + b * denoised
+    torch.testing.assert_close(c_skip * x + c_out * predicted, denoised, rtol=1e-9, atol=1e-10)
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=repr)
+def test_the_growth_of_x_where_the_prediction_is_zero_solves_the_flow(prediction: preconditioning.Prediction) -> None:
+    sigma = torch.logspace(-2, 2, 41, dtype=torch.float64, requires_grad=True)
+    growth = prediction.log_growth(sigma).sum()
+    by_autograd = torch.autograd.grad(growth, sigma)[0] if growth.requires_grad else torch.zeros_like(sigma)
+    expected = (1 - prediction.denoising(sigma)[0]) / sigma
+    torch.testing.assert_close(by_autograd, expected.detach(), rtol=1e-10, atol=1e-12)
+
+
+def test_velocities_and_v_are_members_of_one_family() -> None:
+    sigma = torch.logspace(-2, 2, 41, dtype=torch.float64)
+    flow = preconditioning.ScheduleVelocity(schedules.RectifiedFlow()).denoising(sigma)
+    torch.testing.assert_close(preconditioning.VelocityPrediction(1.0).denoising(sigma), flow, rtol=1e-12, atol=1e-14)
+    c_skip, c_out = preconditioning.NetworkPrediction(1.0).denoising(sigma)
+    torch.testing.assert_close(preconditioning.VPrediction().denoising(sigma), (c_skip, -c_out), rtol=1e-14, atol=0)
+    adapter = preconditioning.Adapter("velocity", schedules.RectifiedFlow())
+    assert adapter.prediction(0.3) == preconditioning.ScheduleVelocity(schedules.RectifiedFlow())

@@ -1,20 +1,31 @@
-"""Preconditioning: D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (Karras et al. 2022, eq. 7 and Table 1).
+"""What a network predicts, and how a network becomes a denoiser   (Karras et al. 2022, eq. 7 and Table 1).
 
-| | c_skip | c_out | c_in | c_noise |
+    D(x; σ) = c_skip x + c_out F(c_in x; c_noise)
+
+A `Prediction` is the quantity q = F that stands on the right. It is the same line read in both directions: networks
+give q and the denoiser computes D = c_skip x + c_out q; solvers are given D and interpolate q = a x + b D with
+a = −c_skip/c_out, b = 1/c_out. Its growth is Φ(σ) = exp ∫ (1 − c_skip) dσ/σ, the factor by which x changes along the
+probability-flow ODE while q is 0.
+
+| prediction | q | c_skip | c_out | Φ |
 |---|---|---|---|---|
-| EDM | σ_d²/(σ²+σ_d²) | σ σ_d/√(σ²+σ_d²) | 1/√(σ²+σ_d²) | ¼ ln σ |
-| VP | 1 | −σ | 1/√(σ²+1) | (M−1) σ_VP⁻¹(σ) |
-| VE | 1 | σ | 1 | ln(½ σ) |
-| IDDPM | 1 | −σ | 1/√(σ²+1) | M−1−argmin_j |u_j − σ| |
+| EpsilonPrediction | n = (x − D)/σ | 1 | −σ | 1 |
+| ScorePrediction | σ ∇ln p = (D − x)/σ | 1 | σ | 1 |
+| DataPrediction | D | 0 | 1 | σ |
+| VPrediction | s (n − σ y), s = 1/√(1+σ²) | s² | −σ s | √(1+σ²) |
+| ScheduleVelocity | dx/dt = ṡ y + (ṡ σ + s σ̇) n of a schedule | 1 + σ ṡ/(s σ̇) | −σ/(s σ̇) | 1/s |
+| VelocityPrediction(σ_d) | (x − D)/σ − D/σ_d | σ_d/(σ+σ_d) | −σ σ_d/(σ+σ_d) | σ+σ_d |
+| NetworkPrediction(σ_d), EDM's F | (D − c_skip x)/c_out | σ_d²/(σ²+σ_d²) | σ σ_d/√(σ²+σ_d²) | √(σ²+σ_d²) |
 
-Networks trained elsewhere predict something else from a scaled input s x; each is a preconditioning too, `Adapter`:
+A `Preconditioning` adds what the network is given:
 
-| predicts | c_skip | c_out | c_in |
+| preconditioning | prediction | c_in | c_noise |
 |---|---|---|---|
-| epsilon: n | 1 | −σ | s |
-| v = s (n − σ y), with s = 1/√(1+σ²) | s² | −σ s | s |
-| sample: y | 0 | 1 | s |
-| velocity dx/dt; n − y for rectified flow | 1 + σ ṡ/(s σ̇) | −σ/(s σ̇) | s |
+| EDM | NetworkPrediction(σ_d) | 1/√(σ²+σ_d²) | ¼ ln σ |
+| VP | EpsilonPrediction | 1/√(σ²+1) | (M−1) σ_VP⁻¹(σ) |
+| VE | ScorePrediction | 1 | ln(½ σ) |
+| IDDPM | EpsilonPrediction | 1/√(σ²+1) | M−1−argmin_j |u_j − σ| |
+| Adapter, a network trained elsewhere | epsilon, v, sample or velocity | s | time or index of its schedule |
 
 σ_d, the standard deviation of the data, belongs to the denoiser, which passes it in. All in float64.
 """
@@ -34,14 +45,180 @@ from openedm import levels, schedules
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
+__all__ = [
+    "EDM",
+    "IDDPM",
+    "VE",
+    "VP",
+    "Adapter",
+    "Coefficients",
+    "DataPrediction",
+    "EpsilonPrediction",
+    "NetworkPrediction",
+    "Preconditioning",
+    "Prediction",
+    "ScheduleVelocity",
+    "ScorePrediction",
+    "VPrediction",
+    "VelocityPrediction",
+    "nearest_level",
+]
+
+Sigma = Float64[Tensor, "*shape"]
+"""Noise levels > 0 in data units, of any shape."""
+
+
+class Prediction(Choice, ABC):
+    """A quantity q = a(σ) x + b(σ) D that a network may predict and that a solver may interpolate."""
+
+    @abstractmethod
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """c_skip and c_out of D = c_skip x + c_out q."""
+
+    @abstractmethod
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """ln Φ(σ) = ∫ (1 − c_skip) dσ/σ, up to a constant."""
+
+    def coefficients(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """a = −c_skip/c_out and b = 1/c_out of q = a x + b D."""
+        c_skip, c_out = self.denoising(sigma)
+        return -c_skip / c_out, 1 / c_out
+
+
+@dataclass(frozen=True)
+class EpsilonPrediction(Prediction):
+    """The noise ε = (x − D)/σ: DDPM, DDIM, LMS, DEIS, DPM-Solver."""
+
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """1, −σ."""
+        return torch.ones_like(sigma), -sigma
+
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """0."""
+        return torch.zeros_like(sigma)
+
+
+@dataclass(frozen=True)
+class ScorePrediction(Prediction):
+    """The score in units of 1/σ, (D − x)/σ = −ε: the networks of Song et al.'s VE models."""
+
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """1, σ."""
+        return torch.ones_like(sigma), sigma
+
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """0."""
+        return torch.zeros_like(sigma)
+
+
+@dataclass(frozen=True)
+class DataPrediction(Prediction):
+    """The denoised sample D itself: DPM-Solver++, UniPC."""
+
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """0, 1."""
+        return torch.zeros_like(sigma), torch.ones_like(sigma)
+
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """ln σ."""
+        return sigma.log()
+
+
+@dataclass(frozen=True)
+class VPrediction(Prediction):
+    """v = s (n − σ y) with s = 1/√(1+σ²) (Salimans & Ho 2022): minus EDM's F for data of width 1."""
+
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """s², −σ s."""
+        scale = schedules.VPScaling().scale(sigma)
+        return scale.square(), -sigma * scale
+
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """½ ln(1 + σ²)."""
+        return torch.log1p(sigma.square()) / 2
+
+
+@dataclass(frozen=True)
+class ScheduleVelocity(Prediction):
+    """dx/dt along a schedule with its own scaling; n − y for `RectifiedFlow`.
+
+    Args:
+        schedule: any schedule.
+    """
+
+    schedule: schedules.Schedule = schedules.RectifiedFlow()
+
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """1 + σ ṡ/(s σ̇), −σ/(s σ̇)."""
+        scaling = self.schedule.scaling
+        scale = scaling.scale(sigma)
+        speed = scale * self.schedule.sigma_derivative(self.schedule.time(sigma))
+        return 1 + sigma * (scaling.derivative(sigma) / scale), -sigma / speed
+
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """−ln s."""
+        return -self.schedule.scaling.scale(sigma).log()
+
+
+@dataclass(frozen=True)
+class VelocityPrediction(Prediction):
+    """ε − D/σ_d: the velocity of rectified flow between noise and data of width σ_d; n − y where σ_d = 1.
+
+    Args:
+        sigma_data: σ_d > 0, in data units.
+
+    Raises:
+        ValueError: sigma_data is not > 0.
+    """
+
+    sigma_data: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """σ_d/(σ+σ_d), −σ σ_d/(σ+σ_d)."""
+        c_skip = self.sigma_data / (sigma + self.sigma_data)
+        return c_skip, -sigma * c_skip
+
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """ln(σ + σ_d)."""
+        return (sigma + self.sigma_data).log()
+
+
+@dataclass(frozen=True)
+class NetworkPrediction(Prediction):
+    """EDM's network output F (Karras et al. 2022, eq. 7), 0 where the data is one Gaussian of width σ_d around 0.
+
+    Args:
+        sigma_data: σ_d > 0, in data units.
+
+    Raises:
+        ValueError: sigma_data is not > 0.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+
+    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+        """σ_d²/(σ²+σ_d²), σ σ_d/√(σ²+σ_d²)."""
+        variance = sigma.square() + self.sigma_data**2
+        return self.sigma_data**2 / variance, sigma * self.sigma_data * variance.rsqrt()
+
+    def log_growth(self, sigma: Sigma) -> Sigma:
+        """½ ln(σ² + σ_d²)."""
+        return torch.hypot(sigma, torch.full_like(sigma, self.sigma_data)).log()
+
 
 class Coefficients(NamedTuple):
     """The four functions of eq. 7 at given noise levels; each has the shape of σ."""
 
-    c_skip: Float64[Tensor, "*shape"]
-    c_out: Float64[Tensor, "*shape"]
-    c_in: Float64[Tensor, "*shape"]
-    c_noise: Float64[Tensor, "*shape"]
+    c_skip: Sigma
+    c_out: Sigma
+    c_in: Sigma
+    c_noise: Sigma
 
 
 class Preconditioning(Choice, ABC):
@@ -62,24 +239,34 @@ class Preconditioning(Choice, ABC):
         """How many channels the network predicts for each channel of the data; the first of them are used."""
         return 1
 
-    def round_sigma(self, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def round_sigma(self, sigma: Sigma) -> Sigma:
         """The nearest noise level that the network was trained on; the identity for continuous models."""
         return sigma
 
     @abstractmethod
-    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
+    def prediction(self, sigma_data: float) -> Prediction:
+        """What the network predicts, for data of standard deviation `sigma_data`."""
+
+    @abstractmethod
+    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+        """c_in and c_noise."""
+
+    def coefficients(self, sigma: Sigma, sigma_data: float) -> Coefficients:
         """c_skip, c_out, c_in, c_noise at noise level σ for data of standard deviation `sigma_data`."""
+        return Coefficients(*self.prediction(sigma_data).denoising(sigma), *self.inputs(sigma, sigma_data))
 
 
 @dataclass(frozen=True)
 class EDM(Preconditioning):
     """EDM's preconditioning (eq. 7, Appendix B.6): network input and target have unit variance at every σ."""
 
-    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
-        """σ_d²/(σ²+σ_d²), σ σ_d/√(σ²+σ_d²), 1/√(σ²+σ_d²), ¼ ln σ."""
-        variance = sigma.square() + sigma_data**2
-        c_in = variance.rsqrt()
-        return Coefficients(sigma_data**2 / variance, sigma * sigma_data * c_in, c_in, sigma.log() / 4)
+    def prediction(self, sigma_data: float) -> Prediction:
+        """EDM's F."""
+        return NetworkPrediction(sigma_data)
+
+    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+        """1/√(σ²+σ_d²), ¼ ln σ."""
+        return (sigma.square() + sigma_data**2).rsqrt(), sigma.log() / 4
 
 
 @dataclass(frozen=True)
@@ -121,10 +308,13 @@ class VP(Preconditioning):
         """σ_VP(1)."""
         return float(self.schedule.sigma(1.0))
 
-    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
-        """1, −σ, 1/√(σ²+1), (M−1) σ_VP⁻¹(σ)."""
-        c_noise = (self.num_levels - 1) * self.schedule.time(sigma)
-        return Coefficients(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
+    def prediction(self, sigma_data: float) -> Prediction:
+        """The noise."""
+        return EpsilonPrediction()
+
+    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+        """1/√(σ²+1), (M−1) σ_VP⁻¹(σ)."""
+        return (sigma.square() + 1).rsqrt(), (self.num_levels - 1) * self.schedule.time(sigma)
 
 
 @dataclass(frozen=True)
@@ -146,10 +336,13 @@ class VE(Preconditioning):
         checks.positive("sigma_min", self.sigma_min)
         checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
-    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
-        """1, σ, 1, ln(½ σ)."""
-        one = torch.ones_like(sigma)
-        return Coefficients(one, sigma, one, (sigma / 2).log())
+    def prediction(self, sigma_data: float) -> Prediction:
+        """The score in units of 1/σ."""
+        return ScorePrediction()
+
+    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+        """1, ln(½ σ)."""
+        return torch.ones_like(sigma), (sigma / 2).log()
 
 
 @lru_cache(maxsize=16)
@@ -157,7 +350,7 @@ def _tensor(table: tuple[float, ...], device: torch.device) -> Float64[Tensor, "
     return torch.tensor(table, dtype=torch.float64, device=device)
 
 
-def nearest_level(table: tuple[float, ...], sigma: Float64[Tensor, "*shape"]) -> Int64[Tensor, "*shape"]:
+def nearest_level(table: tuple[float, ...], sigma: Sigma) -> Int64[Tensor, "*shape"]:
     """The index j of the entry with the smallest |u_j − σ| in a table that increases; the higher level on ties.
 
     A binary search: O(log M) for each σ, without an (M × batch) table of differences.
@@ -216,15 +409,18 @@ class IDDPM(Preconditioning):
         """2: the second half predicts variances, which the ODE does not use."""
         return 2
 
-    def round_sigma(self, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def round_sigma(self, sigma: Sigma) -> Sigma:
         """The table entry nearest to σ by |u_j − σ|."""
         increasing = self.levels[::-1]
         return _tensor(increasing, sigma.device)[nearest_level(increasing, sigma)]
 
-    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
-        """1, −σ, 1/√(σ²+1), M−1−argmin_j |u_j − σ|."""
-        c_noise = nearest_level(self.levels[::-1], sigma).double() - 1
-        return Coefficients(torch.ones_like(sigma), -sigma, (sigma.square() + 1).rsqrt(), c_noise)
+    def prediction(self, sigma_data: float) -> Prediction:
+        """The noise."""
+        return EpsilonPrediction()
+
+    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+        """1/√(σ²+1), M−1−argmin_j |u_j − σ|."""
+        return (sigma.square() + 1).rsqrt(), nearest_level(self.levels[::-1], sigma).double() - 1
 
 
 @dataclass(frozen=True)
@@ -275,22 +471,21 @@ class Adapter(Preconditioning):
         """The highest level of the table; infinite without one."""
         return self.table[-1] if self.table else math.inf
 
-    def round_sigma(self, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def round_sigma(self, sigma: Sigma) -> Sigma:
         """The nearest level of the table; σ itself without one."""
         return sigma if self.table is None else _tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]
 
-    def coefficients(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Coefficients:
-        """The row of the second table above, with c_noise the time (or the index) that the network expects."""
-        time = self.schedule.time(sigma)
-        c_noise = self.time_scale * time if self.table is None else nearest_level(self.table, sigma).double()
-        scale = self.schedule.scaling.scale(sigma)
-        one = torch.ones_like(sigma)
-        if self.predicts == "epsilon":
-            return Coefficients(one, -sigma, scale, c_noise)
-        if self.predicts == "v":
-            return Coefficients(scale.square(), -sigma * scale, scale, c_noise)
-        if self.predicts == "sample":
-            return Coefficients(0 * one, one, scale, c_noise)
-        log_scale = self.schedule.scaling.derivative(sigma) / scale
-        speed = scale * self.schedule.sigma_derivative(time)
-        return Coefficients(1 + sigma * log_scale, -sigma / speed, scale, c_noise)
+    def prediction(self, sigma_data: float) -> Prediction:
+        """The quantity that `predicts` names."""
+        if self.predicts == "velocity":
+            return ScheduleVelocity(self.schedule)
+        return {"epsilon": EpsilonPrediction(), "v": VPrediction(), "sample": DataPrediction()}[self.predicts]
+
+    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+        """s, and the time (or the index) that the network expects."""
+        c_noise = (
+            self.time_scale * self.schedule.time(sigma)
+            if self.table is None
+            else nearest_level(self.table, sigma).double()
+        )
+        return self.schedule.scaling.scale(sigma), c_noise
