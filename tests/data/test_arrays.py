@@ -85,7 +85,7 @@ def test_data_and_labels_can_be_named(tmp_path):
 @pytest.mark.parametrize(
     ("x", "others", "arguments", "message"),
     [
-        (np.zeros((3, 2)), {"y": np.zeros(3)}, {}, r"key must be one of \['x', 'y'\].*data.npz.*say which"),
+        (np.zeros((3, 2)), {"y": np.zeros(3)}, {}, r"key must be one of \['x', 'y'\].*data.npz.*give the name"),
         (np.zeros((3, 2)), {"y": np.zeros(3)}, {"key": "q"}, r"key must be one of \['x', 'y'\].* got 'q'"),
         (np.zeros((3, 2)), {"y": np.zeros(3)}, {"labels_key": "q"}, "labels_key must be one of .* got 'q'"),
         (np.zeros((3, 2)), {}, {"labels_key": "labels"}, "labels_key are for .npz files; .*data.npy"),

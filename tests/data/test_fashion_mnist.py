@@ -79,9 +79,9 @@ def test_a_folder_without_the_files_is_named_and_nothing_else_is_tried(folder, m
     monkeypatch.setitem(sys.modules, "datasets", None)
     for name in ("train-labels-idx1-ubyte", "train-labels-idx1-ubyte.gz"):
         (folder / name).unlink(missing_ok=True)
-    with pytest.raises(ValueError, match=f"holds train-labels-idx1-ubyte or .*{folder.name}"):
+    with pytest.raises(ValueError, match=f"with train-labels-idx1-ubyte or .*{folder.name}"):
         FashionMNIST(str(folder)).load()
-    with pytest.raises(ValueError, match=r"holds train-images-idx3-ubyte or .*nowhere"):
+    with pytest.raises(ValueError, match=r"with train-images-idx3-ubyte or .*nowhere"):
         FashionMNIST("nowhere").load()
 
 
@@ -119,7 +119,10 @@ def test_a_broken_archive_is_named(tmp_path, content):
 def test_labels_that_do_not_fit_are_refused(tmp_path, labels):
     write(tmp_path, "train-images-idx3-ubyte", idx(IMAGES), True)
     write(tmp_path, "train-labels-idx1-ubyte", idx(labels), True)
-    with pytest.raises(ValueError, match=r"train-images-idx3-ubyte.gz has 5 images, but there are \d labels"):
+    with pytest.raises(
+        ValueError,
+        match=r"train-images-idx3-ubyte.gz must have as many labels .* as images, got 5 images and \d labels",
+    ):
         FashionMNIST(str(tmp_path)).load()
 
 

@@ -84,7 +84,7 @@ def test_a_grid_can_be_made_a_picture():
 
 
 def test_a_picture_of_unknown_format_or_channels_is_refused_and_nothing_is_written(tmp_path):
-    with pytest.raises(ValueError, match=r"path must end in a picture format such as .png, got '.*a.txt'"):
+    with pytest.raises(ValueError, match=r"path must end in an image format such as .png, got '.*a.txt'"):
         save_image(torch.zeros(1, 2, 2), tmp_path / "a.txt")
     with pytest.raises(ValueError, match="channels of image must be one of 1, 3, 4, got 2"):
         save_image(torch.zeros(2, 2, 2), tmp_path / "a.png")

@@ -1,4 +1,4 @@
-"""Arrays that numpy saved: images as bytes, or anything in floating point."""
+"""Arrays in files of numpy: images as bytes, or any data in floating point."""
 
 import zipfile
 import zlib
@@ -12,6 +12,8 @@ from openedm.data.dataset import Source
 from openedm.data.memory import InMemory
 from openedm.ground import checks
 
+__all__ = ["Arrays"]
+
 _BANDS = (1, 3, 4)
 
 
@@ -20,14 +22,14 @@ class Arrays(Source):
     """An array in a .npy or .npz file, read into memory.
 
     Bytes (uint8) are images, (samples, height, width) or with 1, 3 or 4 channels before or after height and width, and
-    are scaled to [-1, 1]. Floating point (samples, …) is taken as it is, whatever its shape and units.
+    are scaled to [-1, 1]. Floating point (samples, …) of any shape and units is used unchanged.
 
     Args:
         path: the file. Pickled objects are not read.
         key: name of the data in a .npz; by default its only array besides the labels.
         labels_key: name of the integer labels in a .npz; by default "labels", where there is one.
-        layout: order of the axes where there are four. "auto" takes floating point as it is and finds the channels of
-            bytes by their number.
+        layout: order of the axes where there are four. "auto" leaves floating point unchanged and finds the channels
+            of bytes by their number.
     """
 
     path: str
@@ -54,7 +56,7 @@ class Arrays(Source):
             raise ValueError(f"path must be a .npy or .npz file, {self.path!r} cannot be read: {error}") from error
         if "" in arrays:
             if self.key is not None or self.labels_key is not None:
-                raise ValueError(f"key and labels_key are for .npz files; {self.path!r} holds one array without a name")
+                raise ValueError(f"key and labels_key are for .npz files; {self.path!r} has one array without a name")
             return arrays[""], None
         return self._pick(arrays)
 
@@ -66,7 +68,7 @@ class Arrays(Source):
         labels_key = self.labels_key or ("labels" if "labels" in arrays and self.key != "labels" else None)
         rest = [name for name in names if name != labels_key]
         if self.key is None and len(rest) != 1:
-            raise ValueError(f"key must be one of {rest}, the arrays in {self.path!r}; say which is the data")
+            raise ValueError(f"key must be one of {rest}, the arrays in {self.path!r}; give the name of the data")
         return arrays[self.key or rest[0]], None if labels_key is None else arrays[labels_key]
 
     def _channels_first(self, x: np.ndarray) -> np.ndarray:
@@ -87,7 +89,7 @@ class Arrays(Source):
         if not first and not last:
             raise ValueError(f"bytes must be (N, H, W), (N, H, W, C) or (N, C, H, W) with C in {_BANDS}, got {shape}")
         if first and last:
-            raise ValueError(f"{shape} has channels before or after height and width: say layout='NCHW' or 'NHWC'")
+            raise ValueError(f"{shape} has channels before or after height and width: give layout='NCHW' or 'NHWC'")
         return last
 
 

@@ -1,6 +1,6 @@
 """Data as samples x of one shape, float32, with an optional class label each.
 
-Images are (channels, height, width) in [-1, 1], x = byte / 127.5 − 1; everything else is taken in its own units.
+Images are (channels, height, width) in [-1, 1], x = byte / 127.5 − 1; all other data keep their own units.
 """
 
 import operator
@@ -17,8 +17,10 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
+__all__ = ["Batch", "Chunks", "Dataset", "Indices", "Kind", "Source", "as_float", "as_index"]
+
 _PROBED = 32
-"""So many chunks stand for all."""
+"""Chunks that `Dataset.spread` takes samples from."""
 
 Kind = Literal["images", "vectors"]
 Indices = Sequence[int] | Int[Tensor, "batch"]
@@ -27,11 +29,11 @@ Batch = tuple[Float[Tensor, "batch *event"], Int[Tensor, "batch"] | Float[Tensor
 
 @dataclass(frozen=True)
 class Chunks:
-    """Which samples lie together, for data that are read part by part: the order of training heeds it.
+    """Which samples are stored together, for data that training reads part by part.
 
-    A pass takes the chunks in a random order and deals them to `lanes`, which are read side by side; in each lane the
-    samples are shuffled within its share of the `window`. Processes that share a batch read lanes of their own, and so
-    chunks of their own, where their number divides that of the lanes; the order is the same for any number.
+    A pass takes the chunks in a random order and distributes them over `lanes`, which are read side by side; in each
+    lane the samples are shuffled within its share of the `window`. Processes that share a batch read separate lanes,
+    and so separate chunks, where their number divides that of the lanes; the order is the same for any number.
 
     Args:
         sizes: samples in each chunk, in the order of the samples.
@@ -54,9 +56,9 @@ class Chunks:
 
     @property
     def open_at_once(self) -> int:
-        """How many chunks a reader of all lanes shuffles among at a time, at most about."""
-        smallest = min(self.sizes) if len(self.sizes) == 1 else sorted(self.sizes)[len(self.sizes) // 2]
-        return min(len(self.sizes), self.lanes * (2 + self.window // (self.lanes * smallest)))
+        """About the largest number of chunks that a reader of all lanes shuffles among at a time."""
+        middle = sorted(self.sizes)[len(self.sizes) // 2]
+        return min(len(self.sizes), self.lanes * (2 + self.window // (self.lanes * middle)))
 
 
 class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC):
@@ -67,12 +69,12 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
 
     Attributes:
         event_shape: shape of one sample; (channels, height, width) for images.
-        num_classes: labels are 0 … num_classes − 1; 0 when there are none.
+        num_classes: labels are 0 … num_classes − 1; 0 when there are no labels.
         class_names: one name per class, where the source has names.
-        kind: "images" are in [-1, 1] and can be drawn; "vectors" are everything else.
+        kind: "images" are in [-1, 1] and can be shown; "vectors" are all other data.
         condition_shape: shape of the float condition that each sample has in place of a label, with `num_classes` 0;
             None when there is none.
-        chunks: which samples lie together, where that is to be heeded in training; None where any order is as fast.
+        chunks: which samples are stored together, where training should read them so; None where any order is as fast.
     """
 
     event_shape: tuple[int, ...]
@@ -105,7 +107,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         return x[0], int(labels[0])
 
     def spread(self, count: int) -> list[int]:
-        """Indices of `count` samples (or all) at even distances, the same every time, to judge the whole by.
+        """Indices of `count` samples (or all) at even distances, the same every time, that represent the dataset.
 
         Of data with more than 32 chunks they are taken from 32 of these, at even distances, so that few are read.
         """
@@ -121,7 +123,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         return [places[i * len(places) // count] for i in range(count)]
 
     def describe(self) -> str:
-        """One line on what this is, such as "1437 images of 1×8×8 in 10 classes"."""
+        """One line such as "1437 images of 1×8×8 in 10 classes"."""
         shape = "×".join(map(str, self.event_shape))
         classes = f"in {self.num_classes} classes" if self.num_classes else "without labels"
         if self.condition_shape is not None:

@@ -1,4 +1,4 @@
-"""The handwritten digits that ship inside scikit-learn: the data of the demo, at hand without a download."""
+"""The handwritten digits that are part of scikit-learn: the data of the demo, without a download."""
 
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +10,14 @@ from openedm.data.dataset import Source
 from openedm.data.memory import InMemory
 from openedm.ground import checks
 
+__all__ = ["Digits"]
+
 
 @dataclass(frozen=True)
 class Digits(Source):
-    """Handwritten digits: 1797 grey images of 8×8 pixels in 10 classes, inside scikit-learn.
+    """Handwritten digits: 1797 grey images of 8×8 pixels in 10 classes, a part of scikit-learn.
 
-    Pixel values 0 … 16 are scaled to exactly [-1, 1]. The split takes no random numbers: with the images ordered by
+    Pixel values 0 … 16 are scaled to exactly [-1, 1]. The split is not random: with the images ordered by
     class, every fifth is for testing, which gives 1437 for training and 360 for testing, each class in proportion.
     Source: Alpaydin and Kaynak, Optical Recognition of Handwritten Digits, UCI (CC BY 4.0).
 

@@ -1,4 +1,4 @@
-"""Fashion-MNIST, and the IDX format that it and MNIST come in."""
+"""Fashion-MNIST, and IDX, the file format of it and of MNIST."""
 
 import gzip
 import math
@@ -16,11 +16,13 @@ from openedm.data.dataset import Source
 from openedm.data.memory import InMemory
 from openedm.ground import checks
 
+__all__ = ["CLASS_NAMES", "DEBIAN_PATH", "FashionMNIST", "read_idx"]
+
 DEBIAN_PATH = "/usr/share/datasets/fashion-mnist"
 """Where the Debian package dataset-fashion-mnist puts the files."""
 
 HUB_NAME = "zalando-datasets/fashion_mnist"
-"""What the `datasets` library knows it as."""
+"""Its name for the `datasets` library."""
 
 CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
@@ -30,7 +32,7 @@ class FashionMNIST(Source):
     """Fashion-MNIST: 60,000 grey images of 28×28 pixels in 10 classes of clothing, and 10,000 for testing.
 
     It is read from `path`; without one, from where the Debian package dataset-fashion-mnist puts it; else it is
-    downloaded by the `datasets` library (`pip install openedm[images]`). Any data in the same files will do, MNIST too.
+    downloaded by the `datasets` library (`pip install openedm[images]`). MNIST has the same files and can be read, too.
     Source: Xiao, Rasul and Vollgraf, arXiv 1708.07747 (MIT licence).
 
     Args:
@@ -51,7 +53,7 @@ class FashionMNIST(Source):
             return _labelled(read_idx(images, 3), read_idx(labels, 1), images)
         if self.path is not None:
             missing = _file(self.split, "images-idx3" if images is None else "labels-idx1")
-            raise ValueError(f"path must be a folder that holds {missing} or {missing}.gz, got {self.path!r}")
+            raise ValueError(f"path must be a folder with {missing} or {missing}.gz, got {self.path!r}")
         return self._from_hub()
 
     def _from_hub(self) -> InMemory:
@@ -61,9 +63,9 @@ class FashionMNIST(Source):
             table = datasets.load_dataset(HUB_NAME, split=self.split)
             images = np.stack([np.asarray(image) for image in table["image"]])
             labels = np.asarray(table["label"], dtype=np.uint8)
-        except Exception as error:  # No network, no library, a hub that has moved: all mean that it is not to be had.
+        except Exception as error:  # no network, no library, a hub that has moved
             raise ValueError(
-                "Fashion-MNIST is not at hand. Either give path=, a folder with its IDX files; or install the Debian "
+                "Fashion-MNIST was not found. Either give path=, a folder with its IDX files; or install the Debian "
                 f"package dataset-fashion-mnist, which puts them in {DEBIAN_PATH}; or, on a machine that is online, "
                 f"`pip install openedm[images]`. The last was tried and failed: {type(error).__name__}: {error}"
             ) from error
@@ -107,7 +109,8 @@ def _find(folder: Path, name: str) -> Path | None:
 
 def _labelled(images: np.ndarray, labels: np.ndarray, path: Path) -> InMemory:
     if len(images) != len(labels) or len(images) == 0 or labels.max() >= len(CLASS_NAMES):
-        raise ValueError(f"{path} has {len(images)} images, but there are {len(labels)} labels, or some exceed 9")
+        counts = f"{len(images)} images and {len(labels)} labels"
+        raise ValueError(f"{path} must have as many labels between 0 and 9 as images, got {counts}")
     return InMemory(
         torch.from_numpy(images.copy()).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)), class_names=CLASS_NAMES
     )

@@ -1,4 +1,4 @@
-"""Datasets in memory: one tensor, samples with a condition each, and your own torch dataset."""
+"""Datasets in memory, of samples with labels or conditions, and any torch dataset as a `Dataset`."""
 
 import operator
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ class InMemory(Dataset):
     '2 vectors of 2 in 2 classes'
 
     Args:
-        x: `(num_samples, *event)`. Floating point is taken as it is; uint8 `(num_samples, channels, height, width)` is
+        x: `(num_samples, *event)`. Floating point is kept unchanged; uint8 `(num_samples, channels, height, width)` is
             images, kept as bytes and scaled to [-1, 1] when fetched.
         labels: class of each sample, integers >= 0.
         num_classes: at least 1 + the largest label, which is the default; the number of names where names are given.
@@ -59,7 +59,7 @@ class InMemory(Dataset):
         if self.kind == "images" and not in_range:
             raise ValueError(
                 f"images must be in [-1, 1], but x reaches {float(self._x.abs().max()):g}: scale it, for example "
-                "x / 127.5 - 1 for bytes, or say kind='vectors'"
+                "x / 127.5 - 1 for bytes, or give kind='vectors'"
             )
         if (x.dtype == torch.uint8 or self.kind == "images") and (len(self.event_shape) != 3 or self.kind != "images"):
             raise ValueError(f"images are (channels, height, width): x of {x.dtype} and {self.event_shape} is not")
@@ -88,7 +88,7 @@ class Pairs(InMemory):
     Args:
         x: `(num_samples, *event)`, as for `InMemory`.
         condition: `(num_samples, *condition)`, floating point, in any units; kept in float32.
-        allow_nan: whether a condition may hold NaN, which stands for what is absent, such as members of a set.
+        allow_nan: whether a condition may have NaN, which marks absent entries, such as members of a set.
         kind: as for `InMemory`.
 
     Raises:
@@ -165,17 +165,17 @@ def wrap(
     class_names: Sequence[str] | None = None,
     kind: Kind | None = None,
 ) -> Dataset:
-    """Your own map-style torch dataset, which yields `x`, `(x,)` or `(x, label)`, as a `Dataset`.
+    """A map-style torch dataset whose items are `x`, `(x,)` or `(x, label)`, as a `Dataset`.
 
     Args:
-        dataset: `x` is a tensor or array. Floating point is taken as it is (scale images to [-1, 1]); uint8
+        dataset: `x` is a tensor or array. Floating point is kept unchanged (scale images to [-1, 1]); uint8
             (channels, height, width) is scaled from 0 … 255 to [-1, 1].
         num_classes: needed for labels, unless there are `class_names` or the dataset has a list `classes`.
         class_names: one name per class.
         kind: "images" or "vectors"; by default samples with three axes are images.
 
     Raises:
-        ValueError: `dataset` is empty, or the number of classes cannot be known. When fetched: a sample differs in
+        ValueError: `dataset` is empty, or the number of classes is not known. When fetched: a sample differs in
             shape from the first, is not finite, or has a label that does not fit; each names the index.
 
     >>> pairs = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))

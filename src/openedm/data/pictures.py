@@ -1,4 +1,4 @@
-"""From samples in [-1, 1] to bytes, grids and picture files."""
+"""From samples in [-1, 1] to bytes, grids and image files."""
 
 import math
 import os
@@ -15,6 +15,8 @@ from openedm.ground.storage import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+__all__ = ["Pixels", "image_grid", "save_image", "to_image", "to_uint8"]
 
 Pixels = UInt8[np.ndarray, "rows columns bands"]
 
@@ -48,7 +50,7 @@ def image_grid(
 
     Args:
         x: images in [-1, 1] with 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels.
-        columns: images in a row; by default as square as can be.
+        columns: images in a row; ⌈√batch⌉ by default.
         padding: pixels between images.
         scale: enlarge each image by this whole factor, without smoothing.
         background: byte between the images and where the last row is not full.
@@ -76,7 +78,7 @@ def image_grid(
 
 
 def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":
-    """One picture as a PIL image, from bytes `(height, width, channels)` or a sample in [-1, 1] `(channels, …)`.
+    """A PIL image, from bytes `(height, width, channels)` or a sample in [-1, 1] `(channels, …)`.
 
     Raises:
         ValueError: other than 1, 3 or 4 channels, or NaN.
@@ -89,19 +91,19 @@ def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":
 
 
 def save_image(image: Pixels | Float[Tensor, "channels height width"], path: str | os.PathLike[str]) -> None:
-    """Write one picture, as `to_image` takes it; the suffix of `path` names the format.
+    """Write one image, as `to_image` takes it, in the format that the suffix of `path` names.
 
     The file appears complete or not at all.
 
     Raises:
-        ValueError: what `to_image` refuses, or a suffix that is no known picture format.
+        ValueError: what `to_image` refuses, or a suffix that is not a known image format.
     """
     import PIL.Image
 
     path = Path(path)
-    picture_format = PIL.Image.registered_extensions().get(path.suffix.lower())
-    if picture_format is None:
-        raise ValueError(f"path must end in a picture format such as .png, got {str(path)!r}")
-    picture = to_image(image)
+    image_format = PIL.Image.registered_extensions().get(path.suffix.lower())
+    if image_format is None:
+        raise ValueError(f"path must end in an image format such as .png, got {str(path)!r}")
+    pil_image = to_image(image)
     with replacing(path) as temporary:
-        picture.save(temporary, format=picture_format)
+        pil_image.save(temporary, format=image_format)

@@ -1,6 +1,6 @@
 """σ_data: the standard deviation of all entries of the data about their global mean.
 
-The preconditioning of EDM (Table 1) takes the data to have this one variance; it is measured, not assumed.
+The preconditioning of EDM (Table 1) is derived for data of this variance.
 """
 
 import math
@@ -11,15 +11,17 @@ import torch
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
 
+__all__ = ["Statistics", "measure"]
+
 
 @dataclass(frozen=True)
 class Statistics:
-    """What `measure` found.
+    """Mean and standard deviation of a dataset, as `measure` returns them.
 
     Attributes:
         mean: of all entries.
         std: σ_data, of all entries about `mean`; √(E[x²] − mean²), without Bessel's correction.
-        count: number of samples that were looked at.
+        count: number of samples that were read.
     """
 
     mean: float
@@ -30,7 +32,7 @@ class Statistics:
 def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256) -> Statistics:
     """Mean and standard deviation over all entries of `dataset`, accumulated in float64.
 
-    A dataset larger than `max_samples` is judged by that many samples at even distances (`Dataset.spread`).
+    Of a dataset larger than `max_samples`, that many samples at even distances are read (`Dataset.spread`).
 
     >>> from openedm.data import Digits
     >>> statistics = measure(Digits().load())

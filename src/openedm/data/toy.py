@@ -13,6 +13,8 @@ from openedm.data.dataset import Source
 from openedm.data.memory import InMemory
 from openedm.ground import checks
 
+__all__ = ["Mixture", "Toy"]
+
 
 @dataclass(frozen=True, eq=False)
 class Mixture:
@@ -34,8 +36,8 @@ class Toy(Source):
     """Samples of a toy density in one or two dimensions, with σ_data about 1.
 
     In one dimension: two_modes, and three_modes of unequal weight. In two: eight_gaussians on a circle, two_moons,
-    spiral (a Swiss roll), checkerboard, pinwheel and rings. Labels say which mode, moon, square, arm or ring a sample
-    is from; the spiral has none.
+    spiral (a Swiss roll), checkerboard, pinwheel and rings. The label of a sample is its mode, moon, square, arm or
+    ring; the spiral has no labels.
 
     >>> Toy("two_moons", num_samples=500).load().describe()
     '500 vectors of 2 in 2 classes'
