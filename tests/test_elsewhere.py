@@ -22,8 +22,7 @@ from openedm.data import InMemory
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.inference.fitting import fit
-from openedm.inference.parametric import Box
-from openedm.inference.priors import TorchPrior
+from openedm.inference.priors import Box, TorchPrior
 from openedm.inference.trained import DenoiserPosterior
 from openedm.inference.truncated import Truncated
 from openedm.levels import Karras

@@ -16,7 +16,7 @@ from benchmarks.inference.methods import Method
 from torch import Tensor
 
 from openedm.inference import tasks
-from openedm.inference.parametric import Box, LogNormal, Normal
+from openedm.inference.priors import Box, LogNormal, Normal
 from openedm.metrics import c2st
 
 Row = dict[str, Any]
@@ -56,8 +56,8 @@ def described(prior: Any) -> tuple[str, np.ndarray, np.ndarray]:
     if isinstance(prior, LogNormal):
         return LOG_NORMAL, np.asarray(prior.loc), np.asarray(prior.scale)
     assert isinstance(prior, Normal), prior
-    root = prior.scale_tril.numpy()
-    return NORMAL, np.asarray(prior.mean), root @ root.T
+    covariance = np.diag(np.square(prior.std)) if prior.covariance is None else prior.covariance
+    return NORMAL, np.asarray(prior.mean), np.asarray(covariance)
 
 
 def run(method: Method, simulations: Simulations, budget: float, settings: Settings, folder: Path) -> Row:

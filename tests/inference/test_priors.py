@@ -10,18 +10,9 @@ from scipy.stats import kstest
 from torch import Tensor, distributions
 
 from openedm.ground.choices import from_config, to_config
-from openedm.inference.priors import (
-    Bijection,
-    Box,
-    Independent,
-    LogNormal,
-    Normal,
-    Prior,
-    TorchPrior,
-    as_prior,
-    prior_from_config,
-    prior_to_config,
-)
+from openedm.inference.bijections import Bijection
+from openedm.inference.prior_conversion import as_prior, prior_from_config, prior_to_config
+from openedm.inference.priors import Box, Independent, LogNormal, Normal, Prior, TorchPrior
 
 INF = math.inf
 OWN = [

@@ -9,7 +9,7 @@ import torch
 
 from fitted import TINY
 from openedm.inference import Box, LogNormal, Normal
-from openedm.inference.priors import prior_from_config, prior_to_config
+from openedm.inference.prior_conversion import prior_from_config, prior_to_config
 from openedm.inference.sequential import fit_sequentially
 from openedm.inference.truncated import Truncated
 

@@ -27,17 +27,8 @@ if TYPE_CHECKING:
     from openedm.inference.maps import DataMap, ParameterMap
     from openedm.inference.masks import Masks
     from openedm.inference.posterior import Posterior
-    from openedm.inference.priors import (
-        Box,
-        Independent,
-        LogNormal,
-        Normal,
-        Prior,
-        TorchPrior,
-        as_prior,
-        prior_from_config,
-        prior_to_config,
-    )
+    from openedm.inference.prior_conversion import as_prior, prior_from_config, prior_to_config
+    from openedm.inference.priors import Box, Independent, LogNormal, Normal, Prior, TorchPrior
     from openedm.inference.refinement import Refinement
     from openedm.inference.sequential import Round, fit_sequentially
     from openedm.inference.settings import Settings
@@ -60,17 +51,8 @@ _ROOMS = {
     "maps": ("DataMap", "ParameterMap"),
     "masks": ("Masks",),
     "posterior": ("Posterior",),
-    "priors": (
-        "Box",
-        "Independent",
-        "LogNormal",
-        "Normal",
-        "Prior",
-        "TorchPrior",
-        "as_prior",
-        "prior_from_config",
-        "prior_to_config",
-    ),
+    "prior_conversion": ("as_prior", "prior_from_config", "prior_to_config"),
+    "priors": ("Box", "Independent", "LogNormal", "Normal", "Prior", "TorchPrior"),
     "refinement": ("Refinement",),
     "sequential": ("Round", "fit_sequentially"),
     "settings": ("Settings",),

@@ -4,21 +4,43 @@
 (low, ∞)    z = ln(θ − low)
 (−∞, high)  z = −ln(high − θ)
 (low, high) z = Φ⁻¹((θ − low)/(high − low)), which makes a uniform θ standard normal
+
+`torch.distributions.biject_to` maps intervals by the logistic function, which does not make a uniform θ normal, and its
+`CumulativeDistributionTransform` computes Φ from one end alone, which loses all digits near the other one. Neither
+keeps θ strictly inside the support after rounding.
 """
 
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
-# Of the width of an interval: how far inside it a point on its edge is taken to lie. Φ⁻¹ of it is −5.4.
+__all__ = ["Bijection"]
+
 EDGE = 2.0**-25
+"""Points on an edge of an interval are taken to lie this share of its width inside. Φ⁻¹ of it is −5.4."""
+
+
+class _Ends(NamedTuple):
+    """Ends of intervals, (d,) each, in float64; start and stop are 0 and 1 where low and high are infinite."""
+
+    low: Tensor
+    high: Tensor
+    start: Tensor
+    stop: Tensor
+    bounded: Tensor
+    """Whether both ends are finite."""
+    above: Tensor
+    """Whether only low is finite: θ lies above it."""
+    below: Tensor
+    """Whether only high is finite."""
 
 
 @dataclass(frozen=True)
@@ -45,10 +67,15 @@ class Bijection(Choice):
         object.__setattr__(self, "high", tuple(float(v) for v in self.high))
         if len(self.low) != len(self.high):
             raise ValueError(
-                f"low and high must have one length, got low of {len(self.low)} and high of {len(self.high)}"
+                f"low and high must have the same length, got low of {len(self.low)} and high of {len(self.high)}"
             )
         for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
             checks.ordered(f"low[{i}]", low, f"high[{i}]", high)
+
+    @classmethod
+    def unbounded(cls, dim: int) -> "Bijection":
+        """The identity of R^dim."""
+        return cls((-math.inf,) * dim, (math.inf,) * dim)
 
     @property
     def dim(self) -> int:
@@ -60,101 +87,75 @@ class Bijection(Choice):
         """Whether no coordinate is bounded."""
         return not any(math.isfinite(v) for v in (*self.low, *self.high))
 
-    def contains(self, theta: Float[Tensor, "*batch d"]) -> Tensor:
-        """Whether each point lies in the support, (…,); ends count, also as float32 rounds them. NaN does not."""
-        return self._within(theta, *self._ends(theta)).all(-1)
+    def contains(self, theta: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
+        """Whether each point lies in the support; ends count, also as float32 rounds them. NaN does not."""
+        return _within(theta, self._ends(theta)).all(-1)
 
     def clamp(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """The nearest points strictly inside that theta's number format has."""
-        low, high = (end.to(theta.dtype) for end in self._ends(theta))
+        """The nearest points strictly inside the support, in θ's number format."""
+        low, high = (end.to(theta.dtype) for end in self._ends(theta)[:2])
         upwards, downwards = torch.full_like(low, math.inf), torch.full_like(high, -math.inf)
         inner_low = torch.where(low.isfinite(), torch.nextafter(low, upwards), low)
         inner_high = torch.where(high.isfinite(), torch.nextafter(high, downwards), high)
         return torch.minimum(torch.maximum(theta, inner_low), inner_high)
 
     def forward(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """z of θ, in θ's number format.
-
-        Points on an edge are taken to lie just inside; z is NaN outside.
-
-        Args:
-            theta: (…, d).
-        """
+        """z of θ (…, d), in θ's number format; NaN outside. Points on an edge are taken to lie just inside."""
         return theta if self.identity else self._forward(theta).to(theta.dtype)
 
     def inverse(self, z: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """θ of z, in z's number format and strictly inside the support in it.
-
-        Args:
-            z: (…, d).
-        """
+        """θ of z (…, d), in z's number format and strictly inside the support in it."""
         if self.identity:
             return z
-        low, high = self._ends(z)
-        below, above = low.isfinite(), high.isfinite()
-        both = below & above
-        start, stop = torch.where(below, low, 0.0), torch.where(above, high, 1.0)
-        point = z.double()
+        ends, point = self._ends(z), z.double()
         # From the nearer end, where floating-point numbers are densest.
-        share = torch.special.ndtr(-point.abs()) * (stop - start)
-        interval = torch.where(point < 0, start + share, stop - share)
-        growth = torch.where(both, 0.0, torch.where(above & ~below, -point, point))
+        share = torch.special.ndtr(-point.abs()) * (ends.stop - ends.start)
+        interval = torch.where(point < 0, ends.start + share, ends.stop - share)
+        growth = torch.where(ends.bounded, 0.0, torch.where(ends.below, -point, point))
         # e^z stays finite in z's format.
         distance = growth.clamp(max=math.log(torch.finfo(z.dtype).max) - 1).exp()
-        theta = torch.where(both, interval, torch.where(below, start + distance, point))
-        theta = torch.where(above & ~below, stop - distance, theta)
+        theta = torch.where(ends.bounded, interval, torch.where(ends.above, ends.start + distance, point))
+        theta = torch.where(ends.below, ends.stop - distance, theta)
         return self.clamp(theta.to(z.dtype))
 
     def log_det(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
-        """ln |dz/dθ|, summed over coordinates; NaN outside.
-
-        Args:
-            theta: (…, d).
-        """
+        """ln |dz/dθ| at θ (…, d), summed over coordinates; NaN outside."""
         return self.log_det_at(self._forward(theta))
 
     def log_det_at(self, z: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
-        """The same at the θ of z, without the quantile functions that lead there.
+        """ln |dz/dθ| at the θ of z (…, d); it needs no quantile function."""
+        ends, z = self._ends(z), z.double()
+        probit = z**2 / 2 + math.log(2 * math.pi) / 2 - _width(ends).log()
+        logarithm = torch.where(ends.below, z, -z)
+        return torch.where(ends.bounded, probit, torch.where(ends.above | ends.below, logarithm, 0.0 * z)).sum(-1)
 
-        Args:
-            z: (…, d).
-        """
-        low, high = self._ends(z)
-        below, above = low.isfinite(), high.isfinite()
-        both = below & above
-        z = z.double()
-        width = torch.where(both, high, 1.0) - torch.where(both, low, 0.0)
-        probit = z**2 / 2 + math.log(2 * math.pi) / 2 - width.log()
-        logarithm = torch.where(above & ~below, z, -z)
-        return torch.where(both, probit, torch.where(below | above, logarithm, 0.0 * z)).sum(-1)
-
-    def _forward(self, theta: Tensor) -> Tensor:
-        low, high = self._ends(theta)
-        below, above = low.isfinite(), high.isfinite()
-        both = below & above
-        start, stop = torch.where(below, low, 0.0), torch.where(above, high, 1.0)
-        point = torch.where(self._within(theta, low, high), theta.double(), math.nan)
-        width = torch.where(both, stop - start, 1.0)
-        from_low = torch.where(both, ((point - start) / width).clamp(min=EDGE * (point <= start)), 0.5)
-        from_high = torch.where(both, ((stop - point) / width).clamp(min=EDGE * (point >= stop)), 0.5)
-        probit = torch.where(from_low < 0.5, torch.special.ndtri(from_low), -torch.special.ndtri(from_high))
-        half = (below | above) & ~both
-        distance = torch.where(half, torch.where(below, point - start, stop - point), 1.0)
+    def _forward(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
+        ends, half = self._ends(theta), 0.5
+        point = torch.where(_within(theta, ends), theta.double(), math.nan)
+        above_start, below_stop, width = point - ends.start, ends.stop - point, _width(ends)
+        from_low = torch.where(ends.bounded, (above_start / width).clamp(min=EDGE * (point <= ends.start)), half)
+        from_high = torch.where(ends.bounded, (below_stop / width).clamp(min=EDGE * (point >= ends.stop)), half)
+        probit = torch.where(from_low < half, torch.special.ndtri(from_low), -torch.special.ndtri(from_high))
+        one_sided = ends.above | ends.below
+        distance = torch.where(one_sided, torch.where(ends.above, above_start, below_stop), 1.0)
         logarithm = distance.clamp(min=torch.finfo(torch.float32).tiny).log()
-        logarithm = torch.where(below, logarithm, -logarithm)
-        return torch.where(both, probit, torch.where(half, logarithm, point))
+        logarithm = torch.where(ends.above, logarithm, -logarithm)
+        return torch.where(ends.bounded, probit, torch.where(one_sided, logarithm, point))
 
-    def _within(self, theta: Tensor, low: Tensor, high: Tensor) -> Tensor:
-        # Ends as float32 rounds them may lie a little outside.
-        point = theta.double()
-        return (point >= torch.minimum(low, low.float().double())) & (
-            point <= torch.maximum(high, high.float().double())
-        )
-
-    def _ends(self, like: Tensor) -> tuple[Tensor, Tensor]:
+    def _ends(self, like: Float[Tensor, "*batch d"]) -> _Ends:
         if like.shape[-1:] != (self.dim,):
             raise ValueError(f"theta must have {self.dim} columns, got the shape {tuple(like.shape)}")
-        return (
-            torch.tensor(self.low, dtype=torch.float64, device=like.device),
-            torch.tensor(self.high, dtype=torch.float64, device=like.device),
-        )
+        low, high = (torch.tensor(ends, dtype=torch.float64, device=like.device) for ends in (self.low, self.high))
+        has_low, has_high = low.isfinite(), high.isfinite()
+        start, stop = torch.where(has_low, low, 0.0), torch.where(has_high, high, 1.0)
+        return _Ends(low, high, start, stop, has_low & has_high, has_low & ~has_high, has_high & ~has_low)
+
+
+def _width(ends: _Ends) -> Float64[Tensor, " d"]:
+    return torch.where(ends.bounded, ends.stop - ends.start, 1.0)
+
+
+def _within(theta: Float[Tensor, "*batch d"], ends: _Ends) -> Bool[Tensor, "*batch d"]:
+    # Ends as float32 rounds them may lie a little outside.
+    point, low, high = theta.double(), ends.low, ends.high
+    return (point >= torch.minimum(low, low.float().double())) & (point <= torch.maximum(high, high.float().double()))

@@ -19,7 +19,7 @@ from openedm.denoiser import Denoiser, Preconditioned
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
 from openedm.inference.maps import DataMap, ParameterMap
-from openedm.inference.priors import prior_from_config, prior_to_config
+from openedm.inference.prior_conversion import prior_from_config, prior_to_config
 from openedm.inference.refinement import Refinement
 from openedm.inference.settings import Settings
 from openedm.inference.trained import Average, DenoiserPosterior, Parts

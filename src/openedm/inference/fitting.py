@@ -27,7 +27,7 @@ from openedm.inference.emulator import choose as choose_form
 from openedm.inference.maps import DataMap
 from openedm.inference.posterior import Values
 from openedm.inference.preparing import LEAST, Prepared, checked, prepare
-from openedm.inference.priors import as_prior
+from openedm.inference.prior_conversion import as_prior
 from openedm.inference.refinement import choose, evidence
 from openedm.inference.settings import Settings
 from openedm.inference.trained import Average, DenoiserPosterior, Parts

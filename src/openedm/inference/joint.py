@@ -24,7 +24,8 @@ from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, coordinates_of
 from openedm.inference.maps import Coordinates
 from openedm.inference.masks import JointModel, MaskedData, Masks
-from openedm.inference.priors import Prior, as_prior, prior_from_config, prior_to_config
+from openedm.inference.prior_conversion import as_prior, prior_from_config, prior_to_config
+from openedm.inference.priors import Prior
 from openedm.inference.transforms import Columns, constant_columns
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer, Network

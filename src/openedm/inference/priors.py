@@ -1,37 +1,232 @@
-"""Priors as users have them: torch's distributions, pairs of ends and lists, made into a `Prior`; and saved."""
+"""Prior distributions of parameters: p(θ), its samples, and the bijection of its support onto R^d.
+
+Box          θ_i ~ U(low_i, high_i)
+Normal       θ ~ N(mean, covariance)
+LogNormal    ln θ_i ~ N(loc_i, scale_i²)
+Independent  θ = (θ_1, …, θ_k), each part with a prior of its own
+TorchPrior   any distribution of torch with a support that is a product of intervals
+
+Draws and densities are those of torch.distributions in float64. What is added: names of the parameters, seeds, draws
+and coordinates that lie strictly inside the support, and (`openedm.inference.truncated`) truncation.
+"""
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
+import numpy as np
 import torch
-from torch import Tensor
-from torch import distributions as torch_distributions
+from jaxtyping import Float, Float32, Float64
+from torch import Tensor, distributions
 from torch.distributions import Distribution, constraints
-from torch.distributions.utils import lazy_property
 
-from openedm.ground.choices import from_config, to_config
+from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.inference.bijections import Bijection
-from openedm.inference.parametric import Box, Independent, LogNormal, Normal, Prior, settle_names
-from openedm.inference.truncated import Truncated
 
-__all__ = [
-    "Bijection",
-    "Box",
-    "Independent",
-    "LogNormal",
-    "Normal",
-    "Prior",
-    "TorchPrior",
-    "as_prior",
-    "prior_from_config",
-    "prior_to_config",
-]
+__all__ = ["Box", "Independent", "LogNormal", "Normal", "Prior", "TorchPrior"]
+
+
+class Prior(Choice, ABC):
+    """A distribution of parameters θ (…, d) whose support is a product of intervals."""
+
+    @property
+    @abstractmethod
+    def names(self) -> Sequence[str] | None:
+        """The names of the parameters, or None."""
+
+    @property
+    @abstractmethod
+    def dim(self) -> int:
+        """d."""
+
+    @property
+    @abstractmethod
+    def bijection(self) -> Bijection:
+        """The map of the support onto R^d."""
+
+    @abstractmethod
+    def _draw(self, n: int, seed: int) -> Float[Tensor, "n d"]:
+        """N draws on the host; they may lie on the ends of the support."""
+
+    @abstractmethod
+    def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        """Ln p(θ) of points strictly inside the support, on the host."""
+
+    def sample(self, n: int, seed: int = 0) -> Float32[Tensor, "n d"]:
+        """Draws of θ, strictly inside the support; the same for the same seed and n.
+
+        Args:
+            n: the number of draws, ≥ 1.
+            seed: of the draws, ≥ 0.
+
+        Raises:
+            ValueError: n < 1 or seed < 0.
+            TypeError: n or seed is no integer.
+        """
+        for name, value, low in (("n", n, 1), ("seed", seed, 0)):
+            checks.integer(name, value)
+            checks.at_least(name, value, low)
+        return self.bijection.clamp(self._draw(n, seed).float())
+
+    def log_prob(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        """Ln p(θ); −inf outside the support, whose ends belong to it. It is computed on the host.
+
+        Args:
+            theta: (…, d), on any device.
+
+        Raises:
+            ValueError: theta has another number of columns.
+        """
+        point = theta.cpu()
+        inside = self.bijection.contains(point)
+        # Where a density has no value (outside, at NaN), that of another point takes its place.
+        center = self.bijection.inverse(torch.zeros_like(point[..., :1, :] if point.ndim > 1 else point)).double()
+        safe = torch.where(inside[..., None], self.bijection.clamp(point.double()), center)
+        return torch.where(inside, self._density(safe), -math.inf).to(theta.device)
+
+
+class _Distributed(Prior):
+    """A prior that a distribution of torch describes."""
+
+    @property
+    @abstractmethod
+    def _event(self) -> Distribution:
+        """The distribution of one event: θ (d,), or a number."""
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return int(self._event.event_shape.numel())
+
+    @cached_property
+    def bijection(self) -> Bijection:
+        """The map that the support of the distribution calls for."""
+        low, high = _interval(self._event)
+        return Bijection(low.broadcast_to(self.dim).tolist(), high.broadcast_to(self.dim).tolist())
+
+    def _draw(self, n: int, seed: int) -> Tensor:
+        # torch's distributions draw from global generators alone; their states are put back.
+        on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # where parameters may lie
+        devices = [torch.cuda.current_device()] if on_gpu else []
+        with torch.random.fork_rng(devices=devices), torch.no_grad():
+            torch.default_generator.manual_seed(seed)
+            if on_gpu:
+                torch.cuda.manual_seed(seed)
+            return self._event.sample((n,)).reshape(n, self.dim).cpu()
+
+    def _density(self, theta: Tensor) -> Tensor:
+        return self._event.log_prob(theta if self._event.event_shape else theta[..., 0]).double()
+
+
+@dataclass(frozen=True)
+class Box(_Distributed):
+    """The uniform distribution in a box; its bijection makes it standard normal.
+
+    >>> Box(low=(-1.0, 0.0), high=(1.0, 5.0)).log_prob(torch.tensor([[0.0, 1.0], [0.0, 6.0]]))
+    tensor([-2.3026,    -inf], dtype=torch.float64)
+
+    Args:
+        low: lower ends, finite, one a parameter.
+        high: upper ends, > low.
+        names: of the parameters; they stand in errors and figures.
+
+    Raises:
+        ValueError: an end is not finite, low ≥ high, or lengths differ.
+    """
+
+    low: Sequence[float]
+    high: Sequence[float]
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        _set_numbers(self, "low", "high")
+        for i, (low, high) in enumerate(zip(self.low, self.high, strict=True)):
+            if not low < high:
+                raise ValueError(f"low must be < high in {_column(self, i)}, got low {low!r} and high {high!r}")
+
+    @cached_property
+    def _event(self) -> Distribution:
+        return _vector(distributions.Uniform, self.low, self.high)
+
+
+@dataclass(frozen=True)
+class Normal(_Distributed):
+    """The normal distribution N(mean, covariance).
+
+    Args:
+        mean: (d,).
+        std: (d,), > 0: standard deviations of independent parameters; or
+        covariance: (d, d), symmetric and positive definite; exactly one of the two.
+        names: of the parameters.
+
+    Raises:
+        ValueError: a value is not finite or not allowed, lengths differ, or both or neither of std and covariance
+            are given.
+    """
+
+    mean: Sequence[float]
+    std: Sequence[float] | None = None
+    covariance: Sequence[Sequence[float]] | None = None
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        if (self.std is None) == (self.covariance is None):
+            raise ValueError("exactly one of std and covariance must be given")
+        _set_numbers(self, "mean", *([] if self.std is None else ["std"]))
+        if self.std is not None:
+            _check_positive(self, "std")
+            return
+        rows, d = tuple(_numbers("covariance", row) for row in self.covariance or ()), len(self.mean)
+        object.__setattr__(self, "covariance", rows)
+        if len(rows) != d or any(len(row) != d for row in rows):
+            shape = f"{len(rows)} rows of {sorted({len(row) for row in rows})}"
+            raise ValueError(f"covariance must have the shape ({d}, {d}) of mean, got {shape}")
+        matrix = _tensor(rows)
+        if not torch.allclose(matrix, matrix.mT, rtol=1e-5, atol=1e-6 * float(matrix.abs().max())):
+            raise ValueError("covariance must be symmetric, got one that is not")
+        if int(torch.linalg.cholesky_ex(matrix).info):
+            raise ValueError("covariance must be positive definite, got one that is not")
+
+    @cached_property
+    def _event(self) -> Distribution:
+        if self.std is not None:
+            return _vector(distributions.Normal, self.mean, self.std)
+        covariance = _tensor(self.covariance)
+        return distributions.MultivariateNormal(_tensor(self.mean), covariance, validate_args=False)
+
+
+@dataclass(frozen=True)
+class LogNormal(_Distributed):
+    """Independent parameters > 0 whose logarithms are normal: ln θ_i ~ N(loc_i, scale_i²).
+
+    Args:
+        loc: means of ln θ.
+        scale: standard deviations of ln θ, > 0.
+        names: of the parameters.
+
+    Raises:
+        ValueError: a value is not finite or not allowed, or lengths differ.
+    """
+
+    loc: Sequence[float]
+    scale: Sequence[float]
+    names: Sequence[str] | None = None
+
+    def __post_init__(self) -> None:
+        _set_numbers(self, "loc", "scale")
+        _check_positive(self, "scale")
+
+    @cached_property
+    def _event(self) -> Distribution:
+        return _vector(distributions.LogNormal, self.loc, self.scale)
 
 
 @dataclass(frozen=True, eq=False)
-class TorchPrior(Prior):
+class TorchPrior(_Distributed):
     """A torch distribution of one event (d,), one number, or d independent numbers (its batch).
 
     Args:
@@ -44,7 +239,6 @@ class TorchPrior(Prior):
 
     distribution: Distribution
     names: Sequence[str] | None = None
-    _event: Distribution = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         batch, event = self.distribution.batch_shape, self.distribution.event_shape
@@ -53,117 +247,70 @@ class TorchPrior(Prior):
                 "prior must be a distribution of vectors (d,), got the batch shape "
                 f"{tuple(batch)} and the event shape {tuple(event)} of {type(self.distribution).__name__}"
             )
-        whole = self.distribution if not batch else torch_distributions.Independent(self.distribution, 1)
-        object.__setattr__(self, "_event", whole)
-        settle_names(self)
-        self.bijection  # noqa: B018  # A support without one is refused here.
+        _set_names(self, self.dim)
+        _interval(self.distribution)
+
+    @cached_property
+    def _event(self) -> Distribution:
+        single = not self.distribution.batch_shape
+        return self.distribution if single else distributions.Independent(self.distribution, 1)
+
+
+@dataclass(frozen=True)
+class Independent(Prior):
+    """Priors side by side, independent of one another; θ is the concatenation of their parameters.
+
+    Args:
+        parts: one prior or more.
+
+    Raises:
+        ValueError: there is no part.
+        TypeError: a part is no `Prior`.
+    """
+
+    parts: Sequence[Prior]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if not self.parts:
+            raise ValueError("parts must hold at least one prior, got none")
+        for i, part in enumerate(self.parts):
+            if not isinstance(part, Prior):
+                raise TypeError(f"parts[{i}] must be a Prior, got {type(part).__name__}; as_prior makes one")
 
     @property
     def dim(self) -> int:
-        """d."""
-        return int(self._event.event_shape.numel())
+        """d, the sum of the parts'."""
+        return sum(part.dim for part in self.parts)
 
     @property
+    def names(self) -> Sequence[str] | None:
+        """The parts' names, one after the other; None unless every part has them."""
+        found = [part.names for part in self.parts if part.names is not None]
+        return tuple(name for names in found for name in names) if len(found) == len(self.parts) else None
+
+    @cached_property
     def bijection(self) -> Bijection:
-        """Found from the distribution's support."""
-        low, high = _interval(self.distribution)
-        return Bijection(low.broadcast_to(self.dim).tolist(), high.broadcast_to(self.dim).tolist())
+        """The parts' bijections side by side."""
+        found = [part.bijection for part in self.parts]
+        return Bijection([v for b in found for v in b.low], [v for b in found for v in b.high])
 
     def _draw(self, n: int, seed: int) -> Tensor:
-        # torch's distributions know the global generator alone; its state is put back.
-        on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # where its parameters may lie
-        devices = [torch.cuda.current_device()] if on_gpu else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.default_generator.manual_seed(seed)
-            if on_gpu:
-                torch.cuda.manual_seed(seed)
-            return self._event.sample((n,)).reshape(n, self.dim).cpu()
+        seeds = np.random.SeedSequence(seed).generate_state(len(self.parts))
+        return torch.cat([part._draw(n, int(s)).double() for part, s in zip(self.parts, seeds, strict=True)], -1)
 
     def _density(self, theta: Tensor) -> Tensor:
-        point = theta if self._event.event_shape else theta[..., 0]
-        return self._event.log_prob(point).double()
+        pieces = torch.split(theta, [part.dim for part in self.parts], dim=-1)
+        densities = [part._density(piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        return torch.stack(densities).sum(0)
 
 
-def as_prior(prior: Any, names: Sequence[str] | None = None) -> Prior | None:
-    """The `Prior` that is meant.
-
-    Args:
-        prior: a `Prior`; a torch distribution; a pair (low, high) of a box's ends, (d,) each; a list of
-            one-dimensional torch distributions or priors, one a parameter; or None, which stays None.
-        names: of the parameters, where the prior has none of its own.
-
-    Raises:
-        TypeError: prior is something else.
-        ValueError: it cannot be a prior (its shape, or a support that is no product of intervals).
-    """
-    if prior is None or isinstance(prior, Prior):
-        return prior
-    if isinstance(prior, Distribution):
-        return _from_torch(prior, names)
-    if isinstance(prior, list | tuple) and prior and all(isinstance(p, Prior | Distribution) for p in prior):
-        parts = [_from_torch(p, None) if isinstance(p, Distribution) else p for p in prior]
-        return Independent(parts)
-    if isinstance(prior, list | tuple) and len(prior) == 2:
-        low, high = (torch.as_tensor(end, dtype=torch.float64).flatten().tolist() for end in prior)
-        return Box(low, high, names)
-    raise TypeError(
-        "prior must be a Prior, a torch distribution, a list of them, a pair (low, high) or None, "
-        f"got {type(prior).__name__}"
-    )
+def _vector(kind: Callable[..., Distribution], *parameters: Sequence[float]) -> Distribution:
+    """The distribution of independent coordinates, in float64."""
+    return distributions.Independent(kind(*map(_tensor, parameters), validate_args=False), 1, validate_args=False)
 
 
-def prior_to_config(prior: Prior) -> dict[str, Any]:
-    """The plain-data form of a prior, ready for JSON; of a torch distribution its name and parameters.
-
-    Raises:
-        ValueError: the prior wraps a distribution that is none of torch.distributions' own, or has no such parameters.
-    """
-    if isinstance(prior, TorchPrior):
-        init: dict[str, Any] = {"distribution": _describe(prior.distribution)}
-        init["names"] = None if prior.names is None else list(prior.names)
-        return {"class_path": "openedm.inference.TorchPrior", "init_args": init}
-    if isinstance(prior, Truncated):
-        inner = {"prior": prior_to_config(prior.prior), "low": list(prior.low), "high": list(prior.high)}
-        return {"class_path": "openedm.inference.Truncated", "init_args": inner}
-    if isinstance(prior, Independent):
-        parts = [prior_to_config(part) for part in prior.parts]
-        return {"class_path": "openedm.inference.Independent", "init_args": {"parts": parts}}
-    return to_config(prior)
-
-
-def prior_from_config(config: Mapping[str, Any]) -> Prior:
-    """The prior that `prior_to_config` described; it looks classes up by name and executes nothing of the file.
-
-    Raises:
-        ValueError: a name is not known.
-    """
-    init = dict(config.get("init_args") or {})
-    if config.get("class_path") == "openedm.inference.TorchPrior":
-        return TorchPrior(_rebuild(init["distribution"]), init.get("names"))
-    if config.get("class_path") == "openedm.inference.Truncated":
-        return Truncated(prior_from_config(init["prior"]), init["low"], init["high"])
-    if config.get("class_path") == "openedm.inference.Independent":
-        return Independent([prior_from_config(part) for part in init["parts"]])
-    return from_config(Prior, config)  # type: ignore[type-abstract]
-
-
-def _from_torch(distribution: Distribution, names: Sequence[str] | None) -> Prior:
-    """Our own where there is one, else a `TorchPrior`."""
-    base, extra = distribution, len(distribution.batch_shape) + len(distribution.event_shape)
-    while isinstance(base, torch_distributions.Independent):
-        base = base.base_dist
-    if extra <= 1 and isinstance(base, torch_distributions.Uniform):
-        return Box(base.low.flatten().tolist(), base.high.flatten().tolist(), names)
-    if extra <= 1 and isinstance(base, torch_distributions.Normal):
-        return Normal(base.loc.flatten().tolist(), base.scale.flatten().tolist(), names=names)
-    if extra <= 1 and isinstance(base, torch_distributions.LogNormal):
-        return LogNormal(base.loc.flatten().tolist(), base.scale.flatten().tolist(), names)
-    if extra <= 1 and isinstance(base, torch_distributions.MultivariateNormal):
-        return Normal(base.loc.tolist(), covariance=base.covariance_matrix.tolist(), names=names)
-    return TorchPrior(distribution, names)
-
-
-def _interval(distribution: Distribution) -> tuple[Tensor, Tensor]:
+def _interval(distribution: Distribution) -> tuple[Float64[Tensor, "*d"], Float64[Tensor, "*d"]]:
     """The ends of a distribution's support, infinite where it has none."""
     try:
         support: Any = distribution.support
@@ -181,6 +328,8 @@ def _interval(distribution: Distribution) -> tuple[Tensor, Tensor]:
     elif isinstance(support, constraints.less_than):
         high = support.upper_bound
     else:
+        while isinstance(distribution, distributions.Independent):
+            distribution = distribution.base_dist
         raise ValueError(
             "prior must have a support that is an interval in every coordinate, got the support "
             f"{support} of {type(distribution).__name__}"
@@ -188,40 +337,49 @@ def _interval(distribution: Distribution) -> tuple[Tensor, Tensor]:
     return torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
 
 
-def _describe(distribution: Distribution) -> dict[str, Any]:
-    cls = type(distribution)
-    if isinstance(distribution, torch_distributions.Independent):
-        count = distribution.reinterpreted_batch_ndims
-        return {"name": "Independent", "base": _describe(distribution.base_dist), "count": count}
-    known = getattr(torch_distributions, cls.__name__, None) is cls
-    parameters = {}
-    for name in distribution.arg_constraints if known else {}:
-        # Of several forms of one parameter, the one that was given.
-        if isinstance(getattr(cls, name, None), lazy_property) and name not in distribution.__dict__:
-            continue
-        value = getattr(distribution, name, None)
-        if isinstance(value, Tensor):
-            parameters[name] = {"value": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-    if not parameters:
-        raise ValueError(
-            f"prior {cls.__name__} cannot be saved: of torch distributions only those that torch.distributions "
-            "defines by parameters can; give a Box, Normal, LogNormal or Independent, or save without a prior"
-        )
-    return {"name": cls.__name__, "parameters": parameters}
+def _set_numbers(prior: Any, *fields: str) -> None:
+    """Make the fields tuples of finite numbers of one length, and the names a tuple."""
+    for name in fields:
+        object.__setattr__(prior, name, _numbers(name, getattr(prior, name)))
+    first, *others = fields
+    dim = len(getattr(prior, first))
+    for name in others:
+        if len(getattr(prior, name)) != dim:
+            raise ValueError(f"{name} must have as many entries as {first}, {dim}, got {len(getattr(prior, name))}")
+    _set_names(prior, dim)
 
 
-def _rebuild(form: Mapping[str, Any]) -> Distribution:
-    name = form.get("name")
-    if name == "Independent":
-        return torch_distributions.Independent(_rebuild(form["base"]), int(form["count"]))
-    cls: Any = getattr(torch_distributions, name) if name in torch_distributions.__all__ else None
-    known = isinstance(cls, type) and cls is not Distribution and Distribution in cls.__mro__
-    if not known:
-        raise ValueError(f"distribution name must be one of torch.distributions, got {name!r}")
-    stored = form["parameters"].items()
-    found = cls(**{key: torch.tensor(entry["value"], dtype=_DTYPES[entry["dtype"]]) for key, entry in stored})
-    assert isinstance(found, Distribution)
-    return found
+def _set_names(prior: Any, dim: int) -> None:
+    """Make `prior.names` a tuple, and check that there are `dim` of them."""
+    if prior.names is None:
+        return
+    names = tuple(prior.names)
+    if isinstance(prior.names, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names must be strings, one a parameter, got {prior.names!r}")
+    if len(names) != dim or len(set(names)) != len(names):
+        raise ValueError(f"names must be {dim} different strings, got {names!r}")
+    object.__setattr__(prior, "names", names)
 
 
-_DTYPES = {"float32": torch.float32, "float64": torch.float64}
+def _numbers(name: str, values: Any) -> tuple[float, ...]:
+    found = np.asarray(values.detach().cpu() if isinstance(values, Tensor) else values, dtype=np.float64)
+    if found.ndim > 1 or not found.size:
+        raise ValueError(f"{name} must hold one number a parameter, got the shape {found.shape}")
+    numbers = tuple(float(v) for v in np.atleast_1d(found))
+    for i, value in enumerate(numbers):
+        checks.finite(f"{name}[{i}]", value)
+    return numbers
+
+
+def _check_positive(prior: Any, name: str) -> None:
+    for i, value in enumerate(getattr(prior, name)):
+        if not value > 0:
+            raise ValueError(f"{name} must be > 0 in {_column(prior, i)}, got {value!r}")
+
+
+def _column(prior: Prior, i: int) -> str:
+    return f"column {i}" if prior.names is None else f"column {i} ({prior.names[i]})"
+
+
+def _tensor(values: Any) -> Float64[Tensor, "..."]:
+    return torch.tensor(values, dtype=torch.float64)

@@ -16,9 +16,9 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.inference.emulator import Progress
 from openedm.inference.fitting import fit
-from openedm.inference.parametric import Prior
 from openedm.inference.posterior import Values
-from openedm.inference.priors import as_prior
+from openedm.inference.prior_conversion import as_prior
+from openedm.inference.priors import Prior
 from openedm.inference.settings import Settings
 from openedm.inference.simulation import simulate
 from openedm.inference.trained import DenoiserPosterior

@@ -21,7 +21,8 @@ from openedm.ground import checks
 from openedm.ground.seeding import derive_seed
 from openedm.inference.calling import Call, Chunk, Failure, Outcome, Simulator, name_of
 from openedm.inference.pool import Pool
-from openedm.inference.priors import Prior, as_prior, prior_to_config
+from openedm.inference.prior_conversion import as_prior, prior_to_config
+from openedm.inference.priors import Prior
 from openedm.inference.store import Manifest, Simulations, Store, Writer
 
 BLOCK = 1024

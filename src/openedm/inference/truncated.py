@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from openedm.inference.bijections import Bijection
-from openedm.inference.parametric import Prior
+from openedm.inference.priors import Prior
 
 PROPOSALS = 1 << 16
 

@@ -12,7 +12,8 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openedm.inference.posterior import Posterior
-from openedm.inference.priors import Prior, prior_from_config
+from openedm.inference.prior_conversion import prior_from_config
+from openedm.inference.priors import Prior
 from openedm.inference.store import Store
 from openedm.inference.tasks import Task
 
