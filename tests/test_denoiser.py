@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned, hasten, per_sample
+from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned, configure_execution, per_sample
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.guidance import Guided
 from openedm.networks import MLP
@@ -209,7 +209,7 @@ def test_a_network_refuses_to_denoise_where_its_noise_embedding_is_infinite() ->
         denoiser(torch.ones(1, 2), 0.0)
 
 
-def test_hastened_networks_compute_in_bfloat16_and_files_stay_as_they_were() -> None:
+def test_networks_set_to_bfloat16_compute_in_bfloat16_and_files_stay_as_they_were() -> None:
     seen: list[torch.dtype] = []
 
     class Network(nn.Module):
@@ -227,20 +227,20 @@ def test_hastened_networks_compute_in_bfloat16_and_files_stay_as_they_were() -> 
     x = noisy(2)[:, :2]
     exact = pair(x, 1.0)
     before = {name: value.clone() for name, value in pair.state_dict().items()}
-    assert hasten(pair, precision="bf16") is pair
+    assert configure_execution(pair, precision="bf16") is pair
     rounded = pair(x, 1.0)
     assert seen == [torch.float32] * 2 + [torch.bfloat16] * 2
     assert rounded.dtype == exact.dtype
     assert 0 < (rounded - exact).abs().max() < 0.1
     assert before.keys() == pair.state_dict().keys()
     assert all(torch.equal(value, pair.state_dict()[name]) for name, value in before.items())
-    assert torch.equal(hasten(pair)(x, 1.0), exact)
+    assert torch.equal(configure_execution(pair)(x, 1.0), exact)
 
 
 @pytest.mark.usefixtures("without_type_checker")
-def test_what_cannot_be_hastened_is_named() -> None:
+def test_a_denoiser_without_networks_has_no_precision_to_set() -> None:
     exact = ExactDataset(torch.zeros(1, 2))
-    with pytest.raises(ValueError, match="denoiser must have a network to be hastened, ExactDataset has none"):
-        hasten(exact, precision="bf16")
+    with pytest.raises(ValueError, match="precision and compile have no effect on ExactDataset, which has no network"):
+        configure_execution(exact, precision="bf16")
     with pytest.raises(ValueError, match="precision must be"):
-        hasten(exact, precision="fp16")  # type: ignore[arg-type]
+        configure_execution(exact, precision="fp16")  # type: ignore[arg-type]

@@ -1,4 +1,4 @@
-"""Conditioning without training: any denoiser, told a noisy linear measurement of the clean sample.
+"""Conditioning without training: any denoiser, given a noisy linear measurement of the clean sample.
 
     y = A x₀ + σ_y n,   D(x; σ | y) = E[x₀ | x, y] = D(x; σ) + σ² ∇ₓ ln p(y | x; σ)
 
@@ -31,9 +31,11 @@ from openedm.ground import checks
 from openedm.measurements import Measurement
 from openedm.schedules import Values
 
+__all__ = ["DPS", "MMPS", "Conditioned", "conjugate_gradients"]
+
 
 class Conditioned(Denoiser, ABC):
-    """D(x; σ) + V Aᵀ u: base class of denoisers that know a measurement. A subclass defines u, `weighted`.
+    """D(x; σ) + V Aᵀ u: base class of denoisers that are given a measurement. A subclass defines u, `weighted`.
 
     Shape, classes, σ_data and noise levels are those of the denoiser. The result is differentiable where autograd is
     on, and detached otherwise, as inside a sampler.

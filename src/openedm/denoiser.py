@@ -1,4 +1,4 @@
-"""Denoisers: D(x; σ, condition) estimates the clean y from x = y + σ n. The one interface everything above speaks.
+"""Denoisers: D(x; σ, condition) estimates the clean y from x = y + σ n. This is the one interface between all rooms.
 
 The score is ∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (Karras et al. 2022, eq. 3).
 """
@@ -17,6 +17,8 @@ from openedm.ground import checks
 from openedm.preconditioning import Preconditioning
 from openedm.schedules import Values, float64
 
+__all__ = ["Condition", "Denoiser", "FunctionDenoiser", "Preconditioned", "configure_execution", "per_sample"]
+
 Condition = Shaped[Tensor, "conditions *features"] | None
 """What a denoiser is conditioned on, one row a sample: integer class labels (−1 for none), one-hot rows or vectors.
 A denoiser with a `condition_shape` takes a single row for all samples, too."""
@@ -31,7 +33,7 @@ class Denoiser(nn.Module, ABC):
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes it can be conditioned on; 0 if none.
         condition_shape: the shape of the floats that it must be conditioned on; None if there are none.
-        sigma_data: standard deviation of the data, which tells where noise levels matter; EDM's 0.5 where unknown.
+        sigma_data: standard deviation of the data, which says where noise levels matter; EDM's 0.5 where it is unknown.
         rows: the number of samples it has settings of their own for, such as guidance weights; None for any number.
     """
 
@@ -90,17 +92,17 @@ class Denoiser(nn.Module, ABC):
             ValueError: it has not one row a sample; or, with a `condition_shape`, it is missing, has another shape or
                 neither one row a sample nor a single one.
         """
-        refuse_no_rows(condition)
+        check_condition_type(condition)
         shape = self.condition_shape
         if shape is None:
             if condition is not None and condition.shape[0] != count:
                 raise ValueError(f"condition must have one row a sample ({count}), got {condition.shape[0]} rows")
             return
         if condition is None:
-            raise ValueError(f"condition must be given, {_written('batch or 1', shape)}: got None")
+            raise ValueError(f"condition must be given, {_shape_with('batch or 1', shape)}: got None")
         if tuple(condition.shape[1:]) != shape or condition.shape[0] not in (1, count):
             raise ValueError(
-                f"condition must have shape {_written(f'{count} or 1', shape)}, got {tuple(condition.shape)}"
+                f"condition must have shape {_shape_with(f'{count} or 1', shape)}, got {tuple(condition.shape)}"
             )
 
     def condition_of(
@@ -123,7 +125,7 @@ class Denoiser(nn.Module, ABC):
         return (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
 
 
-def _written(rows: str, shape: tuple[int, ...]) -> str:
+def _shape_with(rows: str, shape: tuple[int, ...]) -> str:
     return f"({', '.join((rows, *map(str, shape)))})"
 
 
@@ -141,8 +143,8 @@ def per_sample(values: Float64[Tensor, "*batch_or_none"], x: Float[Tensor, "batc
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
-def refuse_no_rows(condition: object) -> None:
-    """Raise TypeError unless the condition is None or a tensor that has rows."""
+def check_condition_type(condition: object) -> None:
+    """Raise TypeError unless the condition is None or a tensor with at least one dimension."""
     if condition is None:
         return
     if not isinstance(condition, Tensor):
@@ -151,8 +153,8 @@ def refuse_no_rows(condition: object) -> None:
         raise TypeError(f"condition must be a tensor with one row a sample, got a single number, {condition.item()}")
 
 
-def refuse_dropout(denoiser: Denoiser) -> None:
-    """Refuse a denoiser that would answer differently each time.
+def check_evaluation_mode(denoiser: Denoiser) -> None:
+    """Refuse a denoiser in training mode, whose dropout would give another result at each call.
 
     Raises:
         ValueError: a dropout is on; names it.
@@ -162,7 +164,7 @@ def refuse_dropout(denoiser: Denoiser) -> None:
             raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
 
 
-def refuse_own_settings(denoiser: Denoiser) -> None:
+def check_no_per_sample_settings(denoiser: Denoiser) -> None:
     """Refuse a denoiser with settings for each sample where samples leave the batch on the way.
 
     Raises:
@@ -178,7 +180,7 @@ def refuse_own_settings(denoiser: Denoiser) -> None:
 class Preconditioned(Denoiser):
     """D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (eq. 7).
 
-    The network runs in its own dtype, or in what `hasten` has set; everything around it in the dtype of x.
+    The network runs in its own dtype, or in what `configure_execution` has set; everything around it in the dtype of x.
 
     Args:
         network: F, an `nn.Module` called as `network(x, c_noise, condition)`, further options by keyword.
@@ -252,13 +254,15 @@ class Preconditioned(Denoiser):
 AnyDenoiser = TypeVar("AnyDenoiser", bound=Denoiser)
 
 
-def hasten(denoiser: AnyDenoiser, *, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False) -> AnyDenoiser:
-    """Let the networks of a denoiser compute faster from now on; returns the denoiser itself.
+def configure_execution(
+    denoiser: AnyDenoiser, *, precision: Literal["fp32", "bf16"] = "fp32", compile: bool = False
+) -> AnyDenoiser:
+    """Set the precision of a denoiser's networks, and compile them; returns the denoiser itself.
 
     Weights, files and the arithmetic around the networks stay as they are.
 
     Args:
-        denoiser: any denoiser; one of several parts, such as a guided one, has the networks of all of them hastened.
+        denoiser: any denoiser; all networks of one made of several, such as a guided one, are set.
         precision: "bf16" for automatic mixed precision, as in training, with two to three digits; "fp32" for none.
         compile: compile the networks with torch.compile; the first evaluations are slow. False leaves compiled what is.
 
@@ -267,12 +271,15 @@ def hasten(denoiser: AnyDenoiser, *, precision: Literal["fp32", "bf16"] = "fp32"
 
     >>> from openedm.networks import MLP
     >>> from openedm.preconditioning import EDM
-    >>> fast = hasten(Preconditioned(MLP().build((2,)), EDM(), event_shape=(2,)), precision="bf16")
+    >>> fast = configure_execution(Preconditioned(MLP().build((2,)), EDM(), event_shape=(2,)), precision="bf16")
     """
     checks.one_of("precision", precision, ("fp32", "bf16"))
     found = [module for module in denoiser.modules() if isinstance(module, Preconditioned)]
     if not found and (compile or precision != "fp32"):
-        raise ValueError(f"denoiser must have a network to be hastened, {type(denoiser).__name__} has none")
+        raise ValueError(
+            f"precision and compile have no effect on {type(denoiser).__name__}, which has no network: leave them at "
+            "their defaults"
+        )
     for module in found:
         module._autocast = torch.bfloat16 if precision == "bf16" else None
         if compile:

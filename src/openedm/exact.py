@@ -19,6 +19,8 @@ from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.schedules import Values, float64
 
+__all__ = ["ExactDataset", "GaussianMixture"]
+
 
 def _check_finite(name: str, values: Tensor) -> None:
     if not bool(values.isfinite().all()):

@@ -7,8 +7,8 @@ w − 1 here; Karras et al. 2024 and Kynkäänniemi et al. 2024 write w as here.
 
 | guidance | D₁ | D₀ |
 |---|---|---|
-| `ClassifierFree` (Ho & Salimans 2022) | a denoiser, told the condition | the same, told none |
-| `Guided` as autoguidance (Karras et al. 2024) | a denoiser | a smaller or less trained one, told the same |
+| `ClassifierFree` (Ho & Salimans 2022) | a denoiser, given the condition | the same, given none |
+| `Guided` as autoguidance (Karras et al. 2024) | a denoiser | a smaller or less trained one, given the same |
 | `Guided` as guidance by an unconditional model | a conditional denoiser | an unconditional one |
 
 | weight | w(σ) |
@@ -34,6 +34,8 @@ from openedm.denoiser import Condition, Denoiser, per_sample
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.schedules import Values, float64
+
+__all__ = ["ClassifierFree", "Constant", "GuidanceWeight", "Guided", "Interval", "Piecewise"]
 
 
 class GuidanceWeight(Choice, ABC):
@@ -165,10 +167,10 @@ Weight = GuidanceWeight | Tensor | float
 
 
 class Guided(Denoiser):
-    """D₁ + (w(σ) − 1)(D₁ − D₀), from any two denoisers of one kind of sample, told the same condition.
+    """D₁ + (w(σ) − 1)(D₁ − D₀), from any two denoisers of one kind of sample, given the same condition.
 
     With a smaller or less trained version of the main denoiser as the guiding one, this is autoguidance (Karras et al.
-    2024). An unconditional denoiser may guide a conditional one; it is then told no condition.
+    2024). An unconditional denoiser may guide a conditional one; it is then given no condition.
 
     Evaluations: both denoisers for samples with w ≠ 1, the main one alone for the others. If both are the same module,
     one call with the rows of both; otherwise one call each. Which samples have w = 1 is only looked up where σ and w
@@ -182,9 +184,9 @@ class Guided(Denoiser):
         weight: w ≥ 0: a function of σ, a number, or one value a sample, (batch,).
 
     Raises:
-        ValueError: the two are one and told the same, differ in the shape of a sample or in the number of classes, have
-            no noise level in common, or know different discrete levels; the weight is out of its range. When called: a
-            weight a sample that does not fit the batch.
+        ValueError: both are one denoiser with one condition; they differ in the shape of a sample or in the number of
+            classes, have no noise level in common, or know different discrete levels; the weight is out of its range.
+            When called: the number of weights is not that of the batch.
 
     >>> from openedm.exact import GaussianMixture
     >>> narrow, wide = (GaussianMixture([1.0], [[0.0]], [[[v]]]) for v in (1.0, 3.0))
@@ -206,7 +208,9 @@ class Guided(Denoiser):
         self.sigma_min = max(main.sigma_min, guiding.sigma_min)
         self.sigma_max = min(main.sigma_max, guiding.sigma_max)
         if main is guiding and type(self).guiding_condition is Guided.guiding_condition:
-            raise ValueError("guiding must be another denoiser than main, which guides itself without any effect")
+            raise ValueError(
+                "guiding must be another denoiser than main, since a denoiser that guides itself has no effect"
+            )
         if guiding.event_shape not in (None, self.event_shape):
             raise ValueError(
                 f"guiding must denoise samples of the shape of main's, {main.event_shape}, got {guiding.event_shape}"
@@ -266,17 +270,18 @@ class Guided(Denoiser):
         return main.index_add(0, rows, per_sample(weights[rows.to(weights.device)] - 1, x) * (main[rows] - guiding))
 
     def guiding_condition(self, condition: Condition) -> Condition:
-        """What the guiding denoiser is told: the same; nothing if it is unconditional beside a conditional one."""
-        untold = self.guiding.condition_shape is None and self.main.condition_shape is not None
-        return None if untold or self.guiding.num_classes == 0 < self.main.num_classes else condition
+        """The condition that the guiding denoiser is given: the same, or None if it is unconditional."""
+        no_floats = self.guiding.condition_shape is None and self.main.condition_shape is not None
+        no_classes = self.guiding.num_classes == 0 < self.main.num_classes
+        return None if no_floats or no_classes else condition
 
     def _both(
         self, x: Tensor, sigma: Tensor, condition: Condition, other: Condition, rows: slice | Tensor
     ) -> tuple[Tensor, Tensor]:
         """D₁ of all samples, and D₀ of those in `rows`."""
-        x_0 = _of(x, rows)
-        sigma_0 = _of(sigma, rows) if sigma.ndim else sigma
-        other = None if other is None else _of(_all_rows(other, len(x)), rows)
+        x_0 = _rows_of(x, rows)
+        sigma_0 = _rows_of(sigma, rows) if sigma.ndim else sigma
+        other = None if other is None else _rows_of(_all_rows(other, len(x)), rows)
         if self.main is not self.guiding or condition is None or other is None:
             return self.main(x, sigma, condition), self.guiding(x_0, sigma_0, other)
         sigmas = torch.cat([sigma, sigma_0]) if sigma.ndim else sigma
@@ -287,8 +292,8 @@ class Guided(Denoiser):
 class ClassifierFree(Guided):
     """Classifier-free guidance (Ho & Salimans 2022): a conditional denoiser against itself without the condition.
 
-    The denoiser must have learned to do without: `openedm train … --options.label_dropout 0.1`. Both are one call with
-    the rows of both.
+    The denoiser must have been trained without a condition, too: `openedm train … --options.label_dropout 0.1`. One call
+    with the rows of both evaluates D₁ and D₀.
 
     Args:
         denoiser: D, conditional.
@@ -362,5 +367,5 @@ def _all_rows(condition: Tensor, count: int) -> Tensor:
     return condition.expand(count, *condition.shape[1:]) if len(condition) == 1 else condition
 
 
-def _of(values: Tensor, rows: slice | Tensor) -> Tensor:
+def _rows_of(values: Tensor, rows: slice | Tensor) -> Tensor:
     return values[rows] if isinstance(rows, slice) else values[rows.to(values.device)]

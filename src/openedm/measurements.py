@@ -20,9 +20,14 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.ground.devices import float64_on
 
+__all__ = ["AveragePool", "Function", "LinearOperator", "Mask", "Matrix", "Measurement"]
+
 
 class LinearOperator(nn.Module, ABC):
-    """A: from a sample to what is measured of it. A subclass defines `forward`, and `adjoint` where it knows better."""
+    """A, a linear map from a sample to what is measured of it.
+
+    A subclass defines `forward`, and `adjoint` where it has a direct form.
+    """
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
@@ -93,7 +98,7 @@ class Mask(LinearOperator):
         if known.dtype != torch.bool:
             raise TypeError(f"known must be a tensor of truth values, got {known.dtype}: compare it, as in known > 0.5")
         if not bool(known.any()):
-            raise ValueError("known must be true somewhere: a mask that measures nothing tells nothing")
+            raise ValueError("known must be true somewhere: a mask without true entries measures nothing")
         # Indices rather than the mask itself, which a device would have to count, and be waited for, at each call.
         self.register_buffer("indices", known.flatten().nonzero()[:, 0])
         self.event_shape = tuple(known.shape)

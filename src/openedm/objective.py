@@ -26,6 +26,26 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.schedules import float64
 
+__all__ = [
+    "EDM",
+    "EDM2",
+    "IDDPM",
+    "VE",
+    "VP",
+    "EDMWeighting",
+    "InverseVariance",
+    "LogNormal",
+    "LogUniform",
+    "Loss",
+    "NoiseDistribution",
+    "Objective",
+    "Uncertainty",
+    "UniformTable",
+    "UniformTime",
+    "Weighting",
+    "denoising_loss",
+]
+
 
 class NoiseDistribution(Choice, ABC):
     """p(σ): which noise levels training sees."""

@@ -15,7 +15,7 @@ from openedm.cli.guiding import Precision, digest, guidance_settings, load_guide
 from openedm.cli.seeds import labels_for
 from openedm.cli.sharing import Batches, batches_of, extract_together, share_weights, told
 from openedm.data import Arrays, Dataset, Digits, ImageFolder, Source
-from openedm.denoiser import Denoiser, hasten
+from openedm.denoiser import Denoiser, configure_execution
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.storage import replacing
@@ -268,7 +268,7 @@ def _prepared(
         sampler = make_sampler(
             drawing.choice, drawing.levels, denoiser, pilots, folder / "fitted", kept_with, main=main
         )
-    return hasten(denoiser, precision=drawing.precision, compile=drawing.compile), sampler
+    return configure_execution(denoiser, precision=drawing.precision, compile=drawing.compile), sampler
 
 
 def _draw(denoiser: Denoiser, sampler: Sampler, seeds: Sequence[int], batch_size: int) -> Iterator[ImageBatch]:

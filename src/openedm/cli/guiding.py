@@ -53,7 +53,7 @@ def load_guided(
 
 
 def speed_settings(precision: Precision, compile: bool) -> dict[str, Any]:
-    """What of `hasten` changes samples, if only in their last digits; nothing where nothing is asked for."""
+    """The options of `configure_execution` that change samples in their last digits, where they are set."""
     return {
         **({} if precision == "fp32" else {"precision": precision}),
         **({"compile": True} if compile else {}),

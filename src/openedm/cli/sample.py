@@ -16,7 +16,7 @@ from openedm.cli.reporting import save_array
 from openedm.cli.seeds import columns_for, labels_for, parse_integers
 from openedm.data import save_image
 from openedm.data.pictures import image_grid
-from openedm.denoiser import Denoiser, hasten
+from openedm.denoiser import Denoiser, configure_execution
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.storage import replacing
@@ -126,7 +126,7 @@ def sample(
     with accelerator.main_process_first():  # the others read what it has fitted
         sampler = make_sampler(choice, levels, denoiser, pilots, folder / "fitted", fitted_with, main=main)
     sampler.check(denoiser)  # refuses what cannot be sampled before anything is written
-    hasten(denoiser, precision=precision, compile=compile)
+    configure_execution(denoiser, precision=precision, compile=compile)
     settings = {
         **made_with,
         "classes": chosen,

@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int64
 from scipy.stats import t as student
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser, refuse_dropout, refuse_own_settings
+from openedm.denoiser import Condition, Denoiser, check_evaluation_mode, check_no_per_sample_settings
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
@@ -222,8 +222,8 @@ class Likelihood(Choice):
 
     def _range(self, denoiser: Denoiser) -> tuple[float, float]:
         """σ_min and σ_max, cut to the denoiser's; refused where nothing is left or a dropout is on."""
-        refuse_dropout(denoiser)
-        refuse_own_settings(denoiser)
+        check_evaluation_mode(denoiser)
+        check_no_per_sample_settings(denoiser)
         low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
         if low >= high:
             raise ValueError(

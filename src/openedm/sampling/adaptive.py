@@ -32,7 +32,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser, per_sample, refuse_own_settings
+from openedm.denoiser import Condition, Denoiser, check_no_per_sample_settings, per_sample
 from openedm.ground import checks
 from openedm.sampling.embedded import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pair
 from openedm.sampling.exponential import Angle, DataPrediction, EpsilonPrediction, LogSigma, Prediction, Variable
@@ -316,7 +316,7 @@ def adaptive_flow(
         ValueError: a level is not > 0, the two are the same, levels are not in order, or condition has not x's rows.
     """
     denoiser.check_condition(condition, len(x))
-    refuse_own_settings(denoiser)
+    check_no_per_sample_settings(denoiser)
     checks.positive("sigma_start", sigma_start)
     checks.positive("sigma_end", sigma_end)
     if sigma_start == sigma_end:

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser, refuse_dropout, refuse_no_rows
+from openedm.denoiser import Condition, Denoiser, check_condition_type, check_evaluation_mode
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
@@ -133,7 +133,7 @@ class Sampler(Choice):
 
         Everything is checked before the first evaluation.
         """
-        refuse_dropout(denoiser)
+        check_evaluation_mode(denoiser)
         _check_classes(denoiser, condition)
         grid = self.grid(denoiser)
         self.solver.prepare(grid)
@@ -182,7 +182,7 @@ class Sampler(Choice):
         if self.stochastic:
             raise ValueError(f"solver must be deterministic for inversion, got {self.solver}")
         checks.at_least("num_steps of an inversion", self.levels.num_steps, 2)
-        refuse_dropout(denoiser)
+        check_evaluation_mode(denoiser)
         _check_classes(denoiser, condition)
         denoiser.check_condition(condition, len(x))
         device, dtype = _device_and_dtype(denoiser, x)
@@ -240,7 +240,7 @@ class Sampler(Choice):
 
 def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
     """On the host, before the run: a network on a device cannot look at its labels without waiting for them."""
-    refuse_no_rows(condition)
+    check_condition_type(condition)
     if condition is None or condition.ndim != 1 or condition.is_floating_point() or condition.device.type != "cpu":
         return
     wrong = condition[(condition < -1) | (condition >= denoiser.num_classes)]
@@ -276,7 +276,7 @@ def sample_batches(
         noise: the source of noise of some seeds, such as `BrownianNoise`.
     """
     checks.at_least("batch_size", batch_size, 1)
-    refuse_no_rows(condition)
+    check_condition_type(condition)
     if denoiser.condition_shape is not None:
         denoiser.check_condition(condition, len(seeds))
     elif condition is not None and len(condition) != len(seeds):
