@@ -292,7 +292,7 @@ class Guided(Denoiser):
 class ClassifierFree(Guided):
     """Classifier-free guidance (Ho & Salimans 2022): a conditional denoiser against itself without the condition.
 
-    The denoiser must have been trained without a condition, too: `openedm train … --options.label_dropout 0.1`. One call
+    The denoiser must have been trained without a condition, too (`openedm train --options.label_dropout 0.1`). One call
     with the rows of both evaluates D₁ and D₀.
 
     Args:
