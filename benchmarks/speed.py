@@ -24,7 +24,7 @@ from openedm.denoiser import FunctionDenoiser
 from openedm.levels import Karras
 from openedm.networks import DDPMpp
 from openedm.sampling import Euler, Heun, Sampler
-from openedm.training import Model, Options, Progress, Trainer, num_parameters
+from openedm.training import Model, Options, Trainer, TrainingProgress, num_parameters
 from openedm.training import Observer as TrainingObserver
 
 NETWORKS = {
@@ -41,7 +41,7 @@ class Speeds(TrainingObserver):
         self.values: list[float] = []
         self.deadline = time.perf_counter() + seconds
 
-    def on_progress(self, progress: Progress) -> None:
+    def on_progress(self, progress: TrainingProgress) -> None:
         """Remember one step."""
         if progress.step > 2:
             self.values.append(progress.images_per_second)

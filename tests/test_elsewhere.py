@@ -36,7 +36,7 @@ from openedm.metrics.inception_score import inception_score
 from openedm.metrics.kernel import kernel_distance
 from openedm.metrics.neighbours import neighbours
 from openedm.sampling import Sampler
-from openedm.training import Augmentation, HalfLife, Model, Observer, Options, PowerFunction, Progress, Trainer
+from openedm.training import Augmentation, HalfLife, Model, Observer, Options, PowerFunction, Trainer, TrainingProgress
 
 MLP = networks.MLP(width=16, num_blocks=1)
 UNET = networks.DDPMpp(model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.0)
@@ -310,7 +310,7 @@ class Losses(Observer):
     def __init__(self) -> None:
         self.seen: list[float] = []
 
-    def on_progress(self, progress: Progress) -> None:
+    def on_progress(self, progress: TrainingProgress) -> None:
         self.seen.append(progress.loss)
 
 

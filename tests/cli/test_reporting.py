@@ -15,13 +15,13 @@ from openedm.levels import Karras
 from openedm.objective import Objective
 from openedm.preconditioning import EDM
 from openedm.sampling import Sampler
-from openedm.training import Options, Progress, ValidationLoss, make_accelerator
+from openedm.training import Options, TrainingProgress, ValidationLoss, make_accelerator
 
 SAMPLER = Sampler(Karras(3))
 
 
 def progress(step, loss=1.0, batch=10, speed=100.0, skipped=0):
-    return Progress(step * batch, step, loss, 2 * loss, 1e-3, speed, skipped)
+    return TrainingProgress(step * batch, step, loss, 2 * loss, 1e-3, speed, skipped)
 
 
 def validation(scale=1.0):

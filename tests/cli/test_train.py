@@ -17,10 +17,10 @@ from openedm.training import (
     Observer,
     Options,
     Trainer,
+    Validation,
     list_checkpoints,
     load_denoiser,
     read_model,
-    validation_loss,
 )
 
 TOY = ["--data=Toy", "--data.num_samples=300", "--network=MLP", "--network.width=16", "--network.num_blocks=1"]
@@ -134,13 +134,12 @@ def test_the_validation_loss_of_the_log_is_that_of_the_average_on_the_validation
     validation = ["--validation=Digits", "--validation.split=test", "--options.validate_every=64"]
     assert openedm("train", run, *unet, *options, *validation).status == 0
     (row,) = [row["validation"] for row in log(run) if "validation" in row]
-    measured = validation_loss(
-        load_denoiser(run),
+    measured = Validation(
         Digits("test").load(),
         EDM(),
         sigma_data=read_model(list_checkpoints(run)[-1]).sigma_data,
         device=torch.device("cpu"),
-    )
+    ).measure(load_denoiser(run))
     # The same numbers in another memory format: rounding of convolutions.
     assert row["losses"] == pytest.approx(measured.losses, rel=1e-4)
     assert row["sigmas"] == list(measured.sigmas)

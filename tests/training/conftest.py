@@ -1,7 +1,7 @@
 """Runs small enough to be repeated many times, and what there is to compare between two of them."""
 
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -94,7 +94,8 @@ def state_of() -> Callable[[Trainer], State]:
             tensors |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
         for i, entry in trainer.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value.clone() for key, value in entry.items()}
-        return tensors | asdict(trainer.state)
+        numbers = trainer.state.to_json(trainer.objective, trainer.options)
+        return tensors | {name: n for name, n in numbers.items() if name not in ("objective", "options")}
 
     return state
 

@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
 
-from openedm.training import HalfLife, Observer, update_average
+from openedm.training import HalfLife, MovingAverage, Observer
 
 EPSILON = 2.0**-24
 """Half the distance from 1 to the next float32: the rounding of one operation."""
@@ -46,7 +46,7 @@ def test_without_a_ramp_the_share_of_the_first_weights_halves_once_a_half_life(b
     average, current = scalar(1.0), scalar(0.0)
     for half_lives in (1, 2, 3):
         for step in range(400 // batch):
-            update_average(average, current, rule.decay(batch, (step + 1) * batch))
+            MovingAverage(average, current).update(rule.decay(batch, (step + 1) * batch))
         rounding = 3 * 400 / batch * EPSILON  # relative, one or two operations a step
         assert average.weight.item() == pytest.approx(0.5**half_lives, rel=2 * rounding)
 
@@ -56,7 +56,7 @@ def test_with_a_ramp_a_young_average_forgets_its_first_weights():
     rule = HalfLife(half_life=math.inf, ramp=0.5)
     average, current = scalar(1.0), scalar(0.0)
     for step in range(1, 11):
-        update_average(average, current, rule.decay(32, 32 * step))
+        MovingAverage(average, current).update(rule.decay(32, 32 * step))
     harmonic = sum(1 / n for n in range(1, 11))
     assert average.weight.item() == pytest.approx(0.5 ** (harmonic / 0.5), rel=40 * EPSILON)
 
@@ -69,7 +69,7 @@ def test_buffers_are_copied_and_not_averaged():
     average, current = nn.BatchNorm1d(2), nn.BatchNorm1d(2)
     current.running_mean.fill_(5.0)
     current.num_batches_tracked.fill_(7)
-    update_average(average, current, 0.9)
+    MovingAverage(average, current).update(0.9)
     assert average.running_mean.tolist() == [5.0, 5.0]
     assert average.num_batches_tracked.item() == 7
 

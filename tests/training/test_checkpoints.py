@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from openedm.ground import storage
 from openedm.networks import MLP
 from openedm.objective import EDM2, VP, LogNormal
 from openedm.preconditioning import VE
@@ -115,19 +116,20 @@ def test_a_checkpoint_is_never_overwritten(tmp_path):
     assert (path / "model.safetensors").read_bytes() == before
 
 
-@pytest.mark.parametrize("function", ["write_tensors", "write_json", "_synchronise"])
+@pytest.mark.parametrize("function", ["write_tensors", "write_json", "synchronise"])
 def test_a_write_that_fails_leaves_nothing_behind_and_earlier_checkpoints_as_they_were(
     function, trainer, tmp_path, monkeypatch
 ):
     run = trainer(run=tmp_path, images=64, checkpoint_every=32)
-    original, calls = getattr(checkpoints, function), count(1)
+    module = storage if function == "synchronise" else checkpoints
+    original, calls = getattr(module, function), count(1)
 
     def fails_the_fourth_time(*arguments):
-        if next(calls) == {"write_tensors": 4, "write_json": 4, "_synchronise": 3}[function]:
+        if next(calls) == {"write_tensors": 4, "write_json": 4, "synchronise": 3}[function]:
             raise OSError("No space left on device")
         original(*arguments)
 
-    monkeypatch.setattr(checkpoints, function, fails_the_fourth_time)
+    monkeypatch.setattr(module, function, fails_the_fourth_time)
     with pytest.raises(OSError, match="No space left"):
         run.fit()
     assert [p.name for p in (tmp_path / "checkpoints").iterdir()] == ["000000000032"]
@@ -158,7 +160,7 @@ def test_what_a_killed_process_left_half_written_is_not_listed_not_in_the_way_an
 ):
     trainer(run=tmp_path, images=32).fit()
     with monkeypatch.context() as patch:
-        patch.setattr(checkpoints, "_synchronise", lambda folder: (_ for _ in ()).throw(Killed))
+        patch.setattr(storage, "synchronise", lambda folder: (_ for _ in ()).throw(Killed))
         patch.setattr(shutil, "rmtree", lambda *_, **__: None)
         run = trainer(run=tmp_path, images=64)
         run.resume()

@@ -9,7 +9,7 @@ from openedm.data import InMemory, Toy
 from openedm.exact import GaussianMixture
 from openedm.networks import MLP
 from openedm.objective import EDM, EDM2
-from openedm.training import HalfLife, Model, Options, Trainer, validation_loss
+from openedm.training import HalfLife, Model, Options, Trainer, Validation
 
 OPTIONS = Options(
     images=256 * 300,
@@ -23,9 +23,10 @@ OPTIONS = Options(
 
 def losses(denoiser, data, sigma_data):
     """At 8 levels, for the same noisy samples every time: differences between denoisers are not noise."""
-    return validation_loss(
-        denoiser, data, EDM(), sigma_data=sigma_data, device=torch.device("cpu"), samples=2000, batch_size=2000
+    validation = Validation(
+        data, EDM(), sigma_data=sigma_data, device=torch.device("cpu"), samples=2000, batch_size=2000
     )
+    return validation.measure(denoiser)
 
 
 def excess(trained, exact, data, sigma_data):

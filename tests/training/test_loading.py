@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from openedm.data import InMemory
 from openedm.training import Options
-from openedm.training.loading import batches, rows_of
+from openedm.training.loading import batch_indices, batches, rows_of
 
 
 def first(count, dataset, options, **place):
@@ -68,3 +68,23 @@ def test_a_dataset_that_draws_random_numbers_draws_the_same_when_a_run_starts_la
     later = first(2, Jittered(x, labels), Options(batch_size=20, workers=workers), start=80)
     assert not torch.equal(whole[4][0], vectors.fetch(range(20))[0])
     assert all(torch.equal(a[0], b[0]) for a, b in zip(whole[4:], later, strict=True))
+
+
+@given(st.integers(0, 2**32), st.integers(1, 50), st.integers(0, 5))
+def test_each_pass_over_the_data_sees_every_sample_once(seed, length, epoch):
+    seen = batch_indices(seed, length, epoch * length, length)
+    assert sorted(seen.tolist()) == list(range(length))
+
+
+@given(st.integers(1, 20), st.integers(0, 100), st.lists(st.integers(1, 30), min_size=1, max_size=5))
+def test_the_order_of_the_data_does_not_depend_on_how_it_is_cut_into_batches(length, start, sizes):
+    whole = batch_indices(3, length, start, sum(sizes)).tolist()
+    cut = []
+    for size in sizes:
+        cut += batch_indices(3, length, start + len(cut), size).tolist()
+    assert cut == whole
+
+
+def test_passes_and_seeds_have_orders_of_their_own():
+    orders = {tuple(batch_indices(seed, 20, 20 * epoch, 20).tolist()) for seed in range(5) for epoch in range(5)}
+    assert len(orders) == 25

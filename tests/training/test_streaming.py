@@ -9,9 +9,13 @@ from hypothesis import strategies as st
 from openedm.data import Chunks, Form, InMemory, MemoryImages, Shards, convert
 from openedm.networks import DDPMpp
 from openedm.training import Options
-from openedm.training.loading import batches
-from openedm.training.streaming import chunked_indices
+from openedm.training.loading import batch_indices, batches
 from picture_files import encode, pixels
+
+
+def chunked_indices(seed, chunks, start, size):
+    return batch_indices(seed, sum(chunks.sizes), start, size, chunks)
+
 
 CHUNKS = st.builds(
     Chunks,

@@ -14,7 +14,8 @@ from openedm.ground.seeding import generator
 from openedm.networks import MLP
 from openedm.objective import EDM, EDM2, LogNormal
 from openedm.training import HalfLife, Model, Observer, Options, Trainer, list_checkpoints
-from openedm.training.randomness import LEVELS, NOISE, batch_indices
+from openedm.training.loading import batch_indices
+from openedm.training.options import LEVELS, NOISE
 
 CPU = torch.device("cpu")
 
@@ -132,12 +133,12 @@ def test_the_loss_that_is_told_is_the_weighted_one_without_the_uncertainty(train
 
 def test_the_steps_are_those_of_adam(trainer):
     run = trainer(learning_rate=0.02, rampup=64, beta_1=0.8, beta_2=0.95, epsilon=1e-3)
-    weights = [p.detach().double().clone() for p in run._parameters]
+    weights = [p.detach().double().clone() for p in run._plain.parameters()]
     means, squares = ([torch.zeros_like(w) for w in weights] for _ in range(2))
 
     def step(progress):
         n, rate = progress.step, 0.02 * min(16 * progress.step / 64, 1)
-        for w, m, v, p in zip(weights, means, squares, run._parameters, strict=True):
+        for w, m, v, p in zip(weights, means, squares, run._plain.parameters(), strict=True):
             g = p.grad.double()
             m.lerp_(g, 1 - 0.8)
             v.lerp_(g.square(), 1 - 0.95)
@@ -145,7 +146,7 @@ def test_the_steps_are_those_of_adam(trainer):
 
     run.observers = (AfterEachStep(step),)
     run.fit()
-    for w, p in zip(weights, run._parameters, strict=True):
+    for w, p in zip(weights, run._plain.parameters(), strict=True):
         # 8 steps of at most 0.02, each rounded to a relative 1e-6 or so, and the rounding of the weights themselves.
         torch.testing.assert_close(p.detach().double(), w, rtol=1e-6, atol=1e-6)
 
@@ -235,7 +236,7 @@ def test_the_gradient_is_scaled_down_to_the_norm_asked_for_and_reported_as_it_wa
     limit = 0.05
 
     def gradient(run):
-        return torch.cat([p.grad.flatten() for p in run._parameters if p.grad is not None])
+        return torch.cat([p.grad.flatten() for p in run._plain.parameters() if p.grad is not None])
 
     free = trainer(observers=[whole], images=16)
     free.fit()

@@ -23,7 +23,7 @@ from openedm.ground.storage import replacing
 from openedm.objective import Objective
 from openedm.plots import loss_curve, loss_per_sigma, save_figure
 from openedm.sampling import Sampler, sample_batches
-from openedm.training import Observer, Options, Progress, ValidationLoss
+from openedm.training import Observer, Options, TrainingProgress, ValidationLoss
 
 GRID_ROWS = 8
 
@@ -71,7 +71,7 @@ class Bar(Observer):
         self._bar: tqdm[Any] | None = None
         self._loss = math.nan
 
-    def on_progress(self, progress: Progress) -> None:
+    def on_progress(self, progress: TrainingProgress) -> None:
         """Advance to the images seen; the loss shown is averaged over about 50 steps."""
         if self._bar is None:
             pause = 1.0 if sys.stderr.isatty() else 15.0
@@ -96,7 +96,7 @@ class Log(Observer):
         self.path = path
         self.progress: list[tuple[int, float]] = []
         self.validations: list[tuple[int, ValidationLoss]] = []
-        self._window: list[Progress] = []
+        self._window: list[TrainingProgress] = []
         self._steps = max(1, options.images // options.batch_size // 2000)
 
     def start(self, images: int) -> None:
@@ -111,7 +111,7 @@ class Log(Observer):
         with replacing(self.path) as path:
             path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
 
-    def on_progress(self, progress: Progress) -> None:
+    def on_progress(self, progress: TrainingProgress) -> None:
         """Write a line at the end of each window."""
         self._window.append(progress)
         if progress.step % self._steps:
@@ -198,7 +198,7 @@ class Tracker(Observer):
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
 
-    def on_progress(self, progress: Progress) -> None:
+    def on_progress(self, progress: TrainingProgress) -> None:
         """Every tenth step."""
         if progress.step % 10 == 0:
             names = ("loss", "gradient_norm", "learning_rate", "images_per_second", "skipped")

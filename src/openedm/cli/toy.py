@@ -22,7 +22,7 @@ from openedm.networks import MLP
 from openedm.objective import EDM
 from openedm.plots import Run, error_versus_nfe, loss_per_sigma, save_figure, trajectories_1d, trajectories_2d
 from openedm.sampling import RK4, Euler, Heun, Midpoint, Ralston, RungeKutta, Sampler, State, initial_noise
-from openedm.training import HalfLife, Model, Observer, Options, Trainer, ValidationLoss, validation_loss
+from openedm.training import HalfLife, Model, Observer, Options, Trainer, Validation, ValidationLoss
 
 FIGURES = ("toy-1d.png", "toy-2d.png", "curvature.png", "error-versus-nfe.png", "loss-per-sigma.png")
 SOLVERS: tuple[RungeKutta, ...] = (Euler(), Heun(), Midpoint(), Ralston(), RK4())
@@ -157,9 +157,8 @@ def _train(argument: str, subject: Subject, options: Options) -> tuple[Denoiser,
     trainer = Trainer(model, subject.dataset, objective, options, observers=[losses, Bar(options)])
     denoiser = trainer.fit().cpu()
     host = torch.device("cpu")
-    exact = validation_loss(
-        subject.exact, subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed
-    )
+    validation = Validation(subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed)
+    exact = validation.measure(subject.exact)
     moments = sorted(losses.found)
     last = losses.found[moments[-1]].loss
     print(f"validation loss {last:.4f}; the exact denoiser's, on the same samples and noise: {exact.loss:.4f}")

@@ -35,8 +35,7 @@ from openedm.inference.transforms import Columns
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.preconditioning import EDM
-from openedm.training import Model, Observer, Trainer
-from openedm.training.observers import Progress as Step
+from openedm.training import Model, Observer, Trainer, TrainingProgress
 
 T = TypeVar("T")
 FAR = 10.0
@@ -275,12 +274,12 @@ def _denoiser(name: str, pairs: Pairs, held_out: Pairs, images: int, stop_after:
 
 
 class _Watch(Observer):
-    """Tells how far a training is."""
+    """Reports the progress of a training."""
 
     def __init__(self, name: str, images: int, progress: Progress | None) -> None:
         self.name, self.images, self.progress = name, images, progress
 
-    def on_progress(self, progress: Step) -> None:
+    def on_progress(self, progress: TrainingProgress) -> None:
         if self.progress is not None and progress.step % 20 == 0:
             self.progress(self.name, min(1.0, progress.images / self.images))
 

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
+__all__ = ["HalfLife", "MovingAverage", "PowerFunction", "exponent"]
+
 
 @dataclass(frozen=True)
 class HalfLife(Choice):
@@ -87,27 +89,19 @@ def exponent(sigma_rel: float) -> float:
     return float(np.roots([1, 7, 16 - s, 12 - s]).real.max())
 
 
-def update_average(average: nn.Module, current: nn.Module, decay: float) -> None:
-    """average ← β average + (1 − β) current for parameters, in place; buffers are copied.
-
-    The two modules must have the same structure.
-    """
-    Averaged(average, current).update(decay)
-
-
-class Averaged:
-    """`update_average` for two modules again and again: their tensors are looked up once.
+class MovingAverage:
+    """An exponential moving average of a module's parameters, in a second module of the same structure.
 
     Args:
-        average: what is updated.
-        current: what it follows; of the same structure.
+        average: holds the average; changed in place.
+        current: the module that is trained.
     """
 
     def __init__(self, average: nn.Module, current: nn.Module) -> None:
         self._average, self._current = average, current
 
     @cached_property
-    def _tensors(self) -> tuple[list[Tensor], list[Tensor]]:  # at the first update: sharding replaces parameters
+    def _parameters(self) -> tuple[list[Tensor], list[Tensor]]:  # at the first update: sharding replaces parameters
         return list(self._average.parameters()), list(self._current.parameters())
 
     @cached_property
@@ -116,8 +110,8 @@ class Averaged:
 
     @torch.no_grad()
     def update(self, decay: float) -> None:
-        """average ← β average + (1 − β) current."""
-        mine, theirs = self._tensors
-        torch._foreach_lerp_(mine, theirs, 1 - decay)
+        """average ← β average + (1 − β) current for parameters, with β = `decay`; buffers are copied."""
+        average, current = self._parameters
+        torch._foreach_lerp_(average, current, 1 - decay)
         for kept, new in self._buffers:
             kept.copy_(new)

@@ -11,9 +11,11 @@ Reading one runs no code from the file: weights are safetensors, the description
 random state of a run is its seed and its step (every step derives its own generators), so these two restore it.
 """
 
+import math
 import os
 import shutil
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -22,13 +24,82 @@ from torch import Tensor, nn
 
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
-from openedm.ground.choices import from_config, to_config
+from openedm.ground.choices import Choice, from_config, to_config
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
+from openedm.objective import Objective
+from openedm.optimisation import BestLoss
 from openedm.training.model import Model
-from openedm.training.sharding import placed_like
+from openedm.training.options import Options
+from openedm.training.processes import placed_like
+
+__all__ = [
+    "RunState",
+    "check_unchanged",
+    "find_checkpoint",
+    "flatten_optimizer",
+    "list_checkpoints",
+    "load_denoiser",
+    "load_weights",
+    "part_of",
+    "read_model",
+    "read_progress",
+    "read_weights",
+    "remove_checkpoints",
+    "restore_optimizer",
+    "save_checkpoint",
+]
 
 FORMAT = "openedm-denoiser-1"
 FOLDER = "checkpoints"
+
+
+@dataclass
+class RunState:
+    """What changes while training; with the tensors it is the whole state of a run.
+
+    Attributes:
+        images: images seen.
+        step: steps taken or skipped.
+        skipped: steps skipped because their loss or gradient was not finite.
+        skipped_in_a_row: the same, since the last step that was taken.
+        best: the lowest validation loss, where it is tracked.
+    """
+
+    images: int = 0
+    step: int = 0
+    skipped: int = 0
+    skipped_in_a_row: int = 0
+    best: BestLoss = field(default_factory=BestLoss)
+
+    @property
+    def best_loss(self) -> float | None:
+        """The lowest validation loss so far; None before any."""
+        lowest = float(self.best.lowest)
+        return lowest if lowest < math.inf else None
+
+    def to_json(self, objective: Objective, options: Options) -> dict[str, Any]:
+        """The content of training.json: the state of a run and its settings."""
+        counts = {name: getattr(self, name) for name in COUNTS}
+        best = {"best_loss": self.best_loss, "without_improvement": int(self.best.stale)}
+        return {**counts, **best, "objective": to_config(objective), "options": to_config(options)}
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], folder: Path) -> "RunState":
+        """The state in the training.json of the checkpoint `folder`. The first versions wrote no best loss.
+
+        Raises:
+            ValueError: a number is missing or something else is in its place.
+        """
+        try:
+            counts = {name: int(content[name]) for name in COUNTS}
+            lowest, stale = content.get("best_loss"), int(content.get("without_improvement", 0))
+            lowest = torch.tensor(math.inf if lowest is None else float(lowest), dtype=torch.float64)
+            return cls(**counts, best=BestLoss(lowest, torch.tensor(stale)))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{folder / 'training.json'} does not hold the state of a run: {error!r}") from error
+
+
+COUNTS = ("images", "step", "skipped", "skipped_in_a_row")
 
 
 def save_checkpoint(
@@ -89,20 +160,20 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path)
     Raises:
         ValueError: a name is missing, unexpected or has another shape; says which.
     """
-    mine = module.state_dict()
+    own = module.state_dict()
     wrong = sorted(
-        [f"{name} is missing" for name in mine.keys() - tensors.keys()]
-        + [f"{name} is unexpected" for name in tensors.keys() - mine.keys()]
+        [f"{name} is missing" for name in own.keys() - tensors.keys()]
+        + [f"{name} is unexpected" for name in tensors.keys() - own.keys()]
         + [
-            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(mine[name].shape)}"
-            for name in mine.keys() & tensors.keys()
-            if mine[name].shape != tensors[name].shape
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
+            for name in own.keys() & tensors.keys()
+            if own[name].shape != tensors[name].shape
         ]
     )
     if wrong:
         more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
         raise ValueError(f"the weights in {origin} do not fit the network: {'; '.join(wrong[:5])}{more}")
-    module.load_state_dict({name: placed_like(mine[name], tensor) for name, tensor in tensors.items()})
+    module.load_state_dict({name: placed_like(own[name], tensor) for name, tensor in tensors.items()})
 
 
 def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -134,17 +205,8 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     return read_tensors(folder / "model.safetensors")
 
 
-def read_training(folder: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The tensors and plain data from which training goes on.
-
-    Raises:
-        ValueError: the checkpoint holds none, or its files are damaged.
-    """
-    return read_tensors(folder / "training.safetensors"), read_progress(folder)
-
-
 def read_progress(folder: Path) -> dict[str, Any]:
-    """How far training has come, and its settings: the content of training.json.
+    """The state of the run and its settings: the content of training.json.
 
     Raises:
         ValueError: the checkpoint holds none, or the file is damaged.
@@ -184,7 +246,7 @@ def find_checkpoint(path: str | Path) -> Path:
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors, `optimizer.<parameter>.<entry>`."""
+    """The optimiser's state as named tensors, `optimizer.<parameter>.<entry>`; `names` are those of its parameters."""
     state = optimizer.state_dict()["state"]
     return {f"optimizer.{names[i]}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 
@@ -206,7 +268,7 @@ def restore_optimizer(
         if name not in positions or value.shape not in ((), parameters[positions[name]].shape):
             raise ValueError(f"the optimiser's state in {origin} does not fit: {key} of shape {tuple(value.shape)}")
         i = positions[name]
-        state.setdefault(i, {})[entry] = _laid_out_as(parameters[i], value)
+        state.setdefault(i, {})[entry] = _with_strides_of(parameters[i], value)
     entries = set().union(*state.values())
     missing = [f"{names[i]}.{entry}" for i in state for entry in sorted(entries - state[i].keys())]
     if missing:
@@ -215,47 +277,62 @@ def restore_optimizer(
     optimizer.load_state_dict(content)
 
 
-def _laid_out_as(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` with the strides of `parameter`, which the fused optimiser takes all of a parameter's state to have."""
+def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` with the strides of `parameter`, as the fused optimiser requires of all of a parameter's state."""
     if value.shape != parameter.shape:
         return value
     return torch.empty_like(parameter).copy_(placed_like(parameter, value))
 
 
-VALIDATION = frozenset({"validate_every", "validate_samples", "validate_levels"})
-MAY_CHANGE = VALIDATION | {"images", "checkpoint_every", "snapshot_every", "keep", "workers", "patience", "stop_after"}
-MAY_CHANGE |= {"power_average.every", "power_average.precision", "sharding"}
+VALIDATION_OPTIONS = frozenset({"validate_every", "validate_samples", "validate_levels"})
+MAY_CHANGE = VALIDATION_OPTIONS | {
+    "images",
+    "checkpoint_every",
+    "snapshot_every",
+    "keep",
+    "workers",
+    "patience",
+    "stop_after",
+    "power_average.every",
+    "power_average.precision",
+    "sharding",
+}
 """Options that a resumed run may change: they do not alter its steps."""
 
 
-def with_new_options(options: Any, now: Mapping[str, Any]) -> Any:
-    """The configuration of a checkpoint's options, where it is older than some of them with these at their defaults.
-
-    Args:
-        options: what the checkpoint holds.
-        now: the configuration of all defaults.
-    """
-    if not isinstance(options, dict) or not isinstance(options.get("init_args"), dict):
-        return options
-    return {**options, "init_args": {**now["init_args"], **options["init_args"]}}
-
-
-def refuse_changes(
-    folder: Path, before: Mapping[str, Any], now: Mapping[str, Any], fixed: Collection[str] = ()
+def check_unchanged(
+    folder: Path, content: Mapping[str, Any], model: Model, objective: Objective, options: Options
 ) -> None:
-    """Raise ValueError if the settings of a run changed in a way that would change its steps; says what changed.
+    """Check that a run does not resume with settings that would change its steps.
+
+    Options that are newer than the checkpoint had their defaults.
 
     Args:
-        folder: the checkpoint, for the message.
-        before: the configurations "model", "objective" and "options" of the checkpoint.
-        now: those of the run that wants to go on.
-        fixed: options of `MAY_CHANGE` that do alter the steps of this run.
+        folder: the checkpoint.
+        content: of its training.json.
+        model, objective, options: of the run that resumes.
+
+    Raises:
+        ValueError: settings changed, says which; or the checkpoint's cannot be read.
     """
+    try:
+        objective_before = from_config(Objective, content["objective"])
+        options_before = from_config(Options, content["options"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{folder / 'training.json'} does not describe the run's settings: {error}") from error
+    pairs: dict[str, tuple[Choice, Choice]] = {
+        "model": (read_model(folder), model),
+        "objective": (objective_before, objective),
+        "options": (options_before, options),
+    }
+    fixed = set(VALIDATION_OPTIONS) if options.tracks_best else set()
+    if options.schedule == "cosine":
+        fixed.add("images")
     changed = [
         f"{name} was {old!r}, is {new!r}"
-        for part in now
-        for name, old, new in _differences(before[part], now[part], part)
-        if name.removeprefix("options.") not in MAY_CHANGE.difference(fixed)
+        for part, (before, now) in pairs.items()
+        for name, old, new in _differences(to_config(before), to_config(now), part)
+        if name.removeprefix("options.") not in MAY_CHANGE - fixed
     ]
     if changed:
         raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(changed)}")

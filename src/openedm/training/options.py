@@ -4,10 +4,21 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
+import torch
+
+from openedm.data import Dataset
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.objective import Objective
 from openedm.training.augmentation import LABEL_DIM, Augmentation
 from openedm.training.averaging import HalfLife, PowerFunction
+from openedm.training.model import Model
+
+__all__ = ["Options", "check_compatibility"]
+
+DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS, AUGMENT = range(7)
+"""Streams of random numbers. Every step derives its generators anew from the seed, the stream and its number, so that
+a run has no random state to save."""
 
 
 @dataclass(frozen=True)
@@ -30,8 +41,8 @@ class Options(Choice):
         average: the weight average that samples are drawn from.
         power_average: further averages, snapshots of which are kept in the run folder, so that `openedm ema` can
             rebuild an average of any width after training; None for none.
-        augmentation: transforms of the training images, of which the network is told; None for none. Samples and the
-            validation loss are of images as they are.
+        augmentation: transforms of the training images, whose parameters the network takes as labels; None for none.
+            Samples and the validation loss are of images as they are.
         label_dropout: probability that a sample's class is hidden in training, for classifier-free guidance.
         clip_norm: gradients are scaled down to this norm; None leaves them.
         precision: "fp32", or "bf16" for automatic mixed precision (weights and optimiser stay fp32).
@@ -130,3 +141,41 @@ class Options(Choice):
             return rate
         share = min(max((images_seen - self.rampup) / (self.images - self.rampup), 0.0), 1.0)
         return rate * 0.5 * (1 + math.cos(math.pi * share))
+
+
+def check_compatibility(
+    model: Model, dataset: Dataset, validation: Dataset | None, objective: Objective, options: Options
+) -> None:
+    """Check before any step that data, objective and options fit the model.
+
+    Raises:
+        ValueError: shapes, classes or conditions differ, labels are to be dropped from data without labels, samples to
+            be augmented are not images or the network takes no augmentation labels, or a tenth or more of the noise
+            levels lie outside the model's range.
+    """
+    for name, data in (("dataset", dataset), ("validation", validation)):
+        if data is not None and data.event_shape != model.event_shape:
+            raise ValueError(f"{name} must have samples of shape {model.event_shape}, got {data.event_shape}")
+        if data is not None and model.num_classes and data.num_classes != model.num_classes:
+            raise ValueError(f"{name} must have {model.num_classes} classes, got {data.num_classes}")
+        if data is not None and model.condition_shape not in (None, data.condition_shape):
+            raise ValueError(
+                f"{name} must have conditions of shape {model.condition_shape}, got {data.condition_shape}"
+            )
+    if options.label_dropout > 0 and model.num_classes == 0:
+        raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
+    if options.augmentation is not None and (len(model.event_shape) != 3 or min(model.event_shape[1:]) < 2):
+        raise ValueError(f"augmentation must be None for samples of shape {model.event_shape}: it transforms images")
+    if options.augmentation is not None and model.augment_dim != options.augment_dim:
+        raise ValueError(
+            f"model must have augment_dim={options.augment_dim} with augmentation, got {model.augment_dim}: "
+            "Model.for_data(…, augment_dim=options.augment_dim)"
+        )
+    low, high = model.preconditioning.sigma_min, model.preconditioning.sigma_max
+    sigmas = objective.noise.quantile((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
+    outside = float(((sigmas < low * (1 - 1e-9)) | (sigmas > high * (1 + 1e-9))).double().mean())
+    if outside > 0.1:
+        raise ValueError(
+            f"objective: {outside:.0%} of the noise levels of {objective.noise} lie outside [{low:.4g}, {high:.4g}], "
+            f"the range of {model.preconditioning}: give both the same schedule or range"
+        )

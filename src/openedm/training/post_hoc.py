@@ -13,7 +13,6 @@ Snapshots are files RUN/averages/<images seen>.safetensors.
 import copy
 import json
 import math
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,9 +23,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from openedm.ground.storage import replacing
-from openedm.training.averaging import Averaged, PowerFunction, exponent
-from openedm.training.checkpoints import find_checkpoint, load_weights, part_of, read_model, read_weights
-from openedm.training.sharding import whole
+from openedm.optimisation import full_tensor
+from openedm.training.averaging import MovingAverage, PowerFunction, exponent
+from openedm.training.checkpoints import find_checkpoint, load_weights, read_model, read_weights
 
 FORMAT = "openedm-averages-1"
 FOLDER = "averages"
@@ -49,26 +48,12 @@ class PowerAverages:
     def __init__(self, choice: PowerFunction, network: nn.Module) -> None:
         self.choice = choice
         self.networks = [copy.deepcopy(network).eval().requires_grad_(False) for _ in choice.sigma_rel]
-        self._averaged = [Averaged(average, network) for average in self.networks]
+        self._moving = [MovingAverage(average, network) for average in self.networks]
 
     def update(self, step: int) -> None:
         """After step number `step`, from 1: average ← β average + (1 − β) parameters."""
-        for averaged, width in zip(self._averaged, self.choice.sigma_rel, strict=True):
-            averaged.update(self.choice.decay(width, step))
-
-    def state(self) -> dict[str, Tensor]:
-        """All tensors, for a checkpoint: `power.<number of the width>.<name>`."""
-        networks = enumerate(self.networks)
-        return {f"power.{i}.{name}": t for i, network in networks for name, t in network.state_dict().items()}
-
-    def load(self, tensors: Mapping[str, Tensor], origin: Path) -> None:
-        """Undo `state`.
-
-        Raises:
-            ValueError: tensors are missing or do not fit.
-        """
-        for i, network in enumerate(self.networks):
-            load_weights(network, part_of(tensors, f"power.{i}"), origin)
+        for moving, width in zip(self._moving, self.choice.sigma_rel, strict=True):
+            moving.update(self.choice.decay(width, step))
 
     def save(self, run: Path, images: int, step: int, *, write: bool = True) -> None:
         """Write a snapshot of the averaged parameters, complete or not at all.
@@ -82,7 +67,7 @@ class PowerAverages:
         path = run / FOLDER / f"{images:012d}.safetensors"
         dtype = torch.float16 if self.choice.precision == "fp16" else torch.float32
         tensors = {
-            f"{i}.{name}": whole(p.detach()).to("cpu", dtype).contiguous()
+            f"{i}.{name}": full_tensor(p.detach()).to("cpu", dtype).contiguous()
             for i, network in enumerate(self.networks)
             for name, p in network.named_parameters()
         }

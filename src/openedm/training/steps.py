@@ -1,4 +1,4 @@
-"""What one step of training draws, and the loss that it computes."""
+"""The random numbers of one training step, and the loss of a denoiser under them."""
 
 from dataclasses import dataclass
 
@@ -12,15 +12,16 @@ from openedm.ground.seeding import generator
 from openedm.objective import Loss, Objective, Uncertainty, denoising_loss
 from openedm.training.augmentation import Augmented
 from openedm.training.model import Model
-from openedm.training.options import Options
-from openedm.training.randomness import AUGMENT, LEVELS, NOISE
+from openedm.training.options import AUGMENT, LEVELS, NOISE, Options
+
+__all__ = ["LossModule", "StepNoise"]
 
 
-class LossOf(nn.Module):
+class LossModule(nn.Module):
     """Denoiser and loss in one module, so that data-parallel wrappers see one forward call.
 
     Args:
-        denoiser: D, in its raw weights.
+        denoiser: D, with its raw weights.
         objective: λ(σ), and whether u(σ) is learned.
     """
 
@@ -31,19 +32,24 @@ class LossOf(nn.Module):
         self.uncertainty = Uncertainty() if objective.learned_uncertainty else None
 
     def forward(
-        self, clean: Tensor, noise: Tensor, sigma: Tensor, condition: Condition, augment: Tensor | None = None
+        self,
+        clean: Float[Tensor, "batch *event"],
+        noise: Float[Tensor, "batch *event"],
+        sigma: Float64[Tensor, " batch"],
+        condition: Condition,
+        augment: Float[Tensor, "batch label"] | None = None,
     ) -> Loss:
-        """The loss of each sample.
+        """The loss λ(σ) ‖D(y + σ n; σ) − y‖² of each sample.
 
         Args:
             clean: y.
-            noise: n ~ N(0, I) of the shape of `clean`.
-            sigma: one noise level a sample.
+            noise: n ~ N(0, I).
+            sigma: the noise level of each sample.
             condition: classes or conditions of the samples.
-            augment: augmentation labels, for a network that takes some.
+            augment: augmentation labels, for a network that takes them.
         """
-        told = {} if augment is None else {"augment": augment}
-        denoised = self.denoiser(clean + per_sample(sigma, clean) * noise, sigma, condition, **told)
+        network_kwargs = {} if augment is None else {"augment": augment}
+        denoised = self.denoiser(clean + per_sample(sigma, clean) * noise, sigma, condition, **network_kwargs)
         weight = self.objective.weighting.weight(sigma, self.denoiser.sigma_data)
         with torch.autocast(clean.device.type, enabled=False):  # u in bfloat16 would have two digits
             uncertain = None if self.uncertainty is None else self.uncertainty(sigma)
@@ -51,13 +57,16 @@ class LossOf(nn.Module):
 
 
 @dataclass(frozen=True)
-class Drawn:
-    """The random numbers of one step, for the whole batch and alike on every process.
+class StepNoise:
+    """The random numbers of one step, for the whole batch.
+
+    Every process draws all of them and uses those of its own rows, so that they do not depend on how many processes
+    share the batch.
 
     Attributes:
         sigma: noise levels, in float64 where the device has it, else on the host.
         noise: n ~ N(0, I), on the device.
-        hidden: which samples' labels the network is not told, on the device; None hides none.
+        hidden: which samples are trained without their label, on the device; None for none.
         augmented: transforms of the images; None without augmentation.
     """
 
@@ -66,8 +75,27 @@ class Drawn:
     hidden: Bool[Tensor, " batch"] | None
     augmented: Augmented | None
 
-    def augment(self, clean: Tensor, rows: slice, augment_dim: int) -> tuple[Tensor, Tensor | None]:
-        """Some of the batch's samples transformed, and their augmentation labels, for a network that takes some.
+    @classmethod
+    def draw(cls, model: Model, objective: Objective, options: Options, step: int, device: torch.device) -> "StepNoise":
+        """The random numbers of step number `step`, from 0: functions of `options.seed` and `step` alone."""
+        host = generator("cpu", options.seed, LEVELS, step)
+        sigma = objective.noise.sample(options.batch_size, host, stratified=objective.stratified)
+        hidden = None
+        if options.label_dropout > 0:
+            hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout
+            hidden = hidden.to(device, non_blocking=True)
+        random = generator(device, options.seed, NOISE, step)
+        noise = torch.randn(options.batch_size, *model.event_shape, generator=random, device=device)
+        augmented = None
+        if options.augmentation is not None:
+            host = generator("cpu", options.seed, AUGMENT, step)
+            augmented = options.augmentation.draw(options.batch_size, host)
+        return cls(sigma.to(device, non_blocking=True) if has_float64(device) else sigma, noise, hidden, augmented)
+
+    def augment(
+        self, clean: Float[Tensor, "rows *event"], rows: slice, augment_dim: int
+    ) -> tuple[Float[Tensor, "rows *event"], Float[Tensor, "rows label"] | None]:
+        """Some samples of the batch transformed, and their augmentation labels for a network that takes them.
 
         Args:
             clean: the samples.
@@ -79,28 +107,3 @@ class Drawn:
             return chosen.apply(clean), chosen.label.to(clean.device, clean.dtype, non_blocking=True)
         # Zeros are what None means; with zeros every weight of the network has a gradient, as several processes need.
         return clean, clean.new_zeros(len(clean), augment_dim) if augment_dim else None
-
-
-def draw(model: Model, objective: Objective, options: Options, step: int, device: torch.device) -> Drawn:
-    """The random numbers of a step: functions of `options.seed` and `step`.
-
-    Args:
-        model: gives the shape of one sample.
-        objective: gives p(σ).
-        options: seed, batch size, label dropout and augmentation.
-        step: its number, from 0.
-        device: where the numbers go.
-    """
-    host = generator(torch.device("cpu"), options.seed, LEVELS, step)
-    sigma = objective.noise.sample(options.batch_size, host, stratified=objective.stratified)
-    hidden = None
-    if options.label_dropout > 0:
-        hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout
-        hidden = hidden.to(device, non_blocking=True)
-    random = generator(device, options.seed, NOISE, step)
-    noise = torch.randn(options.batch_size, *model.event_shape, generator=random, device=device)
-    augmented = None
-    if options.augmentation is not None:
-        host = generator(torch.device("cpu"), options.seed, AUGMENT, step)
-        augmented = options.augmentation.draw(options.batch_size, host)
-    return Drawn(sigma.to(device, non_blocking=True) if has_float64(device) else sigma, noise, hidden, augmented)

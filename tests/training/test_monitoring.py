@@ -7,14 +7,14 @@ from openedm.data import InMemory
 from openedm.denoiser import FunctionDenoiser
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.objective import EDM, VP, InverseVariance, LogNormal
-from openedm.training import validation_loss
+from openedm.training import Validation
 
 CPU = torch.device("cpu")
 
 
 def measure(denoiser, dataset, **arguments):
     defaults = {"objective": EDM(), "sigma_data": 0.5, "device": CPU}
-    return validation_loss(denoiser, dataset, **(defaults | arguments))
+    return Validation(dataset, **(defaults | arguments)).measure(denoiser)
 
 
 def test_the_loss_of_a_gaussians_exact_denoiser_is_the_closed_form():
