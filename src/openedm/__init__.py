@@ -1,76 +1,38 @@
 """openedm: the design space of diffusion models (Karras et al. 2022) as replaceable objects.
 
     import openedm
-    from openedm import levels, schedules
-    from openedm.sampling import Heun, Sampler
 
     denoiser = openedm.load_denoiser("runs/demo/run")
-    sampler = Sampler(levels=levels.Karras(num_steps=18), schedule=schedules.EDM(), solver=Heun())
+    sampler = openedm.Sampler(levels=openedm.Karras(num_steps=18), solver=openedm.Heun())
     x = sampler.sample(denoiser, seeds=range(4))
 
-The rooms are loaded when they are first named: `import openedm` is cheap.
+The names below are the ones that most programs need. Everything else is in the room of its design choice, such as
+`openedm.schedules` or `openedm.sampling`; names that stand for several things in the paper, such as EDM or VP, are
+always used through their room: `openedm.schedules.VP`, `openedm.preconditioning.VP`. Rooms are loaded when they are
+first used, so that `import openedm` is cheap.
 """
 
-import importlib
-from typing import TYPE_CHECKING, Any
+import inspect
+from typing import Any
 
-if TYPE_CHECKING:
-    from openedm import (
-        conditioning,
-        data,
-        denoiser,
-        exact,
-        guidance,
-        inference,
-        interop,
-        levels,
-        likelihood,
-        measurements,
-        metrics,
-        networks,
-        objective,
-        plots,
-        preconditioning,
-        sampling,
-        schedules,
-        suggest,
-        training,
-    )
-    from openedm.training import load_denoiser
+import lazy_loader
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "conditioning",
-    "data",
-    "denoiser",
-    "exact",
-    "guidance",
-    "inference",
-    "interop",
-    "levels",
-    "likelihood",
-    "load_denoiser",
-    "measurements",
-    "metrics",
-    "networks",
-    "objective",
-    "plots",
-    "preconditioning",
-    "sampling",
-    "schedules",
-    "suggest",
-    "training",
-]
+_load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names are in __init__.pyi
 
 
 def __getattr__(name: str) -> Any:
-    if name == "load_denoiser":
-        return importlib.import_module("openedm.training").load_denoiser
-    if name in __all__:
-        return importlib.import_module(f"openedm.{name}")
-    raise AttributeError(f"module 'openedm' has no attribute {name!r}")
+    try:
+        return _load(name)
+    except AttributeError as error:
+        if name in __all__ or name.startswith("_"):
+            raise
+        raise AttributeError(f"module 'openedm' has no attribute {name!r}{_where_else(name)}") from error
 
 
-def __dir__() -> list[str]:
-    return [*globals(), *__all__]
+def _where_else(name: str) -> str:
+    """The rooms that have a public name of this kind, for the message of an error."""
+    rooms = [_load(room) for room in __all__ if room.islower()]
+    found = sorted(f"{r.__name__}.{name}" for r in rooms if inspect.ismodule(r) and name in getattr(r, "__all__", ()))
+    return f"; did you mean {' or '.join(found)}?" if found else ""

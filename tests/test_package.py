@@ -1,0 +1,50 @@
+"""What `import openedm` offers: names at the first guess, loaded when they are used."""
+
+import importlib
+import inspect
+import subprocess
+import sys
+
+import pytest
+
+import openedm
+
+
+def test_importing_the_package_loads_neither_torch_nor_a_room() -> None:
+    code = "import openedm, sys; print([m for m in sys.modules if m == 'torch' or m.startswith('openedm.')])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+@pytest.mark.parametrize("name", openedm.__all__)
+def test_every_name_is_there(name: str) -> None:
+    assert getattr(openedm, name) is not None
+    assert name in dir(openedm)
+
+
+@pytest.mark.parametrize(
+    ("name", "places"),
+    [
+        ("EDM", ["openedm.objective.EDM", "openedm.preconditioning.EDM", "openedm.schedules.EDM"]),
+        ("DPMSolverPP2M", ["openedm.sampling.DPMSolverPP2M"]),
+    ],
+)
+def test_the_error_for_a_name_of_a_room_says_where_it_is(name: str, places: list[str]) -> None:
+    with pytest.raises(AttributeError, match="did you mean") as error:
+        getattr(openedm, name)
+    assert all(place in str(error.value) for place in places)
+
+
+def test_an_unknown_name_is_an_attribute_error() -> None:
+    with pytest.raises(AttributeError, match=r"has no attribute 'Hoin'$"):
+        _ = openedm.Hoin
+
+
+ROOMS = [name for name in openedm.__all__ if inspect.ismodule(getattr(openedm, name))]
+
+
+@pytest.mark.parametrize("room", ROOMS)
+def test_every_room_states_its_public_names_and_has_them(room: str) -> None:
+    module = importlib.import_module(f"openedm.{room}")
+    assert module.__all__
+    assert len(set(module.__all__)) == len(module.__all__)
+    assert all(hasattr(module, name) for name in module.__all__)
