@@ -1,13 +1,11 @@
 """Figures: functions from numbers to matplotlib `Figure`s. They show nothing, write nothing, set nothing global."""
 
 from openedm.plots.calibration import calibration_plot, predictive_plot
-from openedm.plots.convergence import error_versus_nfe
 from openedm.plots.images import denoising_trajectory, sample_grid
-from openedm.plots.losses import loss_curve, loss_per_sigma
+from openedm.plots.losses import loss_curve, loss_per_sigma, reducible_loss
 from openedm.plots.posteriors import pair_plot, posterior_trajectories
+from openedm.plots.sampling import Run, error_versus_nfe, trajectories_1d, trajectories_2d
 from openedm.plots.style import save_figure
-from openedm.plots.suggestion import reducible_loss
-from openedm.plots.trajectories import Run, trajectories_1d, trajectories_2d
 
 __all__ = [
     "Run",

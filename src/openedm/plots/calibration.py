@@ -1,4 +1,4 @@
-"""Pictures of how far posteriors can be trusted: calibration over simulations, predictions beside an observation."""
+"""Figures of how far posteriors can be trusted: calibration over simulations, predictions beside an observation."""
 
 from collections.abc import Sequence
 from typing import Literal
@@ -6,16 +6,25 @@ from typing import Literal
 import numpy as np
 import torch
 from jaxtyping import Float64
-from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import binom
-from torch import Tensor
 
 from openedm.ground import checks
-from openedm.plots.style import COLOURS, GREY, SHADE, number_log_ticks, plain
+from openedm.plots.style import (
+    COLOURS,
+    GREY,
+    SHADE,
+    Numbers,
+    colours,
+    finite_array,
+    names_or_thetas,
+    number_log_ticks,
+    on_white,
+    plain,
+)
 
-Numbers = Tensor | np.ndarray | Sequence[float]
+__all__ = ["calibration_plot", "predictive_plot", "uniform_band"]
 
 BANDS = (0.5, 0.8, 0.95)
 POINTS = 100
@@ -31,8 +40,8 @@ def calibration_plot(
 ) -> Figure:
     """Three tests of a posterior over simulations: SBC ranks, expected coverage, TARP.
 
-    Each line is the distribution function of numbers that a right posterior makes uniform; in the first picture less
-    the diagonal. The grey band holds the whole of such a line with probability `level`.
+    Each line is the distribution function of numbers that are uniform for a correct posterior; the first panel shows
+    it less the diagonal. The grey band holds the whole of such a line with probability `level`.
 
     Args:
         sbc: ranks of the true parameters divided by their number, in [0, 1], (simulations, d).
@@ -92,7 +101,7 @@ def predictive_plot(
     """An observed series over data simulated from posterior samples: median, and bands of 50, 80 and 95 % of them.
 
     Args:
-        observed: (times,), or (series, times): one picture each.
+        observed: (times,), or (series, times): one panel each.
         draws: (n, times) or (n, series, times).
         t: (times,).
         names: of the series.
@@ -156,34 +165,6 @@ def uniform_band(
     pointwise = np.quantile(tails.min(1), 1 - level)
     low, high = binom.ppf(pointwise, count, at), binom.isf(pointwise, count, at)
     return np.asarray(low) / count, np.asarray(high) / count
-
-
-def colours(count: int) -> list[str]:
-    """Colours for `count` lines."""
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
-
-
-def on_white(colour: str, opacity: float) -> tuple[float, float, float]:
-    """A colour on white, opaque."""
-    red, green, blue, _ = (1 - opacity * (1 - channel) for channel in to_rgba(colour))
-    return red, green, blue
-
-
-def names_or_thetas(names: Sequence[str] | None, count: int) -> list[str]:
-    """`names`, or θ with an index where there are none; ValueError if they are not `count`."""
-    if names is not None and len(names) != count:
-        raise ValueError(f"names must be {count} names, got {list(names)}")
-    return list(names) if names is not None else [rf"$\theta_{{{i + 1}}}$" for i in range(count)]
-
-
-def finite_array(name: str, values: Numbers, dimensions: int) -> Float64[np.ndarray, "..."]:
-    """`values` as float64 on the host; ValueError unless finite and with that many dimensions."""
-    array = np.asarray(torch.as_tensor(values).detach().double().cpu())
-    if array.ndim != dimensions:
-        raise ValueError(f"{name} must have {dimensions} dimension(s), got the shape {array.shape}")
-    if array.size == 0 or not np.isfinite(array).all():
-        raise ValueError(f"{name} must hold finite numbers only, at least one")
-    return array
 
 
 def _cdf(values: Float64[np.ndarray, "n"], at: Float64[np.ndarray, "points"]) -> Float64[np.ndarray, "points"]:

@@ -1,4 +1,4 @@
-"""Pictures of images: a grid of samples, and how samples come out of noise."""
+"""Figures of images: a grid of samples, and how samples come out of noise."""
 
 from collections.abc import Sequence
 
@@ -10,8 +10,10 @@ from torch import Tensor, cat
 
 from openedm.data.pictures import Pixels, image_grid
 from openedm.ground import checks
-from openedm.plots.style import GREY, format_sigma
+from openedm.plots.style import GREY, evenly, format_sigma
 from openedm.sampling import State
+
+__all__ = ["denoising_trajectory", "sample_grid"]
 
 TILE_INCHES = 0.8
 
@@ -27,14 +29,14 @@ def sample_grid(
         titles: one text an image, drawn above it.
 
     Raises:
-        ValueError: what `data.pictures.image_grid` refuses, or another number of titles than of images.
+        ValueError: `x` does not hold images that `data.image_grid` draws, or there are not as many titles as images.
     """
     if titles is not None and len(titles) != len(x):
         raise ValueError(f"titles must hold one text an image ({len(x)}), got {len(titles)}")
     height, width = x.shape[2:]
     padding = 1 if titles is None else -(-height // 4)
     pixels = image_grid(x, columns, padding=padding)
-    axes = _picture(pixels, TILE_INCHES / max(height, width), top=0.25 if titles else 0.05)
+    axes = _image_axes(pixels, TILE_INCHES / max(height, width), top=0.25 if titles else 0.05)
     across = (pixels.shape[1] + padding) // (width + padding)
     for i, title in enumerate(titles or ()):
         left, top = i % across * (width + padding), i // across * (height + padding)
@@ -67,23 +69,12 @@ def denoising_trajectory(states: Sequence[State], samples: int = 6, columns: int
     blocks = [_noisy_above_denoised(shown, sample) for sample in range(samples)]
     gap = max(2, height // 6)
     pixels = _stacked(blocks, gap)
-    axes = _picture(pixels, TILE_INCHES / max(height, width), left=0.8, top=0.3)
+    axes = _image_axes(pixels, TILE_INCHES / max(height, width), left=0.8, top=0.3)
     _tick(axes, [(i + 0.5) * (width + 1) for i in range(len(shown))], [format_sigma(s.sigma) for s in shown])
     middles = [row * (height + 1) + height / 2 for row in (0, 1)]
     starts = [i * (blocks[0].shape[0] + gap) for i in range(samples)]
     axes.set_yticks([start + middle for start in starts for middle in middles], ["noisy", "denoised"] * samples)
     return _figure_of(axes)
-
-
-def evenly(length: int, count: int) -> list[int]:
-    """At most `count` of the indices 0 … length − 1, evenly spaced, with both ends (the last where count is 1).
-
-    >>> evenly(19, 4), evenly(2, 8), evenly(5, 1)
-    ([0, 6, 12, 18], [0, 1], [4])
-    """
-    if count == 1:
-        return [length - 1]
-    return sorted({round(i * (length - 1) / (count - 1)) for i in range(count)})
 
 
 def _noisy_above_denoised(states: Sequence[State], sample: int) -> Pixels:
@@ -97,7 +88,7 @@ def _stacked(blocks: Sequence[Pixels], gap: int) -> UInt8[np.ndarray, "height co
     return np.concatenate([part for block in blocks for part in (between, block)][1:])
 
 
-def _picture(pixels: Pixels, inches: float, *, left: float = 0.05, top: float = 0.05, margin: float = 0.05) -> Axes:
+def _image_axes(pixels: Pixels, inches: float, *, left: float = 0.05, top: float = 0.05, margin: float = 0.05) -> Axes:
     """Axes, in a figure that fits them, with one pixel drawn `inches` wide; the margins are in inches too."""
     height, width = (inches * size for size in pixels.shape[:2])
     total_width, total_height = left + width + margin, top + height + margin

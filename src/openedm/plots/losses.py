@@ -1,4 +1,4 @@
-"""Pictures of training: the loss against the images seen, and against the noise level."""
+"""Figures of losses: against the images seen, against the noise level, and the part of it that can be reduced."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -11,11 +11,17 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from openedm.objective import NoiseDistribution, Objective
-from openedm.plots.style import COLOURS, MARKERS, SHADE, number_log_ticks, plain
+from openedm.plots.style import COLOURS, GREY, MARKERS, SHADE, format_sigma, line_style, number_log_ticks, plain
+from openedm.suggest import Suggestion
 from openedm.training import ValidationLoss
+
+__all__ = ["density_of_log_sigma", "loss_curve", "loss_per_sigma", "reducible_loss", "running_average"]
 
 Rows = Sequence[tuple[int, float]]
 """Records (images seen, loss)."""
+
+REACH = 3.0
+"""A suggested p(σ) is drawn up to so many standard deviations of ln σ from its mean."""
 
 
 def loss_curve(progress: Rows, validation: Rows = ()) -> Figure:
@@ -39,7 +45,7 @@ def loss_curve(progress: Rows, validation: Rows = ()) -> Figure:
         axes.plot(*zip(*running_average(steps), strict=True), color=COLOURS[0], label="training, running average")
     if checked:
         label = "validation, averaged weights"
-        axes.plot(*zip(*checked, strict=True), color=COLOURS[1], marker=MARKERS[1], markersize=4, label=label)
+        axes.plot(*zip(*checked, strict=True), **line_style(1), label=label)
     axes.set(xlabel="images seen", ylabel="weighted denoising loss", yscale="log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     number_log_ticks(axes.yaxis)
@@ -71,25 +77,62 @@ def loss_per_sigma(validations: Mapping[str, ValidationLoss], objective: Objecti
 
     Args:
         validations: a name and a measurement for each line.
-        objective: shades its p(σ), where training looks; not to scale.
+        objective: its p(σ) is shaded, not to scale; None shades nothing.
 
     Raises:
         ValueError: no measurements.
     """
     if not validations:
         raise ValueError("validations must hold at least one measurement, got none")
-    figure = Figure(figsize=(6.4, 3.8), layout="constrained")
-    axes = plain(figure.subplots())
-    axes.set(xscale="log", xlabel="noise level σ (data units)", ylabel="loss λ(σ) E‖D − y‖²/n")
+    figure, axes = _against_sigma((6.4, 3.8))
     for i, (label, found) in enumerate(validations.items()):
-        colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-        axes.plot(found.sigmas, found.losses, color=colour, marker=marker, markersize=4, label=label)
+        axes.plot(found.sigmas, found.losses, **line_style(i), label=label)
     axes.set_ylim(bottom=0)
     number_log_ticks(axes.xaxis)
     if objective is not None:
         _shade(axes, objective.noise)
     axes.legend(frameon=False)
     return figure
+
+
+def reducible_loss(suggestion: Suggestion) -> Figure:
+    """The reducible loss at each σ over the suggested p(σ), with σ_min, σ_max and σ_data marked.
+
+    The lines are losses λ(σ) E‖D − y‖²/n on held-out samples: of the trivial denoiser, of the best that were tried, and
+    their difference, with a band of two standard errors. p(σ) is drawn as the density of ln σ whose area is that of the
+    reducible loss.
+
+    Args:
+        suggestion: what `suggest` found.
+    """
+    curve = suggestion.reducible
+    sigmas, values, trivial = (np.array(v) for v in (curve.sigmas, curve.values, curve.trivial))
+    errors = 2 * np.array(curve.errors)
+    figure, axes = _against_sigma((6.8, 4.0))
+    _shade_suggested(axes, suggestion)
+    axes.plot(sigmas, trivial, color=GREY, linestyle="--", label="trivial denoiser")
+    axes.plot(sigmas, trivial - values, color=COLOURS[1], marker=MARKERS[1], markersize=3, label="best denoiser found")
+    axes.plot(sigmas, values, **line_style(0), label="reducible: the difference")
+    axes.fill_between(sigmas, values - errors, values + errors, color=COLOURS[0], alpha=0.2, linewidth=0)
+    top = 1.12 * float(trivial.max())
+    for name, sigma in (("min", suggestion.sigma_min), ("data", suggestion.sigma_data), ("max", suggestion.sigma_max)):
+        axes.axvline(sigma, color=GREY, linewidth=0.8, linestyle=":" if name == "data" else "-")
+        text = f"$σ_\\mathrm{{{name}}}$ {format_sigma(sigma)}"
+        axes.text(sigma, top, text, fontsize=8, color=GREY, ha="center", va="bottom")
+    axes.set_ylim(0, top)
+    number_log_ticks(axes.xaxis)
+    figure.legend(frameon=False, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _shade_suggested(axes: Axes, suggestion: Suggestion) -> None:
+    """p(σ), with the area of the reducible loss over ln σ."""
+    curve = suggestion.reducible
+    area = float(np.trapezoid(curve.values, np.log(curve.sigmas)))
+    z = np.linspace(-REACH, REACH, 200)
+    height = area / (suggestion.p_std * math.sqrt(2 * math.pi)) * np.exp(-(z**2) / 2)
+    label = f"p(σ): $P_\\mathrm{{mean}}$ {suggestion.p_mean:.2f}, $P_\\mathrm{{std}}$ {suggestion.p_std:.2f}"
+    axes.fill_between(np.exp(suggestion.p_mean + suggestion.p_std * z), height, color=SHADE, linewidth=0, label=label)
 
 
 def density_of_log_sigma(
@@ -106,6 +149,14 @@ def density_of_log_sigma(
     edges = np.linspace(log_sigma[0], log_sigma[-1], points + 1)
     cdf = np.interp(edges, log_sigma, u.numpy()[first])
     return np.exp((edges[1:] + edges[:-1]) / 2), np.diff(cdf) / np.diff(edges)
+
+
+def _against_sigma(size: tuple[float, float]) -> tuple[Figure, Axes]:
+    """An empty figure of losses against σ."""
+    figure = Figure(figsize=size, layout="constrained")
+    axes = plain(figure.subplots())
+    axes.set(xscale="log", xlabel="noise level σ (data units)", ylabel="loss λ(σ) E‖D − y‖²/n")
+    return figure, axes
 
 
 def _shade(axes: Axes, noise: NoiseDistribution) -> None:

@@ -1,4 +1,4 @@
-"""Pictures of posteriors: pairs of parameters, and the paths of samples in σ."""
+"""Figures of posteriors: pairs of parameters, and the paths of samples in σ."""
 
 import math
 from collections.abc import Mapping, Sequence
@@ -15,10 +15,20 @@ from matplotlib.ticker import MaxNLocator
 from scipy.ndimage import gaussian_filter
 
 from openedm.ground import checks
-from openedm.plots.calibration import Numbers, colours, finite_array, names_or_thetas, on_white
-from openedm.plots.images import evenly
-from openedm.plots.style import COLOURS, number_log_ticks, plain
+from openedm.plots.style import (
+    COLOURS,
+    Numbers,
+    colours,
+    evenly,
+    finite_array,
+    names_or_thetas,
+    number_log_ticks,
+    on_white,
+    plain,
+)
 from openedm.sampling import State
+
+__all__ = ["credible_thresholds", "pair_plot", "posterior_trajectories", "smooth_histogram"]
 
 Grid = Float64[np.ndarray, "bins bins"]
 
@@ -54,9 +64,7 @@ def pair_plot(
     if len(dims) != 1 or min(len(rows) for rows in sets.values()) < 2:
         raise ValueError(f"samples must be (n >= 2, d) with one d, got {[rows.shape for rows in sets.values()]}")
     dim = dims.pop()
-    labels, mark = names_or_thetas(names, dim), None if truth is None else finite_array("truth", truth, 1)
-    if mark is not None and len(mark) != dim:
-        raise ValueError(f"truth must be {dim} values, got {len(mark)}")
+    labels, mark = names_or_thetas(names, dim), _truth(truth, dim)
     checks.at_least("the number of levels", len(levels), 1)
     for i, level in enumerate(levels):
         checks.between(f"levels[{i}]", level, 0.0, 1.0)
@@ -90,7 +98,7 @@ def posterior_trajectories(
 ) -> Figure:
     """θ(σ)/√(1 + σ²/σ_data²) of posterior samples against σ, from noise on the left to the posterior on the right.
 
-    One picture a parameter; beside it what the samples come to.
+    One panel for each parameter, and beside it the histogram of the final samples.
 
     Args:
         states: of one sampling run, in its order, with x (samples, d).
@@ -108,9 +116,7 @@ def posterior_trajectories(
     if states[0].x.ndim != 2:
         raise ValueError(f"states must hold samples (n, d), got {tuple(states[0].x.shape)}")
     dim = states[0].x.shape[1]
-    labels, mark = names_or_thetas(names, dim), None if truth is None else finite_array("truth", truth, 1)
-    if mark is not None and len(mark) != dim:
-        raise ValueError(f"truth must be {dim} values, got {len(mark)}")
+    labels, mark = names_or_thetas(names, dim), _truth(truth, dim)
     above = [s.sigma for s in states if s.sigma > 0]
     # The last step, to σ = 0, has no place on a logarithmic axis: it gets a third of a decade.
     places = [s.sigma if s.sigma > 0 else min(above) / 2 for s in states]
@@ -175,6 +181,13 @@ def smooth_histogram(
         return float((second * np.log(smoothed[0])).sum() + (first * np.log(smoothed[1])).sum())
 
     return gaussian_filter(first + second, max(WIDTHS, key=fit)) / len(points), edges
+
+
+def _truth(truth: Numbers | None, dim: int) -> Float64[np.ndarray, "dim"] | None:
+    mark = None if truth is None else finite_array("truth", truth, 1)
+    if mark is not None and len(mark) != dim:
+        raise ValueError(f"truth must be {dim} values, got {len(mark)}")
+    return mark
 
 
 def _draw_marginal(axes: Axes, values: Float64[np.ndarray, "n"], ends: tuple[float, float], colour: str) -> None:
@@ -245,7 +258,7 @@ def _pair_legend(figure: Figure, grid: np.ndarray, labels: list[str], truth: boo
 
 
 def _draw_beside(axes: Axes, values: Float64[np.ndarray, "n"]) -> None:
-    """The histogram of final values, on an axis of its own right of the picture."""
+    """The histogram of final values, on an axis of its own to the right of the panel."""
     beside = axes.inset_axes((1.02, 0, 0.16, 1), sharey=axes)
     beside.hist(values, 40, orientation="horizontal", color=on_white(COLOURS[0], 0.6))
     beside.set_axis_off()

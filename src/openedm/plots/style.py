@@ -1,15 +1,42 @@
-"""How figures look, set on each figure itself, and how one becomes a file."""
+"""The style that figures share, set on each figure itself; checks of their numbers; and how a figure is saved."""
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+import numpy as np
+import torch
+from jaxtyping import Float64
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
+from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.ticker import LogFormatter
+from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.storage import replacing
+
+__all__ = [
+    "COLOURS",
+    "GREY",
+    "MARKERS",
+    "SHADE",
+    "Numbers",
+    "colours",
+    "evenly",
+    "finite_array",
+    "format_sigma",
+    "line_style",
+    "names_or_thetas",
+    "number_log_ticks",
+    "on_white",
+    "plain",
+    "save_figure",
+]
+
+Numbers = Tensor | np.ndarray | Sequence[float]
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")
 """Colours that colour-blind readers tell apart (Okabe & Ito 2008); lines take them in turn."""
@@ -67,3 +94,47 @@ def format_sigma(sigma: float) -> str:
     """
     rounded = float(f"{sigma:.2g}")
     return f"{rounded:f}".rstrip("0").rstrip(".") if 1e-4 <= rounded < 1e4 else f"{rounded:g}"
+
+
+def colours(count: int) -> list[str]:
+    """Colours for `count` lines."""
+    return [COLOURS[i % len(COLOURS)] for i in range(count)]
+
+
+def line_style(i: int) -> dict[str, Any]:
+    """The colour and the marker of line number `i`, from 0, as arguments of `Axes.plot`."""
+    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+
+
+def on_white(colour: str, opacity: float) -> tuple[float, float, float]:
+    """A colour on white, opaque."""
+    red, green, blue, _ = (1 - opacity * (1 - channel) for channel in to_rgba(colour))
+    return red, green, blue
+
+
+def names_or_thetas(names: Sequence[str] | None, count: int) -> list[str]:
+    """`names`, or θ with an index where there are none; ValueError if they are not `count`."""
+    if names is not None and len(names) != count:
+        raise ValueError(f"names must be {count} names, got {list(names)}")
+    return list(names) if names is not None else [rf"$\theta_{{{i + 1}}}$" for i in range(count)]
+
+
+def finite_array(name: str, values: Numbers, dimensions: int) -> Float64[np.ndarray, "..."]:
+    """`values` as float64 on the host; ValueError unless finite and with that many dimensions."""
+    array = np.asarray(torch.as_tensor(values).detach().double().cpu())
+    if array.ndim != dimensions:
+        raise ValueError(f"{name} must have {dimensions} dimension(s), got the shape {array.shape}")
+    if array.size == 0 or not np.isfinite(array).all():
+        raise ValueError(f"{name} must hold finite numbers only, at least one")
+    return array
+
+
+def evenly(length: int, count: int) -> list[int]:
+    """At most `count` of the indices 0 … length − 1, evenly spaced, with both ends (the last where count is 1).
+
+    >>> evenly(19, 4), evenly(2, 8), evenly(5, 1)
+    ([0, 6, 12, 18], [0, 1], [4])
+    """
+    if count == 1:
+        return [length - 1]
+    return sorted({round(i * (length - 1) / (count - 1)) for i in range(count)})

@@ -22,7 +22,7 @@ from openedm.plots import (
     trajectories_2d,
 )
 from openedm.plots.losses import density_of_log_sigma, running_average
-from openedm.plots.trajectories import density_of_x, nearest_state
+from openedm.plots.sampling import density_of_x, nearest_state
 from openedm.sampling import Sampler, State
 from openedm.schedules import NoScaling, VPScaling
 from openedm.training import ValidationLoss
@@ -394,5 +394,5 @@ def test_errors_of_zero_are_left_out(tmp_path):
 
 @pytest.mark.parametrize("panels", [{}, {"a": {}}])
 def test_a_picture_of_errors_needs_solvers(panels):
-    with pytest.raises(ValueError, match="panels must hold at least one picture, and each at least one solver"):
+    with pytest.raises(ValueError, match="panels must hold at least one panel, and each at least one solver"):
         error_versus_nfe(panels)

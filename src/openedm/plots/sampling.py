@@ -1,4 +1,4 @@
-"""Pictures of x(t) = s(t) (y + σ(t) n) in one and two dimensions: noise added to data, and the paths back.
+"""Figures of sampling: paths of x(t) = s(t) (y + σ(t) n) in one and two dimensions, and errors against evaluations.
 
 In one dimension the density of x(t) is drawn behind the paths: p(x/s; σ)/s, each time scaled to its own maximum.
 """
@@ -15,13 +15,26 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.plots.images import evenly
-from openedm.plots.style import COLOURS, GREY, format_sigma, number_log_ticks, plain
+from openedm.plots.style import COLOURS, GREY, evenly, format_sigma, line_style, number_log_ticks, plain
 from openedm.sampling import Sampler, State
 from openedm.schedules import Scaling, Schedule
 
+__all__ = [
+    "Errors",
+    "LogProb",
+    "Run",
+    "density_of_x",
+    "error_versus_nfe",
+    "nearest_state",
+    "trajectories_1d",
+    "trajectories_2d",
+]
+
 LogProb = Callable[[Tensor, float], Tensor]
 """ln p(x; σ) of x (points, 1) at one noise level σ > 0, such as `exact.GaussianMixture.log_prob`."""
+
+Errors = Mapping[str, Sequence[tuple[int, float]]]
+"""For each solver: (network evaluations, error), in increasing number of evaluations."""
 
 TIMES, POSITIONS = 160, 301
 FOLLOWED = 6
@@ -54,7 +67,7 @@ class Run(NamedTuple):
         return max(float(state.x.abs().max()) for state in near)
 
     def below(self, sigma: float) -> list[State]:
-        """The states at noise levels up to `sigma`, and the last one before them, where the paths enter the picture."""
+        """The states at noise levels up to `sigma`, and the last one before them, where the paths enter the panel."""
         first = next((i for i, state in enumerate(self.states) if state.sigma <= sigma), 0)
         return list(self.states[max(first - 1, 0) :])
 
@@ -67,7 +80,7 @@ def trajectories_1d(
     lines: int = 32,
     against: Literal["time", "log_sigma"] = "time",
 ) -> Figure:
-    """x(t) over the density of x(t): one column of pictures a run, one row a range of noise levels.
+    """x(t) over the density of x(t): one column of panels for each run, one row for each range of noise levels.
 
     As Figure 3 of Karras et al. 2022: the straighter the paths in t, the fewer steps a solver needs.
 
@@ -161,7 +174,7 @@ def trajectories_2d(
     """Points at several noise levels, one row a run, and the paths that they take.
 
     So that every level fits the same window, points are shown at x/(s √(1 + σ²/σ_data²)): with their spread divided by
-    what the noise added to it. Six samples keep their colour, in all pictures and in all runs that start from the same
+    what the noise added to it. Six samples keep their colour, in all panels and in all runs that start from the same
     noise.
 
     Args:
@@ -245,3 +258,53 @@ def _check_runs(runs: Mapping[str, Run], dimensions: int) -> None:
         if run.states[0].x.shape[1:] != (dimensions,):
             shape = tuple(run.states[0].x.shape)
             raise ValueError(f"runs[{title!r}] must hold samples (batch, {dimensions}), got {shape}")
+
+
+def error_versus_nfe(panels: Mapping[str, Errors], orders: Sequence[int] = ()) -> Figure:
+    """The error of solvers against the network evaluations of a run, both logarithmic: an order is a slope.
+
+    Args:
+        panels: a title and the errors of each solver for each panel; a solver has the same colour in all. Errors of
+            0 have no place on the axis and are left out; where all are 0 the axis is linear.
+        orders: orders p for which a guide of slope −p is drawn.
+
+    Raises:
+        ValueError: no panels, or one without solvers.
+    """
+    if not panels or not all(panels.values()):
+        raise ValueError("panels must hold at least one panel, and each at least one solver")
+    names = list(dict.fromkeys(name for errors in panels.values() for name in errors))
+    figure = Figure(figsize=(1.2 + 4.2 * len(panels), 4.0), layout="constrained")
+    grid = figure.subplots(1, len(panels), squeeze=False)[0]
+    for axes, (title, errors) in zip(grid, panels.items(), strict=True):
+        _draw_errors(axes, errors, names)
+        _draw_orders(axes, orders)
+        axes.set_title(title, fontsize=11)
+    grid[0].set_ylabel("median distance to the exact solution")
+    grid[-1].legend(frameon=False)
+    return figure
+
+
+def _draw_errors(axes: Axes, errors: Errors, names: Sequence[str]) -> None:
+    plain(axes)
+    axes.set_xscale("log")
+    if any(error > 0 for rows in errors.values() for _, error in rows):
+        axes.set_yscale("log", nonpositive="mask")
+    axes.set_xlabel("network evaluations (NFE)")
+    for name, rows in errors.items():
+        axes.plot(*zip(*rows, strict=True), **line_style(names.index(name)), label=name)
+    number_log_ticks(axes.xaxis)
+
+
+def _draw_orders(axes: Axes, orders: Sequence[int]) -> None:
+    """Dashed lines of slope −p, fanning out from one point in the lower left, where a convergence plot is empty."""
+    if not orders or axes.get_yscale() != "log":
+        return
+    (left, _), (bottom, top) = axes.dataLim.intervalx, axes.get_ylim()
+    right = left * 4
+    start = bottom * 4.0 ** max(orders) * 1.5
+    for order in orders:
+        end = start * 4.0**-order
+        axes.plot([left, right], [start, end], color=GREY, linewidth=0.8, linestyle="--")
+        axes.text(right * 1.08, end, f"order {order}", color=GREY, fontsize=8, va="center")
+    axes.set_ylim(bottom, max(top, start))
