@@ -3,7 +3,7 @@
 import torch
 
 from openedm.inference.priors import Box
-from openedm.inference.store import Simulations
+from openedm.inference.simulations import Simulations
 
 PRIOR = Box(low=(-1.0, 0.0), high=(1.0, 5.0))
 

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openedm.inference.simulation import SimulationProgress, simulate
+from openedm.inference.simulations import Failure, Simulations
 from openedm.inference.store import Store
 from simulators import PRIOR, own_seed, row_seeds, same
 
@@ -246,3 +247,23 @@ def test_priors_are_taken_in_every_form():
     assert same(box, simulate(own_seed, PRIOR, 4))
     gamma = torch.distributions.Gamma(torch.ones(2), torch.ones(2))
     assert same(simulate(own_seed, gamma, 4), simulate(own_seed, gamma, 4))
+
+
+def test_simulations_made_elsewhere_are_numbered_and_parts_are_joined_in_order():
+    theta, x = torch.arange(6.0).reshape(3, 2), torch.arange(3.0)[:, None]
+    found = Simulations.of(theta, x, PRIOR)
+    assert found.index.tolist() == [0, 1, 2]
+    assert found.seeds.tolist() == [-1] * 3
+    failure = Failure(1, (0.0, 0.0), 5, "OSError: none")
+    late, failed, early = (
+        Simulations(theta[:1], x[:1], torch.tensor([7]), torch.tensor([70])),
+        Simulations(
+            theta[:0], torch.empty(0, 0), torch.tensor([], dtype=torch.int64), torch.tensor([]).long(), (failure,)
+        ),
+        Simulations(theta[1:], x[1:], torch.tensor([2, 4]), torch.tensor([20, 40])),
+    )
+    joined = Simulations.joined([failed, late, early])
+    assert joined.index.tolist() == [2, 4, 7]
+    assert joined.seeds.tolist() == [20, 40, 70]
+    assert joined.x[:, 0].tolist() == [1.0, 2.0, 0.0]
+    assert joined.failures == (failure,)

@@ -28,6 +28,17 @@ def test_a_store_gives_what_memory_gives(path):
     assert same(stored, Store(path).load())
 
 
+def test_stored_simulations_know_their_prior_and_its_names(path):
+    named = Box(low=(-1.0, 0.0), high=(1.0, 5.0), names=("a", "b"))
+    assert simulate(own_seed, named, 3, store=path).prior == named
+    assert Store(path).load().prior == named
+    assert Store(path).load().names == ("a", "b")
+    manifest = Store(path).path / "manifest.json"
+    manifest.write_text(manifest.read_text().replace("inference.Box", "inference.MyBox"))
+    with pytest.warns(RuntimeWarning, match="the prior of store .* is not known: class_path 'openedm.inference.MyBox'"):
+        assert Store(path).load().prior is None
+
+
 @pytest.mark.parametrize("shape", [(1,), (3,), (2, 3), (2, 1, 4)])
 def test_shapes_and_special_values_survive(path, shape):
     def simulator(theta):
@@ -231,7 +242,7 @@ def test_paths_that_cannot_be_a_store_are_refused(tmp_path):
 def test_a_manifest_of_another_format_is_refused(path, content):
     simulate(own_seed, PRIOR, 3, store=path)
     (Store(path).path / "manifest.json").write_text(content)
-    with pytest.raises(ValueError, match=r"manifest.json is no manifest of the format 'openedm-simulations-1'"):
+    with pytest.raises(ValueError, match=r"manifest.json is not a manifest of the format 'openedm-simulations-1'"):
         Store(path)
 
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from openedm.inference import tasks
     from openedm.inference.bijections import Bijection
     from openedm.inference.calibration import Calibration, calibrate
-    from openedm.inference.calling import Failure
     from openedm.inference.emulator import MixtureOptions
     from openedm.inference.export import to_arviz
     from openedm.inference.files import load, save
@@ -33,7 +32,8 @@ if TYPE_CHECKING:
     from openedm.inference.sequential import Round, fit_sequentially
     from openedm.inference.settings import Settings
     from openedm.inference.simulation import SimulationProgress, simulate
-    from openedm.inference.store import Simulations, Store
+    from openedm.inference.simulations import Failure, Simulations
+    from openedm.inference.store import Store
     from openedm.inference.trained import DenoiserPosterior, Parts
     from openedm.inference.transforms import Columns
     from openedm.inference.truncated import Truncated
@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 _ROOMS = {
     "bijections": ("Bijection",),
     "calibration": ("Calibration", "calibrate"),
-    "calling": ("Failure",),
     "emulator": ("MixtureOptions",),
     "export": ("to_arviz",),
     "files": ("load", "save"),
@@ -57,7 +56,8 @@ _ROOMS = {
     "sequential": ("Round", "fit_sequentially"),
     "settings": ("Settings",),
     "simulation": ("SimulationProgress", "simulate"),
-    "store": ("Simulations", "Store"),
+    "simulations": ("Failure", "Simulations"),
+    "store": ("Store",),
     "trained": ("DenoiserPosterior", "Parts"),
     "transforms": ("Columns",),
     "truncated": ("Truncated",),

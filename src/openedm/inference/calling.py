@@ -1,9 +1,9 @@
-"""How a simulator is called, in whatever process: its seeds, what it may return, and simulations that fail.
+"""How a simulator is called, in any process: its seeds, the results it may return, and simulations that fail.
 
-A simulation is the triple (index, θ, seed), and its outcome depends on nothing else. The seed reaches the simulator by
-the name of an argument:
+A simulation is the triple (index, θ, seed), and its outcome depends on nothing else. The seed is passed to the
+simulator by the name of an argument:
 
-| simulator | `batched` | it gets |
+| simulator | `batched` | arguments |
 |---|---|---|
 | `f(theta, seed)` | False | θ (d,) and the simulation's seed |
 | `f(theta)` | False | θ (d,), with the global generators of random, numpy and torch seeded |
@@ -29,36 +29,19 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
+from openedm.inference.simulations import Failure, Simulations
+
+__all__ = ["Call", "Chunk", "Outcome", "Simulator", "name_of"]
+
 Simulator = Callable[..., Any]
 Seeding = Literal["seed", "seeds", "global"]
 
 _GLOBAL_GENERATORS = threading.RLock()  # one simulation at a time uses them, also where workers are threads
 
 
-@dataclass(frozen=True, order=True)
-class Failure:
-    """A simulation that gave no result.
-
-    Attributes:
-        index: its number, from 0.
-        theta: its parameters.
-        seed: its seed.
-        error: the type and text of the error.
-    """
-
-    index: int
-    theta: tuple[float, ...]
-    seed: int
-    error: str
-
-    def __str__(self) -> str:
-        values = ", ".join(f"{value:.6g}" for value in self.theta)
-        return f"simulation {self.index} (theta = ({values}), seed = {self.seed}): {self.error}"
-
-
 @dataclass(frozen=True, eq=False)
 class Chunk:
-    """Simulations that are run together: indices (b,), parameters (b, d) and seeds (b,)."""
+    """Simulations to be run together: indices (b,), parameters (b, d) and seeds (b,)."""
 
     index: Int64[ndarray, "b"]
     theta: Float32[ndarray, "b d"]
@@ -81,22 +64,28 @@ class Chunk:
         theta = tuple(float(value) for value in self.theta[row])
         return Failure(int(self.index[row]), theta, int(self.seeds[row]), text)
 
+    def simulated(self, x: Float32[ndarray, "b *x_shape"], failures: Sequence[Failure] = ()) -> Simulations:
+        """The chunk with its results, and simulations that failed beside them."""
+        # Copies: what joblib hands to a process may be mapped from a file and read-only.
+        theta, data, index, seeds = (torch.from_numpy(np.array(a)) for a in (self.theta, x, self.index, self.seeds))
+        return Simulations(theta, data, index, seeds, tuple(failures))
+
+    def failed(self, failures: Sequence[Failure]) -> Simulations:
+        """No results: simulations that failed, if any."""
+        return self.rows([]).simulated(np.empty((0, 0), np.float32), failures)
+
 
 @dataclass(frozen=True, eq=False)
 class Outcome:
-    """What came of a chunk.
+    """The result of running a chunk.
 
     Attributes:
-        done: the simulations that gave a result.
-        x: their results, (b, *x_shape); None where there is none.
-        failures: the others.
+        simulations: those that gave a result, and the failures.
         seconds: spent in the simulator.
-        interrupted: KeyboardInterrupt came before the chunk's end; the simulations after it are in neither list.
+        interrupted: KeyboardInterrupt came before the chunk's end; the simulations after it are not in `simulations`.
     """
 
-    done: Chunk
-    x: Float32[ndarray, "b *x_shape"] | None
-    failures: tuple[Failure, ...]
+    simulations: Simulations
     seconds: float
     interrupted: bool = False
 
@@ -125,20 +114,20 @@ class Call:
     def __post_init__(self) -> None:
         if not callable(self.simulator):
             raise TypeError(f"simulator must be callable, got {type(self.simulator).__name__}")
-        names = _parameters(self.simulator)
-        seeding: Seeding = "seed" if "seed" in names else "global"
-        object.__setattr__(self, "seeding", "seeds" if self.batched and "seeds" in names else seeding)
-        if not self.batched and "seeds" in names:
-            raise TypeError(
-                "simulator takes `seeds`, one a row, which is for batched=True; one by one it may take `seed`"
-            )
-        arguments = {} if self.seeding == "global" else {self.seeding: 0}
         try:
             signature = inspect.signature(self.simulator)
         except (TypeError, ValueError):  # written in C: nothing is known before it is called
+            object.__setattr__(self, "seeding", "global")
             return
+        named = [p.name for p in signature.parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)]
+        seeding: Seeding = "seed" if "seed" in named else "global"
+        object.__setattr__(self, "seeding", "seeds" if self.batched and "seeds" in named else seeding)
+        if not self.batched and "seeds" in named:
+            raise TypeError(
+                "simulator takes `seeds`, one a row, which is for batched=True; one by one it may take `seed`"
+            )
         try:
-            signature.bind(None, **arguments)
+            signature.bind(None, **({} if self.seeding == "global" else {self.seeding: 0}))
         except TypeError as error:
             allowed = "seed or seeds" if self.batched else "seed"
             raise TypeError(
@@ -147,29 +136,32 @@ class Call:
             ) from error
 
     def run(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Outcome:
-        """Simulate a chunk: a batch that fails is done again one by one, and only what fails by itself is a failure.
+        """Simulate a chunk: a batch that fails is run again one by one, and only what fails by itself is a failure.
 
         Args:
             chunk: the simulations.
             x_shape: the shape a result must have; None: that of the first result.
         """
         started = time.perf_counter()
-        try:
-            x = self._batch(chunk) if self.batched else None
-        except KeyboardInterrupt:
-            return Outcome(chunk.rows([]), None, (), time.perf_counter() - started, interrupted=True)
-        except (Exception, SystemExit):
-            x = None
-        if x is not None and x_shape in (None, x.shape[1:]):
-            return Outcome(chunk, x, (), time.perf_counter() - started)
-        return self._one_by_one(chunk, x_shape, started)
+        if self.batched:
+            try:
+                x = self._batch(chunk)
+                if x_shape in (None, x.shape[1:]):
+                    return Outcome(chunk.simulated(x), time.perf_counter() - started)
+            except KeyboardInterrupt:
+                return Outcome(chunk.failed(()), time.perf_counter() - started, interrupted=True)
+            except (Exception, SystemExit):
+                pass
+        simulations, interrupted = self._one_by_one(chunk, x_shape)
+        return Outcome(simulations, time.perf_counter() - started, interrupted)
 
-    def _one_by_one(self, chunk: Chunk, x_shape: tuple[int, ...] | None, started: float) -> Outcome:
+    def _one_by_one(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> tuple[Simulations, bool]:
+        """The results and failures, and whether KeyboardInterrupt came."""
         rows: list[int] = []
         results: list[Float32[ndarray, "*x_shape"]] = []
         failures: list[Failure] = []
         interrupted = False
-        with self._seeds_apart():
+        with self._global_generators_kept():
             for i, single in enumerate(chunk.singles()):
                 try:
                     x = self._batch(single)[0] if self.batched else self._single(single)
@@ -185,16 +177,16 @@ class Call:
                 else:
                     rows.append(i)
                     results.append(x)
-        stacked = np.stack(results) if results else None
-        seconds = time.perf_counter() - started
-        return Outcome(chunk.rows(rows), stacked, tuple(failures), seconds, interrupted)
+        if not results:
+            return chunk.failed(failures), interrupted
+        return chunk.rows(rows).simulated(np.stack(results), failures), interrupted
 
     def _single(self, chunk: Chunk) -> Float32[ndarray, "*x_shape"]:
         x = self._invoke(chunk.theta[0], chunk.seeds)
         return x if x.ndim else x[None]
 
     def _batch(self, chunk: Chunk) -> Float32[ndarray, "b *x_shape"]:
-        with self._seeds_apart():
+        with self._global_generators_kept():
             x = self._invoke(chunk.theta, chunk.seeds)
         if x.ndim == 0 or len(x) != len(chunk):
             raise ValueError(
@@ -207,15 +199,15 @@ class Call:
         given = torch.from_numpy(theta.copy()) if self.arrays == "torch" else theta.astype(np.float64)
         match self.seeding:
             case "seeds":
-                return _numbers(self.simulator(given, seeds=seeds.copy()))
+                return _float32(self.simulator(given, seeds=seeds.copy()))
             case "seed":
-                return _numbers(self.simulator(given, seed=int(seeds[0])))
+                return _float32(self.simulator(given, seed=int(seeds[0])))
             case "global":
                 _seed_global_generators(int(seeds[0]))
-                return _numbers(self.simulator(given))
+                return _float32(self.simulator(given))
 
     @contextmanager
-    def _seeds_apart(self) -> Iterator[None]:
+    def _global_generators_kept(self) -> Iterator[None]:
         """Put the states of the global generators back afterwards, if they are used."""
         if self.seeding != "global":
             yield
@@ -230,24 +222,10 @@ class Call:
                 np.random.set_state(numpy_state)  # noqa: NPY002
 
 
-def joined(chunks: Sequence[Chunk]) -> Chunk:
-    """All simulations of some chunks."""
-    index, theta, seeds = (np.concatenate([getattr(c, k) for c in chunks]) for k in ("index", "theta", "seeds"))
-    return Chunk(index, theta, seeds)
-
-
 def name_of(simulator: Simulator) -> str:
     """The name of a function, of the function within a partial, or of an object's class."""
     simulator = getattr(simulator, "func", simulator)
     return str(getattr(simulator, "__qualname__", type(simulator).__qualname__))
-
-
-def _parameters(simulator: Simulator) -> set[str]:
-    try:
-        parameters = inspect.signature(simulator).parameters.values()
-    except (TypeError, ValueError):
-        return set()
-    return {p.name for p in parameters if p.kind in (p.POSITIONAL_OR_KEYWORD, p.KEYWORD_ONLY)}
 
 
 def _seed_global_generators(seed: int) -> None:
@@ -258,8 +236,8 @@ def _seed_global_generators(seed: int) -> None:
         torch.cuda.manual_seed(seed)
 
 
-def _numbers(x: Any) -> Float32[ndarray, "*shape"]:
-    """What a simulator returned, float32; NaN and infinities stay."""
+def _float32(x: Any) -> Float32[ndarray, "*shape"]:
+    """The result of a simulator as float32; NaN and infinities stay."""
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         x = x.float().numpy() if x.is_floating_point() else x.numpy()

@@ -1,4 +1,8 @@
-"""The processes that run simulations, by joblib, and what is done when one of them dies."""
+"""The processes that run simulations, by joblib, and the search for the simulation that ended one of them.
+
+joblib, loky and Dask report that a process died, not which of its tasks killed it. So the chunks without an outcome are
+run again, each while nothing else runs, and a chunk that ends its process again, simulation by simulation.
+"""
 
 import contextlib
 import threading
@@ -15,8 +19,8 @@ from openedm.inference.calling import Call, Chunk, Outcome
 DEATHS = ("KilledWorker", "WorkerCrashedError", "OutOfMemoryError")  # Dask's and Ray's; loky's is a class we can name
 
 
-class _Queue:
-    """Hands chunks to joblib, which asks from several threads, and knows which of them have no outcome yet."""
+class _Tasks:
+    """The chunks as joblib's tasks, and those of them without an outcome. joblib takes tasks from several threads."""
 
     def __init__(self, call: Call, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> None:
         self._call, self._chunks, self._x_shape = call, chunks, x_shape
@@ -40,14 +44,14 @@ class _Queue:
             del self._waiting[first]
 
     def stop(self) -> list[Chunk]:
-        """Hand out nothing more; the chunks that have no outcome."""
+        """Yield no more tasks; returns the chunks that have no outcome."""
         with self._lock:
             self._stopped = True
             return list(self._waiting.values())
 
 
 class Pool:
-    """Runs chunks by joblib, in whatever its backend offers.
+    """Runs chunks by joblib, in the processes of its backend.
 
     Args:
         call: the simulator.
@@ -60,42 +64,42 @@ class Pool:
         self.processes = max(1, effective_n_jobs(workers))
 
     def outcomes(self, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
-        """What comes of the chunks, in any order. Where a process dies, what it may have run is run alone."""
+        """The outcomes of the chunks, in any order. Where a process dies, each chunk it may have run is run alone."""
         while True:
-            queue = _Queue(self._call, chunks, x_shape)
+            tasks = _Tasks(self._call, chunks, x_shape)
             try:
-                yield from self._parallel(queue)
+                yield from self._parallel(tasks)
                 return
             except Exception as error:
-                suspects = queue.stop()
+                suspects = tasks.stop()
                 if not _is_death(error):
                     raise
             for chunk in suspects:
                 yield from self._alone(chunk, x_shape)
 
-    def _parallel(self, queue: _Queue) -> Generator[Outcome, None, None]:
+    def _parallel(self, tasks: _Tasks) -> Generator[Outcome, None, None]:
         backend = get_active_backend()[0]
         if type(backend).__name__ == "DaskDistributedBackend":
-            # joblib's backend waits for ever for a task whose worker died.
-            yield from self._dask(backend.client, queue)
+            # joblib's own backend for Dask waits for ever for a task whose worker died.
+            yield from self._dask(backend.client, tasks)
         else:
-            yield from self._joblib(queue)
+            yield from self._joblib(tasks)
 
-    def _dask(self, client: Any, queue: _Queue) -> Generator[Outcome, None, None]:
+    def _dask(self, client: Any, tasks: _Tasks) -> Generator[Outcome, None, None]:
         import distributed
 
         def submit(task: Any) -> Any:
             function, arguments, _ = task
             return client.submit(function, *arguments, pure=False)
 
-        running = {submit(task) for task in islice(queue, 2 * self.processes)}
+        running = {submit(task) for task in islice(tasks, 2 * self.processes)}
         finished: Any = distributed.as_completed(running)  # type: ignore[no-untyped-call]
         try:
             for future in finished:
                 first, outcome = future.result()
                 running.discard(future)
-                queue.finished(first)
-                for task in islice(queue, 1):
+                tasks.finished(first)
+                for task in islice(tasks, 1):
                     following = submit(task)
                     running.add(following)
                     finished.add(following)
@@ -103,14 +107,14 @@ class Pool:
         finally:
             client.cancel(list(running))
 
-    def _joblib(self, queue: _Queue) -> Generator[Outcome, None, None]:
-        results = Parallel(n_jobs=self._workers, return_as="generator_unordered", batch_size=1)(queue)
+    def _joblib(self, tasks: _Tasks) -> Generator[Outcome, None, None]:
+        results = Parallel(n_jobs=self._workers, return_as="generator_unordered", batch_size=1)(tasks)
         try:
             for first, outcome in results:
-                queue.finished(first)
+                tasks.finished(first)
                 yield outcome
         except GeneratorExit:
-            # Told of an error, joblib ends its work quietly; a generator that is closed warns.
+            # An error thrown in ends joblib's work quietly; closing its generator warns.
             with contextlib.suppress(KeyboardInterrupt, StopIteration):
                 results.throw(KeyboardInterrupt())
             raise
@@ -118,13 +122,13 @@ class Pool:
     def _alone(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
         """The chunk while nothing else runs; if it kills the process again, one simulation at a time."""
         try:
-            yield from self._parallel(_Queue(self._call, iter([chunk]), x_shape))
+            yield from self._parallel(_Tasks(self._call, iter([chunk]), x_shape))
         except Exception as error:
             if not _is_death(error):
                 raise
             if len(chunk) == 1:
                 reason = f"the process died ({type(error).__name__}: {' '.join(str(error).split())})"
-                yield Outcome(chunk.rows([]), None, (chunk.failure(0, reason),), 0.0)
+                yield Outcome(chunk.failed([chunk.failure(0, reason)]), 0.0)
                 return
         else:
             return

@@ -1,5 +1,9 @@
 """Draw parameters from a prior and simulate with them: in batches or one by one, over processes, resumed after a kill.
 
+calling   how the simulator is called, and what is a failure
+pool      processes, and the search for the simulation that ended one
+store     simulations on disk
+
 Simulation i has θ_i and a seed that are functions of (prior, seed, i) alone: both are drawn in blocks of 1024. So its
 result depends neither on how many simulations there are, nor on how many processes share them, nor on their order.
 """
@@ -9,7 +13,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -19,28 +23,36 @@ from numpy import ndarray
 
 from openedm.ground import checks
 from openedm.ground.seeding import derive_seed
-from openedm.inference.calling import Call, Chunk, Failure, Outcome, Simulator, name_of
+from openedm.inference.calling import Call, Chunk, Outcome, Simulator, name_of
 from openedm.inference.pool import Pool
 from openedm.inference.prior_conversion import as_prior, prior_to_config
 from openedm.inference.priors import Prior
-from openedm.inference.store import Manifest, Simulations, Store, Writer
+from openedm.inference.simulations import Simulations
+from openedm.inference.store import Manifest, Store
+
+__all__ = ["SimulationProgress", "parameters", "simulate", "simulation_seeds"]
 
 BLOCK = 1024
+"""Parameters and seeds are drawn in blocks of so many."""
 PARAMETERS, SEEDS = range(2)
+"""Keys of their random streams."""
 
 BATCH_SIZE = 1000
+"""Simulations in a chunk at most, where `batch_size` does not say."""
 CHUNK_SECONDS = 0.5
+"""Wall time that a chunk should take."""
 SAVE_SECONDS = 1.0
+"""Work of each process after which results are written."""
 
 
 @dataclass(frozen=True)
 class SimulationProgress:
-    """Where `simulate` stands.
+    """How far `simulate` is.
 
     Attributes:
         done: simulations with a result, those of the store included.
-        failed: simulations without.
-        total: asked for.
+        failed: simulations without a result.
+        total: all simulations.
     """
 
     done: int
@@ -73,8 +85,8 @@ def simulate(
     or batched with `seeds` used row by row, a result depends on `seed` and its index alone. A batched simulator that
     gets one seed a batch, or none, depends on `batch_size` too.
 
-    With a store, what is done is on the disk after a second's work of every process or at the end of the simulation,
-    whatever is later; a run that was killed goes on when the same call is made again, with a larger n if you like.
+    With a store, results are on the disk after a second's work of every process or at the end of the simulation,
+    whichever is later; after a kill the same call, also with a larger n, goes on.
 
     >>> def simulator(theta, seed):
     ...     return theta + 0.1 * torch.randn(2, generator=torch.Generator().manual_seed(seed))
@@ -90,18 +102,18 @@ def simulate(
         seed: of everything, ≥ 0.
         batched: whether the simulator takes many θ at once.
         batch_size: how many simulations a process gets at a time. None: 1000 if batched, else half a second's.
-        workers: processes. None: as `joblib.parallel_config` says around the call (a backend such as "dask" or "ray",
-            with all that it has), one where there is none; −1: one a core. With one, simulations run in this
-            process, and a simulator that kills its process takes this one along. loky (joblib's own), Dask and Ray
-            tell of processes that die; "multiprocessing" does not.
+        workers: processes. None: as `joblib.parallel_config` says around the call (a backend such as "dask" or "ray"
+            and its settings), one where there is none; −1: one a core. With one, simulations run in this process, and
+            a simulator that kills its process ends this one. loky (joblib's own), Dask and Ray report processes that
+            die; "multiprocessing" does not.
         arrays: "torch", θ is a float32 tensor for the simulator; "numpy", a float64 array of the same values.
         store: a folder for the simulations, or a `Store`.
-        retry_failures: do those again that failed according to the store.
+        retry_failures: whether to run simulations again that failed according to the store.
         on_error: "report" failures, or "raise" at the first.
         progress: is called after every chunk, in this thread.
 
     Returns:
-        The simulations that gave a result, by index, and the failures.
+        The simulations that gave a result, by index, with the failures and the prior.
 
     Raises:
         TypeError: the simulator cannot be called, or an argument has another type.
@@ -109,18 +121,20 @@ def simulate(
         RuntimeError: a simulation failed and on_error="raise"; or none gave a result.
     """
     call = Call(simulator, batched, arrays)
-    _check(n, seed, batch_size, workers, arrays, on_error, store, retry_failures)
+    _check(n, seed, batch_size, workers, arrays, on_error)
+    if store is None and retry_failures:
+        raise ValueError("retry_failures=True needs a store: failures are retried from there")
     prior = as_prior(prior)
     if prior is None:
         raise TypeError("prior must be given: parameters are drawn from it")
     folder = store if store is None or isinstance(store, Store) else Store(store)
-    theta, seeds = parameters(prior, n, seed), simulation_seeds(n, seed)
+    chunk = Chunk(np.arange(n), parameters(prior, n, seed), simulation_seeds(n, seed))
     pool = Pool(call, workers)
-    with _held(folder, prior, theta, seed, call) as writer:
-        kept = _Kept(n, folder, writer, retry_failures, pool.processes)
-        chunks = _Chunks(Chunk(np.arange(n), theta, seeds).rows(kept.missing), batched, batch_size)
-        _run(pool, chunks, kept, on_error, progress)
-        return kept.simulations()
+    with _locked(folder, prior, seed, call) as add:
+        results = _Results(n, folder, add, retry_failures, pool.processes)
+        chunks = _Chunks(chunk.rows(results.missing), batched, batch_size)
+        _run(pool, chunks, results, on_error, progress)
+    return replace(results.simulations(), prior=prior)
 
 
 def parameters(prior: Prior, n: int, seed: int) -> Float32[ndarray, "n d"]:
@@ -136,16 +150,7 @@ def simulation_seeds(n: int, seed: int) -> Int64[ndarray, "n"]:
     return np.concatenate(blocks)[:n].astype(np.int64)
 
 
-def _check(
-    n: int,
-    seed: int,
-    batch_size: int | None,
-    workers: int | None,
-    arrays: str,
-    on_error: str,
-    store: Store | str | os.PathLike[str] | None,
-    retry_failures: bool,
-) -> None:
+def _check(n: int, seed: int, batch_size: int | None, workers: int | None, arrays: str, on_error: str) -> None:
     for name, value, low in (("n", n, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
         if value is not None or name != "batch_size":
             checks.integer(name, value)
@@ -156,52 +161,51 @@ def _check(
             raise ValueError(f"workers must be >= 1, or -1 for one a core, got {workers}")
     checks.one_of("arrays", arrays, ("torch", "numpy"))
     checks.one_of("on_error", on_error, ("report", "raise"))
-    if store is None and retry_failures:
-        raise ValueError("retry_failures=True needs a store: failures are retried from there")
 
 
-def _held(
-    store: Store | None, prior: Prior, theta: Float32[ndarray, "n d"], seed: int, call: Call
-) -> AbstractContextManager[Writer | None]:
+def _locked(
+    store: Store | None, prior: Prior, seed: int, call: Call
+) -> AbstractContextManager[Callable[[Simulations], None] | None]:
+    """Lock the store; inside the block, the function that adds to it. None without a store."""
     if store is None:
         return nullcontext()
     try:
         config = prior_to_config(prior)
-    except ValueError:  # it has no plain form; its draws tell it apart
+    except ValueError:  # it has no plain form and is recognised by its draws
         config = None
     first = parameters(prior, 8, seed).tolist()
-    return store.writing(Manifest(theta.shape[1], seed, name_of(call.simulator), config, first))
+    return store.writing(Manifest(prior.dim, seed, name_of(call.simulator), config, first))
 
 
 def _run(
     pool: Pool,
     chunks: "_Chunks",
-    kept: "_Kept",
+    results: "_Results",
     on_error: str,
     progress: Callable[[SimulationProgress], None] | None,
 ) -> None:
-    """Simulate all chunks; whatever ends this, what was finished is saved."""
-    tell = progress or (lambda progress: None)
+    """Simulate all chunks. Finished ones are saved, also if an error ends the run."""
+    report = progress or (lambda progress: None)
     try:
-        tell(kept.progress)
+        report(results.progress)
         while chunks.remaining:
-            # Until a result says what shape results have, one chunk is run at a time.
-            some = chunks if kept.x_shape is not None else iter([next(chunks)])
-            with contextlib.closing(pool.outcomes(some, kept.x_shape)) as outcomes:
+            # Until a result shows its shape, one chunk runs at a time.
+            some = chunks if results.x_shape is not None else iter([next(chunks)])
+            with contextlib.closing(pool.outcomes(some, results.x_shape)) as outcomes:
                 for outcome in outcomes:
-                    kept.take(outcome)
-                    chunks.learn(outcome)
-                    tell(kept.progress)
+                    results.take(outcome)
+                    chunks.adapt(outcome)
+                    report(results.progress)
                     if outcome.interrupted:
                         raise KeyboardInterrupt
-                    if outcome.failures and on_error == "raise":
-                        raise RuntimeError(str(outcome.failures[0]))
+                    if (failures := outcome.simulations.failures) and on_error == "raise":
+                        raise RuntimeError(str(failures[0]))
     finally:
-        kept.save()
+        results.save()
 
 
 class _Chunks:
-    """The simulations to do, cut into chunks when they are asked for."""
+    """An iterator over the simulations to run, in chunks that are cut when they are taken."""
 
     def __init__(self, todo: Chunk, batched: bool, batch_size: int | None) -> None:
         self._todo = todo
@@ -228,28 +232,32 @@ class _Chunks:
         self._position = min(stop, len(self._todo))
         return self._todo.rows(slice(start, self._position))
 
-    def learn(self, outcome: Outcome) -> None:
-        """Let chunks take about half a second each."""
-        count = len(outcome.done) + len(outcome.failures)
+    def adapt(self, outcome: Outcome) -> None:
+        """Choose the size of the next chunks such that they take about `CHUNK_SECONDS`."""
+        count = len(outcome.simulations) + len(outcome.simulations.failures)
         if count and outcome.seconds > 0:
-            wanted = int(CHUNK_SECONDS * count / outcome.seconds)
-            self._size = max(1, min(wanted, 4 * self._size, BATCH_SIZE))
+            fitting = int(CHUNK_SECONDS * count / outcome.seconds)
+            self._size = max(1, min(fitting, 4 * self._size, BATCH_SIZE))
 
 
-class _Kept:
-    """What came of the simulations: in memory, or in a store after a while."""
+class _Results:
+    """The finished simulations: in memory, or moved to a store from time to time."""
 
     def __init__(
-        self, n: int, store: Store | None, writer: Writer | None, retry_failures: bool, processes: int
+        self,
+        n: int,
+        store: Store | None,
+        add: Callable[[Simulations], None] | None,
+        retry_failures: bool,
+        processes: int,
     ) -> None:
-        self._n, self._store, self._writer, self._processes = n, store, writer, processes
-        self._chunks: list[Chunk] = []
-        self._results: list[Float32[ndarray, "b *x_shape"]] = []
-        self._failures: list[Failure] = []
-        self._saved = self._unsaved = 0.0
-        missing = np.ones(n, dtype=bool)
-        failed: list[int] = []
-        if store is not None and writer is not None:
+        self._n, self._store, self._add, self._processes = n, store, add, processes
+        self._parts: list[Simulations] = []
+        self._saved_seconds = self._unsaved_seconds = 0.0
+        self.x_shape: tuple[int, ...] | None = None
+        missing, failed = np.ones(n, dtype=bool), []
+        if store is not None and (manifest := store.manifest) is not None:
+            self.x_shape = manifest.x_shape
             done = store.done()
             missing[done[done < n]] = False
             failed = [] if retry_failures else [f.index for f in store.failures(n)]
@@ -257,48 +265,33 @@ class _Kept:
         missing[failed] = False
         self._failed = len(failed)
         self.missing = np.flatnonzero(missing)
-        self.x_shape = None if writer is None else writer.manifest.x_shape
 
     @property
     def progress(self) -> SimulationProgress:
         return SimulationProgress(self._done, self._failed, self._n)
 
     def take(self, outcome: Outcome) -> None:
-        if outcome.x is not None:
-            self._chunks.append(outcome.done)
-            self._results.append(outcome.x)
-            if self.x_shape is None:
-                self.x_shape = outcome.x.shape[1:]
-        self._failures.extend(outcome.failures)
-        self._done += len(outcome.done)
-        self._failed += len(outcome.failures)
-        self._unsaved += outcome.seconds
+        part = outcome.simulations
+        self._parts.append(part)
+        if len(part) and self.x_shape is None:
+            self.x_shape = tuple(part.x.shape[1:])
+        self._done += len(part)
+        self._failed += len(part.failures)
+        self._unsaved_seconds += outcome.seconds
         # A kill costs a second at most, or a thousandth of a long run, which keeps the number of files small.
-        if self._unsaved >= max(SAVE_SECONDS * self._processes, self._saved / 1000):
+        if self._unsaved_seconds >= max(SAVE_SECONDS * self._processes, self._saved_seconds / 1000):
             self.save()
 
     def save(self) -> None:
-        if self._writer is None:
+        """Move what is in memory to the store, if there is one."""
+        if self._add is None or not self._parts:
             return
-        if self._writer.manifest.x_shape != self.x_shape:
-            self._writer.describe(self.x_shape)
-        if self._chunks:
-            self._writer.add(self._chunks, self._results)
-        if self._failures:
-            self._writer.add_failures(self._failures)
-        self._chunks, self._results, self._failures = [], [], []
-        self._saved, self._unsaved = self._saved + self._unsaved, 0.0
+        self._add(Simulations.joined(self._parts))
+        self._parts = []
+        self._saved_seconds, self._unsaved_seconds = self._saved_seconds + self._unsaved_seconds, 0.0
 
     def simulations(self) -> Simulations:
         if self._done == 0:
-            failures = self._failures or (self._store.failures(self._n) if self._store else ())
+            failures = self._store.failures(self._n) if self._store else Simulations.joined(self._parts).failures
             raise RuntimeError(f"none of {self._n} simulations gave a result; {min(failures)}")
-        if self._store is not None:
-            return self._store.load(self._n)
-        index, theta, seeds = (
-            np.concatenate([getattr(c, k) for c in self._chunks]) for k in ("index", "theta", "seeds")
-        )
-        order = np.argsort(index)
-        x = np.concatenate(self._results)
-        rows, draws, numbers, own = (torch.from_numpy(a[order]) for a in (theta, x, index, seeds))
-        return Simulations(rows, draws, tuple(sorted(self._failures)), numbers, own)
+        return Simulations.joined(self._parts) if self._store is None else self._store.load(self._n)

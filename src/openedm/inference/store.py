@@ -3,7 +3,7 @@
 | file | content |
 |---|---|
 | manifest.json | what the simulations are of: dimensions, seed, names, prior, the first θ |
-| part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that were done |
+| part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
 | failures-….parquet | index, seed, theta, error: simulations that failed |
 | lock | held by the run that writes |
 
@@ -11,13 +11,13 @@ Files are immutable and appear complete or not at all: each is written under a h
 renamed. Any parquet reader can read them.
 """
 
-import json
+import itertools
 import os
 import time
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,34 +25,15 @@ import numpy as np
 import torch
 from jaxtyping import Float32, Int64
 from numpy import ndarray
-from torch import Tensor
 
-from openedm.ground.storage import replacing
-from openedm.inference.calling import Chunk, Failure, joined
+from openedm.ground.storage import read_json, replacing, write_json
+from openedm.inference.prior_conversion import prior_from_config
+from openedm.inference.priors import Prior
+from openedm.inference.simulations import Failure, Simulations
+
+__all__ = ["Manifest", "Store"]
 
 FORMAT = "openedm-simulations-1"
-
-
-@dataclass(frozen=True, eq=False)
-class Simulations:
-    """Parameters, what was simulated with them, and what failed.
-
-    Attributes:
-        theta: (n, d).
-        x: (n, *x_shape); NaN and infinities as the simulator returned them.
-        failures: of the simulations that gave no result, in the order of their indices.
-        index: (n,), ascending: the number of the simulation in each row.
-        seeds: (n,), of each.
-    """
-
-    theta: Float32[Tensor, "n d"]
-    x: Float32[Tensor, "n *x_shape"]
-    failures: tuple[Failure, ...]
-    index: Int64[Tensor, "n"]
-    seeds: Int64[Tensor, "n"]
-
-    def __len__(self) -> int:
-        return len(self.theta)
 
 
 @dataclass(frozen=True)
@@ -63,7 +44,7 @@ class Manifest:
         dim: d.
         seed: from which θ and the simulations' seeds follow.
         simulator: its name.
-        prior: its plain form, for readers; None where it has none.
+        prior: its plain form; None where it has none.
         first_theta: the first θ, by which the prior is recognised.
         x_shape: of a result; None before there is one.
     """
@@ -106,13 +87,13 @@ class Store:
         if not path.exists():
             return None
         try:
-            content = json.loads(path.read_text())
+            content = read_json(path)
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
             shape = content.pop("x_shape")
             return Manifest(**content, x_shape=None if shape is None else tuple(shape))
-        except (AttributeError, KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no manifest of the format {FORMAT!r}: {error}") from error
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a manifest of the format {FORMAT!r}: {error}") from error
 
     def load(self, n: int | None = None) -> Simulations:
         """The simulations, in the order of their indices; parts are read one after the other.
@@ -140,8 +121,8 @@ class Store:
             theta[rows] = _unpack(table["theta"], manifest.dim)[kept]
             x[rows] = _unpack(table["x"], x[0].size)[kept].reshape(-1, *manifest.x_shape)
         read = slice(None) if seeds.min() >= 0 else seeds >= 0  # without files that were damaged in the middle
-        found_theta, found_x, found_index, found_seeds = (torch.from_numpy(a[read]) for a in (theta, x, index, seeds))
-        return Simulations(found_theta, found_x, failures, found_index, found_seeds)
+        rows, draws, numbers, streams = (torch.from_numpy(a[read]) for a in (theta, x, index, seeds))
+        return Simulations(rows, draws, numbers, streams, failures, self._prior(manifest))
 
     def done(self) -> Int64[ndarray, "k"]:
         """The indices of the simulations that gave a result, ascending."""
@@ -161,8 +142,8 @@ class Store:
         return tuple(found[i] for i in sorted(found) if i not in done and (n is None or i < n))
 
     @contextmanager
-    def writing(self, manifest: Manifest) -> Iterator["Writer"]:
-        """Hold the store to add simulations to it.
+    def writing(self, manifest: Manifest) -> Iterator[Callable[[Simulations], None]]:
+        """Lock the store; inside the block, the function that adds simulations to it.
 
         Raises:
             ValueError: the store's simulations are of something else, or another run is adding to it.
@@ -170,27 +151,63 @@ class Store:
         self.path.mkdir(parents=True, exist_ok=True)
         with self._lock():
             existing = self.manifest
-            if existing is not None:
+            if existing is None:
+                self._describe(manifest)
+            else:
                 self._check(existing, manifest)
             for remains in self.path.glob(".*.tmp"):  # of runs that were killed
                 remains.unlink(missing_ok=True)
-            writer = Writer(self.path, existing or manifest)
-            if existing is None:
-                writer.describe(manifest.x_shape)
-            yield writer
+            yield self._add
 
-    def _check(self, mine: Manifest, asked: Manifest) -> None:
+    def _add(self, simulations: Simulations) -> None:
+        """One file of the results, and one of the failures."""
+        manifest = self.manifest
+        if len(simulations):
+            if manifest is not None and manifest.x_shape is None:
+                self._describe(replace(manifest, x_shape=tuple(simulations.x.shape[1:])))
+            index, seeds, theta, x = (getattr(simulations, name).numpy() for name in ("index", "seeds", "theta", "x"))
+            columns = {"index": index, "seed": seeds, "theta": _pack(theta), "x": _pack(x.reshape(len(x), -1))}
+            self._write("part", columns)
+        if failures := simulations.failures:
+            theta = _pack(np.array([f.theta for f in failures], np.float32))
+            index, seeds, errors = ([getattr(f, name) for f in failures] for name in ("index", "seed", "error"))
+            self._write("failures", {"index": index, "seed": seeds, "theta": theta, "error": errors})
+
+    def _describe(self, manifest: Manifest) -> None:
+        with replacing(self.path / "manifest.json") as temporary:
+            write_json(temporary, {"format": FORMAT, **asdict(manifest)})
+        _flush_folder(self.path)
+
+    def _write(self, kind: str, columns: Mapping[str, Any]) -> None:
+        import pyarrow
+
+        # Names ascend with time; the process and a count keep those of one moment apart.
+        path = self.path / f"{kind}-{time.time_ns():020d}-{os.getpid()}-{next(_COUNT)}.parquet"
+        with replacing(path) as temporary:
+            _parquet().write_table(pyarrow.table(dict(columns)), temporary, compression="zstd", use_dictionary=False)
+        _flush_folder(self.path)
+
+    def _prior(self, manifest: Manifest) -> Prior | None:
+        if manifest.prior is None:
+            return None
+        try:
+            return prior_from_config(manifest.prior)
+        except ValueError as error:
+            warnings.warn(f"the prior of store {str(self.path)!r} is not known: {error}", RuntimeWarning, stacklevel=3)
+            return None
+
+    def _check(self, stored: Manifest, given: Manifest) -> None:
         where = f"store {str(self.path)!r} holds simulations"
-        if mine.dim != asked.dim:
-            raise ValueError(f"{where} of {mine.dim} parameters, but prior has {asked.dim}")
-        if mine.seed != asked.seed:
-            raise ValueError(f"{where} with seed {mine.seed}, got seed {asked.seed}; pass that one, or another store")
-        if not np.allclose(mine.first_theta, asked.first_theta, rtol=1e-4):
-            raise ValueError(f"{where} of another prior, {mine.prior}; got {asked.prior}")
-        if mine.simulator != asked.simulator:
+        if stored.dim != given.dim:
+            raise ValueError(f"{where} of {stored.dim} parameters, but prior has {given.dim}")
+        if stored.seed != given.seed:
+            raise ValueError(f"{where} with seed {stored.seed}, got seed {given.seed}; pass that one, or another store")
+        if not np.allclose(stored.first_theta, given.first_theta, rtol=1e-4):
+            raise ValueError(f"{where} of another prior, {stored.prior}; got {given.prior}")
+        if stored.simulator != given.simulator:
             raise ValueError(
-                f"{where} of {mine.simulator!r}, got the simulator {asked.simulator!r}; pass another store, or, if it "
-                "is the same simulator by a new name, change the name in manifest.json"
+                f"{where} of {stored.simulator!r}, got the simulator {given.simulator!r}; pass another store, or, if "
+                "the same simulator has a new name, change the name in manifest.json"
             )
 
     @contextmanager
@@ -222,48 +239,7 @@ class Store:
                 warnings.warn(f"{path} is damaged and is ignored: {error}", RuntimeWarning, stacklevel=2)
 
 
-class Writer:
-    """Adds files to a store that is held.
-
-    Args:
-        path: of the store.
-        manifest: of the store.
-    """
-
-    def __init__(self, path: Path, manifest: Manifest) -> None:
-        self.path = path
-        self.manifest = manifest
-        self._count = 0
-
-    def describe(self, x_shape: tuple[int, ...] | None) -> None:
-        """Write the manifest, with the shape of the results if it is known."""
-        self.manifest = Manifest(**{**self.manifest.__dict__, "x_shape": x_shape})
-        with replacing(self.path / "manifest.json") as temporary:
-            temporary.write_text(json.dumps({"format": FORMAT, **self.manifest.__dict__}, indent=1) + "\n")
-        _flush_folder(self.path)
-
-    def add(self, chunks: Sequence[Chunk], results: Sequence[Float32[ndarray, "_ *x_shape"]]) -> None:
-        """One file of the results of these chunks."""
-        done = joined(chunks)
-        x = np.concatenate([np.reshape(r, (len(r), -1)) for r in results])
-        self._write("part", {"index": done.index, "seed": done.seeds, "theta": _pack(done.theta), "x": _pack(x)})
-
-    def add_failures(self, failures: Sequence[Failure]) -> None:
-        """One file of these failures."""
-        theta = _pack(np.array([f.theta for f in failures], np.float32))
-        index, seeds = ([getattr(f, k) for f in failures] for k in ("index", "seed"))
-        self._write("failures", {"index": index, "seed": seeds, "theta": theta, "error": [f.error for f in failures]})
-
-    def _write(self, kind: str, columns: Mapping[str, Any]) -> None:
-        import pyarrow
-
-        self._count += 1
-        # Names ascend with time; the process and a count keep those of one moment apart.
-        path = self.path / f"{kind}-{time.time_ns():020d}-{os.getpid()}-{self._count}.parquet"
-        table = pyarrow.table(dict(columns))
-        with replacing(path) as temporary:
-            _parquet().write_table(table, temporary, compression="zstd", use_dictionary=False)
-        _flush_folder(self.path)
+_COUNT = itertools.count(1)
 
 
 def _pack(rows: Float32[ndarray, "b k"]) -> Any:
@@ -277,7 +253,7 @@ def _unpack(column: Any, width: int) -> Float32[ndarray, "b k"]:
 
 
 def _flush_folder(path: Path) -> None:
-    """See that renamed files keep their new names when the power fails."""
+    """Make new names of files durable."""
     if os.name == "posix":
         descriptor = os.open(path, os.O_RDONLY)
         try:
