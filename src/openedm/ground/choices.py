@@ -72,10 +72,15 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
 
 
 def class_path(cls: type) -> str:
-    """The name of a class by which users import it: the shortest package that exports it."""
+    """The name of a class by which users import it: the shortest package that exports it.
+
+    That is the room for classes of openedm: which of them its top level exports may change, files may not.
+    """
     module = cls.__module__
-    while "." in module and getattr(sys.modules.get(module.rpartition(".")[0]), cls.__name__, None) is cls:
-        module = module.rpartition(".")[0]
+    while (parent := module.rpartition(".")[0]) and parent != "openedm":
+        if getattr(sys.modules.get(parent), cls.__name__, None) is not cls:
+            break
+        module = parent
     return f"{module}.{cls.__qualname__}"
 
 
