@@ -202,7 +202,7 @@ def test_what_does_not_fit_is_refused_when_made(arguments, settings, message):
         (lambda p, x: p.sample("data"), TypeError, "x must be a tensor, an array or numbers, got str"),
         (lambda p, x: p.sample(x + 0j), TypeError, "x must be real"),
         (lambda p, x: p.sample(), ValueError, "x must be given: an observation of shape"),
-        (lambda p, x: p.sample((3, 1, 2)), ValueError, "a tuple of integers is taken as the shape"),
+        (lambda p, x: p.sample((3, 1, 2)), ValueError, "a tuple of integers is the shape of the samples"),
         (lambda p, x: p.sample(x, x=x), ValueError, "x must be given once"),
         (lambda p, x: p.sample((4,), x=x), ValueError, "x must be one observation here, got 5"),
         (lambda p, x: p.sample(x, 0), ValueError, "n must be >= 1, got 0"),
@@ -237,6 +237,16 @@ def test_the_form_of_sbi_is_understood():
     torch.testing.assert_close(default.log_prob(expected), POSTERIOR.log_prob(expected, x[1]))
     assert default.map().shape == (2,)
     assert POSTERIOR.default_x is None
+
+
+def test_a_tuple_of_integers_with_a_number_of_samples_is_refused_because_it_is_a_shape():
+    message = r"n must not be given with a tuple .* got n=2 and \(3, 4, 5\); .* call sample\(x=\(3, 4, 5\), n=2\)"
+    for call in (lambda p: p.sample((3, 4, 5), n=2), lambda p: p.sample((3, 4, 5), 2)):
+        with pytest.raises(ValueError, match=message):
+            call(LinearGaussian().set_default_x(observations(1)))
+    assert POSTERIOR.sample(x=(3, 4, 5), n=2).equal(POSTERIOR.sample([3, 4, 5], 2))
+    with pytest.raises(ValueError, match=r"x must be given: .* is the shape of the samples"):
+        POSTERIOR.sample((3, 4, 5))
 
 
 def test_batched_samples_of_sbi_differ_where_observations_repeat():

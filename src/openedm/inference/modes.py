@@ -1,4 +1,4 @@
-"""The highest point of a density near a start: argmax_θ ln q(θ), climbed in z = b(θ), where every z lies inside.
+"""The mode of a density: argmax_θ ln q(θ), searched in z = b(θ), where every z lies inside the support.
 
 L-BFGS (Liu & Nocedal 1989) on the gradient where autograd can follow the density; Nelder & Mead's simplex (1965) where
 it cannot. Each coordinate of z is divided by its spread, so that steps have the size of the posterior.
@@ -15,13 +15,15 @@ from torch import Tensor
 
 from openedm.inference.bijections import Bijection
 
+__all__ = ["MAX_ITERATIONS", "Density", "find_mode"]
+
 Density = Callable[[Tensor], Tensor]
 """ln q of points (n, dim), (n,)."""
 
 MAX_ITERATIONS = 200
 
 
-def climb(
+def find_mode(
     density: Density, draws: Float[Tensor, "draws dim"], bijection: Bijection | None = None
 ) -> Float[Tensor, "dim"]:
     """The highest point found from the best of `draws`; never lower than that.
@@ -37,31 +39,28 @@ def climb(
     z = (bijection.forward(draws) if bijection is not None else draws).double()
     spread = z.std(0) if len(z) > 1 else torch.ones_like(z[0])
     spread = torch.where(spread > 0, spread, 1.0)
-    centre = z[best]
 
     def theta_at(u: Tensor) -> Tensor:
-        place = centre + spread * u
-        inside = bijection.inverse(place) if bijection is not None else place
-        return inside.to(draws.dtype)
+        place = z[best] + spread * u
+        return (bijection.inverse(place) if bijection is not None else place).to(draws.dtype)
 
-    def depth(u: Float64[np.ndarray, "dim"]) -> tuple[float, Any]:
+    def negative(u: Float64[np.ndarray, "dim"]) -> tuple[float, Any]:
         leaf = torch.as_tensor(u, dtype=torch.float64, device=draws.device).requires_grad_()
         with torch.enable_grad():
             value = density(theta_at(leaf)[None])[0]
             slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else None
         return -float(value.detach()), None if slope is None else -slope.cpu().numpy()
 
-    def depth_alone(u: Float64[np.ndarray, "dim"]) -> float:
-        return depth(u)[0]
+    def negative_value(u: Float64[np.ndarray, "dim"]) -> float:
+        return negative(u)[0]
 
     start = np.zeros(draws.shape[1])
-    if depth(start)[1] is not None:
-        found = minimize(depth, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
+    if negative(start)[1] is not None:
+        found = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxiter": MAX_ITERATIONS})
     else:
-        simplex = np.vstack([start, start + np.eye(len(start)) / 4])
-        limit = MAX_ITERATIONS * len(start)
+        simplex, limit = np.vstack([start, start + np.eye(len(start)) / 4]), MAX_ITERATIONS * len(start)
         options: Any = {"initial_simplex": simplex, "maxiter": limit, "xatol": 1e-3, "fatol": 1e-4}
-        found = minimize(depth_alone, start, method="Nelder-Mead", options=options)
+        found = minimize(negative_value, start, method="Nelder-Mead", options=options)
     with torch.no_grad():
         peak = theta_at(torch.as_tensor(found.x, device=draws.device))
         higher = bool(peak.isfinite().all()) and float(density(peak[None])[0]) >= float(heights[best])

@@ -17,8 +17,10 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference.draws import numbered_seeds, observation_seeds, section_seeds
-from openedm.inference.modes import climb
+from openedm.inference.modes import find_mode
 from openedm.inference.priors import Prior
+
+__all__ = ["SECTION", "Posterior", "Values", "as_tensor"]
 
 Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float
 """What can be read as a tensor of numbers."""
@@ -44,7 +46,7 @@ class Posterior(ABC):
         device: where samples and densities are computed.
 
     Attributes:
-        max_rows: how many samples of several observations are asked of `_draw` and `_density` together.
+        max_rows: how many samples of several observations `_draw` and `_density` compute at a time.
 
     Raises:
         TypeError: dim is no integer.
@@ -109,7 +111,7 @@ class Posterior(ABC):
         self,
         x_or_shape: Values | None = None,
         /,
-        n: int = 1000,
+        n: int | None = None,
         *,
         x: Values | None = None,
         seed: int | Sequence[int] = 0,
@@ -117,35 +119,39 @@ class Posterior(ABC):
     ) -> Float[Tensor, "... dim"]:
         """Samples from p(θ | x): `sample(x, n)`.
 
-        The form of sbi is understood too: where the first argument is a tuple of integers it is the shape wanted, as in
+        The form of sbi works too: a first argument that is a tuple of integers is the shape of the samples, as in
         `sample((n,), x=x_obs)`; x then is one observation, also as a batch of one, or that of `set_default_x`, and the
         result is (*shape, dim). So an observation that is a tuple of integers must be given as a tensor or by `x=`.
 
         Args:
             x_or_shape: one observation of shape `x_shape`, or a batch (b, *x_shape); or a shape.
-            n: how many samples of each observation, ≥ 1.
+            n: how many samples of each observation, ≥ 1; None means 1000. Not with a shape.
             x: another place for the observations.
             seed: an integer ≥ 0; or one for each observation, so that equal observations get different samples.
-            show_progress_bars: of sbi's form, where it is often given. There are none.
+            show_progress_bars: part of sbi's form, without effect: there are no bars.
 
         Returns:
             (n, dim) for one observation, (b, n, dim) for a batch, on `device`.
 
         Raises:
             TypeError: n or a seed is no integer, or x holds no numbers.
-            ValueError: x has another shape, or holds NaN or infinities; n < 1; a seed is negative, or there are not as
-                many as observations.
+            ValueError: x has another shape, or holds NaN or infinities; n < 1, or n is given with a shape; a seed is
+                negative, or there are not as many as observations.
         """
         if _is_shape(x_or_shape):
+            if n is not None:
+                raise ValueError(
+                    f"n must not be given with a tuple of integers, which is the shape of the samples as in sbi, got "
+                    f"n={n} and {tuple(x_or_shape)}; for that observation call sample(x={tuple(x_or_shape)}, n={n})"
+                )
             observations, _ = self._observations(x)
             if len(observations) != 1:
                 raise ValueError(f"x must be one observation here, got {len(observations)}; see sample_batched")
-            shape = tuple(x_or_shape)
-            return self._samples(observations, math.prod(shape), seed)[0].reshape(*shape, self.dim)
+            return self._samples(observations, math.prod(x_or_shape), seed)[0].reshape(*x_or_shape, self.dim)
         if x_or_shape is not None and x is not None:
             raise ValueError("x must be given once, got it twice; the shape of sbi's form is a tuple of integers")
         observations, single = self._observations(x if x_or_shape is None else x_or_shape)
-        samples = self._samples(observations, n, seed)
+        samples = self._samples(observations, 1000 if n is None else n, seed)
         return samples[0] if single else samples
 
     @torch.no_grad()
@@ -167,8 +173,8 @@ class Posterior(ABC):
             sample_shape: of the samples of each observation.
             x: (b, *x_shape).
             seed: an integer ≥ 0.
-            show_progress_bars: of sbi's interface. There are none.
-            max_sampling_batch_size: of sbi's interface; `max_rows` bounds what is computed at a time.
+            show_progress_bars, max_sampling_batch_size: part of sbi's interface, without effect: there are no bars, and
+                `max_rows` bounds what is computed at a time.
 
         Raises:
             TypeError, ValueError: as `sample`.
@@ -195,7 +201,7 @@ class Posterior(ABC):
             ValueError: theta or x has another shape or holds NaN, or x infinities.
         """
         observations, _ = self._observations(x)
-        points, count = _tensor("theta", theta), len(observations)
+        points, count = as_tensor("theta", theta), len(observations)
         shapes = f"({count}, n, {self.dim})" if count > 1 else f"(n, {self.dim})"
         grouped = points.ndim == 3 and len(points) == count
         if not (grouped or (count == 1 and points.ndim in (1, 2))) or points.shape[-1] != self.dim:
@@ -207,7 +213,7 @@ class Posterior(ABC):
             return self._log_prob(points.reshape(count, -1, self.dim), observations).reshape(points.shape[:-1])
 
     def map(self, x: Values | None = None, *, num_draws: int = 256, seed: int = 0) -> Float[Tensor, "... dim"]:
-        """The mode of q(θ | x) in θ, climbed from the highest of some samples, in the prior's unbounded coordinates.
+        """The mode of q(θ | x) in θ, found by ascent from the highest of some samples, in unbounded coordinates.
 
         By the gradient where `log_prob` has one, else by a simplex. Of several modes it is the one of that sample. A
         density that is highest at an end of its support (a uniform prior's, say) has its mode just inside.
@@ -233,7 +239,8 @@ class Posterior(ABC):
         def density_for(one: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda points: self._log_prob(points[None], one[None])[0].cpu()
 
-        modes = [climb(density_for(x), its, bijection) for x, its in zip(observations, draws.cpu(), strict=True)]
+        pairs = zip(observations, draws.cpu(), strict=True)
+        modes = [find_mode(density_for(one), starts, bijection) for one, starts in pairs]
         return (modes[0] if single else torch.stack(modes)).to(self.device)
 
     @property
@@ -258,11 +265,11 @@ class Posterior(ABC):
         if x is None:
             if self._default_x is None:
                 raise ValueError(
-                    f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor; "
-                    "a tuple of integers is taken as the shape of samples, as in sbi"
+                    f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor or by "
+                    "x=; a first argument that is a tuple of integers is the shape of the samples, as in sbi"
                 )
             return self._default_x[None], True
-        values = _tensor("x", x).detach().to(self.device, torch.float32)
+        values = as_tensor("x", x).detach().to(self.device, torch.float32)
         shape = tuple(values.shape)
         single = shape == self.x_shape
         if not single and (len(shape) != len(self.x_shape) + 1 or shape[1:] != self.x_shape or shape[0] == 0):
@@ -281,10 +288,9 @@ class Posterior(ABC):
         sections = []
         for number, start in enumerate(range(0, n, SECTION)):
             count = min(SECTION, n - start)
-            now = section_seeds(seeds, number)
-            together = max(1, self.max_rows // count)
-            groups = zip(torch.split(x, together), _split(now, together), strict=True)
-            sections.append(torch.cat([self._draw(part, count, its) for part, its in groups]))
+            now, size = section_seeds(seeds, number), max(1, self.max_rows // count)
+            parts = [self._draw(x[i : i + size], count, now[i : i + size]) for i in range(0, len(x), size)]
+            sections.append(torch.cat(parts))
         return torch.cat(sections, 1)
 
     def _seeds(self, x: Tensor, seed: int | Sequence[int]) -> tuple[int, ...]:
@@ -305,10 +311,10 @@ class Posterior(ABC):
             return theta.new_zeros(theta.shape[:-1])
         theta, inside = self._moved_inside(theta.to(self.device))
         count = min(SECTION, theta.shape[1])
-        together = max(1, self.max_rows // count)
+        size = max(1, self.max_rows // count)
         rows = [
-            torch.cat([self._density(points, part) for points in torch.split(its, count, 1)], 1)
-            for its, part in zip(torch.split(theta, together), torch.split(x, together), strict=True)
+            torch.cat([self._density(points, x_chunk) for points in torch.split(theta_chunk, count, 1)], 1)
+            for theta_chunk, x_chunk in zip(torch.split(theta, size), torch.split(x, size), strict=True)
         ]
         return torch.where(inside, torch.cat(rows), -math.inf)
 
@@ -327,8 +333,12 @@ def _is_shape(value: object) -> TypeGuard[tuple[int, ...]]:
     return isinstance(value, tuple) and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
 
 
-def _tensor(name: str, values: Values) -> Tensor:
-    """`values` as a floating tensor; float64 stays."""
+def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
+    """`values` as a float32 tensor; float64 stays.
+
+    Raises:
+        TypeError: they are no real numbers; the message names the argument.
+    """
     try:
         tensor = torch.as_tensor(values)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -336,7 +346,3 @@ def _tensor(name: str, values: Values) -> Tensor:
     if tensor.is_complex():
         raise TypeError(f"{name} must be real, got {tensor.dtype}")
     return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
-
-
-def _split(seeds: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [seeds[i : i + size] for i in range(0, len(seeds), size)]
