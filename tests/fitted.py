@@ -3,7 +3,7 @@
 from openedm.inference import tasks
 from openedm.inference.emulator import MixtureOptions
 from openedm.inference.fitting import fit
-from openedm.inference.refinement import Refinement
+from openedm.inference.refine import Refinement
 from openedm.inference.settings import Settings
 from openedm.inference.trained import DenoiserPosterior
 from openedm.networks import ConditionalMLP, VectorSummary

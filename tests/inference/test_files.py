@@ -11,7 +11,7 @@ from fitted import TINY
 from openedm import inference
 from openedm.exact import GaussianMixture
 from openedm.inference import Box, DenoiserPosterior, Independent, LogNormal, Normal, fit, load, save
-from openedm.inference.files import CONFIG, FORMAT, WEIGHTS
+from openedm.inference.storage import CONFIG, WEIGHTS
 from openedm.likelihood import Likelihood
 from openedm.sampling import Sampler
 
@@ -26,7 +26,7 @@ def saved(two_moons, tmp_path):
 
 
 def refined(posterior):
-    return posterior._with(replace(posterior.parts, refinement=TINY.refinement))
+    return posterior.with_refinement(TINY.refinement)
 
 
 def assert_alike(first, second, x=X):
@@ -105,6 +105,15 @@ def test_data_that_are_summarised_reduced_or_left_out_are_so_again(tmp_path):
     assert_alike(posterior, load(tmp_path / "posterior"), x[0])
 
 
+def test_a_posterior_of_version_1_is_read(two_moons, saved):
+    def age(config):
+        config["format"] = "openedm-posterior-1"
+        del config["version"], config["kind"]
+
+    rewritten(saved, age)
+    assert_alike(two_moons, load(saved))
+
+
 def test_the_global_generator_is_left_alone(saved):
     before = torch.get_rng_state()
     load(saved)
@@ -125,7 +134,7 @@ def test_a_write_that_fails_leaves_nothing(two_moons, tmp_path, monkeypatch):
     def broken(path, tensors):
         raise OSError("disk full")
 
-    monkeypatch.setattr("openedm.inference.files.write_tensors", broken)
+    monkeypatch.setattr("openedm.inference.storage.write_tensors", broken)
     with pytest.raises(OSError, match="disk full"):
         two_moons.save(tmp_path / "posterior")
     assert list(tmp_path.iterdir()) == []
@@ -140,17 +149,13 @@ def test_a_denoiser_of_ones_own_cannot_be_saved(two_moons, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_networks_that_are_not_those_of_the_report_are_refused(two_moons, tmp_path):
-    other = tiny_report(two_moons.report, width=16)
-    posterior = DenoiserPosterior(two_moons.plain().parts, prior=two_moons.prior, report=other)
-    with pytest.raises(ValueError, match="its networks are others than its report says"):
+def test_networks_that_do_not_fit_their_description_are_refused(two_moons, tmp_path):
+    parts = two_moons.plain().parts
+    other = replace(parts.model, network=replace(parts.model.network, width=16))
+    posterior = DenoiserPosterior(replace(parts, model=other), prior=two_moons.prior)
+    with pytest.raises(ValueError, match=r"do not fit the network: .* has shape"):
         posterior.save(tmp_path / "posterior")
-
-
-def tiny_report(report, width):
-    changed = json.loads(json.dumps(report))
-    changed["settings"]["init_args"]["network"]["init_args"]["width"] = width
-    return changed
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_prior_without_a_plain_form_is_refused(two_moons, tmp_path):
@@ -179,7 +184,12 @@ def rewritten(folder, change):
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda c: c.update(format="openedm-posterior-9"), f"format must be '{FORMAT}', got 'openedm-posterior-9'"),
+        (
+            lambda c: c.update(format="other"),
+            "format must be 'openedm-posterior' in version 2, got 'other'",
+        ),
+        (lambda c: c.update(version=9), "format must be .* in version 2, got 'openedm-posterior' in version 9"),
+        (lambda c: c.update(kind="flow"), "kind must be one of 'fit', 'joint', got 'flow'"),
         (lambda c: c.pop("model"), "does not describe a posterior: KeyError.'model'"),
         (lambda c: c["prior"].update(class_path="os.system"), "does not describe a posterior: .*os.system"),
         (lambda c: c["sampler"].update(class_path="os.system"), "does not describe a posterior: .*os.system"),

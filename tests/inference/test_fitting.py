@@ -9,7 +9,7 @@ import torch
 from fitted import TINY
 from openedm.inference import Box, Normal, Settings, fit
 from openedm.inference.emulator import MixtureOptions
-from openedm.inference.refinement import Refinement
+from openedm.inference.refine import Refinement
 from openedm.networks import ConditionalMLP, SetSummary
 from openedm.training import Observer
 
@@ -53,7 +53,7 @@ def test_what_does_not_fit_is_refused_before_any_work(change: dict, message: str
 def test_simulations_that_are_not_finite_are_named_or_dropped() -> None:
     x = X.clone()
     x[7, 0], x[11, 1] = math.nan, math.inf
-    with pytest.raises(ValueError, match="2 of 300 simulations are not: 7, 11; on_nonfinite='drop' leaves them out"):
+    with pytest.raises(ValueError, match=r"2 of 300 simulations are not: 7, 11; fit\(…, on_nonfinite='drop'\) leaves"):
         fit(THETA, x, PRIOR, settings=PLAIN)
     assert fit(THETA, x, PRIOR, settings=PLAIN, on_nonfinite="drop").report["simulations"] == 298
 
@@ -108,7 +108,7 @@ def test_a_linear_gaussian_posterior_is_found(prior, without_type_checker) -> No
     if prior is not None:
         exact = torch.distributions.Normal(0.8 * observed, std).log_prob(samples[:20]).sum(1).double()
         assert float((posterior.log_prob(samples[:20], observed) - exact).abs().mean()) < 0.35
-        emulated = posterior._with(replace(posterior.parts, refinement=Refinement(num_steps=10)))
+        emulated = posterior.with_refinement(Refinement(num_steps=10))
         assert emulated.refined
         torch.testing.assert_close(
             emulated.sample(observed, 2000).std(0), torch.full((3,), std), atol=0.1 * std, rtol=0
@@ -137,6 +137,14 @@ def test_an_interrupted_fit_is_resumed_to_the_same_posterior(tmp_path) -> None:
         fit(THETA, X, PRIOR, settings=PLAIN, run=tmp_path, observers=[Stop()])
     resumed = fit(THETA, X, PRIOR, settings=PLAIN, run=tmp_path, resume=True)
     assert torch.equal(whole.sample(torch.zeros(2), 20), resumed.sample(torch.zeros(2), 20))
+
+
+def test_more_parameters_than_have_an_exact_trace_are_judged_with_fixed_probes() -> None:
+    theta, x = simulated(150, 17)
+    posterior = fit(theta, x, settings=replace(PLAIN, members=1, judged=2))
+    assert math.isfinite(posterior.report["held_out_log_prob"]["simulations"])
+    both = posterior.log_prob(theta[:2, None], x[:2])[:, 0]
+    torch.testing.assert_close(posterior.log_prob(theta[1], x[1]), both[1])
 
 
 def test_the_rule_depends_on_counts_and_shapes_alone() -> None:

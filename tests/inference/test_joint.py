@@ -1,3 +1,4 @@
+import json
 import math
 from dataclasses import replace
 
@@ -5,6 +6,8 @@ import pytest
 import torch
 
 from openedm.denoiser import Denoiser
+from openedm.ground.choices import to_config
+from openedm.inference import DenoiserPosterior, load
 from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, Latent, coordinates_of, part_of
 from openedm.inference.joint import Joint, fit_joint
@@ -15,7 +18,7 @@ from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer
 from openedm.sampling import Auto, Heun
-from openedm.training import HalfLife, Options
+from openedm.training import HalfLife, Options, save_checkpoint
 
 SMALL = JointTransformer(width=16, num_blocks=2, num_heads=2)
 ROUGH = Likelihood(solver=Heun(), num_steps=12)
@@ -249,11 +252,37 @@ def test_a_joint_distribution_is_the_same_after_saving_and_loading(tmp_path):
     assert isinstance(back.posterior(), Conditional)
     with pytest.raises(ValueError, match="exists already"):
         joint.save(tmp_path / "joint")
-    (tmp_path / "joint" / "joint.json").write_text("{}")
-    with pytest.raises(ValueError, match=r"format must be 'openedm-joint-1', got None"):
-        Joint.load(tmp_path / "joint")
-    with pytest.raises(ValueError, match=r"is no description of a joint distribution"):
+    with pytest.raises(ValueError, match=r"elsewhere is no folder: give one that a posterior was saved to"):
         Joint.load(tmp_path / "elsewhere")
+    with pytest.raises(ValueError, match=r"kind 'joint' instead of 'fit': openedm.inference.load reads it"):
+        DenoiserPosterior.load(tmp_path / "joint")
+    assert torch.equal(load(tmp_path / "joint").posterior().sample(x[0], 5), joint.posterior().sample(x[0], 5))
+    with pytest.raises(ValueError, match="a Exact of your own"):
+        _exact().save(tmp_path / "exact")
+
+
+def test_a_joint_distribution_of_version_1_is_read(tmp_path):
+    theta, x = _simulations(200)
+    joint = fit_joint(theta, x, network=SMALL, options=BRIEF)
+    save_checkpoint(tmp_path / "old", joint.model, joint.denoiser.network.state_dict())
+    content = {
+        "format": "openedm-joint-1",
+        "dim": 2,
+        "x_shape": [2],
+        "names": list(joint.names),
+        "prior": None,
+        "bijection": to_config(joint.coordinates.bijection),
+        "columns": to_config(joint.coordinates.columns),
+        "sampler": to_config(joint.sampler),
+        "density": to_config(joint.density),
+    }
+    (tmp_path / "old" / "joint.json").write_text(json.dumps(content))
+    back = Joint.load(tmp_path / "old")
+    assert (back.model, back.coordinates, back.density) == (joint.model, joint.coordinates, joint.density)
+    assert torch.equal(back.posterior().sample(x[0], 20), joint.posterior().sample(x[0], 20))
+    (tmp_path / "old" / "joint.json").write_text("{}")
+    with pytest.raises(ValueError, match=r"format must be 'openedm-joint-1', got None"):
+        Joint.load(tmp_path / "old")
 
 
 @pytest.mark.parametrize(
@@ -284,12 +313,13 @@ THETA, X = _simulations(20)
 @pytest.mark.parametrize(
     ("theta", "x", "options", "message"),
     [
-        (THETA, X[:5], {}, r"theta must be \(n, d\) and x \(n, \*shape\) .*, got \(20, 2\) and \(5, 2\)"),
-        (_with(THETA, 3, 0, math.nan), X, {}, r"theta must be finite, but 1 rows are not, first row 3"),
-        (THETA, _with(X, 4, 1, math.inf), {}, r"x must be finite, but 1 rows are not, first row 4"),
+        (THETA, X[:5], {}, r"theta and x must have one row a simulation, got 20 and 5"),
+        (THETA[:1], X[:1], {}, r"there must be at least 2 simulations, got 1"),
+        (_with(THETA, 3, 0, math.nan), X, {}, r"must be finite, but 1 of 20 simulations are not: 3"),
+        (THETA, _with(X, 4, 1, math.inf), {}, r"must be finite, but 1 of 20 simulations are not: 4"),
         (THETA, _with(X, range(20), 1, 0.1), {}, r"every variable must vary, but x_2 did not"),
-        (THETA, X, {"prior": Box([-50.0], [50.0])}, r"prior must have 2 parameters, got 1"),
-        (_with(THETA, 6, 0, 51.0), X, {"prior": Box([-50.0] * 2, [50.0] * 2)}, r"prior's support, but 1 rows .* row 6"),
+        (THETA, X, {"prior": Box([-50.0], [50.0])}, r"prior must have as many parameters as theta, 2, got 1"),
+        (_with(THETA, 6, 0, 51.0), X, {"prior": Box([-50.0] * 2, [50.0] * 2)}, r"prior's support, but 1 do not: 6"),
         (THETA, X, {"names": ["a", "b"]}, r"names must be 4 different names, θ first"),
     ],
 )

@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from openedm.inference.refinement import Refinement, Target, choose, evidence
+from openedm.inference.refine import Refinement, Target, evidence, is_certain_gain
 
 
 class Normals(Target):
@@ -93,10 +93,10 @@ def test_the_evidence_of_a_gaussian_is_its_integral() -> None:
 
 
 def test_refinement_is_chosen_only_where_its_gain_is_certain() -> None:
-    assert choose([0.5, 0.6, 0.4, 0.5])
-    assert not choose([0.5, -0.6, 0.4, -0.5])
-    assert not choose([-0.5, -0.6])
-    assert not choose([float("nan")] * 5)
+    assert is_certain_gain([0.5, 0.6, 0.4, 0.5])
+    assert not is_certain_gain([0.5, -0.6, 0.4, -0.5])
+    assert not is_certain_gain([-0.5, -0.6])
+    assert not is_certain_gain([float("nan")] * 5)
 
 
 def test_starts_that_are_effective_need_fewer_steps() -> None:

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from openedm.inference.posterior import Posterior
     from openedm.inference.prior_conversion import as_prior, prior_from_config, prior_to_config
     from openedm.inference.priors import Box, Independent, LogNormal, Normal, Prior, TorchPrior
-    from openedm.inference.refinement import Refinement
+    from openedm.inference.refine import Refinement
     from openedm.inference.sequential import Round, fit_sequentially
     from openedm.inference.settings import Settings
     from openedm.inference.simulation import SimulationProgress, simulate
@@ -52,7 +52,7 @@ _ROOMS = {
     "posterior": ("Posterior",),
     "prior_conversion": ("as_prior", "prior_from_config", "prior_to_config"),
     "priors": ("Box", "Independent", "LogNormal", "Normal", "Prior", "TorchPrior"),
-    "refinement": ("Refinement",),
+    "refine": ("Refinement",),
     "sequential": ("Round", "fit_sequentially"),
     "settings": ("Settings",),
     "simulation": ("SimulationProgress", "simulate"),

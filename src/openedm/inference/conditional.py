@@ -15,14 +15,13 @@ from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
 from openedm.inference.bijections import Bijection
-from openedm.inference.draws import SampleNoise
-from openedm.inference.flow import flow
+from openedm.inference.draws import SampleNoise, flow
 from openedm.inference.maps import Coordinates
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
 from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
-from openedm.sampling import Auto
+from openedm.sampling import Auto, Sampler
 
 
 def coordinates_of(
@@ -116,7 +115,7 @@ class Conditional(Posterior):
         wanted: Sequence[int],
         known: Sequence[int],
         *,
-        sampler: Auto,
+        sampler: Auto | Sampler,
         likelihood: Likelihood,
         x_shape: Sequence[int] | None = None,
         prior: Prior | None = None,

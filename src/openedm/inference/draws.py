@@ -1,4 +1,4 @@
-"""Noise for posterior samples: sample i for one observation is a function of (seed, observation, i) alone.
+"""How samples of a posterior are drawn: noise that is a function of (seed, observation, i) alone, and the flow from it.
 
 Each observation has a seed of its own, a hash of the given seed and of the observation's values, so that different
 observations get independent noise: with the noise shared, the ranks of simulation-based calibration would all carry the
@@ -12,8 +12,12 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.seeding import hash_seed
+from openedm.sampling import Auto, Sampler
+
+__all__ = ["BLOCK", "SampleNoise", "flow", "numbered_seeds", "observation_seeds", "section_seeds"]
 
 BLOCK = 64
 
@@ -34,12 +38,7 @@ def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[
 
 
 def numbered_seeds(seed: int, count: int) -> tuple[int, ...]:
-    """A seed for each of `count` observations by its number, not by its values: for observations that may repeat.
-
-    Args:
-        seed: any integer ≥ 0.
-        count: ≥ 0.
-    """
+    """A seed for each of `count` observations by its number, not by its values: for observations that may repeat."""
     return tuple(hash_seed(f"{seed}[{j}]".encode()) for j in range(count))
 
 
@@ -72,7 +71,9 @@ class SampleNoise:
         checks.at_least("num_samples", num_samples, 1)
         self.num_samples = num_samples
         blocks = range(-(-num_samples // BLOCK))
-        self._generators = [[_generator(seed, block) for block in blocks] for seed in seeds]
+        self._generators = [
+            [torch.Generator().manual_seed(hash_seed(f"{seed}/{block}".encode())) for block in blocks] for seed in seeds
+        ]
 
     def __len__(self) -> int:
         return len(self._generators) * self.num_samples
@@ -81,10 +82,19 @@ class SampleNoise:
         """The next unit Gaussian noise, one row a sample."""
         noise = torch.empty(len(self._generators), self.num_samples, *event_shape)
         for row, generators in zip(noise, self._generators, strict=True):
-            for target, generator in zip(row.split(BLOCK), generators, strict=True):
-                target.copy_(torch.randn(BLOCK, *event_shape, generator=generator)[: len(target)])
+            for block, generator in zip(row.split(BLOCK), generators, strict=True):
+                block.copy_(torch.randn(BLOCK, *event_shape, generator=generator)[: len(block)])
         return noise.flatten(0, 1)
 
 
-def _generator(seed: int, block: int) -> torch.Generator:
-    return torch.Generator().manual_seed(hash_seed(f"{seed}/{block}".encode()))
+def flow(
+    denoiser: Denoiser, sampler: Auto | Sampler, noise: Float[Tensor, "rows dim"], condition: Condition
+) -> Float[Tensor, "rows dim"]:
+    """One sample for each row of unit noise, by the flow from the denoiser's own mean at σ_max and noise there.
+
+    From zero and noise, as samplers start, the mean of samples would be short by |mean|/σ_max standard deviations.
+    """
+    chosen = sampler.choose(denoiser) if isinstance(sampler, Auto) else sampler
+    top = float(chosen.levels.within(denoiser.sigma_min, denoiser.sigma_max).sigmas().max())
+    centre = denoiser(torch.zeros_like(noise), top, condition)
+    return chosen.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=noise.shape[1:])

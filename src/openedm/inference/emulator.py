@@ -1,10 +1,9 @@
 """A simulator learned from simulations: q(y | u), from which any number of further simulations is drawn.
 
-Simulations are few and a network that sees each of them many times learns them by heart. The likelihood is often the
-simpler side of the problem (Papamakarios et al. 2019, arXiv 1805.07226): an ensemble of conditional mixtures of
-Gaussians is fitted to it by maximum likelihood, each member stopped by simulations of its own that it does not see, and
-the posterior's denoiser learns from fresh draws of it. Whether that helps is measured on simulations held out from
-both (`fitting`).
+Simulations are few, and a network that sees each of them many times memorises them. The likelihood is often the simpler
+side of the problem (Papamakarios et al. 2019, arXiv 1805.07226): an ensemble of conditional mixtures of Gaussians is
+fitted to it by maximum likelihood, each member stopped by simulations of its own that it is not trained on, and the
+posterior's denoiser learns from fresh draws of it. Simulations held out from both show whether that helps (`judge`).
 """
 
 import copy
@@ -13,19 +12,19 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
-from jaxtyping import Float, Int
-from torch import Tensor, nn
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
+from openedm.optimisation import BestLoss, minimise
 
-NEAR = 1.0
-"""Nats that a short trial may decide by: many Gaussians learn fast at first, few go further where they suffice."""
+__all__ = ["CLOSE", "FittedMixture", "MixtureOptions", "choose_form", "fit_mixture"]
 
-Progress = Callable[[str, float], None]
-"""Told what is going on and which share of it is done."""
+CLOSE = 1.0
+"""Nats within which a short trial does not decide: many Gaussians learn fast at first where few suffice in the end."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +34,7 @@ class MixtureOptions(Choice):
     Args:
         members: of the ensemble.
         components: numbers of Gaussians to try; where there are several, one member of each is trained for
-            `pilot_steps`, those that come within `NEAR` of the best for four times as many, at most `steps`, and the
+            `pilot_steps`, those that come within `CLOSE` of the best for four times as many, at most `steps`, and the
             number with the highest held-out likelihood is taken.
         width, num_blocks: sizes of each member.
         steps: of Adam; the learning rate falls to zero as a half cosine.
@@ -71,6 +70,11 @@ class MixtureOptions(Choice):
         if not self.components or min(self.components) < 1:
             raise ValueError(f"components must hold counts >= 1, got {self.components}")
 
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        warm = min(step / max(1, min(200, self.steps // 10)), 1.0)
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
+
 
 @dataclass(frozen=True)
 class FittedMixture:
@@ -78,13 +82,11 @@ class FittedMixture:
 
     Attributes:
         mixture: the ensemble; each member with the averaged weights that did best on its held-out rows.
-        components: the number of Gaussians that was chosen.
         log_prob: held-out ln q(y | u), in nats, averaged over members.
         steps: how many were taken.
     """
 
     mixture: ConditionalMixture
-    components: int
     log_prob: float
     steps: int
 
@@ -92,20 +94,22 @@ class FittedMixture:
 def fit_mixture(
     y: Float[Tensor, "rows dim"],
     u: Float[Tensor, "rows condition"],
-    options: MixtureOptions = MixtureOptions(),
+    options: MixtureOptions,
+    components: int,
     *,
     seed: int = 0,
-    held_out: tuple[Tensor, Tensor] | None = None,
-    progress: Progress | None = None,
+    held_out: tuple[Float[Tensor, "judged dim"], Float[Tensor, "judged condition"]] | None = None,
+    progress: Callable[[float], None] = lambda share: None,
 ) -> FittedMixture:
     """Fit q(y | u) by maximum likelihood.
 
     Args:
         y, u: standardised rows.
         options: sizes and steps.
+        components: number of Gaussians of each member.
         seed: of weights, folds and order; the global generator is left alone.
         held_out: rows (y, u) that judge all members; None holds out a fold of the rows for each.
-        progress: told the share of steps taken.
+        progress: called with the share of steps taken.
 
     Raises:
         FloatingPointError: the likelihood is not finite.
@@ -113,14 +117,41 @@ def fit_mixture(
     """
     if len(y) < 10 * options.folds:
         raise ValueError(f"rows must be at least {10 * options.folds}, ten a fold, got {len(y)}")
-    if len(options.components) > 1:
-        _, components = choose([(y, 0.0)], u, options, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    if held_out is None:
+        training, held = _folds(len(y), options, generator)
+        held_out = y[held], u[held]
     else:
-        components = options.components[0]
-    return _train(y, u, options, components, seed, held_out, options.steps, progress)
+        training = torch.arange(len(y)).expand(options.members, len(y))
+        held_out = held_out[0].expand(options.members, -1, -1), held_out[1].expand(options.members, -1, -1)
+    mixture = _initial(y, u, options, components, seed)
+    average, kept = copy.deepcopy(mixture), copy.deepcopy(mixture)
+    best = BestLoss(-_log_prob(average, *held_out))
+    optimizer = torch.optim.AdamW(mixture.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    batches = _batches(training, options.batch_size, generator)
+
+    def gradient(_: int) -> Tensor:
+        rows = next(batches).to(y.device)
+        loss = -mixture.member_log_prob(y[rows], u[rows]).mean(1).sum()
+        loss.backward()  # type: ignore[no-untyped-call]
+        return loss
+
+    steps, clip_norm = range(1, options.steps + 1), 5.0 * options.members
+    for step in minimise(gradient, optimizer, steps=steps, learning_rate=options.learning_rate_at, clip_norm=clip_norm):
+        decay = min(0.995, (1 + step.number) / (10 + step.number))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(average.parameters()), list(mixture.parameters()), 1 - decay)
+        if step.number % options.validate_every == 0 or step.number == options.steps:
+            _copy_members(average, kept, best.update(-_log_prob(average, *held_out)))
+            progress(step.number / options.steps)
+            if best.stalled(options.stop_after):
+                break
+    if not bool(best.lowest.isfinite().all()):
+        raise FloatingPointError(f"the likelihood of held-out rows is not finite: {(-best.lowest).tolist()}")
+    return FittedMixture(kept.eval().requires_grad_(False), float((-best.lowest).mean()), step.number)
 
 
-def choose(
+def choose_form(
     forms: Sequence[tuple[Float[Tensor, "rows dim"], float]],
     u: Float[Tensor, "rows condition"],
     options: MixtureOptions,
@@ -131,41 +162,36 @@ def choose(
 
     Args:
         forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
-        u: what the mixture is told.
+        u: the condition.
         options: `components` are tried, for `pilot_steps`, and those that come close for up to four times as many.
         seed: as for `fit_mixture`.
 
     Returns:
         The number of the form, and of components.
     """
-    alone = replace(options, members=1)
 
     def trial(form: int, count: int, steps: int) -> float:
         y, volume = forms[form]
-        score = _train(y, u, alone, count, seed, None, steps, None).log_prob + volume
+        score = fit_mixture(y, u, replace(options, members=1, steps=steps), count, seed=seed).log_prob + volume
         return score if math.isfinite(score) else -math.inf
 
     short = {(i, k): trial(i, k, options.pilot_steps) for i in range(len(forms)) for k in options.components}
     form, best = max(short, key=lambda key: short[key])
-    near = [k for k in options.components if short[form, k] > short[form, best] - NEAR]
-    if len(near) == 1:
+    close = [k for k in options.components if short[form, k] > short[form, best] - CLOSE]
+    if len(close) == 1:
         return form, best
-    long = {k: trial(form, k, min(4 * options.pilot_steps, options.steps)) for k in near}
+    long = {k: trial(form, k, min(4 * options.pilot_steps, options.steps)) for k in close}
     return form, max(long, key=lambda k: long[k])
 
 
-def _train(
-    y: Tensor,
-    u: Tensor,
+def _initial(
+    y: Float[Tensor, "rows dim"],
+    u: Float[Tensor, "rows condition"],
     options: MixtureOptions,
     components: int,
     seed: int,
-    held_out: tuple[Tensor, Tensor] | None,
-    steps: int,
-    progress: Progress | None,
-) -> FittedMixture:
-    generator = torch.Generator().manual_seed(seed)
-    training, held = _folds(len(y), options, generator) if held_out is None else (_everything(len(y), options), None)
+) -> ConditionalMixture:
+    """A mixture that starts at the least-squares fit."""
     with seeded(seed):
         mixture = ConditionalMixture(
             u.shape[1],
@@ -176,74 +202,28 @@ def _train(
             num_blocks=options.num_blocks,
         ).to(y.device)
     mixture.fit_linear(y, u)
-    average, best = copy.deepcopy(mixture), copy.deepcopy(mixture)
-    judge = _Judge(y, u, held, held_out, options.members)
-    scores = judge(average)
-    optimizer = torch.optim.AdamW(
-        mixture.parameters(), lr=options.learning_rate, betas=(0.9, 0.99), weight_decay=0.0, fused=True
-    )
-    batches, waited, step = _batches(training, options.batch_size, generator), 0, 0
-    for step in range(1, steps + 1):
-        for group in optimizer.param_groups:
-            group["lr"] = _rate(options, step, steps)
-        rows = next(batches).to(y.device)
-        loss = -mixture.member_log_prob(y[rows], u[rows]).mean(1).sum()
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()  # type: ignore[no-untyped-call]
-        nn.utils.clip_grad_norm_(mixture.parameters(), 5.0 * options.members)
-        optimizer.step()
-        decay = min(0.995, (1 + step) / (10 + step))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(mixture.parameters()), 1 - decay)
-        if step % options.validate_every == 0 or step == steps:
-            now = judge(average)
-            better = now > scores
-            waited = 0 if bool(better.any()) else waited + 1
-            scores = torch.where(better, now, scores)
-            _keep(best, average, better)
-            if progress is not None:
-                progress("emulator", step / steps)
-            if waited >= options.stop_after:
-                break
-    if not bool(scores.isfinite().all()):
-        raise FloatingPointError(f"the likelihood of held-out rows is not finite: {scores.tolist()}")
-    return FittedMixture(best.eval().requires_grad_(False), components, float(scores.mean()), step)
+    return mixture
 
 
-class _Judge:
-    """The held-out log-likelihood of each member."""
-
-    def __init__(
-        self, y: Tensor, u: Tensor, held: Tensor | None, held_out: tuple[Tensor, Tensor] | None, members: int
-    ) -> None:
-        if held_out is not None:
-            self.y, self.u = (part.expand(members, *part.shape) for part in held_out)
-        else:
-            assert held is not None
-            self.y, self.u = y[held], u[held]
-
-    @torch.no_grad()
-    def __call__(self, mixture: ConditionalMixture) -> Tensor:
-        parts = zip(torch.split(self.y, 4096, 1), torch.split(self.u, 4096, 1), strict=True)
-        return torch.cat([mixture.member_log_prob(y, u) for y, u in parts], 1).mean(1)
+@torch.no_grad()
+def _log_prob(
+    mixture: ConditionalMixture, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
+) -> Float[Tensor, " members"]:
+    """The mean log-likelihood of each member."""
+    chunks = zip(torch.split(y, 4096, 1), torch.split(u, 4096, 1), strict=True)
+    return torch.cat([mixture.member_log_prob(*chunk) for chunk in chunks], 1).mean(1)
 
 
-def _folds(rows: int, options: MixtureOptions, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Training and held-out rows of each member, (members, …)."""
+def _folds(
+    rows: int, options: MixtureOptions, generator: torch.Generator
+) -> tuple[Int[Tensor, "members most"], Int[Tensor, "members rest"]]:
+    """Training and held-out rows of each member."""
     order = torch.randperm(rows, generator=generator)
     parts = [order[e :: options.folds] for e in range(options.members)]
     size = min(map(len, parts))
     held = torch.stack([part[:size] for part in parts])
-    training = []
-    for part in held:
-        keep = torch.ones(rows, dtype=torch.bool)
-        keep[part] = False
-        training.append(keep.nonzero()[:, 0])
-    return torch.stack(training), held
-
-
-def _everything(rows: int, options: MixtureOptions) -> Tensor:
-    return torch.arange(rows).expand(options.members, rows)
+    keep = torch.ones(options.members, rows, dtype=torch.bool).scatter(1, held, False)
+    return keep.nonzero()[:, 1].reshape(options.members, -1), held
 
 
 def _batches(training: Int[Tensor, "members rows"], size: int, generator: torch.Generator) -> Iterator[Tensor]:
@@ -257,13 +237,8 @@ def _batches(training: Int[Tensor, "members rows"], size: int, generator: torch.
             yield shuffled[:, start : start + size]
 
 
-def _rate(options: MixtureOptions, step: int, steps: int) -> float:
-    warm = min(step / max(1, min(200, steps // 10)), 1.0)
-    return options.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / steps))
-
-
 @torch.no_grad()
-def _keep(best: ConditionalMixture, now: ConditionalMixture, better: Tensor) -> None:
-    """Copy the weights of the members that have become better; every parameter has one row a member."""
-    for kept, new in zip(best.parameters(), now.parameters(), strict=True):
-        kept[better] = new[better]
+def _copy_members(source: ConditionalMixture, target: ConditionalMixture, which: Bool[Tensor, " members"]) -> None:
+    """Copy the weights of some members; every parameter has one row a member."""
+    for new, old in zip(source.parameters(), target.parameters(), strict=True):
+        old[which] = new[which]

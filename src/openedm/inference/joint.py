@@ -4,10 +4,7 @@ Variables are θ_1 … θ_d, x_1 … x_n in this order. The denoiser is trained 
 a conditional fixes such a set (`conditional`).
 """
 
-import json
 import math
-import os
-import shutil
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -18,41 +15,38 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm.denoiser import Denoiser, Preconditioned
+from openedm.denoiser import Denoiser
 from openedm.ground.choices import from_config, to_config
+from openedm.inference import storage
 from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, coordinates_of
 from openedm.inference.maps import Coordinates
 from openedm.inference.masks import JointModel, MaskedData, Masks
-from openedm.inference.prior_conversion import as_prior, prior_from_config, prior_to_config
+from openedm.inference.prepare import check_simulations
+from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
-from openedm.inference.transforms import Columns, constant_columns
+from openedm.inference.transforms import constant_columns
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer, Network
 from openedm.objective import EDM, LogNormal, Objective
-from openedm.sampling import Auto
-from openedm.training import (
-    HalfLife,
-    Observer,
-    Options,
-    Trainer,
-    list_checkpoints,
-    load_denoiser,
-    read_model,
-    save_checkpoint,
-)
+from openedm.sampling import Auto, Sampler
+from openedm.training import HalfLife, Model, Observer, Options, Trainer, list_checkpoints
 
-FORMAT = "openedm-joint-1"
+__all__ = ["KIND", "OBJECTIVE", "Joint", "fit_joint"]
+
+KIND = "joint"
+"""Of the folders that hold a joint distribution."""
+
 OBJECTIVE = EDM(noise=LogNormal(-0.6, 1.6))
 """σ from 0.02 to 15 standard deviations: from what known data leave of a latent's width to where it is all noise."""
 
 
 class Joint:
-    """The distribution of parameters and data, as a denoiser that knows all of its conditionals.
+    """The distribution of parameters and data, as a denoiser of all of its conditionals.
 
     Args:
         denoiser: of all variables, with condition [values, flags]: a trained `Pinned`, or an exact one.
-        model: its description.
+        model: its description, with which it is saved; None for a denoiser of your own.
         coordinates: of all variables, θ first.
         dim: number of parameters.
         x_shape: shape of one observation.
@@ -68,14 +62,14 @@ class Joint:
     def __init__(
         self,
         denoiser: Denoiser,
-        model: JointModel,
+        model: Model | None,
         coordinates: Coordinates,
         dim: int,
         x_shape: Sequence[int],
         *,
         prior: Prior | None = None,
         names: Sequence[str] | None = None,
-        sampler: Auto = Auto(),
+        sampler: Auto | Sampler = Auto(),
         density: Likelihood = Likelihood(),
     ) -> None:
         self.denoiser, self.model, self.coordinates = denoiser, model, coordinates
@@ -144,71 +138,49 @@ class Joint:
         return indices
 
     def save(self, path: str | Path) -> None:
-        """Write a folder of safetensors and JSON, all at once.
+        """Write the distribution to a new folder.
 
         Raises:
-            TypeError: the denoiser is no network.
-            ValueError: `path` exists, or the prior is one that cannot be written.
+            ValueError: `path` exists, the denoiser is none that `fit_joint` trains, or the prior has no plain form.
         """
-        path = Path(path)
-        if not isinstance(self.denoiser, Preconditioned):
-            raise TypeError(f"denoiser must be Preconditioned to be saved, got {type(self.denoiser).__name__}")
-        if path.exists():
-            raise ValueError(f"{path} exists already: nothing that was saved is overwritten")
-        content = {
-            "format": FORMAT,
-            "dim": self.dim,
-            "x_shape": list(self.x_shape),
-            "names": list(self.names),
-            "prior": None if self.prior is None else prior_to_config(self.prior),
-            "bijection": to_config(self.coordinates.bijection),
-            "columns": to_config(self.coordinates.columns),
-            "sampler": to_config(self.sampler),
-            "density": to_config(self.density),
-        }
-        text = json.dumps(content, indent=2, allow_nan=False)
-        temporary = path.with_name(f".{path.name}-joint-{os.getpid()}")
-        shutil.rmtree(temporary, ignore_errors=True)
-        try:
-            save_checkpoint(temporary, self.model, self.denoiser.network.state_dict())
-            (temporary / "joint.json").write_text(text)
-            os.replace(temporary, path)
-        except BaseException:
-            shutil.rmtree(temporary, ignore_errors=True)
-            raise
+        further = {"dim": self.dim, "x_shape": list(self.x_shape), "coordinates": to_config(self.coordinates)}
+        common = storage.Common(self.model, [self.denoiser], self.prior, self.names, self.sampler, self.density)
+        storage.write(path, KIND, common, further, {}, {})
 
     @classmethod
-    def load(cls, path: str | Path) -> "Joint":
-        """What `save` wrote, on the host.
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Joint":
+        """What `save` wrote, in evaluation mode.
+
+        Args:
+            path: the folder.
+            device: where it computes.
 
         Raises:
-            ValueError: there is no such folder, or its content is damaged or of another format.
+            ValueError: no joint distribution there, an unknown format, a damaged file, or weights that do not fit the
+                description; names the file.
         """
-        file = Path(path) / "joint.json"
-        try:
-            content: dict[str, Any] = json.loads(file.read_text())
-        except (OSError, ValueError) as error:
-            raise ValueError(f"{file} is no description of a joint distribution: {error}") from error
-        if content.get("format") != FORMAT:
-            raise ValueError(f"{file}: format must be {FORMAT!r}, got {content.get('format')!r}")
-        denoiser, model = load_denoiser(path), read_model(Path(path))
-        if not isinstance(model, JointModel):
-            raise ValueError(f"{path} must hold a {JointModel.__name__}, got {type(model).__name__}")
-        try:
-            prior = None if content["prior"] is None else prior_from_config(content["prior"])
-            return cls(
+        return cls.from_stored(storage.read(path, KIND), device)
+
+    @classmethod
+    def from_stored(cls, stored: storage.Stored, device: torch.device | str) -> "Joint":
+        """The distribution of a folder that was read. Errors as for `load`."""
+        with stored.described():
+            common = stored.common()
+            (denoiser,) = common.members
+            joint = cls(
                 denoiser,
-                model,
-                Coordinates(from_config(Bijection, content["bijection"]), from_config(Columns, content["columns"])),
-                int(content["dim"]),
-                content["x_shape"],
-                prior=prior,
-                names=content["names"],
-                sampler=from_config(Auto, content["sampler"]),
-                density=from_config(Likelihood, content["density"]),
+                common.model,
+                from_config(Coordinates, stored.config["coordinates"]),
+                int(stored.config["dim"]),
+                stored.config["x_shape"],
+                prior=common.prior,
+                names=common.names,
+                sampler=common.sampler,
+                density=common.likelihood,
             )
-        except (KeyError, TypeError, ValueError) as error:
-            raise ValueError(f"{file} does not describe a joint distribution: {error!r}") from error
+        stored.load_weights(common, {})
+        denoiser.to(device).eval()
+        return joint
 
 
 def fit_joint(
@@ -245,15 +217,16 @@ def fit_joint(
         names: of all variables, θ first; None means the prior's or theta_1, …, then x_1, ….
         seed: the result is a function of this number; None means that of `options`.
         run: folder for checkpoints; None writes none. A run that has some is resumed.
-        observers: who is told about progress.
+        observers: of the training.
         accelerator: devices and processes.
 
     Raises:
-        ValueError: the numbers of rows differ, a value is not finite or outside the prior's support, or a variable is
-            constant; names the first such row or variables.
+        TypeError, ValueError: the numbers of rows differ, a value is not finite or outside the prior's support, or a
+            variable is constant; names the rows or variables.
     """
     prior = as_prior(prior)
-    variables = _checked(theta, x, prior)
+    parameters, values = check_simulations(theta, x, prior, at_least=2, dtype=torch.float64)
+    variables = torch.cat([parameters, values.flatten(1)], 1)
     dim, data = theta.shape[1], variables.shape[1] - theta.shape[1]
     labels = _names(dim, data, prior, names)
     constant = [labels[i] for i in constant_columns(variables)]
@@ -317,27 +290,3 @@ def _names(dim: int, data: int, prior: Prior | None, names: Sequence[str] | None
     if len(names) != dim + data or len(set(names)) != len(names):
         raise ValueError(f"names must be {dim + data} different names, θ first, got {list(names)}")
     return tuple(names)
-
-
-def _checked(theta: Tensor, x: Tensor, prior: Prior | None) -> Tensor:
-    """θ and the numbers of x side by side, in float64."""
-    if theta.ndim != 2 or x.ndim < 2 or len(theta) != len(x) or len(theta) < 2:
-        raise ValueError(
-            f"theta must be (n, d) and x (n, *shape) with n >= 2 rows each, got {tuple(theta.shape)} and "
-            f"{tuple(x.shape)}"
-        )
-    if prior is not None and prior.dim != theta.shape[1]:
-        raise ValueError(f"prior must have {theta.shape[1]} parameters, got {prior.dim}")
-    for name, values in (("theta", theta), ("x", x)):
-        bad = ~values.isfinite().flatten(1).all(1)
-        if bool(bad.any()):
-            rows = bad.nonzero()[:, 0]
-            raise ValueError(f"{name} must be finite, but {len(rows)} rows are not, first row {int(rows[0])}")
-    if prior is not None:
-        outside = ~prior.bijection.contains(theta)
-        if bool(outside.any()):
-            rows = outside.nonzero()[:, 0]
-            raise ValueError(
-                f"theta must lie in the prior's support, but {len(rows)} rows do not, first row {int(rows[0])}"
-            )
-    return torch.cat([theta.detach().double(), x.detach().double().flatten(1)], 1)

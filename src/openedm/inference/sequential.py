@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.inference.emulator import Progress
+from openedm.inference.candidates import FitProgress
 from openedm.inference.fitting import fit
 from openedm.inference.posterior import Values
 from openedm.inference.prior_conversion import as_prior
@@ -54,7 +54,7 @@ def fit_sequentially(
     margin: float = 0.2,
     seed: int = 0,
     settings: Settings | None = None,
-    progress: Progress | None = None,
+    progress: FitProgress | None = None,
 ) -> list[Round]:
     """Posteriors for one observation, each from simulations where the one before has its mass.
 

@@ -5,10 +5,12 @@ from dataclasses import dataclass, field
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference.emulator import MixtureOptions
-from openedm.inference.refinement import Refinement
+from openedm.inference.refine import Refinement
 from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, VectorSummary
 from openedm.objective import EDM, LogNormal, Objective
 from openedm.training import HalfLife, Options
+
+__all__ = ["NOISE", "Settings"]
 
 NOISE = EDM(noise=LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
 """σ from 0.02 to 15 with σ_data = 1: from fine structure of posteriors to where D must equal E[θ | x]."""
@@ -16,7 +18,7 @@ NOISE = EDM(noise=LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
 
 @dataclass(frozen=True)
 class Settings(Choice):
-    """Everything that `fit` chooses. `Settings.of(n, dim, x_shape)` is the rule; nothing depends on the problem else.
+    """Everything that `fit` chooses. `Settings.of(n, dim, x_shape)` is the rule; it depends on nothing else.
 
     Args:
         network: F of the denoiser.
@@ -25,13 +27,14 @@ class Settings(Choice):
         images: samples that the denoiser is trained on with an emulator, fresh draws all.
         passes: how often it sees each simulation without one, at most; early stopping ends before.
         batch_size, learning_rate: of the denoiser's training, with a warm-up and a half cosine to zero.
-        emulator: how the learned likelihood is fitted; None does without.
+        emulator: how the learned likelihood is fitted; None for none.
         pool: how many draws of the emulator are made.
         bases: what draws of the emulator are whitened by: "linear", a least-squares fit, "Gaussian", a conditional
             Gaussian learned by a network, or both in turn, and the better one is taken.
-        base: how the latter is fitted.
+        base: how the latter is fitted: one member with one component.
         compare: whether a denoiser trained on the simulations themselves is tried, too.
-        refinement: the Markov chains that refine samples, where held-out simulations say that they help; None never.
+        refinement: the Markov chains that refine samples, where held-out simulations show that they help; None for
+            none.
         held_out: share of the simulations that judges the candidates and stops trainings, between 0 and ½.
         reduce_above: data with more columns than this are summarised by least squares for the emulator.
         judged: how many of the held-out simulations the candidates' densities are compared on.
@@ -66,6 +69,11 @@ class Settings(Choice):
         checks.positive("learning_rate", self.learning_rate)
         for i, base in enumerate(self.bases):
             checks.one_of(f"bases[{i}]", base, ("linear", "Gaussian"))
+        if (self.base.members, self.base.components) != (1, (1,)):
+            raise ValueError(
+                f"base must have one member and components=(1,): it is a single Gaussian, got members="
+                f"{self.base.members} and components={self.base.components}"
+            )
         if not self.bases:
             raise ValueError("bases must name at least one of 'linear' and 'Gaussian', got none")
         checks.between("held_out", self.held_out, 0.001, 0.5)
@@ -109,8 +117,15 @@ class Settings(Choice):
             held_out=min(held, 0.5),
         )
 
-    def options(self, images: int, *, seed: int, validate: int, stop_after: int, samples: int) -> Options:
-        """The trainer's options for so many samples."""
+    def options(self, images: int, *, seed: int, stop_after: int, samples: int) -> Options:
+        """The trainer's options.
+
+        Args:
+            images: how many samples to train on.
+            seed: of the training.
+            stop_after: measurements of the validation loss without improvement that end it; 0 for never.
+            samples: held-out samples that it is measured on.
+        """
         return Options(
             images=images,
             batch_size=self.batch_size,
@@ -121,7 +136,7 @@ class Settings(Choice):
             schedule="cosine",
             clip_norm=5.0,
             seed=seed,
-            validate_every=validate,
+            validate_every=max(self.batch_size * 50, images // 40 // self.batch_size * self.batch_size),
             validate_samples=samples,
             validate_levels=16,
             keep_best=True,

@@ -7,7 +7,7 @@ about N(0, I), where denoisers are easy to learn and samplers make the least err
 """
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,32 +18,34 @@ from torch import Tensor, nn
 
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
-from openedm.inference.draws import SampleNoise, observation_seeds
-from openedm.inference.flow import flow
+from openedm.ground.choices import from_config, to_config
+from openedm.inference import storage
+from openedm.inference.draws import SampleNoise, flow, observation_seeds
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
-from openedm.inference.refinement import Refinement, Target, evidence
+from openedm.inference.refine import LearnedTarget, Refinement, evidence
 from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
+from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.sampling import Auto, DormandPrince, Sampler
+from openedm.training import Model
+
+__all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
 
 SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 """Errs by less than 0.1 % of a standard deviation on Gaussians from the size of the prior to a fiftieth of it."""
 
 DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3)
 SCORE_LEVEL = 0.05
-LEAST_ROWS, CHAINS = 32, 1 << 14
-TOGETHER = 1024
-"""Rows that an emulator evaluates at a time: what they need stays in the cache."""
-
-EVIDENCE_DRAWS = 1024
+LEAST_ROWS, MAX_CHAINS = 32, 1 << 14
+EVIDENCE_DRAWS, MAX_EVIDENCES = 1024, 64
 PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
+KIND = "fit"
+"""Of the folders that hold such a posterior."""
 
-
-def _split(values: Sequence[int], size: int) -> list[Sequence[int]]:
-    return [values[i : i + size] for i in range(0, len(values), size)]
+SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
 
 
 class Average(Denoiser):
@@ -68,6 +70,11 @@ class Average(Denoiser):
         self.sigma_data, self.num_classes = first.sigma_data, first.num_classes
         self.sigma_min, self.sigma_max = max(m.sigma_min for m in members), min(m.sigma_max for m in members)
 
+    @classmethod
+    def of(cls, members: Sequence[Denoiser]) -> Denoiser:
+        """The mean of several denoisers; a single one as it is."""
+        return members[0] if len(members) == 1 else cls(members)
+
     def denoise(
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
     ) -> Float[Tensor, "batch *event"]:
@@ -88,9 +95,10 @@ class Parts:
         parameters: θ ↔ u.
         data: x → y.
         base: the conditional Gaussian that makes r of u; None means r = u.
-        emulator: the learned likelihood, told of `parameters.inputs_of(θ)`; None without one.
-        target: how the emulator sees the kept columns of x; None means as y.
-        refinement: how samples are refined by it; None leaves them. Needs a prior.
+        emulator: the learned likelihood, with `parameters.inputs_of(θ)` as its condition; None without one.
+        target: the map from the kept columns of x to what the emulator models; None means y.
+        refinement: the Markov chains that refine samples; None for none. Needs an emulator and a prior.
+        model: the description of the denoiser, which is needed to save it; None for a denoiser of your own.
     """
 
     denoiser: Denoiser
@@ -100,9 +108,10 @@ class Parts:
     emulator: ConditionalMixture | None = None
     target: Columns | None = None
     refinement: Refinement | None = None
+    model: Model | None = None
 
     def emulated(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows dim"]:
-        """x as the emulator sees it."""
+        """What the emulator models of x."""
         if self.target is None:
             return self.data.forward(x)
         return self.target.forward(x[:, list(self.data.keep)]).float()
@@ -131,7 +140,7 @@ class DenoiserPosterior(Posterior):
         names: Sequence[str] | None = None,
         sampler: Auto | Sampler = SAMPLER,
         likelihood: Likelihood = DENSITY,
-        report: dict[str, Any] | None = None,
+        report: Mapping[str, Any] | None = None,
     ) -> None:
         if parts.refinement is not None and (parts.emulator is None or prior is None):
             raise ValueError("refinement needs an emulator and a prior, one of them is None")
@@ -140,7 +149,7 @@ class DenoiserPosterior(Posterior):
             parts.parameters.bijection.dim, parts.data.x_shape, prior=prior, names=names, device=weights.device
         )
         self.parts, self.sampler, self.likelihood = parts, sampler, likelihood
-        self.report: dict[str, Any] = {} if report is None else report
+        self.report: dict[str, Any] = dict(report or {})
         self._evidences: OrderedDict[bytes, float] = OrderedDict()
 
     @property
@@ -150,40 +159,95 @@ class DenoiserPosterior(Posterior):
 
     def plain(self) -> "DenoiserPosterior":
         """The same posterior without refinement: the denoiser alone, which is faster."""
-        return self._with(replace(self.parts, refinement=None))
+        return self.with_refinement(None)
+
+    def with_refinement(self, refinement: Refinement | None) -> "DenoiserPosterior":
+        """The same posterior, refined by other Markov chains, or by none.
+
+        Raises:
+            ValueError: there is no emulator, or no prior.
+        """
+        return self._changed(parts=replace(self.parts, refinement=refinement))
 
     def with_sampler(self, sampler: Auto | Sampler) -> "DenoiserPosterior":
         """The same posterior, drawn with another sampler of the library."""
-        return DenoiserPosterior(
-            self.parts,
-            prior=self.prior,
-            names=self.names,
-            sampler=sampler,
-            likelihood=self.likelihood,
-            report=self.report,
-        )
+        return self._changed(sampler=sampler)
+
+    def with_report(self, report: Mapping[str, Any]) -> "DenoiserPosterior":
+        """The same posterior with another report."""
+        return self._changed(report=report)
+
+    def _changed(self, **changes: Any) -> "DenoiserPosterior":
+        names = ("parts", "prior", "names", "sampler", "likelihood", "report")
+        return DenoiserPosterior(**({name: getattr(self, name) for name in names} | changes))
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior to a new folder; see `files.save`."""
-        from openedm.inference import files
+        """Write the posterior to a new folder; loaded again, it gives the same samples and densities.
 
-        files.save(self, path)
+        Raises:
+            ValueError: `path` exists; the denoiser is none that `fit` trains, or the prior has no plain form.
+        """
+        parts, mixtures = self.parts, {"base": self.parts.base, "emulator": self.parts.emulator}
+        members: list[Any] = list(parts.denoiser.members) if isinstance(parts.denoiser, Average) else [parts.denoiser]
+        further = {
+            "parameters": to_config(parts.parameters),
+            "data": parts.data.to_config(),
+            "target": None if parts.target is None else to_config(parts.target),
+            "refinement": None if parts.refinement is None else to_config(parts.refinement),
+            "report": self.report,
+            **{name: m and {size: getattr(m, size) for size in SIZES} for name, m in mixtures.items()},
+        }
+        common = storage.Common(parts.model, members, self.prior, self.names, self.sampler, self.likelihood)
+        storage.write(path, KIND, common, further, mixtures, {"reduction": parts.data.reduction})
 
-    @staticmethod
-    def load(path: str | Path, device: torch.device | str = "cpu") -> "DenoiserPosterior":
-        """The posterior that was saved there; see `files.load`."""
-        from openedm.inference import files
+    @classmethod
+    def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "DenoiserPosterior":
+        """The posterior that `save` wrote, in evaluation mode.
 
-        return files.load(path, device)
+        Args:
+            path: the folder.
+            device: where it computes.
 
-    def _with(self, parts: Parts) -> "DenoiserPosterior":
-        return DenoiserPosterior(
+        Raises:
+            ValueError: no such posterior there, an unknown format, a damaged file, or weights that do not fit the
+                description; names the file.
+        """
+        return cls.from_stored(storage.read(path, KIND), device)
+
+    @classmethod
+    def from_stored(cls, stored: storage.Stored, device: torch.device | str) -> "DenoiserPosterior":
+        """The posterior of a folder that was read. Errors as for `load`."""
+        config = stored.config
+        with stored.described():
+            common = stored.common()
+            base, emulator = _mixture(config["base"]), _mixture(config["emulator"])
+            parts = Parts(
+                Average.of(common.members),
+                from_config(ParameterMap, config["parameters"]),
+                DataMap.from_config(config["data"], stored.tensors.get("reduction")),
+                base,
+                emulator,
+                target=None if config["target"] is None else from_config(Columns, config["target"]),
+                refinement=None if config["refinement"] is None else from_config(Refinement, config["refinement"]),
+                model=common.model,
+            )
+            report = dict(config["report"])
+        stored.load_weights(common, {"base": base, "emulator": emulator})
+        for module in (parts.denoiser, base, emulator):
+            if module is not None:
+                module.to(device).eval().requires_grad_(False)
+        if (needed := parts.denoiser.condition_shape) != parts.data.shape:
+            raise ValueError(
+                f"{stored.folder} holds data of shape {parts.data.shape} for networks that need {needed}: "
+                f"{storage.WEIGHTS} and {storage.CONFIG} do not belong together"
+            )
+        return cls(
             parts,
-            prior=self.prior,
-            names=self.names,
-            sampler=self.sampler,
-            likelihood=self.likelihood,
-            report=self.report,
+            prior=common.prior,
+            names=common.names,
+            sampler=common.sampler,
+            likelihood=common.likelihood,
+            report=report,
         )
 
     def _draw(
@@ -192,33 +256,35 @@ class DenoiserPosterior(Posterior):
         y = self.parts.data.forward(x)
         u = self._flows(y, n, seeds)
         if self.parts.refinement is not None:
-            together = max(1, CHAINS // n)
-            parts = zip(*(torch.split(t, together) for t in (u, x, y)), _split(seeds, together), strict=True)
-            u = torch.cat([self._refine(*part) for part in parts])
+            size = max(1, MAX_CHAINS // n)
+            chunks = (slice(i, i + size) for i in range(0, len(x), size))
+            u = torch.cat([self._refine(u[rows], x[rows], y[rows], seeds[rows]) for rows in chunks])
         return self.parts.parameters.inverse(u)
 
-    def _flows(self, y: Tensor, n: int, seeds: Sequence[int]) -> Tensor:
+    def _flows(
+        self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
+    ) -> Float64[Tensor, "observations n dim"]:
         """u by the flow: many samples one observation at a time, whose summary is then made once."""
         if n < LEAST_ROWS:
             return self._flow(y, n, seeds)
         return torch.cat([self._flow(y[i : i + 1], n, [seed]) for i, seed in enumerate(seeds)])
 
-    def _flow(self, y: Tensor, n: int, seeds: Sequence[int]) -> Tensor:
-        """u (observations, n, dim) by the flow of the denoiser."""
+    def _flow(
+        self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
+    ) -> Float64[Tensor, "observations n dim"]:
         noise = SampleNoise(seeds, n).draw((self.dim,)).to(y)
         condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
         r = flow(self.parts.denoiser, self.sampler, noise, condition)
         u: Tensor = r.reshape(len(y), n, self.dim).double()
         if self.parts.base is not None:
-            mean, factor, _ = self._base(y)
+            mean, factor, _ = self._base(self.parts.base, y)
             u = mean[:, None] + torch.linalg.solve_triangular(factor, u.mT, upper=False).mT
         return u
 
-    def _base(self, y: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    @torch.no_grad()
+    def _base(self, base: ConditionalMixture, y: Float[Tensor, "observations y"]) -> tuple[Tensor, Tensor, Tensor]:
         """μ, P and ln det P of each row, float64."""
-        assert self.parts.base is not None
-        with torch.no_grad():
-            _, means, factors, logs = self.parts.base.parameters_of(y[None])
+        _, means, factors, logs = base.parameters_of(y[None])
         return means[0, :, 0].double(), factors[0, :, 0].double(), logs[0, :, 0].double()
 
     def _density(
@@ -227,86 +293,75 @@ class DenoiserPosterior(Posterior):
         y = self.parts.data.forward(x)
         if not self.refined:
             return self._flow_density(theta, y)
-        seen = self.parts.emulated(x)
-        rows = [
-            self.joint_log_prob(points, seen[i : i + 1]) - self._evidence(x[i : i + 1], y[i], seen[i : i + 1])
-            for i, points in enumerate(theta)
-        ]
+        rows = []
+        for i, points in enumerate(theta):
+            target = self.learned_target(x[i : i + 1])
+            rows.append(target.log_prob(points) - self._evidence(x[i : i + 1], y[i], target))
         return torch.stack(rows)
 
-    def _flow_density(self, theta: Tensor, y: Tensor) -> Tensor:
+    def _flow_density(
+        self, theta: Float[Tensor, "observations n dim"], y: Float[Tensor, "observations *y"]
+    ) -> Float64[Tensor, "observations n"]:
         """ln q(θ | y) by the change of variables; its gradient is the denoiser's score at a low level."""
-        parameters, count = self.parts.parameters, theta.shape[1]
-        r = parameters.forward(theta)
-        volume = parameters.log_det(theta)
+        parameters, denoiser = self.parts.parameters, self.parts.denoiser
+        r, volume = parameters.forward(theta), parameters.log_det(theta)
         if self.parts.base is not None:
-            mean, factor, logs = self._base(y)
+            mean, factor, logs = self._base(self.parts.base, y)
             r = torch.matmul(r - mean[:, None], factor.mT)
             volume = volume + logs[:, None]
-        condition = y if len(y) == 1 else y.repeat_interleave(count, 0)
+        condition = y if len(y) == 1 else y.repeat_interleave(theta.shape[1], 0)
         flat = r.flatten(0, 1)
-        values = self.likelihood.log_prob(self.parts.denoiser, flat.detach(), condition).log_prob.to(r)
+        # Above 16 parameters the trace is estimated with random probes, the same for every point.
+        found = self.likelihood.log_prob(denoiser, flat.detach(), condition, seeds=[0] * len(flat))
+        values = found.log_prob.to(r)
         if r.requires_grad:
             with torch.no_grad():
-                score = self.parts.denoiser.score(flat.detach(), SCORE_LEVEL, condition)
+                score = denoiser.score(flat.detach(), SCORE_LEVEL, condition)
             values = values + (score * (flat - flat.detach())).sum(-1)
         return values.reshape(r.shape[:-1]) + volume
 
-    def joint_log_prob(self, theta: Float[Tensor, "n dim"], seen: Float[Tensor, "rows y"]) -> Float64[Tensor, " n"]:
-        """ln p(θ) + ln q(x | θ) by the emulator, (n,).
+    def learned_target(self, x: Float[Tensor, "observations ..."], num_chains: int = 1) -> LearnedTarget:
+        """prior × learned likelihood, for so many chains of each observation, or for any points of a single one.
 
-        Args:
-            theta: inside the prior's support.
-            seen: observations as the emulator sees them (`Parts.emulated`), one for each θ or one for all.
+        Raises:
+            ValueError: there is no emulator, or no prior.
         """
-        assert self.parts.emulator is not None
-        assert self.prior is not None
-        inputs, rows = self.parts.parameters.inputs_of(theta), seen.expand(len(theta), -1)
-        parts = zip(torch.split(rows, TOGETHER), torch.split(inputs, TOGETHER), strict=True)
-        likelihood = torch.cat([self.parts.emulator.log_prob(theirs, ours) for theirs, ours in parts])
-        return likelihood.double() + self.prior.log_prob(theta.cpu()).to(theta.device)
+        if self.parts.emulator is None or self.prior is None:
+            raise ValueError("posterior must have an emulator and a prior, one of them is None")
+        observed = self.parts.emulated(x).repeat_interleave(num_chains, 0)
+        return LearnedTarget(self.parts.emulator, self.prior, self.parts.parameters, observed)
 
     @torch.no_grad()
-    def _refine(self, u: Tensor, x: Tensor, y: Tensor, seeds: Sequence[int]) -> Tensor:
-        """u (observations, n, dim) moved by chains whose target is ln p(u) + ln q(x | u)."""
+    def _refine(
+        self,
+        u: Float[Tensor, "observations n dim"],
+        x: Float[Tensor, "observations ..."],
+        y: Float[Tensor, "observations *y"],
+        seeds: Sequence[int],
+    ) -> Float[Tensor, "observations n dim"]:
+        """u moved by chains whose target is ln p(u) + ln q(x | u)."""
         assert self.parts.refinement is not None
-        seen = self.parts.emulated(x).repeat_interleave(u.shape[1], 0)
         pilots = self._flows(y, self.parts.refinement.num_pilots, observation_seeds(x, PILOT_SEED))
-        return self.parts.refinement.run(u, pilots, _Chains(self, seen), seeds)
+        return self.parts.refinement.run(u, pilots, self.learned_target(x, u.shape[1]), seeds)
 
     @torch.no_grad()
-    def _evidence(self, x: Tensor, y: Tensor, seen: Tensor) -> float:
+    def _evidence(self, x: Float[Tensor, "one ..."], y: Float[Tensor, "*y"], target: LearnedTarget) -> float:
         """ln ∫ p(θ) q(x | θ) dθ, kept for the last few observations."""
         key = x.cpu().numpy().tobytes()
         if key not in self._evidences:
             u = self._flow(y[None], EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
             theta = self.parts.parameters.inverse(u)
             proposal = self._flow_density(theta[None], y[None])[0]
-            self._evidences[key] = evidence(self.joint_log_prob(theta, seen), proposal)[0]
-            while len(self._evidences) > 64:
+            self._evidences[key] = evidence(target.log_prob(theta), proposal)[0]
+            while len(self._evidences) > MAX_EVIDENCES:
                 self._evidences.popitem(last=False)
         return self._evidences[key]
 
 
-class _Chains(Target):
-    """prior × learned likelihood in the coordinates u, as the chains of a refinement ask for it."""
-
-    def __init__(self, posterior: DenoiserPosterior, seen: Float[Tensor, "chains y"]) -> None:
-        emulator, prior = posterior.parts.emulator, posterior.prior
-        assert emulator is not None
-        assert prior is not None
-        self.emulator, self.prior, self.parameters, self.seen = emulator, prior, posterior.parts.parameters, seen
-        self.alone = [emulator.member(e) for e in range(emulator.members)]
-
-    @property
-    def members(self) -> int:
-        return len(self.alone)
-
-    def __call__(self, u: Tensor, chains: Tensor, member: int | None = None) -> Tensor:
-        theta = self.parameters.inverse(u)
-        prior = self.prior.log_prob(theta.cpu()).to(u.device) - self.parameters.log_det_at(u)
-        inputs, rows = self.parameters.inputs_of(theta), self.seen[chains]
-        mixture = self.emulator if member is None else self.alone[member]
-        parts = zip(torch.split(rows, TOGETHER), torch.split(inputs, TOGETHER), strict=True)
-        likelihood = [mixture.each_log_prob(theirs, ours) for theirs, ours in parts]
-        return torch.cat(likelihood, 1).double() + prior
+def _mixture(sizes: Mapping[str, Any] | None) -> ConditionalMixture | None:
+    """A mixture of these sizes, whose weights are read afterwards."""
+    if sizes is None:
+        return None
+    first, second, *others = (int(sizes[name]) for name in SIZES)
+    with seeded(0):
+        return ConditionalMixture(first, second, **dict(zip(SIZES[2:], others, strict=True)))

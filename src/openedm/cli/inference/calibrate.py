@@ -6,7 +6,7 @@ from openedm.cli.inference.choosing import FRESH, new_file, task_of
 from openedm.cli.inference.reading import Found, simulations_of
 from openedm.ground import checks
 from openedm.inference import calibration, simulation
-from openedm.inference.files import load
+from openedm.inference.trained import DenoiserPosterior
 from openedm.plots import calibration_plot, save_figure
 
 
@@ -48,7 +48,7 @@ def calibrate(
     checks.at_least("num", num, 20)
     if (task is None) == (simulations is None):
         raise ValueError("either task or simulations must be given")
-    loaded = load(posterior, device)
+    loaded = DenoiserPosterior.load(posterior, device)
     fitted, known = loaded.plain() if plain else loaded, task_of(task)
     if known is not None:
         if (known.dim, known.x_shape) != (fitted.dim, fitted.x_shape):

@@ -3,7 +3,7 @@
 from openedm.cli.inference.choosing import new_file
 from openedm.cli.inference.reading import numbers_of, observation_of
 from openedm.cli.reporting import save_array
-from openedm.inference.files import load
+from openedm.inference.trained import DenoiserPosterior
 
 
 def log_prob(
@@ -27,7 +27,7 @@ def log_prob(
         device: where to compute, cpu or cuda.
     """
     target = new_file("out", out, (".npy",))
-    fitted = load(posterior, device)
+    fitted = DenoiserPosterior.load(posterior, device)
     observed, points = observation_of(x, fitted), numbers_of("theta", theta)
     values = (fitted.plain() if plain else fitted).log_prob(points, observed).detach().cpu()
     if target is None:

@@ -2,7 +2,7 @@
 
 from openedm.cli.inference.reading import observation_of
 from openedm.cli.inference.reporting import table
-from openedm.inference.files import load
+from openedm.inference.trained import DenoiserPosterior
 
 
 def map(
@@ -20,7 +20,7 @@ def map(
         plain: leave refinement out.
         device: where to compute, cpu or cuda.
     """
-    loaded = load(posterior, device)
+    loaded = DenoiserPosterior.load(posterior, device)
     observed = observation_of(x, loaded)
     if tuple(observed.shape) != loaded.x_shape:
         raise ValueError(f"x must be one observation {loaded.x_shape}, got {tuple(observed.shape)}")

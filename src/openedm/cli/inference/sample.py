@@ -7,7 +7,7 @@ from openedm.cli.inference.reading import numbers_of, observation_of
 from openedm.cli.inference.reporting import table
 from openedm.ground import checks
 from openedm.ground.storage import replacing
-from openedm.inference.files import load
+from openedm.inference.trained import DenoiserPosterior
 from openedm.plots import pair_plot, save_figure
 
 
@@ -39,7 +39,7 @@ def sample(
     """
     target, drawing = new_file("out", out, (".npz",)), new_file("figure", figure, (".png", ".pdf", ".svg"))
     checks.at_least("num_samples", num_samples, 2)
-    fitted = load(posterior, device)
+    fitted = DenoiserPosterior.load(posterior, device)
     observed = observation_of(x, fitted)
     single = tuple(observed.shape) == fitted.x_shape
     if drawing is not None and not single:

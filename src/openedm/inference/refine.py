@@ -5,26 +5,34 @@
 a and b are two of a fixed set of pilots, samples for the same observation, and γ is random: the differences know the
 posterior's widths, correlations and the ways between its modes (differential evolution, ter Braak 2006), and since the
 pilots are no part of the chains these are independent and the proposal is symmetric. The chains start near their
-target, so that a few dozen steps suffice. The densities of what they draw, and whether they are of use at all, are
-told by importance sampling (`evidence`).
+target, so that a few dozen steps suffice. Importance sampling (`evidence`) normalises the density of what they draw,
+and shows whether they improve on their start at all.
 
-Where the learned likelihood is an ensemble's mean, a step first asks one member, in turn, whether it would accept, and
-the whole ensemble only about the proposals that pass: delayed acceptance (Christen and Fox 2005), whose target is the
-same as if the ensemble were asked about each.
+Where the learned likelihood is an ensemble's mean, a step first tests a proposal with one member, in turn, and computes
+the whole ensemble only for those that pass: delayed acceptance (Christen and Fox 2005), whose target is the same.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference.draws import SampleNoise
+from openedm.inference.maps import ParameterMap
+from openedm.inference.priors import Prior
+from openedm.networks.mixtures import ConditionalMixture
+
+__all__ = ["LearnedTarget", "Refinement", "Target", "evidence", "is_certain_gain"]
+
+CHUNK_ROWS = 1024
+"""Rows that an emulator evaluates at a time: what they need stays in the cache."""
 
 
 class Target(ABC):
@@ -95,12 +103,12 @@ class Refinement(Choice):
             passed = (uniform[:, 3].log() < gain).nonzero()[:, 0]
             if len(passed) == 0:
                 continue
-            theirs = target(proposal[passed], passed)
-            new = _mean(theirs)
+            each_new = target(proposal[passed], passed)
+            new = _mean(each_new)
             correction = torch.where(value[passed].isneginf() & new.isfinite(), 0.0, new - value[passed] - gain[passed])
             accepted = uniform[passed, 4].log() < correction
             moved = passed[accepted]
-            u[moved], each[:, moved] = proposal[moved], theirs[:, accepted]
+            u[moved], each[:, moved] = proposal[moved], each_new[:, accepted]
             value[moved] = _mean(each[:, moved])
         return u.reshape(count, n, d)
 
@@ -132,9 +140,57 @@ def evidence(log_target: Float[Tensor, " n"], log_proposal: Float[Tensor, " n"])
     return total - math.log(len(log_target)), share
 
 
-def choose(gains: Sequence[float]) -> bool:
+def is_certain_gain(gains: Sequence[float]) -> bool:
     """Whether a mean gain in held-out log-density is positive by more than its standard error."""
     values = torch.tensor([g for g in gains if math.isfinite(g)], dtype=torch.float64)
     if len(values) < 0.9 * len(gains) or len(values) < 2:
         return False
     return float(values.mean()) > float(values.std() / math.sqrt(len(values)))
+
+
+class LearnedTarget(Target):
+    """prior × learned likelihood of given observations.
+
+    Args:
+        emulator: q(y | θ), with `parameters.inputs_of(θ)` as its condition.
+        prior: of θ.
+        parameters: θ ↔ u.
+        observed: observations as the emulator models them, one for each chain, or one for all θ of `log_prob`.
+    """
+
+    def __init__(
+        self, emulator: ConditionalMixture, prior: Prior, parameters: ParameterMap, observed: Float[Tensor, "rows y"]
+    ) -> None:
+        self.emulator, self.prior, self.parameters, self.observed = emulator, prior, parameters, observed
+
+    @property
+    def members(self) -> int:
+        """Those of the emulator."""
+        return self.emulator.members
+
+    @cached_property
+    def _alone(self) -> list[ConditionalMixture]:
+        return [self.emulator.member(e) for e in range(self.members)]
+
+    def __call__(
+        self, u: Float[Tensor, "rows d"], chains: Int[Tensor, " rows"], member: int | None = None
+    ) -> Float[Tensor, "members rows"]:
+        """ln p(u) + ln q_e(y | u)."""
+        theta = self.parameters.inverse(u)
+        prior = self._log_prior(theta) - self.parameters.log_det_at(u)
+        mixture = self.emulator if member is None else self._alone[member]
+        chunks = [mixture.each_log_prob(y, inputs) for y, inputs in self._chunks(theta, self.observed[chains])]
+        return torch.cat(chunks, 1).double() + prior
+
+    def log_prob(self, theta: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+        """ln p(θ) + ln q(y | θ), for θ inside the prior's support."""
+        chunks = self._chunks(theta, self.observed.expand(len(theta), -1))
+        likelihood = torch.cat([self.emulator.log_prob(y, inputs) for y, inputs in chunks])
+        return likelihood.double() + self._log_prior(theta)
+
+    def _log_prior(self, theta: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+        return self.prior.log_prob(theta.cpu()).to(theta.device)
+
+    def _chunks(self, theta: Float[Tensor, "n d"], observed: Float[Tensor, "n y"]) -> Iterator[tuple[Tensor, Tensor]]:
+        inputs = self.parameters.inputs_of(theta)
+        return zip(torch.split(observed, CHUNK_ROWS), torch.split(inputs, CHUNK_ROWS), strict=True)

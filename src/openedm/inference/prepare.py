@@ -1,0 +1,145 @@
+"""Simulations as users have them: checked, what is wrong with them named, split and standardised."""
+
+import math
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.posterior import Values, as_tensor
+from openedm.inference.priors import Prior
+from openedm.inference.transforms import constant_columns, duplicated_columns, named
+
+__all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "prepare"]
+
+MIN_SIMULATIONS = 100
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Checked simulations, and how networks see them.
+
+    Attributes:
+        theta, x: the simulations, float32.
+        u: θ in unbounded, standardised coordinates, float64.
+        parameters: θ ↔ u.
+        data: x → y.
+        training, held_out: which simulations are trained on, and which stop trainings and judge candidates.
+        prior: of θ, or None.
+        names: of the parameters; None means the prior's.
+    """
+
+    theta: Float[Tensor, "n d"]
+    x: Float[Tensor, "n *event"]
+    u: Float64[Tensor, "n d"]
+    parameters: ParameterMap
+    data: DataMap
+    training: Int64[Tensor, " most"]
+    held_out: Int64[Tensor, " rest"]
+    prior: Prior | None
+    names: Sequence[str] | None
+
+
+def check_simulations(
+    theta: Values,
+    x: Values,
+    prior: Prior | None,
+    *,
+    drop_nonfinite: bool = False,
+    at_least: int = MIN_SIMULATIONS,
+    dtype: torch.dtype = torch.float32,
+) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n *event"]]:
+    """θ and x as tensors with one row a simulation.
+
+    Args:
+        theta, x, prior: as for `fit`.
+        drop_nonfinite: whether simulations with NaN or infinities are left out, not refused.
+        at_least: how many simulations there must be.
+        dtype: of both tensors.
+
+    Raises:
+        TypeError: something else than real numbers.
+        ValueError: shapes that do not fit, too few simulations, values that are not finite, or θ outside the support or
+            constant.
+    """
+    parameters, values = (as_tensor(name, given).detach().to(dtype) for name, given in (("theta", theta), ("x", x)))
+    if parameters.ndim != 2 or parameters.shape[1] == 0:
+        raise ValueError(f"theta must have shape (n, d), got {tuple(parameters.shape)}")
+    if values.ndim < 2 or values[:1].numel() == 0:
+        raise ValueError(f"x must have shape (n, *x_shape) with at least one value each, got {tuple(values.shape)}")
+    if len(parameters) != len(values):
+        raise ValueError(f"theta and x must have one row a simulation, got {len(parameters)} and {len(values)}")
+    if prior is not None and prior.dim != parameters.shape[1]:
+        raise ValueError(f"prior must have as many parameters as theta, {parameters.shape[1]}, got {prior.dim}")
+    bad = ~(parameters.isfinite().all(1) & values.flatten(1).isfinite().all(1))
+    if bool(bad.any()):
+        if not drop_nonfinite:
+            rows = bad.nonzero()[:, 0].tolist()
+            raise ValueError(
+                f"theta and x must be finite, but {len(rows)} of {len(bad)} simulations are not: {named(rows)}; "
+                "fit(…, on_nonfinite='drop') leaves them out"
+            )
+        parameters, values = parameters[~bad], values[~bad]
+    if len(parameters) < at_least:
+        raise ValueError(f"there must be at least {at_least} simulations, got {len(parameters)}")
+    if prior is not None:
+        outside = (~(prior.log_prob(parameters) > -math.inf)).nonzero()[:, 0].tolist()
+        if outside:
+            raise ValueError(f"theta must lie in the prior's support, but {len(outside)} do not: {named(outside)}")
+    constant = constant_columns(parameters)
+    if constant:
+        raise ValueError(f"theta must vary, but these columns are constant: {named(constant)}")
+    return parameters, values
+
+
+def prepare(
+    theta: Float[Tensor, "n d"],
+    x: Float[Tensor, "n *event"],
+    prior: Prior | None,
+    *,
+    held_out: float,
+    seed: int,
+    names: Sequence[str] | None = None,
+) -> Prepared:
+    """Split checked simulations and find how they are standardised.
+
+    Args:
+        theta, x: float32, as `check_simulations` returns them.
+        prior, names: as for `fit`.
+        held_out: the share of simulations that are not trained on.
+        seed: of the split.
+
+    Raises:
+        ValueError: x does not vary.
+
+    Warns:
+        UserWarning: columns of x that are constant or equal to others, which are left out.
+    """
+    keep = _columns_to_keep(x) if x.ndim == 2 else ()
+    if x.ndim > 2 and bool((x == x.flatten()[0]).all()):
+        raise ValueError("x must vary, but all its values are the same")
+    order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
+    count = min(max(1, round(held_out * len(theta))), len(theta) // 2)
+    held, training = order[:count].sort().values, order[count:].sort().values
+    parameters = ParameterMap.of(theta, None if prior is None else prior.bijection)
+    data = DataMap.of(x[training], keep)
+    return Prepared(theta, x, parameters.forward(theta), parameters, data, training, held, prior, names)
+
+
+def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:
+    """The columns that are neither constant nor equal to earlier ones; warns about the others."""
+    constant, twins = constant_columns(x), duplicated_columns(x)
+    if constant:
+        warnings.warn(f"columns of x that are constant are left out: {named(constant)}", stacklevel=4)
+    if twins:
+        pairs = ", ".join(f"{later} (as {first})" for first, later in twins[:8])
+        warnings.warn(f"columns of x that equal others are left out: {pairs}", stacklevel=4)
+    left_out = {*constant, *(later for _, later in twins)}
+    keep = tuple(i for i in range(x.shape[1]) if i not in left_out)
+    if not keep:
+        raise ValueError("x must vary, but all its columns are constant")
+    return keep
