@@ -26,13 +26,13 @@ from openedm.inference.priors import Box, TorchPrior
 from openedm.inference.trained import DenoiserPosterior
 from openedm.inference.truncated import Truncated
 from openedm.levels import Karras
-from openedm.metrics.bootstrap import frechet_error, inception_score_error
 from openedm.metrics.c2st import c2st
 from openedm.metrics.classifier import train_classifier
 from openedm.metrics.evaluate import compare
 from openedm.metrics.extractors import ClassifierFeatures
 from openedm.metrics.features import extract, image_batches, stream_statistics
-from openedm.metrics.inception_score import inception_score
+from openedm.metrics.frechet import frechet_error
+from openedm.metrics.inception_score import inception_score, inception_score_error
 from openedm.metrics.kernel import kernel_distance
 from openedm.metrics.neighbours import neighbours
 from openedm.sampling import Sampler

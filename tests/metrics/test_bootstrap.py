@@ -2,7 +2,9 @@ import pytest
 import torch
 
 from openedm.metrics import frechet_distance, frechet_error, gaussian, inception_score
-from openedm.metrics.bootstrap import _distance, _resampled, inception_score_error, mean_error
+from openedm.metrics.frechet import _distance, _resampled
+from openedm.metrics.inception_score import inception_score_error
+from openedm.metrics.neighbours import mean_error
 
 
 def normal(*shape: int, seed: int) -> torch.Tensor:

@@ -299,7 +299,7 @@ def _real(
         told(True, accelerator)
         return look()
 
-    features, path, there = kept_features(real, network, cache, batch_size=batch_size, look=look_with_all)
+    features, path, there = kept_features(real, network, cache, batch_size=batch_size, compute=look_with_all)
     if there:
         told(False, accelerator)
     print(f"features of the data: {'read from' if there else 'kept in'} {path}")
@@ -317,10 +317,10 @@ def _held_out(data: Source, chosen: Extractor | None) -> Dataset | None:
 
 
 def _check_classes(network: FeatureNetwork, made: _Made, real: Dataset, held: Dataset | None, *, given: bool) -> None:
-    if given and not network.judges:
+    if given and not network.predicts_labels:
         raise ValueError("held_out has an effect with a classifier of the data only: it measures that one's accuracy")
     for name, count in (("samples", made.num_classes), ("data", real.num_classes)):
-        if network.judges and count > network.num_classes:
+        if network.predicts_labels and count > network.num_classes:
             raise ValueError(f"{name} must have at most the classifier's {network.num_classes} classes, got {count}")
     if held is not None and held.num_classes != network.num_classes:
         raise ValueError(f"held_out must have the classifier's {network.num_classes} classes, not {held.num_classes}")

@@ -52,7 +52,7 @@ def extract_together(
 
 def _nothing(network: FeatureNetwork) -> Features:
     probabilities = torch.empty(0, network.num_classes) if network.num_classes else None
-    return Features(torch.empty(0, network.dim), probabilities, None, network.judges, network.fingerprint())
+    return Features(torch.empty(0, network.dim), probabilities, None, network.predicts_labels, network.fingerprint())
 
 
 def _gathered(part: Features, numbers: Sequence[int], accelerator: Accelerator) -> Features:
@@ -68,7 +68,7 @@ def _gathered(part: Features, numbers: Sequence[int], accelerator: Accelerator) 
         gather(part.values)[order],
         None if part.probabilities is None else gather(part.probabilities)[order],
         None if (labels < 0).any() else labels,
-        part.judges,
+        part.predicts_labels,
         part.fingerprint,
     )
 

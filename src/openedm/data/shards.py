@@ -104,13 +104,14 @@ class TarImages(EncodedImages):
         return f"{self._file(index)}/{self._member(index)}"
 
     def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
-        for index in indices:
-            shard, offset, size = self._place[index].tolist()
+        chosen = np.asarray(indices, dtype=np.int64)
+        labels = [None] * len(chosen) if self.labels is None else self.labels[chosen].tolist()
+        for index, label, (shard, offset, size) in zip(indices, labels, self._place[chosen].tolist(), strict=True):
             try:
                 content = self._parts.read(self._files[shard], offset, size)
             except OSError as error:
                 raise ValueError(f"{self.describe(index)} cannot be read: {error}") from error
-            yield content, None if self.labels is None else int(self.labels[index])
+            yield content, label
 
     def shapes(self) -> Iterable[Shape]:
         return super().shapes() if self._shape is None else [self._shape]

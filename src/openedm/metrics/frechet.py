@@ -2,17 +2,21 @@
 
     d² = ‖μ₁ − μ₂‖² + tr(Σ₁ + Σ₂ − 2 (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2})
 
-Dowson and Landau 1982; on features of images the "FID" of Heusel et al. 2017 (arXiv 1706.08500).
+Dowson and Landau 1982; on features of images the "FID" of Heusel et al. 2017 (arXiv 1706.08500). torchmetrics and
+torch-fidelity take the eigenvalues of the unsymmetric Σ₁ Σ₂, which is off by √ε where covariances are singular, and
+torchmetrics sums squares, which cancel; neither merges shards nor has an error.
 """
 
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.devices import has_float64
+
+__all__ = ["Gaussian", "GaussianStatistics", "frechet_distance", "frechet_error", "gaussian"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,7 +54,7 @@ class GaussianStatistics:
         self._scatter = torch.zeros(dim, dim, dtype=torch.float64)
 
     def update(self, features: Float[Tensor, "batch dim"]) -> None:
-        """Take in `features` `(batch, dim)`; a batch may be empty.
+        """Add `features` `(batch, dim)`; a batch may be empty.
 
         Raises:
             ValueError: `features` has another number of features, or a value that is not finite.
@@ -61,13 +65,13 @@ class GaussianStatistics:
             bad = int((~features.isfinite()).any(1).sum())
             raise ValueError(f"features must be finite, but {bad} of {len(features)} rows are not")
         if len(features):
-            # Where the features are, if there is float64 there.
+            # On the features' device, if it has float64.
             x = features.detach().to(features.device if has_float64(features.device) else "cpu", torch.float64)
             mean = x.mean(0)
             self._add(len(x), mean.cpu(), ((x - mean).T @ (x - mean)).cpu())
 
     def merge(self, other: "GaussianStatistics") -> None:
-        """Take in all that `other` has seen, as if it had been seen here.
+        """Add all samples of `other`.
 
         Raises:
             ValueError: `other` has another number of features.
@@ -78,7 +82,7 @@ class GaussianStatistics:
             self._add(other.count, other._mean, other._scatter)
 
     def finalize(self) -> Gaussian:
-        """Mean and covariance of what was seen so far.
+        """Mean and covariance of all samples so far.
 
         Raises:
             ValueError: fewer than two samples, which have no covariance.
@@ -87,7 +91,7 @@ class GaussianStatistics:
             raise ValueError(f"a covariance needs at least 2 samples, got {self.count}")
         return Gaussian(self._mean.clone(), self._scatter / (self.count - 1), self.count)
 
-    def _add(self, count: int, mean: Tensor, scatter: Tensor) -> None:
+    def _add(self, count: int, mean: Float64[Tensor, " dim"], scatter: Float64[Tensor, "dim dim"]) -> None:
         # Chan, Golub and LeVeque 1979: merge without cancellation.
         total = self.count + count
         delta = mean - self._mean
@@ -107,8 +111,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared Fréchet (2-Wasserstein) distance between two Gaussians, ≥ 0; what the literature calls FID.
 
     tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2} is computed as the sum of the singular values of F₂ᵀ F₁, where Σ = F Fᵀ with as many
-    columns as Σ has rank, from its symmetric eigenvalues: the same number, real and accurate also where covariances are
-    singular.
+    columns as Σ has rank, from its symmetric eigenvalues: the same number, real, and accurate also for singular
+    covariances.
 
     >>> unit = Gaussian(torch.zeros(2).double(), torch.eye(2).double(), 100)
     >>> far = Gaussian(torch.tensor([3.0, 4.0]).double(), 4 * torch.eye(2).double(), 100)
@@ -127,8 +131,35 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     return max(float(distance), 0.0)
 
 
-def _factor(covariance: Tensor, name: str) -> Tensor:
-    """F `(dim, rank)` with F Fᵀ the covariance; eigenvalues within rounding of 0 count as 0."""
+def frechet_error(
+    samples: Float[Tensor, "samples dim"], reference: Float[Tensor, "reference dim"], *, num: int = 50, seed: int = 0
+) -> float:
+    """The bootstrap's standard deviation of the Fréchet distance between two sets of features, both resampled.
+
+    scipy.stats.bootstrap would copy the rows of every replicate; here a replicate is a vector of counts. It costs two
+    covariances, (samples + reference) · dim² multiplications, and one symmetric eigen-solve, a few dim³: milliseconds
+    for 64 features of a thousand images, seconds for 2048 of ten thousand.
+
+    Args:
+        samples: `(samples, dim)`.
+        reference: `(reference, dim)`.
+        num: number of replicates; their standard deviation is itself known to 1/√(2 num), a tenth for 50.
+        seed: of the resampling.
+
+    Raises:
+        ValueError: fewer than 2 replicates.
+    """
+    checks.at_least("num", num, 2)
+    generator = torch.Generator().manual_seed(seed)
+    x, y = samples.double(), reference.double()
+    mean_x, mean_y = x.mean(0), y.mean(0)
+    x, y, shift = x - mean_x, y - mean_y, mean_x - mean_y
+    values = [_distance(*_resampled(x, generator), *_resampled(y, generator), shift) for _ in range(num)]
+    return float(torch.tensor(values, dtype=torch.float64).std())
+
+
+def _factor(covariance: Float64[Tensor, "dim dim"], name: str) -> Float64[Tensor, "dim rank"]:
+    """F with F Fᵀ the covariance; eigenvalues within rounding of 0 count as 0."""
     values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
     rounding = float(values.abs().max()) * len(values) * torch.finfo(values.dtype).eps
     if float(values.min()) < -1e3 * rounding:
@@ -136,3 +167,34 @@ def _factor(covariance: Tensor, name: str) -> Tensor:
     kept = values > rounding
     factor: Tensor = vectors[:, kept] * values[kept].sqrt()
     return factor
+
+
+def _resampled(
+    rows: Float64[Tensor, "rows dim"], generator: torch.Generator
+) -> tuple[Float64[Tensor, " dim"], Float64[Tensor, "dim dim"]]:
+    """Mean and covariance of as many rows, drawn with replacement."""
+    drawn = torch.randint(len(rows), (len(rows),), generator=generator)
+    counts = drawn.bincount(minlength=len(rows)).double().to(rows.device)
+    mean = counts @ rows / len(rows)
+    weighted = rows * counts.sqrt()[:, None]
+    covariance = (weighted.T @ weighted - len(rows) * torch.outer(mean, mean)) / (len(rows) - 1)
+    return mean, covariance
+
+
+def _distance(
+    mean_a: Float64[Tensor, " dim"],
+    a: Float64[Tensor, "dim dim"],
+    mean_b: Float64[Tensor, " dim"],
+    b: Float64[Tensor, "dim dim"],
+    shift: Float64[Tensor, " dim"],
+) -> float:
+    """The distance of one replicate; `shift` is added to the difference of the means.
+
+    tr (Σ_a Σ_b)^{1/2} from the eigenvalues of Lᵀ Σ_b L, Σ_a = L Lᵀ: one solve without vectors. The ridge, without which
+    singular covariances have no factor, changes all replicates alike.
+    """
+    ridge = 1e-10 * float(a.trace()) / len(a)
+    factor = torch.linalg.cholesky(a + (ridge or 1e-300) * torch.eye(len(a), dtype=a.dtype, device=a.device))
+    values = torch.linalg.eigvalsh(factor.T @ b @ factor)
+    means = (shift + mean_a - mean_b).square().sum()
+    return float(means + a.trace() + b.trace() - 2 * values.clamp(min=0).sqrt().sum())

@@ -1,8 +1,10 @@
-"""The Inception network of the published FID: Inception-v3 as TensorFlow's 2015 graph has it, weights from your file.
+"""The Inception network of the published FID: Inception-v3 as in TensorFlow's graph of 2015, weights from a file.
 
 Szegedy et al. 2015 (arXiv 1512.00567). The graph differs from torchvision's `inception_v3`: 1008 classes, averages that
-leave the border out, and a maximum in place of an average in the last block. Images are resized to 299 as TensorFlow 1
-did: bilinear without half-pixel centres, pixel i of the output at i · size / 299 of the input.
+leave the border out, and a maximum in place of an average in the last block. Images are resized to 299 as in TensorFlow
+1: bilinear without half-pixel centres, pixel i of the output at i · size / 299 of the input. torchmetrics takes the
+network from torch-fidelity, which reads its weights with a pickle or from the network; torchvision, whose blocks could
+be patched, would tie every installation to one version of torch.
 
 The weights are the state dict that pytorch-fid (`pt_inception-2015-12-05-6726825d.pth`) and torch-fidelity
 (`weights-inception-2015-12-05-6726825d.pth`) publish, or the same tensors as safetensors.
@@ -21,6 +23,8 @@ from torch.nn import functional
 
 from openedm.metrics.extractors import Extractor, FeatureNetwork, Output, grey_or_rgb, to_rgb
 
+__all__ = ["Inception", "InceptionFeatures", "InceptionV3"]
+
 SIDE = 299
 
 
@@ -30,7 +34,7 @@ class Inception(Extractor):
 
     Attributes:
         path: the weights, a `.pth` state dict or safetensors. A TorchScript archive or any other pickle is refused:
-            reading one executes code that it brings.
+            reading one executes code that it contains.
     """
 
     path: str
@@ -44,7 +48,7 @@ class Inception(Extractor):
 
 
 class InceptionFeatures(FeatureNetwork):
-    """The network.
+    """The network of the published FID with its preprocessing.
 
     Args:
         state: its weights under torchvision's names.
@@ -65,7 +69,7 @@ class InceptionFeatures(FeatureNetwork):
         ]
         if wrong:
             raise ValueError(
-                f"path must hold the weights of the FID's Inception, but {len(wrong)} do not fit: {wrong[:3]}"
+                f"path must be a file with the weights of the FID's Inception, but {len(wrong)} do not fit: {wrong[:3]}"
             )
         self.network.load_state_dict({name: state.get(name, tensor).float() for name, tensor in own.items()})
         self.requires_grad_(False).eval()
@@ -86,13 +90,13 @@ class InceptionFeatures(FeatureNetwork):
 
 
 def resized(x: Float[Tensor, "batch channels height width"], side: int) -> Float[Tensor, "batch channels side side"]:
-    """Bilinear in TensorFlow 1's coordinates: output pixel i lies at i · size / side of the input."""
+    """Bilinear in TensorFlow 1's coordinates: output pixel i is at i · size / side of the input."""
     rows, columns = (_interpolation(size, side).to(x) for size in x.shape[2:])
     return rows @ x @ columns.T
 
 
-def _interpolation(size: int, side: int) -> Tensor:
-    """The matrix (side, size) of linear interpolation."""
+def _interpolation(size: int, side: int) -> Float[Tensor, "side size"]:
+    """The matrix of linear interpolation."""
     at = torch.arange(side, dtype=torch.float64) * size / side
     low = at.floor().long()
     weight = at - low
@@ -144,7 +148,7 @@ class _Conv(nn.Module):
         self.conv = nn.Conv2d(inputs, outputs, kernel, bias=False, **options)
         self.bn = nn.BatchNorm2d(outputs, eps=1e-3)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs i j"]:
         return functional.relu(self.bn(self.conv(x)))
 
 
@@ -157,7 +161,7 @@ class _A(nn.Module):
         self.branch3x3dbl_2, self.branch3x3dbl_3 = _Conv(64, 96, 3, padding=1), _Conv(96, 96, 3, padding=1)
         self.branch_pool = _Conv(inputs, pooled, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs i j"]:
         five = self.branch5x5_2(self.branch5x5_1(x))
         three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch1x1(x), five, three, self.branch_pool(_average(x))], 1)
@@ -170,7 +174,7 @@ class _B(nn.Module):
         self.branch3x3dbl_1 = _Conv(inputs, 64, 1)
         self.branch3x3dbl_2, self.branch3x3dbl_3 = _Conv(64, 96, 3, padding=1), _Conv(96, 96, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs i j"]:
         three = self.branch3x3dbl_3(self.branch3x3dbl_2(self.branch3x3dbl_1(x)))
         return torch.cat([self.branch3x3(x), three, functional.max_pool2d(x, 3, stride=2)], 1)
 
@@ -188,7 +192,7 @@ class _C(nn.Module):
         self.branch7x7dbl_4, self.branch7x7dbl_5 = _Conv(inner, inner, **tall), _Conv(inner, 192, **wide)
         self.branch_pool = _Conv(inputs, 192, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs i j"]:
         once = self.branch7x7_3(self.branch7x7_2(self.branch7x7_1(x)))
         twice = self.branch7x7dbl_3(self.branch7x7dbl_2(self.branch7x7dbl_1(x)))
         twice = self.branch7x7dbl_5(self.branch7x7dbl_4(twice))
@@ -204,7 +208,7 @@ class _D(nn.Module):
         self.branch7x7x3_3 = _Conv(192, 192, (7, 1), padding=(3, 0))
         self.branch7x7x3_4 = _Conv(192, 192, 3, stride=2)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs i j"]:
         seven = self.branch7x7x3_4(self.branch7x7x3_3(self.branch7x7x3_2(self.branch7x7x3_1(x))))
         return torch.cat([self.branch3x3_2(self.branch3x3_1(x)), seven, functional.max_pool2d(x, 3, stride=2)], 1)
 
@@ -222,7 +226,7 @@ class _E(nn.Module):
         self.branch3x3dbl_3a, self.branch3x3dbl_3b = _Conv(384, 384, **wide), _Conv(384, 384, **tall)
         self.branch_pool = _Conv(inputs, 192, 1)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch inputs h w"]) -> Float[Tensor, "batch outputs i j"]:
         one = self.branch3x3_1(x)
         two = self.branch3x3dbl_2(self.branch3x3dbl_1(x))
         pooled = _average(x) if self.pool == "average" else functional.max_pool2d(x, 3, stride=1, padding=1)
@@ -230,13 +234,13 @@ class _E(nn.Module):
         return torch.cat([self.branch1x1(x), *parts, self.branch_pool(pooled)], 1)
 
 
-def _average(x: Tensor) -> Tensor:
+def _average(x: Float[Tensor, "batch channels h w"]) -> Float[Tensor, "batch channels h w"]:
     return functional.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 def _check_file(path: str) -> None:
     if not Path(path).is_file():
-        raise ValueError(f"path must be a file of Inception weights, got {path!r}, which is none")
+        raise ValueError(f"path must be a file of Inception weights, got {path!r}, which does not exist")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             if any("/code/" in f"/{name}" or name.endswith("constants.pkl") for name in archive.namelist()):
@@ -252,7 +256,7 @@ def _read(path: str) -> dict[str, Tensor]:
         if Path(path).suffix == ".safetensors":
             return safetensors.torch.load_file(path)
         state = torch.load(path, map_location="cpu", weights_only=True)  # refuses a pickle of anything but tensors
-    except Exception as error:  # whatever a reader makes of a broken file
+    except Exception as error:  # of any kind: the file may be broken
         raise ValueError(f"path must be a state dict that can be read, got {path!r}: {error}") from error
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
         raise ValueError(f"path must be a state dict, names and tensors, got {type(state).__name__} in {path!r}")

@@ -4,19 +4,23 @@
     MMD² = mean_{i≠j} k(xᵢ, xⱼ) + mean_{i≠j} k(yᵢ, yⱼ) − 2 mean_{ij} k(xᵢ, yⱼ)
 
 Bińkowski et al. 2018 (arXiv 1801.01401), where it is called KID; the estimator is Gretton et al. 2012, lemma 6.
+torchmetrics averages over random subsets, so its value depends on the global random state and its spread is not a
+standard error; sklearn's `polynomial_kernel` needs memory for all pairs at once.
 """
 
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.ground import checks
 
+__all__ = ["KernelDistance", "kernel_distance"]
+
 
 class KernelDistance(NamedTuple):
-    """`value` estimates a number ≥ 0 without bias, and so may itself lie below 0; `standard_error` is its own."""
+    """An estimate without bias of a number ≥ 0, which may be negative itself, and its standard error."""
 
     value: float
     standard_error: float
@@ -32,8 +36,8 @@ def kernel_distance(
     """The squared maximum mean discrepancy of two sets of features, and its standard error.
 
     All pairs are used, a tile of `block` × `block` at a time, in float64. The standard error is the jackknife's: each
-    row is left out in turn, which needs nothing but the sums over rows that are there already. Where the two sets
-    are of one distribution it is too large by up to √2, never too small.
+    row is left out in turn, for which the sums over rows suffice. Where the two sets are of one distribution it is too
+    large by up to √2, never too small.
 
     >>> x = torch.tensor([[0.0], [1.0], [2.0]])
     >>> round(kernel_distance(x, x, degree=1).value, 9)
@@ -69,7 +73,9 @@ def kernel_distance(
     return KernelDistance(float(value), float(variance) ** 0.5)
 
 
-def _row_sums(x: Tensor, y: Tensor, degree: int, block: int, *, same: bool = False) -> tuple[Tensor, Tensor]:
+def _row_sums(
+    x: Float[Tensor, "m dim"], y: Float[Tensor, "n dim"], degree: int, block: int, *, same: bool = False
+) -> tuple[Float64[Tensor, " m"], Float64[Tensor, " n"]]:
     """Σⱼ k(xᵢ, yⱼ) and Σᵢ k(xᵢ, yⱼ), tile by tile; with `same`, where x is y, without the pairs i = j."""
     rows = torch.zeros(len(x), dtype=torch.float64)
     columns = torch.zeros(len(y), dtype=torch.float64)

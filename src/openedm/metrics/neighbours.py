@@ -1,24 +1,29 @@
-"""Fidelity and diversity told apart: which samples lie among real ones, and which real ones lie among samples.
+"""Fidelity and diversity as two numbers: which samples are near real ones, and which real ones are near samples.
 
-A set's manifold is the union of balls about its points, each out to the point's k-th nearest neighbour in the set.
+The manifold of a set is the union of balls around its points, whose radius is the distance to the point's k-th nearest
+neighbour in the set.
 
     precision = share of samples in the manifold of the reference
     recall    = share of the reference in the manifold of the samples
-    density   = how many balls of the reference hold a sample, on average, over k
-    coverage  = share of the reference's balls that hold a sample
+    density   = number of balls of the reference that contain a sample, on average, over k
+    coverage  = share of the reference's balls that contain a sample
 
 Precision and recall: Kynkäänniemi et al. 2019 (arXiv 1904.06991); density and coverage, which one outlier cannot
-inflate: Naeem et al. 2020 (arXiv 2002.09797).
+inflate: Naeem et al. 2020 (arXiv 2002.09797). torchmetrics has none of the four; sklearn finds neighbours on the CPU
+only and without centring, and density needs all pairs, which are compared in tiles here.
 """
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from openedm.ground import checks
+
+__all__ = ["Neighbours", "mean_error", "neighbours"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -28,8 +33,8 @@ class Neighbours:
     Attributes:
         precise: `(samples,)`, whether a sample is in the manifold of the reference.
         recalled: `(reference,)`, whether a row of the reference is in the manifold of the samples.
-        dense: `(samples,)`, the number of balls of the reference that hold a sample, over k.
-        covered: `(reference,)`, whether the ball about a row of the reference holds a sample.
+        dense: `(samples,)`, the number of balls of the reference that contain a sample, over k.
+        covered: `(reference,)`, whether the ball around a row of the reference contains a sample.
     """
 
     precise: Bool[Tensor, " samples"]
@@ -49,7 +54,7 @@ class Neighbours:
 
     @property
     def density(self) -> float:
-        """≥ 0; 1 is expected of two sets of one distribution, and more where samples crowd where data are dense."""
+        """≥ 0; 1 is expected of two sets of one distribution, more where samples concentrate in dense regions."""
         return float(self.dense.mean())
 
     @property
@@ -84,7 +89,7 @@ def neighbours(
         block: rows of a tile.
 
     Raises:
-        ValueError: another number of features on either side, or fewer rows than neighbours are asked for.
+        ValueError: another number of features on either side, or too few rows for `k` or `k_density` neighbours.
     """
     checks.at_least("k", k, 1)
     checks.at_least("k_density", k_density, 1)
@@ -95,7 +100,7 @@ def neighbours(
         )
     checks.at_least("the number of samples", len(samples), k + 1)
     checks.at_least("the number of rows of reference", len(reference), max(k, k_density) + 1)
-    # Distances are differences of squares: the closer the origin, the less is lost.
+    # Distances are differences of squares: the closer the origin, the smaller their rounding.
     centre = reference.double().mean(0)
     x, y = samples.double() - centre, reference.double() - centre
     radii_x = _radii(x, k, block)[:, k - 1]
@@ -114,7 +119,16 @@ def neighbours(
     return Neighbours(precise.cpu(), recalled.cpu(), dense.cpu() / k_density, covered.cpu())
 
 
-def _radii(x: Tensor, k: int, block: int) -> Tensor:
+def mean_error(rows: Float[Tensor, " rows"] | Bool[Tensor, " rows"]) -> float:
+    """The standard error of a mean, the limit of its bootstrap: the standard deviation of the rows over √n.
+
+    For recall, density and coverage it is the error with the centres of the balls held fixed: too small by a fifth to a
+    third, since other images would have other balls.
+    """
+    return float(rows.double().std(correction=0)) / math.sqrt(len(rows))
+
+
+def _radii(x: Float64[Tensor, "rows dim"], k: int, block: int) -> Float64[Tensor, "rows k"]:
     """Squared distances of each row to its 1st … k-th nearest among the others."""
     nearest = x.new_full((len(x), k), torch.inf)
     for rows, columns, squares in _tiles(x, x, block):
@@ -124,8 +138,10 @@ def _radii(x: Tensor, k: int, block: int) -> Tensor:
     return nearest
 
 
-def _tiles(x: Tensor, y: Tensor, block: int) -> Iterator[tuple[slice, slice, Tensor]]:
-    """Squared distances between rows of x and y; what is rounding beside the squares themselves counts as 0."""
+def _tiles(
+    x: Float64[Tensor, "m dim"], y: Float64[Tensor, "n dim"], block: int
+) -> Iterator[tuple[slice, slice, Float64[Tensor, "rows columns"]]]:
+    """Squared distances between rows of x and y; distances within rounding of the squares count as 0."""
     norms_x, norms_y = x.square().sum(1), y.square().sum(1)
     rounding = 8 * torch.finfo(x.dtype).eps
     for i in range(0, len(x), block):

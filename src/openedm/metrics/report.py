@@ -1,10 +1,19 @@
-"""What an evaluation found: numbers, what real images score in their place, and what to bear in mind."""
+"""The report of an evaluation: numbers, their floors and errors, and notes on how to read them.
+
+An interval is the estimate ± 1.96 standard errors (Efron 1979), not the quantiles of resampled values, as
+scipy.stats.bootstrap has them: a resampled set has repeated rows, so its Fréchet distance is larger than the estimate,
+by about as much as the estimate is larger than the truth. Close to the floor, where the distance is mostly bias, the
+error is up to twice as large as it should be: an interval is then wide, not narrow.
+"""
 
 import dataclasses
 from dataclasses import dataclass
 from typing import Any
 
-from openedm.metrics.bootstrap import Z
+__all__ = ["Measure", "Report"]
+
+Z = 1.959963984540054
+"""The 97.5 % quantile of the normal distribution."""
 
 
 @dataclass(frozen=True)
@@ -16,7 +25,7 @@ class Measure:
         value: n generated against n real, averaged over random draws.
         std: its standard deviation over the draws.
         error: its standard error: the jackknife's for the kernel distance, the bootstrap's otherwise.
-        floor: n other real images in place of the generated ones: what samples as good as the data would get.
+        floor: its value for n other real images in place of the generated ones.
         floor_std: its standard deviation over the draws.
     """
 
@@ -30,24 +39,24 @@ class Measure:
 
 @dataclass(frozen=True)
 class Report:
-    """What `evaluate` found. Distances are squared Fréchet distances in the extractor's features.
+    """The result of `evaluate`. Distances are squared Fréchet distances in the extractor's features.
 
     Attributes:
         num_samples: generated images.
         num_reference: real images.
         frechet: all generated against all real.
-        matched_samples: n, the number on either side of the next two.
-        num_splits: how many random draws the next two are averaged over.
+        matched_samples: n, the number on either side of `frechet_matched` and `floor`.
+        num_splits: number of random draws that these are averaged over.
         frechet_matched: n generated against n real.
         frechet_matched_std: its standard deviation over the draws.
-        floor: n real against those same n real, disjoint: what samples as good as the data would get.
+        floor: n other real against the same n real: the distance that samples as good as the data have.
         floor_std: its standard deviation over the draws.
-        accuracy: share of generated images that the classifier puts in the class they were made for.
-        accuracy_real: share of real images, held out, that the classifier puts in their class.
-        notes: what to bear in mind when reading these numbers.
+        accuracy: share of generated images whose class by the classifier is the one they were generated for.
+        accuracy_real: share of held-out real images whose class by the classifier is their label.
+        notes: warnings on how to read these numbers.
         frechet_error: the bootstrap's standard deviation of `frechet`.
         measures: further metrics, at n images or fewer.
-        measured_samples: how many images those were taken at.
+        measured_samples: number of images of `measures` on either side.
         extractor: the network's description.
         fingerprint: the network's hash; distances of different networks cannot be compared.
     """
@@ -72,7 +81,7 @@ class Report:
 
     @property
     def frechet_interval(self) -> tuple[float, float] | None:
-        """95 % for `frechet`: the estimate ± 1.96 bootstrap standard deviations, not below 0. Its bias is in it."""
+        """95 % for `frechet`, bias included: the estimate ± 1.96 bootstrap standard deviations, not below 0."""
         if self.frechet_error is None:
             return None
         return max(self.frechet - Z * self.frechet_error, 0.0), self.frechet + Z * self.frechet_error
@@ -81,7 +90,7 @@ class Report:
         """The metric of this name.
 
         Raises:
-            ValueError: it was not measured.
+            ValueError: the report does not have it.
         """
         for found in self.measures:
             if found.name == name:
@@ -131,7 +140,7 @@ class Report:
 
     @classmethod
     def from_dict(cls, content: dict[str, Any]) -> "Report":
-        """Undo `to_dict`; a report of an older version has fewer metrics, one of the command line says how it drew."""
+        """The inverse of `to_dict`; older reports have fewer metrics, and `drawn` of the command line is left out."""
         content = {name: value for name, value in content.items() if name != "drawn"}
         measures = tuple(Measure(**m) for m in content.get("measures", ()))
         return cls(**{**content, "notes": tuple(content["notes"]), "measures": measures})
