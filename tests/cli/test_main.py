@@ -82,9 +82,9 @@ def test_arguments_that_cannot_be_read_end_with_status_2_and_one_line(arguments,
         (["train", "run", "--data=Toy"], "event_shape must be (channels, height, width), each >= 1, got (2,)"),
         (["train", "run", "--data=ImageFolder", "--data.path=nowhere"], "nowhere"),
         (["train", "run", "--options.accumulate=3"], "batch_size must be a multiple of processes × accumulate = 3"),
-        (["sample", "nowhere", "out"], "nowhere is no folder"),
-        (["info", "nowhere"], "nowhere is no folder"),
-        (["evaluate", "nowhere"], "nowhere is no folder"),
+        (["sample", "nowhere", "out"], "nowhere is not a folder"),
+        (["info", "nowhere"], "nowhere is not a folder"),
+        (["evaluate", "nowhere"], "nowhere is not a folder"),
     ],
 )
 def test_values_that_make_no_sense_end_with_status_1_one_line_and_nothing_written(
@@ -101,7 +101,7 @@ def test_values_that_make_no_sense_end_with_status_1_one_line_and_nothing_writte
 
 def test_the_traceback_of_an_error_is_there_for_those_who_ask(openedm, monkeypatch):
     monkeypatch.setenv("OPENEDM_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="nowhere is no folder"):
+    with pytest.raises(ValueError, match="nowhere is not a folder"):
         openedm("info", "nowhere")
 
 

@@ -215,7 +215,7 @@ def test_a_damaged_snapshot_is_an_error_that_names_it(tmp_path):
     folder = tmp_path / "averages"
     folder.mkdir()
     (folder / f"{16:012d}.safetensors").write_bytes(b"nothing")
-    with pytest.raises(ValueError, match=r"0016.safetensors is no snapshot of averages"):
+    with pytest.raises(ValueError, match=r"0016.safetensors is not a snapshot of averages"):
         list_snapshots(tmp_path)
 
 

@@ -1,5 +1,5 @@
-"""Augmentation that does not leak: geometric transforms in training, of which the network is told (Karras et al. 2022,
-Appendix F.2 and Table 6).
+"""Non-leaking augmentation: geometric transforms of training images, whose parameters the network takes as labels
+(Karras et al. 2022, Appendix F.2 and Table 6).
 
 Each transform is applied with probability p; its parameters are the network's augmentation label, and a transform that
 is not applied has label 0. Samples are drawn at label 0, which stands for images as they are:
@@ -21,6 +21,8 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.training.resampling import warp
 
+__all__ = ["LABEL_DIM", "Augmentation", "Augmented"]
+
 PROBABILITIES = ("xflip", "yflip", "scale", "rotate", "aniso", "translate")
 LABEL_DIM = 9
 """Numbers in an augmentation label."""
@@ -28,10 +30,10 @@ LABEL_DIM = 9
 
 @dataclass(frozen=True)
 class Augmented:
-    """The transforms of some images, drawn; they are functions of nothing else.
+    """Transforms drawn for a batch of images.
 
     Attributes:
-        label: what the network is told.
+        label: the augmentation labels, which the network takes.
         flips: whether an image is mirrored right to left, and top to bottom; comes first.
         linear: offsets (right, down) from the centre of the result to those in the mirrored image, in pixels.
         shift: how far the result is moved to the right and down, in widths and heights; comes last.
@@ -47,16 +49,15 @@ class Augmented:
         return Augmented(self.label[rows], self.flips[rows], self.linear[rows], self.shift[rows])
 
     def __len__(self) -> int:
-        """For how many images they are."""
+        """The number of images."""
         return len(self.label)
 
     def apply(
         self, images: Float[Tensor, "batch channels height width"]
     ) -> Float[Tensor, "batch channels height width"]:
-        """The transformed images, on their device and in their dtype; one with label 0 comes back bit for bit.
+        """The transformed images, on their device and in their dtype; images with label 0 are returned bit-identical.
 
-        Mirroring moves pixels. All other transforms are one warp, resampled once, with the band-limited filter and the
-        continuation by reflection of `openedm.training.resampling`.
+        Mirroring moves pixels. All other transforms are one warp, resampled once (`openedm.training.resampling.warp`).
 
         Raises:
             ValueError: there are not as many images as transforms.
@@ -78,7 +79,7 @@ class Augmented:
 
 @dataclass(frozen=True)
 class Augmentation(Choice):
-    """Which transforms training images undergo, and how often. Each is applied with probability min(1, p × its factor).
+    """Which transforms are applied to training images: each with probability min(1, p × its factor).
 
     Angles are counter-clockwise. Transforms are applied in the order of the arguments.
 
@@ -96,9 +97,9 @@ class Augmentation(Choice):
         scale_std: standard deviation of the scale's binary logarithm, ≥ 0.
         aniso_std: standard deviation of the stretch's binary logarithm, ≥ 0.
         translate_std: standard deviation of the translation, ≥ 0.
-        aniso_label: "axis" labels the stretch (a cos 2φ, a sin 2φ), which tells each stretch from every other. "angle"
-            labels it (a cos φ, a sin φ), as published networks were trained with: (a, φ) and (−a, φ + π) have the same
-            label, though one stretches what the other shrinks.
+        aniso_label: "axis" labels the stretch (a cos 2φ, a sin 2φ), different for every stretch. "angle" labels it
+            (a cos φ, a sin φ), as in the training of published networks: (a, φ) and (−a, φ + π) have the same label,
+            though one stretches what the other shrinks.
 
     Raises:
         ValueError: a value is out of its range.

@@ -114,7 +114,7 @@ def save_checkpoint(
         path: the folder to make.
         model: the description of the denoiser.
         weights: the averaged weights of the network.
-        training: tensors and plain data from which training goes on; None for a model alone.
+        training: tensors and plain data for resuming; None for a model alone.
 
     Raises:
         ValueError: `path` exists; nothing that was saved is overwritten.
@@ -240,7 +240,7 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     found = list_checkpoints(path)
     if not found:
-        what = "holds no checkpoint" if path.is_dir() else "is no folder"
+        what = "holds no checkpoint" if path.is_dir() else "is not a folder"
         raise ValueError(f"{path} {what}: give a checkpoint (a folder with config.json) or a run that has some")
     return found[-1]
 
@@ -285,18 +285,8 @@ def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
 
 
 VALIDATION_OPTIONS = frozenset({"validate_every", "validate_samples", "validate_levels"})
-MAY_CHANGE = VALIDATION_OPTIONS | {
-    "images",
-    "checkpoint_every",
-    "snapshot_every",
-    "keep",
-    "workers",
-    "patience",
-    "stop_after",
-    "power_average.every",
-    "power_average.precision",
-    "sharding",
-}
+MAY_CHANGE = VALIDATION_OPTIONS | {"images", "checkpoint_every", "snapshot_every", "keep", "workers", "patience"}
+MAY_CHANGE |= {"stop_after", "power_average.every", "power_average.precision", "sharding"}
 """Options that a resumed run may change: they do not alter its steps."""
 
 

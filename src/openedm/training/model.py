@@ -1,4 +1,4 @@
-"""What a trained denoiser is, apart from its weights: the content of a checkpoint's `config.json`."""
+"""The description of a denoiser, without its weights: the content of a checkpoint's `config.json`."""
 
 import inspect
 from dataclasses import dataclass
@@ -14,6 +14,8 @@ from openedm.ground.choices import Choice
 from openedm.networks import DDPMpp, Network
 from openedm.preconditioning import EDM, Preconditioning
 
+__all__ = ["Model", "num_parameters"]
+
 
 @dataclass(frozen=True)
 class Model(Choice):
@@ -28,7 +30,7 @@ class Model(Choice):
         class_names: the classes' names, where known.
         images: whether samples are images in [-1, 1].
         condition_shape: shape of the float condition of each sample; None without one, and always with classes.
-        augment_dim: width of the augmentation labels that the network is told in training; 0 for none.
+        augment_dim: width of the augmentation labels that the network takes in training; 0 for none.
 
     Raises:
         ValueError: a value is out of its range, the names do not fit the classes, or there are both classes and float
@@ -53,7 +55,6 @@ class Model(Choice):
             raise ValueError(f"event_shape must hold sizes >= 1, got {self.event_shape}")
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
-
         if self.condition_shape is not None:
             if not self.condition_shape or min(self.condition_shape) < 1:
                 raise ValueError(f"condition_shape must hold sizes >= 1, got {self.condition_shape}")
@@ -76,7 +77,7 @@ class Model(Choice):
             dataset: what will be trained on.
             network: the architecture.
             preconditioning: EDM's by default.
-            conditional: whether the classes or conditions of the data condition the denoiser, where it has some.
+            conditional: whether the denoiser takes the classes or conditions of the data, if they have any.
             augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without.
         """
         num_classes = dataset.num_classes if conditional else 0
@@ -99,22 +100,22 @@ class Model(Choice):
         Raises:
             ValueError: the network cannot be built for these shapes, or takes no float conditions where there are some.
         """
-        further: dict[str, Any] = {}
+        network_kwargs: dict[str, Any] = {}
         if self.condition_shape is not None:
             if "condition_shape" not in inspect.signature(self.network.build).parameters:
                 raise ValueError(
                     f"network must take float conditions for condition_shape={self.condition_shape}, but "
                     f"{type(self.network).__name__} takes none"
                 )
-            further["condition_shape"] = self.condition_shape
+            network_kwargs["condition_shape"] = self.condition_shape
         if self.augment_dim:
-            further["augment_dim"] = self.augment_dim
+            network_kwargs["augment_dim"] = self.augment_dim
         network = self.network.build(
             self.event_shape,
             num_classes=self.num_classes,
             out_channels=self.event_shape[0] * self.preconditioning.outputs_per_channel,
             seed=seed,
-            **further,
+            **network_kwargs,
         )
         return self.wrap(network)
 

@@ -27,6 +27,17 @@ from openedm.optimisation import full_tensor
 from openedm.training.averaging import MovingAverage, PowerFunction, exponent
 from openedm.training.checkpoints import find_checkpoint, load_weights, read_model, read_weights
 
+__all__ = [
+    "Combination",
+    "PowerAverages",
+    "Snapshot",
+    "combine",
+    "list_snapshots",
+    "reachable",
+    "reconstruct",
+    "remove_snapshots",
+]
+
 FORMAT = "openedm-averages-1"
 FOLDER = "averages"
 PENALTY = 1e-9
@@ -38,11 +49,11 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
 
 
 class PowerAverages:
-    """The averages of a network's parameters that `choice` asks for, all equal to the parameters before any step.
+    """Power-function averages of a network's parameters while it is trained; at first equal to the parameters.
 
     Args:
-        choice: their widths.
-        network: whose parameters are averaged; goes on being trained.
+        choice: the widths.
+        network: the network that is trained.
     """
 
     def __init__(self, choice: PowerFunction, network: nn.Module) -> None:
@@ -51,7 +62,7 @@ class PowerAverages:
         self._moving = [MovingAverage(average, network) for average in self.networks]
 
     def update(self, step: int) -> None:
-        """After step number `step`, from 1: average ← β average + (1 − β) parameters."""
+        """Update all averages after step number `step`, from 1: average ← β average + (1 − β) parameters."""
         for moving, width in zip(self._moving, self.choice.sigma_rel, strict=True):
             moving.update(self.choice.decay(width, step))
 
@@ -62,7 +73,7 @@ class PowerAverages:
             run: the run folder.
             images: images seen, which name it.
             step: the steps taken.
-            write: whether this process writes; where parameters are shared out, the others only give their slices.
+            write: whether this process writes; where parameters are sharded, the others only send their slices.
         """
         path = run / FOLDER / f"{images:012d}.safetensors"
         dtype = torch.float16 if self.choice.precision == "fp16" else torch.float32
@@ -81,7 +92,7 @@ class PowerAverages:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file of averages.
+    """A file of averages, as its header describes it.
 
     Attributes:
         path: the file.
@@ -103,33 +114,33 @@ def list_snapshots(run: str | Path) -> list[Snapshot]:
         ValueError: a file is damaged or of another format.
     """
     folder = Path(run) / FOLDER
-    found = [_described(path) for path in sorted(folder.glob("*.safetensors")) if path.stem.isdigit()]
+    found = [_read_snapshot(path) for path in sorted(folder.glob("*.safetensors")) if path.stem.isdigit()]
     return [snapshot for snapshot in found if snapshot.step > 0]  # before any step there is nothing to average
 
 
 def remove_snapshots(run: Path, after: int) -> None:
-    """Delete what an earlier part of the run wrote beyond `after` images seen: it is written again on the way."""
+    """Delete snapshots beyond `after` images seen: a run that resumes there writes them again."""
     for path in (run / FOLDER).glob("*.safetensors"):
         if path.stem.isdigit() and int(path.stem) > after:
             path.unlink()
 
 
-def _described(path: Path) -> Snapshot:
+def _read_snapshot(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
             about = json.loads((file.metadata() or {})[FORMAT])
         widths = tuple(float(width) for width in about["sigma_rel"])
         return Snapshot(path, int(path.stem), int(about["step"]), widths)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
-        raise ValueError(f"{path} is no snapshot of averages: {error!r}") from error
+        raise ValueError(f"{path} is not a snapshot of averages: {error!r}") from error
 
 
 @dataclass(frozen=True)
 class Combination:
-    """How a profile is made of those of snapshots.
+    """A profile as a linear combination of those of snapshots.
 
     Attributes:
-        weights: x, one row a snapshot, one number a width of it.
+        weights: x, one row for each snapshot, with one number for each of its widths.
         error: ‖Σ x_i p_i − p‖/‖p‖.
     """
 
@@ -179,16 +190,16 @@ def reachable(snapshots: list[Snapshot], step: float) -> tuple[float, float] | N
 
 
 def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) -> dict[str, Tensor]:
-    """The weights of a run's network averaged with width `sigma_rel`: parameters from snapshots, buffers as they are.
+    """The weights of a run's network averaged with width `sigma_rel`; buffers are those of its newest checkpoint.
 
     Args:
         run: a run that was trained with `power_average`.
-        sigma_rel: the width: the standard deviation of the profile, relative to the length of training.
-        images: the end of the average: the images seen at a snapshot; None means the last one.
+        sigma_rel: the standard deviation of the profile, relative to the length of training.
+        images: the images seen at the snapshot at which the average ends; None means the last one.
 
     Raises:
-        ValueError: there are no snapshots or checkpoints, `images` is that of none, or the width cannot be rebuilt from
-            them; says which there are and what can.
+        ValueError: there are no snapshots or checkpoints, none has seen `images` images, or the width cannot be rebuilt
+            from them; lists the snapshots and the widths that can.
     """
     snapshots = list_snapshots(run)
     if not snapshots:
@@ -207,7 +218,7 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
 
 
 def _step_at(snapshots: list[Snapshot], images: int | None) -> int:
-    """The steps taken when `images` had been seen. Between snapshots no combination ends as abruptly as a profile."""
+    """The steps taken at `images` images seen. Only at a snapshot does a combination end as abruptly as a profile."""
     steps = {s.images: s.step for s in snapshots}
     if images is not None and images not in steps:
         raise ValueError(f"images must be those of a snapshot, got {images}: there are {_listed(snapshots)}")

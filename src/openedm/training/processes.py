@@ -31,7 +31,7 @@ NCCL's default of ten minutes the job would be ended."""
 def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = None) -> Accelerator:
     """An `Accelerator` on the machine's GPUs if it has any, and over all processes that were started together.
 
-    Without a GPU, accelerate joins the processes that `torchrun` started only if it is told to use the CPU. Precision
+    Without a GPU, accelerate joins the processes that `torchrun` started only with `cpu=True`. Precision
     and compilation are options of the run; accelerate's environment variables for them have no effect.
 
     Args:

@@ -1,20 +1,22 @@
-"""Affine warps of images, band-limited: the image is continued by reflection, the trigonometric polynomial through its
-pixels is freed of all that the warped pixels could only show as aliases, and what is left is evaluated at them.
+"""Band-limited affine warps of images: the image is continued by reflection, frequencies that would alias in the warped
+image are removed from the trigonometric polynomial through its pixels, and this is evaluated at the warped pixels.
 
     image(x) = Σ_ω c_ω e^{iω·x}, ‖ω‖_∞ ≤ π        warped(p) = Σ_{‖Mᵀω‖_∞ ≤ π} c_ω e^{iω·(M (p − c − t) + c)}
 
 The sum is a non-uniform Fourier transform: c_ω is divided by the transform of a Kaiser–Bessel kernel and transformed to
 a grid twice as fine, and each point sums the 8 × 8 fine samples around it, weighted by the kernel (Dutt and Rokhlin
-1993; Beatty et al. 2005). Every step is linear and costs a constant times the pixels.
+1993; Beatty et al. 2005). Every step is linear in the image, and its cost is proportional to the number of pixels.
 """
 
 import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 from torch.nn import functional
+
+__all__ = ["warp"]
 
 TAPS = 8
 """Fine samples that each point sums along each axis: an error of the order of float32's rounding."""
@@ -50,7 +52,11 @@ def warp(
     return torch.cat([_warp(images[rows], linear[rows], shift[rows]) for rows in parts]) if len(images) else images
 
 
-def _warp(images: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
+def _warp(
+    images: Float[Tensor, "batch channels height width"],
+    linear: Float[Tensor, "batch 2 2"],
+    shift: Float[Tensor, "batch 2"],
+) -> Float[Tensor, "batch channels height width"]:
     dtype = torch.promote_types(images.dtype, torch.float32)
     linear, shift = (t.to(images.device, non_blocking=True) for t in (linear, shift))
     fine = _fine_grid(images.to(dtype), linear.to(dtype))
@@ -62,7 +68,9 @@ def _warp(images: Tensor, linear: Tensor, shift: Tensor) -> Tensor:
     return _interpolate(fine, 2 * points).reshape(images.shape).to(images.dtype)
 
 
-def _fine_grid(images: Tensor, linear: Tensor) -> Tensor:
+def _fine_grid(
+    images: Float[Tensor, "batch channels height width"], linear: Float[Tensor, "batch 2 2"]
+) -> Float[Tensor, "batch channels fine_height fine_width"]:
     """The reflected images' low-passed samples on the grid twice as fine, with the kernel's transform divided out."""
     reflected = torch.cat([images, images[..., 1:-1].flip(-1)], -1)
     reflected = torch.cat([reflected, reflected[..., 1:-1, :].flip(-2)], -2)
@@ -86,16 +94,19 @@ def _fine_grid(images: Tensor, linear: Tensor) -> Tensor:
     return fine
 
 
-def _inside(right: Tensor, down: Tensor, linear: Tensor) -> Tensor:
+def _inside(
+    right: Float[Tensor, " columns"], down: Float[Tensor, "lines 1"], linear: Float[Tensor, "batch 2 2"]
+) -> Bool[Tensor, "batch lines columns"]:
     """Which frequencies ω have Mᵀω in the Nyquist square of the result; those on its border count as inside."""
     limit = math.pi * (1 + 1e-4)
-    mine = linear[:, :, :, None, None]
-    return ((mine[:, 0, 0] * right + mine[:, 1, 0] * down).abs() <= limit) & (
-        (mine[:, 0, 1] * right + mine[:, 1, 1] * down).abs() <= limit
-    )
+    m = linear[:, :, :, None, None]
+    across, along = m[:, 0, 0] * right + m[:, 1, 0] * down, m[:, 0, 1] * right + m[:, 1, 1] * down
+    return (across.abs() <= limit) & (along.abs() <= limit)
 
 
-def _interpolate(fine: Tensor, points: Tensor) -> Tensor:
+def _interpolate(
+    fine: Float[Tensor, "batch channels height width"], points: Float[Tensor, "batch points 2"]
+) -> Float[Tensor, "batch channels points"]:
     """Σ kernel × fine samples around each point (right, down), in fine samples; the grid is periodic."""
     height, width = fine.shape[-2:]
     first = points.floor() - (TAPS // 2 - 1)
@@ -113,7 +124,7 @@ def _interpolate(fine: Tensor, points: Tensor) -> Tensor:
     return total
 
 
-def _kernel(distance: Tensor) -> Tensor:
+def _kernel(distance: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """I₀(β √(1 − z²)) / I₀(β), z = distance/4, in fine samples; 0 at a distance of half the taps or more."""
     root = (1 - (distance / (TAPS / 2)).square()).clamp(min=0).sqrt()
     # Scaled functions: I₀(β) itself is 10⁷.
@@ -121,7 +132,7 @@ def _kernel(distance: Tensor) -> Tensor:
     return bessel * (BETA * (root - 1)).exp() / _bessel() * (root > 0)
 
 
-def _kernel_transform(omega: Tensor) -> Tensor:
+def _kernel_transform(omega: Float[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
     """∫ kernel(t) e^{−iωt} dt for |ω| ≤ π/2 a fine sample; real."""
     root = (BETA**2 - (omega * (TAPS / 2)).square()).sqrt()
     return TAPS * (root - BETA).exp() * (1 - (-2 * root).exp()) / (2 * root * _bessel())

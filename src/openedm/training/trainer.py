@@ -2,8 +2,8 @@
 
 One step: σ ~ p(σ), n ~ N(0, I); the gradient of λ(σ) ‖D(y + σ n; σ) − y‖² averaged over the batch; Adam; the average
 of the weights. A run is a function of its seed: killed and resumed, or spread over several processes, it takes the same
-steps. On a GPU some gradients are summed in no fixed order, unless `torch.use_deterministic_algorithms(True)` asks for
-one: there, two runs agree but for rounding.
+steps. On a GPU some gradients are summed in no fixed order, so that two runs differ by rounding, unless
+`torch.use_deterministic_algorithms(True)` is set.
 """
 
 import copy
@@ -53,7 +53,7 @@ __all__ = ["Trainer"]
 
 
 class Trainer:
-    """Trains one denoiser; `fit` may be called again to go on.
+    """Trains one denoiser.
 
     Args:
         model: what to train; built with `options.seed`.
@@ -146,7 +146,7 @@ class Trainer:
         return stalled or self.state.images >= self.options.images
 
     def fit(self, should_stop: Callable[[], bool] = lambda: False) -> Preconditioned:
-        """Train until the end; returns the averaged denoiser, in evaluation mode.
+        """Train until the end; returns the averaged denoiser, in evaluation mode. Continues a run that stopped early.
 
         With `options.keep_best` the result is a copy, with the averaged weights of the lowest validation loss so far.
 
@@ -353,9 +353,9 @@ class Trainer:
             observer.on_checkpoint(self.state.images, path)
 
     def resume(self, path: str | Path | None = None) -> None:
-        """Go on from a checkpoint, exactly: the weights after it equal those of a run that was never interrupted.
+        """Continue from a checkpoint: all later weights are bit-identical to those of a run that was not interrupted.
 
-        On a GPU they do so with `torch.use_deterministic_algorithms(True)`, else but for rounding.
+        On a GPU this needs `torch.use_deterministic_algorithms(True)`; without it they differ by rounding.
 
         Args:
             path: a checkpoint or a run; None means this trainer's own run.
