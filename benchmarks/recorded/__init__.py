@@ -1,0 +1,12 @@
+"""The numbers of the library at a fixed state, recorded so that a refactoring can be compared with them bit for bit.
+
+    python -m benchmarks.recorded write FILE.npz      every group of numbers, and the option names beside it, FILE.json
+    python -m benchmarks.recorded compare FILE.npz    the same numbers now, compared; exit status 1 if any differs
+
+Objects are described by the plain data of version 0.1, `{"class_path": …, "init_args": …}`, with its class paths and
+argument names: a later version must still read them. All imports from the library are in `library.py`.
+
+`benchmarks/recorded/0.1.npz` was written at commit 4b71d02 on one thread of an x86-64 CPU with torch from
+`constraints.txt`. Another type of CPU or another version of torch may order its sums differently: there, write a
+recording of the old version first and compare with that one.
+"""
