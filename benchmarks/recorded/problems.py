@@ -59,8 +59,8 @@ class Fixed(nn.Module):
         self.matrix = uniform(features, features, seed=4)
 
     def forward(self, x: Tensor, c_noise: Tensor, condition: Tensor | None) -> Tensor:
-        """tanh(x A + cos(c_noise))."""
-        return (x @ self.matrix.to(x) + torch.cos(c_noise.to(x))[:, None]).tanh()
+        """tanh(x A + cos(c_noise / 50)), of c_noise up to 999."""
+        return (x @ self.matrix.to(x) + torch.cos(c_noise.to(x) / 50)[:, None]).tanh()
 
 
 TABLE = tuple(0.01 * 1.35**j for j in range(24))
