@@ -7,9 +7,9 @@ Objects are described by the plain data of version 0.1, `{"class_path": …, "in
 argument names: a later version must still read them. All imports from the library are in `library.py`.
 
 `benchmarks/recorded/0.1.npz` was written at commit 4b71d02 on one thread of an x86-64 CPU with torch from
-`constraints.txt`. Another type of CPU or another version of torch orders sums differently and draws other last digits of
-initial weights: there, write a recording of the old version first and compare with that one.
+`constraints.txt`. Another type of CPU or another version of torch orders sums differently, and the last digits of
+initial weights are others: there, write a recording of the old version first and compare with that one.
 
 How far rounding is carried, measured with every sum in another order (ATEN_CPU_CAPABILITY=default): formulas 2e-15,
-samples of the exact problems mostly below 1e-13, seven of some 4,000 between 1e-12 and 7e-12.
+samples of the exact problems mostly below 1e-13, nine of some 4,200 between 1e-12 and 7e-12.
 """
