@@ -15,11 +15,11 @@ from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 import openedm.guidance  # noqa: F401  # Its choices are known once it is imported.
-from openedm.choices import Choice, from_config
 from openedm.cli.main import main
 from openedm.data import Arrays, Shards
 from openedm.denoiser import Denoiser
 from openedm.exact import GaussianMixture
+from openedm.ground.choices import Choice, from_config
 from openedm.inference import Box, Joint, Store, load, simulate
 from openedm.interop import read_published
 from openedm.metrics import Classifier, Report

@@ -18,8 +18,8 @@ import openedm.objective
 import openedm.sampling
 import openedm.suggest
 import openedm.training
-from openedm.choices import Choice, class_path, from_config, subclasses
 from openedm.cli.main import main as command_line
+from openedm.ground.choices import Choice, class_path, from_config, subclasses
 
 ClassifierFree = openedm.guidance.ClassifierFree
 ConditionalMixture = openedm.networks.mixtures.ConditionalMixture
@@ -41,7 +41,6 @@ metrics = openedm.metrics
 prior_from_config = openedm.inference.prior_from_config
 reconstruct = openedm.training.reconstruct
 suggest = openedm.suggest.suggest
-validation_loss = openedm.training.validation_loss
 
 Config = dict[str, Any]
 
