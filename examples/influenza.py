@@ -14,9 +14,9 @@ import studies
 import torch
 from torch import Tensor
 
-from openedm.inference import LogNormal, Prior, fit, simulate
+from openedm.inference import LogNormal, fit, simulate
 from openedm.inference.tasks import Task
-from openedm.inference.tasks.dynamics import runge_kutta
+from openedm.inference.tasks.dynamics import trajectory
 
 BOYS = 763
 OBSERVED = torch.tensor([3.0, 8, 26, 76, 225, 298, 258, 233, 189, 128, 68, 29, 14, 4])
@@ -35,14 +35,10 @@ class Influenza(Task):
 
     name = "influenza"
     x_shape = (14,)
+    prior = LogNormal(
+        (math.log(1.5), math.log(0.5), 0.0, math.log(10)), (0.5, 0.5, 0.7, 1.0), ("beta", "gamma", "I0", "phi")
+    )
     steps: int = 10
-
-    @property
-    def prior(self) -> Prior:
-        """Log-normal in all."""
-        return LogNormal(
-            (math.log(1.5), math.log(0.5), 0.0, math.log(10)), (0.5, 0.5, 0.7, 1.0), ("beta", "gamma", "I0", "phi")
-        )
 
     def infected(self, theta: Tensor) -> Tensor:
         """Of (n, 4): I on days 1 to 14, (n, 14)."""
@@ -53,10 +49,8 @@ class Influenza(Task):
             return -beta * infected.exp(), beta * susceptible.exp() - gamma
 
         share = (start / BOYS).clamp(max=0.999)
-        seen = [(torch.log1p(-share), share.log())]
-        for _ in range(14):
-            seen.append(runge_kutta(field, seen[-1], 1.0, self.steps))
-        return BOYS * torch.stack([infected for _, infected in seen[1:]], -1).exp()
+        states = trajectory(field, (torch.log1p(-share), share.log()), 1.0, 14, self.steps)
+        return BOYS * torch.stack([infected for _, infected in states[1:]], -1).exp()
 
     def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         mean, phi = self.infected(theta).numpy(), theta[:, 3:].numpy()

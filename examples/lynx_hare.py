@@ -13,9 +13,9 @@ import studies
 import torch
 from torch import Tensor
 
-from openedm.inference import LogNormal, Prior, fit, simulate
+from openedm.inference import LogNormal, fit, simulate
 from openedm.inference.tasks import Task
-from openedm.inference.tasks.dynamics import runge_kutta
+from openedm.inference.tasks.dynamics import trajectory
 
 # fmt: off
 HARE = (30, 47.2, 70.2, 77.4, 36.3, 20.6, 18.1, 21.4, 22, 25.4, 27.1,
@@ -40,16 +40,12 @@ class LynxHare(Task):
 
     name = "lynx_hare"
     x_shape = (42,)
+    prior = LogNormal(
+        (-0.125, -3.0, -0.125, -3.0, math.log(10), math.log(10), -1.0),
+        (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 0.5),
+        ("alpha", "beta", "gamma", "delta", "u0", "v0", "sigma"),
+    )
     steps: int = 20
-
-    @property
-    def prior(self) -> Prior:
-        """Log-normal in all."""
-        return LogNormal(
-            (-0.125, -3.0, -0.125, -3.0, math.log(10), math.log(10), -1.0),
-            (0.5, 0.5, 0.5, 0.5, 1.0, 1.0, 0.5),
-            ("alpha", "beta", "gamma", "delta", "u0", "v0", "sigma"),
-        )
 
     def log_populations(self, theta: Tensor) -> Tensor:
         """Of (n, 7): ln u, then ln v in each year, (n, 42)."""
@@ -59,10 +55,8 @@ class LynxHare(Task):
             hares, lynxes = state
             return alpha - beta * lynxes.exp(), delta * hares.exp() - gamma
 
-        seen = [(u0.log(), v0.log())]
-        for _ in range(20):
-            seen.append(runge_kutta(field, seen[-1], 1.0, self.steps))
-        found = torch.stack([u for u, _ in seen] + [v for _, v in seen], -1)
+        states = trajectory(field, (u0.log(), v0.log()), 1.0, 20, self.steps)
+        found = torch.stack([u for u, _ in states] + [v for _, v in states], -1)
         # A path that left the numbers is cut, too.
         return found.nan_to_num(math.inf).clamp(math.log(1e-3), math.log(1e4))
 

@@ -16,11 +16,10 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference.tasks.dynamics import SIR, LotkaVolterra
-from openedm.inference.tasks.gaussians import GaussianLinear, GaussianLinearUniform, GaussianMixture
+from openedm.inference.tasks.gaussians import GaussianLinear, GaussianLinearUniform, GaussianMixture, TwoMoons
 from openedm.inference.tasks.glm import BernoulliGLM, BernoulliGLMRaw
 from openedm.inference.tasks.slcp import SLCP, SLCPDistractors
 from openedm.inference.tasks.task import Task
-from openedm.inference.tasks.two_moons import TwoMoons
 
 __all__ = [
     "SIR",
@@ -40,21 +39,9 @@ __all__ = [
     "observations",
 ]
 
-_TASKS: dict[str, type[Task]] = {
-    task.name: task
-    for task in (
-        TwoMoons,
-        SLCP,
-        SLCPDistractors,
-        GaussianLinear,
-        GaussianLinearUniform,
-        GaussianMixture,
-        BernoulliGLM,
-        BernoulliGLMRaw,
-        SIR,
-        LotkaVolterra,
-    )
-}
+_GAUSSIANS = GaussianLinear, GaussianLinearUniform, GaussianMixture
+_ORDERED = TwoMoons, SLCP, SLCPDistractors, *_GAUSSIANS, BernoulliGLM, BernoulliGLMRaw, SIR, LotkaVolterra
+_TASKS: dict[str, type[Task]] = {task.name: task for task in _ORDERED}
 
 
 class Observations(NamedTuple):
@@ -77,10 +64,10 @@ def names() -> tuple[str, ...]:
 
 
 def get(name: str) -> Task:
-    """The task of a name.
+    """The task with that name.
 
     Raises:
-        ValueError: there is none.
+        ValueError: there is no such task.
     """
     checks.one_of("name", name, _TASKS)
     return _TASKS[name]()

@@ -6,39 +6,38 @@ and exponential growth and decay, where populations cover many magnitudes, have 
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from openedm.inference.priors import LogNormal, Prior
+from openedm.inference.priors import LogNormal
 from openedm.inference.tasks.task import Task, normal
 
-# Rows solved at a time, such that they stay in a processor's cache.
-CHUNK = 4096
+__all__ = ["SIR", "LotkaVolterra", "trajectory"]
+
+State = tuple[Tensor, Tensor]
+
+CHUNK_ROWS = 4096
+"""Rows solved at a time, such that they stay in a processor's cache."""
 
 
-def runge_kutta(
-    field: Callable[[tuple[Tensor, Tensor]], tuple[Tensor, Tensor]],
-    start: tuple[Tensor, Tensor],
-    span: float,
-    steps: int,
-) -> tuple[Tensor, Tensor]:
-    """The state `span` later, by `steps` equal steps of the classical method of order 4 (Kutta 1901)."""
-    h = span / steps
-    a, b = start
-    for _ in range(steps):
-        a1, b1 = field((a, b))
-        a2, b2 = field((a + h / 2 * a1, b + h / 2 * b1))
-        a3, b3 = field((a + h / 2 * a2, b + h / 2 * b2))
-        a4, b4 = field((a + h * a3, b + h * b3))
-        a = a + h / 6 * (a1 + 2 * (a2 + a3) + a4)
-        b = b + h / 6 * (b1 + 2 * (b2 + b3) + b4)
-    return a, b
+def trajectory(field: Callable[[State], State], start: State, span: float, count: int, steps: int) -> list[State]:
+    """The states at times 0, span, …, count·span, with `steps` equal steps of order 4 between two (Kutta 1901)."""
+    states, h = [start], span / steps
+    for _ in range(count):
+        a, b = states[-1]
+        for _ in range(steps):
+            a1, b1 = field((a, b))
+            a2, b2 = field((a + h / 2 * a1, b + h / 2 * b1))
+            a3, b3 = field((a + h / 2 * a2, b + h / 2 * b2))
+            a4, b4 = field((a + h * a3, b + h * b3))
+            a = a + h / 6 * (a1 + 2 * (a2 + a3) + a4)
+            b = b + h / 6 * (b1 + 2 * (b2 + b3) + b4)
+        states.append((a, b))
+    return states
 
 
-@dataclass(frozen=True)
 class SIR(Task):
     """An epidemic: S' = −β S I/N, I' = β S I/N − γ I, N = 10⁶, I₀ = 1; x_k ~ Binomial(1000, I(17 k)/N), k = 0 … 9.
 
@@ -47,11 +46,7 @@ class SIR(Task):
 
     name = "sir"
     x_shape = (10,)
-
-    @property
-    def prior(self) -> Prior:
-        """Log-normal in β, γ."""
-        return LogNormal((math.log(0.4), math.log(0.125)), (0.5, 0.2), ("beta", "gamma"))
+    prior = LogNormal((math.log(0.4), math.log(0.125)), (0.5, 0.2), ("beta", "gamma"))
 
     def infected(self, theta: Float64[Tensor, "n 2"], steps: int = 68) -> Float64[Tensor, "n 10"]:
         """I/N at the ten times, with `steps` steps between two of them."""
@@ -60,17 +55,13 @@ class SIR(Task):
     def _infected(self, theta: Tensor, steps: int) -> Tensor:
         beta, gamma = theta.unbind(-1)
 
-        def field(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        def field(state: State) -> State:
             susceptible, infected = state
             return -beta * infected.exp(), beta * susceptible.exp() - gamma
 
-        infected = torch.full_like(beta, math.log(1e-6))
-        state = torch.full_like(beta, math.log1p(-1e-6)), infected
-        seen = [infected]
-        for _ in range(9):
-            state = runge_kutta(field, state, 17.0, steps)
-            seen.append(state[1])
-        return torch.stack(seen, -1).exp().clamp(0.0, 1.0)
+        start = torch.full_like(beta, math.log1p(-1e-6)), torch.full_like(beta, math.log(1e-6))
+        states = trajectory(field, start, 17.0, 9, steps)
+        return torch.stack([infected for _, infected in states], -1).exp().clamp(0.0, 1.0)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         share = self.infected(theta)
@@ -83,7 +74,6 @@ class SIR(Task):
         return each.sum(-1)
 
 
-@dataclass(frozen=True)
 class LotkaVolterra(Task):
     """Prey and predators: X' = αX − βXY, Y' = −γY + δXY, X₀ = 30, Y₀ = 1; x ~ LogN(ln u, 0.1).
 
@@ -93,31 +83,24 @@ class LotkaVolterra(Task):
 
     name = "lotka_volterra"
     x_shape = (20,)
-
-    @property
-    def prior(self) -> Prior:
-        """Log-normal in α, β, γ, δ."""
-        return LogNormal((-0.125, -3.0, -0.125, -3.0), (0.5,) * 4, ("alpha", "beta", "gamma", "delta"))
+    prior = LogNormal((-0.125, -3.0, -0.125, -3.0), (0.5,) * 4, ("alpha", "beta", "gamma", "delta"))
 
     def log_populations(self, theta: Float64[Tensor, "n 4"], steps: int = 168) -> Float64[Tensor, "n 20"]:
         """ln X at the ten times, then ln Y, clipped, with `steps` steps between two of them."""
         found = _chunked(theta, lambda rows: self._log_populations(rows, steps))
-        # A trajectory that left the numbers (far outside the prior) is clipped too.
+        # A trajectory that overflowed (far outside the prior) is clipped too.
         return found.nan_to_num(math.inf).clamp(math.log(1e-10), math.log(1e4))
 
     def _log_populations(self, theta: Tensor, steps: int) -> Tensor:
         alpha, beta, gamma, delta = theta.unbind(-1)
 
-        def field(state: tuple[Tensor, Tensor]) -> tuple[Tensor, Tensor]:
+        def field(state: State) -> State:
             prey, predators = state
             return alpha - beta * predators.exp(), delta * prey.exp() - gamma
 
-        state = torch.full_like(alpha, math.log(30.0)), torch.zeros_like(alpha)
-        seen = [state]
-        for _ in range(9):
-            state = runge_kutta(field, state, 2.1, steps)
-            seen.append(state)
-        return torch.stack([prey for prey, _ in seen] + [predators for _, predators in seen], -1)
+        start = torch.full_like(alpha, math.log(30.0)), torch.zeros_like(alpha)
+        states = trajectory(field, start, 2.1, 9, steps)
+        return torch.stack([prey for prey, _ in states] + [predators for _, predators in states], -1)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         center = self.log_populations(theta)
@@ -131,4 +114,4 @@ class LotkaVolterra(Task):
 
 
 def _chunked(theta: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
-    return torch.cat([solve(rows) for rows in torch.split(theta, CHUNK)]) if len(theta) else solve(theta)
+    return torch.cat([solve(rows) for rows in torch.split(theta, CHUNK_ROWS)]) if len(theta) else solve(theta)

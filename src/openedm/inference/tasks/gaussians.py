@@ -1,7 +1,7 @@
-"""Tasks with Gaussian likelihoods around θ: gaussian_linear, gaussian_linear_uniform, gaussian_mixture."""
+"""Tasks with likelihoods of one line: gaussian_linear, gaussian_linear_uniform, gaussian_mixture, two_moons."""
 
 import math
-from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Float, Float32
@@ -10,20 +10,17 @@ from torch import Tensor
 from openedm.inference.priors import Box, Normal, Prior
 from openedm.inference.tasks.task import Task, normal
 
+__all__ = ["GaussianLinear", "GaussianLinearUniform", "GaussianMixture", "TwoMoons"]
+
 VARIANCE = 0.1
 
 
-@dataclass(frozen=True)
 class GaussianLinear(Task):
     """θ ~ N(0, 0.1 I) in ten dimensions, x ~ N(θ, 0.1 I); the posterior is N(x/2, 0.05 I)."""
 
     name = "gaussian_linear"
     x_shape = (10,)
-
-    @property
-    def prior(self) -> Prior:
-        """N(0, 0.1 I)."""
-        return Normal((0.0,) * 10, (math.sqrt(VARIANCE),) * 10)
+    prior: ClassVar[Prior] = Normal((0.0,) * 10, (math.sqrt(VARIANCE),) * 10)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         return theta + math.sqrt(VARIANCE) * normal(theta, generator)
@@ -38,23 +35,11 @@ class GaussianLinear(Task):
         return (x.double() / 2 + math.sqrt(VARIANCE / 2) * noise).float()
 
 
-@dataclass(frozen=True)
-class GaussianLinearUniform(Task):
+class GaussianLinearUniform(GaussianLinear):
     """θ ~ U(−1, 1) in ten dimensions, x ~ N(θ, 0.1 I); the posterior is N(x, 0.1 I) cut to the box."""
 
     name = "gaussian_linear_uniform"
-    x_shape = (10,)
-
-    @property
-    def prior(self) -> Prior:
-        """U(−1, 1)¹⁰."""
-        return Box((-1.0,) * 10, (1.0,) * 10)
-
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
-        return theta + math.sqrt(VARIANCE) * normal(theta, generator)
-
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
-        return _isotropic(x - theta, VARIANCE)
+    prior = Box((-1.0,) * 10, (1.0,) * 10)
 
     def reference_posterior(self, x: Float[Tensor, " dx"], n: int, seed: int = 0) -> Float32[Tensor, "n d"]:
         """Exact draws from p(θ|x), by the inverse distribution function of the cut normal."""
@@ -68,17 +53,12 @@ class GaussianLinearUniform(Task):
         return self.prior.bijection.clamp(drawn.float())
 
 
-@dataclass(frozen=True)
 class GaussianMixture(Task):
     """θ ~ U(−10, 10)², x ~ ½ N(θ, I) + ½ N(θ, 0.01 I)."""
 
     name = "gaussian_mixture"
     x_shape = (2,)
-
-    @property
-    def prior(self) -> Prior:
-        """U(−10, 10)²."""
-        return Box((-10.0,) * 2, (10.0,) * 2)
+    prior = Box((-10.0,) * 2, (10.0,) * 2)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         wide = torch.rand(len(theta), 1, dtype=torch.float64, generator=generator) < 0.5
@@ -89,8 +69,35 @@ class GaussianMixture(Task):
         return parts.logsumexp(0) - math.log(2)
 
 
+class TwoMoons(Task):
+    """θ ~ U(−1, 1)²; x = (r cos a + ¼, r sin a) + (−|θ₁ + θ₂|, −θ₁ + θ₂)/√2, a ~ U(−π/2, π/2), r ~ N(0.1, 0.01²)."""
+
+    name = "two_moons"
+    x_shape = (2,)
+    prior = Box((-1.0,) * 2, (1.0,) * 2)
+
+    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+        angle = math.pi * (torch.rand(len(theta), dtype=torch.float64, generator=generator) - 0.5)
+        radius = 0.1 + 0.01 * torch.randn(len(theta), dtype=torch.float64, generator=generator)
+        crescent = torch.stack([radius * angle.cos() + 0.25, radius * angle.sin()], -1)
+        return crescent + _shift(theta)
+
+    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+        # A radius < 0 lies ten standard deviations away; da dr = dx/r.
+        u, v = (x - _shift(theta)).unbind(-1)
+        u = u - 0.25
+        radius = torch.hypot(u, v)
+        density = -(((radius - 0.1) / 0.01) ** 2) / 2 - math.log(0.01 * math.sqrt(2 * math.pi))
+        return torch.where(u > 0, density - math.log(math.pi) - radius.log(), -math.inf)
+
+
 def _isotropic(difference: Tensor, variance: float) -> Tensor:
     """Ln N(difference; 0, variance·I)."""
     constant = difference.shape[-1] * math.log(2 * math.pi * variance) / 2
     squares: Tensor = (difference**2).sum(-1)
     return -squares / (2 * variance) - constant
+
+
+def _shift(theta: Tensor) -> Tensor:
+    first, second = theta.unbind(-1)
+    return torch.stack([-(first + second).abs(), second - first], -1) / math.sqrt(2)

@@ -1,19 +1,29 @@
-"""A generalised linear model of a neuron: bernoulli_glm sees sufficient statistics, bernoulli_glm_raw the bins."""
+"""A generalised linear model of a neuron: bernoulli_glm has sufficient statistics, bernoulli_glm_raw the bins."""
 
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openedm.inference.priors import Normal, Prior
+from openedm.inference.priors import Normal
 from openedm.inference.tasks.task import Task
+
+__all__ = ["BernoulliGLM", "BernoulliGLMRaw"]
 
 BINS, TAPS = 100, 9
 
 
-@dataclass(frozen=True)
+def _prior() -> Normal:
+    difference = np.eye(TAPS) - np.eye(TAPS, k=-1)
+    smooth = difference @ difference + np.diag(np.sqrt(np.arange(TAPS) / TAPS))
+    precision = np.zeros((TAPS + 1, TAPS + 1))
+    precision[0, 0] = 0.5
+    precision[1:, 1:] = smooth.T @ smooth
+    covariance = np.linalg.inv(precision)
+    return Normal((0.0,) * (TAPS + 1), covariance=((covariance + covariance.T) / 2).tolist())
+
+
 class BernoulliGLMRaw(Task):
     """y_t ~ Bernoulli(sigmoid((Xθ)_t)), t < 100; x = y.
 
@@ -23,11 +33,7 @@ class BernoulliGLMRaw(Task):
 
     name = "bernoulli_glm_raw"
     x_shape = (BINS,)
-
-    @property
-    def prior(self) -> Prior:
-        """N(0, P⁻¹)."""
-        return _prior()
+    prior = _prior()
 
     def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         rate = (theta @ design_matrix().mT).sigmoid()
@@ -39,7 +45,6 @@ class BernoulliGLMRaw(Task):
         return each.sum(-1)
 
 
-@dataclass(frozen=True)
 class BernoulliGLM(BernoulliGLMRaw):
     """The same with x = Xᵀy, ten numbers that are sufficient for θ.
 
@@ -65,14 +70,3 @@ def design_matrix() -> Tensor:
     stimulus = np.random.RandomState(42).standard_normal(BINS).astype(np.float32)
     columns = [np.ones(BINS)] + [np.concatenate([np.zeros(j), stimulus[: BINS - j]]) for j in range(TAPS)]
     return torch.from_numpy(np.stack(columns, 1))
-
-
-@cache
-def _prior() -> Normal:
-    difference = np.eye(TAPS) - np.eye(TAPS, k=-1)
-    smooth = difference @ difference + np.diag(np.sqrt(np.arange(TAPS) / TAPS))
-    precision = np.zeros((TAPS + 1, TAPS + 1))
-    precision[0, 0] = 0.5
-    precision[1:, 1:] = smooth.T @ smooth
-    covariance = np.linalg.inv(precision)
-    return Normal((0.0,) * (TAPS + 1), covariance=((covariance + covariance.T) / 2).tolist())

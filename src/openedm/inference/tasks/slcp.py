@@ -1,18 +1,19 @@
-"""Simple likelihood, complex posterior: slcp, and slcp_distractors with 92 numbers that tell nothing of θ.
+"""Simple likelihood, complex posterior: slcp, and slcp_distractors with 92 numbers that do not depend on θ.
 
 The distractors' mixture is sbibm's: its constants are the first numbers of numpy's legacy generator with seed 42.
 """
 
 import math
-from dataclasses import dataclass
 from functools import cache
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openedm.inference.priors import Box, Prior
+from openedm.inference.priors import Box
 from openedm.inference.tasks.task import Task
+
+__all__ = ["SLCP", "SLCPDistractors"]
 
 DRAWS = 4
 COMPONENTS, DISTRACTORS = 20, 92
@@ -27,7 +28,6 @@ PERMUTATION = (
 # fmt: on
 
 
-@dataclass(frozen=True)
 class SLCP(Task):
     """θ ~ U(−3, 3)⁵; x is four draws of N(m, S), m = (θ₁, θ₂), S of θ₃², θ₄² and the correlation tanh θ₅.
 
@@ -36,11 +36,7 @@ class SLCP(Task):
 
     name = "slcp"
     x_shape = (2 * DRAWS,)
-
-    @property
-    def prior(self) -> Prior:
-        """U(−3, 3)⁵."""
-        return Box((-3.0,) * 5, (3.0,) * 5)
+    prior = Box((-3.0,) * 5, (3.0,) * 5)
 
     def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
         noise = torch.randn(len(theta), DRAWS, 2, dtype=torch.float64, generator=generator)
@@ -58,7 +54,6 @@ class SLCP(Task):
         return each.sum(-1)
 
 
-@dataclass(frozen=True)
 class SLCPDistractors(SLCP):
     """slcp's x with 92 numbers of a mixture of twenty Student-t (df 2) appended, and the 100 columns permuted.
 

@@ -1,4 +1,4 @@
-"""What a benchmark task is: a prior, a simulator for many parameters at once, and its likelihood."""
+"""A benchmark task: a prior, a simulator for many parameters at once, and its likelihood."""
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
@@ -12,27 +12,26 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference.priors import Prior
 
+__all__ = ["Task", "normal"]
+
 
 @dataclass(frozen=True)
 class Task(Choice, ABC):
     """A benchmark task of sbibm (Lueckmann et al. 2021): θ ~ prior, x ~ p(x|θ).
 
     Attributes:
-        name: as sbibm has it.
+        name: as in sbibm.
         x_shape: of one observation.
+        prior: p(θ).
     """
 
     name: ClassVar[str]
     x_shape: ClassVar[tuple[int, ...]]
-
-    @property
-    @abstractmethod
-    def prior(self) -> Prior:
-        """p(θ)."""
+    prior: ClassVar[Prior]
 
     @property
     def dim(self) -> int:
-        """How many parameters there are."""
+        """The number of parameters."""
         return self.prior.dim
 
     @abstractmethod
