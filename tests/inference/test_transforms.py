@@ -45,8 +45,8 @@ def test_the_log_determinant_is_that_of_the_jacobian(seed: int) -> None:
     torch.testing.assert_close(columns.log_det(v), jacobian.diagonal().abs().log().sum())
 
 
-def test_bending_can_be_forbidden_and_constant_columns_stay_finite() -> None:
-    assert Columns.of(rows("log"), bend=False).kinds == ("identity",)
+def test_warps_can_be_forbidden_and_constant_columns_stay_finite() -> None:
+    assert Columns.of(rows("log"), warp=False).kinds == ("identity",)
     assert Columns.of(torch.ones(5, 1)).forward(torch.ones(2, 1)).tolist() == [[0.0], [0.0]]
 
 

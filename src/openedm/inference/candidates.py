@@ -166,7 +166,7 @@ def _choose_target(
     """What the emulator models, and with how many components: x warped, as it is, or its logarithms, by trials."""
     if maps.reduction is not None:
         return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
-    all_columns = [maps.columns, Columns.of(kept, bend=False), Columns.logarithms(kept)]
+    all_columns = [maps.columns, Columns.of(kept, warp=False), Columns.logarithms(kept)]
     columns = list({each.kinds: each for each in all_columns}.values())
     forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
     form, components = choose_form(forms, inputs, options, seed=seed)

@@ -25,23 +25,23 @@ from openedm.sampling import Auto, Sampler
 
 
 def coordinates_of(
-    variables: Float64[Tensor, "samples variables"], bijection: Bijection, bend: Sequence[bool]
+    variables: Float64[Tensor, "samples variables"], bijection: Bijection, warp: Sequence[bool]
 ) -> Coordinates:
     """Those that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
 
     Args:
         variables: samples, inside the bijection's support.
         bijection: of known supports.
-        bend: the variables whose tails may be bent, which have no known support.
+        warp: the variables whose tails may be warped, which have no known support.
     """
     tails = Columns.of(variables)
-    logarithm = [may and kind == "log" for may, kind in zip(bend, tails.kinds, strict=True)]
+    logarithm = [may and kind == "log" for may, kind in zip(warp, tails.kinds, strict=True)]
     low = [0.0 if log else end for log, end in zip(logarithm, bijection.low, strict=True)]
     bijection = Bijection(low, bijection.high)
-    plain = Columns.of(bijection.forward(variables), bend=False)
-    bent = [may and not log for may, log in zip(bend, logarithm, strict=True)]
+    plain = Columns.of(bijection.forward(variables), warp=False)
+    warped = [may and not log for may, log in zip(warp, logarithm, strict=True)]
     chosen = [
-        [b if take else a for take, a, b in zip(bent, getattr(plain, f.name), getattr(tails, f.name), strict=True)]
+        [b if take else a for take, a, b in zip(warped, getattr(plain, f.name), getattr(tails, f.name), strict=True)]
         for f in fields(Columns)
     ]
     return Coordinates(bijection, Columns(*map(tuple, chosen)))

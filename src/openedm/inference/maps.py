@@ -1,11 +1,11 @@
-"""Where networks see parameters and data: bijection and standardisation of θ, standardisation and summaries of x.
+"""The coordinates that networks work in: bijection and standardisation of θ, standardisation and summaries of x.
 
 θ → z = bijection(θ) → u = (z − m)/s,      ln p(θ) = ln p(u) + Σ ln |dz/dθ| − Σ ln s
 x → y = columns(x), or least-squares estimates of (u, u²) from (y, y²) where x has many columns
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,8 @@ from openedm.ground.choices import Choice, from_config, to_config
 from openedm.inference.bijections import Bijection
 from openedm.inference.transforms import Columns, is_count
 
+__all__ = ["Coordinates", "DataMap", "ParameterMap"]
+
 
 @dataclass(frozen=True)
 class Coordinates(Choice):
@@ -23,7 +25,7 @@ class Coordinates(Choice):
 
     Args:
         bijection: of the variables' supports onto R^d.
-        columns: bends and standardises what that gives.
+        columns: the standardisation of these, with or without a warp.
     """
 
     bijection: Bijection
@@ -42,40 +44,38 @@ class Coordinates(Choice):
         return self._log_det_at(self.bijection.forward(variables.double()))
 
     def log_det_at(self, u: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
-        """The same where the coordinates are u: cheaper."""
+        """ln |du/dv| at the variables of u; it needs no quantile function."""
         return self._log_det_at(self.columns.inverse(u))
 
-    def _log_det_at(self, z: Tensor) -> Tensor:
+    def _log_det_at(self, z: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         return self.bijection.log_det_at(z) + self.columns.log_det(z)
 
 
 @dataclass(frozen=True)
 class ParameterMap(Coordinates):
-    """θ ↔ u, and what an emulator is told of θ.
+    """θ ↔ u, and the form in which an emulator gets θ.
 
     Args:
-        inputs: standardises that: θ itself where it is bounded on both sides or not at all, its logarithm on a
-            half-line.
+        inputs: the standardisation of that form: θ itself where it is bounded on both sides or not at all, its
+            logarithm on a half-line.
     """
 
     inputs: Columns
 
     @classmethod
     def of(cls, theta: Float[Tensor, "rows d"], bijection: Bijection | None) -> "ParameterMap":
-        """The map for these parameters; without a bijection, tails may be bent."""
-        d = theta.shape[1]
-        unbounded = Bijection((-math.inf,) * d, (math.inf,) * d)
-        known = unbounded if bijection is None else bijection
-        z = known.forward(theta.double())
-        columns = Columns.of(z, bend=bijection is None)
-        return cls(known, columns, Columns.of(_natural(known, theta.double()), bend=False))
+        """The map for these parameters; without a bijection, tails may be warped."""
+        known = Bijection.unbounded(theta.shape[1]) if bijection is None else bijection
+        columns = Columns.of(known.forward(theta.double()), warp=bijection is None)
+        return cls(known, columns, Columns.of(_natural(known, theta.double()), warp=False))
 
     def inputs_of(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """What an emulator is told of θ, float32."""
+        """The inputs of an emulator at θ, float32."""
         return self.inputs.forward(_natural(self.bijection, theta.double())).float()
 
 
-def _natural(bijection: Bijection, theta: Tensor) -> Tensor:
+def _natural(bijection: Bijection, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
+    """θ, or its logarithm on a half-line."""
     both = [math.isfinite(a) and math.isfinite(b) for a, b in zip(bijection.low, bijection.high, strict=True)]
     if all(both):
         return theta
@@ -84,11 +84,11 @@ def _natural(bijection: Bijection, theta: Tensor) -> Tensor:
 
 @dataclass
 class DataMap:
-    """x → y, what networks are told of the data.
+    """x → y, the form in which networks get the data.
 
     Attributes:
         x_shape: shape of one observation.
-        keep: the columns of a vector x that are used; empty where x is no vector.
+        keep: the columns of a vector x that are used; empty where x is not a vector.
         columns: standardises those; for other shapes a single column, which standardises all values alike.
         counts: which of the kept columns hold counts.
         reduction: maps (y, y², 1) to summaries, (2 columns + 1, summaries); None without summaries.
@@ -108,7 +108,7 @@ class DataMap:
             kept = x[:, list(keep)]
             counts = tuple(is_count(column) for column in kept.T)
             return cls(shape, keep, Columns.of(kept), counts)
-        return cls(shape, (), Columns.of(x[x.isfinite()][:, None], bend=False))
+        return cls(shape, (), Columns.of(x[x.isfinite()][:, None], warp=False))
 
     @property
     def vector(self) -> bool:
@@ -136,29 +136,25 @@ class DataMap:
 
     def of_kept(self, kept: Float[Tensor, "rows kept"]) -> Float[Tensor, "rows y"]:
         """y of kept columns, float32."""
-        return self._reduced(self.columns.forward(kept))
+        y = self.columns.forward(kept)
+        return (y if self.reduction is None else _quadratic(y) @ self.reduction.to(y.device)).float()
 
     def reduced(self, x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> "DataMap":
         """The same map followed by the least-squares estimates of (u, u²) from (y, y²).
 
         Estimates that explain less than 2 % of the variance of rows that were not fitted are left out (but never all).
         """
-        y = DataMap(self.x_shape, self.keep, self.columns, self.counts).forward(x)
+        y = replace(self, reduction=None).forward(x)
         inputs, targets = _quadratic(y), torch.cat([u, u.square() - 1], 1).double()
         half = len(x) // 2
         first = _least_squares(inputs[:half], targets[:half])
         rest = targets[half:] - inputs[half:] @ first
         explained = 1 - rest.square().mean(0) / targets[half:].var(0)
-        wanted = (explained > 0.02).nonzero()[:, 0].tolist() or [int(explained.argmax())]
-        solution = _least_squares(inputs, targets[:, wanted])
+        chosen = (explained > 0.02).nonzero()[:, 0].tolist() or [int(explained.argmax())]
+        solution = _least_squares(inputs, targets[:, chosen])
         estimates = inputs @ solution
         solution[-1] -= estimates.mean(0)
-        return DataMap(self.x_shape, self.keep, self.columns, self.counts, solution / estimates.std(0))
-
-    def _reduced(self, y: Tensor) -> Tensor:
-        if self.reduction is None:
-            return y.float()
-        return (_quadratic(y) @ self.reduction.to(y.device)).float()
+        return replace(self, reduction=solution / estimates.std(0))
 
     def to_config(self) -> dict[str, Any]:
         """The plain-data part; `reduction` is a tensor and saved apart."""
@@ -176,12 +172,16 @@ class DataMap:
         return cls(shape, keep, from_config(Columns, config["columns"]), counts, reduction)
 
 
-def _quadratic(y: Tensor) -> Tensor:
+def _quadratic(y: Float[Tensor, "rows columns"]) -> Float64[Tensor, "rows inputs"]:
+    """(y, y² − 1, 1)."""
     y = y.double()
     return torch.cat([y, y.square() - 1, torch.ones_like(y[:, :1])], 1)
 
 
-def _least_squares(inputs: Tensor, targets: Tensor) -> Tensor:
+def _least_squares(
+    inputs: Float64[Tensor, "rows inputs"], targets: Float64[Tensor, "rows targets"]
+) -> Float64[Tensor, "inputs targets"]:
+    """The ridge regression of targets on inputs."""
     ridge = 1e-4 * len(inputs) * torch.eye(inputs.shape[1], dtype=inputs.dtype, device=inputs.device)
     solution: Tensor = torch.linalg.solve(inputs.T @ inputs + ridge, inputs.T @ targets)
     return solution

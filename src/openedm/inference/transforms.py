@@ -3,13 +3,12 @@
     y = (g(v) − m)/s,   g one of   v,   ln v,   asinh((v − c)/w),   √(v + ½)
 
 The root is for counts (non-negative integers), whose noise it makes even; ln for positive columns and asinh for others
-where it brings skewness and kurtosis clearly nearer to a Gaussian's; otherwise nothing is bent.
+where it brings skewness and kurtosis clearly nearer to a Gaussian's; otherwise nothing is warped.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -18,9 +17,33 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
-KINDS = ("identity", "log", "asinh", "root")
+__all__ = ["Columns", "constant_columns", "duplicated_columns", "is_count", "named"]
+
+Map = Callable[[Tensor, Tensor, Tensor], Tensor]
+
+FORWARD: Mapping[str, Map] = {
+    "identity": lambda v, c, w: v,
+    "log": lambda v, c, w: v.clamp_min(1e-300).log(),
+    "asinh": lambda v, c, w: ((v - c) / w).asinh(),
+    "root": lambda v, c, w: (v.clamp_min(-0.5) + 0.5).sqrt(),
+}
+"""g(v) of each kind of column."""
+INVERSE: Mapping[str, Map] = {
+    "identity": lambda g, c, w: g,
+    "log": lambda g, c, w: g.exp(),
+    "asinh": lambda g, c, w: g.sinh() * w + c,
+    "root": lambda g, c, w: g.clamp_min(0).square() - 0.5,
+}
+"""v of g."""
+LOG_SLOPE: Mapping[str, Map] = {
+    "identity": lambda v, c, w: torch.zeros_like(v),
+    "log": lambda v, c, w: -v.clamp_min(1e-300).log(),
+    "asinh": lambda v, c, w: -0.5 * (1 + ((v - c) / w).square()).log() - w.log(),
+    "root": lambda v, c, w: -math.log(2) - 0.5 * (v.clamp_min(-0.499999) + 0.5).log(),
+}
+"""ln |dg/dv|."""
 COSTS = {"identity": 0.0, "root": 0.0, "log": 0.5, "asinh": 1.0}
-"""How much nearer to a Gaussian a column must become before it is bent; of two bends the simpler one."""
+"""How much nearer to a Gaussian a column must become before it is warped; the simpler of two warps costs less."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +51,7 @@ class Columns(Choice):
     """An elementwise map of vectors to about zero mean and unit variance, and back.
 
     Args:
-        kinds: of each column, one of `KINDS`.
+        kinds: of each column, a key of `FORWARD`.
         centres, widths: c and w of each column.
         means, scales: m and s of each column; scales > 0.
 
@@ -50,116 +73,85 @@ class Columns(Choice):
             if len(getattr(self, name)) != len(self.kinds):
                 raise ValueError(f"{name} must hold {len(self.kinds)} numbers, got {len(getattr(self, name))}")
         for i, kind in enumerate(self.kinds):
-            checks.one_of(f"kinds[{i}]", kind, KINDS)
+            checks.one_of(f"kinds[{i}]", kind, FORWARD)
             checks.positive(f"widths[{i}]", self.widths[i])
             checks.positive(f"scales[{i}]", self.scales[i])
 
     @classmethod
-    def of(cls, values: Float[Tensor, "rows columns"], *, bend: bool = True) -> "Columns":
+    def of(cls, values: Float[Tensor, "rows columns"], *, warp: bool = True) -> "Columns":
         """The map that suits these rows.
 
         Args:
             values: finite, at least two rows. A column without variance gets s = 1.
-            bend: whether a logarithm, a root or asinh may be chosen.
+            warp: whether a logarithm, a root or asinh may be chosen.
         """
-        columns = [_Column.of(column, bend) for column in values.double().T]
-        return cls(*(tuple(getattr(c, name) for c in columns) for name in _Column.__dataclass_fields__))
+        columns = [_fitted_column(column, warp) for column in values.double().T]
+        return cls(*zip(*columns, strict=True))
 
     @classmethod
     def logarithms(cls, values: Float[Tensor, "rows columns"]) -> "Columns":
-        """The map that takes logarithms of all positive columns, and bends no other."""
-        plain = cls.of(values, bend=False)
+        """The map that takes logarithms of all positive columns, and warps no other."""
+        plain = cls.of(values, warp=False)
         kinds = tuple("log" if float(v.min()) > 0 else "identity" for v in values.T)
-        bent = cls(kinds, plain.centres, plain.widths, (0.0,) * len(kinds), (1.0,) * len(kinds)).forward(values)
-        scales = [float(s) or 1.0 for s in bent.std(0)]
-        return cls(kinds, plain.centres, plain.widths, tuple(bent.mean(0).tolist()), tuple(scales))
+        warped = cls(kinds, plain.centres, plain.widths, (0.0,) * len(kinds), (1.0,) * len(kinds)).forward(values)
+        scales = tuple(float(s) or 1.0 for s in warped.std(0))
+        return cls(kinds, plain.centres, plain.widths, tuple(warped.mean(0).tolist()), scales)
 
     def forward(self, values: Float[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch columns"]:
         """y, in float64."""
-        v, (c, w, m, s) = values.double(), self._numbers(values)
-        bent = {
-            "identity": lambda: v,
-            "log": lambda: v.clamp_min(1e-300).log(),
-            "asinh": lambda: ((v - c) / w).asinh(),
-            "root": lambda: (v.clamp_min(-0.5) + 0.5).sqrt(),
-        }
-        return (self._by_kind(v, bent) - m) / s
+        means, scales = self._vectors(values, self.means, self.scales)
+        return (self._by_kind(FORWARD, values.double()) - means) / scales
 
     def inverse(self, y: Float[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch columns"]:
         """v, in float64."""
-        _, (c, w, m, s) = y, self._numbers(y)
-        g = y.double() * s + m
-        back = {
-            "identity": lambda: g,
-            "log": lambda: g.exp(),
-            "asinh": lambda: g.sinh() * w + c,
-            "root": lambda: g.clamp_min(0).square() - 0.5,
-        }
-        return self._by_kind(g, back)
+        means, scales = self._vectors(y, self.means, self.scales)
+        return self._by_kind(INVERSE, y.double() * scales + means)
 
     def log_det(self, values: Float[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch"]:
         """Σ ln |dy/dv|."""
-        v, (c, w, _, s) = values.double(), self._numbers(values)
-        slopes = {
-            "identity": lambda: torch.zeros_like(v),
-            "log": lambda: -v.clamp_min(1e-300).log(),
-            "asinh": lambda: -0.5 * (1 + ((v - c) / w).square()).log() - w.log(),
-            "root": lambda: -math.log(2) - 0.5 * (v.clamp_min(-0.499999) + 0.5).log(),
-        }
-        return (self._by_kind(v, slopes) - s.log()).sum(-1)
+        (scales,) = self._vectors(values, self.scales)
+        return (self._by_kind(LOG_SLOPE, values.double()) - scales.log()).sum(-1)
 
-    def _numbers(self, like: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        c, w, m, s = (
-            torch.tensor(numbers, dtype=torch.float64, device=like.device)
-            for numbers in (self.centres, self.widths, self.means, self.scales)
-        )
-        return c, w, m, s
-
-    def _by_kind(self, values: Tensor, forms: dict[str, Any]) -> Tensor:
+    def _by_kind(
+        self, maps: Mapping[str, Map], values: Float64[Tensor, "*batch columns"]
+    ) -> Float64[Tensor, "*batch columns"]:
+        centres, widths = self._vectors(values, self.centres, self.widths)
         result = values
         for kind in set(self.kinds):
-            mine = torch.tensor([k == kind for k in self.kinds], device=values.device)
-            result = torch.where(mine, forms[kind](), result)
+            chosen = torch.tensor([k == kind for k in self.kinds], device=values.device)
+            result = torch.where(chosen, maps[kind](values, centres, widths), result)
         return result
 
+    def _vectors(self, like: Tensor, *numbers: Sequence[float]) -> list[Float64[Tensor, " columns"]]:
+        return [torch.tensor(values, dtype=torch.float64, device=like.device) for values in numbers]
 
-@dataclass
-class _Column:
-    """The choice for one column."""
 
-    kinds: str
-    centres: float
-    widths: float
-    means: float
-    scales: float
+def _fitted_column(v: Float64[Tensor, " rows"], warp: bool) -> tuple[str, float, float, float, float]:
+    """The kind, c, w, m and s of one column."""
+    centre = float(v.median())
+    spread = float((v - centre).abs().median()) or float(v.std()) or 1.0
+    kinds = ["identity"]
+    if warp and float(v.std()) > 0:
+        if not is_count(v):
+            kinds += ["log", "asinh"] if float(v.min()) > 0 else ["asinh"]
+        else:
+            kinds = ["root"] if float(v.max()) > 1 else ["identity", "asinh"]
+    c, w = torch.tensor([centre, spread], dtype=torch.float64, device=v.device)
+    warped = {kind: FORWARD[kind](v, c, w) for kind in kinds}
+    kind = min(kinds, key=lambda kind: _distance_from_gaussian(warped[kind]) + COSTS[kind])
+    g = warped[kind]
+    return kind, centre, spread, float(g.mean()), float(g.std()) or 1.0
 
-    @classmethod
-    def of(cls, v: Float64[Tensor, " rows"], bend: bool) -> "_Column":
-        centre = float(v.median())
-        spread = float((v - centre).abs().median()) or float(v.std()) or 1.0
-        choices = {"identity": v}
-        if bend and float(v.std()) > 0:
-            if is_count(v):
-                choices = {"root": (v + 0.5).sqrt()} if float(v.max()) > 1 else choices
-            elif float(v.min()) > 0:
-                choices["log"] = v.log()
-            if "root" not in choices:
-                choices["asinh"] = ((v - centre) / spread).asinh()
-        scores = {kind: _bentness(g) + COSTS[kind] for kind, g in choices.items()}
-        kind = min(scores, key=lambda kind: scores[kind])
-        g = choices[kind]
-        return cls(kind, centre, spread, float(g.mean()), float(g.std()) or 1.0)
+
+def _distance_from_gaussian(g: Float64[Tensor, " rows"]) -> float:
+    """|skewness| + |ln(kurtosis/3)|."""
+    unit = (g - g.mean()) / g.std()
+    return abs(float(unit.pow(3).mean())) + abs(math.log(float(unit.pow(4).mean()) / 3))
 
 
 def is_count(v: Float[Tensor, " rows"]) -> bool:
     """Whether a column holds non-negative integers only."""
     return bool((v == v.round()).all()) and float(v.min()) >= 0
-
-
-def _bentness(g: Float64[Tensor, " rows"]) -> float:
-    """How far skewness and kurtosis are from a Gaussian's: |skewness| + |ln(kurtosis/3)|."""
-    unit = (g - g.mean()) / g.std()
-    return abs(float(unit.pow(3).mean())) + abs(math.log(float(unit.pow(4).mean()) / 3))
 
 
 def constant_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
@@ -173,9 +165,7 @@ def duplicated_columns(values: Float[Tensor, "rows columns"]) -> list[tuple[int,
     pairs = []
     constant = set(constant_columns(values))
     for i, column in enumerate(values.T.contiguous().cpu()):
-        if i in constant:
-            continue
-        first = seen.setdefault(column.numpy().tobytes(), i)
+        first = i if i in constant else seen.setdefault(column.numpy().tobytes(), i)
         if first != i:
             pairs.append((first, i))
     return pairs
