@@ -10,7 +10,9 @@ from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
 from openedm.levels import Logistic
-from openedm.sampling import FlowTime, Multistep, Sampler, VelocityPrediction
+from openedm.preconditioning import VelocityPrediction
+from openedm.sampling import Multistep, Sampler
+from openedm.schedules import FlowTime
 from openedm.training import find_checkpoint, load_denoiser
 
 STARTS = 64

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from openedm.denoiser import Denoiser
 from openedm.levels import Karras
+from openedm.preconditioning import NetworkPrediction
 from openedm.sampling import (
     DEIS,
     LMS,
@@ -30,7 +31,6 @@ from openedm.sampling import (
     Exponential23,
     Heun,
     Midpoint,
-    NetworkPrediction,
     PredictorCorrector,
     Restart,
     Sampler,

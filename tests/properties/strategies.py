@@ -5,6 +5,7 @@ import math
 from hypothesis import strategies as st
 
 from openedm import levels, objective, preconditioning, schedules
+from openedm.preconditioning import DataPrediction, EpsilonPrediction, NetworkPrediction, Prediction, VelocityPrediction
 from openedm.sampling import (
     DDIM,
     DEIS,
@@ -14,11 +15,9 @@ from openedm.sampling import (
     AdamsBashforth,
     Alpha,
     Ancestral,
-    Angle,
     BandEta,
     Churn,
     ConstantEta,
-    DataPrediction,
     DPMSolver2M,
     DPMSolver2S,
     DPMSolver3S,
@@ -26,27 +25,19 @@ from openedm.sampling import (
     DPMSolverPP2S,
     DPMSolverPP3M,
     DPMSolverPP3S,
-    EpsilonPrediction,
     Euler,
     EulerMaruyama,
-    FlowTime,
     Heun,
-    LogSigma,
     Midpoint,
     Multistep,
-    NetworkPrediction,
-    PowerSigma,
-    Prediction,
     PredictorCorrector,
     Ralston,
     Restart,
     Sampler,
-    ScheduleTime,
     Solver,
     UniPC,
-    Variable,
-    VelocityPrediction,
 )
+from openedm.schedules import Angle, FlowTime, LogSigma, PowerSigma, Schedule
 
 EPS = 2.0**-52
 """The relative spacing of float64."""
@@ -100,7 +91,7 @@ def all_predictions() -> st.SearchStrategy[Prediction]:
     return st.one_of(plain, st.builds(VelocityPrediction, widths), st.builds(NetworkPrediction, widths))
 
 
-def all_variables() -> st.SearchStrategy[Variable]:
+def all_variables() -> st.SearchStrategy[Schedule]:
     """Every variable of interpolation, with random parameters."""
     widths = log_uniform(0.05, 5.0)
     reaching = [schedules.EDM(), schedules.VP(), schedules.VE(), schedules.Cosine(), schedules.RectifiedFlow()]
@@ -109,7 +100,7 @@ def all_variables() -> st.SearchStrategy[Variable]:
         st.builds(PowerSigma, log_uniform(0.5, 10.0)),
         st.builds(Angle, widths),
         st.builds(FlowTime, widths),
-        st.builds(ScheduleTime, st.sampled_from(reaching)),
+        st.sampled_from(reaching),
     )
 
 

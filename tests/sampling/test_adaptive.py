@@ -17,27 +17,20 @@ from openedm.guidance import Guided
 from openedm.levels import Explicit, Karras, LogLinear
 from openedm.likelihood import log_prob
 from openedm.measurements import Matrix, Measurement
+from openedm.preconditioning import DataPrediction, EpsilonPrediction, NetworkPrediction
 from openedm.sampling import (
     RK4,
     AdaptiveSolver,
-    Angle,
-    DataPrediction,
     DormandPrince,
-    EpsilonPrediction,
     Exponential23,
-    LogSigma,
-    NetworkPrediction,
-    PowerSigma,
     Sampler,
-    ScheduleTime,
     Solver,
     State,
     Tsit5,
-    Variable,
     adaptive_flow,
     adaptive_sample,
 )
-from openedm.schedules import VP
+from openedm.schedules import VP, Angle, LogSigma, PowerSigma, Schedule
 
 SOLVERS: list[AdaptiveSolver] = [
     DormandPrince(),
@@ -45,13 +38,13 @@ SOLVERS: list[AdaptiveSolver] = [
     Exponential23(),
     Exponential23(prediction=DataPrediction()),
 ]
-VARIABLES: list[Variable] = [
+VARIABLES: list[Schedule] = [
     Angle(0.5, rho=2.0),
     Angle(0.5),
     LogSigma(),
     PowerSigma(7.0),
     PowerSigma(3.0),
-    ScheduleTime(VP()),
+    VP(),
 ]
 GAUSSIAN = GaussianMixture([1.0], [[0.5, -1.0]], [[[2.0, 0.6], [0.6, 0.3]]])
 HIGH, LOW = 80.0, 0.002
@@ -139,21 +132,21 @@ def test_a_gaussian_is_taken_along_its_closed_form_in_both_directions(
     # The tolerance is of the error as it will be at σ = 0, after the flow has shrunk it by c(σ).
     shrunk = GAUSSIAN.sigma_data / math.hypot(end, GAUSSIAN.sigma_data)
     assert float(error(found.x, truth).max()) * shrunk < 10 * tight(solver)
-    assert torch.equal(found.sigma, torch.full((16,), end, dtype=torch.float64))
+    assert torch.equal(found.time, torch.full((16,), end, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("variable", VARIABLES, ids=repr)
 @pytest.mark.parametrize("pair", [DormandPrince, Tsit5])
-def test_every_variable_leads_to_the_same_samples(variable: Variable, pair: type[DormandPrince]) -> None:
+def test_every_variable_leads_to_the_same_samples(variable: Schedule, pair: type[DormandPrince]) -> None:
     x = HIGH * noise(16, 2)
     found = adaptive_flow(GAUSSIAN, x, HIGH, 0.01, solver=pair(1e-6, variable=variable))
     assert float(error(found.x, GAUSSIAN.ode_solution(x, HIGH, 0.01)).max()) < 1e-5
 
 
 @pytest.mark.parametrize("variable", [*VARIABLES, Angle(2.0, rho=3.0), PowerSigma(1.0)], ids=repr)
-def test_a_variable_is_inverted_and_differentiated(variable: Variable) -> None:
+def test_a_variable_is_inverted_and_differentiated(variable: Schedule) -> None:
     sigma = np.array([0.0021, 0.05, 0.7, 6.0, 79.0])
-    value = torch.from_numpy(variable.value(sigma)).requires_grad_(True)
+    value = variable.time(torch.from_numpy(sigma)).requires_grad_(True)
     back = variable.sigma(value)
     np.testing.assert_allclose(back.detach(), sigma, rtol=1e-9)
     (slope,) = torch.autograd.grad(back.sum(), value)
@@ -223,9 +216,9 @@ def test_a_sample_that_runs_out_of_evaluations_is_denoised_where_it_stands(solve
     assert not bool(found.finished.any())
     assert not bool(found.failed.any())
     assert int(found.nfe.max()) <= 25
-    assert bool(((found.sigma > LOW) & (found.sigma < HIGH)).all())
+    assert bool(((found.time > LOW) & (found.time < HIGH)).all())
     stopped = adaptive_flow(circle(), x, HIGH, LOW, solver=capped)
-    torch.testing.assert_close(found.x, circle()(stopped.x, stopped.sigma))
+    torch.testing.assert_close(found.x, circle()(stopped.x, stopped.time))
     free = adaptive_sample(circle(), x, HIGH, LOW, solver=solver)
     most = type(solver)(**{**vars(solver), "max_nfe": int(free.nfe.median())})
     some = adaptive_sample(circle(), x, HIGH, LOW, solver=most)
@@ -330,7 +323,7 @@ def test_sampling_undoes_inversion_to_the_tolerance(solver: AdaptiveSolver) -> N
 def test_a_solver_is_a_value_that_is_written_and_read(solver: AdaptiveSolver) -> None:
     assert from_config(Solver, to_config(solver)) == solver
     assert solver.evaluations(18) is None
-    assert (solver.curved, solver.churns, solver.stochastic) == (False, False, False)
+    assert (solver.uses_schedule, solver.allows_churn, solver.stochastic) == (False, False, False)
 
 
 @pytest.mark.parametrize(

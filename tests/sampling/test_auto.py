@@ -13,16 +13,9 @@ from openedm.denoiser import Denoiser, FunctionDenoiser
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.ground.choices import from_config, to_config
 from openedm.levels import Logistic
-from openedm.sampling import (
-    Auto,
-    FlowTime,
-    Multistep,
-    Sampler,
-    SeededNoise,
-    VelocityPrediction,
-    fit_levels,
-)
-from openedm.schedules import Values, float64
+from openedm.preconditioning import VelocityPrediction
+from openedm.sampling import Auto, Multistep, Sampler, SamplerChoice, SeededNoise, fit_levels
+from openedm.schedules import FlowTime, Values, float64
 
 pytestmark = pytest.mark.usefixtures("without_type_checker")
 
@@ -64,7 +57,7 @@ def solved(problem: Callable[[], GaussianMixture]) -> tuple[GaussianMixture, Ten
     return denoiser, noise, fine.sample(denoiser, noise=noise)
 
 
-def median_error(problem: Callable[[], GaussianMixture], sampler: Auto | Sampler) -> float:
+def median_error(problem: Callable[[], GaussianMixture], sampler: SamplerChoice) -> float:
     denoiser, noise, solution = solved(problem)
     difference = sampler.sample(denoiser, noise=noise) - solution
     return float(difference.square().mean(1).sqrt().median())
@@ -105,7 +98,7 @@ def test_it_takes_the_evaluations_that_it_may_and_no_more(nfe: int) -> None:
 @pytest.mark.parametrize("problem", BEST_PEER, ids=lambda p: p.__name__)
 def test_a_tolerance_is_kept_by_every_sample_and_most_err_by_a_tenth(problem: Callable[[], GaussianMixture]) -> None:
     denoiser, noise, solution = solved(problem)
-    sampler = Auto(nfe=None, tolerance=1e-3).choose(denoiser)
+    sampler = Auto(tolerance=1e-3).choose(denoiser)
     assert sampler.nfe is None
     errors = (sampler.sample(denoiser, noise=noise) - solution).square().mean(1).sqrt()
     assert float(errors.median()) < 1e-4
@@ -158,7 +151,7 @@ def test_the_exact_denoisers_know_the_width_of_their_data() -> None:
 
 
 def test_the_same_choice_comes_back_from_its_config() -> None:
-    for auto in (Auto(), Auto(12), Auto(nfe=None, tolerance=1e-3)):
+    for auto in (Auto(), Auto(12), Auto(tolerance=1e-3)):
         assert from_config(Auto, to_config(auto)) == auto
     sampler = Auto(12).choose(circle())
     assert from_config(Sampler, to_config(sampler)) == sampler
@@ -168,11 +161,10 @@ def test_the_same_choice_comes_back_from_its_config() -> None:
     ("make", "message"),
     [
         (lambda: Auto(2), "nfe must be >= 3, got 2"),
-        (lambda: Auto(nfe=None), "nfe or tolerance must be given, and the other be None"),
-        (lambda: Auto(12, tolerance=1e-3), "nfe or tolerance must be given, and the other be None"),
-        (lambda: Auto(None, tolerance=0.0), "tolerance must be finite and > 0, got 0.0"),
+        (lambda: Auto(12, tolerance=1e-3), "nfe and tolerance are mutually exclusive, got nfe=12 and tolerance=0.001"),
+        (lambda: Auto(tolerance=0.0), "tolerance must be finite and > 0, got 0.0"),
         (lambda: Auto(12, sigma_min=3.0, sigma_max=2.0), "sigma_min must be < sigma_max"),
-        (lambda: Auto(None, tolerance=1e-3).fit(circle()), "nfe must be given for levels to be fitted"),
+        (lambda: Auto(tolerance=1e-3).fit(circle()), "tolerance must be None for levels to be fitted, got 0.001"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(make: Callable[[], object], message: str) -> None:

@@ -246,7 +246,7 @@ def test_more_steps_of_a_stochastic_sampler_refine_the_same_samples() -> None:
 def test_a_sampler_says_whether_a_path_makes_a_difference(sampler: Sampler, follows: bool) -> None:
     denoiser = GaussianMixture([1.0], [[3.0]], [[[1.0]]])
     along, independent = (sampler.sample(denoiser, noise([5])) for noise in (BrownianNoise, SeededNoise))
-    assert sampler.follows_paths == follows
+    assert sampler.uses_path_noise == follows
     assert torch.equal(along, independent) != follows
 
 

@@ -20,32 +20,31 @@ from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Precondition
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.levels import Explicit, Karras, LogLinear
 from openedm.networks import MLP
-from openedm.preconditioning import EDM, Adapter
+from openedm.preconditioning import (
+    EDM,
+    Adapter,
+    DataPrediction,
+    EpsilonPrediction,
+    NetworkPrediction,
+    VelocityPrediction,
+)
 from openedm.sampling import (
     DDIM,
     DEIS,
     AdamsBashforth,
-    Angle,
     Churn,
-    DataPrediction,
     DPMSolver2S,
     DPMSolverPP2M,
     DPMSolverPP3S,
-    EpsilonPrediction,
-    FlowTime,
-    Grid,
     Heun,
     Multistep,
-    NetworkPrediction,
-    PowerSigma,
     Sampler,
-    ScheduleTime,
     Solver,
     State,
     UniPC,
-    VelocityPrediction,
 )
-from openedm.sampling.solvers import planned
+from openedm.sampling.engine.plan import Grid
+from openedm.schedules import Angle, FlowTime, PowerSigma
 from properties.strategies import exponential_solvers
 
 MIXTURE = GaussianMixture(
@@ -150,7 +149,7 @@ def test_the_plan_takes_the_levels_that_a_denoiser_of_discrete_levels_knows(solv
 
 @names
 def test_levels_that_round_to_the_same_are_refused_before_any_evaluation(solver: Solver) -> None:
-    message = "levels must differ for an exponential solver, got sigma = .* twice in a row: ask for fewer steps"
+    message = "levels must differ for an exponential solver, got sigma = .* twice in a row: use fewer steps"
     with pytest.raises(ValueError, match=message):
         Sampler(Karras(60), solver=solver).steps(table_denoiser(), [0])
     Sampler(Karras(60)).steps(table_denoiser(), [0])  # Runge–Kutta methods stand still there.
@@ -170,7 +169,7 @@ def test_a_plan_is_made_once_and_keeps_no_denoiser_alive(solver: Solver) -> None
 def test_plans_of_rounded_runs_with_churn_are_not_mixed_up() -> None:
     grid = Grid((4.0, 2.0, 1.0), churn=Churn(1.0))
     coarse = Grid((4.0, 2.0, 1.0), churn=Churn(1.0), round_sigma=lambda sigma: sigma.round())
-    assert [float(p.steps[0].stages[0].sigma) for p in (planned(Heun(), grid), planned(Heun(), coarse))] == [
+    assert [float(p.steps[0].stages[0].sigma) for p in (Heun().planned(grid), Heun().planned(coarse))] == [
         4.0 + 4.0 / 3,
         5.0,
     ]
@@ -234,10 +233,10 @@ def test_a_run_with_noise_needs_seeds_and_has_no_inverse(solver: Multistep) -> N
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"schedule": schedules.VP()}, "schedule has no effect on {}, which follows the paths whatever the curve"),
+        ({"schedule": schedules.VP()}, "schedule has no effect on {}, whose steps do not depend on the schedule"),
         ({"scaling": schedules.VPScaling()}, "scaling has no effect on {}"),
         ({"final": "euler"}, "final has no effect on {}"),
-        ({"churn": Churn(5.0)}, "churn goes with Runge-Kutta solvers and must be off for {}: s_churn must be 0"),
+        ({"churn": Churn(5.0)}, "churn requires a Runge-Kutta solver: s_churn must be 0 for {}"),
     ],
 )
 def test_options_that_cannot_take_effect_are_refused(solver: Solver, options: dict[str, Any], message: str) -> None:
@@ -289,11 +288,8 @@ def command(sampler: Sampler = Sampler()) -> None:
             "--solver.variable FlowTime --solver.variable.sigma_data 2 --solver.predictor 4 --solver.corrector 5",
             Multistep(VelocityPrediction(2.0), FlowTime(2.0), 4, 5),
         ),
-        ("--solver DEIS --solver.variable ScheduleTime", DEIS(variable=ScheduleTime())),
-        (
-            "--solver DEIS --solver.variable ScheduleTime --solver.variable.schedule Cosine",
-            DEIS(variable=ScheduleTime(schedules.Cosine())),
-        ),
+        ("--solver DEIS --solver.variable openedm.schedules.VP", DEIS(variable=schedules.VP())),
+        ("--solver DEIS --solver.variable Cosine", DEIS(variable=schedules.Cosine())),
         ("--solver AdamsBashforth --solver.variable.rho 5", AdamsBashforth(variable=PowerSigma(5.0))),
         ("--solver DPMSolver2S --solver.r 0.4", DPMSolver2S(0.4)),
         ("--solver DPMSolverPP3S --solver.prediction EpsilonPrediction", DPMSolverPP3S(prediction=EpsilonPrediction())),

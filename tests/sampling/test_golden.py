@@ -116,7 +116,7 @@ def test_the_run_equals_the_reference(entry: dict[str, Any], arrays: dict[str, n
     if entry["noise"] != "zeros":
         drawn = torch.from_numpy(arrays[f"{name}/noise"])
         source = Recorded(
-            [n for n, step in zip(drawn, sampler.plan(denoiser).steps, strict=True) if step.noise_std > 0]
+            [n for n, step in zip(drawn, sampler.plan(denoiser).steps, strict=True) if step.before is not None]
         )
     x = sampler.sample(denoiser, source, noise=torch.from_numpy(arrays["latents"]))
     tolerance = 1e-9 * max(1.0, entry["sensitivity"])

@@ -11,26 +11,25 @@ from scipy.integrate import quad
 from scipy.special import hyp1f1
 from torch import Tensor
 
+from openedm import schedules
 from openedm.exact import GaussianMixture
 from openedm.levels import Explicit, Karras
+from openedm.preconditioning import NetworkPrediction
 from openedm.sampling import (
     DDIM,
     DEIS,
     IPNDM,
     LMS,
     AdamsBashforth,
-    Angle,
     DPMSolver2M,
     DPMSolverPP2M,
     DPMSolverPP3M,
     Euler,
     Multistep,
-    NetworkPrediction,
-    PowerSigma,
     Sampler,
-    ScheduleTime,
     UniPC,
 )
+from openedm.schedules import Angle, PowerSigma
 
 pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 
@@ -145,7 +144,7 @@ def test_deis_in_the_time_of_vp_is_the_papers_tab() -> None:
         grown = math.exp(beta_d * t**2 / 2 + beta_min * t)
         return (beta_d * t + beta_min) * grown / (2 * math.sqrt(grown - 1))
 
-    assert_same(states(DEIS(variable=ScheduleTime())), followed(adams(3, speed, time)))
+    assert_same(states(DEIS(variable=schedules.VP())), followed(adams(3, speed, time)))
 
 
 def test_ipndm_has_the_constants_of_adams_and_bashforth() -> None:

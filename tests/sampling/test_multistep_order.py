@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from openedm import schedules
 from openedm.exact import GaussianMixture
 from openedm.levels import Karras, Levels, LogLinear
+from openedm.preconditioning import VelocityPrediction
 from openedm.sampling import (
     DDIM,
     DEIS,
@@ -19,13 +21,11 @@ from openedm.sampling import (
     DPMSolver2M,
     DPMSolverPP2M,
     DPMSolverPP3M,
-    FlowTime,
     Multistep,
     Sampler,
-    ScheduleTime,
     UniPC,
-    VelocityPrediction,
 )
+from openedm.schedules import FlowTime
 
 pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 
@@ -38,7 +38,7 @@ SOLVERS: list[tuple[Multistep, int]] = [
     (LMS(), 4),
     (LMS(predictor=2), 2),
     (DEIS(), 3),
-    (DEIS(variable=ScheduleTime()), 3),
+    (DEIS(variable=schedules.VP()), 3),
     (IPNDM(), 2),
     (DPMSolver2M(), 2),
     (DPMSolverPP2M(), 2),
@@ -78,11 +78,11 @@ def error(solver: Multistep, family: str, intervals: int, gaussian: bool) -> flo
     denoiser, exact = GAUSSIAN if gaussian else MIXTURE, solution(family, intervals, gaussian)
     given = max(solver.predictor, solver.corrector)
     x, before, directions = exact[0], exact[0], []
-    for step in Sampler(levels(family, intervals), solver=solver).plan(denoiser).steps[:-1]:
-        x = exact[step.index] if step.index < given else x
+    for i, step in enumerate(Sampler(levels(family, intervals), solver=solver).plan(denoiser).steps[:-1]):
+        x = exact[i] if i < given else x
         (stage,) = step.stages
         directions.insert(0, stage.direction(x, denoiser(x, stage.sigma)))
-        if step.correct is not None and step.index >= given:
+        if step.correct is not None and i >= given:
             x = step.correct(before, directions)
         before, x = x, step.advance(x, directions)
     return float((x - exact[-1]).norm())

@@ -12,19 +12,9 @@ from torch import Tensor
 
 from openedm.exact import GaussianMixture
 from openedm.levels import Explicit, Karras, Levels, LogLinear
-from openedm.sampling import (
-    RK4,
-    DataPrediction,
-    DPMSolver2S,
-    DPMSolver3S,
-    DPMSolverPP2S,
-    DPMSolverPP3S,
-    EpsilonPrediction,
-    ExponentialRungeKutta,
-    NetworkPrediction,
-    Sampler,
-    VelocityPrediction,
-)
+from openedm.preconditioning import DataPrediction, EpsilonPrediction, NetworkPrediction, VelocityPrediction
+from openedm.sampling import RK4, DPMSolver2S, DPMSolver3S, DPMSolverPP2S, DPMSolverPP3S, Sampler
+from openedm.sampling.methods.singlestep import ExponentialRungeKutta
 
 pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 

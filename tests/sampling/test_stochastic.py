@@ -191,8 +191,8 @@ def test_restart_adds_only_levels_that_the_denoiser_knows() -> None:
         plan = Sampler(Explicit(rounded), solver=Restart(Euler(), 0.5, 5.0)).plan(denoiser)
         asked = [float(stage.sigma) for step in plan.steps for stage in step.stages]
         assert asked == [float(denoiser.round_sigma(torch.tensor(s))) for s in asked]
-        again = next(step for step in plan.steps if step.noise_std > 0)
-        assert again.noise_std == pytest.approx(math.sqrt(float(again.stages[0].sigma) ** 2 - again.sigma**2))
+        again = next(step for step in plan.steps if step.before is not None)
+        assert again.before.std == pytest.approx(math.sqrt(float(again.stages[0].sigma) ** 2 - again.sigma**2))
 
 
 # Marginals. A Gaussian's denoiser is linear: the variance of x is the sum of its squared responses to the draws.
@@ -347,7 +347,7 @@ def test_a_run_needs_seeds_and_has_no_inverse(solver: Solver) -> None:
         Sampler(solver=solver).sample(MIXTURE, noise=NOISES[0])
     with pytest.raises(ValueError, match=r"solver must be deterministic for inversion, got "):
         Sampler(solver=solver).invert(MIXTURE, NOISES[0])
-    with pytest.raises(ValueError, match=r"churn goes with Runge-Kutta solvers and must be off for "):
+    with pytest.raises(ValueError, match=r"churn requires a Runge-Kutta solver: s_churn must be 0 for "):
         Sampler(solver=solver, churn=Churn(5.0))
 
 

@@ -91,7 +91,7 @@ def _plain(value: Any) -> Any:
 
 
 def _fields(choice: Choice) -> dict[str, Any]:
-    return {f.name: _plain(getattr(choice, f.name)) for f in dataclasses.fields(choice)}
+    return {f.name: _plain(getattr(choice, f.name)) for f in dataclasses.fields(choice) if f.init}
 
 
 def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:

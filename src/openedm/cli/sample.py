@@ -102,7 +102,7 @@ def sample(
     chosen = None if classes is None else parse_integers("classes", classes)
     labels = labels_for(wanted, chosen, model.num_classes)
     choice = choice_of_sampler(nfe, tolerance, sampler, sigma_min, sigma_max)
-    if noise == "path" and (isinstance(choice, Auto) or not choice.follows_paths):
+    if noise == "path" and (isinstance(choice, Auto) or not choice.uses_path_noise):
         raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {choice}")
     if levels == "fitted" and tolerance is not None:
         raise ValueError(

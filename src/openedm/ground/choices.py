@@ -76,12 +76,10 @@ def class_path(cls: type) -> str:
 
     That is the room for classes of openedm: which of them its top level exports may change, files may not.
     """
-    module = cls.__module__
-    while (parent := module.rpartition(".")[0]) and parent != "openedm":
-        if getattr(sys.modules.get(parent), cls.__name__, None) is not cls:
-            break
-        module = parent
-    return f"{module}.{cls.__qualname__}"
+    parts = cls.__module__.split(".")
+    packages = [".".join(parts[:depth]) for depth in range(2 if parts[0] == "openedm" else 1, len(parts))]
+    exporting = (name for name in packages if getattr(sys.modules.get(name), cls.__name__, None) is cls)
+    return f"{next(exporting, cls.__module__)}.{cls.__qualname__}"
 
 
 def subclasses(base: type[C]) -> Iterator[type[C]]:

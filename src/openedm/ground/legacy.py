@@ -8,10 +8,24 @@ its configuration. Modules inside a room may move freely: `room_name` leaves the
 from collections.abc import Callable, Mapping
 from typing import Any
 
-RENAMED: dict[str, str] = {}
+RENAMED: dict[str, str] = {
+    **{
+        f"openedm.sampling.{name}": f"openedm.schedules.{name}"
+        for name in ("LogSigma", "PowerSigma", "Angle", "FlowTime")
+    },
+    **{
+        f"openedm.sampling.{name}Prediction": f"openedm.preconditioning.{name}Prediction"
+        for name in ("Epsilon", "Data", "Velocity", "Network")
+    },
+}
 """Old room and class name → new room and class name."""
 
-REWRITTEN: dict[str, Callable[[dict[str, Any]], Any]] = {}
+REWRITTEN: dict[str, Callable[[dict[str, Any]], Any]] = {
+    # The time of a schedule is the schedule itself.
+    "openedm.sampling.ScheduleTime": lambda arguments: arguments.get(
+        "schedule", {"class_path": "openedm.schedules.VP"}
+    ),
+}
 """Old room and class name → a function of its arguments that returns the configuration as it would be written now."""
 
 

@@ -38,7 +38,7 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
 from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
-from openedm.likelihood.path import Path
+from openedm.likelihood.flow import ProbabilityFlow
 from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Solver, Tsit5
 
 EXACT_UP_TO = 16
@@ -166,13 +166,13 @@ class Likelihood(Choice):
             )
         trace = self.trace_for(x.shape[1:])
         probes = trace.probes(_source(trace, seeds, len(x)), x)
-        path = Path(denoiser, condition, tuple(x.shape[1:]), trace, probes)
-        end, gathered, solution = path.follow(x, low, high, self.solver, self.num_steps)
+        flow = ProbabilityFlow(denoiser, condition, tuple(x.shape[1:]), trace, probes)
+        end, gathered, solution = flow.follow(x, low, high, self.solver, self.num_steps)
         known = self.terminal == "noise"
-        top = _log_noise(end, high)[:, None] if known else _log_top(path, end, high)
-        values = gathered + x[0].numel() * math.log(path.shrink(low) / path.shrink(high)) + top
+        top = _log_noise(end, high)[:, None] if known else _log_top(flow, end, high)
+        values = gathered + x[0].numel() * math.log(flow.shrink(low) / flow.shrink(high)) + top
         if self.extrapolate:
-            values = values + _towards_zero(path, x, low)
+            values = values + _towards_zero(flow, x, low)
         values = torch.where(solution.finished[:, None], values, math.nan)
         count = trace.estimates
         error = values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
@@ -181,7 +181,7 @@ class Likelihood(Choice):
             standard_error=error if trace.random else torch.zeros_like(error),
             num_probes=count if trace.random else 0,
             noise=end / high,
-            nfe=solution.evaluations + (0 if known else 3) + self.extrapolate,
+            nfe=solution.nfe + (0 if known else 3) + self.extrapolate,
             finished=solution.finished,
         )
 
@@ -214,8 +214,8 @@ class Likelihood(Choice):
 
     def _moved(self, denoiser: Denoiser, x: Tensor, condition: Condition, start: float, end: float) -> Tensor:
         x, condition = _on_device(denoiser, x, condition)
-        path = Path(denoiser, condition, tuple(x.shape[1:]))
-        moved, _, solution = path.follow(x, start, end, self.solver, self.num_steps)
+        flow = ProbabilityFlow(denoiser, condition, tuple(x.shape[1:]))
+        moved, _, solution = flow.follow(x, start, end, self.solver, self.num_steps)
         if not bool(solution.finished.all()):
             raise ValueError(f"max_nfe must suffice to go from one end to the other, got {self.solver}")
         return moved
@@ -276,11 +276,11 @@ def _log_noise(x: Tensor, sigma: float) -> Tensor:
     return -0.5 * ((x / sigma).flatten(1).square() + math.log(2 * math.pi * sigma**2)).sum(1)
 
 
-def _log_top(path: Path, x: Tensor, sigma: float) -> Tensor:
+def _log_top(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor:
     """ln p(x; σ) at a high level, for each estimate of the trace (batch, estimates); three evaluations."""
     rows, level = torch.arange(len(x), device=x.device), torch.tensor(sigma, dtype=torch.float64)
-    centre, traces = path.evaluate(torch.zeros_like(x), level, rows)
-    ahead, behind = (path.denoiser(point, level, path.condition) for point in (x, -x))
+    centre, traces = flow.evaluate(torch.zeros_like(x), level, rows)
+    ahead, behind = (flow.denoiser(point, level, flow.condition) for point in (x, -x))
     odd, even = (ahead - behind) / 2, (ahead + behind) / 2
     line = x * (centre + odd / 2 + (even - centre) / 3 - x / 2) / sigma**2
     kept = 1 - traces / x[0].numel()
@@ -289,8 +289,8 @@ def _log_top(path: Path, x: Tensor, sigma: float) -> Tensor:
     return line.flatten(1).sum(1, keepdim=True) + at_zero
 
 
-def _towards_zero(path: Path, x: Tensor, sigma: float) -> Tensor:
+def _towards_zero(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor:
     """−½ (tr ∂D/∂x − n + |D − x|²/σ²), for each estimate of the trace (batch, estimates)."""
     rows = torch.arange(len(x), device=x.device)
-    denoised, traces = path.evaluate(x, torch.tensor(sigma, dtype=torch.float64), rows)
+    denoised, traces = flow.evaluate(x, torch.tensor(sigma, dtype=torch.float64), rows)
     return -0.5 * (traces - x[0].numel() + (denoised - x).flatten(1).square().sum(1, keepdim=True) / sigma**2)

@@ -1,32 +1,19 @@
 """Sampling: levels × schedule × solver × churn, on any denoiser."""
 
-from openedm.sampling.adaptive import (
+from openedm.sampling.auto import Auto
+from openedm.sampling.brownian import BrownianNoise
+from openedm.sampling.engine.integrate import Solution
+from openedm.sampling.engine.plan import Churn, Solver, State
+from openedm.sampling.fitted import Fit, fit_levels, pilot_seeds
+from openedm.sampling.methods.adaptive import (
     AdaptiveSolver,
-    Arrival,
     DormandPrince,
     Exponential23,
     Tsit5,
     adaptive_flow,
     adaptive_sample,
 )
-from openedm.sampling.auto import Auto
-from openedm.sampling.brownian import BrownianNoise
-from openedm.sampling.exponential import (
-    Angle,
-    DataPrediction,
-    EpsilonPrediction,
-    FlowTime,
-    LogSigma,
-    NetworkPrediction,
-    PowerSigma,
-    Prediction,
-    ScheduleTime,
-    Variable,
-    VelocityPrediction,
-)
-from openedm.sampling.fitted import Fit, fit_levels, pilot_seeds
-from openedm.sampling.grid import Churn, Grid
-from openedm.sampling.multistep import (
+from openedm.sampling.methods.multistep import (
     DDIM,
     DEIS,
     IPNDM,
@@ -38,38 +25,19 @@ from openedm.sampling.multistep import (
     Multistep,
     UniPC,
 )
-from openedm.sampling.noise import NoiseSource, PathNoise, SeededNoise, initial_noise
-from openedm.sampling.plan import Combination, Plan, Stage, State, Step
-from openedm.sampling.sampler import Sampler, sample_batches
-from openedm.sampling.singlestep import (
-    DPMSolver2S,
-    DPMSolver3S,
-    DPMSolverPP2S,
-    DPMSolverPP3S,
-    ExponentialRungeKutta,
-    ExponentialTableau,
-)
-from openedm.sampling.solvers import (
-    RK4,
-    Alpha,
-    Euler,
-    Heun,
-    Midpoint,
-    PlannedSolver,
-    Ralston,
-    RungeKutta,
-    Solver,
-    Tableau,
-)
-from openedm.sampling.stochastic import (
+from openedm.sampling.methods.restart import Restart
+from openedm.sampling.methods.runge_kutta import RK4, Alpha, Euler, Heun, Midpoint, Ralston, RungeKutta
+from openedm.sampling.methods.singlestep import DPMSolver2S, DPMSolver3S, DPMSolverPP2S, DPMSolverPP3S
+from openedm.sampling.methods.stochastic import (
     Ancestral,
     BandEta,
     ConstantEta,
     Eta,
     EulerMaruyama,
     PredictorCorrector,
-    Restart,
 )
+from openedm.sampling.noise import NoiseSource, PathNoise, SeededNoise, initial_noise
+from openedm.sampling.sampler import Sampler, SamplerChoice, sample_batches
 
 __all__ = [
     "DDIM",
@@ -81,13 +49,10 @@ __all__ = [
     "AdaptiveSolver",
     "Alpha",
     "Ancestral",
-    "Angle",
-    "Arrival",
     "Auto",
     "BandEta",
     "BrownianNoise",
     "Churn",
-    "Combination",
     "ConstantEta",
     "DPMSolver2M",
     "DPMSolver2S",
@@ -96,45 +61,29 @@ __all__ = [
     "DPMSolverPP2S",
     "DPMSolverPP3M",
     "DPMSolverPP3S",
-    "DataPrediction",
     "DormandPrince",
-    "EpsilonPrediction",
     "Eta",
     "Euler",
     "EulerMaruyama",
     "Exponential23",
-    "ExponentialRungeKutta",
-    "ExponentialTableau",
     "Fit",
-    "FlowTime",
-    "Grid",
     "Heun",
-    "LogSigma",
     "Midpoint",
     "Multistep",
-    "NetworkPrediction",
     "NoiseSource",
     "PathNoise",
-    "Plan",
-    "PlannedSolver",
-    "PowerSigma",
-    "Prediction",
     "PredictorCorrector",
     "Ralston",
     "Restart",
     "RungeKutta",
     "Sampler",
-    "ScheduleTime",
+    "SamplerChoice",
     "SeededNoise",
+    "Solution",
     "Solver",
-    "Stage",
     "State",
-    "Step",
-    "Tableau",
     "Tsit5",
     "UniPC",
-    "Variable",
-    "VelocityPrediction",
     "adaptive_flow",
     "adaptive_sample",
     "fit_levels",

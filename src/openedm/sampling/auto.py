@@ -19,35 +19,25 @@ ratio of its median error to that of the best published sampler for the same pro
 (`fit_levels`) do better.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-from jaxtyping import Float
-from torch import Tensor
-
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
-from openedm.ground.choices import Choice
 from openedm.levels import Explicit, Levels, Logistic
-from openedm.sampling.adaptive import DormandPrince
-from openedm.sampling.exponential import (
-    Angle,
-    DataPrediction,
-    FlowTime,
-    NetworkPrediction,
-    ScheduleTime,
-    VelocityPrediction,
-)
+from openedm.preconditioning import DataPrediction, NetworkPrediction, VelocityPrediction
 from openedm.sampling.fitted import Fit, fit_levels
-from openedm.sampling.multistep import Multistep
-from openedm.sampling.noise import NoiseSource
-from openedm.sampling.plan import State
-from openedm.sampling.sampler import Sampler
+from openedm.sampling.methods.adaptive import DormandPrince
+from openedm.sampling.methods.multistep import Multistep
+from openedm.sampling.sampler import Sampler, SamplerChoice
+from openedm.schedules import VP, Angle, FlowTime
+
+__all__ = ["Auto"]
 
 
-class Rule(NamedTuple):
-    """What is picked for budgets of up to `most` evaluations; None for all larger ones."""
+class Setting(NamedTuple):
+    """The solver and levels for budgets of up to `most` evaluations; None for all larger ones."""
 
     most: int | None
     prediction: type[VelocityPrediction] | type[NetworkPrediction]
@@ -58,44 +48,44 @@ class Rule(NamedTuple):
     spread: float
 
 
-RULES = (
-    Rule(9, NetworkPrediction, Angle, 4, 0, centre=0.3, spread=1.5),
-    Rule(15, VelocityPrediction, FlowTime, 2, 3, centre=0.4, spread=1.5),
-    Rule(27, VelocityPrediction, FlowTime, 3, 4, centre=0.42, spread=1.5),
-    Rule(None, VelocityPrediction, FlowTime, 4, 5, centre=0.4, spread=2.0),
+SETTINGS = (
+    Setting(9, NetworkPrediction, Angle, 4, 0, centre=0.3, spread=1.5),
+    Setting(15, VelocityPrediction, FlowTime, 2, 3, centre=0.4, spread=1.5),
+    Setting(27, VelocityPrediction, FlowTime, 3, 4, centre=0.42, spread=1.5),
+    Setting(None, VelocityPrediction, FlowTime, 4, 5, centre=0.4, spread=2.0),
 )
+NFE = 32
 
 
 @dataclass(frozen=True)
-class Auto(Choice):
-    """The default way to sample: say what it may cost, or how exact it must be, and the rest is chosen.
+class Auto(SamplerChoice):
+    """The default way to sample: give the cost, or the tolerance, and the rest is chosen.
 
     Args:
-        nfe: the number of network evaluations, ≥ 3; None where a tolerance is given.
+        nfe: the number of network evaluations, ≥ 3; None for 32, or where a tolerance is given.
         tolerance: the error of a sample, a root mean square over its coordinates, in data units; most err by a tenth of
-            it or less. None where a number of evaluations is given.
+            it or less. None where the number of evaluations counts.
         sigma_min: the lowest noise level, in data units, cut to what the denoiser supports; None means EDM's 0.002, or
             0.04 σ_data where that is lower.
         sigma_max: the highest; None means EDM's 80, or 40 σ_data where that is higher.
 
     Raises:
-        ValueError: both or neither of `nfe` and `tolerance`, or a value is out of its range.
+        ValueError: both `nfe` and `tolerance`, or a value is out of its range.
 
     >>> from openedm.exact import GaussianMixture
     >>> Auto(nfe=12).choose(GaussianMixture([1.0], [[3.0]], [[[1e-4]]])).solver.order
     3
     """
 
-    nfe: int | None = 32
+    nfe: int | None = None
     tolerance: float | None = None
     sigma_min: float | None = None
     sigma_max: float | None = None
 
     def __post_init__(self) -> None:
-        if (self.nfe is None) == (self.tolerance is None):
+        if self.nfe is not None and self.tolerance is not None:
             raise ValueError(
-                f"nfe or tolerance must be given, and the other be None, got nfe={self.nfe!r} and "
-                f"tolerance={self.tolerance!r}"
+                f"nfe and tolerance are mutually exclusive, got nfe={self.nfe!r} and tolerance={self.tolerance!r}"
             )
         if self.nfe is not None:
             checks.integer("nfe", self.nfe)
@@ -109,16 +99,16 @@ class Auto(Choice):
             checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     def choose(self, denoiser: Denoiser) -> Sampler:
-        """The sampler that the rule picks for a denoiser; it asks its range and σ_data, and evaluates nothing."""
+        """The sampler that the rule picks for a denoiser, from its range and σ_data, without an evaluation."""
         width = denoiser.sigma_data
         low = min(0.002, 0.04 * width) if self.sigma_min is None else self.sigma_min
         high = max(80.0, 40 * width) if self.sigma_max is None else self.sigma_max
-        if self.nfe is None:
-            assert self.tolerance is not None
+        if self.tolerance is not None:
             return Sampler(Logistic(2, low, high), solver=DormandPrince(self.tolerance))
-        rule = next(rule for rule in RULES if rule.most is None or self.nfe <= rule.most)
+        nfe = self.nfe or NFE
+        rule = next(setting for setting in SETTINGS if setting.most is None or nfe <= setting.most)
         solver = Multistep(rule.prediction(width), rule.variable(width), rule.predictor, rule.corrector)
-        return Sampler(_known(denoiser, Logistic(self.nfe, low, high, rule.centre * width, rule.spread)), solver=solver)
+        return Sampler(_known(denoiser, Logistic(nfe, low, high, rule.centre * width, rule.spread)), solver=solver)
 
     def fit(
         self,
@@ -136,11 +126,11 @@ class Auto(Choice):
         Raises:
             ValueError: a tolerance is given instead of a number of evaluations, or as for `fit_levels`.
         """
-        if self.nfe is None:
-            raise ValueError("nfe must be given for levels to be fitted: a tolerance leaves them to the solver")
+        if self.tolerance is not None:
+            raise ValueError(f"tolerance must be None for levels to be fitted, got {self.tolerance}: give nfe instead")
         rule = self.choose(denoiser)
         fits: list[Fit] = []
-        for solver in _candidates(self.nfe, denoiser.sigma_data, rule):
+        for solver in _candidates(self.nfe or NFE, denoiser.sigma_data, rule):
             fit = fit_levels(
                 denoiser,
                 replace(rule, solver=solver),
@@ -153,33 +143,6 @@ class Auto(Choice):
         best = min(fits, key=lambda fit: fit.error)
         # The rule's own solver comes first: its error before the fit is what the rule would have given.
         return replace(best, error_before=fits[0].error_before, evaluations=sum(f.evaluations for f in fits))
-
-    def sample(
-        self,
-        denoiser: Denoiser,
-        seeds: Sequence[int] | NoiseSource | None = None,
-        *,
-        noise: Float[Tensor, "batch *event"] | None = None,
-        condition: Condition = None,
-        event_shape: tuple[int, ...] | None = None,
-        callback: Callable[[State], None] | None = None,
-    ) -> Float[Tensor, "batch *event"]:
-        """`choose(denoiser).sample(…)`."""
-        return self.choose(denoiser).sample(
-            denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape, callback=callback
-        )
-
-    def steps(
-        self,
-        denoiser: Denoiser,
-        seeds: Sequence[int] | NoiseSource | None = None,
-        *,
-        noise: Float[Tensor, "batch *event"] | None = None,
-        condition: Condition = None,
-        event_shape: tuple[int, ...] | None = None,
-    ) -> Iterator[State]:
-        """`choose(denoiser).steps(…)`."""
-        return self.choose(denoiser).steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape)
 
 
 def _known(denoiser: Denoiser, levels: Logistic) -> Levels:
@@ -199,5 +162,5 @@ def _candidates(nfe: int, width: float, rule: Sampler) -> list[Multistep]:
     assert isinstance(rule.solver, Multistep)
     network, angle = NetworkPrediction(width), Angle(width)
     if nfe < 10:
-        return [rule.solver, Multistep(network, angle, 2, 3), Multistep(DataPrediction(), ScheduleTime(), 3, 4)]
+        return [rule.solver, Multistep(network, angle, 2, 3), Multistep(DataPrediction(), VP(), 3, 4)]
     return [rule.solver, Multistep(network, angle, 2, 3), Multistep(network, angle, 3, 3)]

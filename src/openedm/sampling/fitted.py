@@ -25,10 +25,13 @@ from torch import Tensor
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.levels import Explicit, Levels, Logistic
-from openedm.sampling.exponential import FlowTime, VelocityPrediction
-from openedm.sampling.multistep import Multistep
+from openedm.preconditioning import VelocityPrediction
+from openedm.sampling.engine.plan import PlannedSolver
+from openedm.sampling.methods.multistep import Multistep
 from openedm.sampling.sampler import Sampler
-from openedm.sampling.solvers import PlannedSolver
+from openedm.schedules import FlowTime
+
+__all__ = ["Fit", "fit_levels", "pilot_seeds"]
 
 WARPS = 3
 STARTS = tuple((centre, spread) for centre in (0.25, 0.5, 1.0) for spread in (1.0, 1.5, 2.2))

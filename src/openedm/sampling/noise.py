@@ -7,6 +7,8 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+__all__ = ["NoiseSource", "PathNoise", "SeededNoise", "initial_noise"]
+
 
 @runtime_checkable
 class NoiseSource(Protocol):
@@ -34,12 +36,9 @@ class PathNoise(NoiseSource, Protocol):
 
 
 def unit_noise(
-    source: NoiseSource | None,
-    x: Float[Tensor, "batch *event"],
-    sigma: float | None = None,
-    sigma_next: float | None = None,
+    source: NoiseSource | None, x: Float[Tensor, "batch *event"], between: tuple[float, float] | None = None
 ) -> Float[Tensor, "batch *event"]:
-    """Unit noise for the state x, on its device: of the step between the two levels where the source knows paths.
+    """Unit noise for the state x, on its device: of the step between two noise levels where the source has paths.
 
     Raises:
         ValueError: there is no source, or its noise has another shape.
@@ -47,8 +46,8 @@ def unit_noise(
     if source is None:
         raise ValueError("seeds must be given: this sampler adds noise")
     shape = tuple(x.shape[1:])
-    if sigma is not None and sigma_next is not None and isinstance(source, PathNoise):
-        noise = source.step_noise(sigma, sigma_next, shape, x.device, x.dtype)
+    if between is not None and isinstance(source, PathNoise):
+        noise = source.step_noise(*between, shape, x.device, x.dtype)
     else:
         noise = source.draw(shape).to(x.device, x.dtype)
     if noise.shape != x.shape:

@@ -16,75 +16,21 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
 from openedm.levels import Karras, Levels
-from openedm.sampling.grid import Churn, Final, Grid
+from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver, Solver, State, unscaled
+from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise
-from openedm.sampling.plan import Plan, State, unscaled
-from openedm.sampling.solvers import Heun, PlannedSolver, Solver, planned
 from openedm.schedules import EDM, Scaling, Schedule
+
+__all__ = ["Sampler", "SamplerChoice", "sample_batches"]
 
 
 @dataclass(frozen=True)
-class Sampler(Choice):
-    """How samples are drawn: any levels × any schedule and scaling × any solver × churn, on any denoiser.
+class SamplerChoice(Choice):
+    """What draws samples: a `Sampler`, or a rule that makes one for a denoiser, such as `Auto`."""
 
-    The defaults are the deterministic EDM sampler (35 evaluations).
-
-    Args:
-        levels: the noise levels, with their number and range. The range is cut to what the denoiser supports.
-        schedule: σ(t); which curve the solver sees.
-        scaling: s; None means the schedule's own.
-        solver: the one-step method.
-        churn: stochasticity.
-        final: the last step, from the lowest level to 0. "denoise" returns D there; "euler" takes the plain Euler step
-            in t of the reference implementation, which for schedules other than σ(t) = t leaves noise behind.
-
-    Raises:
-        ValueError: `final` is neither.
-
-    >>> from openedm.exact import GaussianMixture
-    >>> Sampler().sample(GaussianMixture([1.0], [[3.0]], [[[1e-4]]]), seeds=[0, 1]).round(decimals=1)
-    tensor([[3.],
-            [3.]], dtype=torch.float64)
-    """
-
-    levels: Levels = Karras()
-    schedule: Schedule = EDM()
-    scaling: Scaling | None = None
-    solver: Solver = Heun()
-    churn: Churn = Churn()
-    final: Final = "denoise"
-
-    def __post_init__(self) -> None:
-        checks.one_of("final", self.final, ("denoise", "euler"))
-        name = type(self.solver).__name__
-        if not self.solver.curved:
-            for option, value, idle in (
-                ("schedule", self.schedule, self.schedule == EDM()),
-                ("scaling", self.scaling, self.scaling is None),
-                ("final", self.final, self.final == "denoise"),
-            ):
-                if not idle:
-                    raise ValueError(
-                        f"{option} has no effect on {name}, which follows the paths whatever the curve, and must "
-                        f"be left at its default, got {value!r}"
-                    )
-        if self.churn.s_churn > 0 and not self.solver.churns:
-            raise ValueError(f"churn goes with Runge-Kutta solvers and must be off for {name}: s_churn must be 0")
-
-    @property
-    def nfe(self) -> int | None:
-        """The number of network evaluations of one run; None where the solver decides while it runs."""
-        return self.solver.evaluations(self.levels.num_steps)
-
-    @property
-    def stochastic(self) -> bool:
-        """Whether noise is drawn after the start."""
-        return self.churn.s_churn > 0 or self.solver.stochastic
-
-    @property
-    def follows_paths(self) -> bool:
-        """Whether a source of noise that knows paths, such as `BrownianNoise`, is asked for pieces of them."""
-        return self.churn.s_churn > 0 or self.solver.follows_paths
+    def choose(self, denoiser: Denoiser) -> "Sampler":
+        """The sampler for a denoiser."""
+        raise NotImplementedError
 
     @torch.no_grad()
     def sample(
@@ -104,7 +50,7 @@ class Sampler(Choice):
             seeds: one seed a sample; a sample depends on its seed and condition alone. Or any source of noise.
             noise: unit Gaussian noise to start from instead of the seeds' first draw.
             condition: one row a sample, passed to the denoiser; a single row for all where it has a `condition_shape`.
-            event_shape: the shape of one sample; needed where neither the denoiser nor `noise` tells it.
+            event_shape: the shape of one sample; needed where neither the denoiser nor `noise` has it.
             callback: called with the `State` at every level and at the end.
 
         Raises:
@@ -133,10 +79,90 @@ class Sampler(Choice):
 
         Everything is checked before the first evaluation.
         """
+        return self.choose(denoiser).steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape)
+
+
+@dataclass(frozen=True)
+class Sampler(SamplerChoice):
+    """How samples are drawn: any levels × any schedule and scaling × any solver × churn, on any denoiser.
+
+    The defaults are the deterministic EDM sampler (35 evaluations).
+
+    Args:
+        levels: the noise levels, with their number and range. The range is cut to what the denoiser supports.
+        schedule: σ(t); which curve the solver sees.
+        scaling: s; None means the schedule's own.
+        solver: the method.
+        churn: stochasticity, of Runge–Kutta solvers.
+        final: the last step, from the lowest level to 0. "denoise" returns D there; "euler" takes the plain Euler step
+            in t of the reference implementation, which for schedules other than σ(t) = t leaves noise behind.
+
+    Raises:
+        ValueError: `final` is neither.
+
+    >>> from openedm.exact import GaussianMixture
+    >>> Sampler().sample(GaussianMixture([1.0], [[3.0]], [[[1e-4]]]), seeds=[0, 1]).round(decimals=1)
+    tensor([[3.],
+            [3.]], dtype=torch.float64)
+    """
+
+    levels: Levels = Karras()
+    schedule: Schedule = EDM()
+    scaling: Scaling | None = None
+    solver: Solver = Heun()
+    churn: Churn = Churn()
+    final: Final = "denoise"
+
+    def __post_init__(self) -> None:
+        checks.one_of("final", self.final, ("denoise", "euler"))
+        name = type(self.solver).__name__
+        if not self.solver.uses_schedule:
+            for option, value, is_default in (
+                ("schedule", self.schedule, self.schedule == EDM()),
+                ("scaling", self.scaling, self.scaling is None),
+                ("final", self.final, self.final == "denoise"),
+            ):
+                if not is_default:
+                    raise ValueError(
+                        f"{option} has no effect on {name}, whose steps do not depend on the schedule, and must "
+                        f"be left at its default, got {value!r}"
+                    )
+        if self.churn.s_churn > 0 and not self.solver.allows_churn:
+            raise ValueError(f"churn requires a Runge-Kutta solver: s_churn must be 0 for {name}")
+
+    @property
+    def nfe(self) -> int | None:
+        """The number of network evaluations of one run; None where the solver decides while it runs."""
+        return self.solver.evaluations(self.levels.num_steps)
+
+    @property
+    def stochastic(self) -> bool:
+        """Whether noise is drawn after the start."""
+        return self.churn.s_churn > 0 or self.solver.stochastic
+
+    @property
+    def uses_path_noise(self) -> bool:
+        """Whether pieces of paths are drawn from a source of noise that has them, such as `BrownianNoise`."""
+        return self.churn.s_churn > 0 or self.solver.uses_path_noise
+
+    def choose(self, denoiser: Denoiser) -> "Sampler":
+        """The sampler itself."""
+        return self
+
+    def steps(
+        self,
+        denoiser: Denoiser,
+        seeds: Sequence[int] | NoiseSource | None = None,
+        *,
+        noise: Float[Tensor, "batch *event"] | None = None,
+        condition: Condition = None,
+        event_shape: tuple[int, ...] | None = None,
+    ) -> Iterator[State]:
+        """The run as an iterator over its N + 1 states."""
         check_evaluation_mode(denoiser)
         _check_classes(denoiser, condition)
         grid = self.grid(denoiser)
-        self.solver.prepare(grid)
+        self.solver.check(grid)
         source = SeededNoise(seeds) if isinstance(seeds, Sequence) else seeds
         if source is not None and not isinstance(source, NoiseSource):
             raise TypeError(f"seeds must be a sequence of integers or a NoiseSource, got {type(source).__name__}")
@@ -166,7 +192,7 @@ class Sampler(Choice):
     ) -> Float[Tensor, "batch *event"]:
         """The unit noise from which `sample(noise=…)` returns x: the same ODE, followed upward from σ_min to σ_max.
 
-        x is taken as a state at the lowest level, so the way back is exact up to σ_min and the solver's error.
+        x is taken as a state at the lowest level, so sampling returns x up to σ_min and the solver's error.
 
         Args:
             denoiser: any denoiser.
@@ -190,7 +216,9 @@ class Sampler(Choice):
         grid = self.grid(denoiser, upward=True)
         top = grid.sigmas[-1]
         last: Tensor | None = None
-        for state in self.solver.climb(denoiser, x.to(device, dtype) * grid.scale(grid.sigmas[0]), grid, condition):
+        for state in self.solver.run_upward(
+            denoiser, x.to(device, dtype) * grid.scale(grid.sigmas[0]), grid, condition
+        ):
             last = state.x
             if callback is None:
                 continue
@@ -227,15 +255,15 @@ class Sampler(Choice):
         """
         if not isinstance(self.solver, PlannedSolver):
             raise TypeError(f"solver must plan its steps beforehand, which {type(self.solver).__name__} does not")
-        return planned(self.solver, self.grid(denoiser, upward=upward))
+        return self.solver.planned(self.grid(denoiser, upward=upward))
 
     def check(self, denoiser: Denoiser) -> None:
-        """Refuse, without an evaluation, a denoiser that cannot be sampled like this.
+        """Raise, without an evaluation, where a denoiser cannot be sampled like this.
 
         Raises:
             ValueError: as for `sample`.
         """
-        self.solver.prepare(self.grid(denoiser))
+        self.solver.check(self.grid(denoiser))
 
 
 def _check_classes(denoiser: Denoiser, condition: Condition) -> None:

@@ -8,108 +8,61 @@ a variable τ of which σ is a function:
     dw/dτ = c (c² x − D(x; σ))/σ · dσ/dτ        (= −c² F dσ/dτ, with F the network's output, Karras et al. 2022, eq. 7)
 
 It vanishes where the data are one Gaussian of mean 0 and width σ_d. The default τ = atan(σ/σ_d)^½ keeps large σ, where
-w depends on 1/σ, in a short interval, and spreads small σ as √σ, between even steps in σ and in ln σ. In ln σ, loose
-tolerances are fooled by the long first steps, and whole modes are missed.
+w depends on 1/σ, in a short interval, and spreads small σ as √σ, between even steps in σ and in ln σ. In ln σ, error
+estimates of long first steps are too small at loose tolerances, and whole modes are missed.
 
-The exponential pair steps in λ = −ln σ, with D or ε = (x − D)/σ interpolated (`embedded`, L = −1 or 1):
+The exponential pair steps in u = ln σ, that is −λ, with D or ε = (x − D)/σ interpolated (L = 1 or −1):
 
-    dx/dλ = −x + D,    d(x/σ)/dλ = x/σ − ε.
+    dx/du = x − D,    d(x/σ)/du = −x/σ + ε.
 
 A step's error is held below a share of the tolerance, 0.1 for the pairs 5(4), 0.25 for the exponential pair, such that
-the median error of the samples is below a tenth of the tolerance. Where modes divide, the flow parts neighbours and
-stretches the errors of single samples, by a factor e^∫(J − c²) d ln σ, J a derivative of D, that has no bound. Measured
+the median error of the samples is below a tenth of the tolerance. Where modes divide, the flow separates neighbours and
+enlarges the errors of single samples, by a factor e^∫(J − c²) d ln σ, J a derivative of D, that has no bound. Measured
 at tolerance 1e-3 on twelve exact denoisers of 1 to 256 dimensions (`benchmarks/solvers`): median errors 1e-6 to 9e-5
 with 34 to 62 evaluations, the worst of all 4,300 samples 2.7e-3.
 """
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-import numpy as np
 import torch
-from jaxtyping import Bool, Float, Int64
+from jaxtyping import Float
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser, check_no_per_sample_settings, per_sample
 from openedm.ground import checks
-from openedm.sampling.embedded import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pair
-from openedm.sampling.exponential import Angle, DataPrediction, EpsilonPrediction, LogSigma, Prediction, Variable
-from openedm.sampling.grid import Grid
-from openedm.sampling.integrate import Scale, integrate
+from openedm.preconditioning import DataPrediction, EpsilonPrediction, Prediction
+from openedm.sampling.engine.integrate import Scale, Solution, check_times, integrate
+from openedm.sampling.engine.pairs import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pair
+from openedm.sampling.engine.plan import Grid, Solver, State
 from openedm.sampling.noise import NoiseSource
-from openedm.sampling.plan import State
-from openedm.sampling.solvers import Solver
+from openedm.schedules import Angle, LogSigma, Schedule
 
-
-@dataclass(frozen=True)
-class Arrival:
-    """Where the samples of an adaptive run arrived, and what it took.
-
-    Attributes:
-        x: the samples, or states, in data units.
-        sigma: the noise level at which each sample's last step ended.
-        finished: whether the last level was reached.
-        failed: whether the step size shrank to nothing; samples neither finished nor failed used up their evaluations.
-        nfe: evaluations of the denoiser, for each sample.
-        accepted: steps taken.
-        rejected: steps tried in vain.
-        dense: the states at the levels asked for, NaN where a sample did not get there; None if none were.
-    """
-
-    x: Float[Tensor, "batch *event"]
-    sigma: Float[Tensor, "batch"]
-    finished: Bool[Tensor, "batch"]
-    failed: Bool[Tensor, "batch"]
-    nfe: Int64[Tensor, "batch"]
-    accepted: Int64[Tensor, "batch"]
-    rejected: Int64[Tensor, "batch"]
-    dense: Float[Tensor, "levels batch *event"] | None = None
-
-    def check(self) -> "Arrival":
-        """The arrival itself, unless a sample failed.
-
-        Raises:
-            FloatingPointError: a sample failed; names the first, and the noise level.
-        """
-        if bool(self.failed.any()):
-            first = int(self.failed.nonzero()[0])
-            raise FloatingPointError(
-                f"the step size of {int(self.failed.sum())} of {len(self.failed)} samples shrank to nothing, of "
-                f"sample {first} at sigma = {float(self.sigma[first]):.6g}: the denoiser there is not finite, or "
-                "changes faster than numbers can tell; a larger tolerance may help"
-            )
-        return self
+__all__ = ["AdaptiveSolver", "DormandPrince", "Exponential23", "Tsit5", "adaptive_flow", "adaptive_sample"]
 
 
 @dataclass(frozen=True)
 class Formulation:
-    """The ODE as an integrator sees it: y' = L y + N in a time that is a function of σ, with y = x · `factor`(σ).
+    """The ODE as an integrator sees it: y' = L y + N in the time τ of a schedule, with y = x · `factor`(σ).
 
     Attributes:
         pair: the embedded pair.
-        variable: the time, up to `sign`.
-        sign: 1, or −1 for λ = −ln σ.
+        variable: the schedule σ(τ).
         factor: of x in y.
         slope: N of (x, D, σ, dσ/dτ), all but D and x one value a row made to broadcast.
         linear: L.
-        scale: what the tolerance of y is multiplied by, a function of the time; None for 1.
-        share: of the tolerance, allowed a step.
+        scale: what the tolerance of y is multiplied by, a function of τ; None for 1.
+        share: of the tolerance, allowed to a step.
     """
 
     pair: Pair
-    variable: Variable
-    sign: float
+    variable: Schedule
     factor: Callable[[Tensor], Tensor]
     slope: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    linear: float
-    scale: Scale | None
-    share: float
-
-    def time(self, sigma: float) -> float:
-        """τ(σ)."""
-        return self.sign * float(self.variable.value(np.array([sigma]))[0])
+    linear: float = 0.0
+    scale: Scale | None = None
+    share: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -120,11 +73,11 @@ class AdaptiveSolver(Solver):
         tolerance: the error of a finished sample, as a root mean square over its coordinates, in data units, > 0: most
             samples err by a tenth of it or less, samples close to the border between two modes by more. For networks
             in float32 not below about 1e-5 of the data's width.
-        max_nfe: of each sample, ≥ 2; one that needs more is denoised from where it stands. None means no limit.
-        first_step: the size of the first step in the solver's variable, > 0; None means found by an evaluation more.
+        max_nfe: of each sample, ≥ 2; one that needs more is denoised at the level it has reached. None means no limit.
+        first_step: the size of the first step in the solver's variable, > 0; None means chosen by one more evaluation.
 
     Raises:
-        TypeError: max_nfe is no integer.
+        TypeError: max_nfe is not an integer.
         ValueError: a value is out of its range.
     """
 
@@ -154,7 +107,12 @@ class AdaptiveSolver(Solver):
         return
 
     def run(
-        self, denoiser: Denoiser, x: Tensor, grid: Grid, condition: Condition, source: NoiseSource | None
+        self,
+        denoiser: Denoiser,
+        x: Float[Tensor, "batch *event"],
+        grid: Grid,
+        condition: Condition,
+        source: NoiseSource | None,
     ) -> Iterator[State]:
         """The states at the first and the last level, and the sample.
 
@@ -163,10 +121,10 @@ class AdaptiveSolver(Solver):
         """
         first, last = grid.sigmas[0], grid.sigmas[-1]
         if len(grid.sigmas) > 1:
-            seen: list[Tensor] = []
-            arrival = adaptive_flow(denoiser, x, first, last, solver=self, condition=condition, first=seen).check()
-            yield State(0, first, first, 1.0, x, seen[0])
-            x, sigma = arrival.x, arrival.sigma
+            solution, denoised = _flow(denoiser, x, first, last, self, condition)
+            solution.check()
+            yield State(0, first, first, 1.0, x, denoised)
+            x, sigma = solution.x, solution.time
         else:
             sigma = torch.full((len(x),), first, dtype=x.dtype, device=x.device)
         denoised = denoiser(x, sigma, condition)
@@ -174,28 +132,30 @@ class AdaptiveSolver(Solver):
         yield State(index, last, last, 1.0, x, denoised)
         yield State(index + 1, 0.0, 0.0, 1.0, denoised, denoised)
 
-    def climb(self, denoiser: Denoiser, x: Tensor, grid: Grid, condition: Condition) -> Iterator[State]:
+    def run_upward(
+        self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], grid: Grid, condition: Condition
+    ) -> Iterator[State]:
         """The states at the lowest and the highest level; the denoised one of the latter is not evaluated, but x.
 
         Raises:
             FloatingPointError: a sample's step size shrank to nothing.
-            ValueError: a sample used up its evaluations on the way, where no noise is.
+            ValueError: a sample used up its evaluations before the highest level.
         """
         first, last = grid.sigmas[0], grid.sigmas[-1]
-        seen: list[Tensor] = []
-        arrival = adaptive_flow(denoiser, x, first, last, solver=self, condition=condition, first=seen).check()
-        if not bool(arrival.finished.all()):
+        solution, denoised = _flow(denoiser, x, first, last, self, condition)
+        solution.check()
+        if not bool(solution.finished.all()):
             raise ValueError(f"max_nfe must suffice for an inversion, got {self.max_nfe}")
-        yield State(0, first, first, 1.0, x, seen[0])
-        yield State(1, last, last, 1.0, arrival.x, arrival.x)
+        yield State(0, first, first, 1.0, x, denoised)
+        yield State(1, last, last, 1.0, solution.x, solution.x)
 
 
-def width_ratio(sigma: Tensor, sigma_data: float) -> Tensor:
+def width_ratio(sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
     """c(σ) = σ_d/√(σ² + σ_d²)."""
     return sigma_data * (sigma.square() + sigma_data**2).rsqrt()
 
 
-def _scaled_flow(pair: Pair, variable: Variable | None, sigma_data: float) -> Formulation:
+def _scaled_flow(pair: Pair, variable: Schedule | None, sigma_data: float) -> Formulation:
     """dw/dτ, w = c(σ) x."""
 
     def slope(x: Tensor, denoised: Tensor, sigma: Tensor, speed: Tensor) -> Tensor:
@@ -205,12 +165,8 @@ def _scaled_flow(pair: Pair, variable: Variable | None, sigma_data: float) -> Fo
     return Formulation(
         pair=pair,
         variable=Angle(sigma_data, rho=2.0) if variable is None else variable,
-        sign=1.0,
         factor=lambda sigma: width_ratio(sigma, sigma_data),
         slope=slope,
-        linear=0.0,
-        scale=None,
-        share=0.1,
     )
 
 
@@ -222,10 +178,10 @@ class DormandPrince(AdaptiveSolver):
         tolerance: see `AdaptiveSolver`.
         max_nfe: see there.
         first_step: see there.
-        variable: τ, in which it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
+        variable: the schedule in whose time τ it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
     """
 
-    variable: Variable | None = None
+    variable: Schedule | None = None
 
     def formulation(self, sigma_data: float) -> Formulation:
         """dw/dτ."""
@@ -240,10 +196,10 @@ class Tsit5(AdaptiveSolver):
         tolerance: see `AdaptiveSolver`.
         max_nfe: see there.
         first_step: see there.
-        variable: τ, in which it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
+        variable: the schedule in whose time τ it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
     """
 
-    variable: Variable | None = None
+    variable: Schedule | None = None
 
     def formulation(self, sigma_data: float) -> Formulation:
         """dw/dτ."""
@@ -252,7 +208,7 @@ class Tsit5(AdaptiveSolver):
 
 @dataclass(frozen=True)
 class Exponential23(AdaptiveSolver):
-    """The exponential pair 3(2) in λ = −ln σ: DPM-Solver-12 and -3 (Lu et al. 2022) with steps for each sample.
+    """The exponential pair 3(2) in ln σ = −λ: DPM-Solver-12 and -3 (Lu et al. 2022) with steps for each sample.
 
     Args:
         tolerance: see `AdaptiveSolver`.
@@ -272,23 +228,22 @@ class Exponential23(AdaptiveSolver):
             raise TypeError(f"prediction must be EpsilonPrediction or DataPrediction, got {self.prediction!r}")
 
     def formulation(self, sigma_data: float) -> Formulation:
-        """dx/dλ = −x + D, or d(x/σ)/dλ = x/σ − ε."""
+        """dx/du = x − D, or d(x/σ)/du = −x/σ + ε."""
         of_noise = isinstance(self.prediction, EpsilonPrediction)
 
         def slope(x: Tensor, denoised: Tensor, sigma: Tensor, speed: Tensor) -> Tensor:
-            return (denoised - x) / sigma if of_noise else denoised
+            return (x - denoised) / sigma if of_noise else -denoised
 
         def factor(sigma: Tensor) -> Tensor:
             return sigma.reciprocal() if of_noise else torch.ones_like(sigma)
 
         def scale(time: Tensor) -> Tensor:
-            sigma = (-time).exp()
+            sigma = time.exp()
             return factor(sigma) / width_ratio(sigma, sigma_data)
 
-        return Formulation(EXPONENTIAL, LogSigma(), -1.0, factor, slope, 1.0 if of_noise else -1.0, scale, 0.25)
+        return Formulation(EXPONENTIAL, LogSigma(), factor, slope, -1.0 if of_noise else 1.0, scale, 0.25)
 
 
-@torch.no_grad()
 def adaptive_flow(
     denoiser: Denoiser,
     x: Float[Tensor, "batch *event"],
@@ -298,9 +253,8 @@ def adaptive_flow(
     solver: AdaptiveSolver,
     condition: Condition = None,
     at: Float[Tensor, "levels"] | None = None,
-    first: list[Tensor] | None = None,
-) -> Arrival:
-    """The states to which the ODE takes x from one noise level to another, downward or upward.
+) -> Solution:
+    """The states to which the ODE takes x from one noise level to another, downward or upward; its time is σ.
 
     Args:
         denoiser: any denoiser; its σ_data is the width σ_d.
@@ -310,70 +264,11 @@ def adaptive_flow(
         solver: how to integrate.
         condition: one row a sample; a single row for all where the denoiser has a `condition_shape`.
         at: levels between the two, in that order, whose states are returned too, by dense output.
-        first: a list to which D(x; σ_start) is appended.
 
     Raises:
         ValueError: a level is not > 0, the two are the same, levels are not in order, or condition has not x's rows.
     """
-    denoiser.check_condition(condition, len(x))
-    check_no_per_sample_settings(denoiser)
-    checks.positive("sigma_start", sigma_start)
-    checks.positive("sigma_end", sigma_end)
-    if sigma_start == sigma_end:
-        raise ValueError(f"sigma_end must differ from sigma_start, got {sigma_start} for both")
-    if at is not None:
-        at = at.cpu().to(torch.float64)
-        along = (at - sigma_start) * math.copysign(1.0, sigma_end - sigma_start)
-        if not bool(((along >= 0) & (along <= abs(sigma_end - sigma_start))).all() & (along.diff() >= 0).all()):
-            raise ValueError(f"at must hold levels from {sigma_start} to {sigma_end}, in that order, got {at.tolist()}")
-    form = solver.formulation(denoiser.sigma_data)
-    start, end = form.time(sigma_start), form.time(sigma_end)
-
-    def sigma_at(time: Tensor) -> Tensor:
-        """σ(τ), at both ends without rounding, which might lead out of the denoiser's range."""
-        sigma = form.variable.sigma(form.sign * time)
-        return torch.where(time == start, sigma_start, torch.where(time == end, sigma_end, sigma))
-
-    def slope(time: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        sigma = sigma_at(time)
-        state = y / per_sample(form.factor(sigma), y)
-        denoised = denoiser(state, sigma, denoiser.condition_of(condition, rows))
-        if first is not None and not first:
-            first.append(denoised)
-        speed = per_sample(form.variable.sigma_derivative(form.sign * time), y)
-        return form.slope(state, denoised, per_sample(sigma, y), speed)
-
-    def factor(sigma: float) -> float:
-        return float(form.factor(torch.tensor(sigma, dtype=torch.float64)))
-
-    solution = integrate(
-        slope,
-        x * factor(sigma_start),
-        start,
-        end,
-        method=form.pair,
-        rtol=0.0,
-        atol=solver.tolerance * form.share,
-        scale=form.scale,
-        linear=form.linear,
-        first_step=solver.first_step,
-        max_evaluations=None if solver.max_nfe is None else solver.max_nfe - 1,
-        at=None if at is None else torch.tensor([form.time(sigma) for sigma in at.tolist()], dtype=torch.float64),
-    )
-    sigma = sigma_at(solution.time)
-    dense = solution.dense
-    if dense is not None and at is not None:
-        dense = dense / form.factor(at.to(dense)).reshape(-1, *[1] * x.ndim)
-    return Arrival(
-        x=solution.y / per_sample(form.factor(sigma), x),
-        sigma=sigma,
-        finished=solution.finished,
-        failed=solution.failed,
-        nfe=solution.evaluations,
-        accepted=solution.accepted,
-        rejected=solution.rejected,
-        dense=dense,
-    )
+    return _flow(denoiser, x, sigma_start, sigma_end, solver, condition, at)[0]
 
 
 @torch.no_grad()
@@ -386,11 +281,69 @@ def adaptive_sample(
     solver: AdaptiveSolver,
     condition: Condition = None,
     at: Float[Tensor, "levels"] | None = None,
-) -> Arrival:
+) -> Solution:
     """The samples to which the ODE takes x: `adaptive_flow` down to σ_end, and D there, one evaluation more.
 
-    Arguments as for `adaptive_flow`. Samples that did not reach σ_end are denoised from where they stand.
+    Arguments as for `adaptive_flow`. Samples that did not reach σ_end are denoised at the level they reached.
     """
-    arrival = adaptive_flow(denoiser, x, sigma_start, sigma_end, solver=solver, condition=condition, at=at)
-    denoised = denoiser(arrival.x, arrival.sigma, condition)
-    return Arrival(**{**vars(arrival), "x": denoised, "nfe": arrival.nfe + 1})
+    solution, _ = _flow(denoiser, x, sigma_start, sigma_end, solver, condition, at)
+    return replace(solution, x=denoiser(solution.x, solution.time, condition), nfe=solution.nfe + 1)
+
+
+@torch.no_grad()
+def _flow(
+    denoiser: Denoiser,
+    x: Float[Tensor, "batch *event"],
+    sigma_start: float,
+    sigma_end: float,
+    solver: AdaptiveSolver,
+    condition: Condition,
+    at: Float[Tensor, "levels"] | None = None,
+) -> tuple[Solution, Float[Tensor, "batch *event"]]:
+    """See `adaptive_flow`; and D at the start."""
+    denoiser.check_condition(condition, len(x))
+    check_no_per_sample_settings(denoiser)
+    checks.positive("sigma_start", sigma_start)
+    checks.positive("sigma_end", sigma_end)
+    if sigma_start == sigma_end:
+        raise ValueError(f"sigma_end must differ from sigma_start, got {sigma_start} for both")
+    if at is not None:
+        at = at.cpu().to(torch.float64)
+        check_times(at, sigma_start, sigma_end, "levels")
+    form = solver.formulation(denoiser.sigma_data)
+    ends = torch.tensor([sigma_start, sigma_end], dtype=torch.float64)
+    start, end = form.variable.time(ends).tolist()
+    first: list[Tensor] = []
+
+    def sigma_at(time: Tensor) -> Tensor:
+        """σ(τ), at both ends without rounding, which might lead out of the denoiser's range."""
+        sigma = form.variable.sigma(time)
+        return torch.where(time == start, sigma_start, torch.where(time == end, sigma_end, sigma))
+
+    def slope(time: Tensor, y: Tensor, rows: Tensor) -> Tensor:
+        sigma = sigma_at(time)
+        state = y / per_sample(form.factor(sigma), y)
+        denoised = denoiser(state, sigma, denoiser.condition_of(condition, rows))
+        if not first:
+            first.append(denoised)
+        speed = per_sample(form.variable.sigma_derivative(time), y)
+        return form.slope(state, denoised, per_sample(sigma, y), speed)
+
+    solution = integrate(
+        slope,
+        x * float(form.factor(ends[0])),
+        start,
+        end,
+        method=form.pair,
+        tolerance=solver.tolerance * form.share,
+        scale=form.scale,
+        linear=form.linear,
+        first_step=solver.first_step,
+        max_evaluations=None if solver.max_nfe is None else solver.max_nfe - 1,
+        at=None if at is None else form.variable.time(at),
+    )
+    sigma, dense = sigma_at(solution.time), solution.dense
+    if dense is not None and at is not None:
+        dense = dense / form.factor(at.to(dense)).reshape(-1, *[1] * x.ndim)
+    reached = solution.x / per_sample(form.factor(sigma), x)
+    return replace(solution, x=reached, time=sigma, dense=dense), first[0]

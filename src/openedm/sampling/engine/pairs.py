@@ -11,7 +11,6 @@ A step of size h from y, with stages at t + c_i h and slopes k_i, of y' = L y + 
 |---|---|---|---|---|---|
 | DORMAND_PRINCE (Dormand & Prince 1980) | 5(4) | 7 | 6, the last slope is the next step's first | order 4 | 0 |
 | TSIT5 (Tsitouras 2011) | 5(4) | 7 | 6, likewise | order 4 | 0 |
-| BOGACKI_SHAMPINE (Bogacki & Shampine 1989) | 3(2) | 4 | 3, likewise | order 3 | 0 |
 | EXPONENTIAL (Lu et al. 2022, DPM-Solver-12/23) | 3(2) | 3 | 3 | order 2 | any |
 
 With φ_0 = e^z and φ_{k+1}(z) = (φ_k(z) − 1/k!)/z, the exponential pair has c = 0, ⅓, ⅔ and interpolates N linearly:
@@ -32,11 +31,22 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+__all__ = [
+    "DORMAND_PRINCE",
+    "EXPONENTIAL",
+    "TSIT5",
+    "EmbeddedTableau",
+    "Exponential",
+    "Pair",
+    "PairWeights",
+    "phi",
+]
+
 Weight = float | Tensor
 Row = Sequence[Weight]
 
 
-class Weights(NamedTuple):
+class PairWeights(NamedTuple):
     """The coefficients of one step, plain numbers or one value a row.
 
     Attributes:
@@ -68,7 +78,7 @@ class Pair(ABC):
     exponential: bool
 
     @abstractmethod
-    def weights(self, z: Float[Tensor, "rows"] | None) -> Weights:
+    def weights(self, z: Float[Tensor, "rows"] | None) -> PairWeights:
         """The coefficients at z = L h, one value a row; None for L = 0."""
 
     @abstractmethod
@@ -109,9 +119,9 @@ class EmbeddedTableau(Pair):
         """No."""
         return False
 
-    def weights(self, z: Float[Tensor, "rows"] | None) -> Weights:
+    def weights(self, z: Float[Tensor, "rows"] | None) -> PairWeights:
         """The tableau's numbers."""
-        return Weights(None, self.a, self.b, tuple(b - h for b, h in zip(self.b, self.b_hat, strict=True)))
+        return PairWeights(None, self.a, self.b, tuple(b - h for b, h in zip(self.b, self.b_hat, strict=True)))
 
     def dense(self, theta: Float[Tensor, "points"], z: Float[Tensor, "points"] | None) -> tuple[Tensor | None, Row]:
         """β_i(θ), by Horner's rule."""
@@ -133,7 +143,7 @@ class Exponential(Pair):
     first_same_as_last: bool = False
     exponential: bool = True
 
-    def weights(self, z: Float[Tensor, "rows"] | None) -> Weights:
+    def weights(self, z: Float[Tensor, "rows"] | None) -> PairWeights:
         """The φ-functions' values at c_i z; numbers at z = 0."""
         _, c_2, c_3 = self.c
         one, two = _phi(z, 1), _phi(z, 2)
@@ -141,7 +151,7 @@ class Exponential(Pair):
         a = ((), (_phi(_scaled(z, c_2), 1) * c_2,), (_phi(_scaled(z, c_3), 1) * c_3 - a_32, a_32))
         b_3, hat_2 = two / c_3, two / c_2
         decay = None if z is None else [*(torch.exp(z * c) for c in self.c), torch.exp(z)]
-        return Weights(decay, a, (one - b_3, 0.0, b_3), (hat_2 - b_3, -hat_2, b_3))
+        return PairWeights(decay, a, (one - b_3, 0.0, b_3), (hat_2 - b_3, -hat_2, b_3))
 
     def dense(self, theta: Float[Tensor, "points"], z: Float[Tensor, "points"] | None) -> tuple[Tensor | None, Row]:
         """β_3 = θ² φ_2(θz)/c_3, β_2 = 0, β_1 = θ φ_1(θz) − β_3: b with the step's end at θ."""
@@ -174,15 +184,6 @@ def phi(z: Float[Tensor, "*shape"], k: int) -> Float[Tensor, "*shape"]:
     for i in range(1, k):
         value = (value - 1 / math.factorial(i)) / large
     return torch.where(z.abs() < 1, series, value)
-
-
-def _hermite(b: tuple[float, ...]) -> tuple[tuple[float, ...], ...]:
-    """The cubic through both ends with both slopes, for a pair whose last slope is that of its result."""
-    first, last = (1.0, -2.0, 1.0), (0.0, -1.0, 1.0)
-    rows = [[0.0, 3 * weight, -2 * weight] for weight in b]
-    rows[0] = [x + y for x, y in zip(rows[0], first, strict=True)]
-    rows[-1] = [x + y for x, y in zip(rows[-1], last, strict=True)]
-    return tuple(tuple(row) for row in rows)
 
 
 _DORMAND_PRINCE_B = (35 / 384, 0.0, 500 / 1113, 125 / 192, -2187 / 6784, 11 / 84, 0.0)
@@ -252,16 +253,6 @@ TSIT5 = EmbeddedTableau(
     ),
 )
 """Tsitouras's pair 5(4)."""
-
-_BOGACKI_SHAMPINE_B = (2 / 9, 1 / 3, 4 / 9, 0.0)
-BOGACKI_SHAMPINE = EmbeddedTableau(
-    order=3,
-    a=((), (1 / 2,), (0.0, 3 / 4), _BOGACKI_SHAMPINE_B[:-1]),
-    b=_BOGACKI_SHAMPINE_B,
-    b_hat=(7 / 24, 1 / 4, 1 / 3, 1 / 8),
-    interpolant=_hermite(_BOGACKI_SHAMPINE_B),
-)
-"""Bogacki & Shampine's pair 3(2)."""
 
 EXPONENTIAL = Exponential()
 """The exponential pair 3(2) of DPM-Solver."""

@@ -2,32 +2,34 @@
 
     dw/dτ = c (c² x − D)/σ · dσ/dτ,    dℓ/dτ = (n c² − tr ∂D/∂x)/σ · dσ/dτ,    w = c(σ) x,  c = σ_d/√(σ² + σ_d²)
 
-See `openedm.sampling.adaptive` for w and τ. A sample's step is accepted where the error of w, a root mean square over
-its coordinates in units of σ_d, and the error of every ℓ, in nats, are below a share of the tolerance: an error δ of w
-in one coordinate moves ln p by about δ/σ_d times a unit Gaussian.
+See `openedm.sampling.methods.adaptive` for w and τ. A sample's step is accepted where the error of w, a root mean
+square over its coordinates in units of σ_d, and the error of every ℓ, in nats, are below a share of the tolerance: an
+error δ of w in one coordinate moves ln p by about δ/σ_d times a unit Gaussian.
 """
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser, per_sample
 from openedm.likelihood.divergence import Trace
-from openedm.sampling import AdaptiveSolver, Angle, RungeKutta, Solver, Variable
-from openedm.sampling.adaptive import width_ratio
-from openedm.sampling.integrate import Solution, integrate, root_mean_square
+from openedm.sampling import AdaptiveSolver, RungeKutta, Solution, Solver
+from openedm.sampling.engine.integrate import integrate, root_mean_square
+from openedm.sampling.methods.adaptive import width_ratio
+from openedm.schedules import Angle, Schedule
+
+__all__ = ["ProbabilityFlow"]
 
 SHARE = 0.03
 """Of the tolerance, allowed to a step: in nats samples then err by a tenth of the tolerance, few by all of it."""
 
 
 @dataclass(frozen=True)
-class Path:
+class ProbabilityFlow:
     """The flow of some samples.
 
     Attributes:
@@ -66,7 +68,7 @@ class Path:
     def follow(
         self, x: Float[Tensor, "batch *event"], start: float, end: float, solver: Solver, num_steps: int | None
     ) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch estimates"], Solution]:
-        """The states at noise level `end`, the ℓ gathered on the way from `start`, and what it took.
+        """The states at noise level `end`, the ℓ integrated from `start`, and the statistics.
 
         Raises:
             FloatingPointError: a sample's step size shrank to nothing.
@@ -74,16 +76,19 @@ class Path:
         estimates = 0 if self.trace is None else self.trace.estimates
         y = torch.cat([x.flatten(1) * self.shrink(start), x.new_zeros(len(x), estimates)], 1)
         if isinstance(solver, AdaptiveSolver):
-            solution = self._adaptive(y, start, end, solver).check()
+            solution = self._adaptive(y, start, end, solver).check("time", "slope")
         else:
             assert isinstance(solver, RungeKutta)
             assert num_steps is not None
             solution = self._fixed(y, start, end, solver, num_steps)
         size = x[0].numel()
-        return solution.y[:, :size].reshape(x.shape) / self.shrink(end), solution.y[:, size:], solution
+        return solution.x[:, :size].reshape(x.shape) / self.shrink(end), solution.x[:, size:], solution
 
-    def _adaptive(self, y: Tensor, start: float, end: float, solver: AdaptiveSolver) -> Solution:
+    def _adaptive(
+        self, y: Float[Tensor, "batch augmented"], start: float, end: float, solver: AdaptiveSolver
+    ) -> Solution:
         form = solver.formulation(self.width)
+        first, last = form.variable.time(torch.tensor([start, end], dtype=torch.float64)).tolist()
         size = math.prod(self.event_shape)
         allowed = torch.full((y.shape[1],), SHARE * solver.tolerance, dtype=y.dtype, device=y.device)
         allowed[:size] *= self.width
@@ -95,20 +100,21 @@ class Path:
         return integrate(
             self._slope(form.variable, start, end),
             y,
-            form.time(start),
-            form.time(end),
+            first,
+            last,
             method=form.pair,
-            rtol=0.0,
-            atol=allowed,
+            tolerance=allowed,
             norm=norm,
             first_step=solver.first_step,
             max_evaluations=solver.max_nfe,
         )
 
-    def _fixed(self, y: Tensor, start: float, end: float, solver: RungeKutta, num_steps: int) -> Solution:
+    def _fixed(
+        self, y: Float[Tensor, "batch augmented"], start: float, end: float, solver: RungeKutta, num_steps: int
+    ) -> Solution:
         """Even steps in the default variable of adaptive solvers."""
         variable, tableau = Angle(self.width, rho=2.0), solver.tableau
-        first, last = variable.value(np.array([start, end])).tolist()
+        first, last = variable.time(torch.tensor([start, end], dtype=torch.float64)).tolist()
         slope = self._slope(variable, start, end)
         rows, h = torch.arange(len(y), device=y.device), (last - first) / num_steps
         for i in range(num_steps):
@@ -122,16 +128,16 @@ class Path:
         count = torch.full_like(rows, num_steps)
         done = torch.ones_like(rows, dtype=torch.bool)
         return Solution(
-            y=y,
+            x=y,
             time=torch.full_like(y[:, 0], last),
             finished=done,
             failed=~done,
-            evaluations=count * len(tableau.b),
+            nfe=count * len(tableau.b),
             accepted=count,
             rejected=torch.zeros_like(count),
         )
 
-    def _slope(self, variable: Variable, start: float, end: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+    def _slope(self, variable: Schedule, start: float, end: float) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
         low, high = sorted((start, end))
         size = math.prod(self.event_shape)
 

@@ -15,20 +15,9 @@ from scipy.integrate import quad, solve_ivp
 from scipy.special import hyp1f1
 
 from openedm import preconditioning, schedules
-from openedm.sampling import (
-    Angle,
-    DataPrediction,
-    EpsilonPrediction,
-    FlowTime,
-    LogSigma,
-    NetworkPrediction,
-    PowerSigma,
-    Prediction,
-    ScheduleTime,
-    Variable,
-    VelocityPrediction,
-)
-from openedm.sampling.exponential import Rule, Weights, step_weights
+from openedm.preconditioning import DataPrediction, EpsilonPrediction, NetworkPrediction, Prediction, VelocityPrediction
+from openedm.sampling.engine.quadrature import RuleName, StepWeights, step_weights
+from openedm.schedules import Angle, FlowTime, LogSigma, PowerSigma, Schedule
 from properties.strategies import EPS, all_predictions, all_variables, log_uniform, sigmas
 
 widths = log_uniform(0.05, 5.0)
@@ -50,12 +39,18 @@ def steps(draw: st.DrawFn, most: int = 4) -> Ends:
 
 
 def weigh(
-    prediction: Prediction, variable: Variable, start: float, end: float, nodes: Nodes, rule: Rule = "exact", eta=0.0
+    prediction: Prediction,
+    variable: Schedule,
+    start: float,
+    end: float,
+    nodes: Nodes,
+    rule: RuleName = "exact",
+    eta: float = 0.0,
 ) -> tuple[float, np.ndarray, float]:
     """`step_weights` of one step: the weight of x, those of q and the standard deviation of the noise."""
-    rows = (np.array([value]) for value in (start, end, nodes))
-    found = step_weights(prediction, variable, *rows, rule=rule, eta=np.array([eta]))
-    return float(found.keep[0]), found.of_past[0], float(found.noise_std[0])
+    rows = (torch.tensor([value], dtype=torch.float64) for value in (start, end, nodes))
+    found = step_weights(prediction, variable, *rows, rule=rule, eta=eta)
+    return float(found.keep[0]), found.of_past[0].numpy(), float(found.noise_std[0])
 
 
 def denoised(prediction: Prediction, x: float, q: float, sigma: float) -> float:
@@ -73,11 +68,11 @@ def denoised(prediction: Prediction, x: float, q: float, sigma: float) -> float:
     raise AssertionError
 
 
-def value(variable: Variable, sigma: float) -> float:
-    return float(variable.value(np.array([sigma]))[0])
+def value(variable: Schedule, sigma: float) -> float:
+    return float(variable.time(sigma))
 
 
-def tau(variable: Variable, start: float, end: float, sigma: float) -> float:
+def tau(variable: Schedule, start: float, end: float, sigma: float) -> float:
     """Where σ lies between the ends of a step, in the variable."""
     at = partial(value, variable)
     return (at(sigma) - at(start)) / (at(end) - at(start))
@@ -90,7 +85,7 @@ def tau(variable: Variable, start: float, end: float, sigma: float) -> float:
 @settings(max_examples=60)
 @given(predictions, variables, steps(), etas, st.floats(-2.0, 2.0), st.data())
 def test_a_polynomial_of_the_variable_is_integrated_as_the_differential_equation_has_it(
-    prediction: Prediction, variable: Variable, step: Ends, eta: float, x: float, data: st.DataObject
+    prediction: Prediction, variable: Schedule, step: Ends, eta: float, x: float, data: st.DataObject
 ) -> None:
     start, end, nodes = step
     coefficient = st.floats(-1.0, 1.0)
@@ -113,17 +108,17 @@ def test_a_polynomial_of_the_variable_is_integrated_as_the_differential_equation
 
 @given(predictions, sigmas())
 def test_a_prediction_is_the_quantity_that_it_is_named_after(prediction: Prediction, sigma: float) -> None:
-    (of_x,), (of_denoised,) = prediction.coefficients(np.array([sigma]))
+    of_x, of_denoised = (float(c) for c in prediction.coefficients(torch.tensor(sigma, dtype=torch.float64)))
     for x, q in ((1.0, 0.0), (0.3, -2.0)):
         d = denoised(prediction, x, q, sigma)
-        assert of_x * x + of_denoised * d == pytest.approx(q, abs=1e-12 * float(abs(of_x * x) + abs(of_denoised * d)))
+        assert of_x * x + of_denoised * d == pytest.approx(q, abs=1e-12 * (abs(of_x * x) + abs(of_denoised * d)))
 
 
 @given(predictions, sigmas(0.01, 100.0))
 def test_the_growth_is_that_of_the_linear_part(prediction: Prediction, sigma: float) -> None:
     h = 1e-3
-    below, above = prediction.log_growth(sigma * np.exp([-h, h]))
-    (of_x,), (of_denoised,) = prediction.coefficients(np.array([sigma]))
+    below, above = prediction.log_growth(sigma * torch.tensor([-h, h], dtype=torch.float64).exp()).tolist()
+    of_x, of_denoised = (float(c) for c in prediction.coefficients(torch.tensor(sigma, dtype=torch.float64)))
     # d ln Φ/d ln σ = 1 + a/b; the third derivative of ½ ln(σ² + σ_d²) in ln σ, the most curved, is below 1.
     assert (above - below) / (2 * h) == pytest.approx(1 + of_x / of_denoised, abs=h**2 / 6 + 16 * EPS / h)
 
@@ -186,7 +181,7 @@ def test_moments_in_ln_sigma_are_phi_functions(step: Ends, eta: float) -> None:
 
 
 @given(variables, predictions, steps(2))
-def test_the_midpoint_rule_halves_the_first_moment(variable: Variable, prediction: Prediction, step: Ends) -> None:
+def test_the_midpoint_rule_halves_the_first_moment(variable: Schedule, prediction: Prediction, step: Ends) -> None:
     start, end, nodes = step
     rest = weigh(prediction, variable, start, end, (start,))[1].sum()
     weights = weigh(prediction, variable, start, end, nodes, "midpoint")[1]
@@ -217,7 +212,7 @@ ADAMS_MOULTON = [(1 / 2, 1 / 2), (5 / 12, 8 / 12, -1 / 12), (9 / 24, 19 / 24, -5
 
 @given(variables, log_uniform(0.1, 60.0), st.floats(0.05, 2.0))
 def test_the_rule_of_adams_and_bashforth_has_their_constants_wherever_the_levels_lie(
-    variable: Variable, start: float, h: float
+    variable: Schedule, start: float, h: float
 ) -> None:
     end = start * math.exp(-h)
     past = start * np.exp([0.0, 0.3, 1.1, 1.3])
@@ -249,7 +244,7 @@ def test_two_steps_in_turn_are_one_where_the_quantity_is_constant(
 
 @given(predictions, variables, steps(), st.floats(0.0, 2.0))
 def test_a_step_of_the_ode_taken_back_from_the_same_values_returns(
-    prediction: Prediction, variable: Variable, step: Ends, x: float
+    prediction: Prediction, variable: Schedule, step: Ends, x: float
 ) -> None:
     start, end, nodes = step
     there, back = (weigh(prediction, variable, *ends, nodes) for ends in ((start, end), (end, start)))
@@ -261,15 +256,15 @@ def test_a_step_of_the_ode_taken_back_from_the_same_values_returns(
 @pytest.mark.parametrize(
     ("variable", "same"),
     [
-        (PowerSigma(1.0), ScheduleTime(schedules.EDM())),
-        (PowerSigma(0.5), ScheduleTime(schedules.VE())),
-        (FlowTime(1.0), ScheduleTime(schedules.RectifiedFlow())),
-        (Angle(1.0), ScheduleTime(schedules.Cosine())),
+        (PowerSigma(1.0), schedules.EDM()),
+        (PowerSigma(0.5), schedules.VE()),
+        (FlowTime(1.0), schedules.RectifiedFlow()),
+        (Angle(1.0), schedules.Cosine()),
         (PowerSigma(1e6), LogSigma()),
     ],
     ids=repr,
 )
-def test_variables_that_are_affine_functions_of_one_another_weigh_alike(variable: Variable, same: Variable) -> None:
+def test_variables_that_are_affine_functions_of_one_another_weigh_alike(variable: Schedule, same: Schedule) -> None:
     step = (0.8, 0.5, (0.8, 1.1, 2.0))
     one, other = (weigh(NetworkPrediction(), v, *step)[1] for v in (variable, same))
     # σ^{1/ρ} = 1 + ln σ/ρ + O(ρ⁻²), and rounds to ρ ε.
@@ -294,17 +289,19 @@ def test_weights_follow_the_unit_of_the_data(step: Ends, eta: float, unit: float
 
 
 def test_steps_are_weighed_row_by_row() -> None:
-    start, end = np.array([3.0, 1.0, 0.1]), np.array([1.0, 0.1, 0.02])
-    nodes, eta = np.array([[3.0, 4.0], [1.0, 3.0], [0.1, 1.0]]), np.array([0.0, 0.5, 2.0])
+    start, end, eta = torch.tensor([[3.0, 1.0, 0.1], [1.0, 0.1, 0.02], [0.0, 0.5, 2.0]], dtype=torch.float64)
+    nodes = torch.tensor([[3.0, 4.0], [1.0, 3.0], [0.1, 1.0]], dtype=torch.float64)
     together = step_weights(NetworkPrediction(), Angle(), start, end, nodes, eta=eta)
-    assert isinstance(together, Weights)
+    assert isinstance(together, StepWeights)
     for i in range(3):
-        keep, weights, noise = weigh(NetworkPrediction(), Angle(), start[i], end[i], tuple(nodes[i]), eta=eta[i])
-        assert (keep, noise) == (together.keep[i], together.noise_std[i])
-        assert weights == pytest.approx(together.of_past[i], rel=1e-14)
+        step = float(start[i]), float(end[i]), tuple(nodes[i].tolist())
+        keep, weights, noise = weigh(NetworkPrediction(), Angle(), *step, eta=float(eta[i]))
+        assert keep == pytest.approx(float(together.keep[i]), rel=1e-14)
+        assert noise == pytest.approx(float(together.noise_std[i]), rel=1e-14)
+        assert weights == pytest.approx(together.of_past[i].numpy(), rel=1e-14)
     ode = step_weights(NetworkPrediction(), Angle(), start, end, nodes)
     assert (ode.noise_std == 0).all()
-    assert ode.of_past[0] == pytest.approx(together.of_past[0], rel=1e-14)
+    torch.testing.assert_close(ode.of_past[0], together.of_past[0], rtol=1e-14, atol=0)
 
 
 # Extremes.
@@ -316,8 +313,8 @@ VARIABLES = [
     PowerSigma(7.0),
     Angle(),
     FlowTime(),
-    ScheduleTime(schedules.VP()),
-    ScheduleTime(schedules.Cosine()),
+    schedules.VP(),
+    schedules.Cosine(),
 ]
 GROWTHS: dict[type, Callable[[float], float]] = {
     EpsilonPrediction: lambda sigma: 1.0,
@@ -328,7 +325,7 @@ GROWTHS: dict[type, Callable[[float], float]] = {
 
 
 @pytest.mark.parametrize(("prediction", "variable"), list(product(PREDICTIONS, VARIABLES)), ids=repr)
-def test_one_step_from_80_to_0002_is_integrated_to_rounding(prediction: Prediction, variable: Variable) -> None:
+def test_one_step_from_80_to_0002_is_integrated_to_rounding(prediction: Prediction, variable: Schedule) -> None:
     start, end = 80.0, 0.002
     growth = GROWTHS[type(prediction)]
 
@@ -382,14 +379,12 @@ def test_a_width_or_an_exponent_that_is_none_is_refused(bad: float) -> None:
 
 
 def test_a_step_that_ends_where_it_starts_is_refused() -> None:
-    start, end = np.array([3.0, 2.0]), np.array([2.0, 2.0])
+    start, end = torch.tensor([[3.0, 2.0], [2.0, 2.0]], dtype=torch.float64)
     with pytest.raises(ValueError, match="levels must differ for an exponential solver, got sigma = 2 twice in a row"):
         step_weights(DataPrediction(), LogSigma(), start, end, start[:, None])
 
 
 def test_the_variables_rise_strictly() -> None:
-    levels = np.geomspace(1e-3, 1e3, 200)
+    levels = torch.logspace(-3, 3, 200, dtype=torch.float64)
     for variable in VARIABLES:
-        assert (np.diff(variable.value(levels)) > 0).all()
-    time = ScheduleTime(schedules.VP()).value(levels)
-    assert time == pytest.approx(schedules.VP().time(torch.from_numpy(levels)).numpy(), rel=0, abs=0)
+        assert bool((variable.time(levels).diff() > 0).all())

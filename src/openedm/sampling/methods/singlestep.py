@@ -1,12 +1,14 @@
-"""Exponential Runge–Kutta methods: the stages of a step interpolate q (see `exponential`) at earlier stages.
+"""Exponential Runge–Kutta methods: the stages of a step interpolate q (see `engine.quadrature`) at earlier stages.
 
-A tableau here is a list of nodes c_i in the step, in units of u, and for every stage after the first, and for the end
-of the step, which of the earlier stages its interpolant passes through:
+A tableau here is a list of nodes c_i in the step, in units of u = ln σ, and for every stage after the first, and for
+the end of the step, which of the earlier stages its interpolant passes through:
 
 | solver | c | stages | end | rule |
 |---|---|---|---|---|
 | DPMSolver2S(r), DPMSolverPP2S(r) | r | (0) | (0, 1) | midpoint |
 | DPMSolver3S(r₁, r₂), DPMSolverPP3S | r₁, r₂ | (0), (0, 1) | (0, 2) | exact |
+
+The published updates below have h = ln(σ_i/σ_{i+1}), s = σ_i e^{−rh} and ε(x; σ) = (x − D(x; σ))/σ; here α = 1.
 
 Source: Lu et al. 2022a (DPM-Solver, Algorithms 1 and 2), Lu et al. 2022b (DPM-Solver++, Algorithm 1).
 """
@@ -15,23 +17,24 @@ from abc import abstractmethod
 from dataclasses import dataclass
 from typing import NamedTuple
 
-import numpy as np
 import torch
 from jaxtyping import Float64
+from torch import Tensor
 
 from openedm.ground import checks
-from openedm.sampling.exponential import (
-    Array,
-    DataPrediction,
-    EpsilonPrediction,
-    LogSigma,
-    Prediction,
-    Rule,
-    step_weights,
-)
-from openedm.sampling.grid import Grid
-from openedm.sampling.plan import Combination, Plan, Stage, Step
-from openedm.sampling.solvers import PlannedSolver
+from openedm.preconditioning import DataPrediction, EpsilonPrediction, Prediction
+from openedm.sampling.engine.plan import Combination, Grid, Plan, PlannedSolver, Step
+from openedm.sampling.engine.quadrature import RuleName, stage_at, step_weights, unit_of
+from openedm.schedules import LogSigma
+
+__all__ = [
+    "DPMSolver2S",
+    "DPMSolver3S",
+    "DPMSolverPP2S",
+    "DPMSolverPP3S",
+    "ExponentialRungeKutta",
+    "ExponentialTableau",
+]
 
 
 class ExponentialTableau(NamedTuple):
@@ -45,23 +48,19 @@ class ExponentialTableau(NamedTuple):
 
     nodes: tuple[float, ...]
     stencils: tuple[tuple[int, ...], ...]
-    rule: Rule = "exact"
+    rule: RuleName = "exact"
 
 
 class ExponentialRungeKutta(PlannedSolver):
     """A one-step exponential solver in u = ln σ, given by its tableau and its predicted quantity."""
 
     prediction: Prediction
+    one_step = True
 
     @property
     @abstractmethod
     def tableau(self) -> ExponentialTableau:
         """Its coefficients."""
-
-    @property
-    def order(self) -> int:
-        """As many as it has stages."""
-        return len(self.tableau.stencils)
 
     def evaluations(self, num_steps: int) -> int:
         """One a stage, and one for the last step."""
@@ -73,36 +72,28 @@ class ExponentialRungeKutta(PlannedSolver):
         Raises:
             ValueError: two neighbouring levels are equal (after rounding to what the denoiser knows).
         """
-        sigmas, nodes = np.array(grid.sigmas), self.tableau.nodes
+        sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
         start, end = sigmas[:-1], sigmas[1:]
-        levels = np.stack([start, *(start * (end / start) ** c for c in nodes), end], axis=1)
-        points = self._points(levels)
+        levels = torch.stack([start, *(start * (end / start) ** c for c in self.tableau.nodes), end], 1)
         steps = []
-        for i, sigma in enumerate(grid.sigmas[:-1]):
-            stages = [self._stage(sigma)]
-            stages += [self._stage(level, point) for level, point in zip(levels[i, 1:-1], points[i], strict=False)]
-            steps.append(Step(i, sigma, sigma, 1.0, tuple(stages), points[i][-1], sigma_after=grid.sigmas[i + 1]))
+        for (sigma, *inside, _), points in zip(levels.tolist(), self._points(levels), strict=True):
+            further = [stage_at(self.prediction, *at) for at in zip(inside, points, strict=False)]
+            steps.append(Step(sigma, sigma, 1.0, (stage_at(self.prediction, sigma), *further), points[-1]))
         last = grid.sigmas[-1]
-        return Plan((*steps, Step(len(steps), last, last, 1.0, (self._stage(last),), None)))
+        return Plan((*steps, Step(last, last, 1.0, (stage_at(self.prediction, last),), None)))
 
-    def _stage(self, sigma: float, point: Combination | None = None) -> Stage:
-        (of_x,), (of_denoised,) = self.prediction.coefficients(np.array([sigma]))
-        record = None if of_x == 0 else float(of_denoised / of_x)
-        return Stage(float(sigma), torch.tensor(sigma, dtype=torch.float64), 1.0, record, point)
-
-    def _points(self, levels: Float64[Array, "steps points"]) -> list[list[Combination]]:
+    def _points(self, levels: Float64[Tensor, "steps points"]) -> list[list[Combination]]:
         """For every step: x at the second stage, at the third, …, and at the end, of the directions known by then."""
-        of_x, of_denoised = self.prediction.coefficients(levels)
-        units = np.where(of_x != 0, of_x, of_denoised)
+        units = unit_of(self.prediction, levels)
         points: list[list[Combination]] = [[] for _ in levels]
         for known, stencil in enumerate(self.tableau.stencils, start=1):
-            used = list(stencil)
-            found = step_weights(
-                self.prediction, LogSigma(), levels[:, 0], levels[:, known], levels[:, used], rule=self.tableau.rule
-            )
-            newest_first = np.zeros((len(levels), known))
-            newest_first[:, [known - 1 - j for j in used]] = found.of_past * units[:, used]
-            for row, keep, weights in zip(points, found.keep.tolist(), newest_first.tolist(), strict=True):
+            nodes = list(stencil)
+            ends = levels[:, 0], levels[:, known]
+            found = step_weights(self.prediction, LogSigma(), *ends, levels[:, nodes], rule=self.tableau.rule)
+            of_stages = torch.zeros(len(levels), known, dtype=torch.float64)
+            of_stages[:, nodes] = found.of_past * units[:, nodes]
+            newest_first = of_stages.flip(1).tolist()
+            for row, keep, weights in zip(points, found.keep.tolist(), newest_first, strict=True):
                 row.append(Combination(keep, tuple(weights)))
         return points
 
@@ -110,6 +101,9 @@ class ExponentialRungeKutta(PlannedSolver):
 @dataclass(frozen=True)
 class DPMSolver2S(ExponentialRungeKutta):
     """DPM-Solver-2 (Lu et al. 2022a, Algorithm 1) on ε: order 2, two evaluations a step.
+
+    u = x_i − s (e^{rh} − 1) ε(x_i; σ_i),
+    x_{i+1} = x_i − σ_{i+1} (e^h − 1) ε(x_i; σ_i) − σ_{i+1} (e^h − 1)/(2r) (ε(u; s) − ε(x_i; σ_i)).
 
     Args:
         r: where the second stage lies, 0 < r < 1; ½ is the exponential midpoint method.
@@ -119,6 +113,7 @@ class DPMSolver2S(ExponentialRungeKutta):
         ValueError: r is out of its range.
     """
 
+    order = 2
     r: float = 0.5
     prediction: Prediction = EpsilonPrediction()
 
@@ -133,7 +128,11 @@ class DPMSolver2S(ExponentialRungeKutta):
 
 @dataclass(frozen=True)
 class DPMSolverPP2S(DPMSolver2S):
-    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1): the same on D."""
+    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1): the same on D.
+
+    u = s/σ_i x_i − (e^{−rh} − 1) D(x_i; σ_i),
+    x_{i+1} = σ_{i+1}/σ_i x_i − (e^{−h} − 1) ((1 − 1/(2r)) D(x_i; σ_i) + 1/(2r) D(u; s)).
+    """
 
     prediction: Prediction = DataPrediction()
 
@@ -141,6 +140,11 @@ class DPMSolverPP2S(DPMSolver2S):
 @dataclass(frozen=True)
 class DPMSolver3S(ExponentialRungeKutta):
     """DPM-Solver-3 (Lu et al. 2022a, Algorithm 2) on ε: order 3, three evaluations a step.
+
+    With s_k = σ_i e^{−r_k h}, ε_i = ε(x_i; σ_i), d_1 = ε(u_1; s_1) − ε_i, d_2 = ε(u_2; s_2) − ε_i:
+    u_1 = x_i − s_1 (e^{r_1 h} − 1) ε_i,
+    u_2 = x_i − s_2 (e^{r_2 h} − 1) ε_i − s_2 r_2/r_1 ((e^{r_2 h} − 1)/(r_2 h) − 1) d_1,
+    x_{i+1} = x_i − σ_{i+1} (e^h − 1) ε_i − σ_{i+1}/r_2 ((e^h − 1)/h − 1) d_2.
 
     Args:
         r1: where the second stage lies.
@@ -172,7 +176,13 @@ class DPMSolver3S(ExponentialRungeKutta):
 
 @dataclass(frozen=True)
 class DPMSolverPP3S(DPMSolver3S):
-    """DPM-Solver++ with three stages a step: the same on D."""
+    """DPM-Solver++ with three stages a step: the same on D.
+
+    With d_1 = D(u_1; s_1) − D_i, d_2 = D(u_2; s_2) − D_i:
+    u_1 = s_1/σ_i x_i − (e^{−r_1 h} − 1) D_i,
+    u_2 = s_2/σ_i x_i − (e^{−r_2 h} − 1) D_i + r_2/r_1 ((e^{−r_2 h} − 1)/(r_2 h) + 1) d_1,
+    x_{i+1} = σ_{i+1}/σ_i x_i − (e^{−h} − 1) D_i + ((e^{−h} − 1)/h + 1)/r_2 d_2.
+    """
 
     prediction: Prediction = DataPrediction()
 

@@ -1,0 +1,1 @@
+"""Solvers, one page a family, each as in its paper."""
