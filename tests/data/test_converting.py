@@ -71,7 +71,7 @@ def test_an_interrupted_conversion_goes_on_and_ends_as_if_it_had_not_been(tmp_pa
         convert(held(), out, FORM, per_shard=3, progress=stop)
     assert not (out / "manifest.json").exists()
     assert not list(out.glob(".*.tmp"))
-    with pytest.raises(ValueError, match="holds an interrupted conversion: resume it"):
+    with pytest.raises(ValueError, match="has an interrupted conversion: resume it"):
         convert(held(), out, FORM, per_shard=3)
     kept = {path.name: path.stat().st_mtime_ns for path in out.glob("shard-*.tar")}
     convert(held(), out, FORM, per_shard=3, resume=True)
@@ -123,7 +123,7 @@ def test_folders_that_hold_something_are_left_alone(tmp_path):
     convert(held(), tmp_path / "out", FORM)
     before = content_of(tmp_path / "out")
     for resume in (False, True):
-        with pytest.raises(ValueError, match="holds a converted set already"):
+        with pytest.raises(ValueError, match="has a converted set already"):
             convert(held(), tmp_path / "out", FORM, resume=resume)
     assert content_of(tmp_path / "out") == before
     (tmp_path / "other").mkdir()

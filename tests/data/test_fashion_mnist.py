@@ -88,7 +88,7 @@ def test_a_folder_without_the_files_is_named_and_nothing_else_is_tried(folder, m
 @pytest.mark.parametrize(
     ("content", "packed", "message"),
     [
-        (idx(IMAGES)[:-1], False, r"must hold \(5, 4, 3\) = 60 bytes, but has 59"),
+        (idx(IMAGES)[:-1], False, r"must have \(5, 4, 3\) = 60 bytes, but has 59"),
         (idx(IMAGES) + b"\0", False, "must .* but has 61"),
         (idx(LABELS), False, "must be an IDX file of bytes with 3 axes"),
         (idx(IMAGES)[:9], False, "must be an IDX file"),

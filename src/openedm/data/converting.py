@@ -1,7 +1,6 @@
 """Encoded images of any kind into tar shards with a manifest; `openedm.data.shards` describes the format.
 
-The manifest is written last: a folder without one holds a conversion that was interrupted, and continues with the shard
-it was at.
+The manifest is written last: a folder without one has an interrupted conversion, which continues with the next shard.
 """
 
 import hashlib
@@ -108,7 +107,7 @@ def convert(
         progress: called with the state several times a shard.
 
     Raises:
-        ValueError: `out` holds something else, or a conversion and `resume` is false; the images or the form are not
+        ValueError: `out` has other files, or a conversion and `resume` is false; the images or the form are not
             those of the interrupted conversion; an image is damaged or of another size than the first, by name.
     """
     checks.at_least("per_shard", per_shard, 1)
@@ -222,7 +221,7 @@ class _Writer:
 
 def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     if (out / MANIFEST).exists():
-        raise ValueError(f"out={out} holds a converted set already: choose another folder")
+        raise ValueError(f"out={out} has a converted set already: choose another folder")
     state = out / _STATE
     if not state.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -232,7 +231,7 @@ def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
             path.write_text(json.dumps(settings), encoding="utf-8")
         return
     if not resume:
-        raise ValueError(f"out={out} holds an interrupted conversion: resume it (--resume true), or choose another")
+        raise ValueError(f"out={out} has an interrupted conversion: resume it (--resume true), or choose another")
     before = read_json(state)
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
@@ -243,7 +242,7 @@ def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         left.unlink()
     others = [path.name for path in out.iterdir() if not _WRITTEN.fullmatch(path.name)]
     if others:
-        raise ValueError(f"out={out} holds files that are not part of the conversion, such as {min(others)}")
+        raise ValueError(f"out={out} has files that are not part of the conversion, such as {min(others)}")
 
 
 def _finished(out: Path, file: str) -> _Shard | None:

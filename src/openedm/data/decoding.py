@@ -27,7 +27,11 @@ __all__ = ["SUFFIXES", "Form", "as_pixels", "decode_image", "decode_upright", "r
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112
-_ORIENTED = ("JPEG", "MPO", "WEBP")  # Pillow turns TIFF by itself, and must decode a PNG to know
+_ORIENTED = (
+    "JPEG",
+    "MPO",
+    "WEBP",
+)  # Pillow turns TIFF itself, and finds the orientation of a PNG only when decoding
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _UNREADABLE = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 
@@ -198,7 +202,7 @@ def _eight_bits(image: "Image", name: str) -> "Image":
 
 
 def _central(image: "Image", across: int, down: int) -> "Image":
-    """The largest part with sides `across` : `down` around the centre, whole pixels."""
+    """The largest part with sides `across` : `down` around the centre, in whole pixels."""
     width = min(image.width, max(1, round(image.height * across / down)))
     height = min(image.height, max(1, round(image.width * down / across)))
     left, top = (image.width - width) // 2, (image.height - height) // 2

@@ -39,7 +39,7 @@ class EncodedImages(ABC):
         labels: class of each image, int64, or None.
         class_names: one name per class, or None.
         num_bytes: size of all images as they are stored; 0 where it is not known.
-        chunk_sizes: how many images lie together, chunk by chunk, where that matters for reading; None otherwise.
+        chunk_sizes: numbers of images that are stored together, where reading them together is faster; None otherwise.
     """
 
     labels: Int64[np.ndarray, " images"] | None = None
@@ -73,7 +73,7 @@ class EncodedImages(ABC):
         return nullcontext(io.BytesIO(content))
 
     def shapes(self) -> Iterable[Shape]:
-        """(channels, height, width) of the images that are checked when the set is loaded: of all, by their headers."""
+        """(channels, height, width) of all images that are checked when the set is loaded, from their headers."""
         for index in range(len(self)):
             with self.open(index) as file:
                 yield read_shape(file, self.describe(index))

@@ -95,7 +95,7 @@ def read_idx(path: str | os.PathLike[str], axes: int) -> UInt8[np.ndarray, "*sha
     shape = tuple(np.frombuffer(content[4:start], dtype=">u4").astype(int).tolist())
     values = np.frombuffer(content, dtype=np.uint8, offset=start)
     if len(values) != math.prod(shape):
-        raise ValueError(f"{path} must hold {shape} = {math.prod(shape)} bytes, but has {len(values)}")
+        raise ValueError(f"{path} must have {shape} = {math.prod(shape)} bytes, but has {len(values)}")
     return values.reshape(shape)
 
 

@@ -33,7 +33,7 @@ class ImageFolder(ImageSource):
             size.
         channels: convert each image to 1 (grey), 3 (RGB; transparent parts become white) or 4 (with alpha) channels.
             Without it, all must have as many.
-        labels: "folders": the class is the sub-folder. "json": the class stands in dataset.json, as
+        labels: "folders": the class is the sub-folder. "json": the class is in dataset.json, as
             {"labels": [["file", class], ...]}. "none": there are no classes. "auto": dataset.json where there is one,
             else sub-folders where every image is in one of several, else none.
     """

@@ -19,7 +19,7 @@ def check_class(where: str, label: object) -> int:
 
 
 def classes_from_folders(names: Sequence[str]) -> list[str | None]:
-    """For each image its first folder below the one that holds all images; None for one directly in that folder."""
+    """For each image its first folder below the common folder of all images; None for one directly in that folder."""
     common = posixpath.commonpath([posixpath.dirname(name) for name in names])
     below = [name[len(common) :].lstrip("/") for name in names]
     return [name.split("/", 1)[0] if "/" in name else None for name in below]

@@ -51,7 +51,9 @@ class InMemory(Dataset):
             raise TypeError(f"x must be floating point or uint8, got {x.dtype}")
         if x.dim() < 2 or x.numel() == 0:
             raise ValueError(f"x must be (samples, *event) with at least one value, got shape {tuple(x.shape)}")
-        self._x = x.detach() if x.dtype == torch.uint8 else _all_finite(x.detach().float())
+        self._x = x.detach() if x.dtype == torch.uint8 else x.detach().float()
+        if x.dtype != torch.uint8:
+            _check_finite("x", self._x)
         self._labels = None if labels is None else _checked_labels(labels, len(x))
         self.event_shape = tuple(x.shape[1:])
         in_range = x.dtype == torch.uint8 or float(self._x.abs().max()) <= 1 + 1e-3
@@ -108,7 +110,7 @@ class Pairs(InMemory):
         kind: Kind | None = None,
     ) -> None:
         super().__init__(x, kind=kind)
-        self._condition = _checked(condition, len(x), allow_nan)
+        self._condition = _checked_condition(condition, len(x), allow_nan)
         self.condition_shape = tuple(condition.shape[1:])
 
     def fetch(self, indices: Indices) -> tuple[Tensor, Tensor]:
@@ -195,14 +197,15 @@ def _split(item: Any, index: int) -> tuple[Tensor, int | None]:
     return as_float(x), None if label is None else operator.index(label)
 
 
-def _all_finite(x: Tensor) -> Tensor:
-    if not x.isfinite().all():
-        bad = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
-        raise ValueError(f"x must be finite, but x[{bad}] has NaN or infinity")
-    return x
+def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: bool = False) -> None:
+    bad = x.isinf() if allow_nan else ~x.isfinite()
+    if bool(bad.any()):
+        row = int(bad.flatten(1).any(1).nonzero()[0])
+        allowed, found = ("finite or NaN", "infinity") if allow_nan else ("finite", "NaN or infinity")
+        raise ValueError(f"{name} must be {allowed}, but {name}[{row}] has {found}")
 
 
-def _checked_labels(labels: Tensor, samples: int) -> Tensor:
+def _checked_labels(labels: Shaped[Tensor, "..."], samples: int) -> Int[Tensor, " samples"]:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if tuple(labels.shape) != (samples,):
@@ -215,7 +218,7 @@ def _checked_labels(labels: Tensor, samples: int) -> Tensor:
 def _classes(
     largest: int | None, num_classes: int | None, names: Sequence[str] | None
 ) -> tuple[int, tuple[str, ...] | None]:
-    """Number and names of the classes, given the `largest` label seen (None: unlabelled)."""
+    """Number and names of the classes, given the `largest` label (None: there are no labels)."""
     if largest is None:
         if num_classes or names:
             raise ValueError("num_classes and class_names need labels, but there are none")
@@ -228,7 +231,9 @@ def _classes(
     return count, None if names is None else tuple(map(str, names))
 
 
-def _checked(condition: Tensor, samples: int, allow_nan: bool) -> Tensor:
+def _checked_condition(
+    condition: Shaped[Tensor, "..."], samples: int, allow_nan: bool
+) -> Float[Tensor, "samples *condition"]:
     if not condition.is_floating_point():
         raise TypeError(f"condition must be floating point, got {condition.dtype}")
     if condition.dim() < 2 or len(condition) != samples or condition.numel() == 0:
@@ -236,10 +241,5 @@ def _checked(condition: Tensor, samples: int, allow_nan: bool) -> Tensor:
             f"condition must have shape ({samples}, *condition), one row per sample, got {tuple(condition.shape)}"
         )
     condition = condition.detach().float()
-    bad = condition.isinf() if allow_nan else ~condition.isfinite()
-    if bool(bad.any()):
-        row = int(bad.flatten(1).any(1).nonzero()[0])
-        allowed = "finite or NaN" if allow_nan else "finite"
-        found = "infinity" if allow_nan else "NaN or infinity"
-        raise ValueError(f"condition must be {allowed}, but condition[{row}] has {found}")
+    _check_finite("condition", condition, allow_nan=allow_nan)
     return condition

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from jaxtyping import Float64
+from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from openedm.data.dataset import Source
@@ -79,33 +79,33 @@ class Toy(Source):
         return Mixture(torch.tensor(weights, dtype=torch.float64), torch.tensor(means, dtype=torch.float64), std)
 
 
-def _normal(samples: int, dim: int, generator: torch.Generator) -> Tensor:
+def _normal(samples: int, dim: int, generator: torch.Generator) -> Float64[Tensor, "samples dim"]:
     return torch.randn(samples, dim, generator=generator, dtype=torch.float64)
 
 
-def _uniform(samples: int, generator: torch.Generator) -> Tensor:
+def _uniform(samples: int, generator: torch.Generator) -> Float64[Tensor, " samples"]:
     return torch.rand(samples, generator=generator, dtype=torch.float64)
 
 
-def _polar(radius: Tensor, angle: Tensor) -> Tensor:
+def _polar(radius: Float64[Tensor, " n"], angle: Float64[Tensor, " n"]) -> Float64[Tensor, "n 2"]:
     return torch.stack([radius * angle.cos(), radius * angle.sin()], 1)
 
 
-def _two_moons(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
-    """Half circles (cos θ, sin θ) and (1 − cos θ, ½ − sin θ), about their centre."""
+def _two_moons(labels: Int64[Tensor, " n"], classes: int, generator: torch.Generator) -> Float64[Tensor, "n 2"]:
+    """Half circles (cos θ, sin θ) and (1 − cos θ, ½ − sin θ), around their centre."""
     side = 1.0 - 2.0 * labels
     angle = math.pi * _uniform(len(labels), generator)
     x = torch.stack([side * (angle.cos() - 0.5), side * (angle.sin() - 0.25)], 1)
     return 1.35 * x + 0.1 * _normal(len(labels), 2, generator)
 
 
-def _spiral(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def _spiral(labels: Int64[Tensor, " n"], classes: int, generator: torch.Generator) -> Float64[Tensor, "n 2"]:
     """One and a half turns (θ cos θ, θ sin θ), from 1.5 π to 4.5 π."""
     angle = 1.5 * math.pi * (1 + 2 * _uniform(len(labels), generator))
     return _polar(2 * angle / (4.5 * math.pi), angle) + 0.05 * _normal(len(labels), 2, generator)
 
 
-def _checkerboard(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def _checkerboard(labels: Int64[Tensor, " n"], classes: int, generator: torch.Generator) -> Float64[Tensor, "n 2"]:
     """The eight squares of one colour among 4 × 4 on [-2, 2]², row by row; density ⅛ on them and 0 elsewhere."""
     row = labels // 2
     column = 2 * (labels % 2) + row % 2
@@ -113,7 +113,7 @@ def _checkerboard(labels: Tensor, classes: int, generator: torch.Generator) -> T
     return corner + torch.rand(len(labels), 2, generator=generator, dtype=torch.float64)
 
 
-def _pinwheel(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def _pinwheel(labels: Int64[Tensor, " n"], classes: int, generator: torch.Generator) -> Float64[Tensor, "n 2"]:
     """Arms that are Gaussians at radius 1, twisted by ¼ e^radius."""
     arm = _normal(len(labels), 2, generator) * torch.tensor([0.3, 0.1], dtype=torch.float64)
     outward, across = arm[:, 0] + 1, arm[:, 1]
@@ -122,7 +122,7 @@ def _pinwheel(labels: Tensor, classes: int, generator: torch.Generator) -> Tenso
     return 1.35 * (along + aside)
 
 
-def _rings(labels: Tensor, classes: int, generator: torch.Generator) -> Tensor:
+def _rings(labels: Int64[Tensor, " n"], classes: int, generator: torch.Generator) -> Float64[Tensor, "n 2"]:
     """Circles of radius 0.6, 1.3 and 2."""
     radius = 0.6 + 0.7 * labels.double() + 0.05 * _normal(len(labels), 1, generator)[:, 0]
     return _polar(radius, 2 * math.pi * _uniform(len(labels), generator))

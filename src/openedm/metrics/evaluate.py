@@ -1,8 +1,8 @@
 """Generated images against real ones: features, metrics with their floor and their error, report.
 
 A Fréchet distance between finite sets is biased upward, the more the smaller they are, and precision, recall, density
-and coverage depend on the numbers of images, too. Beside every number therefore stands its floor: real images against
-other real images, at the same number.
+and coverage depend on the numbers of images, too. Every number is therefore reported with its floor: real images
+against other real images, at the same number.
 """
 
 import dataclasses

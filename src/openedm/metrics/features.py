@@ -1,7 +1,7 @@
 """Features of images that arrive in batches, and a cache for those of the real images.
 
 Memory: `extract` holds float32 features and probabilities, 4 · (dim + classes) bytes an image (Inception: 600 MB for
-50,000), and forgets the images; `stream_statistics` holds a mean and a covariance only, 8 · dim² bytes. joblib.Memory
+50,000), and no images; `stream_statistics` holds a mean and a covariance only, 8 · dim² bytes. joblib.Memory
 could cache, but it finds results by the pickles of arguments and code, and reads pickles; here the key is a hash of the
 images and of the network, and the file is checked against it.
 """
