@@ -7,7 +7,7 @@
 
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import NamedTuple
@@ -18,23 +18,19 @@ from torch import Tensor
 
 from openedm.data import Pairs
 from openedm.denoiser import Preconditioned
-from openedm.inference.emulator import MixtureOptions, choose_form, fit_mixture
-from openedm.inference.maps import DataMap
+from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, fit_mixture, learn_simulator
 from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
 from openedm.inference.settings import Settings
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
-from openedm.inference.transforms import Columns
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.preconditioning import EDM
 from openedm.training import Model, Observer, Trainer, TrainingProgress
 
-__all__ = ["Candidates", "FitProgress", "Job", "LearnedSimulator", "train_candidates"]
+__all__ = ["Candidates", "FitProgress", "Job", "train_candidates"]
 
 MAX_WHITENED = 10.0
 """Draws of the emulator that the conditional Gaussian puts further away are left out."""
-
-CHUNK_ROWS = 16_384
 
 FitProgress = Callable[[str, float], None]
 """Called with what a fit is doing and the share of it that is done."""
@@ -45,6 +41,7 @@ class Job:
     """What all trainings of a fit share.
 
     Attributes:
+        settings: how to fit.
         seed: of everything random.
         run: folder for the trainer's checkpoints; None writes none.
         resume: whether trainings continue from the checkpoints there.
@@ -52,34 +49,12 @@ class Job:
         progress: of the fit.
     """
 
+    settings: Settings
     seed: int
     run: Path | None
     resume: bool
     observers: tuple[Observer, ...]
     progress: FitProgress
-
-
-class LearnedSimulator(NamedTuple):
-    """A fitted emulator.
-
-    Attributes:
-        mixture: q, of what `target` makes of x.
-        target: the map from the kept columns of x to what the mixture models; None means y.
-        data: x → y, also for the denoisers that learn from the emulator's draws.
-        components: the number of Gaussians that was chosen.
-        log_prob: held-out ln q, in nats.
-        steps: how many were taken.
-        u, y: draws of prior and emulator; without a prior θ is one of those simulated.
-    """
-
-    mixture: ConditionalMixture
-    target: Columns | None
-    data: DataMap
-    components: int
-    log_prob: float
-    steps: int
-    u: Float[Tensor, "draws d"]
-    y: Float[Tensor, "draws y"]
 
 
 class Candidates(NamedTuple):
@@ -96,37 +71,46 @@ class Candidates(NamedTuple):
     seconds: Mapping[str, float]
 
 
-def train_candidates(data: Prepared, settings: Settings, job: Job) -> Candidates:
-    """Train everything that `settings` asks for."""
+def train_candidates(data: Prepared, job: Job) -> Candidates:
+    """Train everything that the settings ask for."""
+    settings, simulator = job.settings, None
     parts: dict[str, Parts] = {}
-    simulator, seconds, started = None, {}, time.perf_counter()
+    seconds: dict[str, float] = {}
+    started = time.perf_counter()
     if settings.emulator is not None:
-        simulator = _learn_simulator(data, settings, settings.emulator, job)
-        parts |= {f"emulator, {base}": _from_simulator(simulator, base, data, settings, job) for base in settings.bases}
+        simulator = learn_simulator(
+            data,
+            settings.emulator,
+            reduce_above=settings.reduce_above,
+            num_draws=settings.pool,
+            seed=job.seed,
+            progress=partial(job.progress, "emulator"),
+        )
+        parts |= {f"emulator, {base}": _from_simulator(simulator, base, data, job) for base in settings.bases}
         seconds["emulator"] = round(time.perf_counter() - started, 1)
     if settings.compare:
         started = time.perf_counter()
-        parts["simulations"] = _from_simulations(data, settings, job)
+        parts["simulations"] = _from_simulations(data, job)
         seconds["simulations"] = round(time.perf_counter() - started, 1)
     posteriors = {name: DenoiserPosterior(each, prior=data.prior, names=data.names) for name, each in parts.items()}
     return Candidates(posteriors, simulator, seconds)
 
 
-def _from_simulations(data: Prepared, settings: Settings, job: Job) -> Parts:
+def _from_simulations(data: Prepared, job: Job) -> Parts:
     """A denoiser that learns from the simulations themselves."""
     u, y, base = data.u.float(), data.data.forward(data.x), None
     if data.data.vector and len(data.training) > 20 * y.shape[1]:
         base = _linear_base(u[data.training], y[data.training], job.seed)
         u, _ = _whiten(base, u, y)
     training, held_out = (Pairs(u[rows], y[rows]) for rows in (data.training, data.held_out))
-    images = min(settings.passes * len(training), settings.images)
-    denoiser, model = _train("simulations", training, held_out, images, 12, settings, job)
+    images = min(job.settings.passes * len(training), job.settings.images)
+    denoiser, model = _train("simulations", training, held_out, images, 12, job)
     return Parts(denoiser, data.parameters, data.data, base, model=model)
 
 
-def _from_simulator(simulator: LearnedSimulator, base: str, data: Prepared, settings: Settings, job: Job) -> Parts:
+def _from_simulator(simulator: LearnedSimulator, base: str, data: Prepared, job: Job) -> Parts:
     """A denoiser that learns from draws of the emulator, whitened by one of `settings.bases`."""
-    u, y = simulator.u, simulator.y
+    u, y, settings = simulator.u, simulator.y, job.settings
     true_u, true_y = data.u[data.held_out].float(), simulator.data.forward(data.x[data.held_out])
     if base == "linear":
         rows = 20 * len(data.training)
@@ -138,56 +122,9 @@ def _from_simulator(simulator: LearnedSimulator, base: str, data: Prepared, sett
     r, near = _whiten(gaussian, u, y)
     true_r, true_near = _whiten(gaussian, true_u, true_y)
     training, held_out = Pairs(r[near], y[near]), Pairs(true_r[true_near], true_y[true_near])
-    denoiser, model = _train(f"emulated-{base}", training, held_out, settings.images, 0, settings, job)
-    mixture, target = simulator.mixture, simulator.target
-    return Parts(denoiser, data.parameters, simulator.data, gaussian, mixture, target, model=model)
-
-
-def _learn_simulator(data: Prepared, settings: Settings, options: MixtureOptions, job: Job) -> LearnedSimulator:
-    """Fit the emulator to the simulations that are trained on, and draw from it."""
-    theta, x, maps = data.theta[data.training], data.x[data.training], data.data
-    if len(maps.keep) > settings.reduce_above:
-        maps = maps.reduced(x, data.u[data.training])
-    kept, inputs = maps.jittered(x, job.seed), data.parameters.inputs_of(theta)
-    target, components = _choose_target(maps, kept, inputs, options, job.seed)
-    y = maps.of_kept(kept) if target is None else target.forward(kept).float()
-    fitted = fit_mixture(y, inputs, options, components, seed=job.seed, progress=partial(job.progress, "emulator"))
-    u, drawn = _draw(data, fitted.mixture, y, settings.pool, job.seed)
-    if target is not None:
-        if set(target.kinds) != {"identity"}:
-            maps = replace(maps, columns=target)
-        drawn = maps.of_kept(target.inverse(drawn))
-    return LearnedSimulator(fitted.mixture, target, maps, components, fitted.log_prob, fitted.steps, u, drawn)
-
-
-def _choose_target(
-    maps: DataMap, kept: Float[Tensor, "n kept"], inputs: Float[Tensor, "n d"], options: MixtureOptions, seed: int
-) -> tuple[Columns | None, int]:
-    """What the emulator models, and with how many components: x warped, as it is, or its logarithms, by trials."""
-    if maps.reduction is not None:
-        return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
-    all_columns = [maps.columns, Columns.of(kept, warp=False), Columns.logarithms(kept)]
-    columns = list({each.kinds: each for each in all_columns}.values())
-    forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
-    form, components = choose_form(forms, inputs, options, seed=seed)
-    return columns[form], components
-
-
-def _draw(
-    data: Prepared, mixture: ConditionalMixture, y: Float[Tensor, "n y"], count: int, seed: int
-) -> tuple[Float[Tensor, "draws d"], Float[Tensor, "draws y"]]:
-    """Draws (u, y) of prior and emulator, hardly further out than the simulations' y."""
-    generator = torch.Generator().manual_seed(seed)
-    if data.prior is None:
-        rows = torch.randint(len(data.training), (count,), generator=generator)
-        theta = data.theta[data.training[rows]]
-    else:
-        theta = data.prior.sample(count, seed + 1)
-    chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
-    low, high = y.min(0).values, y.max(0).values
-    margin = 0.1 * (high - low)
-    drawn = torch.minimum(torch.maximum(torch.cat(chunks), low - margin), high + margin)
-    return data.parameters.forward(theta).float(), drawn
+    denoiser, model = _train(f"emulated-{base}", training, held_out, settings.images, 0, job)
+    emulator = simulator.fitted.mixture
+    return Parts(denoiser, data.parameters, simulator.data, gaussian, emulator, simulator.target, model=model)
 
 
 def _linear_base(u: Float[Tensor, "n d"], y: Float[Tensor, "n y"], seed: int) -> ConditionalMixture:
@@ -215,9 +152,10 @@ def _whiten(
 
 
 def _train(
-    name: str, training: Pairs, held_out: Pairs, images: int, stop_after: int, settings: Settings, job: Job
+    name: str, training: Pairs, held_out: Pairs, images: int, stop_after: int, job: Job
 ) -> tuple[Preconditioned | Average, Model]:
     """Train `settings.members` denoisers of the first of each pair given the second, and average them."""
+    settings = job.settings
     model = Model(
         network=settings.network,
         preconditioning=EDM(),

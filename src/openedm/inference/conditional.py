@@ -1,8 +1,8 @@
 """A conditional of a joint distribution as a posterior: samples and densities of some variables given others.
 
-The joint denoiser is asked with the known variables fixed. Those that are neither wanted nor known are sampled with the
-wanted ones and dropped. Variables are learned in unbounded, standardised coordinates z; the density of v is that of z
-times |dz/dv|.
+The joint denoiser is evaluated with the known variables fixed. Those that are neither wanted nor known are sampled with
+the wanted ones and dropped. Variables are learned in unbounded, standardised coordinates z; the density of v is that of
+z times |dz/dv|.
 """
 
 import math
@@ -23,11 +23,13 @@ from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.sampling import Auto, Sampler
 
+__all__ = ["Conditional", "Latent", "coordinates_of", "part_of"]
+
 
 def coordinates_of(
     variables: Float64[Tensor, "samples variables"], bijection: Bijection, warp: Sequence[bool]
 ) -> Coordinates:
-    """Those that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
+    """Coordinates that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
 
     Args:
         variables: samples, inside the bijection's support.
@@ -77,7 +79,7 @@ class Latent(Denoiser):
     def denoise(
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
     ) -> Float[Tensor, "batch *event"]:
-        """The latent part of the joint denoiser's answer."""
+        """The latent part of what the joint denoiser gives."""
         total = len(self.where) + len(self.given)
         noisy = x.new_zeros(len(x), total).index_copy(1, self.where, x)
         values, flags = x.new_zeros(len(x), total), x.new_zeros(len(x), total)
@@ -158,7 +160,7 @@ class Conditional(Posterior):
         return torch.where(inside, density, -math.inf)
 
     def _condition(self, x: Float[Tensor, "observations ..."], n: int) -> Float[Tensor, "rows known"] | None:
-        """What the denoiser is told: a row for each of n samples of each observation; one for all of a single one."""
+        """The denoiser's condition: a row for each of n samples of each observation; one for all of a single one."""
         if not self.known:
             return None
         z = self._known.forward(x.flatten(1)).float()

@@ -1,7 +1,7 @@
 """A simulator learned from simulations: q(y | u), from which any number of further simulations is drawn.
 
-Simulations are few, and a network that sees each of them many times memorises them. The likelihood is often the simpler
-side of the problem (Papamakarios et al. 2019, arXiv 1805.07226): an ensemble of conditional mixtures of Gaussians is
+Simulations are few, and a network that is trained on each many times memorises them. The likelihood is often simpler
+than the posterior (Papamakarios et al. 2019, arXiv 1805.07226): an ensemble of conditional mixtures of Gaussians is
 fitted to it by maximum likelihood, each member stopped by simulations of its own that it is not trained on, and the
 posterior's denoiser learns from fresh draws of it. Simulations held out from both show whether that helps (`judge`).
 """
@@ -10,6 +10,7 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -17,11 +18,17 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.inference.maps import DataMap
+from openedm.inference.prepare import Prepared
+from openedm.inference.transforms import Columns
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.optimisation import BestLoss, minimise
 
-__all__ = ["CLOSE", "FittedMixture", "MixtureOptions", "choose_form", "fit_mixture"]
+__all__ = ["FittedMixture", "LearnedSimulator", "MixtureOptions", "choose_form", "fit_mixture", "learn_simulator"]
+
+CHUNK_ROWS = 16_384
+"""Rows that a mixture evaluates at a time where draws are made or whitened."""
 
 CLOSE = 1.0
 """Nats within which a short trial does not decide: many Gaussians learn fast at first where few suffice in the end."""
@@ -89,6 +96,60 @@ class FittedMixture:
     mixture: ConditionalMixture
     log_prob: float
     steps: int
+
+
+class LearnedSimulator(NamedTuple):
+    """A fitted emulator, and draws from it.
+
+    Attributes:
+        fitted: q, of what `target` makes of x.
+        target: the map from the kept columns of x to what q models; None means y.
+        data: x → y, also for the denoisers that learn from the draws.
+        u, y: draws of prior and emulator; without a prior θ is one of those simulated.
+    """
+
+    fitted: FittedMixture
+    target: Columns | None
+    data: DataMap
+    u: Float[Tensor, "draws d"]
+    y: Float[Tensor, "draws y"]
+
+
+def learn_simulator(
+    data: Prepared,
+    options: MixtureOptions,
+    *,
+    reduce_above: int,
+    num_draws: int,
+    seed: int,
+    progress: Callable[[float], None] = lambda share: None,
+) -> LearnedSimulator:
+    """Fit an emulator to the simulations that are trained on, and draw from it.
+
+    Args:
+        data: the simulations; x are vectors.
+        options: how the emulator is fitted.
+        reduce_above: data with more columns than this are summarised by least squares.
+        num_draws: how many draws are made.
+        seed: of everything random.
+        progress: called with the share of the fit that is done.
+
+    Raises:
+        FloatingPointError, ValueError: as `fit_mixture`.
+    """
+    theta, x, maps = data.theta[data.training], data.x[data.training], data.data
+    if len(maps.keep) > reduce_above:
+        maps = maps.reduced(x, data.u[data.training])
+    kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
+    target, components = _choose_target(maps, kept, inputs, options, seed)
+    y = maps.of_kept(kept) if target is None else target.forward(kept).float()
+    fitted = fit_mixture(y, inputs, options, components, seed=seed, progress=progress)
+    u, drawn = _draw(data, fitted.mixture, y, num_draws, seed)
+    if target is not None:
+        if set(target.kinds) != {"identity"}:
+            maps = replace(maps, columns=target)
+        drawn = maps.of_kept(target.inverse(drawn))
+    return LearnedSimulator(fitted, target, maps, u, drawn)
 
 
 def fit_mixture(
@@ -182,6 +243,36 @@ def choose_form(
         return form, best
     long = {k: trial(form, k, min(4 * options.pilot_steps, options.steps)) for k in close}
     return form, max(long, key=lambda k: long[k])
+
+
+def _choose_target(
+    maps: DataMap, kept: Float[Tensor, "n kept"], inputs: Float[Tensor, "n d"], options: MixtureOptions, seed: int
+) -> tuple[Columns | None, int]:
+    """What the emulator models, and with how many components: x warped, as it is, or its logarithms, by trials."""
+    if maps.reduction is not None:
+        return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
+    all_columns = [maps.columns, Columns.of(kept, warp=False), Columns.logarithms(kept)]
+    columns = list({each.kinds: each for each in all_columns}.values())
+    forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
+    form, components = choose_form(forms, inputs, options, seed=seed)
+    return columns[form], components
+
+
+def _draw(
+    data: Prepared, mixture: ConditionalMixture, y: Float[Tensor, "n y"], count: int, seed: int
+) -> tuple[Float[Tensor, "draws d"], Float[Tensor, "draws y"]]:
+    """Draws (u, y) of prior and emulator, hardly further out than the simulations' y."""
+    generator = torch.Generator().manual_seed(seed)
+    if data.prior is None:
+        rows = torch.randint(len(data.training), (count,), generator=generator)
+        theta = data.theta[data.training[rows]]
+    else:
+        theta = data.prior.sample(count, seed + 1)
+    chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
+    low, high = y.min(0).values, y.max(0).values
+    margin = 0.1 * (high - low)
+    drawn = torch.minimum(torch.maximum(torch.cat(chunks), low - margin), high + margin)
+    return data.parameters.forward(theta).float(), drawn
 
 
 def _initial(

@@ -11,6 +11,8 @@ from openedm.ground import checks
 from openedm.inference.local import Simulator, predictive_check
 from openedm.inference.posterior import Posterior
 
+__all__ = ["to_arviz"]
+
 
 def to_arviz(
     posterior: Posterior,
@@ -21,7 +23,7 @@ def to_arviz(
     simulator: Simulator | None = None,
     seed: int = 0,
 ) -> Any:
-    """Samples for one observation with the groups that ArviZ knows.
+    """Samples for one observation in the groups of ArviZ.
 
     Groups: `posterior`, one variable a parameter, (chain, draw); `observed_data`, the variable x; `prior`, where the
     posterior has one; `posterior_predictive`, where a simulator is given. Samples are independent, and chains are

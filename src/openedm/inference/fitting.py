@@ -53,12 +53,12 @@ def fit(
         on_nonfinite: "error" refuses simulations with NaN or infinities and names them, "drop" leaves them out. The
             posterior is then conditional on the simulator's success.
         run: folder for the trainer's checkpoints; None writes none.
-        resume: go on from the checkpoints in `run`, which the same call has written before.
+        resume: continue from the checkpoints in `run`, which an earlier call with the same arguments has written.
         observers: of the trainers, for logs and trackers.
         progress: called with the name of each stage and the share of it that is done.
 
     Returns:
-        A posterior, in evaluation mode; `.report` says what was tried and chosen.
+        A posterior, in evaluation mode; `.report` holds what was tried and chosen.
 
     Raises:
         FloatingPointError: a training came to numbers that are not finite.
@@ -80,10 +80,9 @@ def fit(
     if settings.emulator is not None and len(shape) > 1:
         raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
     show = (lambda stage, share: None) if progress is None else progress
-
     data = prepare(parameters, values, known, held_out=settings.held_out, seed=seed, names=names)
-    job = Job(seed, None if run is None else Path(run), resume, tuple(observers), show)
-    candidates = train_candidates(data, settings, job)
+    job = Job(settings, seed, None if run is None else Path(run), resume, tuple(observers), show)
+    candidates = train_candidates(data, job)
     verdict = judge(candidates, data, settings, show)
     return verdict.posterior.with_report(_report(settings, len(parameters), seed, candidates, verdict))
 
@@ -95,10 +94,10 @@ def _report(
     report: dict[str, Any] = {"settings": to_config(settings), "simulations": simulations, "seed": seed}
     if (found := candidates.simulator) is not None:
         report["emulated"] = {
-            "components": found.components,
+            "components": found.fitted.mixture.components,
             "columns": None if found.target is None else list(found.target.kinds),
-            "log_prob": found.log_prob,
-            "steps": found.steps,
+            "log_prob": found.fitted.log_prob,
+            "steps": found.fitted.steps,
         }
     report["seconds"] = {**candidates.seconds, "judging": verdict.seconds}
     report["held_out_log_prob"] = dict(verdict.log_probs)

@@ -12,8 +12,6 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
-from jaxtyping import Float
-from torch import Tensor
 
 from openedm.denoiser import Denoiser
 from openedm.ground.choices import from_config, to_config
@@ -22,6 +20,7 @@ from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, coordinates_of
 from openedm.inference.maps import Coordinates
 from openedm.inference.masks import JointModel, MaskedData, Masks
+from openedm.inference.posterior import Values
 from openedm.inference.prepare import check_simulations
 from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
@@ -35,7 +34,7 @@ from openedm.training import HalfLife, Model, Observer, Options, Trainer, list_c
 __all__ = ["KIND", "OBJECTIVE", "Joint", "fit_joint"]
 
 KIND = "joint"
-"""Of the folders that hold a joint distribution."""
+"""The kind of folders that hold a joint distribution."""
 
 OBJECTIVE = EDM(noise=LogNormal(-0.6, 1.6))
 """σ from 0.02 to 15 standard deviations: from what known data leave of a latent's width to where it is all noise."""
@@ -141,7 +140,7 @@ class Joint:
         """Write the distribution to a new folder.
 
         Raises:
-            ValueError: `path` exists, the denoiser is none that `fit_joint` trains, or the prior has no plain form.
+            ValueError: `path` exists, the denoiser is not one that `fit_joint` trained, or the prior has no plain form.
         """
         further = {"dim": self.dim, "x_shape": list(self.x_shape), "coordinates": to_config(self.coordinates)}
         common = storage.Common(self.model, [self.denoiser], self.prior, self.names, self.sampler, self.density)
@@ -184,15 +183,15 @@ class Joint:
 
 
 def fit_joint(
-    theta: Float[Tensor, "simulations d"],
-    x: Float[Tensor, "rows *shape"],
+    theta: Values,
+    x: Values,
     prior: Any = None,
     *,
     network: Network = JointTransformer(),
     masks: Masks = Masks(),
     objective: Objective = OBJECTIVE,
     options: Options | None = None,
-    sampler: Auto = Auto(),
+    sampler: Auto | Sampler = Auto(),
     density: Likelihood = Likelihood(),
     names: Sequence[str] | None = None,
     seed: int | None = None,
@@ -206,13 +205,12 @@ def fit_joint(
         theta: parameters, (n, d).
         x: what was simulated from them, (n, *x_shape); its numbers are taken in a row.
         prior: as for `as_prior`; bounded parameters are mapped to R by it. None takes them as unbounded.
-        network: what conditions of shape (2 · variables,), values and flags, go with.
+        network: takes conditions of shape (2 · variables,): values and flags.
         masks: which conditionals are trained, and how often.
         objective: p(σ), λ(σ), in units of the standard deviation.
-        options: how to train; None means a rule: 100 times through the simulations, but from 300,000 to 3 million
-            samples in all, in batches of 256, with a warm-up and a half cosine to zero; of the averages that were
-            measured on the way the best is kept. A twentieth of the simulations, at most 1000 (the first ones), is held
-            out for that.
+        options: how to train; None means a rule: 100 passes over the simulations, but from 300,000 to 3 million samples
+            in all, in batches of 256, with a warm-up and a half cosine to zero, and the average with the lowest
+            validation loss. A twentieth of the simulations, at most 1000 (the first ones), is held out for that.
         sampler, density: how samples are drawn and log-densities computed afterwards.
         names: of all variables, θ first; None means the prior's or theta_1, …, then x_1, ….
         seed: the result is a function of this number; None means that of `options`.
@@ -227,13 +225,13 @@ def fit_joint(
     prior = as_prior(prior)
     parameters, values = check_simulations(theta, x, prior, at_least=2, dtype=torch.float64)
     variables = torch.cat([parameters, values.flatten(1)], 1)
-    dim, data = theta.shape[1], variables.shape[1] - theta.shape[1]
+    dim, data = parameters.shape[1], values[0].numel()
     labels = _names(dim, data, prior, names)
     constant = [labels[i] for i in constant_columns(variables)]
     if constant:
         raise ValueError(f"every variable must vary, but {', '.join(constant)} did not: leave them out")
     coordinates = coordinates_of(variables, _bijection(dim, data, prior), [prior is None] * dim + [True] * data)
-    options = _rule(len(theta)) if options is None else options
+    options = _default_options(len(parameters)) if options is None else options
     options = options if seed is None else replace(options, seed=seed)
     vectors = coordinates.forward(variables).float()
     total, apart = vectors.shape[1], max(1, min(len(vectors) // 20, 1000))
@@ -252,11 +250,11 @@ def fit_joint(
         trainer.resume()
     denoiser = trainer.fit()
     return Joint(
-        denoiser, model, coordinates, dim, x.shape[1:], prior=prior, names=labels, sampler=sampler, density=density
+        denoiser, model, coordinates, dim, values.shape[1:], prior=prior, names=labels, sampler=sampler, density=density
     )
 
 
-def _rule(simulations: int) -> Options:
+def _default_options(simulations: int) -> Options:
     images = min(max(100 * simulations, 300_000), 3_000_000)
     return Options(
         images=images,
@@ -275,11 +273,10 @@ def _rule(simulations: int) -> Options:
 
 
 def _bijection(dim: int, data: int, prior: Prior | None) -> Bijection:
-    """That of the prior, and the identity for the data."""
-    low, high = (
-        ((-math.inf,) * dim, (math.inf,) * dim) if prior is None else (prior.bijection.low, prior.bijection.high)
-    )
-    return Bijection((*low, *(-math.inf,) * data), (*high, *(math.inf,) * data))
+    """The prior's bijection for the parameters, and the identity for the data."""
+    low, high = ((), ()) if prior is None else (prior.bijection.low, prior.bijection.high)
+    unbounded = data if prior is not None else dim + data
+    return Bijection((*low, *(-math.inf,) * unbounded), (*high, *(math.inf,) * unbounded))
 
 
 def _names(dim: int, data: int, prior: Prior | None, names: Sequence[str] | None) -> tuple[str, ...]:

@@ -23,6 +23,8 @@ from openedm.ground.choices import Choice
 from openedm.networks import JointTransformer, Network
 from openedm.training import Model
 
+__all__ = ["JointModel", "MaskedData", "Masks", "Pinned"]
+
 
 @dataclass(frozen=True)
 class Masks(Choice):

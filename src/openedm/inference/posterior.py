@@ -41,7 +41,7 @@ class Posterior(ABC):
     Args:
         dim: number of parameters.
         x_shape: shape of one observation.
-        prior: of θ; outside its support the log-density is −∞. None where there is none.
+        prior: of θ, or None; outside its support the log-density is −∞.
         names: of the parameters; None means the prior's, or theta_1, theta_2, ….
         device: where samples and densities are computed.
 
@@ -337,7 +337,7 @@ def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
     """`values` as a float32 tensor; float64 stays.
 
     Raises:
-        TypeError: they are no real numbers; the message names the argument.
+        TypeError: they are not real numbers; the message names the argument.
     """
     try:
         tensor = torch.as_tensor(values)

@@ -1,4 +1,4 @@
-"""Simulations as users have them: checked, what is wrong with them named, split and standardised."""
+"""Simulations are checked, with errors that name rows and columns, split and standardised."""
 
 import math
 import warnings
@@ -21,7 +21,7 @@ MIN_SIMULATIONS = 100
 
 @dataclass(frozen=True)
 class Prepared:
-    """Checked simulations, and how networks see them.
+    """Checked simulations, and how they are standardised.
 
     Attributes:
         theta, x: the simulations, float32.

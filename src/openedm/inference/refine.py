@@ -36,7 +36,7 @@ CHUNK_ROWS = 1024
 
 
 class Target(ABC):
-    """ln π as the members of an ensemble see it; π is their mean."""
+    """ln π_e by each member of an ensemble; π is their mean."""
 
     @property
     @abstractmethod

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
@@ -21,8 +22,11 @@ from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
 from openedm.inference.settings import Settings
 from openedm.inference.simulation import simulate
+from openedm.inference.simulations import Simulations
 from openedm.inference.trained import DenoiserPosterior
 from openedm.inference.truncated import Truncated
+
+__all__ = ["Round", "fit_sequentially"]
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,7 @@ def fit_sequentially(
         x_observed: the observation, x_shape.
         rounds: how many, ≥ 1.
         simulations: in each round.
-        batched: whether the simulator takes many θ at once, as it is taken to here, unlike in `simulate`.
+        batched: whether the simulator takes many θ at once; unlike in `simulate`, the default is that it does.
         margin: the region reaches beyond the samples' outermost by this share of their range, ≥ 0.
         seed: of everything random.
         settings: of each fit; None means `Settings.of`.
@@ -79,18 +83,15 @@ def fit_sequentially(
     """
     checks.at_least("rounds", rounds, 1)
     checks.at_least("margin", margin, 0)
-    whole = as_prior(prior)
-    if whole is None:
+    full_prior = as_prior(prior)
+    if full_prior is None:
         raise ValueError("prior must be given, got None")
-    region: Prior = whole
-    thetas: list[Tensor] = []
-    xs: list[Tensor] = []
+    region: Prior = full_prior
+    made: list[Simulations] = []
     done: list[Round] = []
     for number in range(rounds):
-        result = simulate(simulator, region, simulations, seed=seed + number, batched=batched)
-        thetas.append(torch.as_tensor(result.theta))
-        xs.append(torch.as_tensor(result.x))
-        theta, x = torch.cat(thetas), torch.cat(xs)
+        made.append(simulate(simulator, region, simulations, seed=seed + number, batched=batched))
+        theta, x = torch.cat([each.theta for each in made]), torch.cat([each.x for each in made])
         inside = region.log_prob(theta) > -math.inf
         posterior = fit(
             theta[inside],
@@ -98,23 +99,23 @@ def fit_sequentially(
             region,
             seed=seed + number,
             settings=settings,
-            names=whole.names,
+            names=full_prior.names,
             on_nonfinite="drop",
             progress=progress,
         )
         posterior.set_default_x(x_observed)
         low, high = region.bijection.low, region.bijection.high
-        done.append(Round(len(result.theta), int(inside.sum()), tuple(low), tuple(high), posterior))
+        done.append(Round(len(made[-1].theta), int(inside.sum()), tuple(low), tuple(high), posterior))
         if number < rounds - 1:
-            region = _around(posterior.sample(x_observed, 4000, seed=seed), whole, region, margin)
+            region = _truncate(full_prior, region, posterior.sample(x_observed, 4000, seed=seed), margin)
     return done
 
 
-def _around(samples: Tensor, whole: Prior, region: Prior, margin: float) -> Truncated:
+def _truncate(prior: Prior, region: Prior, samples: Float[Tensor, "n d"], margin: float) -> Truncated:
     """The prior in a box around samples, inside the last region."""
-    z = whole.bijection.forward(samples.double())
+    z = prior.bijection.forward(samples.double())
     low, high = z.min(0).values, z.max(0).values
     reach = margin * (high - low) + 1e-6
-    ends = whole.bijection.inverse(torch.stack([low - reach, high + reach]))
-    before = torch.tensor([region.bijection.low, region.bijection.high], dtype=torch.float64)
-    return Truncated(whole, torch.maximum(ends[0], before[0]).tolist(), torch.minimum(ends[1], before[1]).tolist())
+    ends = prior.bijection.inverse(torch.stack([low - reach, high + reach]))
+    last = torch.tensor([region.bijection.low, region.bijection.high], dtype=torch.float64)
+    return Truncated(prior, torch.maximum(ends[0], last[0]).tolist(), torch.minimum(ends[1], last[1]).tolist())

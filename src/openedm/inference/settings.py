@@ -25,7 +25,7 @@ class Settings(Choice):
         objective: p(σ), λ(σ).
         members: denoisers that are trained, each from a seed of its own, and averaged.
         images: samples that the denoiser is trained on with an emulator, fresh draws all.
-        passes: how often it sees each simulation without one, at most; early stopping ends before.
+        passes: how often it is trained on each simulation without one, at most; early stopping ends before.
         batch_size, learning_rate: of the denoiser's training, with a warm-up and a half cosine to zero.
         emulator: how the learned likelihood is fitted; None for none.
         pool: how many draws of the emulator are made.

@@ -39,11 +39,13 @@ SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 
 DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3)
 SCORE_LEVEL = 0.05
-LEAST_ROWS, MAX_CHAINS = 32, 1 << 14
+MIN_ROWS, MAX_CHAINS = 32, 1 << 14
+"""Fewer samples of each observation are drawn for all observations at a time; the chains that run at a time."""
+
 EVIDENCE_DRAWS, MAX_EVIDENCES = 1024, 64
 PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
 KIND = "fit"
-"""Of the folders that hold such a posterior."""
+"""The kind of folders that hold such a posterior."""
 
 SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
 
@@ -122,11 +124,11 @@ class DenoiserPosterior(Posterior):
 
     Args:
         parts: denoiser, maps and what belongs to them.
-        prior: of θ; None where there is none.
+        prior: of θ, or None.
         names: of the parameters.
         sampler: any sampler of the library; it draws r.
         likelihood: how densities of r are computed.
-        report: what `fit` found, plain data.
+        report: what `fit` tried and chose, plain data.
 
     Raises:
         ValueError: a refinement without emulator or prior, or as `Posterior`.
@@ -165,7 +167,7 @@ class DenoiserPosterior(Posterior):
         """The same posterior, refined by other Markov chains, or by none.
 
         Raises:
-            ValueError: there is no emulator, or no prior.
+            ValueError: the emulator or the prior is missing.
         """
         return self._changed(parts=replace(self.parts, refinement=refinement))
 
@@ -182,10 +184,10 @@ class DenoiserPosterior(Posterior):
         return DenoiserPosterior(**({name: getattr(self, name) for name in names} | changes))
 
     def save(self, path: str | Path) -> None:
-        """Write the posterior to a new folder; loaded again, it gives the same samples and densities.
+        """Write the posterior to a new folder. What `load` reads there gives the same samples and densities.
 
         Raises:
-            ValueError: `path` exists; the denoiser is none that `fit` trains, or the prior has no plain form.
+            ValueError: `path` exists; the denoiser is not one that `fit` trained, or the prior has no plain form.
         """
         parts, mixtures = self.parts, {"base": self.parts.base, "emulator": self.parts.emulator}
         members: list[Any] = list(parts.denoiser.members) if isinstance(parts.denoiser, Average) else [parts.denoiser]
@@ -265,7 +267,7 @@ class DenoiserPosterior(Posterior):
         self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
     ) -> Float64[Tensor, "observations n dim"]:
         """u by the flow: many samples one observation at a time, whose summary is then made once."""
-        if n < LEAST_ROWS:
+        if n < MIN_ROWS:
             return self._flow(y, n, seeds)
         return torch.cat([self._flow(y[i : i + 1], n, [seed]) for i, seed in enumerate(seeds)])
 
@@ -324,7 +326,7 @@ class DenoiserPosterior(Posterior):
         """prior × learned likelihood, for so many chains of each observation, or for any points of a single one.
 
         Raises:
-            ValueError: there is no emulator, or no prior.
+            ValueError: the emulator or the prior is missing.
         """
         if self.parts.emulator is None or self.prior is None:
             raise ValueError("posterior must have an emulator and a prior, one of them is None")

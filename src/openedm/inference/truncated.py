@@ -14,6 +14,8 @@ from torch import Tensor
 from openedm.inference.bijections import Bijection
 from openedm.inference.priors import Prior
 
+__all__ = ["PROPOSALS", "Truncated"]
+
 PROPOSALS = 1 << 16
 
 
