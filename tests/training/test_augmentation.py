@@ -1,4 +1,4 @@
-"""Transforms as specified, told to the network, and left out where samples are drawn or losses measured."""
+"""Transforms as specified, given to the network as labels, and left out where samples are drawn or losses measured."""
 
 import math
 
@@ -258,9 +258,9 @@ def test_a_checkpoint_tells_that_its_network_takes_labels_and_resuming_without_i
     assert read_model(tmp_path / "checkpoints" / f"{16:012d}").augment_dim == 9
     denoiser = load_denoiser(tmp_path)
     x = images(2)[:, :1]
-    told = denoiser(x, 1.0, augment=torch.zeros(2, 9))
-    assert torch.equal(denoiser(x, 1.0), told)
-    assert not torch.equal(denoiser(x, 1.0, augment=torch.ones(2, 9)), told)
+    labelled = denoiser(x, 1.0, augment=torch.zeros(2, 9))
+    assert torch.equal(denoiser(x, 1.0), labelled)
+    assert not torch.equal(denoiser(x, 1.0, augment=torch.ones(2, 9)), labelled)
     with pytest.raises(ValueError, match=r"options.augmentation.p was 0.5, is 0.25"):
         augmented(run=tmp_path, augmentation=Augmentation(p=0.25)).resume()
 
@@ -272,7 +272,7 @@ def test_a_network_with_labels_may_be_trained_without_augmentation(augmented):
     Trainer(Model.for_data(dataset, network, augment_dim=9), dataset, options=options).fit()
 
 
-def test_augmentation_of_vectors_or_untold_is_an_error_before_any_step(trainer, vectors):
+def test_augmentation_of_vectors_or_of_a_network_without_labels_is_an_error_before_any_step(trainer, vectors):
     with pytest.raises(ValueError, match=r"augmentation must be None for samples of shape \(2,\)"):
         trainer(augmentation=Augmentation())
     digits = Digits("test").load()

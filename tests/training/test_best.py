@@ -58,7 +58,7 @@ def test_the_weights_that_are_returned_and_saved_are_those_of_the_lowest_loss(tr
     assert run.best_loss == seen.losses[lowest] == measure(best, run)
     assert not best.training
     assert_same(load_denoiser(tmp_path).network.state_dict(), seen.weights[lowest])
-    assert_same(run.average.network.state_dict(), seen.weights[-1])  # which goes on where training does
+    assert_same(run.average.network.state_dict(), seen.weights[-1])  # with which training continues
 
 
 def test_the_result_is_a_copy(trainer):

@@ -15,7 +15,6 @@ from openedm.cli.main import main
 from openedm.ground.choices import from_config, to_config
 from openedm.training import (
     Options,
-    PowerAverages,
     PowerFunction,
     combine,
     find_checkpoint,
@@ -26,7 +25,7 @@ from openedm.training import (
 )
 from openedm.training.averaging import exponent
 from openedm.training.checkpoints import read_weights
-from openedm.training.post_hoc import REACHABLE, Snapshot
+from openedm.training.post_hoc import REACHABLE, PowerAverages, Snapshot
 
 TRACKED = PowerFunction((0.05, 0.10), every=48, precision="fp32")
 WIDTHS = (0.05, 0.07, 0.10, 0.13, 0.18, 0.25)

@@ -21,7 +21,7 @@ CPU = torch.device("cpu")
 
 
 class Heard(Observer):
-    """Writes down everything it is told."""
+    """Records every call."""
 
     def __init__(self):
         self.progress, self.validations, self.snapshots, self.checkpoints = [], [], [], []
@@ -120,7 +120,7 @@ def test_an_edm_network_starts_at_the_loss_of_the_skip_connection_which_is_one_f
 
 
 @pytest.mark.parametrize("objective", [EDM(), EDM2()])
-def test_the_loss_that_is_told_is_the_weighted_one_without_the_uncertainty(trainer, objective):
+def test_the_loss_that_observers_get_is_the_weighted_one_without_the_uncertainty(trainer, objective):
     heard, weighted, totals = Heard(), [], []
     run = trainer(objective=objective, observers=[heard], accumulate=2, learning_rate=0.1, rampup=0)
     run._plain.register_forward_hook(lambda _, inputs, loss: weighted.append(loss.weighted.mean().item()))

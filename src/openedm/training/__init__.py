@@ -6,7 +6,7 @@ from openedm.training.checkpoints import find_checkpoint, list_checkpoints, load
 from openedm.training.model import Model, num_parameters
 from openedm.training.monitoring import Observer, TrainingProgress, Validation, ValidationLoss
 from openedm.training.options import Options
-from openedm.training.post_hoc import PowerAverages, combine, list_snapshots, reachable, reconstruct
+from openedm.training.post_hoc import combine, list_snapshots, reachable, reconstruct
 from openedm.training.processes import make_accelerator, share_of
 from openedm.training.trainer import Trainer
 
@@ -18,7 +18,6 @@ __all__ = [
     "MovingAverage",
     "Observer",
     "Options",
-    "PowerAverages",
     "PowerFunction",
     "Trainer",
     "TrainingProgress",
