@@ -5,6 +5,9 @@ learns to tell them apart by Adam; the score is its mean accuracy on the held-ou
 cross-validation. The networks of all folds are trained at once, as one batch of matrices, by hand-written backward
 passes; folds, first weights, order of samples and the rule by which each fold stops are those of scikit-learn's
 `KFold` and `MLPClassifier`, which sbibm uses, so that scores differ by rounding alone.
+
+The loop is not that of `optimisation`: folds leave the batch one by one, by scikit-learn's rule, and without autograd,
+norms of gradients and a wait for the device in each step it takes a fraction of the time.
 """
 
 import math
@@ -18,6 +21,8 @@ from sklearn.model_selection import KFold
 from torch import Tensor
 
 from openedm.ground import checks
+
+__all__ = ["c2st"]
 
 # MLPClassifier's defaults, and sbibm's max_iter.
 BATCH, LEARNING_RATE, BETAS, EPS, ALPHA = 200, 1e-3, (0.9, 0.999), 1e-8, 1e-4
@@ -71,16 +76,16 @@ def c2st(
 
 
 class _Layers(NamedTuple):
-    """Weights (folds, in, out) and biases (folds, 1, out) of one set of networks, views of `flat` (folds, numbers)."""
+    """The networks of all folds: views of `flat`, in which weights come before biases."""
 
-    flat: Tensor
-    weights: list[Tensor]
-    biases: list[Tensor]
+    flat: Float[Tensor, "folds numbers"]
+    weights: list[Float[Tensor, "folds inputs outputs"]]
+    biases: list[Float[Tensor, "folds 1 outputs"]]
     num_weights: int
 
 
-def _layers(flat: Tensor, widths: list[int]) -> _Layers:
-    """Views: the three weights, then the three biases."""
+def _layers(flat: Float[Tensor, "folds numbers"], widths: list[int]) -> _Layers:
+    """The views of three weights, then three biases."""
     pairs = list(pairwise(widths))
     sizes = [a * b for a, b in pairs] + widths[1:]
     pieces = torch.split(flat, sizes, dim=1)
@@ -89,7 +94,11 @@ def _layers(flat: Tensor, widths: list[int]) -> _Layers:
 
 
 def _fit(
-    x: Tensor, y: Tensor, train: Int64[Tensor, "folds rows"], stream: np.random.RandomState, max_epochs: int
+    x: Float[Tensor, "n d"],
+    y: Float[Tensor, " n"],
+    train: Int64[Tensor, "folds rows"],
+    stream: np.random.RandomState,
+    max_epochs: int,
 ) -> list[_Layers]:
     """The trained network of each fold. A fold whose loss no longer falls leaves the batch."""
     d, (folds, rows) = x.shape[1], train.shape
@@ -132,8 +141,8 @@ def _fit(
     return [done[fold] for fold in range(folds)]
 
 
-def _initial(widths: list[int], stream: np.random.RandomState) -> Tensor:
-    """Uniform weights and biases within ±√(6/(in + out)) (Glorot & Bengio 2010), (1, numbers), in `_layers`' order."""
+def _initial(widths: list[int], stream: np.random.RandomState) -> Float[Tensor, "1 numbers"]:
+    """Uniform weights and biases within ±√(6/(in + out)) (Glorot & Bengio 2010), in the order of `_layers`."""
     weights, biases = [], []
     for a, b in pairwise(widths):
         bound = math.sqrt(6 / (a + b))
@@ -150,8 +159,10 @@ def _forward(network: _Layers, x: Float[Tensor, "folds rows d"]) -> tuple[Tensor
     return first, second, torch.baddbmm(b3, second, w3)
 
 
-def _gradients(network: _Layers, grads: _Layers, x: Tensor, y: Tensor) -> Tensor:
-    """Fill `grads` with those of the penalised mean logistic loss; the logits of the forward pass."""
+def _gradients(
+    network: _Layers, grads: _Layers, x: Float[Tensor, "folds rows d"], y: Float[Tensor, "folds rows 1"]
+) -> Float[Tensor, "folds rows 1"]:
+    """Fill `grads` with those of the penalised mean logistic loss; returns the logits of the forward pass."""
     first, second, logits = _forward(network, x)
     rows = x.shape[1]
     delta = (logits.sigmoid() - y) / rows
@@ -177,7 +188,7 @@ def _adam(params: Tensor, grads: Tensor, average: Tensor, squares: Tensor, step:
 
 
 def _splits(rows: int, folds: int, seed: int) -> tuple[Int64[Tensor, "folds train"], list[Tensor]]:
-    """The rows to train on and to judge on, of each fold.
+    """The rows of each fold to train on, and those to test on.
 
     Where folds differ in size by one, the larger training sets leave out their last row.
     """

@@ -1,14 +1,15 @@
-"""A small convolutional classifier: features to compare images in, and a judge of labels.
+"""A small convolutional classifier: its features compare images, its classes judge labels.
 
 Trained on the real data at hand in seconds to minutes, so that evaluation needs no download. Distances in its features
-compare samples of the same data among each other; they are not the published FID.
+compare samples of the same data with each other; they are not the published FID.
 """
 
 import json
 import math
 import os
-from collections.abc import Callable, Iterable
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
+from typing import TypeVar, cast
 
 import safetensors
 import safetensors.torch
@@ -20,8 +21,14 @@ from torch.nn import functional
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.storage import replacing
+from openedm.optimisation import minimise
 
-Progress = Callable[[Iterable[int]], Iterable[int]]
+__all__ = ["Classifier", "train_classifier"]
+
+L = TypeVar("L", nn.Conv2d, nn.Linear)
+
+HEADER = "openedm.metrics.Classifier"
+"""The key of the arguments in a file's header."""
 
 
 class Classifier(nn.Module):
@@ -52,13 +59,14 @@ class Classifier(nn.Module):
         channels = event_shape[0]
         layers: list[nn.Module] = []
         for outputs in _widths(event_shape, width):
-            layers += [_convolution(channels, outputs, generator), _norm(outputs), nn.SiLU()]
-            layers += [_convolution(outputs, outputs, generator, stride=2), _norm(outputs), nn.SiLU()]
+            for inputs, stride in ((channels, 1), (outputs, 2)):
+                convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, device="meta")
+                layers += [_initialised(convolution, generator), _norm(outputs), nn.SiLU()]
             channels = outputs
         self.stages = nn.Sequential(*layers)
         self.pool = nn.AdaptiveAvgPool2d(2)
-        self.embed = _linear(4 * channels, dim, generator)
-        self.head = _linear(dim, num_classes, generator)
+        self.embed = _initialised(nn.Linear(4 * channels, dim, device="meta"), generator)
+        self.head = _initialised(nn.Linear(dim, num_classes, device="meta"), generator)
 
     def features(self, x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch dim"]:
         """The `dim` features of each image in `x`, values in [-1, 1].
@@ -84,7 +92,7 @@ class Classifier(nn.Module):
         """Write weights and, as JSON in the header, the arguments, as one safetensors file: complete or not at all."""
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
         with replacing(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, {_FORMAT: json.dumps(self.config)}))
+            temporary.write_bytes(safetensors.torch.save(tensors, {HEADER: json.dumps(self.config)}))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Classifier":
@@ -95,7 +103,7 @@ class Classifier(nn.Module):
         """
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                config = json.loads(file.metadata()[_FORMAT])
+                config = json.loads(file.metadata()[HEADER])
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             made = cls(tuple(config.pop("event_shape")), config.pop("num_classes"), **config)
             made.load_state_dict(tensors)
@@ -104,9 +112,6 @@ class Classifier(nn.Module):
                 f"path must be a classifier that Classifier.save wrote, got {str(path)!r}: {error}"
             ) from error
         return made.eval()
-
-
-_FORMAT = "openedm.metrics.Classifier"
 
 
 def train_classifier(
@@ -120,7 +125,7 @@ def train_classifier(
     width: int = 32,
     dim: int = 64,
     device: str | torch.device = "cpu",
-    progress: Progress | None = None,
+    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
 ) -> Classifier:
     """A `Classifier` trained on the labels of `dataset`: AdamW, one warm-up and decay, images shifted at random.
 
@@ -141,6 +146,7 @@ def train_classifier(
 
     Raises:
         ValueError: `dataset` is not labelled images, or an argument is outside its range.
+        FloatingPointError: a loss or a gradient is not finite.
     """
     if dataset.kind != "images" or dataset.num_classes < 2:
         raise ValueError(f"dataset must be images in at least 2 classes, got {dataset.describe()}")
@@ -155,18 +161,22 @@ def train_classifier(
     generator = torch.Generator().manual_seed(seed)
     classifier = Classifier(dataset.event_shape, dataset.num_classes, width=width, dim=dim, seed=seed).to(device)
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
-    steps = epochs * math.ceil(len(dataset) / batch_size)
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: _warm_up_and_decay(step, steps))
-    for _ in (progress or iter)(range(epochs)):
-        order = torch.randperm(len(dataset), generator=generator)
-        for start in range(0, len(dataset), batch_size):
-            x, labels = dataset.fetch(order[start : start + batch_size])
-            x = _shifted(x, shift, generator)
-            loss = functional.cross_entropy(classifier(x.to(device)), cast(Tensor, labels).to(device))
-            optimizer.zero_grad(set_to_none=True)
+    per_epoch = math.ceil(len(dataset) / batch_size)
+    rate = partial(_warm_up_and_decay, learning_rate, epochs * per_epoch)
+    for epoch in (progress or iter)(range(epochs)):
+        batches = torch.split(torch.randperm(len(dataset), generator=generator), batch_size)
+
+        def gradient(step: int, batches: Sequence[Tensor] = batches) -> Tensor:
+            x, labels = dataset.fetch(batches[step % per_epoch])
+            logits = classifier(_shifted(x, shift, generator).to(device))
+            loss = functional.cross_entropy(logits, cast(Tensor, labels).to(device))
             loss.backward()  # type: ignore[no-untyped-call]
-            optimizer.step()
-            schedule.step()
+            return loss
+
+        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+        for step in minimise(gradient, optimizer, steps=steps, learning_rate=rate):
+            if not step.taken:
+                raise FloatingPointError(f"the loss of step {step.number} or its gradient is not finite: {step.loss}")
     return classifier.eval()
 
 
@@ -176,10 +186,9 @@ def _widths(event_shape: tuple[int, ...], width: int) -> list[int]:
     return [min(width * 2**i, 4 * width) for i in range(stages)]
 
 
-def _warm_up_and_decay(step: int, steps: int) -> float:
-    """From 0 up over a tenth of the way, then down a half cosine to 0."""
-    done = step / steps
-    return min(10 * (step + 1) / steps, 0.5 + 0.5 * math.cos(math.pi * min(done, 1)))
+def _warm_up_and_decay(highest: float, steps: int, step: int) -> float:
+    """A learning rate: from 0 up over a tenth of the steps, then down a half cosine to 0."""
+    return highest * min(10 * (step + 1) / steps, 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
 
 
 def _shifted(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
@@ -193,16 +202,8 @@ def _shifted(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
     return padded[torch.arange(batch)[:, None, None], :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
 
-def _convolution(inputs: int, outputs: int, generator: torch.Generator, stride: int = 1) -> nn.Module:
-    return _initialised(nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, device="meta"), generator)
-
-
-def _linear(inputs: int, outputs: int, generator: torch.Generator) -> nn.Module:
-    return _initialised(nn.Linear(inputs, outputs, device="meta"), generator)
-
-
-def _initialised(layer: nn.Conv2d | nn.Linear, generator: torch.Generator) -> nn.Module:
-    # Made without storage, because torch would fill it from the global random numbers.
+def _initialised(layer: L, generator: torch.Generator) -> L:
+    """The layer, made on the device meta, with weights: torch would fill it from the global random numbers."""
     layer.to_empty(device="cpu")
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
     if layer.bias is not None:
