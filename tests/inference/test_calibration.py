@@ -59,7 +59,7 @@ def test_the_summary_names_verdict_and_parameters():
 
 def test_equal_seeds_repeat_and_chunks_do_not_matter(monkeypatch):
     once = calibration(count=50)
-    monkeypatch.setattr("openedm.inference.calibration.CHUNK", 2000)
+    monkeypatch.setattr("openedm.inference.calibration.CHUNK_SAMPLES", 2000)
     again = calibration(count=50)
     assert (once.ranks == again.ranks).all()
     assert (once.sbc == again.sbc).all()

@@ -1,20 +1,21 @@
-"""Whether posteriors are right on average over simulations (θ*, x): ranks of θ* among samples of q(θ | x).
+"""Tests whether posteriors are right on average over simulations (θ*, x): ranks of θ* among samples of q(θ | x).
 
 If q is the true posterior, θ* and the samples are exchangeable given x, and the rank r of any function of them among
 the n samples is uniform on 0 … n. Taken here as u = (r + v)/(n + 1), v uniform, it is uniform on [0, 1] exactly, also
 where values tie, and the Kolmogorov–Smirnov test of u is exact. The functions:
 
 - each parameter: simulation-based calibration, SBC                            (Talts et al. 2018, arXiv 1804.06788);
-- the distance to a reference point that knows nothing of θ*: TARP             (Lemos et al. 2023, arXiv 2302.03026);
+- the distance to a reference point that is independent of θ*: TARP            (Lemos et al. 2023, arXiv 2302.03026);
 - the density q(θ | x): coverage of highest-density regions                    (Deistler et al. 2022, arXiv 2210.04815).
 
-The ranks are those of `sbi.diagnostics`, whose functions also take a `Posterior`. They are computed here for their
-tests: sbi's test of SBC takes ranks for continuous, and the p-value of `check_tarp` compares points of the coverage
-curve with those of the diagonal as if both were samples, which is no test that fails at a stated rate.
+The ranks are those of `sbi.diagnostics`, whose functions also take a `Posterior`. They are computed here for the tests:
+sbi's test of SBC treats ranks as continuous, and the p-value of `check_tarp` compares points of the coverage curve with
+those of the diagonal as if both were samples, so that it does not fail at a stated rate.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -26,10 +27,12 @@ from openedm.ground import checks
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
 
+__all__ = ["Calibration", "calibrate"]
+
 Uniforms = Float64[np.ndarray, "simulations"]
 
-CHUNK = 1 << 18
-"""Samples of all observations that are held at a time."""
+CHUNK_SAMPLES = 1 << 18
+"""Samples of all observations that are in memory at a time."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +42,11 @@ class Calibration:
     Attributes:
         names: of the parameters.
         num_samples: n, of each observation.
-        ranks: SBC ranks, how many of the n samples lie below the true value, for each simulation and parameter.
+        ranks: SBC ranks, the number of samples below the true value, for each simulation and parameter.
         sbc: u of those ranks; uniform for a right posterior.
         tarp: u of the distance to the reference: the credibility of the ball around it that θ* lies on.
         density: u of minus the density: the credibility of the highest-density region that θ* lies on the edge of; None
-            where densities were not asked for.
+            without densities.
     """
 
     names: tuple[str, ...]
@@ -55,7 +58,7 @@ class Calibration:
 
     @property
     def sbc_p_values(self) -> Float64[np.ndarray, "dim"]:
-        """Of the Kolmogorov–Smirnov test of each parameter, adjusted for their number by Holm's method (1979).
+        """P-values of a Kolmogorov–Smirnov test of each parameter, adjusted for their number by Holm's method (1979).
 
         The chance that any parameter of a right posterior falls below α is at most α.
         """
@@ -66,12 +69,12 @@ class Calibration:
 
     @property
     def tarp_p_value(self) -> float:
-        """Of the Kolmogorov–Smirnov test of the credibilities that TARP finds."""
+        """The p-value of the Kolmogorov–Smirnov test of the credibilities that TARP finds."""
         return float(kstest(self.tarp, "uniform").pvalue)
 
     @property
     def density_p_value(self) -> float | None:
-        """Of the Kolmogorov–Smirnov test of the highest-density credibilities; None where they were not asked for."""
+        """The p-value of the Kolmogorov–Smirnov test of the highest-density credibilities; None without densities."""
         return None if self.density is None else float(kstest(self.density, "uniform").pvalue)
 
     @property
@@ -81,25 +84,25 @@ class Calibration:
         return float((1 - np.maximum(self.tarp, 0.5)).mean() - 3 / 8)
 
     def passes(self, level: float = 0.01) -> bool:
-        """Whether neither SBC nor TARP rejects at that level; a right posterior fails either with that chance at most.
+        """Whether neither SBC nor TARP rejects at that level; a right posterior fails each with at most that chance.
 
         Args:
             level: between 0 and 1.
 
         Raises:
-            ValueError: the level is no probability.
+            ValueError: the level is not a probability.
         """
         checks.between("level", level, 0.0, 1.0)
         return bool(self.sbc_p_values.min() >= level and self.tarp_p_value >= level)
 
     def summary(self, level: float = 0.01) -> str:
-        """The tests as a few lines of text, worst parameter first.
+        """The tests as a few lines of text, the parameter with the lowest p-value first.
 
         Args:
             level: of the verdict.
 
         Raises:
-            ValueError: the level is no probability.
+            ValueError: the level is not a probability.
         """
         verdict = "passes" if self.passes(level) else "fails"
         p_values = self.sbc_p_values
@@ -123,21 +126,21 @@ def calibrate(
     references: Float[Tensor, "simulations dim"] | None = None,
     seed: int = 0,
 ) -> Calibration:
-    """Ranks of each θ among samples of q(θ | x), for simulations that took no part in training.
+    """Ranks of each θ among samples of q(θ | x), for simulations that were not trained on.
 
     Args:
         posterior: of the simulator that made x.
         theta: true parameters, drawn from the prior, (N, dim), N ≥ 20.
-        x: what was simulated with them, (N, *x_shape).
+        x: the data simulated with them, (N, *x_shape).
         num_samples: of each observation, ≥ 1.
-        num_density_samples: how many of the samples have their density computed, for coverage of highest-density
-            regions; 0 for none: densities may take much longer than samples.
+        num_density_samples: the number of samples whose density is computed, for coverage of highest-density regions; 0
+            for none: densities may take much longer than samples.
         references: of TARP, (N, dim), independent of theta given x. None means the parameters of another simulation,
             by a random cycle. Distances to them are Euclidean, each parameter divided by its standard deviation.
         seed: of the samples, the references and the v of u.
 
     Raises:
-        TypeError: a number or the seed is no integer.
+        TypeError: a number or the seed is not an integer.
         ValueError: shapes do not fit, N < 20, values are not finite, or a number is out of its range.
     """
     checks.integer("num_samples", num_samples)
@@ -147,59 +150,60 @@ def calibrate(
     check_simulations(posterior, theta, x)
     count = len(theta)
     generator = np.random.default_rng(seed)
-    references = _of_others(theta, generator) if references is None else references
+    references = _of_other_rows(theta, generator) if references is None else references
     if references.shape != theta.shape or not bool(references.isfinite().all()):
         raise ValueError(f"references must be finite and {tuple(theta.shape)}, got {tuple(references.shape)}")
     scale = theta.std(0)
     unit = torch.where(scale > 0, scale, 1.0)
-    seeds, few = numbered_seeds(seed, count), max(1, CHUNK // num_samples)
-    ranks, tarp, density = [], [], []
-    for start in range(0, count, few):
-        part = slice(start, start + few)
-        truth, observed = theta[part], x[part]
+    seeds, rows = numbered_seeds(seed, count), max(1, CHUNK_SAMPLES // num_samples)
+    sbc, tarp, density = [], [], []
+    for start in range(0, count, rows):
+        part = slice(start, start + rows)
+        truth, observed, reference = theta[part, None], x[part], references[part, None]
         samples = posterior.sample(observed, num_samples, seed=seeds[part])
         drawn = samples.to(theta)
-        ranks.append(_ranks(drawn, truth[:, None]))
-        reference = references[part][:, None]
-        distances = [((points - reference) / unit).square().sum(-1) for points in (drawn, truth[:, None])]
-        tarp.append(_ranks(distances[0][..., None], distances[1][..., None]))
+        sbc.append(_Ranks.of(drawn, truth))
+        drawn_distance, true_distance = (
+            ((points - reference) / unit).square().sum(-1, keepdim=True) for points in (drawn, truth)
+        )
+        tarp.append(_Ranks.of(drawn_distance, true_distance))
         if num_density_samples:
-            points = torch.cat([samples[:, :num_density_samples], truth.to(samples)[:, None]], 1)
+            points = torch.cat([samples[:, :num_density_samples], truth.to(samples)], 1)
             depth = -posterior.log_prob(points, observed).cpu()[..., None]
-            density.append(_ranks(depth[:, :-1], depth[:, -1:]))
-    below, ties = np.concatenate([r[0] for r in ranks]), np.concatenate([r[1] for r in ranks])
+            density.append(_Ranks.of(depth[:, :-1], depth[:, -1:]))
+    ranks = _Ranks.joined(sbc)
     return Calibration(
         names=posterior.names,
         num_samples=num_samples,
-        ranks=below,
-        sbc=_uniform((below, ties), num_samples, generator),
-        tarp=_uniform(_joined(tarp), num_samples, generator)[:, 0],
-        density=_uniform(_joined(density), num_density_samples, generator)[:, 0] if density else None,
+        ranks=ranks.below,
+        sbc=ranks.uniform(num_samples, generator),
+        tarp=_Ranks.joined(tarp).uniform(num_samples, generator)[:, 0],
+        density=_Ranks.joined(density).uniform(num_density_samples, generator)[:, 0] if density else None,
     )
 
 
-Ranks = tuple[Int64[np.ndarray, "..."], Int64[np.ndarray, "..."]]
-"""How many samples lie below the truth and how many tie with it, (simulations, functions) both."""
+class _Ranks(NamedTuple):
+    """The numbers of samples that lie below the truth, and that tie with it."""
+
+    below: Int64[np.ndarray, "simulations functions"]
+    ties: Int64[np.ndarray, "simulations functions"]
+
+    @classmethod
+    def of(
+        cls, samples: Float[Tensor, "simulations n functions"], truth: Float[Tensor, "simulations 1 functions"]
+    ) -> "_Ranks":
+        return cls((samples < truth).sum(1).cpu().numpy(), (samples == truth).sum(1).cpu().numpy())
+
+    @classmethod
+    def joined(cls, parts: "Sequence[_Ranks]") -> "_Ranks":
+        return cls(*map(np.concatenate, zip(*parts, strict=True)))
+
+    def uniform(self, num_samples: int, generator: np.random.Generator) -> Float64[np.ndarray, "simulations functions"]:
+        """u = (r + v)/(n + 1), ties broken at random."""
+        return np.asarray((self.below + generator.random(self.below.shape) * (self.ties + 1)) / (num_samples + 1))
 
 
-def _ranks(samples: Tensor, truth: Tensor) -> Ranks:
-    """How many samples (b, n, k) lie below the truth (b, 1, k), and how many tie with it."""
-    below, ties = (samples < truth).sum(1), (samples == truth).sum(1)
-    return below.cpu().numpy(), ties.cpu().numpy()
-
-
-def _joined(parts: Sequence[Ranks]) -> Ranks:
-    return np.concatenate([below for below, _ in parts]), np.concatenate([ties for _, ties in parts])
-
-
-def _uniform(
-    ranks: Ranks, num_samples: int, generator: np.random.Generator
-) -> Float64[np.ndarray, "simulations functions"]:
-    below, ties = ranks
-    return np.asarray((below + generator.random(below.shape) * (ties + 1)) / (num_samples + 1))
-
-
-def _of_others(theta: Tensor, generator: np.random.Generator) -> Tensor:
+def _of_other_rows(theta: Float[Tensor, "n d"], generator: np.random.Generator) -> Float[Tensor, "n d"]:
     """Rows of theta along a random cycle: each row gets another one."""
     order = generator.permutation(len(theta))
     successor = np.empty_like(order)

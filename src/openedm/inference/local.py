@@ -1,4 +1,4 @@
-"""Whether the posterior is right at one observation: a local classifier test, and new data simulated from its samples.
+"""Tests of a posterior at one observation: a local classifier test, and new data simulated from its samples.
 
 L-C2ST (Linhart et al. 2023, arXiv 2306.03580) trains classifiers to tell (θ, x) of the simulator from (θ', x), θ' drawn
 from q(θ | x), and asks how far from ½ they are at samples for the one observation, compared with classifiers whose
@@ -18,18 +18,20 @@ from openedm.inference.calibration import check_simulations
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
 
+__all__ = ["LocalTest", "PredictiveCheck", "local_c2st", "predictive_check"]
+
 Simulator = Callable[[Tensor, int], Tensor]
 """Data (n, *x_shape) of parameters (n, dim) and a seed, such as a task's `simulate`."""
 
 
 @dataclass(frozen=True)
 class LocalTest:
-    """What L-C2ST found at one observation.
+    """The result of L-C2ST at one observation.
 
     Attributes:
-        statistic: mean (d − ½)² of the classifier's probabilities d; 0 where it cannot tell.
+        statistic: mean (d − ½)² of the classifier's probabilities d; 0 where it cannot tell the two sets apart.
         null: the statistics of classifiers with shuffled labels.
-        p_value: the share of `null` that is at least the statistic, the statistic itself counted: never below
+        p_value: the share of `null` and the statistic itself that is at least the statistic: never below
             1/(trials + 1).
     """
 
@@ -38,6 +40,7 @@ class LocalTest:
 
     @property
     def p_value(self) -> float:
+        """The share of all statistics that are at least that of the posterior."""
         return float((1 + (self.null >= self.statistic).sum()) / (1 + len(self.null)))
 
 
@@ -58,7 +61,7 @@ def local_c2st(
     Args:
         posterior: to be tested.
         theta: true parameters, drawn from the prior, (N, dim), N ≥ 20; thousands are needed for power.
-        x: what was simulated with them; flattened for the classifier.
+        x: the data simulated with them; flattened for the classifier.
         x_observed: the observation, (*x_shape).
         num_samples: of the posterior there, at which the classifiers are compared.
         num_trials: classifiers with shuffled labels; 100 or more for a test at the 1 % level.
@@ -66,7 +69,7 @@ def local_c2st(
 
     Raises:
         ImportError: sbi is not installed.
-        TypeError: a number or the seed is no integer.
+        TypeError: a number or the seed is not an integer.
         ValueError: shapes do not fit, values are not finite, or a number is out of its range.
     """
     try:
@@ -78,12 +81,12 @@ def local_c2st(
     check_simulations(posterior, theta, x)
     if tuple(x_observed.shape) != posterior.x_shape:
         raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {tuple(x_observed.shape)}")
-    there = posterior.sample(x_observed, num_samples, seed=seed).to(theta)
-    rivals = posterior.sample(x, 1, seed=numbered_seeds(seed, len(x)))[:, 0].to(theta)
+    theta_observed = posterior.sample(x_observed, num_samples, seed=seed).to(theta)
+    theta_posterior = posterior.sample(x, 1, seed=numbered_seeds(seed, len(x)))[:, 0].to(theta)
     test = LC2ST(
         prior_samples=theta,
         xs=x.reshape(len(x), -1),
-        posterior_samples=rivals,
+        posterior_samples=theta_posterior,
         z_score=True,
         num_trials_null=num_trials,
         classifier_kwargs={"random_state": seed},
@@ -92,8 +95,8 @@ def local_c2st(
     with torch.random.fork_rng(devices=[]):
         test.train_on_observed_data(verbosity=0).train_under_null_hypothesis(verbosity=0)
         observation = x_observed.flatten()
-        statistic = test.get_statistic_on_observed_data(theta_o=there, x_o=observation)
-        null = test.get_statistics_under_null_hypothesis(theta_o=there, x_o=observation, verbosity=0)
+        statistic = test.get_statistic_on_observed_data(theta_o=theta_observed, x_o=observation)
+        null = test.get_statistics_under_null_hypothesis(theta_o=theta_observed, x_o=observation, verbosity=0)
     return LocalTest(float(statistic), np.asarray(null.scores, dtype=np.float64))
 
 
@@ -113,13 +116,13 @@ class PredictiveCheck:
 
     @property
     def tails(self) -> Float64[np.ndarray, "statistics"]:
-        """The share of draws below each observed statistic, ties counted half: near 0 or 1 it is off the model."""
+        """The share of draws below each observed statistic, ties counted half: near 0 or 1 the model does not fit."""
         below, ties = self.draws < self.observed, self.draws == self.observed
         return np.asarray(below.mean(0) + ties.mean(0) / 2)
 
     @property
     def p_values(self) -> Float64[np.ndarray, "statistics"]:
-        """Two-sided: 2 min(tail, 1 − tail). Conservative, since the posterior has seen the observation."""
+        """Two-sided p-values: 2 min(tail, 1 − tail). Conservative, since the posterior depends on the observation."""
         return np.asarray(2 * np.minimum(self.tails, 1 - self.tails))
 
 
@@ -132,7 +135,7 @@ def predictive_check(
     statistics: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
 ) -> PredictiveCheck:
-    """Data simulated from posterior samples, to hold the observation against (posterior predictive check).
+    """Data simulated from posterior samples, to compare with the observation (posterior predictive check).
 
     Args:
         posterior: p(θ | x).
@@ -143,7 +146,7 @@ def predictive_check(
         seed: of samples and simulations.
 
     Raises:
-        TypeError: num_draws or the seed is no integer.
+        TypeError: num_draws or the seed is not an integer.
         ValueError: x_observed has another shape or is not finite, the simulator's data have another shape, or no draw
             is finite.
     """
@@ -153,13 +156,13 @@ def predictive_check(
     data = torch.as_tensor(simulator(theta, seed))
     if tuple(data.shape) != (num_draws, *posterior.x_shape):
         raise ValueError(f"simulator must give {(num_draws, *posterior.x_shape)}, got {tuple(data.shape)}")
-    told = statistics or _flattened
-    draws, observed = told(data).double().cpu(), told(x_observed[None].to(data)).double().cpu()
+    statistics = statistics or _flattened
+    draws, observed = statistics(data).double().cpu(), statistics(x_observed[None].to(data)).double().cpu()
     finite = draws.isfinite().all(1)
     if not bool(finite.any()):
         raise ValueError("simulator must give finite data, got none in any draw")
     return PredictiveCheck(observed[0].numpy(), draws[finite].numpy(), theta[finite])
 
 
-def _flattened(x: Tensor) -> Tensor:
+def _flattened(x: Float[Tensor, "n *x_shape"]) -> Float[Tensor, "n numbers"]:
     return x.reshape(len(x), -1)

@@ -7,7 +7,7 @@ passes; folds, first weights, order of samples and the rule by which each fold s
 `KFold` and `MLPClassifier`, which sbibm uses, so that scores differ by rounding alone.
 
 The loop is not that of `optimisation`: folds leave the batch one by one, by scikit-learn's rule, and without autograd,
-norms of gradients and a wait for the device in each step it takes a fraction of the time.
+norms of gradients and a wait for the device in each step it takes about half of the time (0.37 against 0.65 ms, d = 5).
 """
 
 import math
