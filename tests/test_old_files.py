@@ -20,7 +20,7 @@ from openedm.data import Arrays, Shards
 from openedm.denoiser import Denoiser
 from openedm.exact import GaussianMixture
 from openedm.ground.choices import Choice, from_config
-from openedm.inference import Box, Joint, Store, load, simulate
+from openedm.inference import Box, Joint, MixtureOptions, Settings, Store, load, simulate  # noqa: F401  # likewise
 from openedm.interop import read_published
 from openedm.metrics import Classifier, Report
 from openedm.training import Model, list_checkpoints, load_denoiser, reconstruct

@@ -23,7 +23,7 @@ differentiable.
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import torch
 from jaxtyping import Float64
@@ -164,21 +164,13 @@ class LogSigma(Schedule):
         return float64(sigma).log()
 
 
-@dataclass(frozen=True)
-class PowerSigma(Schedule):
-    """σ(t) = t^ρ: time is σ^{1/ρ}, in which Karras's levels are even at ρ = 7.
+class PowerLaw(Schedule):
+    """σ(t) = t^ρ."""
 
-    Args:
-        rho: ρ > 0.
-
-    Raises:
-        ValueError: rho is not > 0.
-    """
-
-    rho: float = 1.0
-
-    def __post_init__(self) -> None:
-        checks.positive("rho", self.rho)
+    @property
+    @abstractmethod
+    def rho(self) -> float:
+        """ρ > 0."""
 
     def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
         """t^ρ."""
@@ -194,21 +186,38 @@ class PowerSigma(Schedule):
 
 
 @dataclass(frozen=True)
-class EDM(PowerSigma):
+class PowerSigma(PowerLaw):
+    """σ(t) = t^ρ: time is σ^{1/ρ}, in which Karras's levels are even at ρ = 7.
+
+    Args:
+        rho: ρ > 0.
+
+    Raises:
+        ValueError: rho is not > 0.
+    """
+
+    rho: float = 1.0
+
+    def __post_init__(self) -> None:
+        checks.positive("rho", self.rho)
+
+
+@dataclass(frozen=True)
+class EDM(PowerLaw):
     """σ(t) = t, s = 1: time is the noise level. Also the schedule with which EDM samples iDDPM models.
 
     >>> EDM().sigma(2.5)
     tensor(2.5000, dtype=torch.float64)
     """
 
-    rho: float = field(default=1.0, init=False, repr=False)
+    rho = 1.0
 
 
 @dataclass(frozen=True)
-class VE(PowerSigma):
+class VE(PowerLaw):
     """Variance exploding (Song et al. 2021): σ(t) = √t, s = 1."""
 
-    rho: float = field(default=0.5, init=False, repr=False)
+    rho = 0.5
 
 
 @dataclass(frozen=True)
@@ -353,21 +362,13 @@ class Cosine(Schedule):
 QUARTER_TURN = Angle(sigma_data=1.0)
 
 
-@dataclass(frozen=True)
-class FlowTime(Schedule):
-    """σ(t) = σ_d t/(1−t), 0 ≤ t < 1: the time of rectified flow between data of width σ_d and noise.
+class FlowLaw(Schedule):
+    """σ(t) = σ_d t/(1−t), 0 ≤ t < 1."""
 
-    Args:
-        sigma_data: σ_d > 0, in data units.
-
-    Raises:
-        ValueError: sigma_data is not > 0.
-    """
-
-    sigma_data: float = 0.5
-
-    def __post_init__(self) -> None:
-        checks.positive("sigma_data", self.sigma_data)
+    @property
+    @abstractmethod
+    def sigma_data(self) -> float:
+        """σ_d > 0, in data units."""
 
     def sigma(self, t: Values) -> Float64[Tensor, "*shape"]:
         """σ_d t/(1−t)."""
@@ -385,10 +386,27 @@ class FlowTime(Schedule):
 
 
 @dataclass(frozen=True)
-class RectifiedFlow(FlowTime):
+class FlowTime(FlowLaw):
+    """σ(t) = σ_d t/(1−t), 0 ≤ t < 1: the time of rectified flow between data of width σ_d and noise.
+
+    Args:
+        sigma_data: σ_d > 0, in data units.
+
+    Raises:
+        ValueError: sigma_data is not > 0.
+    """
+
+    sigma_data: float = 0.5
+
+    def __post_init__(self) -> None:
+        checks.positive("sigma_data", self.sigma_data)
+
+
+@dataclass(frozen=True)
+class RectifiedFlow(FlowLaw):
     """Rectified flow / flow matching (Liu et al. 2022): x(t) = (1−t) y + t n, that is σ(t) = t/(1−t), 0 ≤ t < 1."""
 
-    sigma_data: float = field(default=1.0, init=False, repr=False)
+    sigma_data = 1.0
 
     @property
     def scaling(self) -> Scaling:

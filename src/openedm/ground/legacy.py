@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 RENAMED: dict[str, str] = {
+    "openedm.choices.Choice": "openedm.ground.choices.Choice",
     **{
         f"openedm.sampling.{name}": f"openedm.schedules.{name}"
         for name in ("LogSigma", "PowerSigma", "Angle", "FlowTime")
