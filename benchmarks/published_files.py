@@ -85,7 +85,7 @@ def weights(kwargs: Mapping[str, Any], outputs_per_channel: int = 1, seed: int =
     generator = torch.Generator().manual_seed(seed)
     shapes = {f"model.{name}": network.state_dict()[own].shape for own, name in published_names(network).items()}
     state = {name: 0.2 * torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    kernel = filter_kernel(network.resample_filter)[None, None].contiguous()
+    kernel = filter_kernel(network.choice.style.resample_filter)[None, None].contiguous()
     resized = [name for name in state if "_down.conv0.weight" in name or "_up.conv0.weight" in name]
     return state | {name.replace(".weight", ".resample_filter"): kernel.clone() for name in resized}
 

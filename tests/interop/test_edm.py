@@ -14,7 +14,7 @@ from openedm.interop import (
     published_names,
 )
 from openedm.levels import iddpm_table
-from openedm.networks import ADMUNet, SongUNet
+from openedm.networks import ADM, SongUNet
 from openedm.networks.layers import filter_kernel
 
 INDEX = {e["name"]: e for e in golden_json("networks/index.json").get("entries", [])}
@@ -49,7 +49,7 @@ def _published(network, prefix="model."):
     generator = torch.Generator().manual_seed(0)
     shapes = {published: network.state_dict()[own].shape for own, published in published_names(network).items()}
     weights = {prefix + name: torch.randn(shape, generator=generator) for name, shape in shapes.items()}
-    kernel = filter_kernel(network.resample_filter)[None, None]
+    kernel = filter_kernel(network.choice.style.resample_filter)[None, None]
     filters = {f"{prefix}enc.4x4_down.conv0.resample_filter": kernel} if len(network.resolutions) > 1 else {}
     return weights | filters
 
@@ -138,7 +138,7 @@ def test_it_has_the_reference_number_of_parameters_and_range_of_noise_levels(nam
 @each_entry
 def test_channels_last_and_double_precision_are_the_reference_too(name):
     denoiser, given = _entry(name)
-    network = edm_network(INDEX[name]["kwargs"], denoiser.network.out_channels)
+    network = edm_network(INDEX[name]["kwargs"], denoiser.network.signature.out_channels)
     network.load_state_dict(denoiser.network.state_dict())
     network = network.double().to(memory_format=torch.channels_last).eval()
     x = given["x_in"].double().contiguous(memory_format=torch.channels_last)
@@ -259,10 +259,10 @@ def test_options_of_a_published_network_make_a_value_that_builds_it():
 def test_a_file_without_a_model_type_has_its_classes_default():
     options = {key: value for key, value in OPTIONS.items() if key != "model_type"}
     state_dict = _published(edm_network(OPTIONS))
-    assert edm_denoiser("VPPrecond", options, state_dict).network.in_channels == 1
+    assert edm_denoiser("VPPrecond", options, state_dict).network.signature.in_channels == 1
     options = {**options, "model_channels": 64, "channel_mult": [1]}
     adm = edm_network({**options, "model_type": "DhariwalUNet"})
-    assert isinstance(edm_denoiser("EDMPrecond", options, _published(adm)).network, ADMUNet)
+    assert isinstance(edm_denoiser("EDMPrecond", options, _published(adm)).network.choice, ADM)
 
 
 def test_the_options_of_a_preconditioning_reach_it():

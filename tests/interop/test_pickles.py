@@ -20,11 +20,9 @@ from benchmarks.fuzz_checkpoints import DANGEROUS
 
 import hostile_files
 from hostile_files import ATTACKS, BOMBS, PROTOCOLS, START, Reduces, named, text
-from openedm.interop.errors import DamagedFileError, UnreadableFileError, UnsafeFileError
-from openedm.interop.pickles import Machine
+from openedm.interop.pickles import DamagedFileError, Machine, UnreadableFileError, UnsafeFileError
 from openedm.interop.published import _named_tensors, parse_pickle
-from openedm.interop.records import Record, known_globals
-from openedm.interop.storages import Storage, StoredTensor, rebuild_tensor
+from openedm.interop.records import Record, Storage, StoredTensor, known_globals, rebuild_tensor
 
 
 def read(content: bytes) -> object:

@@ -3,16 +3,17 @@ import math
 import pytest
 import torch
 
-from openedm.networks import ADM, ADMUNet
-from openedm.networks.blocks import BlockStyle, ResidualBlock
+from openedm.networks import ADM
+from openedm.networks.blocks import ResidualBlock, UNetStyle
 
 SIZES = {"model_channels": 64, "channel_mult": (1, 1), "num_blocks": 1, "channel_mult_emb": 1, "attn_resolutions": (4,)}
 
 
-def _unet(resolution=8, channels=2, awake=True, **options):
+def _unet(resolution=8, channels=2, awake=True, num_classes=0, augment_dim=0, **options):
     """A small ADM; `awake`: with weights of ordinary size also where networks start at zero."""
     torch.manual_seed(0)
-    unet = ADMUNet(resolution, channels, channels, **{**SIZES, "dropout": 0.0, **options})
+    choice = ADM(**{**SIZES, "dropout": 0.0, **options})
+    unet = choice.build((channels, resolution, resolution), num_classes=num_classes, augment_dim=augment_dim)
     if awake:
         for parameter in unet.parameters():
             if parameter.abs().max() == 0:
@@ -54,14 +55,14 @@ def test_weights_and_biases_start_uniform_within_one_over_the_root_of_their_inpu
 
 
 def test_attention_stands_in_every_block_of_a_level_and_at_the_bottom_of_the_decoder():
-    unet = ADMUNet(16, 1, 1, **{**SIZES, "channel_mult": (1, 1, 1), "attn_resolutions": (8,)})
+    unet = ADM(**{**SIZES, "channel_mult": (1, 1, 1), "attn_resolutions": (8,)}).build((1, 16, 16))
     attending = [name for name, m in unet.named_modules() if isinstance(m, ResidualBlock) and m.has_attention]
     assert attending == ["encoder.1.blocks.0", "decoder.0.enter.0", "decoder.1.blocks.0", "decoder.1.blocks.1"]
 
 
 @pytest.mark.parametrize(("channels", "heads"), [(64, 1), (128, 2), (96, 1), (160, 2), (576, 9)])
 def test_a_head_has_64_channels_or_more(channels, heads):
-    assert BlockStyle(head_channels=64).num_heads(channels) == heads
+    assert UNetStyle(head_channels=64).num_heads(channels) == heads
 
 
 @pytest.mark.parametrize(
@@ -75,14 +76,14 @@ def test_levels_with_attention_that_do_not_divide_into_heads_are_refused(sizes, 
     with pytest.raises(ValueError, match=message):
         ADM(**sizes)
     with pytest.raises(ValueError, match=message):
-        ADMUNet(8, 1, 1, **{**SIZES, **sizes, "attn_resolutions": ()})
+        ADM(**{**SIZES, **sizes, "attn_resolutions": ()})
 
 
 def test_a_narrow_level_is_refused_where_it_has_attention_and_only_there():
     sizes = {**SIZES, "model_channels": 32, "channel_mult": (1, 2)}
-    assert ADMUNet(8, 1, 1, **sizes).encoder[1].blocks[0].num_heads == 1
+    assert ADM(**sizes).build((1, 8, 8)).encoder[1].blocks[0].num_heads == 1
     with pytest.raises(ValueError, match=r"must be >= 64, one head, got 32: .*attn_resolutions"):
-        ADMUNet(8, 1, 1, **{**sizes, "attn_resolutions": (8,)})
+        ADM(**{**sizes, "attn_resolutions": (8,)}).build((1, 8, 8))
 
 
 @pytest.mark.parametrize(

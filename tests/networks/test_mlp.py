@@ -5,7 +5,7 @@ import torch
 
 from openedm.denoiser import Preconditioned
 from openedm.exact import ExactDataset
-from openedm.networks import ResidualMLP
+from openedm.networks import MLP
 from openedm.objective import EDMWeighting, LogNormal, denoising_loss
 from openedm.preconditioning import EDM
 
@@ -13,7 +13,7 @@ from openedm.preconditioning import EDM
 def _mlp(seed=0, awake=True, **options):
     """A small network; `awake`: with random weights also where it starts at zero."""
     torch.manual_seed(seed)
-    mlp = ResidualMLP(3, 3, **{"width": 16, "num_blocks": 2, **options})
+    mlp = MLP(width=16, num_blocks=2).build((3,), **options)
     if awake:
         for parameter in mlp.parameters():
             if parameter.ndim == 2 and parameter.abs().max() == 0:
@@ -81,10 +81,16 @@ def test_inputs_that_do_not_fit_are_refused_by_name(inputs, message):
         _mlp()(**{"x": torch.zeros(2, 3), "c_noise": torch.zeros(2), **inputs})
 
 
-@pytest.mark.parametrize("name", ["width", "num_blocks", "num_classes", "augment_dim"])
+@pytest.mark.parametrize("name", ["width", "num_blocks"])
 def test_sizes_out_of_range_are_refused_by_name(name):
     with pytest.raises(ValueError, match=f"{name} must be >= "):
-        ResidualMLP(3, 3, **{name: -1})
+        MLP(**{name: -1})
+
+
+@pytest.mark.parametrize("name", ["num_classes", "augment_dim", "out_channels"])
+def test_shapes_out_of_range_are_refused_by_name(name):
+    with pytest.raises(ValueError, match=f"{name} must be >= "):
+        MLP().build((3,), **{name: -1})
 
 
 def test_it_learns_the_exact_denoiser_of_two_classes_of_points():
@@ -92,7 +98,7 @@ def test_it_learns_the_exact_denoiser_of_two_classes_of_points():
     data, labels = torch.tensor([[-0.5, 0.2], [0.5, 0.1], [0.0, -0.6]]), torch.tensor([0, 0, 1])
     exact = ExactDataset(data, labels)
     torch.manual_seed(0)
-    denoiser = Preconditioned(ResidualMLP(2, 2, num_classes=2, width=64, num_blocks=2), EDM())
+    denoiser = Preconditioned(MLP(width=64, num_blocks=2).build((2,), num_classes=2), EDM())
     optimizer = torch.optim.Adam(denoiser.parameters(), lr=5e-3)
     generator = torch.Generator().manual_seed(0)
     for _ in range(200):

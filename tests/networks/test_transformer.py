@@ -48,7 +48,7 @@ def test_an_untrained_network_returns_zero_and_learns_all_the_same():
 def test_every_weight_has_a_part_in_the_output(kind):
     network = _conditional(augment_dim=2) if kind == "conditional" else _joint(augment_dim=2)
     known = torch.tensor([[1.0, 0, 0, 1], [0, 0, 0, 0], [0, 1, 1, 0]])
-    x = _normal(3, network.in_channels)
+    x = _normal(3, network.signature.in_channels)
     condition = _normal(3, 2, 2) if kind == "conditional" else torch.cat([_normal(3, 4, seed=1) * known, known], 1)
     network(x, torch.linspace(-1, 1, 3), condition, torch.ones(3, 2)).square().sum().backward()
     unused = [key for key, p in network.named_parameters() if p.grad is None or p.grad.abs().max() == 0]
@@ -87,8 +87,8 @@ def test_of_a_known_variable_only_its_value_counts_and_of_a_latent_one_only_the_
 
 def test_one_sample_does_not_see_another():
     network, x, c_noise, condition = _conditional(), _normal(4, 3), torch.linspace(-1, 1, 4), _normal(4, 2, 2)
-    whole = network(x, c_noise, condition)
-    torch.testing.assert_close(whole[1:2], network(x[1:2], c_noise[1:2], condition[1:2]), atol=1e-5, rtol=1e-5)
+    together = network(x, c_noise, condition)
+    torch.testing.assert_close(together[1:2], network(x[1:2], c_noise[1:2], condition[1:2]), atol=1e-5, rtol=1e-5)
 
 
 def test_a_single_condition_is_that_of_all_samples():

@@ -7,20 +7,22 @@ import pytest
 import torch
 from torch import nn
 
-from openedm.networks import UNet, level_resolutions
-from openedm.networks.blocks import BlockStyle, ResidualBlock
+from openedm.networks import SongUNet
+from openedm.networks.blocks import ResidualBlock, UNetStyle
 from openedm.networks.layers import Downsample, Upsample
+from openedm.networks.unet import level_resolutions
 
 NCSNPP = {"embedding": "fourier", "channel_mult_noise": 2, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
 KINDS = {"ddpmpp": {}, "ncsnpp": NCSNPP}
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
-def _unet(kind="ddpmpp", resolution=16, channels=3, seed=0, awake=True, **options):
+def _unet(kind="ddpmpp", resolution=16, channels=3, seed=0, awake=True, num_classes=0, augment_dim=0, **options):
     """A small U-Net; `awake`: with weights of ordinary size also where networks start near zero."""
-    torch.manual_seed(seed)
     sizes = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1, "attn_resolutions": (resolution // 2,)}
-    unet = UNet(resolution, channels, channels, **{**sizes, "dropout": 0.0, **KINDS[kind], **options})
+    choice = SongUNet(**{**sizes, "dropout": 0.0, **KINDS[kind], **options})
+    shape = (channels, resolution, resolution)
+    unet = choice.build(shape, num_classes=num_classes, augment_dim=augment_dim, seed=seed)
     if awake:
         for module in unet.modules():
             if isinstance(module, ResidualBlock):
@@ -45,7 +47,7 @@ def test_an_untrained_network_returns_almost_zero(kind):
 
 
 def test_an_untrained_block_returns_its_skip():
-    block = ResidualBlock(8, 8, 4, style=BlockStyle(), has_attention=True)
+    block = ResidualBlock(8, 8, 4, style=UNetStyle(), dropout=0.1, has_attention=True)
     x = _inputs(channels=8)[0]
     # Twice √½: after the convolutions and after the attention.
     torch.testing.assert_close(block(x, torch.randn(2, 4)), x / 2, rtol=1e-2, atol=1e-3)
@@ -179,10 +181,7 @@ def test_what_the_network_was_built_without_is_refused(inputs, message):
         ({"channel_mult": (1, 0)}, r"channel_mult\[1\] must be >= 1, got 0"),
         ({"num_blocks": 0}, "num_blocks must be >= 1, got 0"),
         ({"dropout": 1.0}, "dropout must be >= 0 and < 1, got 1.0"),
-        ({"encoder": "wide"}, "encoder must be one of 'standard', 'skip', 'residual', got 'wide'"),
-        ({"decoder": "residual"}, "decoder must be one of 'standard', 'skip', got 'residual'"),
         ({"channel_mult_noise": 0}, "channel_mult_noise must be >= 1, got 0"),
-        ({"embedding": "learned"}, "embedding must be one of 'positional', 'fourier', got 'learned'"),
         ({"resample_filter": (1, 1, 1)}, "resample_filter must be an even number of taps"),
         ({"num_classes": -1}, "num_classes must be >= 0, got -1"),
     ],
@@ -192,8 +191,22 @@ def test_sizes_out_of_range_are_refused_by_name(options, message):
         _unet(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"encoder": "wide"}, "encoder must be one of 'standard', 'skip', 'residual', got 'wide'"),
+        ({"decoder": "residual"}, "decoder must be one of 'standard', 'skip', got 'residual'"),
+        ({"embedding": "learned"}, "embedding must be one of 'positional', 'fourier', 'timestep', got 'learned'"),
+    ],
+)
+def test_designs_that_do_not_exist_are_refused_by_name(options, message):
+    with pytest.raises(ValueError, match=message):
+        UNetStyle(**options)
+
+
 def test_attention_stands_where_asked_and_at_the_bottom_of_the_decoder():
-    unet = UNet(32, 1, 1, model_channels=4, channel_mult=(1, 1, 1), num_blocks=2, attn_resolutions=(16,))
+    choice = SongUNet(model_channels=4, channel_mult=(1, 1, 1), num_blocks=2, attn_resolutions=(16,))
+    unet = choice.build((1, 32, 32))
     attending = [name for name, m in unet.named_modules() if isinstance(m, ResidualBlock) and m.has_attention]
     assert attending == ["encoder.1.blocks.0", "encoder.1.blocks.1", "decoder.0.enter.0", "decoder.1.blocks.2"]
 
@@ -265,18 +278,18 @@ def test_it_compiles_into_one_graph():
     """In a process of its own: the checks of shapes at run time, which tests switch on, would break the graph."""
     script = """
         import torch
-        from openedm.networks import UNet, ResidualMLP
+        from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, Transformer
 
-        sizes = dict(model_channels=8, channel_mult=(1, 2), num_blocks=1, num_classes=3, augment_dim=2)
-        ncsnpp = dict(embedding="fourier", channel_mult_noise=2, encoder="residual", resample_filter=(1, 3, 3, 1))
-        for network in (
-            UNet(16, 1, 1, attn_resolutions=(8,), **sizes),
-            UNet(7, 1, 1, attn_resolutions=(4,), **sizes, **ncsnpp),
-            ResidualMLP(7, 7, width=16, num_classes=3, augment_dim=2),
+        sizes = dict(model_channels=8, channel_mult=(1, 2), num_blocks=1)
+        for choice, shape in (
+            (DDPMpp(attn_resolutions=(8,), **sizes), (1, 16, 7)),
+            (NCSNpp(attn_resolutions=(4,), **sizes), (1, 7, 7)),
+            (ADM(model_channels=64, channel_mult=(1, 1), num_blocks=1), (1, 8, 8)),
+            (MLP(width=16), (7,)),
+            (Transformer(width=16), (7,)),
         ):
-            network.eval()
-            shape = (2, 7) if isinstance(network, ResidualMLP) else (2, 1, network.resolutions[0], 7)
-            inputs = torch.randn(shape), torch.ones(2), torch.tensor([1, -1]), torch.ones(2, 2)
+            network = choice.build(shape, num_classes=3, augment_dim=2).eval()
+            inputs = torch.randn(2, *shape), torch.ones(2), torch.tensor([1, -1]), torch.ones(2, 2)
             compiled = torch.compile(network, backend="aot_eager", fullgraph=True)
             torch.testing.assert_close(compiled(*inputs), network(*inputs))
     """

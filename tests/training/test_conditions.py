@@ -32,9 +32,11 @@ class Perceptron(nn.Module):
 class Told(Network):
     width: int = 32
 
-    def build(self, event_shape, *, condition_shape, num_classes=0, augment_dim=0, out_channels=None, seed=None):
+    takes_conditions = True
+
+    def module(self, signature, seed):
         with seeded(seed):
-            return Perceptron(event_shape[0], math.prod(condition_shape), self.width)
+            return Perceptron(signature.in_channels, math.prod(signature.condition_shape), self.width)
 
 
 def linear_gaussian(count, seed=0):

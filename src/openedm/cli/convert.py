@@ -7,8 +7,7 @@ from typing import Literal
 from tqdm.auto import tqdm
 
 from openedm.interop import Published, publish, published_model, read_published, write_published
-from openedm.interop.exchange import new_published
-from openedm.interop.published import dtypes, num_elements
+from openedm.interop.published import new_published
 from openedm.training import find_checkpoint, load_denoiser, read_model, save_checkpoint
 
 SHOW_PROGRESS_FROM = 2**26
@@ -72,11 +71,13 @@ def _to_published(source: Path, out: Path, key: str, weights: Literal["ema", "ra
 
 def _described(published: Published) -> str:
     """What a file holds, as lines; text from the file is printed as a literal, never as it is."""
-    sizes = f"{num_elements(published.state_dict):,} in {len(published.state_dict)} tensors"
+    tensors = published.state_dict.values()
+    sizes = f"{sum(t.numel() for t in tensors):,} in {len(tensors)} tensors"
+    dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
     rows = {
         "network": _shown(published.network_name),
         "preconditioning": _shown(published.class_name),
-        "numbers": f"{sizes} of {dtypes(published.state_dict)}",
+        "numbers": f"{sizes} of {dtypes}",
         **{f"  {name}": _shown(value) for name, value in published.kwargs.items()},
         **{f"dataset {name}": _shown(value) for name, value in published.dataset_kwargs.items()},
     }

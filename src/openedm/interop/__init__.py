@@ -8,10 +8,9 @@ from openedm.interop.edm import (
     published_filters,
     published_names,
 )
-from openedm.interop.errors import DamagedFileError, UnreadableFileError, UnsafeFileError
-from openedm.interop.exchange import publish, published_model, read_published, write_published
 from openedm.interop.hub import Pretrained
-from openedm.interop.published import Published
+from openedm.interop.pickles import DamagedFileError, UnreadableFileError, UnsafeFileError
+from openedm.interop.published import Published, publish, published_model, read_published, write_published
 
 __all__ = [
     "DamagedFileError",

@@ -2,11 +2,13 @@
 
 Only names differ: `published_names` lists which of their names stands for which of ours. Their Fourier frequencies f
 are kept as ω = 2πf here, and their `resample_filter` buffers follow from the constructor arguments, so they are
-compared and not copied. Source of the weights: Karras et al. 2022 (arXiv 2206.00364), https://github.com/NVlabs/edm.
+compared and not copied. No library knows these names; diffusers' converters are for other networks. Source of the
+weights: Karras et al. 2022 (arXiv 2206.00364), https://github.com/NVlabs/edm.
 """
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -16,48 +18,90 @@ from torch import Tensor
 from openedm import preconditioning
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
-from openedm.networks import ADM, ADMUNet, SongUNet, UNetBody, level_resolutions
-from openedm.networks.body import DECODERS, ENCODERS, SkipPath
+from openedm.interop.pickles import DamagedFileError
+from openedm.networks import ADM, DDPMpp, NCSNpp, Signature, SongUNet, UNet
+from openedm.networks.blocks import DECODERS, ENCODERS
 from openedm.networks.layers import filter_kernel
-from openedm.networks.unet import EMBEDDINGS
+from openedm.networks.unet import SkipPath, level_resolutions
 from openedm.preconditioning import Preconditioning
+
+__all__ = [
+    "edm_choice",
+    "edm_denoiser",
+    "edm_network",
+    "load_edm_state_dict",
+    "published_filters",
+    "published_names",
+]
 
 Weights = Tensor | np.ndarray
 FREQUENCIES = "map_noise.freqs"
-# The published constructor arguments of each class of network and what they are when left out.
-SHARED: dict[str, Any] = {"label_dim": 0, "augment_dim": 0, "channel_mult_emb": 4, "dropout": 0.10, "label_dropout": 0}
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "SongUNet": {
-        **SHARED,
-        "model_channels": 128,
-        "channel_mult": (1, 2, 2, 2),
-        "num_blocks": 4,
-        "attn_resolutions": (16,),
-        "embedding_type": "positional",
-        "channel_mult_noise": 1,
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "resample_filter": (1, 1),
-    },
-    "DhariwalUNet": {
-        **SHARED,
-        "model_channels": 192,
-        "channel_mult": (1, 2, 3, 4),
-        "num_blocks": 3,
-        "attn_resolutions": (32, 16, 8),
-    },
-}
 REQUIRED = ("img_resolution", "img_channels", "model_type")
-# The published preconditionings: which of ours each is, and its constructor arguments by their names here.
-PRECONDITIONINGS: dict[str, tuple[type[Preconditioning], dict[str, str]]] = {
-    "EDMPrecond": (preconditioning.EDM, {}),
-    "VPPrecond": (
+SIZES = ("model_channels", "channel_mult", "channel_mult_emb", "num_blocks", "attn_resolutions", "dropout")
+"""Constructor arguments of networks that have the same names here."""
+DESIGN = {
+    "embedding_type": "embedding",
+    "channel_mult_noise": "channel_mult_noise",
+    "encoder_type": "encoder",
+    "decoder_type": "decoder",
+    "resample_filter": "resample_filter",
+}
+"""Those of `SongUNet` that have other names here, or belong to the style."""
+
+
+@dataclass(frozen=True)
+class PublishedClass:
+    """A published preconditioning.
+
+    Attributes:
+        kind: the one here.
+        names: its constructor arguments, in their order, and their names here.
+        denoiser_names: those that the denoiser has here; the names are the same.
+        model_type: the class of its network where the arguments name none.
+    """
+
+    kind: type[Preconditioning]
+    names: Mapping[str, str]
+    denoiser_names: tuple[str, ...] = ()
+    model_type: str = "DhariwalUNet"
+
+    def split(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The arguments of the preconditioning, and those of the network with `model_type`."""
+        own_names = {*self.names, *self.denoiser_names, "use_fp16"}
+        own = {name: value for name, value in kwargs.items() if name in own_names}
+        rest = {name: value for name, value in kwargs.items() if name not in own_names}
+        return own, {"model_type": self.model_type, **rest}
+
+
+PRECONDITIONINGS = {
+    "EDMPrecond": PublishedClass(preconditioning.EDM, {}, ("sigma_min", "sigma_max", "sigma_data")),
+    "VPPrecond": PublishedClass(
         preconditioning.VP,
         {"beta_d": "beta_d", "beta_min": "beta_min", "M": "num_levels", "epsilon_t": "epsilon_t"},
+        model_type="SongUNet",
     ),
-    "VEPrecond": (preconditioning.VE, {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}),
-    "iDDPMPrecond": (preconditioning.IDDPM, {"C_1": "c_1", "C_2": "c_2", "M": "num_levels"}),
+    "VEPrecond": PublishedClass(
+        preconditioning.VE, {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, model_type="SongUNet"
+    ),
+    "iDDPMPrecond": PublishedClass(preconditioning.IDDPM, {"C_1": "c_1", "C_2": "c_2", "M": "num_levels"}),
 }
+
+
+def network_arguments(choice: ADM | DDPMpp | NCSNpp | SongUNet) -> dict[str, Any]:
+    """The published constructor arguments of a network, apart from the shapes of its data; `edm_choice` reversed."""
+    sizes = {name: getattr(choice, name) for name in SIZES}
+    if isinstance(choice, ADM):
+        return {"model_type": "DhariwalUNet", **sizes}
+    design = {published: getattr(choice.style, name) for published, name in DESIGN.items()}
+    return {"model_type": "SongUNet", **sizes, **design}
+
+
+SHAPES = {"label_dim": 0, "augment_dim": 0, "label_dropout": 0}
+DEFAULTS = {
+    "SongUNet": SHAPES | network_arguments(SongUNet(channel_mult=(1, 2, 2, 2), attn_resolutions=(16,))),
+    "DhariwalUNet": SHAPES | network_arguments(ADM(attn_resolutions=(32, 16, 8))),
+}
+"""The constructor arguments of each class of network and what they are when left out."""
 
 
 def edm_denoiser(
@@ -83,17 +127,15 @@ def edm_denoiser(
     checks.one_of("precond", precond, PRECONDITIONINGS)
     if table is not None and precond != "iDDPMPrecond":
         raise ValueError(f"table must be None for {precond}: only iDDPMPrecond rounds to a table")
-    kind, names = PRECONDITIONINGS[precond]
-    options = {"model_type": "SongUNet" if precond in ("VPPrecond", "VEPrecond") else "DhariwalUNet", **kwargs}
-    options.pop("use_fp16", None)
-    chosen = {own: options.pop(name) for name, own in names.items() if name in options}
+    published = PRECONDITIONINGS[precond]
+    own, options = published.split(kwargs)
+    chosen = {published.names[name]: value for name, value in own.items() if name in published.names}
+    numbers = {name: float(own[name]) for name in published.denoiser_names if name in own}
     if precond == "iDDPMPrecond":
         levels = _tensor(state_dict["u"]).tolist() if table is None and "u" in state_dict else table
         chosen["table"] = None if levels is None else tuple(levels)
-    own_names = ("sigma_min", "sigma_max", "sigma_data") if precond == "EDMPrecond" else ()
-    numbers = {name: float(options.pop(name)) for name in own_names if name in options}
 
-    made = kind(**chosen)
+    made = published.kind(**chosen)
     channels, resolution = options.get("img_channels", 0), options.get("img_resolution", 0)
     network = edm_network(options, channels * made.outputs_per_channel)
     load_edm_state_dict(network, state_dict)
@@ -102,14 +144,14 @@ def edm_denoiser(
         made,
         sigma_data=numbers.get("sigma_data", 0.5),
         event_shape=(channels, resolution, resolution),
-        num_classes=network.num_classes,
+        num_classes=network.signature.num_classes,
     )
     denoiser.sigma_min = numbers.get("sigma_min", denoiser.sigma_min)
     denoiser.sigma_max = numbers.get("sigma_max", denoiser.sigma_max)
     return denoiser.eval()
 
 
-def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> UNetBody:
+def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> UNet:
     """The network that the published constructor arguments describe, with new weights.
 
     Args:
@@ -124,11 +166,14 @@ def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> U
     (32, 16, 8, 4)
     """
     options = _options(kwargs)
-    shape = (options["img_channels"], options["img_resolution"], options["img_resolution"])
-    network: UNetBody = edm_choice(kwargs).build(
-        shape, num_classes=options["label_dim"], augment_dim=options["augment_dim"], out_channels=out_channels
+    channels, resolution = options["img_channels"], options["img_resolution"]
+    signature = Signature(
+        (channels, resolution, resolution),
+        channels if out_channels is None else out_channels,
+        options["label_dim"],
+        options["augment_dim"],
     )
-    return network
+    return edm_choice(kwargs).module(signature, seed=None)
 
 
 def edm_choice(kwargs: Mapping[str, Any]) -> SongUNet | ADM:
@@ -147,37 +192,25 @@ def edm_choice(kwargs: Mapping[str, Any]) -> SongUNet | ADM:
     (32, 16, 8)
     """
     options = _options(kwargs)
-    channel_mult = tuple(options["channel_mult"])
-    resolutions = level_resolutions(options["img_resolution"], len(channel_mult))
-    sizes: dict[str, Any] = {
-        "model_channels": options["model_channels"],
-        "channel_mult": channel_mult,
-        "channel_mult_emb": options["channel_mult_emb"],
-        "num_blocks": options["num_blocks"],
-        "attn_resolutions": tuple(r for r in options["attn_resolutions"] if r in resolutions),
-        "dropout": options["dropout"],
-    }
+    resolutions = level_resolutions(options["img_resolution"], len(options["channel_mult"]))
+    sizes = {name: options[name] for name in SIZES}
+    sizes["channel_mult"] = tuple(sizes["channel_mult"])
+    sizes["attn_resolutions"] = tuple(r for r in sizes["attn_resolutions"] if r in resolutions)
     if options["model_type"] == "DhariwalUNet":
         return ADM(**sizes)
-    for name, known in (("embedding_type", EMBEDDINGS), ("encoder_type", ENCODERS), ("decoder_type", DECODERS)):
-        checks.one_of(name, options[name], known)
-    return SongUNet(
-        **sizes,
-        embedding=options["embedding_type"],
-        channel_mult_noise=options["channel_mult_noise"],
-        encoder=options["encoder_type"],
-        decoder=options["decoder_type"],
-        resample_filter=tuple(options["resample_filter"]),
-    )
+    checks.one_of("encoder_type", options["encoder_type"], ENCODERS)
+    checks.one_of("decoder_type", options["decoder_type"], DECODERS)
+    options["resample_filter"] = tuple(options["resample_filter"])
+    return SongUNet(**sizes, **{name: options[published] for published, name in DESIGN.items()})
 
 
-def published_names(network: UNetBody) -> dict[str, str]:
+def published_names(network: UNet) -> dict[str, str]:
     """For each name in the network's state dict, the name in the published files, without the leading `model.`.
 
     The constant filters of the published files have no name here: see `published_filters`.
 
-    >>> from openedm.networks import UNet
-    >>> published_names(UNet(16, 3, 3, model_channels=8, channel_mult=(1, 2)))["encoder.1.down.conv0.weight"]
+    >>> options = {"img_resolution": 16, "img_channels": 3, "model_type": "SongUNet", "channel_mult": (1, 2)}
+    >>> published_names(edm_network(options))["encoder.1.down.conv0.weight"]
     'enc.8x8_down.conv0.weight'
     """
     prefixes = dict(_prefixes(network))
@@ -188,11 +221,11 @@ def published_names(network: UNetBody) -> dict[str, str]:
     return names
 
 
-def published_filters(network: UNetBody) -> dict[str, Tensor]:
+def published_filters(network: UNet) -> dict[str, Tensor]:
     """The `resample_filter` buffers of the published files, by their names: what `published_names` leaves out.
 
-    >>> from openedm.networks import UNet
-    >>> list(published_filters(UNet(16, 3, 3, model_channels=8, channel_mult=(1, 2))))[:2]
+    >>> options = {"img_resolution": 16, "img_channels": 3, "model_type": "SongUNet", "channel_mult": (1, 2)}
+    >>> list(published_filters(edm_network(options)))[:2]
     ['enc.8x8_down.conv0.resample_filter', 'enc.8x8_down.skip.resample_filter']
     """
     sizes = [f"{r}x{r}" for r in network.resolutions]
@@ -203,11 +236,11 @@ def published_filters(network: UNetBody) -> dict[str, Tensor]:
     owners += [f"dec.{size}_up.{part}" for size in reversed(sizes[:-1]) for part in ("conv0", "skip")]
     if network.up_image is not None:
         owners += [f"dec.{size}_aux_up" for size in reversed(sizes[:-1])]
-    kernel = filter_kernel(network.resample_filter)[None, None]
+    kernel = filter_kernel(network.choice.style.resample_filter)[None, None]
     return {f"{owner}.resample_filter": kernel.clone() for owner in owners}
 
 
-def load_edm_state_dict(network: UNetBody, state_dict: Mapping[str, Weights]) -> None:
+def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Weights]) -> None:
     """Copy published weights into `network`, in the network's own dtype and on its device.
 
     Args:
@@ -231,7 +264,7 @@ def load_edm_state_dict(network: UNetBody, state_dict: Mapping[str, Weights]) ->
         for name, target in targets.items()
         if name in given and given[name].shape != target.shape
     ]
-    expected = filter_kernel(network.resample_filter)
+    expected = filter_kernel(network.choice.style.resample_filter)
     problems += [f"{name} is another filter" for name, value in filters.items() if not _same_filter(value, expected)]
     if problems:
         raise ValueError("state_dict does not fit the network: " + "; ".join(problems))
@@ -251,7 +284,7 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
     return {**defaults, **kwargs}
 
 
-def _prefixes(network: UNetBody) -> Iterator[tuple[str, str]]:
+def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
     sizes = [f"{r}x{r}" for r in network.resolutions]
     yield "embedding.noise.omega", FREQUENCIES
     yield "embedding.classes", "map_label"
@@ -271,7 +304,7 @@ def _prefixes(network: UNetBody) -> Iterator[tuple[str, str]]:
         )
         yield f"decoder.{index}.blocks.", f"dec.{size}_block"
         yield f"decoder.{index}.output.", f"dec.{size}_aux_"
-    end = "out" if isinstance(network, ADMUNet) else f"dec.{sizes[0]}_aux"
+    end = "out" if isinstance(network.choice, ADM) else f"dec.{sizes[0]}_aux"
     yield "norm_out", f"{end}_norm"
     yield "conv_out", f"{end}_conv"
 
@@ -282,3 +315,74 @@ def _tensor(value: Weights) -> Tensor:
 
 def _same_filter(value: Tensor, expected: Tensor) -> bool:
     return value.numel() == expected.numel() and torch.allclose(value.to(expected).reshape(expected.shape), expected)
+
+
+# The limits of what a file may ask for. Its arguments are compared with the tensors that it holds before anything is
+# built, so that what is built is never larger than the file.
+INTEGERS = {
+    "img_resolution": 2**14,
+    "img_channels": 2**12,
+    "label_dim": 2**20,
+    "augment_dim": 2**12,
+    "model_channels": 2**14,
+    "channel_mult_emb": 2**8,
+    "channel_mult_noise": 2**8,
+    "num_blocks": 2**10,
+    "M": 2**17,
+}
+"""Integers >= 0, and the largest of each."""
+NUMBERS = {"dropout", "label_dropout", "sigma_min", "sigma_max", "sigma_data", "beta_d", "beta_min", "epsilon_t"}
+NUMBERS |= {"C_1", "C_2"}
+LISTS = {"channel_mult": 2**10, "attn_resolutions": 2**14, "resample_filter": 2**10}
+"""Lists of numbers from 0 to these, integers but for `resample_filter`, and at most `LONGEST` of them."""
+LONGEST = 32
+WORDS = ("model_type", "embedding_type", "encoder_type", "decoder_type")
+
+
+def check_arguments(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> None:
+    """Check the types of constructor arguments, and that they do not describe a network larger than its weights.
+
+    Args:
+        class_name: one of `PRECONDITIONINGS`.
+        kwargs: its arguments.
+        state_dict: the weights in the file.
+
+    Raises:
+        ValueError: an argument has another type or is out of range, or the network would be larger. Unknown ones are
+            left to `edm_denoiser`.
+    """
+    for name, value in kwargs.items():
+        allowed = _allowed(name, value)
+        if allowed is not None:
+            raise DamagedFileError(f"{name} must be {allowed}, got {repr(value)[:100]}")
+    levels, blocks = len(kwargs.get("channel_mult", (1, 2, 3, 4))), kwargs.get("num_blocks", 1)
+    if blocks * levels > len(state_dict):
+        raise DamagedFileError(f"num_blocks={blocks} blocks on {levels} levels are more than the file has")
+    if class_name == "iDDPMPrecond" and "u" in state_dict:
+        size, expected = tuple(state_dict["u"].shape), kwargs.get("M", 1000) + 1
+        if size != (expected,):
+            raise DamagedFileError(f"u must hold M + 1 = {expected} levels, has shape {size}")
+    _, options = PRECONDITIONINGS[class_name].split(kwargs)
+    with torch.device("meta"):
+        network = edm_network(options, options.get("img_channels", 1) * (2 if class_name == "iDDPMPrecond" else 1))
+    needed = sum(t.numel() for t in network.state_dict().values())
+    there = sum(t.numel() for t in state_dict.values())
+    if needed > there:
+        raise DamagedFileError(f"the network that the file describes has {needed:,} weights, the file {there:,}")
+
+
+def _allowed(name: str, value: Any) -> str | None:
+    """What an argument must be, if it is something else; None where it is that, or unknown."""
+    if name in INTEGERS and (type(value) is not int or not 0 <= value <= INTEGERS[name]):
+        return f"an integer between 0 and {INTEGERS[name]}"
+    if name in NUMBERS and (type(value) not in (int, float) or math.isnan(value)):
+        return "a number"
+    if name in WORDS and type(value) is not str:
+        return "a string"
+    if name in LISTS:
+        kinds = (int, float) if name == "resample_filter" else (int,)
+        is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) <= LONGEST
+        if not is_list or any(type(item) not in kinds or not 0 <= item <= LISTS[name] for item in value):
+            kind = "integers" if kinds == (int,) else "numbers"
+            return f"a list of at most {LONGEST} {kind} from 0 to {LISTS[name]}"
+    return None

@@ -1,4 +1,7 @@
-"""Denoisers to and from the model hub, by huggingface_hub's mixin: safetensors and JSON, the files of a checkpoint."""
+"""Denoisers to and from the model hub, by huggingface_hub's mixin: safetensors and JSON, the files of a checkpoint.
+
+Its `PyTorchModelHubMixin` would do all of it, but with a configuration of its own that `load_denoiser` does not read.
+"""
 
 from pathlib import Path
 from typing import Any, Literal
@@ -11,7 +14,10 @@ from openedm.ground.storage import replacing, write_json, write_tensors
 from openedm.training.checkpoints import FORMAT, find_checkpoint, load_denoiser, read_model
 from openedm.training.model import Model
 
+__all__ = ["Pretrained"]
+
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+HUB_OPTIONS = {"revision", "cache_dir", "force_download", "local_files_only", "token"}
 
 CARD = """---
 {{ card_data }}
@@ -79,31 +85,11 @@ class Pretrained(
             write_json(temporary, {"format": FORMAT, "model": to_config(self.description)})
 
     @classmethod
-    def _from_pretrained(
-        cls,
-        *,
-        model_id: str,
-        revision: str | None,
-        cache_dir: str | Path | None,
-        force_download: bool,
-        local_files_only: bool,
-        token: str | bool | None,
-        **model_kwargs: Any,
-    ) -> "Pretrained":
-        if model_kwargs:
-            raise ValueError(f"from_pretrained takes no further options, got {sorted(model_kwargs)}")
+    def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Pretrained":
+        unknown = sorted(options.keys() - HUB_OPTIONS)
+        if unknown:
+            raise ValueError(f"from_pretrained takes no further options, got {unknown}")
         if Path(model_id).is_dir():
             return cls.from_checkpoint(model_id)
-        files = [
-            hf_hub_download(
-                repo_id=model_id,
-                filename=name,
-                revision=revision,
-                cache_dir=cache_dir,
-                force_download=force_download,
-                local_files_only=local_files_only,
-                token=token,
-            )
-            for name in (WEIGHTS, CONFIG)
-        ]
+        files = [hf_hub_download(repo_id=model_id, filename=name, **options) for name in (WEIGHTS, CONFIG)]
         return cls.from_checkpoint(Path(files[1]).parent)

@@ -1,13 +1,17 @@
 """Pickles as data: a machine for the opcodes of protocols 2 to 5 that runs nothing.
 
 A pickle is a program for a stack machine, and Python's own reader calls whatever functions it names. This one knows a
-short list of names, each of which stands for a function here that makes inert data, and reads everything else as what
-it is: a reason to refuse the file. Opcodes that no file of ours needs (persistent ids, extensions, objects with keyword
-arguments, byte arrays, the text forms of protocol 0) are refused, too.
+short list of names, each of which stands for a function here that makes inert data, and refuses everything else.
+Opcodes that no published file needs (extensions, objects with keyword arguments, byte arrays, the text forms of
+protocol 0) are refused, too.
 
 Memory and time are bounded by the limits below, whatever the file says: numbers and lengths are compared with what the
 file holds before anything is made, bytes are never copied (they are views of the file), keys are strings, and nothing
 here recurses, hashes or compares what the file has built.
+
+No library gives these bounds. Python's `Unpickler` with `find_class` overridden and torch's weights-only unpickler run
+nothing either, but copy the bytes and hash, nest and memoise without limit; fickling judges a file and then leaves the
+reading to `pickle`. The names of the opcodes are from `pickletools`, whose readers of arguments check no total.
 """
 
 import pickletools
@@ -16,7 +20,16 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
-from openedm.interop.errors import DamagedFileError, UnsafeFileError
+__all__ = [
+    "Buildable",
+    "Bytes",
+    "DamagedFileError",
+    "Known",
+    "Machine",
+    "UnreadableFileError",
+    "UnsafeFileError",
+    "describe",
+]
 
 Bytes = memoryview | bytes
 
@@ -29,6 +42,28 @@ MAX_TEXT = 2**26
 """Bytes of all strings of a file together. In protocol 2, which no published file has, the weights are strings, too."""
 MAX_NAME = 256
 MAX_INTEGER_BYTES = 16
+
+
+class UnreadableFileError(ValueError):
+    """A file that cannot be read as data.
+
+    Attributes:
+        problem: what is wrong with it.
+        position: the byte at which that was found; None where the whole file is meant.
+    """
+
+    def __init__(self, problem: str, position: int | None = None) -> None:
+        super().__init__(problem if position is None else f"{problem}, at byte {position}")
+        self.problem = problem
+        self.position = position
+
+
+class UnsafeFileError(UnreadableFileError):
+    """The file asks for something to be run, or for something that only code could want."""
+
+
+class DamagedFileError(UnreadableFileError):
+    """The file is incomplete, contradicts itself, or holds more than such a file may."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -116,6 +151,16 @@ class Machine:
         if self._text > MAX_TEXT:
             self.damaged(f"strings of more than {MAX_TEXT} bytes in all")
 
+    def set_of(self, items: Any) -> set[str]:
+        """The set of the strings of a list.
+
+        Raises:
+            DamagedFileError: `items` is no list of strings.
+        """
+        if type(items) is not list or any(type(item) is not str for item in items):
+            self.damaged("a set must hold strings")
+        return set(items)
+
     def read(self, opcodes: int = MAX_OPCODES) -> Any:
         """What the pickle holds.
 
@@ -132,18 +177,15 @@ class Machine:
                 if len(self._stack) != 1 or self._marked:
                     self.damaged(f"the pickle must end with one value, but ends with {len(self._stack)}")
                 return self._stack.pop()
-            step = STEPS.get(opcode)
-            if step is None:
-                self._refuse(opcode)
-            step(self)
+            name = NAMES.get(opcode)
+            if name is None:
+                self.damaged(f"0x{opcode:02x} is no opcode of a pickle")
+            if name not in STEPS:
+                self.unsafe(f"opcode {name} is refused")
+            STEPS[name](self)
             if len(self._stack) > MAX_STACK or len(self._marked) > MAX_MARKS or len(self._memo) > MAX_MEMO:
                 self.damaged("the stack or the memo is larger than any such file needs")
         raise DamagedFileError(f"more than {opcodes} opcodes", self.position)
-
-    def _refuse(self, opcode: int) -> NoReturn:
-        if opcode not in NAMES:
-            self.damaged(f"0x{opcode:02x} is no opcode of a pickle")
-        self.unsafe(f"opcode {NAMES[opcode]} is refused")
 
     def _take(self, size: int) -> memoryview:
         if size > len(self.content) - self.end:
@@ -165,10 +207,12 @@ class Machine:
     def _push(self, value: Any) -> None:
         self._stack.append(value)
 
-    def _pop(self) -> Any:
-        if not self._stack:
+    def _pop(self, count: int) -> list[Any]:
+        if len(self._stack) < count:
             self.damaged("a value is missing on the stack")
-        return self._stack.pop()
+        items = self._stack[-count:]
+        del self._stack[-count:]
+        return items
 
     def _top(self) -> Any:
         if not self._stack:
@@ -200,9 +244,6 @@ class Machine:
         except UnicodeDecodeError:
             self.damaged("a string is not UTF-8")
 
-    def _bytes(self, form: str) -> None:
-        self._push(self._take(self._number(form)))
-
     def _protocol(self) -> None:
         version = self._number("<B")
         if not 2 <= version <= 5:
@@ -212,28 +253,6 @@ class Machine:
         size = self._number("<Q")
         if size > len(self.content) - self.end:
             self.damaged(f"a frame of {size} bytes is longer than the file")
-
-    def _tuple(self, size: int) -> None:
-        items = [self._pop() for _ in range(size)]
-        self._push(tuple(reversed(items)))
-
-    def _marked_tuple(self) -> None:
-        items = self._pop_marked()
-        self._push(tuple(items))
-
-    def _drop(self) -> None:
-        _ = self._pop() if self._stack else self._pop_marked()
-
-    def _drop_marked(self) -> None:
-        self._pop_marked()
-
-    def _extend(self) -> None:
-        items = self._pop_marked()
-        self._append(items)
-
-    def _append_one(self) -> None:
-        item = self._pop()
-        self._append([item])
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()
@@ -252,60 +271,30 @@ class Machine:
                 self.damaged(f"a key must be a string, is {describe(key)}")
             target[key] = value
 
-    def _set_item(self) -> None:
-        value = self._pop()
-        self._set_items([self._pop(), value])
-
-    def _set_marked(self) -> None:
-        items = self._pop_marked()
-        self._set_items(items)
-
-    def _add_items(self) -> None:
-        items = self._pop_marked()
+    def _add_items(self, items: list[Any]) -> None:
         target = self._top()
         if type(target) is not set:
             self.unsafe(f"adding to {describe(target)} is refused")
-        target |= set(strings(self, items))
+        target |= self.set_of(items)
 
-    def _get(self, form: str) -> None:
-        index = self._number(form)
+    def _get(self, index: int) -> None:
         if index not in self._memo:
             self.damaged(f"the memo has no entry {index}")
         self._push(self._memo[index])
 
-    def _put(self, form: str) -> None:
-        self._memo[self._number(form)] = self._top()
+    def _put(self, index: int) -> None:
+        self._memo[index] = self._top()
 
-    def _memoize(self) -> None:
-        self._memo[len(self._memo)] = self._top()
-
-    def _global(self) -> None:
-        module = self._line()
-        self._find(module, self._line())
-
-    def _stack_global(self) -> None:
-        name, module = self._pop(), self._pop()
+    def _global(self, module: Any, name: Any) -> None:
         if type(name) is not str or type(module) is not str:
             self.unsafe(f"a global named by {describe(module)} and {describe(name)} is refused")
-        self._find(module, name)
-
-    def _find(self, module: str, name: str) -> None:
         found = self.known.get(f"{module} {name}")
         if found is None:
             self.unsafe(f"the file names {f'{module}.{name}'[:MAX_NAME]!r}, which is no part of a published network")
         self._push(found)
 
-    def _reduce(self) -> None:
-        arguments = self._pop()
-        function = self._pop()
-        self._push(self._call(function, arguments, "call"))
-
-    def _new(self) -> None:
-        arguments = self._pop()
-        kind = self._pop()
-        self._push(self._call(kind, arguments, "new"))
-
-    def _call(self, function: Any, arguments: Any, way: str) -> Any:
+    def _call(self, way: str) -> None:
+        function, arguments = self._pop(2)
         if type(function) is not Known:
             self.unsafe(f"calling {describe(function)} is refused")
         make = function.call if way == "call" else function.new
@@ -313,10 +302,10 @@ class Machine:
             self.unsafe(f"calling {function.name!r} in this way is refused")
         if type(arguments) is not tuple:
             self.damaged(f"the arguments of {function.name!r} must be a tuple, are {describe(arguments)}")
-        return make(self, arguments)
+        self._push(make(self, arguments))
 
     def _build(self) -> None:
-        state = self._pop()
+        (state,) = self._pop(1)
         target = self._top()
         if not isinstance(target, Buildable):
             self.unsafe(f"setting the state of {describe(target)} is refused")
@@ -325,7 +314,7 @@ class Machine:
     def _persistent_id(self) -> None:
         if self.persistent is None:
             self.unsafe("a persistent id is refused")
-        self._push(self.persistent(self, self._pop()))
+        self._push(self.persistent(self, *self._pop(1)))
 
 
 def describe(value: Any) -> str:
@@ -335,64 +324,51 @@ def describe(value: Any) -> str:
     return {memoryview: "bytes", type(None): "None"}.get(type(value), type(value).__name__)
 
 
-def strings(machine: Machine, items: Any) -> list[str]:
-    """The items of a list, if they are strings.
-
-    Raises:
-        DamagedFileError: `items` is no list of strings.
-    """
-    if type(items) is not list or any(type(item) is not str for item in items):
-        machine.damaged("a set must hold strings")
-    return items
-
-
+NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 STOP = ord(".")
-STEPS: dict[int, Callable[[Machine], None]] = {
-    0x80: Machine._protocol,
-    0x95: Machine._frame,
-    ord("("): Machine._mark,
-    ord("0"): Machine._drop,
-    ord("1"): Machine._drop_marked,
-    ord("N"): lambda m: m._push(None),
-    0x88: lambda m: m._push(True),
-    0x89: lambda m: m._push(False),
-    ord("K"): lambda m: m._push(m._number("<B")),
-    ord("M"): lambda m: m._push(m._number("<H")),
-    ord("J"): lambda m: m._push(m._number("<i")),
-    0x8A: Machine._integer,
-    ord("G"): lambda m: m._push(m._number(">d")),
-    0x8C: lambda m: m._string("<B"),
-    ord("X"): lambda m: m._string("<I"),
-    0x8D: lambda m: m._string("<Q"),
-    ord("C"): lambda m: m._bytes("<B"),
-    ord("B"): lambda m: m._bytes("<I"),
-    0x8E: lambda m: m._bytes("<Q"),
-    ord(")"): lambda m: m._push(()),
-    0x85: lambda m: m._tuple(1),
-    0x86: lambda m: m._tuple(2),
-    0x87: lambda m: m._tuple(3),
-    ord("t"): Machine._marked_tuple,
-    ord("]"): lambda m: m._push([]),
-    ord("a"): Machine._append_one,
-    ord("e"): Machine._extend,
-    ord("}"): lambda m: m._push({}),
-    ord("s"): Machine._set_item,
-    ord("u"): Machine._set_marked,
-    0x8F: lambda m: m._push(set()),
-    0x90: Machine._add_items,
-    ord("h"): lambda m: m._get("<B"),
-    ord("j"): lambda m: m._get("<I"),
-    ord("q"): lambda m: m._put("<B"),
-    ord("r"): lambda m: m._put("<I"),
-    0x94: Machine._memoize,
-    ord("c"): Machine._global,
-    0x93: Machine._stack_global,
-    ord("R"): Machine._reduce,
-    0x81: Machine._new,
-    ord("b"): Machine._build,
-    ord("Q"): Machine._persistent_id,
+STEPS: dict[str, Callable[[Machine], object]] = {
+    "PROTO": Machine._protocol,
+    "FRAME": Machine._frame,
+    "MARK": Machine._mark,
+    "POP": lambda m: m._pop(1) if m._stack else m._pop_marked(),
+    "POP_MARK": Machine._pop_marked,
+    "NONE": lambda m: m._push(None),
+    "NEWTRUE": lambda m: m._push(True),
+    "NEWFALSE": lambda m: m._push(False),
+    "BININT1": lambda m: m._push(m._number("<B")),
+    "BININT2": lambda m: m._push(m._number("<H")),
+    "BININT": lambda m: m._push(m._number("<i")),
+    "LONG1": Machine._integer,
+    "BINFLOAT": lambda m: m._push(m._number(">d")),
+    "SHORT_BINUNICODE": lambda m: m._string("<B"),
+    "BINUNICODE": lambda m: m._string("<I"),
+    "BINUNICODE8": lambda m: m._string("<Q"),
+    "SHORT_BINBYTES": lambda m: m._push(m._take(m._number("<B"))),
+    "BINBYTES": lambda m: m._push(m._take(m._number("<I"))),
+    "BINBYTES8": lambda m: m._push(m._take(m._number("<Q"))),
+    "EMPTY_TUPLE": lambda m: m._push(()),
+    "TUPLE1": lambda m: m._push(tuple(m._pop(1))),
+    "TUPLE2": lambda m: m._push(tuple(m._pop(2))),
+    "TUPLE3": lambda m: m._push(tuple(m._pop(3))),
+    "TUPLE": lambda m: m._push(tuple(m._pop_marked())),
+    "EMPTY_LIST": lambda m: m._push([]),
+    "APPEND": lambda m: m._append(m._pop(1)),
+    "APPENDS": lambda m: m._append(m._pop_marked()),
+    "EMPTY_DICT": lambda m: m._push({}),
+    "SETITEM": lambda m: m._set_items(m._pop(2)),
+    "SETITEMS": lambda m: m._set_items(m._pop_marked()),
+    "EMPTY_SET": lambda m: m._push(set()),
+    "ADDITEMS": lambda m: m._add_items(m._pop_marked()),
+    "BINGET": lambda m: m._get(m._number("<B")),
+    "LONG_BINGET": lambda m: m._get(m._number("<I")),
+    "BINPUT": lambda m: m._put(m._number("<B")),
+    "LONG_BINPUT": lambda m: m._put(m._number("<I")),
+    "MEMOIZE": lambda m: m._put(len(m._memo)),
+    "GLOBAL": lambda m: m._global(m._line(), m._line()),
+    "STACK_GLOBAL": lambda m: m._global(*m._pop(2)),
+    "REDUCE": lambda m: m._call("call"),
+    "NEWOBJ": lambda m: m._call("new"),
+    "BUILD": Machine._build,
+    "BINPERSID": Machine._persistent_id,
 }
 """What each opcode does that pickles of networks need."""
-
-NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
-"""The names of all opcodes, for messages."""

@@ -2,25 +2,43 @@
 
     pickle → records (`records`) → class, constructor arguments and state dict (`Published`) → denoiser, `Model`
 
-The same content also goes to and from a pair of files without any pickle, NAME.safetensors and NAME.json.
+The same content also goes to and from a pair of files without any pickle: NAME.safetensors, its weights by their
+published names (safetensors reads and writes them), and NAME.json,
+{"format": …, "class_name": "EDMPrecond", "network_name": "SongUNet", "init_kwargs": {…}, "dataset_kwargs": {…}}.
+Walking the modules and naming their tensors is left to no library: the classes that could do it are those of the file.
 """
 
+import math
 import mmap
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from openedm.denoiser import Preconditioned
-from openedm.interop.arguments import check_arguments, named_arguments
-from openedm.interop.edm import PRECONDITIONINGS, edm_denoiser
-from openedm.interop.errors import DamagedFileError, UnreadableFileError
-from openedm.interop.pickles import Bytes, Machine, describe
-from openedm.interop.records import Record, known_globals, plain
-from openedm.interop.storages import StoredTensor
+from openedm.ground.storage import read_json, read_tensors, replacing, write_json, write_tensors
+from openedm.interop.edm import (
+    FREQUENCIES,
+    PRECONDITIONINGS,
+    check_arguments,
+    edm_choice,
+    edm_denoiser,
+    network_arguments,
+    published_filters,
+    published_names,
+)
+from openedm.interop.pickles import Bytes, DamagedFileError, Machine, UnreadableFileError, describe
+from openedm.interop.records import Record, StoredTensor, known_globals, plain
+from openedm.networks import ADM, DDPMpp, NCSNpp, SongUNet, UNet
+from openedm.preconditioning import IDDPM
+from openedm.training import Model
 
+__all__ = ["Published", "parse_pickle", "publish", "published_model", "read_published", "write_published"]
+
+FORMAT = "openedm-published-1"
 MAX_TENSORS = 100_000
 KINDS = ("_parameters", "_buffers", "_modules")
 MAX_ENTRIES = 200_000
@@ -30,7 +48,7 @@ MAX_DEPTH = 32
 MAX_NAME = 500
 
 Reporter = Callable[[int, int], object]
-"""Told after each tensor how many bytes have been read, and of how many."""
+"""Called after each tensor with the number of bytes read and that of all bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -73,23 +91,81 @@ class Published:
             raise DamagedFileError(f"no network has these constructor arguments: {error}") from error
 
 
-def read_pickle(path: str | Path, key: str = "ema", report: Reporter | None = None) -> Published:
-    """Read a published pickle; nothing in it is run.
-
-    The file is mapped, not loaded: beside the weights themselves, memory holds one storage at a time.
+def read_published(path: str | Path, key: str = "ema", report: Reporter | None = None) -> Published:
+    """Read a published network from a pickle (.pkl) or from safetensors and JSON; nothing in the file is run.
 
     Args:
-        path: the file.
-        key: the entry of its dictionary that holds the network.
-        report: called after each tensor.
+        path: NAME.pkl; or NAME.safetensors, with NAME.json beside it.
+        key: the entry of a pickle that holds the network.
+        report: called after each tensor of a pickle with the bytes read and their number. A pickle is mapped, not
+            loaded: beside the weights themselves, memory holds one storage at a time.
 
     Raises:
-        UnsafeFileError: the file names a global that no published network has, or otherwise asks for code to be run.
-            Says what, and at which byte.
-        DamagedFileError: it is incomplete, contradicts itself or exceeds the limits of such files.
-        OSError: it cannot be opened.
+        UnsafeFileError: the pickle asks for more than data; says what, and at which byte.
+        DamagedFileError: the pickle cannot be read as a published network.
+        ValueError: the other files cannot, or the name ends in something else.
+        OSError: a pickle cannot be opened.
     """
     path = Path(path)
+    if path.suffix == ".pkl":
+        return _read_pickle(path, key, report)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .pkl or .safetensors, got {str(path)!r}")
+    try:
+        config = read_json(path.with_suffix(".json"))
+    except RecursionError as error:
+        raise ValueError(f"{path.with_suffix('.json')} is nested too deeply") from error
+    if config.get("format") != FORMAT:
+        raise ValueError(f"{path.with_suffix('.json')}: format must be {FORMAT!r}, got {config.get('format')!r}")
+    name, network_name, kwargs = (config.get(entry) for entry in ("class_name", "network_name", "init_kwargs"))
+    if not isinstance(name, str) or not isinstance(network_name, str | None) or not isinstance(kwargs, dict):
+        raise ValueError(f"{path.with_suffix('.json')} must hold a class_name, a network_name and init_kwargs")
+    data = plain(config.get("dataset_kwargs", {}), "dataset_kwargs")
+    if not isinstance(data, dict):
+        raise ValueError(f"{path.with_suffix('.json')}: dataset_kwargs must be an object")
+    given = {n: float(v) if v in ("inf", "-inf") else v for n, v in plain(kwargs, "init_kwargs").items()}
+    return Published(name, given, read_tensors(path), network_name, data)
+
+
+def new_published(path: str | Path) -> tuple[Path, Path]:
+    """The two files that a published network is written to.
+
+    Raises:
+        ValueError: the name does not end in .safetensors, or a file is there already.
+    """
+    path = Path(path)
+    config = path.with_suffix(".json")
+    if path.suffix != ".safetensors":
+        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
+    for there in (path, config):
+        if there.exists():
+            raise ValueError(f"{there} exists already: a file is never overwritten")
+    return path, config
+
+
+def write_published(path: str | Path, published: Published) -> None:
+    """Write a published network to NAME.safetensors and NAME.json; each appears complete or not at all.
+
+    Raises:
+        ValueError: the name does not end in .safetensors, or a file is there already.
+    """
+    path, config = new_published(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary, replacing(config) as description:
+        write_tensors(temporary, published.state_dict)
+        write_json(
+            description,
+            {
+                "format": FORMAT,
+                "class_name": published.class_name,
+                "network_name": published.network_name,
+                "init_kwargs": _without_infinities(published.kwargs),
+                "dataset_kwargs": published.dataset_kwargs,
+            },
+        )
+
+
+def _read_pickle(path: Path, key: str, report: Reporter | None) -> Published:
     with open(path, "rb") as file:
         if file.seek(0, 2) == 0:
             raise DamagedFileError(f"{path}: the file is empty")
@@ -117,7 +193,7 @@ def parse_pickle(content: Bytes, key: str = "ema", report: Reporter | None = Non
     if not isinstance(top.get(key), Record):
         raise DamagedFileError(f"entry {key!r} must be a network, is {describe(top.get(key))}")
     record: Record = top[key]
-    kwargs = named_arguments(
+    kwargs = _named_arguments(
         record.class_name,
         plain(record.state.get("_init_args", ()), "constructor arguments"),
         plain(record.state.get("_init_kwargs", {}), "constructor arguments"),
@@ -130,6 +206,21 @@ def parse_pickle(content: Bytes, key: str = "ema", report: Reporter | None = Non
         _network_name(record),
         data if isinstance(data, dict) else {},
     )
+
+
+def _named_arguments(class_name: str, args: Any, kwargs: Any) -> dict[str, Any]:
+    """Positional and named constructor arguments of a class as one dict."""
+    if not isinstance(args, list) or not isinstance(kwargs, dict) or len(kwargs) > 100:
+        raise DamagedFileError("constructor arguments must be a list and a dict of at most 100")
+    names = tuple(f"argument {i}" for i in range(len(args)))
+    if class_name in PRECONDITIONINGS:
+        published = PRECONDITIONINGS[class_name]
+        names = ("img_resolution", "img_channels", "label_dim", "use_fp16")
+        names += (*published.names, *published.denoiser_names, "model_type")
+    given = dict(zip(names, args, strict=False))
+    if len(args) > len(names) or given.keys() & kwargs.keys():
+        raise DamagedFileError(f"{class_name} has too many constructor arguments, or one of them twice")
+    return given | kwargs
 
 
 def _network_name(record: Record) -> str | None:
@@ -194,11 +285,73 @@ def _read_tensors(found: Mapping[str, StoredTensor], report: Reporter | None) ->
     return tensors
 
 
-def dtypes(tensors: Mapping[str, Tensor]) -> str:
-    """The element types of tensors, for people: "float32" or "float16, float32"."""
-    return ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
+def published_model(published: Published, denoiser: Preconditioned) -> Model:
+    """The description of a published network in a checkpoint.
+
+    Args:
+        published: the network.
+        denoiser: what it made.
+
+    Raises:
+        ValueError: the file limits the noise levels, which a checkpoint does not keep.
+    """
+    own = denoiser.preconditioning
+    if (denoiser.sigma_min, denoiser.sigma_max) != (own.sigma_min, own.sigma_max):
+        raise ValueError(
+            f"sigma_min and sigma_max must be {own.sigma_min} and {own.sigma_max} for {own}, got {denoiser.sigma_min} "
+            f"and {denoiser.sigma_max}: a checkpoint keeps no range of its own; build the denoiser in Python instead"
+        )
+    network: UNet = denoiser.network  # type: ignore[assignment]
+    return Model(
+        network=edm_choice(PRECONDITIONINGS[published.class_name].split(published.kwargs)[1]),
+        preconditioning=own,
+        sigma_data=denoiser.sigma_data,
+        event_shape=denoiser.event_shape or (),
+        num_classes=denoiser.num_classes,
+        augment_dim=network.signature.augment_dim,
+    )
 
 
-def num_elements(tensors: Mapping[str, Tensor]) -> int:
-    """The number of elements of all tensors."""
-    return sum(t.numel() for t in tensors.values())
+def publish(model: Model, denoiser: Preconditioned) -> Published:
+    """A network of ours by the published names, for `write_published`.
+
+    Args:
+        model: its description, as `read_model` gives it.
+        denoiser: the network with its weights.
+
+    Raises:
+        ValueError: it is no U-Net for square images with one of EDM's preconditionings.
+    """
+    precond, choice, network = model.preconditioning, model.network, denoiser.network
+    classes = {published.kind: name for name, published in PRECONDITIONINGS.items()}
+    if type(precond) not in classes:
+        raise ValueError(f"preconditioning must be one of {', '.join(c.__name__ for c in classes)}, got {precond}")
+    if not isinstance(network, UNet) or not isinstance(choice, ADM | DDPMpp | NCSNpp | SongUNet):
+        raise ValueError(f"network must be DDPMpp, NCSNpp, SongUNet or ADM to have published names, got {choice}")
+    channels, height, width = model.event_shape
+    if height != width:
+        raise ValueError(f"images must be square to have published names, got {model.event_shape}")
+    class_name = classes[type(precond)]
+    kwargs: dict[str, Any] = {"img_resolution": height, "img_channels": channels, "label_dim": model.num_classes}
+    kwargs["augment_dim"] = network.signature.augment_dim
+    choice = replace(choice, attn_resolutions=choice.attention_at(network.resolutions))
+    arguments = network_arguments(choice).items()
+    kwargs |= {name: list(value) if isinstance(value, tuple) else value for name, value in arguments}
+    kwargs |= {name: getattr(precond, own) for name, own in PRECONDITIONINGS[class_name].names.items()}
+    if class_name == "EDMPrecond":
+        kwargs["sigma_data"] = model.sigma_data
+    elif model.sigma_data != Preconditioned.sigma_data:
+        raise ValueError(f"sigma_data must be 0.5 for {class_name}, which has no such argument, got {model.sigma_data}")
+    state = {f"model.{name}": network.state_dict()[own] for own, name in published_names(network).items()}
+    if f"model.{FREQUENCIES}" in state:
+        state[f"model.{FREQUENCIES}"] = state[f"model.{FREQUENCIES}"] / (2 * math.pi)
+    state |= {f"model.{name}": kernel for name, kernel in published_filters(network).items()}
+    if isinstance(precond, IDDPM) and precond.table is not None:
+        state["u"] = torch.tensor(precond.table, dtype=torch.float64)
+    return Published(class_name, kwargs, state, kwargs["model_type"])
+
+
+def _without_infinities(kwargs: Mapping[str, Any]) -> dict[str, Any]:
+    return {
+        name: str(value) if isinstance(value, float) and math.isinf(value) else value for name, value in kwargs.items()
+    }

@@ -2,21 +2,53 @@
 
 The list is closed. A record is what is left of an object: the name of its class and its attributes; the source text
 that the file holds for the class is dropped unread.
+
+A storage is a nested file of `torch.save`: five pickles (a magic number, a version, facts of the machine, a persistent
+id that describes the storage, the list of its keys), the number of elements in eight bytes, and the elements. All of
+that is compared with the size of the file before an element is read, and nothing is read before it is needed.
+`torch.load(weights_only=True)` reads such a file, too, but makes what it declares before it looks at its size.
 """
 
+import math
+import struct
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
+import torch
+from torch import Tensor
 
-from openedm.interop.errors import DamagedFileError
-from openedm.interop.pickles import Buildable, Bytes, Known, Machine, describe, strings
-from openedm.interop.storages import load_from_bytes, rebuild_parameter, rebuild_tensor
+from openedm.interop.pickles import Buildable, Bytes, DamagedFileError, Known, Machine, UnsafeFileError, describe
+
+__all__ = ["Record", "Storage", "StoredTensor", "known_globals", "plain", "rebuild_tensor"]
 
 VERSION = 6
 """The version of the records in all published files."""
+NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
+"""The types of numpy's numbers that are read."""
+MAX_PLAIN, MAX_PLAIN_DEPTH, MAX_PLAIN_TEXT = 10_000, 16, 1_000
+"""Values, depth and characters of a string in `plain`."""
+STORAGE_MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
+MAX_STORAGE_OPCODES = 200
+MAX_DIMENSIONS = 8
+MAX_ELEMENTS = 2**40
+
+DTYPES = {
+    "torch FloatStorage": torch.float32,
+    "torch DoubleStorage": torch.float64,
+    "torch HalfStorage": torch.float16,
+    "torch BFloat16Storage": torch.bfloat16,
+    "torch LongStorage": torch.int64,
+    "torch IntStorage": torch.int32,
+    "torch ShortStorage": torch.int16,
+    "torch CharStorage": torch.int8,
+    "torch ByteStorage": torch.uint8,
+    "torch BoolStorage": torch.bool,
+    "torch.storage UntypedStorage": torch.uint8,
+}
+"""The element types of storages by the names that files give them."""
 
 
 @dataclass(slots=True, eq=False, repr=False)
@@ -25,7 +57,7 @@ class Record(Buildable):
 
     Attributes:
         class_name: the name of its class.
-        state: its attributes; empty until the file has told them.
+        state: its attributes; empty until the file has given them.
     """
 
     class_name: str
@@ -43,7 +75,7 @@ class EasyDict(dict[str, Any], Buildable):
     """A dictionary that may also be given a state, as long as that is empty."""
 
     def build(self, machine: Machine, state: Any) -> None:
-        """Refuse all but nothing."""
+        """Check that the state is empty."""
         if type(state) is not dict or state:
             machine.damaged(f"an EasyDict must have no state, got {describe(state)}")
 
@@ -63,30 +95,95 @@ class NumberType(Buildable):
             machine.damaged("a number's type must be little-endian and plain")
 
 
+@dataclass(slots=True, eq=False, repr=False)
+class Storage:
+    """A storage that is still in the file.
+
+    Attributes:
+        content: the nested file.
+        position: where the file asks for it.
+    """
+
+    content: Bytes
+    position: int
+    _read: Tensor | None = field(default=None)
+
+    def read(self) -> Tensor:
+        """Its elements, one-dimensional; read once.
+
+        Raises:
+            DamagedFileError: the nested file is damaged, or of torch's zip format.
+            UnsafeFileError: it names anything but a storage.
+        """
+        if self._read is None:
+            self._read = _read_storage(self.content, self.position)
+        return self._read
+
+
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
+class StoredTensor:
+    """A tensor that is still in the file: a view of a storage."""
+
+    storage: Storage
+    offset: int
+    size: tuple[int, ...]
+    stride: tuple[int, ...]
+    position: int
+
+    @property
+    def count(self) -> int:
+        """The number of its elements."""
+        return math.prod(self.size)
+
+    def read(self) -> Tensor:
+        """The tensor, which shares its memory with all others of the same storage.
+
+        Raises:
+            DamagedFileError: the storage is damaged, or the tensor reaches beyond it or has more elements than it.
+            UnsafeFileError: as `Storage.read`.
+        """
+        elements = self.storage.read()
+        last = self.offset + sum((n - 1) * step for n, step in zip(self.size, self.stride, strict=True))
+        if self.count and (last >= len(elements) or self.count > len(elements)):
+            raise DamagedFileError(
+                f"a tensor of shape {self.size} reaches beyond its storage of {len(elements)} elements", self.position
+            )
+        return elements.as_strided(self.size, self.stride, self.offset) if self.count else elements.new_empty(self.size)
+
+
 @cache
 def known_globals() -> Mapping[str, Known]:
     """The globals that a published pickle may name, and what each makes.
 
-    Those of spec/checkpoints.md, and `_codecs.encode` and `builtins.set`, in which protocols 2 and 3 spell bytes and
-    sets.
+    Beside those that the published files have, `_codecs.encode` and `builtins.set`, in which protocols 2 and 3 spell
+    bytes and sets.
     """
-    calls: dict[str, Callable[[Machine, tuple[Any, ...]], Any]] = {
-        "torch_utils.persistence _reconstruct_persistent_obj": _persistent_object,
-        "collections OrderedDict": _empty_dict,
-        "torch._utils _rebuild_parameter": rebuild_parameter,
-        "torch._utils _rebuild_tensor_v2": rebuild_tensor,
-        "torch.storage _load_from_bytes": load_from_bytes,
-        "numpy dtype": _number_type,
-        "_codecs encode": _encode,
-    }
-    calls |= {f"numpy.{core}.multiarray scalar": _number for core in ("_core", "core")}
-    calls |= {f"{builtins} set": _set for builtins in ("builtins", "__builtin__")}
-    known = {name: Known(name, call=call) for name, call in calls.items()}
+    easy_dict = _without_arguments("EasyDict", EasyDict)
+    known = [
+        Known("torch_utils.persistence _reconstruct_persistent_obj", call=_persistent_object),
+        Known("collections OrderedDict", call=_without_arguments("OrderedDict", dict)),
+        Known("torch._utils _rebuild_parameter", call=_rebuild_parameter),
+        Known("torch._utils _rebuild_tensor_v2", call=rebuild_tensor),
+        Known("torch.storage _load_from_bytes", call=_load_from_bytes),
+        Known("numpy dtype", call=_number_type),
+        Known("_codecs encode", call=_encode),
+        Known("dnnlib.util EasyDict", call=easy_dict, new=easy_dict),
+    ]
+    known += [Known(f"numpy.{core}.multiarray scalar", call=_number) for core in ("_core", "core")]
+    known += [Known(f"{builtins} set", call=_set) for builtins in ("builtins", "__builtin__")]
     for kind in ("ModuleDict", "ModuleList", "ParameterDict", "ParameterList"):
-        name = f"torch.nn.modules.container {kind}"
-        known[name] = Known(name, new=_container(kind))
-    known["dnnlib.util EasyDict"] = Known("dnnlib.util EasyDict", call=_easy_dict, new=_easy_dict)
-    return known
+        make = _without_arguments(kind, partial(Record, kind))
+        known.append(Known(f"torch.nn.modules.container {kind}", new=make))
+    return {one.name: one for one in known}
+
+
+def _without_arguments(name: str, make: Callable[[], Any]) -> Callable[[Machine, tuple[Any, ...]], Any]:
+    def call(machine: Machine, arguments: tuple[Any, ...]) -> Any:
+        if arguments:
+            machine.damaged(f"{name} must be made without arguments")
+        return make()
+
+    return call
 
 
 def _persistent_object(machine: Machine, arguments: tuple[Any, ...]) -> Record:
@@ -101,33 +198,12 @@ def _persistent_object(machine: Machine, arguments: tuple[Any, ...]) -> Record:
     return Record(name, state, _built=True)
 
 
-def _container(kind: str) -> Callable[[Machine, tuple[Any, ...]], Record]:
-    def make(machine: Machine, arguments: tuple[Any, ...]) -> Record:
-        if arguments:
-            machine.damaged(f"{kind} must be made without arguments")
-        return Record(kind)
-
-    return make
-
-
-def _empty_dict(machine: Machine, arguments: tuple[Any, ...]) -> dict[str, Any]:
-    if arguments:
-        machine.damaged("OrderedDict must be made without arguments")
-    return {}
-
-
-def _easy_dict(machine: Machine, arguments: tuple[Any, ...]) -> EasyDict:
-    if arguments:
-        machine.damaged("EasyDict must be made without arguments")
-    return EasyDict()
-
-
 def _set(machine: Machine, arguments: tuple[Any, ...]) -> set[str]:
     if len(arguments) != 1:
         machine.damaged("a set must be made of one list")
-    items = strings(machine, arguments[0])
+    items = machine.set_of(arguments[0])
     machine.charge(64 * len(items))  # one opcode copies a whole list
-    return set(items)
+    return items
 
 
 def _encode(machine: Machine, arguments: tuple[Any, ...]) -> bytes:
@@ -139,9 +215,6 @@ def _encode(machine: Machine, arguments: tuple[Any, ...]) -> bytes:
         return bytes(arguments[0], "latin1")
     except UnicodeEncodeError:
         return machine.damaged("bytes are no latin1")
-
-
-NUMBERS = ("f2", "f4", "f8", "i1", "i2", "i4", "i8", "u1", "u2", "u4", "u8", "b1")
 
 
 def _number_type(machine: Machine, arguments: tuple[Any, ...]) -> NumberType:
@@ -159,9 +232,96 @@ def _number(machine: Machine, arguments: tuple[Any, ...]) -> int | float | bool:
     return np.frombuffer(bytes(arguments[1]), dtype)[0].item()  # type: ignore[no-any-return]
 
 
-MAX_PLAIN = 10_000
-MAX_PLAIN_DEPTH = 16
-MAX_PLAIN_TEXT = 1_000
+def _load_from_bytes(machine: Machine, arguments: tuple[Any, ...]) -> Storage:
+    """`torch.storage._load_from_bytes`: the storage, unread. The same bytes are the same storage."""
+    if len(arguments) != 1 or not isinstance(arguments[0], memoryview | bytes):
+        machine.damaged("a storage must be given as bytes")
+    content = arguments[0]
+    key = ("storage", id(content))  # The storage keeps the bytes, so that the id stays theirs.
+    return machine.shared.setdefault(key, Storage(content, machine.position))  # type: ignore[no-any-return]
+
+
+def rebuild_tensor(machine: Machine, arguments: tuple[Any, ...]) -> StoredTensor:
+    """`torch._utils._rebuild_tensor_v2(storage, offset, size, stride, requires_grad, hooks[, metadata])`, unread."""
+    if len(arguments) not in (6, 7) or not isinstance(arguments[0], Storage):
+        machine.damaged("a tensor must be given as storage, offset, size, stride, requires_grad and hooks")
+    storage, offset, size, stride, _, hooks, *metadata = arguments
+    if hooks or any(metadata):
+        machine.unsafe("a tensor with hooks or metadata is refused")
+    for numbers in ((offset,), size, stride):
+        if type(numbers) is not tuple or any(type(n) is not int or not 0 <= n < MAX_ELEMENTS for n in numbers):
+            machine.damaged("offset, size and stride of a tensor must be integers >= 0")
+    if len(size) != len(stride) or len(size) > MAX_DIMENSIONS or math.prod(max(n, 1) for n in size) >= MAX_ELEMENTS:
+        machine.damaged("a tensor's size and stride do not go together")
+    return StoredTensor(storage, offset, size, stride, machine.position)
+
+
+def _rebuild_parameter(machine: Machine, arguments: tuple[Any, ...]) -> StoredTensor:
+    """`torch._utils._rebuild_parameter(tensor, requires_grad, hooks)`: the tensor."""
+    if len(arguments) != 3 or not isinstance(arguments[0], StoredTensor):
+        machine.damaged("a parameter must be given as tensor, requires_grad and hooks")
+    if arguments[2]:
+        machine.unsafe("a parameter with hooks is refused")
+    return arguments[0]
+
+
+def _read_storage(content: Bytes, position: int) -> Tensor:
+    """The elements of the nested file `content`, which stands at byte `position`."""
+    if content[:2] == b"PK":
+        raise DamagedFileError("a storage in torch's zip format, which no published file has, is refused", position)
+    end = 0
+
+    def pickle(persistent: Callable[[Machine, Any], Any] | None = None) -> Any:
+        nonlocal end
+        machine = Machine(content, KNOWN_IN_STORAGES, start=end, origin=position, persistent=persistent)
+        value = machine.read(MAX_STORAGE_OPCODES)
+        end = machine.end
+        return value
+
+    if pickle() != STORAGE_MAGIC or pickle() != STORAGE_VERSION:
+        raise DamagedFileError("a storage does not begin with torch's magic number and version", position)
+    facts = pickle()
+    if type(facts) is not dict or facts.get("little_endian") is not True:
+        raise DamagedFileError("a storage must be little-endian", position)
+    described = pickle(_storage_id)
+    if type(described) is not _Described:
+        raise UnsafeFileError(f"a storage is expected, {describe(described)} found", position)
+    keys = pickle()
+    if type(keys) is not list or len(keys) != 1 or type(keys[0]) is not str or keys[0] != described.key:
+        raise DamagedFileError("a storage must come with its own key alone", position)
+    dtype, count, size = described.dtype, described.count, len(content) - end - 8
+    if size < 0 or struct.unpack("<q", content[end : end + 8])[0] != count:
+        raise DamagedFileError("a storage contradicts itself about its number of elements", position)
+    if size != count * dtype.itemsize:
+        raise DamagedFileError(
+            f"a storage of {count} elements of {dtype} must have {count * dtype.itemsize} bytes, has {size}", position
+        )
+    return torch.frombuffer(bytearray(content[end + 8 :]), dtype=dtype) if count else torch.empty(0, dtype=dtype)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Described:
+    """A persistent id: the type of a storage, the number of its elements and its key."""
+
+    dtype: torch.dtype
+    count: int
+    key: str
+
+
+def _storage_id(machine: Machine, given: Any) -> _Described:
+    """The persistent id ("storage", type, key, location, number of elements[, None])."""
+    expected = (str, Known, str, str, int, type(None))
+    if type(given) is not tuple or len(given) not in (5, 6) or tuple(map(type, given)) != expected[: len(given)]:
+        machine.unsafe("a persistent id that describes no storage is refused")
+    word, kind, key, _, count, *_ = given
+    if word != "storage" or kind.name not in DTYPES or not 0 <= count < MAX_ELEMENTS:
+        machine.unsafe("a persistent id that describes no storage is refused")
+    return _Described(DTYPES[kind.name], count, key)
+
+
+KNOWN_IN_STORAGES = {name: Known(name) for name in DTYPES} | {
+    "collections OrderedDict": known_globals()["collections OrderedDict"]
+}
 
 
 def plain(value: Any, what: str) -> Any:

@@ -1,16 +1,15 @@
 """Neural networks F(x; c_noise): plain `torch.nn`, which know nothing of diffusion.
 
-Every module here is called as `network(x, c_noise, condition=None, augment=None)` and returns the raw output F; a
-preconditioning makes a denoiser of it. A `Network` is the frozen value that such a module is built from; a `Summary` is
-that of an embedding network, which makes a vector of a condition.
+A `Network` is a frozen value: the kind of network and its sizes. Built for the shapes of data, it gives a module that
+is called as `network(x, c_noise, condition=None, augment=None)` and returns the raw output F; a preconditioning makes a
+denoiser of it. A `Summary` is the value of an embedding network, which makes a vector of a condition.
 """
 
-from openedm.networks.adm import ADMUNet
-from openedm.networks.body import UNetBody, level_resolutions
-from openedm.networks.conditional import ConditionalMLP, ConditionalResidualMLP
-from openedm.networks.configs import ADM, MLP, DDPMpp, NCSNpp, Network, SongUNet
+from openedm.networks.designs import ADM, DDPMpp, NCSNpp, SongUNet
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.networks.mlp import ResidualMLP
+from openedm.networks.mlp import MLP, ConditionalMLP, ConditionalResidualMLP, ResidualMLP
+from openedm.networks.network import Network, RawNetwork
+from openedm.networks.signature import Signature
 from openedm.networks.summaries import ImageSummary, SeriesSummary, SetSummary, Summary, VectorSummary
 from openedm.networks.transformer import ConditionalTransformer, JointTransformer, MaskedTransformer, Transformer
 from openedm.networks.unet import UNet
@@ -18,7 +17,6 @@ from openedm.networks.unet import UNet
 __all__ = [
     "ADM",
     "MLP",
-    "ADMUNet",
     "ConditionalMLP",
     "ConditionalMixture",
     "ConditionalResidualMLP",
@@ -29,14 +27,14 @@ __all__ = [
     "MaskedTransformer",
     "NCSNpp",
     "Network",
+    "RawNetwork",
     "ResidualMLP",
     "SeriesSummary",
     "SetSummary",
+    "Signature",
     "SongUNet",
     "Summary",
     "Transformer",
     "UNet",
-    "UNetBody",
     "VectorSummary",
-    "level_resolutions",
 ]

@@ -1,4 +1,4 @@
-"""The residual block that the U-Nets are made of.
+"""The residual block that the U-Nets are made of, and what their designs differ in.
 
     h = conv0(silu(norm0(x)))                conv0 resamples
     h = silu(norm1(h + affine(e)))           DDPM++, NCSN++
@@ -12,23 +12,54 @@ and Nichol 2021 (arXiv 2105.05233), Section 3.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-from openedm.networks.layers import Conv2d, Downsample, Init, Linear, Upsample, attention, group_norm
+from openedm.ground import checks
+from openedm.networks.embeddings import FourierEmbedding, NoiseEmbedding, PositionalEmbedding
+from openedm.networks.layers import (
+    Conv2d,
+    Downsample,
+    Init,
+    Linear,
+    Upsample,
+    attention,
+    filter_kernel,
+    group_norm,
+)
+
+__all__ = ["DECODERS", "EMBEDDINGS", "ENCODERS", "ResidualBlock", "UNetStyle"]
+
+SINES_FIRST = ("sin", "cos")
+EMBEDDINGS: Mapping[str, Callable[[int], NoiseEmbedding]] = {
+    "positional": partial(PositionalEmbedding, endpoint=True, order=SINES_FIRST),
+    "fourier": partial(FourierEmbedding, order=SINES_FIRST),
+    "timestep": partial(PositionalEmbedding, endpoint=False),
+}
+"""The embeddings of c_noise: DDPM++'s, NCSN++'s and ADM's."""
+ENCODERS = ("standard", "skip", "residual")
+DECODERS = ("standard", "skip")
 
 
 @dataclass(frozen=True)
-class BlockStyle:
-    """What all the blocks of one network share.
+class UNetStyle:
+    """What one design of U-Net differs from another in, apart from its sizes.
 
-    Attributes:
-        init: of the layers that the three below do not speak of.
+    Args:
+        embedding: the embedding of c_noise, one of `EMBEDDINGS`.
+        channel_mult_noise: the multiplier of the width of that embedding.
+        late_classes: whether the class is added after the embedding's layers, see `Embedding`.
+        encoder, decoder: one of `ENCODERS` and of `DECODERS`, see `openedm.networks.unet`.
+        resample_filter: the taps f of the resampling, even in number.
+        stem_multiplied: whether the first convolution has the channels of the finest level, or `model_channels`.
+        attends_throughout: whether all decoder blocks of a level with attention have it, or only the last.
+        init: of the layers that the two below do not name.
         init_output: of the last layer of each branch; near zero, so that a block starts as (almost) its skip.
         init_qkv: of the queries, keys and values.
         norm_eps: the ε of the group normalisations.
@@ -37,10 +68,19 @@ class BlockStyle:
         adaptive_scale: whether the embedding scales and shifts what norm1 returns, or is added in front of it.
         projects_resampled: whether the skip of a block that resamples is a 1×1 convolution also where it keeps the
             number of channels.
-        dropout: the probability of a zero in front of conv1, while training.
-        resample_filter: the taps f of the resampling.
+
+    Raises:
+        ValueError: a value is none of those named.
     """
 
+    embedding: str = "positional"
+    channel_mult_noise: int = 1
+    late_classes: bool = False
+    encoder: str = "standard"
+    decoder: str = "standard"
+    resample_filter: tuple[float, ...] = (1, 1)
+    stem_multiplied: bool = False
+    attends_throughout: bool = False
     init: Init = Init("xavier_uniform")
     init_output: Init = Init("xavier_uniform", weight_gain=1e-5)
     init_qkv: Init = Init("xavier_uniform", weight_gain=math.sqrt(0.2))
@@ -49,8 +89,13 @@ class BlockStyle:
     head_channels: int | None = None
     adaptive_scale: bool = False
     projects_resampled: bool = True
-    dropout: float = 0.1
-    resample_filter: tuple[float, ...] = (1, 1)
+
+    def __post_init__(self) -> None:
+        checks.one_of("embedding", self.embedding, EMBEDDINGS)
+        checks.at_least("channel_mult_noise", self.channel_mult_noise, 1)
+        checks.one_of("encoder", self.encoder, ENCODERS)
+        checks.one_of("decoder", self.decoder, DECODERS)
+        filter_kernel(self.resample_filter)  # Raises where there is none.
 
     def num_heads(self, channels: int) -> int:
         """The number of heads over so many channels.
@@ -75,7 +120,8 @@ class ResidualBlock(nn.Module):
 
     Args:
         in_channels, out_channels, embedding_channels: the sizes.
-        style: what it shares with its network's other blocks.
+        style: the design of its network.
+        dropout: the probability of a zero in front of conv1, while training.
         resample: "down" halves the size (rounded up), "up" doubles it, "none" keeps it.
         has_attention: whether attention follows.
 
@@ -89,7 +135,8 @@ class ResidualBlock(nn.Module):
         out_channels: int,
         embedding_channels: int,
         *,
-        style: BlockStyle,
+        style: UNetStyle,
+        dropout: float,
         resample: str = "none",
         has_attention: bool = False,
     ) -> None:
@@ -100,7 +147,7 @@ class ResidualBlock(nn.Module):
         self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, resample=_resample(resample, in_channels, taps))
         self.affine = Linear(embedding_channels, out_channels * (2 if style.adaptive_scale else 1), init=init)
         self.norm1 = group_norm(out_channels, eps)
-        self.dropout = nn.Dropout(style.dropout)
+        self.dropout = nn.Dropout(dropout)
         self.conv1 = Conv2d(out_channels, out_channels, 3, init=style.init_output)
         self.skip: nn.Module = nn.Identity()
         resampling = _resample(resample, in_channels, taps)

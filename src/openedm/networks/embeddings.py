@@ -1,4 +1,4 @@
-"""What a network is told beside the image: the noise level, the class, the augmentation.
+"""What a network takes beside the sample: the noise level, the class, the augmentation.
 
     positional   [cos ω_k c, sin ω_k c],  ω_k = 10000^(−k/(n/2 − e)), k = 0 … n/2 − 1, e = 1 (endpoint) or 0
     Fourier      [cos 2πf_k c, sin 2πf_k c],  f_k ~ N(0, 16²), drawn once
@@ -9,7 +9,6 @@ with c = c_noise. Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F; So
 
 import math
 from collections.abc import Callable
-from typing import Any
 
 import torch
 from jaxtyping import Float, Integer
@@ -17,7 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.layers import Init, Linear
+from openedm.networks.layers import ZERO, Init, Linear
+from openedm.networks.signature import Signature, check_rows
+
+__all__ = [
+    "ClassVector",
+    "Embedding",
+    "FourierEmbedding",
+    "Labels",
+    "NoiseEmbedding",
+    "PositionalEmbedding",
+    "SmoothEmbedding",
+]
 
 Labels = Integer[Tensor, " rows"] | Float[Tensor, "rows classes"]
 
@@ -134,119 +144,63 @@ class ClassVector(nn.Module):
         if condition is None:
             return like.new_zeros(shape)
         if condition.is_floating_point():
-            _check_shape("condition", condition, shape)
+            check_rows("condition", condition, shape)
             return condition.to(like.dtype)
         _check_labels(condition, *shape)
         return (condition[:, None] == self.classes).to(like.dtype)
 
 
 class Embedding(nn.Module):
-    """What every block is told: e = silu(L1 silu(L0(noise(c_noise) + L_class(√k · rows) + L_augment(a)))).
+    """What every block gets beside the features: the noise level, the class and the augmentation.
+
+    Early classes: e = silu(L1 silu(L0(noise(c_noise) + L_class(√k · rows) + L_augment(a)))).
+    Late classes, as in ADM: e = silu(L1 silu(L0(noise(c_noise) + L_augment(a))) + L_class(rows)), where L_augment
+    starts at zero, the rows of L_class at N(0, 1), and neither has a bias.
 
     Args:
         noise: the embedding of c_noise.
         out_channels: the channels of e.
-        num_classes, augment_dim: the widths of the other two inputs, 0 for none.
-        init: how the linear maps start.
-
-    Raises:
-        ValueError: `num_classes` or `augment_dim` is negative.
+        signature: the widths of the other two inputs.
+        init: how the other linear maps start.
+        late_classes: where the classes are added.
     """
 
     def __init__(
-        self, noise: NoiseEmbedding, out_channels: int, *, num_classes: int, augment_dim: int, init: Init
+        self, noise: NoiseEmbedding, out_channels: int, signature: Signature, *, init: Init, late_classes: bool = False
     ) -> None:
         super().__init__()
-        checks.at_least("num_classes", num_classes, 0)
-        checks.at_least("augment_dim", augment_dim, 0)
-        channels = noise.num_channels
+        channels, num_classes, augment_dim = noise.num_channels, signature.num_classes, signature.augment_dim
         self.noise = noise
+        self.late_classes, self.class_scale = late_classes, 1 if late_classes else math.sqrt(num_classes)
         self.class_vector = ClassVector(num_classes) if num_classes else None
-        self.classes = Linear(num_classes, channels, init=init) if num_classes else None
-        self.augment = Linear(augment_dim, channels, init=init, bias=False) if augment_dim else None
+        self.classes = Linear(num_classes, channels, init=init) if num_classes and not late_classes else None
+        augment_init = ZERO if late_classes else init
+        self.augment = Linear(augment_dim, channels, init=augment_init, bias=False) if augment_dim else None
         self.layer0 = Linear(channels, out_channels, init=init)
         self.layer1 = Linear(out_channels, out_channels, init=init)
+        if num_classes and late_classes:
+            unit = Init("kaiming_normal", weight_gain=math.sqrt(num_classes))
+            self.classes = Linear(num_classes, out_channels, init=unit, bias=False)
 
     def forward(
         self, c_noise: Float[Tensor, " batch"], condition: Labels | None, augment: Tensor | None
     ) -> Float[Tensor, "batch channels"]:
         """The embedding e, in the dtype of the weights (or of autocast)."""
         e = self.noise(c_noise).to(self.layer0.weight.dtype)
-        if self.class_vector is not None and self.classes is not None:
-            rows = self.class_vector(condition, like=e[:, 0])
-            e = e + self.classes(rows * math.sqrt(rows.shape[1]))
-        if self.augment is not None and augment is not None:
-            e = e + self.augment(augment.to(self.layer0.weight.dtype))
-        return functional.silu(self.layer1(functional.silu(self.layer0(e))))
-
-
-class LateClassEmbedding(nn.Module):
-    """ADM's: e = silu(L1 silu(L0 (noise(c_noise) + L_augment(a))) + L_class(rows)).
-
-    The augmentation's map starts at zero and the classes' rows at N(0, 1); neither has a bias.
-
-    Args and errors as for `Embedding`.
-    """
-
-    def __init__(
-        self, noise: NoiseEmbedding, out_channels: int, *, num_classes: int, augment_dim: int, init: Init
-    ) -> None:
-        super().__init__()
-        checks.at_least("num_classes", num_classes, 0)
-        checks.at_least("augment_dim", augment_dim, 0)
-        channels = noise.num_channels
-        zero, unit = Init("kaiming_normal", weight_gain=0), Init("kaiming_normal", weight_gain=math.sqrt(num_classes))
-        self.noise = noise
-        self.class_vector = ClassVector(num_classes) if num_classes else None
-        self.augment = Linear(augment_dim, channels, init=zero, bias=False) if augment_dim else None
-        self.layer0 = Linear(channels, out_channels, init=init)
-        self.layer1 = Linear(out_channels, out_channels, init=init)
-        self.classes = Linear(num_classes, out_channels, init=unit, bias=False) if num_classes else None
-
-    def forward(
-        self, c_noise: Float[Tensor, " batch"], condition: Labels | None, augment: Tensor | None
-    ) -> Float[Tensor, "batch channels"]:
-        """The embedding e, in the dtype of the weights (or of autocast)."""
-        e = self.noise(c_noise).to(self.layer0.weight.dtype)
+        if not self.late_classes:
+            e = self._with_class(e, condition)
         if self.augment is not None and augment is not None:
             e = e + self.augment(augment.to(self.layer0.weight.dtype))
         e = self.layer1(functional.silu(self.layer0(e)))
-        if self.class_vector is not None and self.classes is not None:
-            e = e + self.classes(self.class_vector(condition, like=e[:, 0]))
+        if self.late_classes:
+            e = self._with_class(e, condition)
         return functional.silu(e)
 
-
-def check_inputs(
-    network: Any,
-    x: Tensor,
-    c_noise: Tensor,
-    condition: Tensor | None,
-    augment: Tensor | None,
-    *,
-    sides: tuple[str, ...] = (),
-) -> None:
-    """Raise ValueError, naming the argument, where the inputs of `network` do not fit it.
-
-    Args:
-        network: has `in_channels`, `num_classes` and `augment_dim`.
-        x, c_noise, condition, augment: what its forward was called with.
-        sides: the names of the axes of x after (batch, in_channels).
-    """
-    if x.ndim != 2 + len(sides) or x.shape[1] != network.in_channels:
-        layout = ", ".join(("batch", str(network.in_channels), *sides))
-        raise ValueError(f"x must have shape ({layout}), got {tuple(x.shape)}")
-    _check_shape("c_noise", c_noise, (len(x),))
-    if condition is not None and not network.num_classes:
-        raise ValueError("condition must be None: the network was built without classes (num_classes=0)")
-    if augment is not None:
-        if not network.augment_dim:
-            raise ValueError("augment must be None: the network was built without augmentation labels (augment_dim=0)")
-        _check_shape("augment", augment, (len(x), network.augment_dim))
-
-
-def _check_shape(name: str, value: Tensor, shape: tuple[int, ...]) -> None:
-    if value.shape != shape:
-        raise ValueError(f"{name} must have shape {shape}, got {tuple(value.shape)}")
+    def _with_class(self, e: Float[Tensor, "batch c"], condition: Labels | None) -> Float[Tensor, "batch c"]:
+        if self.class_vector is None or self.classes is None:
+            return e
+        added: Tensor = self.classes(self.class_vector(condition, like=e[:, 0]) * self.class_scale)
+        return e + added
 
 
 def _check_labels(labels: Tensor, batch: int, num_classes: int) -> None:

@@ -8,9 +8,9 @@
 Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F; Song et al. 2021 (arXiv 2011.13456), Appendix H.
 """
 
-import contextlib
 import math
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,26 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
+from openedm.ground.seeding import host_seeded
+
+__all__ = [
+    "KAIMING",
+    "MODES",
+    "ZERO",
+    "Conv1d",
+    "Conv2d",
+    "Downsample",
+    "FusedDownConv2d",
+    "Init",
+    "Linear",
+    "Residual",
+    "Upsample",
+    "attention",
+    "filter_kernel",
+    "group_norm",
+    "pad_to_even",
+    "seeded",
+]
 
 MODES = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 
@@ -63,30 +83,50 @@ class Init:
             tensor.normal_().mul_(gain * math.sqrt(variance))
 
 
-@contextlib.contextmanager
+KAIMING, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)
+
+
+@contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Draw from a CPU generator in the state that `seed` gives and put the global one back; with None, do neither."""
+    """Inside the block the global generator starts from `seed`, and modules are made on the host; None changes nothing.
+
+    Afterwards the generator continues as before the block.
+    """
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.default_generator.manual_seed(seed)
+    with host_seeded(seed), torch.device("cpu"):
         yield
 
 
-class Linear(nn.Linear):
+class _Initialised(nn.Module):
+    """A layer whose weights and biases start as `init` says."""
+
+    init: Init
+    weight: Tensor
+
+    def reset_parameters(self) -> None:
+        """Draw the weights anew."""
+        self.init.fill(self.weight, self.bias)  # type: ignore[arg-type]  # A tensor or None.
+
+
+class Linear(_Initialised, nn.Linear):
     """`torch.nn.Linear` whose weights start as `init` says."""
 
     def __init__(self, in_features: int, out_features: int, *, init: Init, bias: bool = True) -> None:
         self.init = init
         super().__init__(in_features, out_features, bias=bias)
 
-    def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        self.init.fill(self.weight, self.bias)
+
+class Conv1d(_Initialised, nn.Conv1d):
+    """Convolution of three steps, `dilation` apart, that keeps the length."""
+
+    def __init__(self, in_channels: int, out_channels: int, *, init: Init, dilation: int = 1) -> None:
+        self.init = init
+        super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
 
 
-class Conv2d(nn.Conv2d):
+class Conv2d(_Initialised, nn.Conv2d):
     """k×k convolution that keeps the size of `resample(x)`; `resample` defaults to the identity."""
 
     def __init__(
@@ -102,10 +142,6 @@ class Conv2d(nn.Conv2d):
         self.init = init
         super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2 + extra_padding)
         self.resample = nn.Identity() if resample is None else resample
-
-    def reset_parameters(self) -> None:
-        """Draw the weights anew."""
-        self.init.fill(self.weight, self.bias)
 
     def forward(self, input: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
         """The convolution of the resampled input."""
@@ -129,6 +165,19 @@ class FusedDownConv2d(Conv2d):
         """The convolved input at half the size, rounded up."""
         result: Tensor = self.down(super().forward(pad_to_even(input)))
         return result
+
+
+class Residual(nn.Module):
+    """h + layer1(silu(layer0(silu(h)))); where layer1 starts at zero, depth changes nothing at first."""
+
+    def __init__(self, layer0: nn.Module, layer1: nn.Module) -> None:
+        super().__init__()
+        self.layer0, self.layer1 = layer0, layer1
+
+    def forward(self, h: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
+        """The block's output, of the shape of h."""
+        branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(h))))
+        return h + branch
 
 
 def filter_kernel(taps: Sequence[float]) -> Float[Tensor, "k k"]:

@@ -15,7 +15,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.layers import seeded
+from openedm.networks.layers import Residual, seeded
+
+__all__ = ["ConditionalMixture"]
 
 LOG_LIMIT = 9.0
 
@@ -57,9 +59,12 @@ class ConditionalMixture(nn.Module):
             checks.at_least(name, count, 1)
         self.condition_dim, self.dim, self.members, self.components = condition_dim, dim, members, components
         self.width, self.num_blocks = width, num_blocks
-        outputs = components * (1 + dim + dim * (dim + 1) // 2)
+        outputs = components * self.outputs_each
         self.layer_in = _Linear(members, condition_dim, width)
-        self.blocks = nn.ModuleList(_Block(members, width) for _ in range(num_blocks))
+        self.blocks = nn.ModuleList(
+            Residual(_Linear(members, width, width, gain=math.sqrt(2)), _Linear(members, width, width, gain=0.0))
+            for _ in range(num_blocks)
+        )
         self.layer_out = _Linear(members, width, outputs, gain=0.0)
         self.linear = _Linear(members, condition_dim, outputs, gain=0.0)
         if components > 1:  # components that start alike stay alike
@@ -198,16 +203,3 @@ class _Linear(nn.Module):
 
     def forward(self, x: Float[Tensor, "members rows inputs"]) -> Float[Tensor, "members rows outputs"]:
         return torch.baddbmm(self.bias, x, self.weight)
-
-
-class _Block(nn.Module):
-    """h + L_b silu(L_a silu(h)); L_b starts at zero."""
-
-    def __init__(self, members: int, width: int) -> None:
-        super().__init__()
-        self.layer0 = _Linear(members, width, width, gain=math.sqrt(2))
-        self.layer1 = _Linear(members, width, width, gain=0.0)
-
-    def forward(self, h: Float[Tensor, "members rows width"]) -> Float[Tensor, "members rows width"]:
-        branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(h))))
-        return h + branch

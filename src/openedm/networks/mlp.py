@@ -1,71 +1,129 @@
-"""A residual network for vectors: densities in a few dimensions, parameters of simulators.
+"""Residual networks for vectors: densities in a few dimensions, parameters of simulators, and those given data.
 
-    e = embedding(c_noise) + L_class(√k · onehot) + L_augment(a);  e ← silu(L1 silu(L0 e))
-    h = L_in x
+    without data  e = silu(L1 silu(L0(embedding(c_noise) + L_class(√k · onehot) + L_augment(a)))),   h = L_in x
+    given data y  e = silu(L_e silu(summary(y) + L_c embedding(c_noise))),                           h = L_in x + L_y e
     h ← h + L_b silu(L_a silu((1 + scale) · h + shift)),  (scale, shift) = L_m e,   num_blocks times
     F = L_out silu((1 + scale) · h + shift),              (scale, shift) = L_m e
 
 L_b and L_out start at zero, so that F starts at zero. There is no normalisation: preconditioned inputs have unit
 variance, and on mixtures of Gaussians in 2 and 8 dimensions the network came closer to the exact denoiser without one.
-The modulation is FiLM (Perez et al. 2018, arXiv 1709.07871), the order within a block that of He et al. 2016 (arXiv
-1603.05027).
+y and σ enter through e alone: for many samples of one observation at one noise level e is computed once, and a sample
+costs the h-path only. The modulation is FiLM (Perez et al. 2018, arXiv 1709.07871), the order within a block that of He
+et al. 2016 (arXiv 1603.05027).
 """
+
+from dataclasses import dataclass
+from typing import ClassVar
 
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.embeddings import Embedding, Labels, SmoothEmbedding, check_inputs
-from openedm.networks.layers import Init, Linear
+from openedm.networks.embeddings import Embedding, Labels, SmoothEmbedding
+from openedm.networks.layers import KAIMING, ZERO, Linear, seeded
+from openedm.networks.network import Network, RawNetwork
+from openedm.networks.signature import Signature
+from openedm.networks.summaries import Summary, VectorSummary
 
-INIT, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)
+__all__ = ["MLP", "ConditionalMLP", "ConditionalResidualMLP", "Modulation", "ResidualMLP"]
 
 
-class ResidualMLP(nn.Module):
-    """The raw network F for vectors: `mlp(x, c_noise, condition=None, augment=None)`.
-
-    c_noise is embedded by `SmoothEmbedding`, whose docstring says why: EDM's c_noise = ¼ ln σ spans only [−3, 3].
+@dataclass(frozen=True)
+class MLP(Network):
+    """A residual multi-layer perceptron for vectors, `ResidualMLP`.
 
     Args:
-        in_channels, out_channels: dimensions of the input and of F.
-        num_classes: the number of classes, 0 for a network without.
-        augment_dim: the width of the augmentation labels, 0 for a network without.
-        width: the width of the hidden layers and of the embedding.
+        width: the width of its hidden layers.
+        num_blocks: the number of residual blocks of two layers each.
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> import torch
+    >>> MLP(width=32).build((2,), seed=0)(torch.ones(3, 2), torch.zeros(3)).abs().max().item()  # It starts at zero.
+    0.0
+    """
+
+    width: int = 256
+    num_blocks: int = 4
+
+    axes: ClassVar = ("features",)
+
+    def __post_init__(self) -> None:
+        checks.at_least("width", self.width, 1)
+        checks.at_least("num_blocks", self.num_blocks, 1)
+
+    def module(self, signature: Signature, seed: int | None) -> "ResidualMLP":
+        """The network for vectors; see `Network.build`."""
+        with seeded(seed):
+            return ResidualMLP(self, signature)
+
+
+@dataclass(frozen=True)
+class ConditionalMLP(Network):
+    """A residual multi-layer perceptron for vectors, modulated by a summary of the condition and the noise level.
+
+    Args:
+        width: the width of its hidden layers, of the summary and of the embedding.
         num_blocks: the number of residual blocks.
+        summary: how the condition is summarised.
 
     Raises:
         ValueError: a count is out of its range.
 
     >>> import torch
-    >>> mlp = ResidualMLP(2, 2, width=32, num_blocks=1)
-    >>> mlp(torch.ones(1, 2), c_noise=torch.zeros(1)).tolist()  # It starts at zero.
-    [[0.0, 0.0]]
+    >>> network = ConditionalMLP(width=32).build((2,), condition_shape=(5,), seed=0)
+    >>> network(torch.ones(3, 2), torch.zeros(1), torch.zeros(1, 5)).abs().max().item()  # It starts at zero.
+    0.0
     """
 
-    def __init__(
-        self,
-        in_channels: int,
-        out_channels: int,
-        *,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        width: int = 256,
-        num_blocks: int = 4,
-    ) -> None:
-        super().__init__()
-        counts = {"in_channels": in_channels, "out_channels": out_channels, "width": width, "num_blocks": num_blocks}
-        for name, count in counts.items():
-            checks.at_least(name, count, 1)
-        self.in_channels, self.out_channels = in_channels, out_channels
-        self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.embedding = Embedding(
-            SmoothEmbedding(), width, num_classes=num_classes, augment_dim=augment_dim, init=INIT
-        )
-        self.layer_in = Linear(in_channels, width, init=INIT)
-        self.blocks = nn.ModuleList(ModulatedBlock(width, width) for _ in range(num_blocks))
+    width: int = 128
+    num_blocks: int = 3
+    summary: Summary = VectorSummary()
+
+    axes: ClassVar = ("features",)
+    takes_conditions: ClassVar = True
+
+    def __post_init__(self) -> None:
+        checks.at_least("width", self.width, 1)
+        checks.at_least("num_blocks", self.num_blocks, 1)
+
+    def module(self, signature: Signature, seed: int | None) -> "ConditionalResidualMLP":
+        """The network for vectors, called as `network(x, c_noise, condition)`; see `Network.build`.
+
+        Raises:
+            ValueError: there is no condition, or there are classes or augmentation labels.
+        """
+        if signature.condition_shape is None:
+            raise ValueError("condition_shape must be given to a ConditionalMLP; MLP is the network without conditions")
+        if signature.num_classes or signature.augment_dim:
+            raise ValueError(
+                f"num_classes and augment_dim must be 0, got {signature.num_classes} and {signature.augment_dim}"
+            )
+        summary = self.summary.build(signature.condition_shape, self.width, seed=seed)
+        with seeded(seed):
+            return ConditionalResidualMLP(self, signature, summary)
+
+
+class ResidualMLP(RawNetwork):
+    """The raw network F for vectors: `mlp(x, c_noise, condition=None, augment=None)`.
+
+    c_noise is embedded by `SmoothEmbedding`, whose docstring says why: EDM's c_noise = ¼ ln σ spans only [−3, 3].
+
+    Args:
+        choice: its sizes.
+        signature: the shapes of its inputs and its output.
+    """
+
+    def __init__(self, choice: MLP, signature: Signature) -> None:
+        super().__init__(choice, signature)
+        width = choice.width
+        self.embedding = Embedding(SmoothEmbedding(), width, signature, init=KAIMING)
+        self.layer_in = Linear(signature.in_channels, width, init=KAIMING)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(choice.num_blocks))
         self.modulation_out = Modulation(width, width)
-        self.layer_out = Linear(width, out_channels, init=ZERO)
+        self.layer_out = Linear(width, signature.out_channels, init=ZERO)
 
     def forward(
         self,
@@ -74,22 +132,59 @@ class ResidualMLP(nn.Module):
         condition: Labels | None = None,
         augment: Float[Tensor, "rows augment_dim"] | None = None,
     ) -> Float[Tensor, "batch *out"]:
-        """F(x; c_noise), of shape (batch, out_channels).
+        """F(x; c_noise), of shape (batch, out_channels); see `RawNetwork.forward`."""
+        self.signature.check(x, c_noise, condition, augment, MLP.axes)
+        e = self.embedding(c_noise, condition, augment)
+        h = self.layer_in(x)
+        for block in self.blocks:
+            h = block(h, e)
+        result: Tensor = self.layer_out(functional.silu(self.modulation_out(h, e)))
+        return result
+
+
+class ConditionalResidualMLP(RawNetwork):
+    """The raw network F(x; c_noise, y) for vectors given data.
+
+    Args:
+        choice: its sizes.
+        signature: the shapes of its inputs and its output.
+        summary: maps conditions (rows, *condition_shape) to (rows, width).
+
+    Attributes:
+        broadcasts: c_noise and the condition may have a single row for all samples.
+    """
+
+    broadcasts = True
+
+    def __init__(self, choice: ConditionalMLP, signature: Signature, summary: nn.Module) -> None:
+        super().__init__(choice, signature)
+        width = choice.width
+        self.summary = summary
+        self.noise = SmoothEmbedding()
+        self.layer_noise = Linear(self.noise.num_channels, width, init=KAIMING)
+        self.layer_embedding = Linear(width, width, init=KAIMING)
+        self.layer_in = Linear(signature.in_channels, width, init=KAIMING)
+        self.layer_condition = Linear(width, width, init=KAIMING)
+        self.blocks = nn.ModuleList(_Block(width) for _ in range(choice.num_blocks))
+        self.modulation_out = Modulation(width, width)
+        self.layer_out = Linear(width, signature.out_channels, init=ZERO)
+
+    def forward(  # type: ignore[override]  # It needs a condition and takes no augmentation labels.
+        self,
+        x: Float[Tensor, "batch features"],
+        c_noise: Float[Tensor, " levels"],
+        condition: Float[Tensor, "conditions ..."],
+    ) -> Float[Tensor, "batch out"]:
+        """F, of shape (batch, out_channels).
 
         Args:
             x: vectors (batch, in_channels).
-            c_noise: the noise level as the preconditioning gives it, (batch,).
-            condition: class labels, (batch,) integers with −1 for no class, or (batch, num_classes) rows, all zero for
-                no class. None means no class.
-            augment: augmentation labels (batch, augment_dim). None means not augmented, as does zero.
-
-        Raises:
-            ValueError: a shape does not fit, a label is out of range, or `condition` or `augment` is given to a network
-                that was built without.
+            c_noise: the noise level as the preconditioning gives it, (batch,), or (1,) for all.
+            condition: (batch, *condition_shape), or one row for all.
         """
-        check_inputs(self, x, c_noise, condition, augment)
-        e = self.embedding(c_noise, condition, augment)
-        h = self.layer_in(x)
+        noise: Tensor = self.layer_noise(self.noise(c_noise.to(x.dtype)).to(x.dtype))
+        e: Tensor = functional.silu(self.layer_embedding(functional.silu(self.summary(condition) + noise)))
+        h: Tensor = self.layer_in(x) + self.layer_condition(e)
         for block in self.blocks:
             h = block(h, e)
         result: Tensor = self.layer_out(functional.silu(self.modulation_out(h, e)))
@@ -101,25 +196,26 @@ class Modulation(nn.Module):
 
     def __init__(self, width: int, embedding_channels: int) -> None:
         super().__init__()
-        self.map = Linear(embedding_channels, 2 * width, init=INIT)
+        self.map = Linear(embedding_channels, 2 * width, init=KAIMING)
 
-    def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "#batch e"]) -> Float[Tensor, "batch width"]:
-        """The modulated h; one row of e serves all."""
-        scale, shift = self.map(e).chunk(2, dim=1)
+    def forward(
+        self, h: Float[Tensor, "batch *tokens width"], e: Float[Tensor, "rows *ones channels"]
+    ) -> Float[Tensor, "batch *tokens width"]:
+        """The modulated h; e has as many axes as h, and one row of it serves for all."""
+        scale, shift = self.map(e).chunk(2, dim=-1)
         modulated: Tensor = h * (1 + scale) + shift
         return modulated
 
 
-class ModulatedBlock(nn.Module):
+class _Block(nn.Module):
     """h + L_b silu(L_a silu((1 + scale) · h + shift)), with (scale, shift) a linear map of the embedding."""
 
-    def __init__(self, width: int, embedding_channels: int) -> None:
+    def __init__(self, width: int) -> None:
         super().__init__()
-        self.modulation = Modulation(width, embedding_channels)
-        self.layer0 = Linear(width, width, init=INIT)
+        self.modulation = Modulation(width, width)
+        self.layer0 = Linear(width, width, init=KAIMING)
         self.layer1 = Linear(width, width, init=ZERO)
 
     def forward(self, h: Float[Tensor, "batch width"], e: Float[Tensor, "#batch e"]) -> Float[Tensor, "batch width"]:
-        """The block's output."""
         branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(self.modulation(h, e)))))
         return h + branch

@@ -1,4 +1,4 @@
-"""Embedding networks: what a network is told of a condition that is a vector, an image, a series or a set.
+"""Embedding networks, which make a vector of a condition that is a vector, an image, a series or a set.
 
     vector   h = L_in x;  h ← h + L_b silu(L_a silu(h));  s = L_out h
     image    the same with 3×3 convolutions, at half the size each level until the longer side is at most 7
@@ -15,6 +15,7 @@ Sources: deep sets, Zaheer et al. 2017 (arXiv 1703.06114); attention pooling, Le
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -23,18 +24,28 @@ from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.networks.layers import Conv2d, Downsample, Init, Linear, seeded
+from openedm.networks.layers import KAIMING, ZERO, Conv1d, Conv2d, Downsample, Linear, Residual, seeded
+from openedm.networks.signature import check_axes
 
-INIT, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)
+__all__ = ["ImageSummary", "SeriesSummary", "SetSummary", "Summary", "VectorSummary"]
+
 HEADS = 4
 WAVES = 8
 SMALLEST, GRID = 8, 7
 
 
+@dataclass(frozen=True)
 class Summary(Choice, ABC):
-    """A kind of embedding network with its sizes; the condition's shape comes when it is built."""
+    """A kind of embedding network with its sizes; the condition's shape is given when it is built.
 
-    @abstractmethod
+    A subclass says in `module` how the network is made.
+
+    Attributes:
+        axes: the names of the axes of a condition that it takes; None for any.
+    """
+
+    axes: ClassVar[tuple[str, ...] | None] = None
+
     def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
         """A new network that maps conditions (batch, *condition_shape) to summaries (batch, features).
 
@@ -47,10 +58,32 @@ class Summary(Choice, ABC):
         Raises:
             ValueError: the shape is none that such a network takes, or a count is out of its range.
         """
+        checks.at_least("features", features, 1)
+        check_axes("condition_shape", condition_shape, self.axes)
+        with seeded(seed):
+            return self.module(condition_shape, features)
+
+    @abstractmethod
+    def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
+        """The new network for these shapes; `build` has checked them and seeded the global generator.
+
+        Raises:
+            ValueError: the shape does not fit.
+        """
 
 
 @dataclass(frozen=True)
-class VectorSummary(Summary):
+class _SizedSummary(Summary):
+    width: int
+    num_blocks: int
+
+    def __post_init__(self) -> None:
+        checks.at_least("width", self.width, 1)
+        checks.at_least("num_blocks", self.num_blocks, 1)
+
+
+@dataclass(frozen=True)
+class VectorSummary(_SizedSummary):
     """A residual multi-layer perceptron. Conditions of any shape are flattened.
 
     Args:
@@ -67,18 +100,13 @@ class VectorSummary(Summary):
     width: int = 128
     num_blocks: int = 2
 
-    def __post_init__(self) -> None:
-        _check_sizes(self.width, self.num_blocks)
-
-    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
+    def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
         """The network for conditions of any shape; see `Summary.build`."""
-        _check_shape(condition_shape, None, features)
-        with seeded(seed):
-            return _Vector(condition_shape, features, self.width, self.num_blocks)
+        return _Vector(self, condition_shape, features)
 
 
 @dataclass(frozen=True)
-class ImageSummary(Summary):
+class ImageSummary(_SizedSummary):
     """A small residual convolutional network for images of 8 pixels a side or more.
 
     Args:
@@ -95,20 +123,17 @@ class ImageSummary(Summary):
     width: int = 32
     num_blocks: int = 1
 
-    def __post_init__(self) -> None:
-        _check_sizes(self.width, self.num_blocks)
+    axes: ClassVar = ("channels", "height", "width")
 
-    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
-        """The network for images of shape (channels, height, width), both sides ≥ 8; see `Summary.build`."""
-        _check_shape(condition_shape, ("channels", "height", "width"), features)
+    def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
+        """The network for images whose sides are both ≥ 8; see `Summary.build`."""
         if min(condition_shape[1:]) < SMALLEST:
             raise ValueError(f"condition_shape must have sides of >= {SMALLEST} pixels, got {condition_shape}")
-        with seeded(seed):
-            return _Image(condition_shape, features, self.width, self.num_blocks)
+        return _Image(self, condition_shape, features)
 
 
 @dataclass(frozen=True)
-class SeriesSummary(Summary):
+class SeriesSummary(_SizedSummary):
     """Residual convolutions along time and attention pooling. NaN stands for what was not measured.
 
     A series that is shorter than the others ends in NaN. The summary then is what it would be if the series were
@@ -119,7 +144,7 @@ class SeriesSummary(Summary):
         num_blocks: residual blocks of two convolutions of three steps each, 1, 2, 4, … steps apart.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of its range. When called: a series has no value at all.
 
     >>> SeriesSummary(width=32).build((2, 50), 16, seed=0)(torch.zeros(3, 2, 50)).shape
     torch.Size([3, 16])
@@ -128,23 +153,20 @@ class SeriesSummary(Summary):
     width: int = 64
     num_blocks: int = 3
 
+    axes: ClassVar = ("channels", "time")
+
     def __post_init__(self) -> None:
-        _check_sizes(self.width, self.num_blocks)
+        super().__post_init__()
         if self.width % HEADS:
             raise ValueError(f"width must be a multiple of {HEADS}, got {self.width}")
 
-    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
-        """The network for series of shape (channels, time), values one a row of time; see `Summary.build`.
-
-        Called, it raises ValueError where a series has no value at all.
-        """
-        _check_shape(condition_shape, ("channels", "time"), features)
-        with seeded(seed):
-            return _Series(condition_shape, features, self.width, self.num_blocks)
+    def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
+        """The network for series, values one a row of time; see `Summary.build`."""
+        return _Series(self, condition_shape, features)
 
 
 @dataclass(frozen=True)
-class SetSummary(Summary):
+class SetSummary(_SizedSummary):
     """A permutation-invariant network for sets of independent observations. Rows of NaN are absent.
 
     Args:
@@ -152,7 +174,7 @@ class SetSummary(Summary):
         num_blocks: residual blocks of two layers each, before the pooling and after.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of its range. When called: a set is empty, or a row is NaN in part.
 
     >>> summary = SetSummary(width=32).build((10, 2), 16, seed=0)
     >>> observations = torch.full((1, 10, 2), torch.nan)
@@ -164,42 +186,25 @@ class SetSummary(Summary):
     width: int = 128
     num_blocks: int = 1
 
-    def __post_init__(self) -> None:
-        _check_sizes(self.width, self.num_blocks)
+    axes: ClassVar = ("count", "features")
 
-    def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
-        """The network for sets of shape (count, features of one), of any count; see `Summary.build`.
-
-        Called, it raises ValueError where a set is empty, or a row is NaN in part.
-        """
-        _check_shape(condition_shape, ("count", "features"), features)
-        with seeded(seed):
-            return _Set(condition_shape, features, self.width, self.num_blocks)
-
-
-class _Block(nn.Module):
-    """h + L_b silu(L_a silu(h)), for two layers of any kind."""
-
-    def __init__(self, layer0: nn.Module, layer1: nn.Module) -> None:
-        super().__init__()
-        self.layer0, self.layer1 = layer0, layer1
-
-    def forward(self, h: Float[Tensor, "batch *rest"]) -> Float[Tensor, "batch *rest"]:
-        branch: Tensor = self.layer1(functional.silu(self.layer0(functional.silu(h))))
-        return h + branch
-
-
-def _vector_block(width: int) -> _Block:
-    return _Block(Linear(width, width, init=INIT), Linear(width, width, init=ZERO))
+    def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
+        """The network for sets of any count; see `Summary.build`."""
+        return _Set(self, condition_shape, features)
 
 
 class _Vector(nn.Module):
-    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+    def __init__(self, choice: _SizedSummary, shape: tuple[int, ...], features: int) -> None:
         super().__init__()
-        self.shape = shape
-        self.layer_in = Linear(math.prod(shape), width, init=INIT)
-        self.blocks = nn.Sequential(*(_vector_block(width) for _ in range(num_blocks)))
-        self.layer_out = Linear(width, features, init=INIT)
+        self.shape, width = shape, choice.width
+        self.layer_in = Linear(math.prod(shape), width, init=KAIMING)
+        self.blocks = nn.Sequential(
+            *(
+                Residual(Linear(width, width, init=KAIMING), Linear(width, width, init=ZERO))
+                for _ in range(choice.num_blocks)
+            )
+        )
+        self.layer_out = Linear(width, features, init=KAIMING)
 
     def forward(self, condition: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch features"]:
         _check_condition(condition, self.shape)
@@ -208,25 +213,26 @@ class _Vector(nn.Module):
 
 
 class _Image(nn.Module):
-    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+    def __init__(self, choice: ImageSummary, shape: tuple[int, ...], features: int) -> None:
         super().__init__()
         self.shape = shape
-        channels, sides = width, shape[1:]
-        layers: list[nn.Module] = [Conv2d(shape[0], width, 3, init=INIT)]
+        width = channels = choice.width
+        sides = shape[1:]
+        layers: list[nn.Module] = [Conv2d(shape[0], width, 3, init=KAIMING)]
         level = 0
         while True:
             layers += [
-                _Block(Conv2d(channels, channels, 3, init=INIT), Conv2d(channels, channels, 3, init=ZERO))
-                for _ in range(num_blocks)
+                Residual(Conv2d(channels, channels, 3, init=KAIMING), Conv2d(channels, channels, 3, init=ZERO))
+                for _ in range(choice.num_blocks)
             ]
             if max(sides) <= GRID:
                 break
             level, sides = level + 1, (-(-sides[0] // 2), -(-sides[1] // 2))
             wider = width * min(2**level, 4)
-            layers += [Downsample(channels, (1, 1)), Conv2d(channels, wider, 1, init=INIT)]
+            layers += [Downsample(channels, (1, 1)), Conv2d(channels, wider, 1, init=KAIMING)]
             channels = wider
         self.layers = nn.Sequential(*layers)
-        self.layer_out = Linear(channels * math.prod(sides) + 2 * shape[0], features, init=INIT)
+        self.layer_out = Linear(channels * math.prod(sides) + 2 * shape[0], features, init=KAIMING)
 
     def forward(self, condition: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch features"]:
         _check_condition(condition, self.shape)
@@ -236,24 +242,13 @@ class _Image(nn.Module):
         return summary
 
 
-class _Conv1d(nn.Conv1d):
-    """Convolution of three steps, `dilation` apart, that keeps the length."""
-
-    def __init__(self, in_channels: int, out_channels: int, *, init: Init, dilation: int = 1) -> None:
-        self.init = init
-        super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
-
-    def reset_parameters(self) -> None:
-        self.init.fill(self.weight, self.bias)
-
-
 class _SeriesBlock(nn.Module):
     """h + C_b silu(C_a silu(h)), with zeros where no step is present."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.layer0 = _Conv1d(width, width, init=INIT, dilation=dilation)
-        self.layer1 = _Conv1d(width, width, init=ZERO, dilation=dilation)
+        self.layer0 = Conv1d(width, width, init=KAIMING, dilation=dilation)
+        self.layer1 = Conv1d(width, width, init=ZERO, dilation=dilation)
 
     def forward(
         self, h: Float[Tensor, "batch width time"], step: Float[Tensor, "batch 1 time"]
@@ -265,25 +260,24 @@ class _SeriesBlock(nn.Module):
 class _Series(nn.Module):
     waves: Tensor
 
-    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+    def __init__(self, choice: SeriesSummary, shape: tuple[int, ...], features: int) -> None:
         super().__init__()
-        self.shape = shape
-        channels = shape[0]
-        # A time is told by waves of 8 octaves: independent of the length, and bounded.
+        self.shape, channels, width = shape, shape[0], choice.width
+        # A time is given by waves of 8 octaves: independent of the length, and bounded.
         phase = torch.arange(shape[1]) * (2 * math.pi / 2.0 ** torch.arange(1, WAVES + 1))[:, None]
         self.register_buffer("waves", math.sqrt(2) * (phase + math.pi / 4).cos()[None], persistent=False)
-        self.layer_in = _Conv1d(channels, width, init=INIT)
-        self.layer_where = _Conv1d(channels + WAVES, width, init=INIT)
-        self.blocks = nn.ModuleList(_SeriesBlock(width, 2**i) for i in range(num_blocks))
-        self.attention = Linear(width, HEADS, init=INIT)
-        self.values = Linear(width, width, init=INIT)
-        self.layer_out = Linear(width + 2 * channels, features, init=INIT)
+        self.layer_in = Conv1d(channels, width, init=KAIMING)
+        self.layer_where = Conv1d(channels + WAVES, width, init=KAIMING)
+        self.blocks = nn.ModuleList(_SeriesBlock(width, 2**i) for i in range(choice.num_blocks))
+        self.attention = Linear(width, HEADS, init=KAIMING)
+        self.values = Linear(width, width, init=KAIMING)
+        self.layer_out = Linear(width + 2 * channels, features, init=KAIMING)
 
     def forward(self, condition: Float[Tensor, "batch channels time"]) -> Float[Tensor, "batch features"]:
         _check_condition(condition, self.shape)
         present = ~condition.isnan()
         step = present.any(1, keepdim=True)
-        _refuse_empty(step[:, 0], "series with a value")
+        _check_not_empty(step[:, 0], "series with a value")
         weight = step.to(condition.dtype)
         values, measured = condition.masked_fill(~present, 0.0), present.to(condition.dtype)
         where = torch.cat([measured, self.waves.to(weight) * weight], 1)
@@ -305,18 +299,18 @@ class _Series(nn.Module):
 
 
 class _Set(nn.Module):
-    def __init__(self, shape: tuple[int, ...], features: int, width: int, num_blocks: int) -> None:
+    def __init__(self, choice: SetSummary, shape: tuple[int, ...], features: int) -> None:
         super().__init__()
         self.size = shape[1]
-        self.element = _Vector((shape[1],), width, width, num_blocks)
-        self.whole = _Vector((2 * width + 2,), features, width, num_blocks)
+        self.element = _Vector(choice, (shape[1],), choice.width)
+        self.whole = _Vector(choice, (2 * choice.width + 2,), features)
 
     def forward(self, condition: Float[Tensor, "batch count size"]) -> Float[Tensor, "batch features"]:
         if condition.ndim != 3 or condition.shape[2] != self.size:
             raise ValueError(f"condition must have shape (batch, count, {self.size}), got {tuple(condition.shape)}")
         absent = condition.isnan()
         present = ~absent.all(2)
-        _refuse_empty(present, "set with an observation")
+        _check_not_empty(present, "set with an observation")
         if _may_look(condition) and bool((absent.any(2) & present).any()):
             raise ValueError("condition must have rows that are NaN in all of their values (absent) or in none")
         elements = self.element(condition.masked_fill(absent, 0.0).flatten(0, 1)).unflatten(0, condition.shape[:2])
@@ -344,26 +338,13 @@ def _moments(
     return torch.cat([mean, (variance + 1e-6).sqrt()], 1)
 
 
-def _check_sizes(width: int, num_blocks: int) -> None:
-    checks.at_least("width", width, 1)
-    checks.at_least("num_blocks", num_blocks, 1)
-
-
-def _check_shape(shape: tuple[int, ...], axes: tuple[str, ...] | None, features: int) -> None:
-    checks.at_least("features", features, 1)
-    if axes is None and (not shape or min(shape) < 1):
-        raise ValueError(f"condition_shape must hold sizes >= 1, got {shape}")
-    if axes is not None and (len(shape) != len(axes) or min(shape) < 1):
-        raise ValueError(f"condition_shape must be ({', '.join(axes)}), each >= 1, got {shape}")
-
-
 def _check_condition(condition: Tensor, shape: tuple[int, ...]) -> None:
     if tuple(condition.shape[1:]) != shape:
         layout = ", ".join(("batch", *map(str, shape)))
         raise ValueError(f"condition must have shape ({layout}), got {tuple(condition.shape)}")
 
 
-def _refuse_empty(present: Bool[Tensor, "batch n"], wanted: str) -> None:
+def _check_not_empty(present: Bool[Tensor, "batch n"], wanted: str) -> None:
     if _may_look(present) and not bool(present.any(1).all()):
         row = int((~present.any(1)).nonzero()[0])
         raise ValueError(f"condition must be a {wanted} in every row, but condition[{row}] is NaN throughout")

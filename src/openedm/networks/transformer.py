@@ -12,8 +12,8 @@ et al. 2024 (Simformer, arXiv 2404.09636).
 """
 
 import math
-from abc import abstractmethod
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from jaxtyping import Bool, Float
@@ -21,207 +21,21 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.configs import Network
 from openedm.networks.embeddings import Embedding, Labels, SmoothEmbedding
-from openedm.networks.layers import Init, Linear, seeded
+from openedm.networks.layers import KAIMING, ZERO, Linear, seeded
+from openedm.networks.mlp import Modulation
+from openedm.networks.network import Network, RawNetwork
+from openedm.networks.signature import Signature
 
-INIT, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)
-
-
-class TokenTransformer(nn.Module):
-    """F for `num_variables` numbers, some noisy and the rest known: `network(values, known, e)`.
-
-    Args:
-        num_variables: the number of tokens.
-        outputs: numbers returned for each of them.
-        embedding_channels: the length of the embedding of the noise level.
-        width: the length of a token, a multiple of `num_heads`.
-        num_blocks: blocks of attention and two layers.
-        num_heads: heads of the attention.
-    """
-
-    def __init__(
-        self,
-        num_variables: int,
-        outputs: int,
-        *,
-        embedding_channels: int,
-        width: int,
-        num_blocks: int,
-        num_heads: int,
-    ) -> None:
-        super().__init__()
-        third = math.sqrt(1 / 3)  # value, identity and flag share a variance of 1
-        self.scales = nn.Parameter(third * torch.randn(2, num_variables, width))
-        self.identities = nn.Parameter(third * torch.randn(num_variables, width))
-        self.flags = nn.Parameter(third * torch.randn(2, width))
-        self.blocks = nn.ModuleList(_Block(width, num_heads, embedding_channels) for _ in range(num_blocks))
-        self.modulation = _Modulation(width, embedding_channels)
-        self.heads = nn.Parameter(torch.zeros(num_variables, outputs, width))
-
-    def forward(
-        self,
-        values: Float[Tensor, "batch variables"],
-        known: Bool[Tensor, "#batch variables"],
-        e: Float[Tensor, "batch channels"],
-    ) -> Float[Tensor, "batch variables outputs"]:
-        """F for every variable; what it is for those that are known means nothing."""
-        choose = known[..., None]
-        tokens = values[..., None] * torch.where(choose, self.scales[1], self.scales[0])
-        h = tokens + self.identities + torch.where(choose, self.flags[1], self.flags[0])
-        for block in self.blocks:
-            h = block(h, e)
-        result: Tensor = torch.einsum("bnw,nkw->bnk", self.modulation(h, e), self.heads)
-        return result
-
-
-class _Modulation(nn.Module):
-    """(1 + scale) h + shift for every token, with (scale, shift) a linear map of the embedding."""
-
-    def __init__(self, width: int, embedding_channels: int) -> None:
-        super().__init__()
-        self.map = Linear(embedding_channels, 2 * width, init=INIT)
-
-    def forward(
-        self, h: Float[Tensor, "batch tokens width"], e: Float[Tensor, "batch channels"]
-    ) -> Float[Tensor, "batch tokens width"]:
-        scale, shift = self.map(e)[:, None].chunk(2, dim=2)
-        modulated: Tensor = h * (1 + scale) + shift
-        return modulated
-
-
-class _Block(nn.Module):
-    def __init__(self, width: int, num_heads: int, embedding_channels: int) -> None:
-        super().__init__()
-        self.num_heads = num_heads
-        self.modulation0 = _Modulation(width, embedding_channels)
-        self.qkv = Linear(width, 3 * width, init=INIT)
-        self.mix = Linear(width, width, init=ZERO)
-        self.modulation1 = _Modulation(width, embedding_channels)
-        self.layer0 = Linear(width, 4 * width, init=INIT)
-        self.layer1 = Linear(4 * width, width, init=ZERO)
-
-    def forward(
-        self, h: Float[Tensor, "batch tokens width"], e: Float[Tensor, "batch channels"]
-    ) -> Float[Tensor, "batch tokens width"]:
-        h = h + self.mix(self._attention(self.modulation0(h, e)))
-        branch: Tensor = self.layer1(functional.silu(self.layer0(self.modulation1(h, e))))
-        return h + branch
-
-    def _attention(self, h: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
-        q, k, v = self.qkv(h).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind()
-        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)
-
-
-class _OverTokens(nn.Module):
-    """What the two networks below share: the embedding of the noise level, the tokens and the checks."""
-
-    def __init__(
-        self,
-        dim: int,
-        data: int,
-        condition_shape: tuple[int, ...],
-        outputs: int,
-        *,
-        num_classes: int,
-        augment_dim: int,
-        width: int,
-        num_blocks: int,
-        num_heads: int,
-    ) -> None:
-        super().__init__()
-        self.in_channels, self.condition_shape = dim, condition_shape
-        self.num_classes, self.augment_dim = num_classes, augment_dim
-        self.embedding = Embedding(
-            SmoothEmbedding(), width, num_classes=num_classes, augment_dim=augment_dim, init=INIT
-        )
-        self.tokens = TokenTransformer(
-            dim + data,
-            outputs,
-            embedding_channels=width,
-            width=width,
-            num_blocks=num_blocks,
-            num_heads=num_heads,
-        )
-
-    @abstractmethod
-    def split(
-        self, x: Float[Tensor, "batch dim"], condition: Float[Tensor, "batch *shape"]
-    ) -> tuple[Float[Tensor, "batch variables"], Bool[Tensor, "#batch variables"]]:
-        """The value of every token, and whether it is known."""
-
-    def forward(
-        self,
-        x: Float[Tensor, "batch *event"],
-        c_noise: Float[Tensor, " levels"],
-        condition: Float[Tensor, "conditions *shape"] | Labels | None = None,
-        augment: Float[Tensor, "rows augment_dim"] | None = None,
-    ) -> Float[Tensor, "batch out"]:
-        """F(x; c_noise, condition), of shape (batch, outputs · dim): all first outputs, then all second ones.
-
-        Args:
-            x: noisy vectors (batch, dim), of about unit variance.
-            c_noise: the noise level as the preconditioning gives it, (batch,).
-            condition: (batch or 1, *condition_shape), a single row for all samples; class labels for a network with
-                classes; None for one without either.
-            augment: augmentation labels (batch, augment_dim), or None.
-
-        Raises:
-            ValueError: a shape does not fit.
-        """
-        _check_rows("x", x, (self.in_channels,), None)
-        _check_rows("c_noise", c_noise, (), len(x))
-        if augment is not None:
-            if not self.augment_dim:
-                raise ValueError("augment must be None: the network was built without labels for it (augment_dim=0)")
-            _check_rows("augment", augment, (self.augment_dim,), len(x))
-        if self.condition_shape:
-            if condition is None:
-                raise ValueError(f"condition must have shape (batch, {_sizes(self.condition_shape)}), got None")
-            if len(condition) == 1:
-                condition = condition.expand(len(x), *condition.shape[1:])
-            _check_rows("condition", condition, self.condition_shape, len(x))
-        elif condition is not None and not self.num_classes:
-            raise ValueError("condition must be None: the network was built without one (condition_shape=None)")
-        e = self.embedding(c_noise, condition if self.num_classes else None, augment)
-        rows = condition.to(x.dtype) if self.condition_shape and condition is not None else x.new_zeros(len(x), 0)
-        values, known = self.split(x, rows)
-        result: Tensor = self.tokens(values, known, e)[:, : self.in_channels]
-        return result.mT.flatten(1)
-
-
-class ConditionalTransformer(_OverTokens):
-    """The raw network F(θ; c_noise, x) of a posterior: noisy tokens for θ, known tokens for the numbers of x."""
-
-    def split(
-        self, x: Float[Tensor, "batch dim"], condition: Float[Tensor, "batch *shape"]
-    ) -> tuple[Float[Tensor, "batch variables"], Bool[Tensor, "#batch variables"]]:
-        """x, then the numbers of the condition, which are known."""
-        data = condition.flatten(1)
-        known = torch.arange(x.shape[1] + data.shape[1], device=x.device) >= x.shape[1]
-        return torch.cat([x, data], 1), known[None]
-
-
-class MaskedTransformer(_OverTokens):
-    """The raw network F of a joint distribution: condition (batch, 2·dim) = [values, whether each is known, 1 or 0].
-
-    Of variables that are known it sees the value in the condition, and x of the others.
-    """
-
-    def split(
-        self, x: Float[Tensor, "batch dim"], condition: Float[Tensor, "batch *shape"]
-    ) -> tuple[Float[Tensor, "batch variables"], Bool[Tensor, "#batch variables"]]:
-        """The given values where known, else x."""
-        values, flags = condition.chunk(2, dim=1)
-        known = flags > 0.5
-        return torch.where(known, values, x), known
+__all__ = ["ConditionalTransformer", "JointTransformer", "MaskedTransformer", "Transformer"]
 
 
 @dataclass(frozen=True)
 class Transformer(Network):
     """A transformer for vectors given data, `ConditionalTransformer`: one token for each number of both.
 
-    Its cost grows with the square of how many there are: for hundreds, summarise the data first.
+    Its cost grows with the square of how many there are: for hundreds, summarise the data first. With more output
+    channels than features, a multiple of them, each feature has that many outputs.
 
     Args:
         width: the length of a token, a multiple of `num_heads`.
@@ -240,114 +54,176 @@ class Transformer(Network):
     num_blocks: int = 4
     num_heads: int = 4
 
+    axes: ClassVar = ("features",)
+    takes_conditions: ClassVar = True
+
     def __post_init__(self) -> None:
         for name in ("width", "num_blocks", "num_heads"):
             checks.at_least(name, getattr(self, name), 1)
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads={self.num_heads}, got {self.width}")
 
-    def build(
-        self,
-        event_shape: tuple[int, ...],
-        *,
-        condition_shape: tuple[int, ...] | None = None,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        out_channels: int | None = None,
-        seed: int | None = None,
-    ) -> _OverTokens:
-        """The network for vectors of shape (features,); see `Network.build`.
-
-        Args:
-            condition_shape: the shape of the data, whose numbers become tokens; None for a network without.
+    def module(self, signature: Signature, seed: int | None) -> "ConditionalTransformer":
+        """The network for vectors and, if there is a condition, its numbers; see `Network.build`.
 
         Raises:
-            ValueError: the shape is no vector's, there are both data and classes, or `out_channels` is no multiple of
-                the features.
+            ValueError: `out_channels` is no multiple of the features.
         """
-        shape, outputs = _checked_shapes(event_shape, condition_shape, num_classes, out_channels)
         with seeded(seed):
-            return ConditionalTransformer(
-                event_shape[0],
-                math.prod(shape) if shape else 0,
-                shape,
-                outputs,
-                num_classes=num_classes,
-                augment_dim=augment_dim,
-                width=self.width,
-                num_blocks=self.num_blocks,
-                num_heads=self.num_heads,
-            )
+            return ConditionalTransformer(self, signature)
 
 
 @dataclass(frozen=True)
 class JointTransformer(Transformer):
     """A transformer for all conditionals of a vector, `MaskedTransformer`: one token for each variable.
 
-    Args and errors as for `Transformer`.
+    Conditions have the shape (2 · features,): the values, and whether each is known. Args and errors as for
+    `Transformer`.
 
     >>> network = JointTransformer(width=16).build((3,), condition_shape=(6,), seed=0)
     >>> network(torch.ones(4, 3), torch.zeros(4), torch.tensor([[0.0, 5, 0, 0, 1, 0]]).expand(4, 6)).shape
     torch.Size([4, 3])
     """
 
-    def build(
-        self,
-        event_shape: tuple[int, ...],
-        *,
-        condition_shape: tuple[int, ...] | None = None,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        out_channels: int | None = None,
-        seed: int | None = None,
-    ) -> _OverTokens:
-        """The network for vectors of shape (features,), with conditions of shape (2 · features,); see `Network.build`.
+    def module(self, signature: Signature, seed: int | None) -> "MaskedTransformer":
+        """The network for vectors and conditions of twice their length; see `Network.build`.
 
         Raises:
-            ValueError: the shapes do not fit, or `out_channels` is no multiple of the features.
+            ValueError: the condition has another shape, or `out_channels` is no multiple of the features.
         """
-        shape, outputs = _checked_shapes(event_shape, condition_shape, num_classes, out_channels)
-        if shape != (2 * event_shape[0],):
+        expected = (2 * signature.in_channels,)
+        if signature.condition_shape != expected:
             raise ValueError(
-                f"condition_shape must be ({2 * event_shape[0]},), values and flags, for event_shape={event_shape}, "
-                f"got {condition_shape}"
+                f"condition_shape must be {expected}, values and flags, for event_shape={signature.event_shape}, "
+                f"got {signature.condition_shape}"
             )
         with seeded(seed):
-            return MaskedTransformer(
-                event_shape[0],
-                0,
-                shape,
-                outputs,
-                num_classes=num_classes,
-                augment_dim=augment_dim,
-                width=self.width,
-                num_blocks=self.num_blocks,
-                num_heads=self.num_heads,
+            return MaskedTransformer(self, signature)
+
+
+class ConditionalTransformer(RawNetwork):
+    """The raw network F(x; c_noise, y): noisy tokens for the numbers of x, known tokens for those of the condition y.
+
+    Args:
+        choice: its sizes.
+        signature: the shapes of its inputs and its output.
+
+    Raises:
+        ValueError: `out_channels` is no multiple of the features.
+    """
+
+    def __init__(self, choice: Transformer, signature: Signature) -> None:
+        super().__init__(choice, signature)
+        features = signature.in_channels
+        if signature.out_channels % features:
+            raise ValueError(
+                f"out_channels must be a multiple of {features}, one set a number, got {signature.out_channels}"
             )
+        self.embedding = Embedding(SmoothEmbedding(), choice.width, signature, init=KAIMING)
+        self.tokens = _Tokens(choice, self.num_variables, signature.out_channels // features)
+
+    @property
+    def num_variables(self) -> int:
+        """The number of tokens."""
+        shape = self.signature.condition_shape
+        return self.signature.in_channels + (0 if shape is None else math.prod(shape))
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        c_noise: Float[Tensor, " levels"],
+        condition: Labels | Float[Tensor, "conditions *shape"] | None = None,
+        augment: Float[Tensor, "rows augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch out"]:
+        """F, of shape (batch, outputs · features): all first outputs, then all second ones."""
+        signature = self.signature
+        signature.check(x, c_noise, condition, augment, Transformer.axes)
+        e = self.embedding(c_noise, condition if signature.num_classes else None, augment)
+        if signature.condition_shape is None or condition is None:
+            data = x.new_zeros(len(x), 0)
+        else:
+            data = condition.to(x.dtype).expand(len(x), *signature.condition_shape)
+        values, known = self.split(x, data)
+        result: Tensor = self.tokens(values, known, e)[:, : signature.in_channels]
+        return result.mT.flatten(1)
+
+    def split(
+        self, x: Float[Tensor, "batch features"], condition: Float[Tensor, "batch *shape"]
+    ) -> tuple[Float[Tensor, "batch variables"], Bool[Tensor, "#batch variables"]]:
+        """The value of every token, x and then the numbers of the condition, and whether it is known, as the latter."""
+        data = condition.flatten(1)
+        known = torch.arange(x.shape[1] + data.shape[1], device=x.device) >= x.shape[1]
+        return torch.cat([x, data], 1), known[None]
 
 
-def _checked_shapes(
-    event_shape: tuple[int, ...], condition_shape: tuple[int, ...] | None, num_classes: int, out_channels: int | None
-) -> tuple[tuple[int, ...], int]:
-    """The shape of the condition, () for none, and the outputs for each number."""
-    if len(event_shape) != 1 or min(event_shape) < 1:
-        raise ValueError(f"event_shape must be (features,), each >= 1, got {event_shape}")
-    shape = () if condition_shape is None else tuple(condition_shape)
-    if condition_shape is not None and (not shape or min(shape) < 1):
-        raise ValueError(f"condition_shape must hold sizes >= 1, got {condition_shape}")
-    if shape and num_classes:
-        raise ValueError(f"num_classes must be 0 where condition_shape is given, got {num_classes}")
-    outputs = event_shape[0] if out_channels is None else out_channels
-    if outputs < 1 or outputs % event_shape[0]:
-        raise ValueError(f"out_channels must be a multiple of {event_shape[0]}, one set a number, got {out_channels}")
-    return shape, outputs // event_shape[0]
+class MaskedTransformer(ConditionalTransformer):
+    """The raw network F of a joint distribution: condition (batch, 2 · features) = [values, 1 where known and else 0].
+
+    Of variables that are known it sees the value in the condition, and x of the others.
+    """
+
+    @property
+    def num_variables(self) -> int:
+        """The number of tokens."""
+        return self.signature.in_channels
+
+    def split(
+        self, x: Float[Tensor, "batch features"], condition: Float[Tensor, "batch *shape"]
+    ) -> tuple[Float[Tensor, "batch variables"], Bool[Tensor, "#batch variables"]]:
+        """The given values where known, else x."""
+        values, flags = condition.chunk(2, dim=1)
+        known = flags > 0.5
+        return torch.where(known, values, x), known
 
 
-def _check_rows(name: str, value: Tensor, shape: tuple[int, ...], rows: int | None) -> None:
-    if tuple(value.shape[1:]) != shape or (rows is not None and len(value) != rows):
-        layout = ", ".join([*(("batch",) if rows is None else (str(rows),)), *map(str, shape)])
-        raise ValueError(f"{name} must have shape ({layout}{'' if shape else ','}), got {tuple(value.shape)}")
+class _Tokens(nn.Module):
+    """F for `num_variables` numbers, some noisy and the rest known, each with `outputs` numbers."""
+
+    def __init__(self, choice: Transformer, num_variables: int, outputs: int) -> None:
+        super().__init__()
+        width = choice.width
+        third = math.sqrt(1 / 3)  # value, identity and flag share a variance of 1
+        self.scales = nn.Parameter(third * torch.randn(2, num_variables, width))
+        self.identities = nn.Parameter(third * torch.randn(num_variables, width))
+        self.flags = nn.Parameter(third * torch.randn(2, width))
+        self.blocks = nn.ModuleList(_Block(width, choice.num_heads) for _ in range(choice.num_blocks))
+        self.modulation = Modulation(width, width)
+        self.heads = nn.Parameter(torch.zeros(num_variables, outputs, width))
+
+    def forward(
+        self,
+        values: Float[Tensor, "batch variables"],
+        known: Bool[Tensor, "#batch variables"],
+        e: Float[Tensor, "batch channels"],
+    ) -> Float[Tensor, "batch variables outputs"]:
+        """F for every variable; for those that are known it is arbitrary."""
+        choose, e = known[..., None], e[:, None]
+        tokens = values[..., None] * torch.where(choose, self.scales[1], self.scales[0])
+        h = tokens + self.identities + torch.where(choose, self.flags[1], self.flags[0])
+        for block in self.blocks:
+            h = block(h, e)
+        result: Tensor = torch.einsum("bnw,nkw->bnk", self.modulation(h, e), self.heads)
+        return result
 
 
-def _sizes(shape: tuple[int, ...]) -> str:
-    return ", ".join(map(str, shape))
+class _Block(nn.Module):
+    def __init__(self, width: int, num_heads: int) -> None:
+        super().__init__()
+        self.num_heads = num_heads
+        self.modulation0 = Modulation(width, width)
+        self.qkv = Linear(width, 3 * width, init=KAIMING)
+        self.mix = Linear(width, width, init=ZERO)
+        self.modulation1 = Modulation(width, width)
+        self.layer0 = Linear(width, 4 * width, init=KAIMING)
+        self.layer1 = Linear(4 * width, width, init=ZERO)
+
+    def forward(
+        self, h: Float[Tensor, "batch tokens width"], e: Float[Tensor, "batch one channels"]
+    ) -> Float[Tensor, "batch tokens width"]:
+        h = h + self.mix(self._attention(self.modulation0(h, e)))
+        branch: Tensor = self.layer1(functional.silu(self.layer0(self.modulation1(h, e))))
+        return h + branch
+
+    def _attention(self, h: Float[Tensor, "batch tokens width"]) -> Float[Tensor, "batch tokens width"]:
+        q, k, v = self.qkv(h).unflatten(2, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).contiguous().unbind()
+        return functional.scaled_dot_product_attention(q, k, v).transpose(1, 2).flatten(2)

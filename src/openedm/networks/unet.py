@@ -1,112 +1,303 @@
-"""The U-Nets DDPM++ and NCSN++, and what lies between them.
+"""The U-Nets DDPM++, NCSN++ and ADM: the way down, the way up and what leads from one to the other.
 
-    e = embedding(c_noise) + L_class(√k · onehot) + L_augment(a);  e ← silu(L1 silu(L0 e))
+    e = embedding of c_noise, class and augmentation
+    encoder, level ℓ = 0, 1, …:  conv3×3 (ℓ = 0) or a block that halves the size, then the auxiliary path:
+        residual   x ← aux ← (x + down(conv3×3(aux)))/√2      aux = the network's input at first
+        skip       x ← x + conv1×1(aux), aux ← down(aux)
+    then num_blocks blocks; every x from here on is kept as a skip
+    decoder, levels backwards:   two blocks (lowest level) or a block that doubles the size; then num_blocks + 1 blocks,
+        each on [x, skip], the skips being the encoder's outputs in reverse
+    F = conv3×3(silu(norm(x))), or, with the skip decoder, the sum of such images of all levels: F ← up(F) + conv3×3(…)
 
-then the encoder and decoder of `body`. DDPM++: positional embedding, standard encoder, filter (1, 1). NCSN++: Fourier
-embedding of twice the channels, residual encoder, filter (1, 3, 3, 1). Source: Karras et al. 2022 (arXiv 2206.00364),
-Appendix F.1.
+Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv 2011.13456), Appendix H.
 """
 
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.blocks import BlockStyle
-from openedm.networks.body import DECODERS, ENCODERS, Plan, UNetBody, check_unet_sizes
-from openedm.networks.embeddings import Embedding, FourierEmbedding, NoiseEmbedding, PositionalEmbedding
+from openedm.networks.blocks import EMBEDDINGS, ResidualBlock, UNetStyle
+from openedm.networks.embeddings import Embedding, Labels
+from openedm.networks.layers import Conv2d, Downsample, FusedDownConv2d, Upsample, group_norm, seeded
+from openedm.networks.network import Network, RawNetwork
+from openedm.networks.signature import Signature
 
-SINES_FIRST = ("sin", "cos")
-EMBEDDINGS: dict[str, Callable[[int], NoiseEmbedding]] = {
-    "positional": partial(PositionalEmbedding, endpoint=True, order=SINES_FIRST),
-    "fourier": partial(FourierEmbedding, order=SINES_FIRST),
-}
+__all__ = ["SkipPath", "UNet", "UNetNetwork", "level_resolutions"]
 
 
-class UNet(UNetBody):
-    """The raw network F of DDPM++ or NCSN++: `unet(x, c_noise, condition=None, augment=None)`.
+@dataclass(frozen=True)
+class UNetNetwork(Network):
+    """A U-Net: its sizes, which are its fields, and its design, which is its `style`; see `openedm.networks.designs`.
 
-    The input may have another height and width than `resolution`, and unequal ones: `resolution` says at which levels
-    attention stands, no more. Odd sizes are padded by one on the way down and cropped on the way up.
+    Attributes:
+        attends_near: the resolutions with attention where `attn_resolutions` is None, or the levels' nearest to them.
+    """
+
+    model_channels: int = 128
+    channel_mult: tuple[int, ...] = (2, 2, 2)
+    channel_mult_emb: int = 4
+    num_blocks: int = 4
+    attn_resolutions: tuple[int, ...] | None = None
+    dropout: float = 0.10
+
+    axes: ClassVar = ("channels", "height", "width")
+    attends_near: ClassVar[tuple[int, ...]] = (16,)
+
+    @property
+    @abstractmethod
+    def style(self) -> UNetStyle:
+        """The design."""
+
+    def __post_init__(self) -> None:
+        sizes = {name: getattr(self, name) for name in ("model_channels", "channel_mult_emb", "num_blocks")}
+        sizes["number of channel_mult"] = len(self.channel_mult)
+        sizes |= {f"channel_mult[{level}]": multiplier for level, multiplier in enumerate(self.channel_mult)}
+        for name, size in sizes.items():
+            checks.at_least(name, size, 1)
+        if self.model_channels % 2:
+            raise ValueError(
+                f"model_channels must be even (a sine and a cosine for each frequency), got {self.model_channels}"
+            )
+        if not 0 <= self.dropout < 1:
+            raise ValueError(f"dropout must be >= 0 and < 1, got {self.dropout!r}")
+        for resolution in self.attn_resolutions or ():
+            checks.at_least("attn_resolutions", resolution, 1)
+        self.style.num_heads(self.channels[-1])  # The lowest level has attention in any case.
+
+    @property
+    def channels(self) -> tuple[int, ...]:
+        """The channels of the levels, finest first."""
+        return tuple(self.model_channels * multiplier for multiplier in self.channel_mult)
+
+    def module(self, signature: Signature, seed: int | None) -> "UNet":
+        """The U-Net for images; see `Network.build`.
+
+        Raises:
+            ValueError: `attn_resolutions` names a resolution that no level has. A level's resolution is the longer side
+                of its images.
+        """
+        with seeded(seed):
+            return UNet(self, signature)
+
+    def attention_at(self, resolutions: Sequence[int]) -> tuple[int, ...]:
+        """Those of the levels' resolutions that have attention.
+
+        Raises:
+            ValueError: `attn_resolutions` names another.
+        """
+        if self.attn_resolutions is None:
+            nearest = (min(resolutions, key=lambda level: abs(level - near)) for near in self.attends_near)
+            return tuple(dict.fromkeys(nearest))
+        absent = [r for r in self.attn_resolutions if r not in resolutions]
+        if absent:
+            raise ValueError(
+                f"attn_resolutions {absent} are no level's; the levels' resolutions are {list(resolutions)}"
+            )
+        return self.attn_resolutions
+
+
+class UNet(RawNetwork):
+    """The raw network F of a U-Net: `unet(x, c_noise, condition=None, augment=None)`.
+
+    The input may have another height and width than those it was built for, and unequal ones: these decide at which
+    levels attention stands, no more. Odd sizes are padded by one on the way down and cropped on the way up.
 
     Args:
-        resolution: the image's height and width.
-        in_channels, out_channels: channels of the input and of F.
-        num_classes: the number of classes, 0 for a network without.
-        augment_dim: the width of the augmentation labels, 0 for a network without.
-        model_channels: the channels that the multipliers multiply.
-        channel_mult: the multipliers of the levels, finest first.
-        channel_mult_emb: the multiplier of the embedding e.
-        num_blocks: blocks in a level of the encoder; the decoder has one more.
-        attn_resolutions: the levels with attention, by their resolution. The lowest level's first decoder block has
-            attention in any case.
-        dropout: probability of dropout in the blocks, in [0, 1).
-        embedding: of c_noise, "positional" or "fourier".
-        channel_mult_noise: the multiplier of the embedding of c_noise.
-        encoder: "standard"; "skip" or "residual" for an auxiliary path beside it (see `openedm.networks.body`).
-        decoder: "standard", or "skip" for an image at every level, summed up.
-        resample_filter: the taps of the filter that the image is resampled with.
+        choice: its sizes and its design.
+        signature: the shapes of its inputs and its output.
+
+    Attributes:
+        resolutions: the longer side of the images of each level, finest first.
 
     Raises:
-        ValueError: an argument is out of its range, or `attn_resolutions` names a resolution that no level has.
+        ValueError: `attn_resolutions` names a resolution that no level has, or a level with attention does not divide
+            into heads.
+    """
 
-    >>> import torch
-    >>> unet = UNet(28, 1, 1, model_channels=8, channel_mult=(1, 2, 2), num_blocks=1, attn_resolutions=(14,))
-    >>> unet(torch.zeros(2, 1, 28, 28), c_noise=torch.zeros(2)).shape
-    torch.Size([2, 1, 28, 28])
+    choice: UNetNetwork
+
+    def __init__(self, choice: UNetNetwork, signature: Signature) -> None:
+        super().__init__(choice, signature)
+        style, channels = choice.style, choice.channels
+        self.resolutions = level_resolutions(max(signature.event_shape[1:]), len(channels))
+        attending = choice.attention_at(self.resolutions)
+        has_attention = [resolution in attending for resolution in self.resolutions]
+        self.embedding = Embedding(
+            EMBEDDINGS[style.embedding](choice.model_channels * style.channel_mult_noise),
+            choice.model_channels * choice.channel_mult_emb,
+            signature,
+            init=style.init,
+            late_classes=style.late_classes,
+        )
+        stem_channels = channels[0] if style.stem_multiplied else choice.model_channels
+        self.conv_in = Conv2d(signature.in_channels, stem_channels, 3, init=style.init)
+        block = partial(
+            ResidualBlock,
+            embedding_channels=choice.model_channels * choice.channel_mult_emb,
+            style=style,
+            dropout=choice.dropout,
+        )
+
+        self.encoder = nn.ModuleList()
+        skip_channels: list[int] = []
+        now, aux_channels = stem_channels, signature.in_channels
+        for level, width in enumerate(channels):
+            down = block(now, now, resample="down") if level > 0 else None
+            auxiliary: nn.Module | None = None
+            if level > 0 and style.encoder == "residual":
+                auxiliary = ResidualPath(aux_channels, now, style)
+                aux_channels = now
+            elif level > 0 and style.encoder == "skip":
+                auxiliary = SkipPath(aux_channels, now, style)
+            widths = [now, *[width] * choice.num_blocks]
+            blocks = [block(c, width, has_attention=has_attention[level]) for c in widths[:-1]]
+            self.encoder.append(EncoderLevel(down, auxiliary, blocks))
+            skip_channels += widths
+            now = width
+
+        self.decoder = nn.ModuleList()
+        for level, width in reversed(list(enumerate(channels))):
+            lowest = level == len(channels) - 1
+            bottom = [block(now, now, has_attention=True), block(now, now)] if lowest else []
+            enter = bottom or [block(now, now, resample="up")]
+            blocks = []
+            for index in range(choice.num_blocks + 1):
+                attends = has_attention[level] and (style.attends_throughout or index == choice.num_blocks)
+                blocks.append(block(now + skip_channels.pop(), width, has_attention=attends))
+                now = width
+            output = Output(now, signature.out_channels, style) if style.decoder == "skip" and level > 0 else None
+            self.decoder.append(DecoderLevel(enter, blocks, output))
+        self.norm_out = group_norm(now, style.norm_eps)
+        self.conv_out = Conv2d(now, signature.out_channels, 3, init=style.init_output)
+        self.up_image = Upsample(signature.out_channels, style.resample_filter) if style.decoder == "skip" else None
+
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        c_noise: Float[Tensor, " batch"],
+        condition: Labels | None = None,
+        augment: Float[Tensor, "rows augment_dim"] | None = None,
+    ) -> Float[Tensor, "batch *out"]:
+        """F(x; c_noise), of shape (batch, out_channels, height, width); see `RawNetwork.forward`."""
+        self.signature.check(x, c_noise, condition, augment, self.choice.axes)
+        e = self.embedding(c_noise, condition, augment)
+        x, aux = self.conv_in(x), x
+        skips: list[Tensor] = []
+        for level in self.encoder:
+            x, aux = level(x, aux, e, skips)
+        image: Tensor | None = None
+        for level in self.decoder:
+            x, part = level(x, e, skips)
+            if part is not None:
+                image = self._added(part, image)
+        result: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        return self._added(result, image)
+
+    def _added(self, part: Tensor, image: Tensor | None) -> Tensor:
+        """One level's part of the output image, and those of the levels below it at the same size."""
+        if image is None or self.up_image is None:
+            return part
+        below: Tensor = self.up_image(image)
+        return part + below[..., : part.shape[-2], : part.shape[-1]]
+
+
+class ResidualPath(nn.Module):
+    """NCSN++'s auxiliary path: x ← aux ← (x + down(conv3×3(aux)))/√2."""
+
+    def __init__(self, aux_channels: int, channels: int, style: UNetStyle) -> None:
+        super().__init__()
+        self.conv = FusedDownConv2d(aux_channels, channels, 3, init=style.init, taps=style.resample_filter)
+        self.scale = style.skip_scale
+
+    def forward(self, x: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+        """The new x and the new auxiliary image, which are the same here."""
+        x = (x + self.conv(aux)) * self.scale
+        return x, x
+
+
+class SkipPath(nn.Module):
+    """The auxiliary path that shows each level the input at its size: aux ← down(aux), x ← x + conv1×1(aux)."""
+
+    def __init__(self, aux_channels: int, channels: int, style: UNetStyle) -> None:
+        super().__init__()
+        self.down = Downsample(aux_channels, style.resample_filter)
+        self.conv = Conv2d(aux_channels, channels, 1, init=style.init)
+
+    def forward(self, x: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+        """The new x and the new auxiliary image."""
+        aux = self.down(aux)
+        return x + self.conv(aux), aux
+
+
+class Output(nn.Module):
+    """A level's part of the image that the skip decoder returns: conv3×3(silu(norm(x)))."""
+
+    def __init__(self, channels: int, out_channels: int, style: UNetStyle) -> None:
+        super().__init__()
+        self.norm = group_norm(channels, style.norm_eps)
+        self.conv = Conv2d(channels, out_channels, 3, init=style.init_output)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """The part, (batch, out_channels, height, width)."""
+        part: Tensor = self.conv(functional.silu(self.norm(x)))
+        return part
+
+
+class EncoderLevel(nn.Module):
+    """One resolution on the way down: the halving block and the auxiliary path (not at the finest), then the blocks."""
+
+    def __init__(self, down: nn.Module | None, auxiliary: nn.Module | None, blocks: Sequence[ResidualBlock]) -> None:
+        super().__init__()
+        self.down, self.auxiliary, self.blocks = down, auxiliary, nn.ModuleList(blocks)
+
+    def forward(self, x: Tensor, aux: Tensor, e: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """The level's x and auxiliary image. Appends every output of the main path to `skips`."""
+        if self.down is not None:
+            x = self.down(x, e)
+        if self.auxiliary is not None:
+            x, aux = self.auxiliary(x, aux)
+        skips.append(x)
+        for block in self.blocks:
+            x = block(x, e)
+            skips.append(x)
+        return x, aux
+
+
+class DecoderLevel(nn.Module):
+    """One resolution on the way up: the block that doubles the size (the lowest: two that keep it), then the blocks.
+
+    With `output`, also the level's part of the image.
     """
 
     def __init__(
-        self,
-        resolution: int,
-        in_channels: int,
-        out_channels: int,
-        *,
-        num_classes: int = 0,
-        augment_dim: int = 0,
-        model_channels: int = 128,
-        channel_mult: Sequence[int] = (1, 2, 2, 2),
-        channel_mult_emb: int = 4,
-        num_blocks: int = 4,
-        attn_resolutions: Sequence[int] = (16,),
-        dropout: float = 0.10,
-        embedding: str = "positional",
-        channel_mult_noise: int = 1,
-        encoder: str = "standard",
-        decoder: str = "standard",
-        resample_filter: Sequence[float] = (1, 1),
+        self, enter: Sequence[ResidualBlock], blocks: Sequence[ResidualBlock], output: nn.Module | None
     ) -> None:
-        check_unet_sizes(model_channels, channel_mult, channel_mult_emb, num_blocks, dropout)
-        check_variant(embedding, channel_mult_noise, encoder, decoder)
-        style = BlockStyle(dropout=dropout, resample_filter=tuple(resample_filter))
-        super().__init__(
-            Embedding(
-                EMBEDDINGS[embedding](model_channels * channel_mult_noise),
-                model_channels * channel_mult_emb,
-                num_classes=num_classes,
-                augment_dim=augment_dim,
-                init=style.init,
-            ),
-            in_channels,
-            out_channels,
-            num_classes=num_classes,
-            augment_dim=augment_dim,
-            plan=Plan(
-                resolution,
-                stem_channels=model_channels,
-                channels=tuple(model_channels * multiplier for multiplier in channel_mult),
-                embedding_channels=model_channels * channel_mult_emb,
-                num_blocks=num_blocks,
-                attn_resolutions=tuple(attn_resolutions),
-                encoder=encoder,
-                decoder=decoder,
-            ),
-            style=style,
-        )
+        super().__init__()
+        self.enter, self.blocks, self.output = nn.ModuleList(enter), nn.ModuleList(blocks), output
+
+    def forward(self, x: Tensor, e: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+        """The level's x and its part of the image, if any. Takes one of `skips` from the end for each block."""
+        for block in self.enter:
+            x = block(x, e)
+        height, width = skips[-1].shape[-2:]
+        x = x[..., :height, :width]  # One more than the skip has where its size is odd.
+        for block in self.blocks:
+            x = block(torch.cat([x, skips.pop()], dim=1), e)
+        return x, None if self.output is None else self.output(x)
 
 
-def check_variant(embedding: str, channel_mult_noise: int, encoder: str, decoder: str) -> None:
-    """Raise ValueError unless there are such an embedding, encoder and decoder."""
-    checks.one_of("embedding", embedding, EMBEDDINGS)
-    checks.at_least("channel_mult_noise", channel_mult_noise, 1)
-    checks.one_of("encoder", encoder, ENCODERS)
-    checks.one_of("decoder", decoder, DECODERS)
+def level_resolutions(resolution: int, num_levels: int) -> tuple[int, ...]:
+    """The resolutions of a U-Net's levels, finest first: each half of the one before, rounded up.
+
+    >>> level_resolutions(28, 3), level_resolutions(25, 3)
+    ((28, 14, 7), (25, 13, 7))
+    """
+    return tuple(-(-resolution // 2**level) for level in range(num_levels))

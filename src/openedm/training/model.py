@@ -1,8 +1,6 @@
 """The description of a denoiser, without its weights: the content of a checkpoint's `config.json`."""
 
-import inspect
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import nn
@@ -100,22 +98,13 @@ class Model(Choice):
         Raises:
             ValueError: the network cannot be built for these shapes, or takes no float conditions where there are some.
         """
-        network_kwargs: dict[str, Any] = {}
-        if self.condition_shape is not None:
-            if "condition_shape" not in inspect.signature(self.network.build).parameters:
-                raise ValueError(
-                    f"network must take float conditions for condition_shape={self.condition_shape}, but "
-                    f"{type(self.network).__name__} takes none"
-                )
-            network_kwargs["condition_shape"] = self.condition_shape
-        if self.augment_dim:
-            network_kwargs["augment_dim"] = self.augment_dim
         network = self.network.build(
             self.event_shape,
             num_classes=self.num_classes,
+            augment_dim=self.augment_dim,
+            condition_shape=self.condition_shape,
             out_channels=self.event_shape[0] * self.preconditioning.outputs_per_channel,
             seed=seed,
-            **network_kwargs,
         )
         return self.wrap(network)
 

@@ -79,9 +79,9 @@ def test_it_survives_json(network, shape):
 
 
 def test_only_kinds_of_network_that_can_be_built_are_known_by_name():
-    known = r"'_UNetNetwork' is not known for a Network; known: .*DDPMpp, .*MLP, \S*NCSNpp, .*; "
+    known = r"'UNetNetwork' is not known for a Network; known: .*DDPMpp, .*MLP, \S*NCSNpp, .*; "
     with pytest.raises(ValueError, match=known):
-        from_config(Network, {"class_path": "_UNetNetwork"})
+        from_config(Network, {"class_path": "UNetNetwork"})
 
 
 def test_it_cannot_be_changed():
@@ -122,8 +122,8 @@ def test_attention_at_a_resolution_of_no_level_is_an_error_that_lists_the_levels
     [
         (DDPMpp(**SMALL), (16, 16), "channels, height, width"),
         (DDPMpp(**SMALL), (3, 0, 16), "channels, height, width"),
-        (MLP(), (3, 16, 16), "features"),
-        (MLP(), (), "features"),
+        (MLP(), (3, 16, 16), "features,"),
+        (MLP(), (), "features,"),
     ],
 )
 def test_data_of_another_kind_is_refused(network, shape, axes):

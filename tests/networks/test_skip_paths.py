@@ -4,17 +4,18 @@ import pytest
 import torch
 from torch.nn import functional
 
-from openedm.networks import UNet
-from openedm.networks.body import SkipPath
+from openedm.networks import SongUNet
+from openedm.networks.unet import SkipPath
 
 each_decoder = pytest.mark.parametrize("decoder", ["standard", "skip"])
 each_filter = pytest.mark.parametrize("resample_filter", [(1, 1), (1, 3, 3, 1)])
 
 
 def _unet(awake=True, **options):
-    torch.manual_seed(0)
     sizes = {"model_channels": 4, "channel_mult": (1, 2, 1), "num_blocks": 1, "attn_resolutions": (), "dropout": 0.0}
-    unet = UNet(8, 2, 3, **{**sizes, "encoder": "skip", "decoder": "skip", **options}).double().eval()
+    choice = SongUNet(**{**sizes, "encoder": "skip", "decoder": "skip", **options})
+    unet = choice.build((2, 8, 8), out_channels=3, seed=0).double().eval()
+    torch.manual_seed(0)
     for parameter in unet.parameters() if awake else ():
         if parameter.ndim > 1:
             parameter.data.normal_(std=parameter[0].numel() ** -0.5)

@@ -1,0 +1,144 @@
+"""The U-Nets of the papers, by name: sizes to choose, and a design that goes with the name.
+
+DDPM++: positional embedding, standard encoder, filter (1, 1). NCSN++: Fourier embedding of twice the channels, residual
+encoder, filter (1, 3, 3, 1). ADM: the class is added late, a scale and a shift by the embedding in every block, heads
+of 64 channels, and skips that are added unscaled. Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et
+al. 2021 (arXiv 2011.13456), Appendix H; Dhariwal and Nichol 2021 (arXiv 2105.05233), Section 3.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from openedm.ground import checks
+from openedm.networks.blocks import UNetStyle
+from openedm.networks.layers import ZERO, Init
+from openedm.networks.unet import UNetNetwork
+
+__all__ = ["ADM", "DDPMpp", "NCSNpp", "SongUNet"]
+
+ADM_INIT = Init("kaiming_uniform", weight_gain=math.sqrt(1 / 3), bias_gain=math.sqrt(1 / 3))
+
+
+@dataclass(frozen=True)
+class DDPMpp(UNetNetwork):
+    """DDPM++, the U-Net of the VP models of Song et al. 2021, in the sizes of Karras et al. 2022 for CIFAR-10.
+
+    Args:
+        model_channels: channels that the multipliers multiply, even.
+        channel_mult: the multipliers of the levels, finest first; each level has half the resolution of the one before.
+            The paper's for 64² images: (1, 2, 2, 2).
+        channel_mult_emb: the multiplier of the embedding of the noise level.
+        num_blocks: residual blocks in a level of the encoder; the decoder has one more.
+        attn_resolutions: resolutions with self-attention. None means 16 where a level has it, else the level that is
+            nearest to 16. The lowest level's first decoder block has attention in any case.
+        dropout: probability of dropout, in [0, 1).
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> import torch
+    >>> network = DDPMpp(model_channels=8, num_blocks=1).build((1, 28, 28), num_classes=10, seed=0)
+    >>> network(torch.zeros(2, 1, 28, 28), torch.zeros(2), torch.tensor([3, -1])).shape
+    torch.Size([2, 1, 28, 28])
+    """
+
+    style: ClassVar = UNetStyle()
+
+
+@dataclass(frozen=True)
+class NCSNpp(UNetNetwork):
+    """NCSN++, the U-Net of the VE models of Song et al. 2021: Fourier features, residual input path, smoother filters.
+
+    Args and errors as for `DDPMpp`.
+    """
+
+    style: ClassVar = UNetStyle("fourier", 2, encoder="residual", resample_filter=(1, 3, 3, 1))
+
+
+@dataclass(frozen=True)
+class SongUNet(UNetNetwork):
+    """Any U-Net of the design space of Song et al. 2021, of which `DDPMpp` and `NCSNpp` are two points.
+
+    Args:
+        model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions, dropout: as for `DDPMpp`.
+        embedding: of the noise level, "positional" or "fourier".
+        channel_mult_noise: the multiplier of the width of that embedding.
+        encoder: "standard"; "skip" shows each level the input at its size, "residual" carries a filtered copy of the
+            features along.
+        decoder: "standard"; "skip" sums up images of all levels.
+        resample_filter: the taps of the filter that images are resampled with, even in number: (1, 1) or (1, 3, 3, 1).
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> import torch
+    >>> network = SongUNet(model_channels=8, num_blocks=1, encoder="skip", decoder="skip").build((1, 28, 28), seed=0)
+    >>> network(torch.zeros(2, 1, 28, 28), torch.zeros(2)).shape
+    torch.Size([2, 1, 28, 28])
+    """
+
+    embedding: Literal["positional", "fourier"] = "positional"
+    channel_mult_noise: int = 1
+    encoder: Literal["standard", "skip", "residual"] = "standard"
+    decoder: Literal["standard", "skip"] = "standard"
+    resample_filter: tuple[float, ...] = (1, 1)
+
+    def __post_init__(self) -> None:
+        checks.one_of("embedding", self.embedding, ("positional", "fourier"))
+        super().__post_init__()
+
+    @property
+    def style(self) -> UNetStyle:
+        """The design that its fields describe."""
+        return UNetStyle(
+            self.embedding,
+            self.channel_mult_noise,
+            encoder=self.encoder,
+            decoder=self.decoder,
+            resample_filter=tuple(self.resample_filter),
+        )
+
+
+@dataclass(frozen=True)
+class ADM(UNetNetwork):
+    """ADM, the U-Net of Dhariwal and Nichol 2021, in the sizes of Karras et al. 2022 for ImageNet at 64².
+
+    Args:
+        model_channels: channels that the multipliers multiply, even.
+        channel_mult: the multipliers of the levels, finest first. The lowest level must have at least 64 channels, as
+            every level with attention must: that is one head.
+        channel_mult_emb: the multiplier of the embedding of the noise level.
+        num_blocks: residual blocks in a level of the encoder; the decoder has one more.
+        attn_resolutions: resolutions with self-attention. None means 32, 16 and 8 where levels have them, else the
+            levels that are nearest to these.
+        dropout: probability of dropout, in [0, 1).
+
+    Raises:
+        ValueError: a value is out of its range.
+
+    >>> import torch
+    >>> network = ADM(model_channels=64, channel_mult=(1, 1), num_blocks=1).build((1, 8, 8), num_classes=10, seed=0)
+    >>> network(torch.ones(2, 1, 8, 8), torch.zeros(2), torch.tensor([3, -1])).abs().max().item()  # It starts at zero.
+    0.0
+    """
+
+    model_channels: int = 192
+    channel_mult: tuple[int, ...] = (1, 2, 3, 4)
+    num_blocks: int = 3
+
+    attends_near: ClassVar = (32, 16, 8)
+    style: ClassVar = UNetStyle(
+        "timestep",
+        late_classes=True,
+        stem_multiplied=True,
+        attends_throughout=True,
+        init=ADM_INIT,
+        init_output=ZERO,
+        init_qkv=ADM_INIT,
+        norm_eps=1e-5,
+        skip_scale=1.0,
+        head_channels=64,
+        adaptive_scale=True,
+        projects_resampled=False,
+    )
