@@ -1,10 +1,9 @@
 """Posteriors that are fitted in two seconds, far from well."""
 
 from openedm.inference import tasks
-from openedm.inference.emulator import MixtureOptions
 from openedm.inference.fitting import fit
 from openedm.inference.refine import Refinement
-from openedm.inference.settings import Settings
+from openedm.inference.settings import MixtureOptions, Settings
 from openedm.inference.trained import DenoiserPosterior
 from openedm.networks import ConditionalMLP, VectorSummary
 

@@ -8,8 +8,8 @@ import torch
 
 from fitted import TINY
 from openedm.inference import Box, Normal, Settings, fit
-from openedm.inference.emulator import MixtureOptions
 from openedm.inference.refine import Refinement
+from openedm.inference.settings import MixtureOptions
 from openedm.networks import ConditionalMLP, SetSummary
 from openedm.training import Observer
 

@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from openedm.inference import tasks
     from openedm.inference.bijections import Bijection
     from openedm.inference.calibration import Calibration, calibrate
-    from openedm.inference.emulator import MixtureOptions
     from openedm.inference.export import to_arviz
     from openedm.inference.files import load, save
     from openedm.inference.fitting import fit
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from openedm.inference.priors import Box, Independent, LogNormal, Normal, Prior, TorchPrior
     from openedm.inference.refine import Refinement
     from openedm.inference.sequential import Round, fit_sequentially
-    from openedm.inference.settings import Settings
+    from openedm.inference.settings import MixtureOptions, Settings
     from openedm.inference.simulation import SimulationProgress, simulate
     from openedm.inference.simulations import Failure, Simulations
     from openedm.inference.store import Store
@@ -41,7 +40,6 @@ if TYPE_CHECKING:
 _ROOMS = {
     "bijections": ("Bijection",),
     "calibration": ("Calibration", "calibrate"),
-    "emulator": ("MixtureOptions",),
     "export": ("to_arviz",),
     "files": ("load", "save"),
     "fitting": ("fit",),
@@ -54,7 +52,7 @@ _ROOMS = {
     "priors": ("Box", "Independent", "LogNormal", "Normal", "Prior", "TorchPrior"),
     "refine": ("Refinement",),
     "sequential": ("Round", "fit_sequentially"),
-    "settings": ("Settings",),
+    "settings": ("MixtureOptions", "Settings"),
     "simulation": ("SimulationProgress", "simulate"),
     "simulations": ("Failure", "Simulations"),
     "store": ("Store",),

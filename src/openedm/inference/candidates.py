@@ -20,7 +20,6 @@ from openedm.data import Pairs
 from openedm.denoiser import Preconditioned
 from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, fit_mixture, learn_simulator
 from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
-from openedm.inference.settings import Settings
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
@@ -41,16 +40,12 @@ class Job:
     """What all trainings of a fit share.
 
     Attributes:
-        settings: how to fit.
-        seed: of everything random.
         run: folder for the trainer's checkpoints; None writes none.
         resume: whether trainings continue from the checkpoints there.
         observers: of the trainers.
         progress: of the fit.
     """
 
-    settings: Settings
-    seed: int
     run: Path | None
     resume: bool
     observers: tuple[Observer, ...]
@@ -73,19 +68,12 @@ class Candidates(NamedTuple):
 
 def train_candidates(data: Prepared, job: Job) -> Candidates:
     """Train everything that the settings ask for."""
-    settings, simulator = job.settings, None
+    settings, simulator = data.settings, None
     parts: dict[str, Parts] = {}
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     if settings.emulator is not None:
-        simulator = learn_simulator(
-            data,
-            settings.emulator,
-            reduce_above=settings.reduce_above,
-            num_draws=settings.pool,
-            seed=job.seed,
-            progress=partial(job.progress, "emulator"),
-        )
+        simulator = learn_simulator(data, partial(job.progress, "emulator"))
         parts |= {f"emulator, {base}": _from_simulator(simulator, base, data, job) for base in settings.bases}
         seconds["emulator"] = round(time.perf_counter() - started, 1)
     if settings.compare:
@@ -100,29 +88,29 @@ def _from_simulations(data: Prepared, job: Job) -> Parts:
     """A denoiser that learns from the simulations themselves."""
     u, y, base = data.u.float(), data.data.forward(data.x), None
     if data.data.vector and len(data.training) > 20 * y.shape[1]:
-        base = _linear_base(u[data.training], y[data.training], job.seed)
+        base = _linear_base(u[data.training], y[data.training], data.seed)
         u, _ = _whiten(base, u, y)
     training, held_out = (Pairs(u[rows], y[rows]) for rows in (data.training, data.held_out))
-    images = min(job.settings.passes * len(training), job.settings.images)
-    denoiser, model = _train("simulations", training, held_out, images, 12, job)
+    images = min(data.settings.passes * len(training), data.settings.images)
+    denoiser, model = _train("simulations", training, held_out, images, 12, data, job)
     return Parts(denoiser, data.parameters, data.data, base, model=model)
 
 
 def _from_simulator(simulator: LearnedSimulator, base: str, data: Prepared, job: Job) -> Parts:
     """A denoiser that learns from draws of the emulator, whitened by one of `settings.bases`."""
-    u, y, settings = simulator.u, simulator.y, job.settings
+    u, y, settings = simulator.u, simulator.y, data.settings
     true_u, true_y = data.u[data.held_out].float(), simulator.data.forward(data.x[data.held_out])
     if base == "linear":
         rows = 20 * len(data.training)
-        gaussian = _linear_base(u[:rows], y[:rows], job.seed)
+        gaussian = _linear_base(u[:rows], y[:rows], data.seed)
     else:
         progress = partial(job.progress, "Gaussian")
-        fitted = fit_mixture(u, y, settings.base, 1, seed=job.seed, held_out=(true_u, true_y), progress=progress)
+        fitted = fit_mixture(u, y, settings.base, 1, seed=data.seed, held_out=(true_u, true_y), progress=progress)
         gaussian = fitted.mixture
     r, near = _whiten(gaussian, u, y)
     true_r, true_near = _whiten(gaussian, true_u, true_y)
     training, held_out = Pairs(r[near], y[near]), Pairs(true_r[true_near], true_y[true_near])
-    denoiser, model = _train(f"emulated-{base}", training, held_out, settings.images, 0, job)
+    denoiser, model = _train(f"emulated-{base}", training, held_out, settings.images, 0, data, job)
     emulator = simulator.fitted.mixture
     return Parts(denoiser, data.parameters, simulator.data, gaussian, emulator, simulator.target, model=model)
 
@@ -152,10 +140,10 @@ def _whiten(
 
 
 def _train(
-    name: str, training: Pairs, held_out: Pairs, images: int, stop_after: int, job: Job
+    name: str, training: Pairs, held_out: Pairs, images: int, stop_after: int, data: Prepared, job: Job
 ) -> tuple[Preconditioned | Average, Model]:
     """Train `settings.members` denoisers of the first of each pair given the second, and average them."""
-    settings = job.settings
+    settings = data.settings
     model = Model(
         network=settings.network,
         preconditioning=EDM(),
@@ -167,7 +155,7 @@ def _train(
     observers, members = (*job.observers, _Watch(name, images, job.progress)), []
     for member in range(settings.members):
         options = settings.options(
-            images, seed=job.seed + 1000 * member, stop_after=stop_after, samples=min(len(held_out), 2000)
+            images, seed=data.seed + 1000 * member, stop_after=stop_after, samples=min(len(held_out), 2000)
         )
         run = None if job.run is None else job.run / f"{name}-{member}"
         trainer = Trainer(

@@ -21,7 +21,7 @@ from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
 from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
-from openedm.sampling import Auto, Sampler
+from openedm.sampling import SamplerChoice
 
 __all__ = ["Conditional", "Latent", "coordinates_of", "part_of"]
 
@@ -117,7 +117,7 @@ class Conditional(Posterior):
         wanted: Sequence[int],
         known: Sequence[int],
         *,
-        sampler: Auto | Sampler,
+        sampler: SamplerChoice,
         likelihood: Likelihood,
         x_shape: Sequence[int] | None = None,
         prior: Prior | None = None,

@@ -15,7 +15,7 @@ from torch import Tensor
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.seeding import hash_seed
-from openedm.sampling import Auto, Sampler
+from openedm.sampling import SamplerChoice
 
 __all__ = ["BLOCK", "SampleNoise", "flow", "numbered_seeds", "observation_seeds", "section_seeds"]
 
@@ -88,13 +88,13 @@ class SampleNoise:
 
 
 def flow(
-    denoiser: Denoiser, sampler: Auto | Sampler, noise: Float[Tensor, "rows dim"], condition: Condition
+    denoiser: Denoiser, sampler: SamplerChoice, noise: Float[Tensor, "rows dim"], condition: Condition
 ) -> Float[Tensor, "rows dim"]:
     """One sample for each row of unit noise, by the flow from the denoiser's own mean at σ_max and noise there.
 
     From zero and noise, as samplers start, the mean of samples would be short by |mean|/σ_max standard deviations.
     """
-    chosen = sampler.choose(denoiser) if isinstance(sampler, Auto) else sampler
+    chosen = sampler.choose(denoiser)
     top = float(chosen.levels.within(denoiser.sigma_min, denoiser.sigma_max).sigmas().max())
     centre = denoiser(torch.zeros_like(noise), top, condition)
     return chosen.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=noise.shape[1:])

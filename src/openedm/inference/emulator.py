@@ -16,71 +16,18 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from openedm.ground import checks
-from openedm.ground.choices import Choice
 from openedm.inference.maps import DataMap
 from openedm.inference.prepare import Prepared
+from openedm.inference.settings import CLOSE, MixtureOptions
 from openedm.inference.transforms import Columns
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.optimisation import BestLoss, minimise
 
-__all__ = ["FittedMixture", "LearnedSimulator", "MixtureOptions", "choose_form", "fit_mixture", "learn_simulator"]
+__all__ = ["FittedMixture", "LearnedSimulator", "choose_form", "fit_mixture", "learn_simulator"]
 
 CHUNK_ROWS = 16_384
 """Rows that a mixture evaluates at a time where draws are made or whitened."""
-
-CLOSE = 1.0
-"""Nats within which a short trial does not decide: many Gaussians learn fast at first where few suffice in the end."""
-
-
-@dataclass(frozen=True)
-class MixtureOptions(Choice):
-    """How a conditional mixture is fitted.
-
-    Args:
-        members: of the ensemble.
-        components: numbers of Gaussians to try; where there are several, one member of each is trained for
-            `pilot_steps`, those that come within `CLOSE` of the best for four times as many, at most `steps`, and the
-            number with the highest held-out likelihood is taken.
-        width, num_blocks: sizes of each member.
-        steps: of Adam; the learning rate falls to zero as a half cosine.
-        pilot_steps: of the trials.
-        batch_size: rows a member and step.
-        learning_rate: Adam's.
-        folds: each member's held-out part is one of so many.
-        validate_every: steps between two measurements of the held-out likelihood.
-        stop_after: stop after so many of them without improvement of any member.
-
-    Raises:
-        ValueError: a count is out of its range.
-    """
-
-    members: int = 4
-    components: tuple[int, ...] = (1, 8)
-    width: int = 64
-    num_blocks: int = 2
-    steps: int = 5000
-    pilot_steps: int = 1000
-    batch_size: int = 256
-    learning_rate: float = 2e-3
-    folds: int = 10
-    validate_every: int = 100
-    stop_after: int = 12
-
-    def __post_init__(self) -> None:
-        for name in ("members", "width", "num_blocks", "steps", "pilot_steps", "batch_size", "validate_every"):
-            checks.at_least(name, getattr(self, name), 1)
-        checks.at_least("folds", self.folds, max(2, self.members))
-        checks.at_least("stop_after", self.stop_after, 1)
-        checks.positive("learning_rate", self.learning_rate)
-        if not self.components or min(self.components) < 1:
-            raise ValueError(f"components must hold counts >= 1, got {self.components}")
-
-    def learning_rate_at(self, step: int) -> float:
-        """The learning rate of a step, counted from 1."""
-        warm = min(step / max(1, min(200, self.steps // 10)), 1.0)
-        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
 
 
 @dataclass(frozen=True)
@@ -115,36 +62,27 @@ class LearnedSimulator(NamedTuple):
     y: Float[Tensor, "draws y"]
 
 
-def learn_simulator(
-    data: Prepared,
-    options: MixtureOptions,
-    *,
-    reduce_above: int,
-    num_draws: int,
-    seed: int,
-    progress: Callable[[float], None] = lambda share: None,
-) -> LearnedSimulator:
+def learn_simulator(data: Prepared, progress: Callable[[float], None]) -> LearnedSimulator:
     """Fit an emulator to the simulations that are trained on, and draw from it.
 
     Args:
-        data: the simulations; x are vectors.
-        options: how the emulator is fitted.
-        reduce_above: data with more columns than this are summarised by least squares.
-        num_draws: how many draws are made.
-        seed: of everything random.
+        data: the simulations; x are vectors, and there are settings of an emulator.
         progress: called with the share of the fit that is done.
 
     Raises:
         FloatingPointError, ValueError: as `fit_mixture`.
     """
+    settings, seed = data.settings, data.seed
+    options = settings.emulator
+    assert options is not None
     theta, x, maps = data.theta[data.training], data.x[data.training], data.data
-    if len(maps.keep) > reduce_above:
+    if len(maps.keep) > settings.reduce_above:
         maps = maps.reduced(x, data.u[data.training])
     kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
     target, components = _choose_target(maps, kept, inputs, options, seed)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
     fitted = fit_mixture(y, inputs, options, components, seed=seed, progress=progress)
-    u, drawn = _draw(data, fitted.mixture, y, num_draws, seed)
+    u, drawn = _draw(data, fitted.mixture, y)
     if target is not None:
         if set(target.kinds) != {"identity"}:
             maps = replace(maps, columns=target)
@@ -259,15 +197,15 @@ def _choose_target(
 
 
 def _draw(
-    data: Prepared, mixture: ConditionalMixture, y: Float[Tensor, "n y"], count: int, seed: int
+    data: Prepared, mixture: ConditionalMixture, y: Float[Tensor, "n y"]
 ) -> tuple[Float[Tensor, "draws d"], Float[Tensor, "draws y"]]:
     """Draws (u, y) of prior and emulator, hardly further out than the simulations' y."""
-    generator = torch.Generator().manual_seed(seed)
+    generator, count = torch.Generator().manual_seed(data.seed), data.settings.pool
     if data.prior is None:
         rows = torch.randint(len(data.training), (count,), generator=generator)
         theta = data.theta[data.training[rows]]
     else:
-        theta = data.prior.sample(count, seed + 1)
+        theta = data.prior.sample(count, data.seed + 1)
     chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
     low, high = y.min(0).values, y.max(0).values
     margin = 0.1 * (high - low)

@@ -17,8 +17,7 @@ from openedm.ground.choices import to_config
 from openedm.inference.candidates import Candidates, FitProgress, Job, train_candidates
 from openedm.inference.judge import Verdict, judge
 from openedm.inference.posterior import Values
-from openedm.inference.prepare import check_simulations, prepare
-from openedm.inference.prior_conversion import as_prior
+from openedm.inference.prepare import Prepared, prepare
 from openedm.inference.settings import Settings
 from openedm.inference.trained import DenoiserPosterior
 from openedm.training import Observer
@@ -73,25 +72,19 @@ def fit(
     checks.one_of("on_nonfinite", on_nonfinite, ("error", "drop"))
     if resume and run is None:
         raise ValueError("run must be given to resume")
-    known = as_prior(prior, names)
-    parameters, values = check_simulations(theta, x, known, drop_nonfinite=on_nonfinite == "drop")
-    shape = tuple(values.shape[1:])
-    settings = Settings.of(len(parameters), parameters.shape[1], shape) if settings is None else settings
-    if settings.emulator is not None and len(shape) > 1:
-        raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
+    drop_nonfinite = on_nonfinite == "drop"
     show = (lambda stage, share: None) if progress is None else progress
-    data = prepare(parameters, values, known, held_out=settings.held_out, seed=seed, names=names)
-    job = Job(settings, seed, None if run is None else Path(run), resume, tuple(observers), show)
+    job = Job(None if run is None else Path(run), resume, tuple(observers), show)
+
+    data = prepare(theta, x, prior, settings=settings, names=names, drop_nonfinite=drop_nonfinite, seed=seed)
     candidates = train_candidates(data, job)
-    verdict = judge(candidates, data, settings, show)
-    return verdict.posterior.with_report(_report(settings, len(parameters), seed, candidates, verdict))
+    verdict = judge(candidates, data, show)
+    return verdict.posterior.with_report(_report(data, candidates, verdict))
 
 
-def _report(
-    settings: Settings, simulations: int, seed: int, candidates: Candidates, verdict: Verdict
-) -> Mapping[str, Any]:
+def _report(data: Prepared, candidates: Candidates, verdict: Verdict) -> Mapping[str, Any]:
     """What was tried and chosen, as plain data."""
-    report: dict[str, Any] = {"settings": to_config(settings), "simulations": simulations, "seed": seed}
+    report: dict[str, Any] = {"settings": to_config(data.settings), "simulations": len(data.theta), "seed": data.seed}
     if (found := candidates.simulator) is not None:
         report["emulated"] = {
             "components": found.fitted.mixture.components,

@@ -28,7 +28,7 @@ from openedm.inference.transforms import constant_columns
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer, Network
 from openedm.objective import EDM, LogNormal, Objective
-from openedm.sampling import Auto, Sampler
+from openedm.sampling import Auto, SamplerChoice
 from openedm.training import HalfLife, Model, Observer, Options, Trainer, list_checkpoints
 
 __all__ = ["KIND", "OBJECTIVE", "Joint", "fit_joint"]
@@ -68,7 +68,7 @@ class Joint:
         *,
         prior: Prior | None = None,
         names: Sequence[str] | None = None,
-        sampler: Auto | Sampler = Auto(),
+        sampler: SamplerChoice = Auto(),
         density: Likelihood = Likelihood(),
     ) -> None:
         self.denoiser, self.model, self.coordinates = denoiser, model, coordinates
@@ -191,7 +191,7 @@ def fit_joint(
     masks: Masks = Masks(),
     objective: Objective = OBJECTIVE,
     options: Options | None = None,
-    sampler: Auto | Sampler = Auto(),
+    sampler: SamplerChoice = Auto(),
     density: Likelihood = Likelihood(),
     names: Sequence[str] | None = None,
     seed: int | None = None,

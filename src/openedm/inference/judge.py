@@ -16,7 +16,6 @@ from torch import Tensor
 from openedm.inference.candidates import Candidates, FitProgress
 from openedm.inference.prepare import Prepared
 from openedm.inference.refine import evidence, is_certain_gain
-from openedm.inference.settings import Settings
 from openedm.inference.trained import DenoiserPosterior
 
 __all__ = ["Verdict", "judge"]
@@ -44,9 +43,9 @@ class Verdict:
     seconds: float
 
 
-def judge(candidates: Candidates, data: Prepared, settings: Settings, progress: FitProgress) -> Verdict:
+def judge(candidates: Candidates, data: Prepared, progress: FitProgress) -> Verdict:
     """Compare the candidates on held-out simulations."""
-    started = time.perf_counter()
+    started, settings = time.perf_counter(), data.settings
     rows = data.held_out[: settings.judged]
     theta, x = data.theta[rows], data.x[rows]
     scores = {name: each.log_prob(theta[:, None], x)[:, 0] for name, each in candidates.posteriors.items()}

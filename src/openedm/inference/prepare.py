@@ -4,6 +4,7 @@ import math
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
@@ -11,7 +12,9 @@ from torch import Tensor
 
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Values, as_tensor
+from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
+from openedm.inference.settings import Settings
 from openedm.inference.transforms import constant_columns, duplicated_columns, named
 
 __all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "prepare"]
@@ -29,6 +32,8 @@ class Prepared:
         parameters: θ ↔ u.
         data: x → y.
         training, held_out: which simulations are trained on, and which stop trainings and judge candidates.
+        settings: how to fit.
+        seed: of everything random.
         prior: of θ, or None.
         names: of the parameters; None means the prior's.
     """
@@ -40,6 +45,8 @@ class Prepared:
     data: DataMap
     training: Int64[Tensor, " most"]
     held_out: Int64[Tensor, " rest"]
+    settings: Settings
+    seed: int
     prior: Prior | None
     names: Sequence[str] | None
 
@@ -97,37 +104,43 @@ def check_simulations(
 
 
 def prepare(
-    theta: Float[Tensor, "n d"],
-    x: Float[Tensor, "n *event"],
-    prior: Prior | None,
+    theta: Values,
+    x: Values,
+    prior: Any = None,
     *,
-    held_out: float,
-    seed: int,
+    settings: Settings | None = None,
     names: Sequence[str] | None = None,
+    drop_nonfinite: bool = False,
+    seed: int = 0,
 ) -> Prepared:
-    """Split checked simulations and find how they are standardised.
+    """Check simulations, choose the settings, split the simulations and find how they are standardised.
 
     Args:
-        theta, x: float32, as `check_simulations` returns them.
-        prior, names: as for `fit`.
-        held_out: the share of simulations that are not trained on.
-        seed: of the split.
+        theta, x, prior, settings, names, seed: as for `fit`.
+        drop_nonfinite: whether simulations with NaN or infinities are left out, not refused.
 
     Raises:
-        ValueError: x does not vary.
+        TypeError, ValueError: as for `check_simulations`; x does not vary, or settings with an emulator for x that are
+            not vectors.
 
     Warns:
         UserWarning: columns of x that are constant or equal to others, which are left out.
     """
-    keep = _columns_to_keep(x) if x.ndim == 2 else ()
-    if x.ndim > 2 and bool((x == x.flatten()[0]).all()):
+    known = as_prior(prior, names)
+    theta, x = check_simulations(theta, x, known, drop_nonfinite=drop_nonfinite)
+    shape = tuple(x.shape[1:])
+    settings = Settings.of(len(theta), theta.shape[1], shape) if settings is None else settings
+    if settings.emulator is not None and len(shape) > 1:
+        raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
+    keep = _columns_to_keep(x) if len(shape) == 1 else ()
+    if len(shape) > 1 and bool((x == x.flatten()[0]).all()):
         raise ValueError("x must vary, but all its values are the same")
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
-    count = min(max(1, round(held_out * len(theta))), len(theta) // 2)
+    count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
     held, training = order[:count].sort().values, order[count:].sort().values
-    parameters = ParameterMap.of(theta, None if prior is None else prior.bijection)
-    data = DataMap.of(x[training], keep)
-    return Prepared(theta, x, parameters.forward(theta), parameters, data, training, held, prior, names)
+    parameters = ParameterMap.of(theta, None if known is None else known.bijection)
+    u, data = parameters.forward(theta), DataMap.of(x[training], keep)
+    return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names)
 
 
 def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:

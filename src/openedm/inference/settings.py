@@ -1,19 +1,71 @@
 """How posteriors are fitted, and the rule that chooses it from the number of simulations and their shape."""
 
+import math
 from dataclasses import dataclass, field
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.inference.emulator import MixtureOptions
 from openedm.inference.refine import Refinement
 from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, VectorSummary
 from openedm.objective import EDM, LogNormal, Objective
 from openedm.training import HalfLife, Options
 
-__all__ = ["NOISE", "Settings"]
+__all__ = ["CLOSE", "NOISE", "MixtureOptions", "Settings"]
 
 NOISE = EDM(noise=LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
 """σ from 0.02 to 15 with σ_data = 1: from fine structure of posteriors to where D must equal E[θ | x]."""
+
+CLOSE = 1.0
+"""Nats within which a short trial does not decide: many Gaussians learn fast at first where few suffice in the end."""
+
+
+@dataclass(frozen=True)
+class MixtureOptions(Choice):
+    """How a conditional mixture is fitted.
+
+    Args:
+        members: of the ensemble.
+        components: numbers of Gaussians to try; where there are several, one member of each is trained for
+            `pilot_steps`, those that come within `CLOSE` of the best for four times as many, at most `steps`, and the
+            number with the highest held-out likelihood is taken.
+        width, num_blocks: sizes of each member.
+        steps: of Adam; the learning rate falls to zero as a half cosine.
+        pilot_steps: of the trials.
+        batch_size: rows a member and step.
+        learning_rate: Adam's.
+        folds: each member's held-out part is one of so many.
+        validate_every: steps between two measurements of the held-out likelihood.
+        stop_after: stop after so many of them without improvement of any member.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    members: int = 4
+    components: tuple[int, ...] = (1, 8)
+    width: int = 64
+    num_blocks: int = 2
+    steps: int = 5000
+    pilot_steps: int = 1000
+    batch_size: int = 256
+    learning_rate: float = 2e-3
+    folds: int = 10
+    validate_every: int = 100
+    stop_after: int = 12
+
+    def __post_init__(self) -> None:
+        for name in ("members", "width", "num_blocks", "steps", "pilot_steps", "batch_size", "validate_every"):
+            checks.at_least(name, getattr(self, name), 1)
+        checks.at_least("folds", self.folds, max(2, self.members))
+        checks.at_least("stop_after", self.stop_after, 1)
+        checks.positive("learning_rate", self.learning_rate)
+        if not self.components or min(self.components) < 1:
+            raise ValueError(f"components must hold counts >= 1, got {self.components}")
+
+    def learning_rate_at(self, step: int) -> float:
+        """The learning rate of a step, counted from 1."""
+        warm = min(step / max(1, min(200, self.steps // 10)), 1.0)
+        return self.learning_rate * warm * 0.5 * (1 + math.cos(math.pi * (step - 1) / self.steps))
 
 
 @dataclass(frozen=True)

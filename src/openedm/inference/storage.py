@@ -23,7 +23,7 @@ from openedm.ground.storage import new_folder, read_json, read_tensors, write_js
 from openedm.inference.prior_conversion import prior_from_config, prior_to_config
 from openedm.inference.priors import Prior
 from openedm.likelihood import Likelihood
-from openedm.sampling import Auto, Sampler
+from openedm.sampling import SamplerChoice
 from openedm.training import Model
 from openedm.training.checkpoints import load_weights, part_of
 
@@ -50,7 +50,7 @@ class Common(NamedTuple):
     members: Sequence[Denoiser]
     prior: Prior | None
     names: Sequence[str]
-    sampler: Auto | Sampler
+    sampler: SamplerChoice
     likelihood: Likelihood
 
 
@@ -131,14 +131,13 @@ class Stored:
     def common(self) -> Common:
         """What every kind has; the denoisers still have the weights that they are built with."""
         config = self.config
-        model, sampler = from_config(Model, config["model"]), config["sampler"]
-        is_auto = str(sampler["class_path"]).rpartition(".")[2] == Auto.__name__
+        model = from_config(Model, config["model"])
         return Common(
             model,
             [model.build() for _ in range(int(config["members"]))],
             None if config["prior"] is None else prior_from_config(config["prior"]),
             config["names"],
-            from_config(Auto, sampler) if is_auto else from_config(Sampler, sampler),
+            from_config(SamplerChoice, config["sampler"]),
             from_config(Likelihood, config["likelihood"]),
         )
 

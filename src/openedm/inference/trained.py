@@ -29,7 +29,7 @@ from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.sampling import Auto, DormandPrince, Sampler
+from openedm.sampling import Auto, DormandPrince, SamplerChoice
 from openedm.training import Model
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
@@ -140,7 +140,7 @@ class DenoiserPosterior(Posterior):
         *,
         prior: Prior | None = None,
         names: Sequence[str] | None = None,
-        sampler: Auto | Sampler = SAMPLER,
+        sampler: SamplerChoice = SAMPLER,
         likelihood: Likelihood = DENSITY,
         report: Mapping[str, Any] | None = None,
     ) -> None:
@@ -171,7 +171,7 @@ class DenoiserPosterior(Posterior):
         """
         return self._changed(parts=replace(self.parts, refinement=refinement))
 
-    def with_sampler(self, sampler: Auto | Sampler) -> "DenoiserPosterior":
+    def with_sampler(self, sampler: SamplerChoice) -> "DenoiserPosterior":
         """The same posterior, drawn with another sampler of the library."""
         return self._changed(sampler=sampler)
 
