@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fitted import TINY
-from openedm.inference import Box, Normal, Settings, fit
+from openedm.inference import Box, Normal, Settings, Simulations, fit
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
 from openedm.networks import ConditionalMLP, SetSummary
@@ -48,6 +48,16 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 def test_what_does_not_fit_is_refused_before_any_work(change: dict, message: str, without_type_checker) -> None:
     with pytest.raises(ValueError, match=message):
         fit(**{"theta": THETA, "x": X, "prior": PRIOR, "settings": TINY, **change})
+
+
+def test_simulations_hold_data_and_prior() -> None:
+    together = fit(Simulations.of(THETA, X, PRIOR), settings=PLAIN)
+    assert together.prior == PRIOR
+    assert torch.equal(together.sample(X[0], 5), fit(THETA, X, PRIOR, settings=PLAIN).sample(X[0], 5))
+    with pytest.raises(ValueError, match="x must not be given beside Simulations"):
+        fit(Simulations.of(THETA, X), X)
+    with pytest.raises(TypeError, match="x must be given, or Simulations"):
+        fit(THETA)
 
 
 def test_simulations_that_are_not_finite_are_named_or_dropped() -> None:

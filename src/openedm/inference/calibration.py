@@ -147,7 +147,7 @@ def calibrate(
     checks.at_least("num_samples", num_samples, 1)
     checks.integer("num_density_samples", num_density_samples)
     checks.between("num_density_samples", num_density_samples, 0, num_samples)
-    check_simulations(posterior, theta, x)
+    check_test_simulations(posterior, theta, x)
     count = len(theta)
     generator = np.random.default_rng(seed)
     references = _of_other_rows(theta, generator) if references is None else references
@@ -211,7 +211,7 @@ def _of_other_rows(theta: Float[Tensor, "n d"], generator: np.random.Generator) 
     return theta[torch.from_numpy(successor).to(theta.device)]
 
 
-def check_simulations(posterior: Posterior, theta: Tensor, x: Tensor) -> None:
+def check_test_simulations(posterior: Posterior, theta: Tensor, x: Tensor) -> None:
     """Raise ValueError unless theta (N, dim) and x (N, *x_shape) are finite and N ≥ 20."""
     if theta.ndim != 2 or theta.shape[1] != posterior.dim:
         raise ValueError(f"theta must be (simulations, {posterior.dim}), got {tuple(theta.shape)}")

@@ -1,4 +1,4 @@
-"""`fit(theta, x, prior)`: from simulations to a posterior, in one call and five steps, each of which hands on a value.
+"""`fit`: from simulations to a posterior, in one call and five steps, each of which hands on a value.
 
 1. `prepare`: θ is made unbounded and standardised, x standardised; errors name the rows and columns that cannot be
    learned from. Some simulations are held out: nothing is trained on them.
@@ -19,6 +19,7 @@ from openedm.inference.judge import Verdict, judge
 from openedm.inference.posterior import Values
 from openedm.inference.prepare import Prepared, prepare
 from openedm.inference.settings import Settings
+from openedm.inference.simulations import Simulations
 from openedm.inference.trained import DenoiserPosterior
 from openedm.training import Observer
 
@@ -26,8 +27,8 @@ __all__ = ["fit"]
 
 
 def fit(
-    theta: Values,
-    x: Values,
+    theta: Values | Simulations,
+    x: Values | None = None,
     prior: Any = None,
     *,
     seed: int = 0,
@@ -42,7 +43,7 @@ def fit(
     """The posterior p(θ | x) from simulations.
 
     Args:
-        theta: parameters (n, d), drawn from the prior.
+        theta: parameters (n, d), drawn from the prior; or `Simulations`, which hold x and the prior as well.
         x: what the simulator gave for each, (n, *x_shape): vectors, or series (channels, time), images (c, h, w).
         prior: of θ: a `Prior`, a torch distribution, a list of one-dimensional ones, a pair (low, high) of a box's
             ends, or None. Samples lie inside its support, and an emulator draws its θ from it.
@@ -67,6 +68,13 @@ def fit(
     Warns:
         UserWarning: columns of x that are constant or equal to others, which are left out.
     """
+    if isinstance(theta, Simulations):
+        if x is not None:
+            raise ValueError("x must not be given beside Simulations, which hold it")
+        prior = theta.prior if prior is None else prior
+        x, theta = theta.x, theta.theta
+    if x is None:
+        raise TypeError("x must be given, or Simulations in place of theta")
     checks.integer("seed", seed)
     checks.at_least("seed", seed, 0)
     checks.one_of("on_nonfinite", on_nonfinite, ("error", "drop"))

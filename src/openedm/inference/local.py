@@ -1,7 +1,7 @@
 """Tests of a posterior at one observation: a local classifier test, and new data simulated from its samples.
 
 L-C2ST (Linhart et al. 2023, arXiv 2306.03580) trains classifiers to tell (θ, x) of the simulator from (θ', x), θ' drawn
-from q(θ | x), and asks how far from ½ they are at samples for the one observation, compared with classifiers whose
+from q(θ | x), and measures how far from ½ they are at samples for the one observation, compared with classifiers whose
 labels are shuffled. The classifiers and the test are the `sbi` package's.
 """
 
@@ -14,7 +14,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.inference.calibration import check_simulations
+from openedm.inference.calibration import check_test_simulations
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
 
@@ -78,7 +78,7 @@ def local_c2st(
         raise ImportError("local_c2st needs the sbi package: pip install 'openedm[sbi]'") from error
     checks.integer("num_trials", num_trials)
     checks.at_least("num_trials", num_trials, 1)
-    check_simulations(posterior, theta, x)
+    check_test_simulations(posterior, theta, x)
     if tuple(x_observed.shape) != posterior.x_shape:
         raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {tuple(x_observed.shape)}")
     theta_observed = posterior.sample(x_observed, num_samples, seed=seed).to(theta)

@@ -80,7 +80,7 @@ class Pool:
     def _parallel(self, tasks: _Tasks) -> Generator[Outcome, None, None]:
         backend = get_active_backend()[0]
         if type(backend).__name__ == "DaskDistributedBackend":
-            # joblib's own backend for Dask waits for ever for a task whose worker died.
+            # joblib's own backend for Dask waits forever for a task whose worker died.
             yield from self._dask(backend.client, tasks)
         else:
             yield from self._joblib(tasks)

@@ -65,7 +65,7 @@ class Prior(Choice, ABC):
 
         Raises:
             ValueError: n < 1 or seed < 0.
-            TypeError: n or seed is no integer.
+            TypeError: n or seed is not an integer.
         """
         for name, value, low in (("n", n, 1), ("seed", seed, 0)):
             checks.integer(name, value)
@@ -109,7 +109,7 @@ class _Distributed(Prior):
         return Bijection(low.broadcast_to(self.dim).tolist(), high.broadcast_to(self.dim).tolist())
 
     def _draw(self, n: int, seed: int) -> Tensor:
-        # torch's distributions draw from global generators alone; their states are put back.
+        # torch's distributions draw from global generators only; their states are restored.
         on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # where parameters may lie
         devices = [torch.cuda.current_device()] if on_gpu else []
         with torch.random.fork_rng(devices=devices), torch.no_grad():
@@ -265,7 +265,7 @@ class Independent(Prior):
 
     Raises:
         ValueError: there is no part.
-        TypeError: a part is no `Prior`.
+        TypeError: a part is not a `Prior`.
     """
 
     parts: Sequence[Prior]

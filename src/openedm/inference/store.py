@@ -5,7 +5,7 @@
 | manifest.json | what the simulations are of: dimensions, seed, names, prior, the first θ |
 | part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
 | failures-….parquet | index, seed, theta, error: simulations that failed |
-| lock | held by the run that writes |
+| lock | locked by the run that writes |
 
 Files are immutable and appear complete or not at all: each is written under a hidden name, flushed to the disk and
 renamed. Any parquet reader can read them.
@@ -99,7 +99,7 @@ class Store:
         """The simulations, in the order of their indices; parts are read one after the other.
 
         Args:
-            n: take those with an index < n alone; None takes all.
+            n: only those with an index < n; None takes all.
 
         Raises:
             ValueError: there are none.
@@ -129,10 +129,10 @@ class Store:
         return self._index(None)
 
     def failures(self, n: int | None = None) -> tuple[Failure, ...]:
-        """The simulations that failed and were not done later, by index; of several failures of one the last.
+        """The simulations that failed and gave no result later, by index; the last failure of each.
 
         Args:
-            n: take those with an index < n alone; None takes all.
+            n: only those with an index < n; None takes all.
         """
         found: dict[int, Failure] = {}
         for table in self._tables("failures", None):

@@ -43,7 +43,7 @@ def c2st(
     below 0.5 half of the time.
 
     Args:
-        samples: (n, d), what is judged.
+        samples: (n, d), to be judged.
         reference: (n, d), samples of the truth, on the same device.
         seed: ≥ 0; of the folds, first weights and batches. sbibm's is 1.
         folds: ≥ 2; of the cross-validation.
@@ -52,7 +52,7 @@ def c2st(
     Raises:
         ValueError: shapes differ, a value is not finite, the reference does not vary in a column, there are fewer
             samples than folds, or a number is out of its range.
-        TypeError: a number is no integer.
+        TypeError: a number is not an integer.
 
     Source: Lueckmann et al. 2021, appendix A.3 (metric); Friedman 2003; Lopez-Paz & Oquab 2017.
     """

@@ -83,7 +83,7 @@ class TwoMoons(Task):
         return crescent + _shift(theta)
 
     def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
-        # A radius < 0 lies ten standard deviations away; da dr = dx/r.
+        # A radius < 0 is ten standard deviations away; da dr = dx/r.
         u, v = (x - _shift(theta)).unbind(-1)
         u = u - 0.25
         radius = torch.hypot(u, v)

@@ -51,7 +51,7 @@ class Task(Choice, ABC):
 
         Raises:
             ValueError: theta has another shape, or is not finite; seed < 0.
-            TypeError: seed is no integer.
+            TypeError: seed is not an integer.
         """
         checks.integer("seed", seed)
         checks.at_least("seed", seed, 0)

@@ -1,0 +1,39 @@
+# What `openedm.inference` offers, read by type checkers and, when a name is first used, by lazy_loader.
+from . import tasks as tasks
+from .bijections import Bijection as Bijection
+from .calibration import Calibration as Calibration, calibrate as calibrate
+from .export import to_arviz as to_arviz
+from .files import load as load, save as save
+from .fitting import fit as fit
+from .joint import Joint as Joint, fit_joint as fit_joint
+from .local import (
+    LocalTest as LocalTest,
+    PredictiveCheck as PredictiveCheck,
+    local_c2st as local_c2st,
+    predictive_check as predictive_check,
+)
+from .maps import DataMap as DataMap, ParameterMap as ParameterMap
+from .masks import Masks as Masks
+from .posterior import Posterior as Posterior
+from .prior_conversion import (
+    as_prior as as_prior,
+    prior_from_config as prior_from_config,
+    prior_to_config as prior_to_config,
+)
+from .priors import (
+    Box as Box,
+    Independent as Independent,
+    LogNormal as LogNormal,
+    Normal as Normal,
+    Prior as Prior,
+    TorchPrior as TorchPrior,
+)
+from .refine import Refinement as Refinement
+from .sequential import Round as Round, fit_sequentially as fit_sequentially
+from .settings import MixtureOptions as MixtureOptions, Settings as Settings
+from .simulation import SimulationProgress as SimulationProgress, simulate as simulate
+from .simulations import Failure as Failure, Simulations as Simulations
+from .store import Store as Store
+from .trained import DenoiserPosterior as DenoiserPosterior, Parts as Parts
+from .transforms import Columns as Columns
+from .truncated import Truncated as Truncated
