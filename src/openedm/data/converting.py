@@ -9,9 +9,10 @@ import json
 import re
 import tarfile
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -131,13 +132,15 @@ def convert(
             if shard is None:
                 first = next((shard for shard in shards if shard.keys), None)
                 writer = _Writer(images, form, damaged, _Shard(f"shard-{number:06d}.tar"), first)
-                for done in writer.write(out, chosen, pool):
-                    progress(Converted(done, len(images), dropped + len(writer.shard.dropped)))
-                shard = writer.shard
+                shard = writer.write(out, chosen, pool, partial(_report, progress, len(images), dropped))
             dropped += len(shard.dropped)
             shards.append(shard)
             progress(Converted(chosen.stop, len(images), dropped))
     return _end(out, images, form, shards, about or {})
+
+
+def _report(progress: Callable[[Converted], object], total: int, before: int, done: int, dropped: int) -> None:
+    progress(Converted(done, total, before + dropped))
 
 
 @dataclass
@@ -165,8 +168,8 @@ class _Writer:
     shard: _Shard
     first: _Shard | None
 
-    def write(self, out: Path, chosen: range, pool: ThreadPoolExecutor) -> Iterator[int]:
-        """Write the images `chosen` and the record of the shard; yields the number of the next image."""
+    def write(self, out: Path, chosen: range, pool: ThreadPoolExecutor, progress: Callable[[int, int], None]) -> _Shard:
+        """Write the images `chosen` and the record of the shard; `progress` gets the numbers done and dropped."""
         shard = self.shard
         with replacing(out / shard.file) as path:
             with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -177,10 +180,11 @@ class _Writer:
                             self._drop(index, result)
                         else:
                             self._add(archive, index, *result)
-                    yield block.stop
+                    progress(block.stop, len(shard.dropped))
             shard.bytes, shard.sha256 = path.stat().st_size, _digest(path)
         with replacing(_record(out, shard.file)) as path:
             path.write_text(json.dumps(vars(shard)), encoding="utf-8")
+        return shard
 
     def _read(self, index: int) -> bytes | ValueError:
         try:
