@@ -1,7 +1,7 @@
 """Files in the layout of the published EDM checkpoints, made here: for tests and for `benchmarks.fuzz_checkpoints`.
 
-Only writing needs the modules that such files name; they stand in `sys.modules` while a file is written, and what they
-hold would tell if it were ever called.
+Only writing needs the modules that such files name; they are in `sys.modules` while a file is written, and a call of
+what they hold is recorded in `CALLED`.
 """
 
 import pickle

@@ -1,4 +1,4 @@
-"""Pickles that would run something or fill the memory, and a process that reads them all and tells what happened."""
+"""Pickles that would run something or fill the memory, and a process that reads them all and prints the outcomes."""
 
 import copyreg
 import functools
@@ -113,7 +113,7 @@ def _peak() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def told(read: Callable[[bytes], object], content: bytes, mark: Path) -> dict[str, Any]:
+def outcome(read: Callable[[bytes], object], content: bytes, mark: Path) -> dict[str, Any]:
     """How reading ended, what the interpreter was asked to run, and what it cost."""
     kind, message, memory, started = "none", "", _peak(), time.process_time()
     with watch() as seen:
@@ -133,10 +133,10 @@ def main() -> None:
         for name, attack in ATTACKS.items():
             for protocol in PROTOCOLS:
                 content = pickle.dumps({"ema": attack(str(mark))}, protocol)
-                results[f"attack {name} {protocol}"] = told(parse_pickle, content, mark)
+                results[f"attack {name} {protocol}"] = outcome(parse_pickle, content, mark)
         for name, content in BOMBS.items():
-            results[f"bomb {name}"] = told(parse_pickle, content, mark)
-        results["run"] = told(pickle.loads, pickle.dumps(ATTACKS["os.system"](str(mark))), mark)
+            results[f"bomb {name}"] = outcome(parse_pickle, content, mark)
+        results["run"] = outcome(pickle.loads, pickle.dumps(ATTACKS["os.system"](str(mark))), mark)
     sys.stdout.write(json.dumps(results))
 
 

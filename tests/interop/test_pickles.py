@@ -1,4 +1,4 @@
-"""The reader of pickles: what it reads, and that it runs nothing and ends, whatever a file says."""
+"""The reader of pickles: what it reads, and that it runs nothing and ends for every file."""
 
 import io
 import json

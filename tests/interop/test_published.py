@@ -107,7 +107,7 @@ def network(**changes: Any) -> Persistent:
 def without_persistent_names() -> Persistent:
     top = network()
     top.register_buffer("kept", torch.zeros(1))
-    top.register_buffer("passing", torch.zeros(1), persistent=False)
+    top.register_buffer("transient", torch.zeros(1), persistent=False)
     top.register_buffer("absent", None)
     top._modules["none"] = None
     return top
@@ -202,10 +202,10 @@ def test_a_file_is_mapped_and_errors_name_it(tmp_path: Path) -> None:
     kwargs, state = made("EDMPrecond", "ddpmpp")
     path = tmp_path / "network.pkl"
     path.write_bytes(published_file("EDMPrecond", kwargs, state))
-    told: list[tuple[int, int]] = []
-    published = read_published(path, report=lambda done, total: told.append((done, total)))
-    assert len(told) == len(state)
-    assert told[-1][0] == told[-1][1]
+    reports: list[tuple[int, int]] = []
+    published = read_published(path, report=lambda done, total: reports.append((done, total)))
+    assert len(reports) == len(state)
+    assert reports[-1][0] == reports[-1][1]
     assert all(torch.equal(published.state_dict[name], value) for name, value in state.items())
     path.write_bytes(b"")
     with pytest.raises(DamagedFileError, match=r"network.pkl: the file is empty"):

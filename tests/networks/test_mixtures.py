@@ -1,4 +1,4 @@
-"""Ensembles of conditional mixtures: densities are densities, draws are theirs, least squares is where they start."""
+"""Ensembles of conditional mixtures: densities, draws, and the least-squares fit that they start from."""
 
 import pytest
 import torch
@@ -75,7 +75,7 @@ def test_a_member_that_is_not_there_is_refused() -> None:
 
 
 @pytest.mark.parametrize("components", [1, 3])
-def test_the_density_is_that_of_the_gaussians_it_tells(components: int) -> None:
+def test_the_density_is_that_of_its_gaussians(components: int) -> None:
     mixture = perturbed(2, components, dim=4)
     y, u = torch.randn(2, 6, 4), torch.randn(2, 6, 3)
     weights, means, factors, _ = mixture.parameters_of(u)

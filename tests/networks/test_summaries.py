@@ -48,7 +48,7 @@ def test_the_weights_of_a_set_summary_do_not_depend_on_the_largest_count():
     torch.testing.assert_close(many(padded), few(rows), atol=1e-6, rtol=1e-6)
 
 
-def test_the_count_is_told():
+def test_the_summary_depends_on_the_count():
     network, _ = _built("set")
     row = _normal(1, 1, 3)
     assert (network(row.expand(1, 2, 3)) - network(row)).abs().max() > 0.01
@@ -63,7 +63,7 @@ def test_a_series_that_ends_in_nan_is_a_shorter_series(length, seed):
     torch.testing.assert_close(long(padded), short(values), atol=2e-6, rtol=1e-5)
 
 
-def test_a_series_knows_its_times_and_what_was_not_measured():
+def test_the_summary_of_a_series_depends_on_its_times_and_on_what_was_not_measured():
     network, _ = _built("series")
     values = _normal(1, 2, 20)
     missing = values.clone()

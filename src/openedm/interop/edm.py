@@ -1,6 +1,6 @@
 """The networks that the authors of the EDM paper published, from their constructor arguments and state dicts.
 
-Only names differ: `published_names` lists which of their names stands for which of ours. Their Fourier frequencies f
+Only names differ: `published_names` maps the names here to theirs. Their Fourier frequencies f
 are kept as ω = 2πf here, and their `resample_filter` buffers follow from the constructor arguments, so they are
 compared and not copied. No library knows these names; diffusers' converters are for other networks. Source of the
 weights: Karras et al. 2022 (arXiv 2206.00364), https://github.com/NVlabs/edm.
@@ -177,7 +177,7 @@ def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> U
 
 
 def edm_choice(kwargs: Mapping[str, Any]) -> SongUNet | ADM:
-    """The published network as a value: what a checkpoint of ours keeps of it beside the shape of the data.
+    """The published network as a value: what a checkpoint of this library keeps of it beside the shapes of the data.
 
     Args:
         kwargs: the published names: `img_resolution`, `img_channels`, `model_type` ("SongUNet" or "DhariwalUNet"), and
@@ -366,9 +366,9 @@ def check_arguments(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapp
     with torch.device("meta"):
         network = edm_network(options, options.get("img_channels", 1) * (2 if class_name == "iDDPMPrecond" else 1))
     needed = sum(t.numel() for t in network.state_dict().values())
-    there = sum(t.numel() for t in state_dict.values())
-    if needed > there:
-        raise DamagedFileError(f"the network that the file describes has {needed:,} weights, the file {there:,}")
+    present = sum(t.numel() for t in state_dict.values())
+    if needed > present:
+        raise DamagedFileError(f"the network that the file describes has {needed:,} weights, the file {present:,}")
 
 
 def _allowed(name: str, value: Any) -> str | None:

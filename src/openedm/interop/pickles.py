@@ -1,11 +1,11 @@
 """Pickles as data: a machine for the opcodes of protocols 2 to 5 that runs nothing.
 
-A pickle is a program for a stack machine, and Python's own reader calls whatever functions it names. This one knows a
-short list of names, each of which stands for a function here that makes inert data, and refuses everything else.
-Opcodes that no published file needs (extensions, objects with keyword arguments, byte arrays, the text forms of
-protocol 0) are refused, too.
+A pickle is a program for a stack machine, and Python's own reader calls every function that it names. This one has a
+short list of names, each with a function here that makes inert data; any other name is an error.
+So are opcodes that no published file needs (extensions, objects with keyword arguments, byte arrays, the text forms
+of protocol 0).
 
-Memory and time are bounded by the limits below, whatever the file says: numbers and lengths are compared with what the
+Memory and time are bounded by the limits below for every file: numbers and lengths are compared with what the
 file holds before anything is made, bytes are never copied (they are views of the file), keys are strings, and nothing
 here recurses, hashes or compares what the file has built.
 
@@ -59,7 +59,7 @@ class UnreadableFileError(ValueError):
 
 
 class UnsafeFileError(UnreadableFileError):
-    """The file asks for something to be run, or for something that only code could want."""
+    """The file names something to be run, or holds something that only code needs."""
 
 
 class DamagedFileError(UnreadableFileError):
@@ -87,7 +87,7 @@ class Buildable:
     __slots__ = ()
 
     def build(self, machine: "Machine", state: Any) -> None:
-        """Take the state, or refuse it by `machine.damaged`."""
+        """Take the state, or raise by `machine.damaged`."""
         raise NotImplementedError
 
 
@@ -99,7 +99,7 @@ class Machine:
         known: the globals that it may name, by "module name".
         start: where the pickle starts.
         origin: the position of `content` in the file, for messages.
-        persistent: what a persistent id stands for; None to refuse them.
+        persistent: what a persistent id stands for; None where they are not allowed.
         shared: anything that the globals' functions keep between their calls.
 
     Attributes:

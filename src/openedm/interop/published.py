@@ -53,7 +53,7 @@ Reporter = Callable[[int, int], object]
 
 @dataclass(frozen=True, eq=False)
 class Published:
-    """A published network: what its file says, as data.
+    """A published network: the content of its file, as data.
 
     Attributes:
         class_name: the class that preconditions it, "EDMPrecond" for example.
@@ -77,7 +77,7 @@ class Published:
 
         Raises:
             ValueError: it is of a class that is none of EDM's (EDM2's `Precond`, for example), its arguments are
-                unknown or out of range, or its weights do not fit them. Says which.
+                unknown or out of range, or its weights do not fit them.
         """
         if self.class_name not in PRECONDITIONINGS:
             raise ValueError(
@@ -101,7 +101,7 @@ def read_published(path: str | Path, key: str = "ema", report: Reporter | None =
             loaded: beside the weights themselves, memory holds one storage at a time.
 
     Raises:
-        UnsafeFileError: the pickle asks for more than data; says what, and at which byte.
+        UnsafeFileError: the pickle names something to be run; the message has its name and position.
         DamagedFileError: the pickle cannot be read as a published network.
         ValueError: the other files cannot, or the name ends in something else.
         OSError: a pickle cannot be opened.
@@ -137,9 +137,9 @@ def new_published(path: str | Path) -> tuple[Path, Path]:
     config = path.with_suffix(".json")
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
-    for there in (path, config):
-        if there.exists():
-            raise ValueError(f"{there} exists already: a file is never overwritten")
+    for file in (path, config):
+        if file.exists():
+            raise ValueError(f"{file} exists already: a file is never overwritten")
     return path, config
 
 
@@ -235,20 +235,20 @@ def _named_tensors(record: Record) -> dict[str, StoredTensor]:
     Walks `_modules`, `_parameters` and `_buffers` as `Module.state_dict` does, without recursion.
     """
     found: dict[str, StoredTensor] = {}
-    waiting, seen = [("", record, 0)], 0
+    pending, num_modules = [("", record, 0)], 0
     entries = 0  # of all modules, as often as they are walked: modules may be shared, and hold themselves
-    while waiting:
-        prefix, module, depth = waiting.pop()
-        seen += 1
-        if seen > MAX_MODULES or depth > MAX_DEPTH or len(found) > MAX_TENSORS or len(prefix) > MAX_NAME:
+    while pending:
+        prefix, module, depth = pending.pop()
+        num_modules += 1
+        if num_modules > MAX_MODULES or depth > MAX_DEPTH or len(found) > MAX_TENSORS or len(prefix) > MAX_NAME:
             raise DamagedFileError("the network has more modules, or deeper ones, than any published network")
         entries += sum(len(d) for kind in KINDS if isinstance(d := module.state.get(kind), dict))
         if entries > MAX_ENTRIES:
             raise DamagedFileError(f"the network's modules have more than {MAX_ENTRIES} entries")
-        passing = module.state.get("_non_persistent_buffers_set")
+        transient = module.state.get("_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
             for name, value in _entries(module, kind):
-                if value is None or (kind == "_buffers" and isinstance(passing, set) and name in passing):
+                if value is None or (kind == "_buffers" and isinstance(transient, set) and name in transient):
                     continue
                 if not isinstance(value, StoredTensor):
                     raise DamagedFileError(f"{prefix}{name} must be a tensor, is {describe(value)}")
@@ -258,7 +258,7 @@ def _named_tensors(record: Record) -> dict[str, StoredTensor]:
                 continue
             if not isinstance(value, Record):
                 raise DamagedFileError(f"{prefix}{name} must be a module, is {describe(value)}")
-            waiting.append((f"{prefix}{name}.", value, depth + 1))
+            pending.append((f"{prefix}{name}.", value, depth + 1))
     return found
 
 
@@ -313,7 +313,7 @@ def published_model(published: Published, denoiser: Preconditioned) -> Model:
 
 
 def publish(model: Model, denoiser: Preconditioned) -> Published:
-    """A network of ours by the published names, for `write_published`.
+    """A network of this library by the published names, for `write_published`.
 
     Args:
         model: its description, as `read_model` gives it.

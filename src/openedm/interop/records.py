@@ -237,7 +237,7 @@ def _load_from_bytes(machine: Machine, arguments: tuple[Any, ...]) -> Storage:
     if len(arguments) != 1 or not isinstance(arguments[0], memoryview | bytes):
         machine.damaged("a storage must be given as bytes")
     content = arguments[0]
-    key = ("storage", id(content))  # The storage keeps the bytes, so that the id stays theirs.
+    key = ("storage", id(content))  # The storage keeps the bytes alive, so that no other bytes get this id.
     return machine.shared.setdefault(key, Storage(content, machine.position))  # type: ignore[no-any-return]
 
 

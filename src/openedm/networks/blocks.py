@@ -95,7 +95,7 @@ class UNetStyle:
         checks.at_least("channel_mult_noise", self.channel_mult_noise, 1)
         checks.one_of("encoder", self.encoder, ENCODERS)
         checks.one_of("decoder", self.decoder, DECODERS)
-        filter_kernel(self.resample_filter)  # Raises where there is none.
+        filter_kernel(self.resample_filter)  # Raises ValueError for taps without a filter.
 
     def num_heads(self, channels: int) -> int:
         """The number of heads over so many channels.

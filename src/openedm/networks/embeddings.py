@@ -97,7 +97,7 @@ class SmoothEmbedding(NoiseEmbedding):
     neighbouring noise levels look unrelated and a small network does not generalise from one to the next. Here the
     periods run from 1 (a factor of 55 in σ under EDM's c_noise) to 2048 (the whole range of VP's and iDDPM's): nothing
     oscillates faster than the denoiser changes, something turns at every scale, and asinh c, which is c near 0 and a
-    logarithm far out, tells all values apart.
+    logarithm far out, separates all values.
     """
 
     def __init__(self, num_channels: int = 64) -> None:
@@ -203,7 +203,7 @@ class Embedding(nn.Module):
         return e + added
 
 
-def _check_labels(labels: Tensor, batch: int, num_classes: int) -> None:
+def _check_labels(labels: Integer[Tensor, "*any"], batch: int, num_classes: int) -> None:
     if labels.shape != (batch,):
         raise ValueError(
             f"condition must be integer labels of shape ({batch},) or float rows of shape ({batch}, {num_classes}), "

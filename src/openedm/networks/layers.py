@@ -283,6 +283,6 @@ def attention(qkv: Float[Tensor, "batch c3 h w"], num_heads: int) -> Float[Tenso
     return image.contiguous(memory_format=_memory_format(qkv))
 
 
-def _memory_format(x: Tensor) -> torch.memory_format:
+def _memory_format(x: Float[Tensor, "batch c h w"]) -> torch.memory_format:
     channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
     return torch.channels_last if channels_last else torch.contiguous_format

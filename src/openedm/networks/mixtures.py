@@ -67,7 +67,7 @@ class ConditionalMixture(nn.Module):
         )
         self.layer_out = _Linear(members, width, outputs, gain=0.0)
         self.linear = _Linear(members, condition_dim, outputs, gain=0.0)
-        if components > 1:  # components that start alike stay alike
+        if components > 1:  # equal components would stay equal
             with torch.no_grad():
                 means = self.layer_out.bias.view(members, components, -1)[..., 1 : 1 + dim]
                 means.copy_(0.5 * torch.randn_like(means))
@@ -88,7 +88,7 @@ class ConditionalMixture(nn.Module):
         matrices = flat.reshape(*flat.shape[:-1], self.dim, self.dim)
         return logits.log_softmax(-1), means, matrices, logs.sum(-1)
 
-    def _packed(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _packed(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (members, rows, K), μ (…, K, dim), the logarithms of P's diagonal (…, K, dim) and what is below it."""
         h = self.layer_in(u)
         for block in self.blocks:

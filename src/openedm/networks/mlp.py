@@ -109,7 +109,7 @@ class ConditionalMLP(Network):
 class ResidualMLP(RawNetwork):
     """The raw network F for vectors: `mlp(x, c_noise, condition=None, augment=None)`.
 
-    c_noise is embedded by `SmoothEmbedding`, whose docstring says why: EDM's c_noise = ¼ ln σ spans only [−3, 3].
+    c_noise is embedded by `SmoothEmbedding`: EDM's c_noise = ¼ ln σ spans only [−3, 3], see there.
 
     Args:
         choice: its sizes.

@@ -21,7 +21,7 @@ __all__ = ["Network", "RawNetwork"]
 class Network(Choice, ABC):
     """A kind of network with its sizes; the shapes of the data are given when it is built.
 
-    A subclass says in `module` how the network is made.
+    A subclass defines `module`, which makes the network.
 
     Attributes:
         axes: the names of the axes of a sample that it takes; None for any.

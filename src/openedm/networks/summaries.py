@@ -5,10 +5,10 @@
     series   the same with dilated convolutions along time;  s = L_out [norm Σ_t softmax_t(a(h_t)) v(h_t), moments]
     set      φ_i = vector(x_i);  s = vector([mean_i φ_i, max_i φ_i/√(1 + ln n), log₁₀ n, 1/√n])
 
-Every L_b starts at zero, so that depth changes nothing at first, and no sample sees another: there is no batch
-normalisation, whose running statistics would leak from one to the next. For inputs of unit variance the summaries start
-with about unit variance. Where a mean over pixels or times would make them small, its direction is taken, and the
-means and standard deviations of the channels are given beside it, so that no size is lost.
+Every L_b starts at zero, so that depth changes nothing at first, and a summary depends on its own condition alone:
+there is no batch normalisation, whose running statistics would leak from one sample to the next. For inputs of unit
+variance the summaries start with about unit variance. Where a mean over pixels or times would make them small, its
+direction is taken, and the means and standard deviations of the channels are given beside it, so that no size is lost.
 Sources: deep sets, Zaheer et al. 2017 (arXiv 1703.06114); attention pooling, Lee et al. 2019 (arXiv 1810.00825).
 """
 
@@ -38,7 +38,7 @@ SMALLEST, GRID = 8, 7
 class Summary(Choice, ABC):
     """A kind of embedding network with its sizes; the condition's shape is given when it is built.
 
-    A subclass says in `module` how the network is made.
+    A subclass defines `module`, which makes the network.
 
     Attributes:
         axes: the names of the axes of a condition that it takes; None for any.
@@ -311,7 +311,7 @@ class _Set(nn.Module):
         absent = condition.isnan()
         present = ~absent.all(2)
         _check_not_empty(present, "set with an observation")
-        if _may_look(condition) and bool((absent.any(2) & present).any()):
+        if _can_inspect(condition) and bool((absent.any(2) & present).any()):
             raise ValueError("condition must have rows that are NaN in all of their values (absent) or in none")
         elements = self.element(condition.masked_fill(absent, 0.0).flatten(0, 1)).unflatten(0, condition.shape[:2])
         count = present.sum(1, keepdim=True).to(elements.dtype)
@@ -345,11 +345,11 @@ def _check_condition(condition: Tensor, shape: tuple[int, ...]) -> None:
 
 
 def _check_not_empty(present: Bool[Tensor, "batch n"], wanted: str) -> None:
-    if _may_look(present) and not bool(present.any(1).all()):
+    if _can_inspect(present) and not bool(present.any(1).all()):
         row = int((~present.any(1)).nonzero()[0])
         raise ValueError(f"condition must be a {wanted} in every row, but condition[{row}] is NaN throughout")
 
 
-def _may_look(values: Tensor) -> bool:
-    """Whether values may be looked at: not where that would synchronise with a device or break a compiled graph."""
+def _can_inspect(values: Tensor) -> bool:
+    """Whether inspecting the values costs nothing: on a device it would synchronise, and it breaks a compiled graph."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()

@@ -1,4 +1,4 @@
-"""The U-Nets DDPM++, NCSN++ and ADM: the way down, the way up and what leads from one to the other.
+"""The U-Nets DDPM++, NCSN++ and ADM: an encoder, a decoder and the skips between them.
 
     e = embedding of c_noise, class and augmentation
     encoder, level ℓ = 0, 1, …:  conv3×3 (ℓ = 0) or a block that halves the size, then the auxiliary path:
@@ -107,8 +107,8 @@ class UNetNetwork(Network):
 class UNet(RawNetwork):
     """The raw network F of a U-Net: `unet(x, c_noise, condition=None, augment=None)`.
 
-    The input may have another height and width than those it was built for, and unequal ones: these decide at which
-    levels attention stands, no more. Odd sizes are padded by one on the way down and cropped on the way up.
+    The input may have another height and width than those it was built for, and unequal ones: they only decide which
+    levels have attention. Odd sizes are padded by one on the way down and cropped on the way up.
 
     Args:
         choice: its sizes and its design.
@@ -201,8 +201,10 @@ class UNet(RawNetwork):
         result: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
         return self._added(result, image)
 
-    def _added(self, part: Tensor, image: Tensor | None) -> Tensor:
-        """One level's part of the output image, and those of the levels below it at the same size."""
+    def _added(
+        self, part: Float[Tensor, "batch c h w"], image: Float[Tensor, "batch c i j"] | None
+    ) -> Float[Tensor, "batch c h w"]:
+        """The sum of one level's part of the output image and of those of the levels below it, at the same size."""
         if image is None or self.up_image is None:
             return part
         below: Tensor = self.up_image(image)
@@ -217,21 +219,25 @@ class ResidualPath(nn.Module):
         self.conv = FusedDownConv2d(aux_channels, channels, 3, init=style.init, taps=style.resample_filter)
         self.scale = style.skip_scale
 
-    def forward(self, x: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], aux: Float[Tensor, "batch a i j"]
+    ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch c h w"]]:
         """The new x and the new auxiliary image, which are the same here."""
         x = (x + self.conv(aux)) * self.scale
         return x, x
 
 
 class SkipPath(nn.Module):
-    """The auxiliary path that shows each level the input at its size: aux ← down(aux), x ← x + conv1×1(aux)."""
+    """The auxiliary path that adds the input at each level's size: aux ← down(aux), x ← x + conv1×1(aux)."""
 
     def __init__(self, aux_channels: int, channels: int, style: UNetStyle) -> None:
         super().__init__()
         self.down = Downsample(aux_channels, style.resample_filter)
         self.conv = Conv2d(aux_channels, channels, 1, init=style.init)
 
-    def forward(self, x: Tensor, aux: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], aux: Float[Tensor, "batch a i j"]
+    ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch a h w"]]:
         """The new x and the new auxiliary image."""
         aux = self.down(aux)
         return x + self.conv(aux), aux
@@ -245,20 +251,26 @@ class Output(nn.Module):
         self.norm = group_norm(channels, style.norm_eps)
         self.conv = Conv2d(channels, out_channels, 3, init=style.init_output)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch out h w"]:
         """The part, (batch, out_channels, height, width)."""
         part: Tensor = self.conv(functional.silu(self.norm(x)))
         return part
 
 
 class EncoderLevel(nn.Module):
-    """One resolution on the way down: the halving block and the auxiliary path (not at the finest), then the blocks."""
+    """One level of the encoder: the halving block and the auxiliary path (not at the finest), then the blocks."""
 
     def __init__(self, down: nn.Module | None, auxiliary: nn.Module | None, blocks: Sequence[ResidualBlock]) -> None:
         super().__init__()
         self.down, self.auxiliary, self.blocks = down, auxiliary, nn.ModuleList(blocks)
 
-    def forward(self, x: Tensor, aux: Tensor, e: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        x: Float[Tensor, "batch c h w"],
+        aux: Float[Tensor, "batch a i j"],
+        e: Float[Tensor, "batch e"],
+        skips: list[Tensor],
+    ) -> tuple[Float[Tensor, "batch _ _ _"], Float[Tensor, "batch _ _ _"]]:
         """The level's x and auxiliary image. Appends every output of the main path to `skips`."""
         if self.down is not None:
             x = self.down(x, e)
@@ -272,7 +284,7 @@ class EncoderLevel(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """One resolution on the way up: the block that doubles the size (the lowest: two that keep it), then the blocks.
+    """One level of the decoder: the block that doubles the size (the lowest: two that keep it), then the blocks.
 
     With `output`, also the level's part of the image.
     """
@@ -283,7 +295,9 @@ class DecoderLevel(nn.Module):
         super().__init__()
         self.enter, self.blocks, self.output = nn.ModuleList(enter), nn.ModuleList(blocks), output
 
-    def forward(self, x: Tensor, e: Tensor, skips: list[Tensor]) -> tuple[Tensor, Tensor | None]:
+    def forward(
+        self, x: Float[Tensor, "batch c h w"], e: Float[Tensor, "batch e"], skips: list[Tensor]
+    ) -> tuple[Float[Tensor, "batch d i j"], Float[Tensor, "batch out i j"] | None]:
         """The level's x and its part of the image, if any. Takes one of `skips` from the end for each block."""
         for block in self.enter:
             x = block(x, e)
