@@ -72,6 +72,7 @@ def test_s_noise_scales_the_variance_that_is_added(s_noise: float) -> None:
         assert expected == pytest.approx(VARIANCE + ((1 + gamma) * sigma) ** 2)
 
 
+@pytest.mark.usefixtures("without_type_checker")
 @given(all_schedules(), all_scalings(), log_uniform(0.1, 20.0), st.floats(0.9, 1.1))
 def test_the_state_moves_to_the_higher_level_by_exactly_the_noise_between(
     schedule: Schedule, scaling: Scaling, s_churn: float, s_noise: float
@@ -89,6 +90,7 @@ def test_the_state_moves_to_the_higher_level_by_exactly_the_noise_between(
         torch.testing.assert_close(state.denoised, GAUSSIAN(x, raised), rtol=0, atol=tolerance)
 
 
+@pytest.mark.usefixtures("without_type_checker")
 @given(log_uniform(0.01, 2.0), log_uniform(2.0, 60.0))
 def test_noise_is_drawn_only_at_levels_inside_the_range(s_min: float, s_max: float) -> None:
     levels, source = Karras(9, 0.005, 50.0), Drawn(2)
