@@ -151,20 +151,17 @@ class Combination:
         self, x: Float[Tensor, "batch *event"], directions: Sequence[Float[Tensor, "batch *event"]]
     ) -> Float[Tensor, "batch *event"]:
         """The sum; x and the directions are left as they are."""
-        total = x
-        if isinstance(self.keep, Tensor) or self.keep != 1:
-            total = x * (self.keep.to(x) if isinstance(self.keep, Tensor) else self.keep)
+        keep, total = self.keep, x
+        if isinstance(keep, Tensor):
+            total = x * keep.to(x)
+        elif keep != 1:
+            total = x * keep
         for weight, direction in zip(self.weights, directions, strict=False):
-            if isinstance(weight, Tensor) or (weight != 0 and total is x):
-                total = _plus(total, weight, direction)
+            if isinstance(weight, Tensor):
+                total = torch.addcmul(total, direction, weight.to(x))
             elif weight != 0:
-                total = total.add_(direction, alpha=weight)
+                total = torch.add(x, direction, alpha=weight) if total is x else total.add_(direction, alpha=weight)
         return total
-
-
-def _plus(x: Float[Tensor, "batch *event"], weight: Weight, y: Float[Tensor, "batch *event"]) -> Tensor:
-    """x + weight · y, a new tensor."""
-    return torch.addcmul(x, y, weight.to(x)) if isinstance(weight, Tensor) else torch.add(x, y, alpha=weight)
 
 
 @dataclass(frozen=True)
@@ -207,7 +204,10 @@ class Stage:
         self, x: Float[Tensor, "batch *event"], denoised: Float[Tensor, "batch *event"]
     ) -> Float[Tensor, "batch *event"]:
         """What is kept of the evaluation."""
-        return denoised if self.of_denoised is None else _plus(x, self.of_denoised, denoised)
+        weight = self.of_denoised
+        if weight is None:
+            return denoised
+        return torch.addcmul(x, denoised, weight.to(x)) if isinstance(weight, Tensor) else x.add(denoised, alpha=weight)
 
 
 @dataclass(frozen=True)

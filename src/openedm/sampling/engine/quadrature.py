@@ -15,6 +15,7 @@ q is interpolated by a polynomial in the time u(σ) of a schedule, through its v
 taken by Gauss–Legendre quadrature in ln s. η is constant within a step, which is one more member of the family.
 """
 
+import math
 from collections.abc import Callable
 from functools import cache
 from typing import Literal, NamedTuple
@@ -25,10 +26,10 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from openedm.preconditioning import Prediction
-from openedm.sampling.engine.plan import Combination, Stage
+from openedm.sampling.engine.plan import Stage
 from openedm.schedules import Schedule
 
-__all__ = ["RULES", "Rule", "RuleName", "StepWeights", "stage_at", "step_weights", "unit_of"]
+__all__ = ["RULES", "Rule", "RuleName", "StepWeights", "stages_at", "step_weights", "unit_of"]
 
 QUADRATURE = 48
 """Points of the quadrature in ln s."""
@@ -151,11 +152,11 @@ def unit_of(prediction: Prediction, sigma: Float64[Tensor, "*shape"]) -> Float64
     return torch.where(of_x != 0, of_x, of_denoised)
 
 
-def stage_at(prediction: Prediction, sigma: float, point: Combination = Combination()) -> Stage:
-    """An evaluation at σ whose direction is q, up to `unit_of`."""
-    level = torch.tensor(sigma, dtype=torch.float64)
-    of_x, of_denoised = prediction.coefficients(level)
-    return Stage(level, 1.0, float(of_denoised / of_x) if of_x != 0 else None, point)
+def stages_at(prediction: Prediction, sigmas: Float64[Tensor, "levels"]) -> list[Stage]:
+    """Evaluations at some levels whose directions are q, up to `unit_of`."""
+    of_x, of_denoised = prediction.coefficients(sigmas)
+    ratios = (of_denoised / of_x).tolist()
+    return [Stage(s, 1.0, r if math.isfinite(r) else None) for s, r in zip(sigmas.unbind(), ratios, strict=True)]
 
 
 @cache

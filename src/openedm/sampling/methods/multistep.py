@@ -26,11 +26,13 @@ is nearly straight, this costs next to nothing. End: the last step, to 0, return
 from dataclasses import dataclass
 
 import torch
+from jaxtyping import Float64
+from torch import Tensor
 
 from openedm.ground import checks
 from openedm.preconditioning import DataPrediction, EpsilonPrediction, NetworkPrediction, Prediction
 from openedm.sampling.engine.plan import Combination, Grid, Noise, Plan, PlannedSolver, Step
-from openedm.sampling.engine.quadrature import RULES, RuleName, stage_at, step_weights, unit_of
+from openedm.sampling.engine.quadrature import RULES, RuleName, stages_at, step_weights, unit_of
 from openedm.schedules import LogSigma, PowerSigma, Schedule
 
 __all__ = [
@@ -118,30 +120,32 @@ class Multistep(PlannedSolver):
         Raises:
             ValueError: two neighbouring levels are equal (after rounding to what the denoiser knows).
         """
-        *levels, last = grid.sigmas
-        predict = self._combinations(grid, self.predictor, newest=0)
-        correct = self._combinations(grid, self.corrector, newest=1) if self.corrector else []
+        sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
+        *stages, last = stages_at(self.prediction, sigmas)
+        predict = self._combinations(sigmas, self.predictor, newest=0)
+        correct = self._combinations(sigmas, self.corrector, newest=1) if self.corrector else []
         steps = [
             Step(
                 time=sigma,
                 sigma=sigma,
                 scale=1.0,
-                stages=(stage_at(self.prediction, sigma),),
+                stages=(stage,),
                 advance=advance,
                 correct=correct[i - 1][0] if correct and i > 0 else None,
                 after=Noise(std, between=(sigma, grid.sigmas[i + 1])) if std > 0 else None,
                 remember=max(self.predictor, self.corrector) - 1,
             )
-            for i, (sigma, (advance, std)) in enumerate(zip(levels, predict, strict=True))
+            for i, (sigma, stage, (advance, std)) in enumerate(zip(grid.sigmas[:-1], stages, predict, strict=True))
         ]
-        return Plan((*steps, Step(last, last, 1.0, (stage_at(self.prediction, last),), None)))
+        return Plan((*steps, Step(grid.sigmas[-1], grid.sigmas[-1], 1.0, (last,), None)))
 
-    def _combinations(self, grid: Grid, count: int, newest: int) -> list[tuple[Combination, float]]:
+    def _combinations(
+        self, sigmas: Float64[Tensor, "levels"], count: int, newest: int
+    ) -> list[tuple[Combination, float]]:
         """Every step i → i+1 from `count` levels, σ_{i+newest} first, or as many as there are; and its noise.
 
         One quadrature serves all steps that have equally many past levels.
         """
-        sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
         known = (torch.arange(len(sigmas) - 1) + 1 + newest).clamp(max=count)
         found: list[tuple[Combination, float]] = []
         for number in sorted(set(known.tolist())):

@@ -14,7 +14,7 @@ Source: Lu et al. 2022a (DPM-Solver, Algorithms 1 and 2), Lu et al. 2022b (DPM-S
 """
 
 from abc import abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -24,7 +24,7 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.preconditioning import DataPrediction, EpsilonPrediction, Prediction
 from openedm.sampling.engine.plan import Combination, Grid, Plan, PlannedSolver, Step
-from openedm.sampling.engine.quadrature import RuleName, stage_at, step_weights, unit_of
+from openedm.sampling.engine.quadrature import RuleName, stages_at, step_weights, unit_of
 from openedm.schedules import LogSigma
 
 __all__ = [
@@ -75,12 +75,13 @@ class ExponentialRungeKutta(PlannedSolver):
         sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
         start, end = sigmas[:-1], sigmas[1:]
         levels = torch.stack([start, *(start * (end / start) ** c for c in self.tableau.nodes), end], 1)
-        steps = []
-        for (sigma, *inside, _), points in zip(levels.tolist(), self._points(levels), strict=True):
-            further = [stage_at(self.prediction, *at) for at in zip(inside, points, strict=False)]
-            steps.append(Step(sigma, sigma, 1.0, (stage_at(self.prediction, sigma), *further), points[-1]))
-        last = grid.sigmas[-1]
-        return Plan((*steps, Step(last, last, 1.0, (stage_at(self.prediction, last),), None)))
+        *stages, last = stages_at(self.prediction, torch.cat([levels[:, :-1].flatten(), sigmas[-1:]]))
+        steps, count = [], len(self.tableau.stencils)
+        for i, (*points, advance) in enumerate(self._points(levels)):
+            sigma, (first, *further) = grid.sigmas[i], stages[count * i : count * (i + 1)]
+            moved = (replace(stage, point=point) for stage, point in zip(further, points, strict=True))
+            steps.append(Step(sigma, sigma, 1.0, (first, *moved), advance))
+        return Plan((*steps, Step(grid.sigmas[-1], grid.sigmas[-1], 1.0, (last,), None)))
 
     def _points(self, levels: Float64[Tensor, "steps points"]) -> list[list[Combination]]:
         """For every step: x at the second stage, at the third, …, and at the end, of the directions known by then."""
