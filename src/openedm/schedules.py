@@ -57,7 +57,7 @@ Values = Tensor | float
 def float64(value: Values) -> Float64[Tensor, "*shape"]:
     """`value` as a float64 tensor (float32 on devices without float64); differentiable."""
     if isinstance(value, Tensor):
-        return value.to(float64_on(value.device))
+        return value if value.dtype == torch.float64 else value.to(float64_on(value.device))
     return torch.tensor(value, dtype=torch.float64)
 
 
