@@ -1,5 +1,7 @@
 """Hypothesis draws the same examples in every run, and gives each as long as it takes."""
 
+from collections.abc import Iterator
+
 import jaxtyping
 import pytest
 from hypothesis import settings
@@ -17,3 +19,13 @@ def pytest_configure(config: pytest.Config) -> None:
 def without_type_checker(monkeypatch: pytest.MonkeyPatch) -> None:
     """As users run the library: what the tests' type checker would refuse first reaches the library's own errors."""
     monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
+
+
+@pytest.fixture
+def fresh_accelerate() -> Iterator[None]:
+    """The test starts and ends without accelerate's singletons."""
+    from accelerated import forget_accelerate  # half a second, for the tests that train
+
+    forget_accelerate()
+    yield
+    forget_accelerate()

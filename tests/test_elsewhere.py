@@ -9,13 +9,13 @@ from typing import Any
 import pytest
 import torch
 from accelerate import Accelerator
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 try:
     from elsewhere import elsewhere
 except ImportError as error:  # it is made of torch's private parts
     pytest.skip(f"this torch, {torch.__version__}, has other private parts: {error}", allow_module_level=True)
+from accelerated import forget_accelerate
 from fitted import TINY, tiny_posterior
 from openedm import conditioning, guidance, likelihood, measurements, networks, objective, preconditioning, sampling
 from openedm.data import InMemory
@@ -37,6 +37,8 @@ from openedm.metrics.kernel import kernel_distance
 from openedm.metrics.neighbours import neighbours
 from openedm.sampling import Sampler
 from openedm.training import Augmentation, HalfLife, Model, Observer, Options, PowerFunction, Trainer, TrainingProgress
+
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
 
 MLP = networks.MLP(width=16, num_blocks=1)
 UNET = networks.DDPMpp(model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.0)
@@ -69,18 +71,6 @@ SOLVERS = [
 def away() -> Iterator[torch.device]:
     with elsewhere() as device:
         yield device
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    _forget()
-    yield
-    _forget()
-
-
-def _forget() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def denoiser(network: networks.Network = MLP, *, seed: int = 1, **model: Any) -> Preconditioned:
@@ -302,7 +292,7 @@ def _trained(
     if resume:
         trainer.resume()
     trained = trainer.fit()
-    _forget()
+    forget_accelerate()
     return losses.seen, trained
 
 

@@ -4,14 +4,12 @@ import contextlib
 import io
 import json
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor, nn
 
 import openedm.guidance  # noqa: F401  # Its choices are known once it is imported.
@@ -25,6 +23,8 @@ from openedm.interop import read_published
 from openedm.metrics import Classifier, Report
 from openedm.training import Model, list_checkpoints, load_denoiser, reconstruct
 
+pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+
 OLD = Path(__file__).parent / "written_by_0_1"
 FLOAT32 = 1e-5
 """Of the largest number: float32 sums in another order on another CPU. On the CPU that wrote them all bits agree."""
@@ -33,19 +33,6 @@ TRAINED = 1e-3
 """The same after some steps of training, or of a sampler around a network."""
 
 Numbers = dict[str, np.ndarray]
-
-
-@pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its devices and processes in singletons: every test starts without."""
-    _forget()
-    yield
-    _forget()
-
-
-def _forget() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
 
 
 def expected(name: str, part: str = "") -> Numbers:

@@ -1,13 +1,12 @@
 """Runs small enough to be repeated many times, and what there is to compare between two of them."""
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 from torch import Tensor
 
 from openedm.data import Dataset, Digits, InMemory
@@ -19,16 +18,8 @@ State = dict[str, Any]
 
 
 @pytest.fixture(autouse=True)
-def fresh_accelerate() -> Iterator[None]:
-    """Accelerate keeps its devices and processes in singletons: every test starts without."""
-    _forget()
-    yield
-    _forget()
-
-
-def _forget() -> None:
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+def _fresh_accelerate(fresh_accelerate: None) -> None:
+    """Every test starts and ends without accelerate's singletons."""
 
 
 @pytest.fixture(scope="session")

@@ -5,8 +5,8 @@ from itertools import count
 
 import pytest
 import torch
-from accelerate.state import AcceleratorState, GradientState
 
+from accelerated import forget_accelerate
 from openedm import objective as objectives
 from openedm import preconditioning
 from openedm.data import Dataset, InMemory
@@ -476,8 +476,7 @@ def test_environment_variables_of_accelerate_do_not_change_the_steps(trainer, st
     plain.fit()
     monkeypatch.setenv("ACCELERATE_GRADIENT_ACCUMULATION_STEPS", "4")
     monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "bf16")
-    AcceleratorState._reset_state(reset_partial_state=True)
-    GradientState._reset_state()
+    forget_accelerate()
     other = trainer()
     other.fit()
     assert differences(state_of(plain), state_of(other)) == []
