@@ -6,6 +6,7 @@ import re
 import sys
 import tomllib
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import CodeType, FrameType
 from typing import Any
@@ -13,7 +14,9 @@ from typing import Any
 import pytest
 
 import openedm
+from fitted import TINY
 from openedm.data import Toy
+from openedm.inference import fit, simulate, tasks
 
 ROOT = Path(__file__).parents[1]
 PAGE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
@@ -94,7 +97,14 @@ def a_sample() -> None:
     openedm.Sampler(levels=levels).sample(mixture, seeds=[0, 1])
 
 
-SCENARIOS = {"A training step": a_training_step, "A sample": a_sample}
+def a_posterior() -> None:
+    task = tasks.get("two_moons")
+    simulations = simulate(partial(task.simulate, seed=2), task.prior, 400, seed=1, batched=True)
+    posterior = fit(simulations, settings=TINY)
+    posterior.with_refinement(TINY.refinement).sample(simulations.x[0], 3)
+
+
+SCENARIOS = {"A training step": a_training_step, "A sample": a_sample, "A posterior": a_posterior}
 
 
 @pytest.mark.usefixtures("fresh_accelerate")
