@@ -197,6 +197,8 @@ def rewritten(folder, change):
         (lambda c: c["emulator"].update(width=9), "do not fit the network: .*has shape"),
         (lambda c: c.update(base="wide"), "does not describe a posterior"),
         (lambda c: c.update(report=1), "does not describe a posterior"),
+        (lambda c: c.update(names=["one"]), "does not describe a posterior: .*names must be 2 different names"),
+        (lambda c: c.update(members=0), "does not describe a posterior: .*number of members"),
         (lambda c: c["data"].update(keep=[0]), "do not belong together"),
     ],
 )

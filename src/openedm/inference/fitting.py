@@ -87,7 +87,8 @@ def fit(
     data = prepare(theta, x, prior, settings=settings, names=names, drop_nonfinite=drop_nonfinite, seed=seed)
     candidates = train_candidates(data, job)
     verdict = judge(candidates, data, show)
-    return verdict.posterior.with_report(_report(data, candidates, verdict))
+    report = _report(data, candidates, verdict)
+    return DenoiserPosterior(verdict.parts, prior=data.prior, names=data.names, report=report)
 
 
 def _report(data: Prepared, candidates: Candidates, verdict: Verdict) -> Mapping[str, Any]:

@@ -148,16 +148,7 @@ class Joint:
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "Joint":
-        """What `save` wrote, in evaluation mode.
-
-        Args:
-            path: the folder.
-            device: where it computes.
-
-        Raises:
-            ValueError: no joint distribution there, an unknown format, a damaged file, or weights that do not fit the
-                description; names the file.
-        """
+        """The distribution that `save` wrote. Arguments and errors as for `openedm.inference.load`."""
         return cls.from_stored(storage.read(path, KIND), device)
 
     @classmethod

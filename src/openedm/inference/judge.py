@@ -16,7 +16,7 @@ from torch import Tensor
 from openedm.inference.candidates import Candidates, FitProgress
 from openedm.inference.prepare import Prepared
 from openedm.inference.refine import evidence, is_certain_gain
-from openedm.inference.trained import DenoiserPosterior
+from openedm.inference.trained import DenoiserPosterior, Parts
 
 __all__ = ["Verdict", "judge"]
 
@@ -29,14 +29,14 @@ class Verdict:
     """Which candidate was chosen, and why.
 
     Attributes:
-        posterior: the candidate, refined where that helps.
+        parts: those of the candidate, refined where that helps.
         chosen: its name, with how it is refined.
         log_probs: mean held-out ln q(θ | x) of each candidate, in nats.
         gain: what refinement adds to that of the best; None where it was not tried.
         seconds: how long judging took.
     """
 
-    posterior: DenoiserPosterior
+    parts: Parts
     chosen: str
     log_probs: Mapping[str, float]
     gain: float | None
@@ -61,7 +61,7 @@ def judge(candidates: Candidates, data: Prepared, progress: FitProgress) -> Verd
             refinement = settings.refinement.for_share(share)
             posterior = candidates.posteriors[emulated].with_refinement(refinement)
             chosen = f"{emulated}, refined by {refinement.num_steps} steps"
-    return Verdict(posterior, chosen, means, gain, round(time.perf_counter() - started, 1))
+    return Verdict(posterior.parts, chosen, means, gain, round(time.perf_counter() - started, 1))
 
 
 def _gains_of_refinement(

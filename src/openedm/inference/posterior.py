@@ -12,7 +12,7 @@ from typing import Any, TypeGuard
 
 import numpy.typing as npt
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openedm.ground import checks
@@ -280,8 +280,10 @@ class Posterior(ABC):
             raise ValueError(f"x must be finite, got {values[first].item()} at {list(first)}")
         return (values[None], True) if single else (values, False)
 
-    def _samples(self, x: Tensor, n: int, seed: int | Sequence[int]) -> Tensor:
-        """(b, n, dim), section after section, few observations at a time."""
+    def _samples(
+        self, x: Float[Tensor, "observations ..."], n: int, seed: int | Sequence[int]
+    ) -> Float[Tensor, "observations n dim"]:
+        """Samples, section after section, few observations at a time."""
         checks.integer("n", n)
         checks.at_least("n", n, 1)
         seeds = self._seeds(x, seed)
@@ -293,7 +295,7 @@ class Posterior(ABC):
             sections.append(torch.cat(parts))
         return torch.cat(sections, 1)
 
-    def _seeds(self, x: Tensor, seed: int | Sequence[int]) -> tuple[int, ...]:
+    def _seeds(self, x: Float[Tensor, "observations ..."], seed: int | Sequence[int]) -> tuple[int, ...]:
         if not isinstance(seed, Sequence):
             checks.integer("seed", seed)
             checks.at_least("seed", seed, 0)
@@ -305,7 +307,9 @@ class Posterior(ABC):
             checks.at_least(f"seed[{j}]", one, 0)
         return tuple(seed)
 
-    def _log_prob(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_prob(
+        self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
+    ) -> Float[Tensor, "observations n"]:
         """ln q of theta (b, n, dim), few observations and points at a time."""
         if theta.numel() == 0:
             return theta.new_zeros(theta.shape[:-1])
@@ -318,7 +322,9 @@ class Posterior(ABC):
         ]
         return torch.where(inside, torch.cat(rows), -math.inf)
 
-    def _moved_inside(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+    def _moved_inside(
+        self, theta: Float[Tensor, "observations n dim"]
+    ) -> tuple[Float[Tensor, "observations n dim"], Bool[Tensor, "observations n"]]:
         """θ with points outside the support replaced by one inside, and which were inside."""
         if self.prior is None:
             inside, replacement = theta.isfinite().all(-1), torch.zeros(self.dim)

@@ -113,11 +113,11 @@ class Refinement(Choice):
         return u.reshape(count, n, d)
 
 
-def _mean(each: Tensor) -> Tensor:
+def _mean(each: Float[Tensor, "members rows"]) -> Float[Tensor, " rows"]:
     return each.logsumexp(0) - math.log(len(each))
 
 
-def _factor(step: int, d: int, uniform: Tensor) -> Tensor:
+def _factor(step: int, d: int, uniform: Float[Tensor, " rows"]) -> Float[Tensor, " rows"]:
     """γ: of all sizes up to about 2.38/√(2d), the best for a Gaussian; every fifth time 1, from mode to mode."""
     if step % 5 == 4:
         return torch.ones_like(uniform)

@@ -164,22 +164,14 @@ class DenoiserPosterior(Posterior):
         return self.with_refinement(None)
 
     def with_refinement(self, refinement: Refinement | None) -> "DenoiserPosterior":
-        """The same posterior, refined by other Markov chains, or by none.
-
-        Raises:
-            ValueError: the emulator or the prior is missing.
-        """
-        return self._changed(parts=replace(self.parts, refinement=refinement))
+        """The same posterior, refined by other Markov chains, or by none. Errors as for the posterior itself."""
+        return self._with(parts=replace(self.parts, refinement=refinement))
 
     def with_sampler(self, sampler: SamplerChoice) -> "DenoiserPosterior":
         """The same posterior, drawn with another sampler of the library."""
-        return self._changed(sampler=sampler)
+        return self._with(sampler=sampler)
 
-    def with_report(self, report: Mapping[str, Any]) -> "DenoiserPosterior":
-        """The same posterior with another report."""
-        return self._changed(report=report)
-
-    def _changed(self, **changes: Any) -> "DenoiserPosterior":
+    def _with(self, **changes: Any) -> "DenoiserPosterior":
         names = ("parts", "prior", "names", "sampler", "likelihood", "report")
         return DenoiserPosterior(**({name: getattr(self, name) for name in names} | changes))
 
@@ -194,8 +186,8 @@ class DenoiserPosterior(Posterior):
         further = {
             "parameters": to_config(parts.parameters),
             "data": parts.data.to_config(),
-            "target": None if parts.target is None else to_config(parts.target),
-            "refinement": None if parts.refinement is None else to_config(parts.refinement),
+            "target": parts.target and to_config(parts.target),
+            "refinement": parts.refinement and to_config(parts.refinement),
             "report": self.report,
             **{name: m and {size: getattr(m, size) for size in SIZES} for name, m in mixtures.items()},
         }
@@ -204,16 +196,7 @@ class DenoiserPosterior(Posterior):
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "DenoiserPosterior":
-        """The posterior that `save` wrote, in evaluation mode.
-
-        Args:
-            path: the folder.
-            device: where it computes.
-
-        Raises:
-            ValueError: no such posterior there, an unknown format, a damaged file, or weights that do not fit the
-                description; names the file.
-        """
+        """The posterior that `save` wrote. Arguments and errors as for `openedm.inference.load`."""
         return cls.from_stored(storage.read(path, KIND), device)
 
     @classmethod
@@ -229,11 +212,10 @@ class DenoiserPosterior(Posterior):
                 DataMap.from_config(config["data"], stored.tensors.get("reduction")),
                 base,
                 emulator,
-                target=None if config["target"] is None else from_config(Columns, config["target"]),
-                refinement=None if config["refinement"] is None else from_config(Refinement, config["refinement"]),
+                target=config["target"] and from_config(Columns, config["target"]),
+                refinement=config["refinement"] and from_config(Refinement, config["refinement"]),
                 model=common.model,
             )
-            report = dict(config["report"])
         stored.load_weights(common, {"base": base, "emulator": emulator})
         for module in (parts.denoiser, base, emulator):
             if module is not None:
@@ -243,14 +225,15 @@ class DenoiserPosterior(Posterior):
                 f"{stored.folder} holds data of shape {parts.data.shape} for networks that need {needed}: "
                 f"{storage.WEIGHTS} and {storage.CONFIG} do not belong together"
             )
-        return cls(
-            parts,
-            prior=common.prior,
-            names=common.names,
-            sampler=common.sampler,
-            likelihood=common.likelihood,
-            report=report,
-        )
+        with stored.described():
+            return cls(
+                parts,
+                prior=common.prior,
+                names=common.names,
+                sampler=common.sampler,
+                likelihood=common.likelihood,
+                report=dict(config["report"]),
+            )
 
     def _draw(
         self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from openedm.inference.bijections import Bijection
@@ -67,8 +68,8 @@ class Truncated(Prior):
         """Of the box."""
         return Bijection(self.low, self.high)
 
-    def contains(self, theta: Tensor) -> Tensor:
-        """Whether each point lies in the box, (…,)."""
+    def contains(self, theta: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
+        """Whether each point is in the box."""
         low, high = (torch.tensor(ends, dtype=torch.float64, device=theta.device) for ends in (self.low, self.high))
         return ((theta.double() >= low) & (theta.double() <= high)).all(-1)
 
@@ -96,5 +97,5 @@ class Truncated(Prior):
             count, block = count + len(accepted), block + 1
         return torch.cat(kept)[:n]
 
-    def _density(self, theta: Tensor) -> Tensor:
+    def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         return torch.where(self.contains(theta), self.prior.log_prob(theta) - self._log_mass, -math.inf)
