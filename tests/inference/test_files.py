@@ -235,9 +235,9 @@ def test_weights_that_are_missing_or_too_many_are_named(change, saved):
 def test_every_name_that_is_exported_is_there():
     for name in inference.__all__:
         assert getattr(inference, name) is not None
-    assert sorted(inference.__all__) == sorted({*inference._HOMES, "tasks"})
+    assert {"fit", "load", "save", "simulate", "tasks"} <= set(inference.__all__) <= set(dir(inference))
     assert openedm.inference is inference
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+    with pytest.raises(AttributeError, match="attribute nothing"):
         inference.nothing  # noqa: B018
 
 
