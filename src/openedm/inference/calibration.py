@@ -211,7 +211,7 @@ def _of_other_rows(theta: Float[Tensor, "n d"], generator: np.random.Generator) 
     return theta[torch.from_numpy(successor).to(theta.device)]
 
 
-def check_test_simulations(posterior: Posterior, theta: Tensor, x: Tensor) -> None:
+def check_test_simulations(posterior: Posterior, theta: Float[Tensor, "..."], x: Float[Tensor, "..."]) -> None:
     """Raise ValueError unless theta (N, dim) and x (N, *x_shape) are finite and N ≥ 20."""
     if theta.ndim != 2 or theta.shape[1] != posterior.dim:
         raise ValueError(f"theta must be (simulations, {posterior.dim}), got {tuple(theta.shape)}")

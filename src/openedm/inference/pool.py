@@ -16,6 +16,8 @@ from joblib.parallel import get_active_backend
 
 from openedm.inference.calling import Call, Chunk, Outcome
 
+__all__ = ["Pool"]
+
 DEATHS = ("KilledWorker", "WorkerCrashedError", "OutOfMemoryError")  # Dask's and Ray's; loky's is a class we can name
 
 

@@ -118,7 +118,7 @@ class _Distributed(Prior):
                 torch.cuda.manual_seed(seed)
             return self._event.sample((n,)).reshape(n, self.dim).cpu()
 
-    def _density(self, theta: Tensor) -> Tensor:
+    def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         return self._event.log_prob(theta if self._event.event_shape else theta[..., 0]).double()
 
 
@@ -299,7 +299,7 @@ class Independent(Prior):
         seeds = np.random.SeedSequence(seed).generate_state(len(self.parts))
         return torch.cat([part._draw(n, int(s)).double() for part, s in zip(self.parts, seeds, strict=True)], -1)
 
-    def _density(self, theta: Tensor) -> Tensor:
+    def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         pieces = torch.split(theta, [part.dim for part in self.parts], dim=-1)
         densities = [part._density(piece) for part, piece in zip(self.parts, pieces, strict=True)]
         return torch.stack(densities).sum(0)

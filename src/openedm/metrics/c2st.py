@@ -28,6 +28,9 @@ __all__ = ["c2st"]
 BATCH, LEARNING_RATE, BETAS, EPS, ALPHA = 200, 1e-3, (0.9, 0.999), 1e-8, 1e-4
 TOLERANCE, PATIENCE, EPOCHS = 1e-4, 10, 1000
 
+Numbers = Float[Tensor, "folds numbers"]
+"""All weights and biases of the networks of all folds."""
+
 
 def c2st(
     samples: Float[Tensor, "n d"],
@@ -78,13 +81,13 @@ def c2st(
 class _Layers(NamedTuple):
     """The networks of all folds: views of `flat`, in which weights come before biases."""
 
-    flat: Float[Tensor, "folds numbers"]
+    flat: Numbers
     weights: list[Float[Tensor, "folds inputs outputs"]]
     biases: list[Float[Tensor, "folds 1 outputs"]]
     num_weights: int
 
 
-def _layers(flat: Float[Tensor, "folds numbers"], widths: list[int]) -> _Layers:
+def _layers(flat: Numbers, widths: list[int]) -> _Layers:
     """The views of three weights, then three biases."""
     pairs = list(pairwise(widths))
     sizes = [a * b for a, b in pairs] + widths[1:]
@@ -179,7 +182,7 @@ def _gradients(
     return logits
 
 
-def _adam(params: Tensor, grads: Tensor, average: Tensor, squares: Tensor, step: int) -> None:
+def _adam(params: Numbers, grads: Numbers, average: Numbers, squares: Numbers, step: int) -> None:
     """One step of Adam (Kingma & Ba 2015, the form at the end of section 2, whose ε stands beside √v uncorrected)."""
     average.lerp_(grads, 1 - BETAS[0])
     squares.mul_(BETAS[1]).addcmul_(grads, grads, value=1 - BETAS[1])
@@ -198,7 +201,7 @@ def _splits(rows: int, folds: int, seed: int) -> tuple[Int64[Tensor, "folds trai
     return torch.from_numpy(train), [torch.from_numpy(test) for _, test in splits]
 
 
-def _check(samples: Tensor, reference: Tensor, folds: int) -> None:
+def _check(samples: Float[Tensor, "..."], reference: Float[Tensor, "..."], folds: int) -> None:
     for name, given in (("samples", samples), ("reference", reference)):
         if given.ndim != 2 or not given.shape[1]:
             raise ValueError(f"{name} must have the shape (n, d), got {tuple(given.shape)}")

@@ -191,7 +191,9 @@ def _warm_up_and_decay(highest: float, steps: int, step: int) -> float:
     return highest * min(10 * (step + 1) / steps, 0.5 + 0.5 * math.cos(math.pi * min(step / steps, 1)))
 
 
-def _shifted(x: Tensor, shift: int, generator: torch.Generator) -> Tensor:
+def _shifted(
+    x: Float[Tensor, "batch channels height width"], shift: int, generator: torch.Generator
+) -> Float[Tensor, "batch channels height width"]:
     """Each image moved by up to `shift` pixels each way, its border repeated."""
     if shift == 0:
         return x

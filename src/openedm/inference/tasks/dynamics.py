@@ -12,7 +12,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from openedm.inference.priors import LogNormal
-from openedm.inference.tasks.task import Task, normal
+from openedm.inference.tasks.task import Data, Points, Rows, Task, normal
 
 __all__ = ["SIR", "LotkaVolterra", "trajectory"]
 
@@ -52,7 +52,7 @@ class SIR(Task):
         """I/N at the ten times, with `steps` steps between two of them."""
         return _chunked(theta, lambda rows: self._infected(rows, steps))
 
-    def _infected(self, theta: Tensor, steps: int) -> Tensor:
+    def _infected(self, theta: Rows, steps: int) -> Float64[Tensor, "n 10"]:
         beta, gamma = theta.unbind(-1)
 
         def field(state: State) -> State:
@@ -63,11 +63,11 @@ class SIR(Task):
         states = trajectory(field, start, 17.0, 9, steps)
         return torch.stack([infected for _, infected in states], -1).exp().clamp(0.0, 1.0)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         share = self.infected(theta)
         return torch.binomial(torch.full_like(share, 1000.0), share, generator=generator)
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         share = self.infected(theta.reshape(-1, 2)).reshape(*theta.shape[:-1], 10)
         ways = math.lgamma(1001) - torch.lgamma(x + 1) - torch.lgamma(1001 - x)
         each: Tensor = ways + torch.xlogy(x, share) + torch.special.xlog1py(1000 - x, -share)
@@ -91,7 +91,7 @@ class LotkaVolterra(Task):
         # A trajectory that overflowed (far outside the prior) is clipped too.
         return found.nan_to_num(math.inf).clamp(math.log(1e-10), math.log(1e4))
 
-    def _log_populations(self, theta: Tensor, steps: int) -> Tensor:
+    def _log_populations(self, theta: Rows, steps: int) -> Float64[Tensor, "n 20"]:
         alpha, beta, gamma, delta = theta.unbind(-1)
 
         def field(state: State) -> State:
@@ -102,16 +102,16 @@ class LotkaVolterra(Task):
         states = trajectory(field, start, 2.1, 9, steps)
         return torch.stack([prey for prey, _ in states] + [predators for _, predators in states], -1)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         center = self.log_populations(theta)
         return (center + 0.1 * normal(center, generator)).exp()
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         center = self.log_populations(theta.reshape(-1, 4)).reshape(*theta.shape[:-1], 20)
         log = x.log()
         each: Tensor = -(((log - center) / 0.1) ** 2) / 2 - log - math.log(0.1 * math.sqrt(2 * math.pi))
         return each.sum(-1)
 
 
-def _chunked(theta: Tensor, solve: Callable[[Tensor], Tensor]) -> Tensor:
+def _chunked(theta: Rows, solve: Callable[[Tensor], Tensor]) -> Float64[Tensor, "n k"]:
     return torch.cat([solve(rows) for rows in torch.split(theta, CHUNK_ROWS)]) if len(theta) else solve(theta)

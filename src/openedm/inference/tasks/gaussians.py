@@ -4,11 +4,11 @@ import math
 from typing import ClassVar
 
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float, Float32, Float64
 from torch import Tensor
 
 from openedm.inference.priors import Box, Normal, Prior
-from openedm.inference.tasks.task import Task, normal
+from openedm.inference.tasks.task import Data, Points, Rows, Task, normal
 
 __all__ = ["GaussianLinear", "GaussianLinearUniform", "GaussianMixture", "TwoMoons"]
 
@@ -22,10 +22,10 @@ class GaussianLinear(Task):
     x_shape = (10,)
     prior: ClassVar[Prior] = Normal((0.0,) * 10, (math.sqrt(VARIANCE),) * 10)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         return theta + math.sqrt(VARIANCE) * normal(theta, generator)
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         return _isotropic(x - theta, VARIANCE)
 
     def reference_posterior(self, x: Float[Tensor, " dx"], n: int, seed: int = 0) -> Float32[Tensor, "n d"]:
@@ -60,11 +60,11 @@ class GaussianMixture(Task):
     x_shape = (2,)
     prior = Box((-10.0,) * 2, (10.0,) * 2)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         wide = torch.rand(len(theta), 1, dtype=torch.float64, generator=generator) < 0.5
         return theta + torch.where(wide, 1.0, 0.1) * normal(theta, generator)
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         parts = torch.stack([_isotropic(x - theta, variance) for variance in (1.0, 0.01)])
         return parts.logsumexp(0) - math.log(2)
 
@@ -76,13 +76,13 @@ class TwoMoons(Task):
     x_shape = (2,)
     prior = Box((-1.0,) * 2, (1.0,) * 2)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         angle = math.pi * (torch.rand(len(theta), dtype=torch.float64, generator=generator) - 0.5)
         radius = 0.1 + 0.01 * torch.randn(len(theta), dtype=torch.float64, generator=generator)
         crescent = torch.stack([radius * angle.cos() + 0.25, radius * angle.sin()], -1)
         return crescent + _shift(theta)
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         # A radius < 0 is ten standard deviations away; da dr = dx/r.
         u, v = (x - _shift(theta)).unbind(-1)
         u = u - 0.25
@@ -91,13 +91,13 @@ class TwoMoons(Task):
         return torch.where(u > 0, density - math.log(math.pi) - radius.log(), -math.inf)
 
 
-def _isotropic(difference: Tensor, variance: float) -> Tensor:
+def _isotropic(difference: Float64[Tensor, "*batch d"], variance: float) -> Float64[Tensor, "*batch"]:
     """Ln N(difference; 0, variance·I)."""
     constant = difference.shape[-1] * math.log(2 * math.pi * variance) / 2
     squares: Tensor = (difference**2).sum(-1)
     return -squares / (2 * variance) - constant
 
 
-def _shift(theta: Tensor) -> Tensor:
+def _shift(theta: Points) -> Points:
     first, second = theta.unbind(-1)
     return torch.stack([-(first + second).abs(), second - first], -1) / math.sqrt(2)

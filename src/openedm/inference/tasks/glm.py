@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from openedm.inference.priors import Normal
-from openedm.inference.tasks.task import Task
+from openedm.inference.tasks.task import Data, Points, Rows, Task
 
 __all__ = ["BernoulliGLM", "BernoulliGLMRaw"]
 
@@ -35,11 +35,11 @@ class BernoulliGLMRaw(Task):
     x_shape = (BINS,)
     prior = _prior()
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         rate = (theta @ design_matrix().mT).sigmoid()
         return (torch.rand(rate.shape, dtype=torch.float64, generator=generator) < rate).double()
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         activity = theta @ design_matrix().mT
         each: Tensor = x * activity - torch.nn.functional.softplus(activity)
         return each.sum(-1)
@@ -54,10 +54,10 @@ class BernoulliGLM(BernoulliGLMRaw):
     name = "bernoulli_glm"
     x_shape = (TAPS + 1,)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         return super()._simulate(theta, generator) @ design_matrix()
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         activity = theta @ design_matrix().mT
         observed: Tensor = (theta * x).sum(-1)
         return observed - torch.nn.functional.softplus(activity).sum(-1)

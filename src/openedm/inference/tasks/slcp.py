@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from openedm.inference.priors import Box
-from openedm.inference.tasks.task import Task
+from openedm.inference.tasks.task import Data, Points, Rows, Task
 
 __all__ = ["SLCP", "SLCPDistractors"]
 
@@ -38,14 +38,14 @@ class SLCP(Task):
     x_shape = (2 * DRAWS,)
     prior = Box((-3.0,) * 5, (3.0,) * 5)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         noise = torch.randn(len(theta), DRAWS, 2, dtype=torch.float64, generator=generator)
         l11, l21, l22 = _root(theta)
         first = theta[:, None, 0] + l11[:, None] * noise[..., 0]
         second = theta[:, None, 1] + l21[:, None] * noise[..., 0] + l22[:, None] * noise[..., 1]
         return torch.stack([first, second], -1).flatten(1)
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         l11, l21, l22 = (entry[..., None] for entry in _root(theta))
         first, second = x[..., 0::2] - theta[..., 0:1], x[..., 1::2] - theta[..., 1:2]
         white = first / l11
@@ -63,7 +63,7 @@ class SLCPDistractors(SLCP):
     name = "slcp_distractors"
     x_shape = (2 * DRAWS + DISTRACTORS,)
 
-    def _simulate(self, theta: Tensor, generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         informative = super()._simulate(theta, generator)
         loc, root = distractor_mixture()
         component = torch.randint(COMPONENTS, (len(theta),), generator=generator)
@@ -76,12 +76,12 @@ class SLCPDistractors(SLCP):
             appended[rows] = loc[k] + noise[rows] @ root[k].mT
         return torch.cat([informative, appended], -1)[:, torch.tensor(PERMUTATION)]
 
-    def _log_likelihood(self, theta: Tensor, x: Tensor) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         columns = [PERMUTATION.index(i) for i in range(2 * DRAWS)]
         return super()._log_likelihood(theta, x[..., columns])
 
 
-def _root(theta: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def _root(theta: Points) -> tuple[Tensor, Tensor, Tensor]:
     """The lower triangle of S's Cholesky factor."""
     s1, s2, rho = theta[..., 2] ** 2, theta[..., 3] ** 2, theta[..., 4].tanh()
     l11 = (s1**2 + 1e-6).sqrt()

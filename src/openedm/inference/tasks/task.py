@@ -12,7 +12,13 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference.priors import Prior
 
-__all__ = ["Task", "normal"]
+__all__ = ["Data", "Points", "Rows", "Task", "normal"]
+
+Rows = Float64[Tensor, "n d"]
+"""Parameters to simulate with."""
+Points = Float64[Tensor, "*points d"]
+Data = Float64[Tensor, "*observations dx"]
+"""Parameters and data whose leading shapes broadcast."""
 
 
 @dataclass(frozen=True)
@@ -35,11 +41,11 @@ class Task(Choice, ABC):
         return self.prior.dim
 
     @abstractmethod
-    def _simulate(self, theta: Float64[Tensor, "n d"], generator: torch.Generator) -> Tensor:
+    def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         """One x for each row of θ."""
 
     @abstractmethod
-    def _log_likelihood(self, theta: Float64[Tensor, "*batch d"], x: Float64[Tensor, "*batch dx"]) -> Tensor:
+    def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         """Ln p(x|θ); the two broadcast against each other."""
 
     def simulate(self, theta: Float[Tensor, "n d"], seed: int = 0) -> Float32[Tensor, "n dx"]:
@@ -79,6 +85,6 @@ class Task(Choice, ABC):
         return self._log_likelihood(theta.double(), x.double())
 
 
-def normal(like: Tensor, generator: torch.Generator) -> Tensor:
+def normal(like: Float64[Tensor, "*shape"], generator: torch.Generator) -> Float64[Tensor, "*shape"]:
     """Standard normal numbers of the shape of `like`, float64."""
     return torch.randn(like.shape, dtype=torch.float64, generator=generator)
