@@ -18,7 +18,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write to; the file takes the place of `path` at the end of the block.
 
     A block that fails leaves what was at `path` as it was and removes what it wrote, and a process that is killed
-    leaves at worst a hidden file beside it. The content is on the disk before its name changes.
+    leaves at worst a hidden file beside it. The content is on the disk before its name changes, and the new name at
+    the end of the block.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -27,6 +28,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
         with open(temporary, "rb+") as file:
             os.fsync(file.fileno())
         os.replace(temporary, path)
+        if os.name == "posix":  # elsewhere folders cannot be opened
+            _flush(path.parent)
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -57,11 +60,16 @@ def synchronise(folder: Path) -> None:
     """Make the folder's files and entries durable, so that a crash after a rename finds them complete."""
     for path in (*folder.iterdir(), folder):
         if path.is_file() or path == folder:
-            descriptor = os.open(path, os.O_RDONLY)
-            try:
-                os.fsync(descriptor)
-            finally:
-                os.close(descriptor)
+            _flush(path)
+
+
+def _flush(path: Path) -> None:
+    """Bring a file's content, or the names in a folder, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:

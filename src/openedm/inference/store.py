@@ -8,7 +8,7 @@
 | lock | locked by the run that writes |
 
 Files are immutable and appear complete or not at all: each is written under a hidden name, flushed to the disk and
-renamed. Any parquet reader can read them.
+renamed. Any parquet reader can read them. The lock of a process ends with it.
 """
 
 import itertools
@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float32, Int64
 from numpy import ndarray
 
@@ -149,7 +150,11 @@ class Store:
             ValueError: the store's simulations are of something else, or another run is adding to it.
         """
         self.path.mkdir(parents=True, exist_ok=True)
-        with self._lock():
+        try:
+            lock = FileLock(self.path / "lock").acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(f"store {str(self.path)!r} is being written to by another run") from error
+        with lock:
             existing = self.manifest
             if existing is None:
                 self._describe(manifest)
@@ -176,7 +181,6 @@ class Store:
     def _describe(self, manifest: Manifest) -> None:
         with replacing(self.path / "manifest.json") as temporary:
             write_json(temporary, {"format": FORMAT, **asdict(manifest)})
-        _flush_folder(self.path)
 
     def _write(self, kind: str, columns: Mapping[str, Any]) -> None:
         import pyarrow
@@ -185,7 +189,6 @@ class Store:
         path = self.path / f"{kind}-{time.time_ns():020d}-{os.getpid()}-{next(_COUNT)}.parquet"
         with replacing(path) as temporary:
             _parquet().write_table(pyarrow.table(dict(columns)), temporary, compression="zstd", use_dictionary=False)
-        _flush_folder(self.path)
 
     def _prior(self, manifest: Manifest) -> Prior | None:
         if manifest.prior is None:
@@ -209,20 +212,6 @@ class Store:
                 f"{where} of {stored.simulator!r}, got the simulator {given.simulator!r}; pass another store, or, if "
                 "the same simulator has a new name, change the name in manifest.json"
             )
-
-    @contextmanager
-    def _lock(self) -> Iterator[None]:
-        with open(self.path / "lock", "w") as file:
-            try:
-                import fcntl
-            except ImportError:  # no such locks on this system
-                yield
-                return
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError as error:
-                raise ValueError(f"store {str(self.path)!r} is being written to by another run") from error
-            yield
 
     def _index(self, n: int | None) -> Int64[ndarray, "k"]:
         found = [table["index"].to_numpy() for table in self._tables("part", ["index"])]
@@ -250,16 +239,6 @@ def _pack(rows: Float32[ndarray, "b k"]) -> Any:
 
 def _unpack(column: Any, width: int) -> Float32[ndarray, "b k"]:
     return np.asarray(column.combine_chunks().flatten().to_numpy(), np.float32).reshape(-1, width)
-
-
-def _flush_folder(path: Path) -> None:
-    """Make new names of files durable."""
-    if os.name == "posix":
-        descriptor = os.open(path, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def _parquet() -> Any:
