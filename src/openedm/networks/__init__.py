@@ -8,8 +8,7 @@ denoiser of it. A `Summary` is the value of an embedding network, which makes a 
 from openedm.networks.designs import ADM, DDPMpp, NCSNpp, SongUNet
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import MLP, ConditionalMLP, ConditionalResidualMLP, ResidualMLP
-from openedm.networks.network import Network, RawNetwork
-from openedm.networks.signature import Signature
+from openedm.networks.network import Network, RawNetwork, Signature
 from openedm.networks.summaries import ImageSummary, SeriesSummary, SetSummary, Summary, VectorSummary
 from openedm.networks.transformer import ConditionalTransformer, JointTransformer, MaskedTransformer, Transformer
 from openedm.networks.unet import UNet

@@ -17,19 +17,16 @@ from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.networks.layers import ZERO, Init, Linear
-from openedm.networks.signature import Signature, check_rows
+from openedm.networks.network import Labels, Signature, check_rows
 
 __all__ = [
     "ClassVector",
     "Embedding",
     "FourierEmbedding",
-    "Labels",
     "NoiseEmbedding",
     "PositionalEmbedding",
     "SmoothEmbedding",
 ]
-
-Labels = Integer[Tensor, " rows"] | Float[Tensor, "rows classes"]
 
 
 class NoiseEmbedding(nn.Module):

@@ -20,10 +20,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.embeddings import Embedding, Labels, SmoothEmbedding
+from openedm.networks.embeddings import Embedding, SmoothEmbedding
 from openedm.networks.layers import KAIMING, ZERO, Linear, seeded
-from openedm.networks.network import Network, RawNetwork
-from openedm.networks.signature import Signature
+from openedm.networks.network import Labels, Network, RawNetwork, Signature
 from openedm.networks.summaries import Summary, VectorSummary
 
 __all__ = ["MLP", "ConditionalMLP", "ConditionalResidualMLP", "Modulation", "ResidualMLP"]

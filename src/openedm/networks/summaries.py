@@ -25,7 +25,7 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.networks.layers import KAIMING, ZERO, Conv1d, Conv2d, Downsample, Linear, Residual, seeded
-from openedm.networks.signature import check_axes
+from openedm.networks.network import check_axes
 
 __all__ = ["ImageSummary", "SeriesSummary", "SetSummary", "Summary", "VectorSummary"]
 

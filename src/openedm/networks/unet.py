@@ -25,10 +25,9 @@ from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.networks.blocks import EMBEDDINGS, ResidualBlock, UNetStyle
-from openedm.networks.embeddings import Embedding, Labels
+from openedm.networks.embeddings import Embedding
 from openedm.networks.layers import Conv2d, Downsample, FusedDownConv2d, Upsample, group_norm, seeded
-from openedm.networks.network import Network, RawNetwork
-from openedm.networks.signature import Signature
+from openedm.networks.network import Labels, Network, RawNetwork, Signature
 
 __all__ = ["SkipPath", "UNet", "UNetNetwork", "level_resolutions"]
 
