@@ -106,6 +106,29 @@ def test_what_is_neither_wanted_nor_known_is_integrated_out():
         marginal.log_prob(samples[:2], [2.0])
 
 
+class Independent(Denoiser):
+    """The exact joint denoiser of independent standard normal variables."""
+
+    sigma_data = 1.0
+
+    def __init__(self, dim):
+        super().__init__()
+        self.event_shape = (dim,)
+
+    def denoise(self, x, sigma, condition):
+        values, flags = condition.chunk(2, dim=1)
+        return torch.where(flags > 0.5, values, x / (1 + sigma.to(x.dtype).reshape(-1, 1) ** 2))
+
+
+def test_densities_of_more_variables_than_have_an_exact_trace_use_the_same_probes_for_every_point():
+    unit = Columns(("identity",) * 18, (0.0,) * 18, (1.0,) * 18, (0.0,) * 18, (1.0,) * 18)
+    coordinates = Coordinates(Bijection((-math.inf,) * 18, (math.inf,) * 18), unit)
+    posterior = Joint(Independent(18), None, coordinates, 17, (1,)).posterior()
+    points = torch.randn(3, 17, generator=torch.Generator().manual_seed(0))
+    exact = torch.distributions.Normal(0.0, 1.0).log_prob(points).sum(1).double()
+    torch.testing.assert_close(posterior.log_prob(points, [0.3]), exact, atol=5e-3, rtol=0)
+
+
 def test_nothing_may_be_known():
     samples = _exact().conditional(["x_1"], []).sample(torch.zeros(0), 4000)
     assert abs(float(samples.mean()) - 3.0) < 4 * float(COVARIANCE[2, 2].sqrt()) / math.sqrt(4000)

@@ -155,7 +155,9 @@ class Conditional(Posterior):
         inside = self._wanted.bijection.contains(theta)
         points = self._wanted.bijection.clamp(theta)
         condition = self._condition(x, theta.shape[1])
-        found = self.likelihood.log_prob(self._denoiser, self._wanted.forward(points).flatten(0, 1), condition)
+        z = self._wanted.forward(points).flatten(0, 1)
+        # Above 16 variables the trace is estimated with random probes, the same for every point.
+        found = self.likelihood.log_prob(self._denoiser, z, condition, seeds=[0] * len(z))
         density = found.log_prob.reshape(theta.shape[:2]) + self._wanted.log_det(points)
         return torch.where(inside, density, -math.inf)
 
