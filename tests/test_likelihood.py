@@ -418,7 +418,7 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
         (lambda: Likelihood(sigma_min=0.0), "sigma_min must be finite and > 0, got 0.0"),
         (lambda: Likelihood(sigma_min=90.0), "sigma_min must be < sigma_max, got sigma_min=90.0 and sigma_max=80.0"),
         (lambda: Likelihood(terminal="flat"), "terminal must be one of 'moments', 'noise', got 'flat'"),
-        (lambda: Likelihood(num_steps=20), "num_steps goes with Runge-Kutta solvers and must be None, got 20"),
+        (lambda: Likelihood(num_steps=20), "num_steps requires a Runge-Kutta solver, otherwise None, got 20"),
         (lambda: Likelihood(solver=RK4(), num_steps=0), "num_steps must be >= 1, got 0"),
         (
             lambda: log_prob(WIDE, noise(2, 16), trace=Hutchinson(2)),
@@ -453,13 +453,13 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
         (lambda: bits_per_dim(pixels(0.3), quantised(0.3, 1), seeds=[1], draws=0), "draws must be >= 1, got 0"),
         (
             lambda: bits_per_dim(pixels(0.3), quantised(0.3, 1), seeds=[1], importance=True),
-            "importance needs draws >= 2, got 1",
+            "importance requires draws >= 2, got 1",
         ),
         (
             lambda: bits_per_dim(
                 pixels(0.3), quantised(0.3, 1), seeds=[1], importance=True, likelihood=Likelihood(Hutchinson(1))
             ),
-            "importance needs an exact trace, got Hutchinson(",
+            "importance requires an exact trace, got Hutchinson(",
         ),
     ],
 )

@@ -323,7 +323,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("sample", [torch.zeros(3), torch.arange(3.0)])
     def test_samples_that_are_all_the_same(self, sample):
-        with pytest.raises(ValueError, match="data must vary, but all 100 samples that were looked at are the same"):
+        with pytest.raises(ValueError, match="data must vary, but all 100 samples that were used are the same"):
             suggest(InMemory(sample.expand(100, 3).clone()))
 
     def test_values_that_are_not_finite(self):

@@ -5,7 +5,7 @@ from torch.nn.functional import pad, unfold
 from openedm.data import InMemory
 from openedm.exact import GaussianMixture
 from openedm.suggest import suggest
-from openedm.suggest.reducible import WINDOW, fit_mixture, log_normal_of, windows_at
+from openedm.suggest.reducible import WINDOW_SIZE, fit_mixture, log_normal_of, windows_at
 
 
 def normal(*shape, seed=0):
@@ -30,7 +30,7 @@ class TestReducible:
     def test_windows_are_those_of_the_image_continued_by_reflection(self):
         images = pictures(count=3)
         places = torch.tensor([[[0, 0], [4, 8]], [[8, 8], [2, 3]], [[8, 0], [0, 5]]])
-        every = unfold(pad(images, (2, 2, 2, 2), mode="reflect"), WINDOW).unflatten(2, (9, 9))
+        every = unfold(pad(images, (2, 2, 2, 2), mode="reflect"), WINDOW_SIZE).unflatten(2, (9, 9))
         expected = torch.stack([every[i, :, r, c] for i in range(3) for r, c in places[i].tolist()])
         assert torch.equal(windows_at(images, places), expected)
 

@@ -23,6 +23,8 @@ from openedm.ground import checks
 from openedm.likelihood.density import Likelihood
 from openedm.sampling import SeededNoise
 
+__all__ = ["BitsPerDim", "bits_per_dim"]
+
 
 @dataclass(frozen=True)
 class BitsPerDim:
@@ -31,7 +33,7 @@ class BitsPerDim:
     Attributes:
         bits_per_dim: an upper bound of −log₂ P(x)/n, in expectation; NaN where a sample used up its evaluations.
         standard_error: of the mean over draws, dequantisation and probes together; with a single draw that over its
-            probes alone. NaN where there is but one number, and for importance-weighted bounds.
+            probes alone. NaN where there is only one number, and for importance-weighted bounds.
         log_prob: ln p(y_k) of every draw, in nats.
         nfe: evaluations of the denoiser, for each image.
     """
@@ -62,8 +64,8 @@ def bits_per_dim(
         seeds: one an image, of the dequantisation and the probes.
         likelihood: how densities are computed.
         draws: K ≥ 1, how often each image is dequantised.
-        importance: the closer, importance-weighted bound; it needs an exact trace, because the noise of random probes
-            does not average out in a mean of densities, and at least two draws.
+        importance: the closer, importance-weighted bound; it requires an exact trace, because the noise of random
+            probes does not average out in a mean of densities, and at least two draws.
         num_values: L ≥ 2, how many values a pixel can have.
 
     Raises:
@@ -79,9 +81,9 @@ def bits_per_dim(
         raise ValueError(f"seeds must be one an image ({len(images)}), got {len(seeds)}")
     trace = likelihood.trace_for(images.shape[1:])
     if importance and trace.random:
-        raise ValueError(f"importance needs an exact trace, got {trace!r}")
+        raise ValueError(f"importance requires an exact trace, got {trace!r}")
     if importance and draws == 1:
-        raise ValueError("importance needs draws >= 2, got 1")
+        raise ValueError("importance requires draws >= 2, got 1")
     images = images.to(torch.float64)
     _check_values(images, num_values)
     width, size = 2 / (num_values - 1), images[0].numel()

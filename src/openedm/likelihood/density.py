@@ -9,8 +9,8 @@ exactly, and the integral is over what is left:
 
     ln p(x; σ_min) = ln p(x_T; σ_max) + n ln (c(σ_min)/c(σ_max)) + ∫_σ_min^σ_max (n c² − tr ∂D/∂x) dσ/σ.
 
-At σ_max, far above the size of the data, D at three points tells the density. By the score (D − x)/σ² (Karras et al.
-2022, eq. 3) ln p(x; σ) − ln p(0; σ) = x·∫_0^1 D(s x) ds/σ² − |x|²/(2σ²); the integral is that of the parabola through
+At σ_max, far above the size of the data, D at three points determines the density. By the score (D − x)/σ² (Karras et
+al. 2022, eq. 3) ln p(x; σ) − ln p(0; σ) = x·∫_0^1 D(s x) ds/σ² − |x|²/(2σ²); the integral is that of a parabola through
 D(−x), D(0), D(x). And ln p(0; σ) is that of a Gaussian with the same D(0) and j = tr ∂D/∂x / n there:
 
     ln p(0; σ) ≈ −(n/2) ln (2πσ²/(1 − j)) − |D(0)|²/(2σ²(1 − j)).
@@ -41,7 +41,9 @@ from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
 from openedm.likelihood.flow import ProbabilityFlow
 from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Solver, Tsit5
 
-EXACT_UP_TO = 16
+__all__ = ["Likelihood", "LogProb", "log_prob"]
+
+MAX_EXACT_SIZE = 16
 
 
 @dataclass(frozen=True)
@@ -91,13 +93,13 @@ class Likelihood(Choice):
         num_steps: the number of steps of a Runge–Kutta solver, even in atan(σ/σ_d)^½; None for the others.
         sigma_min: the noise level at which x is taken to be, > 0; cut to what the denoiser supports.
         sigma_max: where the density is known, far above the size of the data; likewise cut.
-        terminal: the density there: "moments", as the denoiser itself tells it; or "noise", N(0, σ_max² I),
-            which makes the result the density of what samplers draw with the ODE, guided denoisers too.
-        extrapolate: whether the density of the data without the noise of σ_min is wanted, to order σ_min⁴; for
+        terminal: the density there: "moments", computed from the denoiser itself; or "noise", N(0, σ_max² I), which
+            makes the result the density of what samplers draw with the ODE, guided denoisers too.
+        extrapolate: whether to compute the density of the data without the noise of σ_min, to order σ_min⁴; for
             densities that are smooth at that scale.
 
     Raises:
-        TypeError: another solver, or num_steps is no integer.
+        TypeError: another solver, or num_steps is not an integer.
         ValueError: a value is out of its range, or num_steps does not go with the solver.
 
     >>> from openedm.exact import GaussianMixture
@@ -122,7 +124,7 @@ class Likelihood(Choice):
             raise TypeError(f"solver must be DormandPrince, Tsit5 or a Runge-Kutta solver, got {self.solver!r}")
         if isinstance(self.solver, AdaptiveSolver):
             if self.num_steps is not None:
-                raise ValueError(f"num_steps goes with Runge-Kutta solvers and must be None, got {self.num_steps}")
+                raise ValueError(f"num_steps requires a Runge-Kutta solver, otherwise None, got {self.num_steps}")
         else:
             checks.integer("num_steps", self.num_steps)
             checks.at_least("num_steps", self.num_steps or 0, 1)
@@ -131,7 +133,7 @@ class Likelihood(Choice):
         """The trace that is used for samples of that shape."""
         size = math.prod(event_shape)
         if self.trace is None:
-            return ExactTrace() if size <= EXACT_UP_TO else Hutchinson()
+            return ExactTrace() if size <= MAX_EXACT_SIZE else Hutchinson()
         return ExactTrace() if isinstance(self.trace, Hutchinson) and size <= 2 * self.trace.num_probes else self.trace
 
     @torch.no_grad()
@@ -149,13 +151,13 @@ class Likelihood(Choice):
             denoiser: any denoiser that is differentiable in x.
             x: samples, in data units.
             condition: one row a sample; a single row for all where the denoiser has a `condition_shape`.
-            seeds: of the probes, one a sample, or any source of noise; needed for random traces, of no use to others.
+            seeds: of the probes, one a sample, or any source of noise; needed for random traces, unused by others.
 
         Raises:
             FloatingPointError: a sample's step size shrank to nothing.
             TypeError: the denoiser is not differentiable.
             ValueError: x or the condition has no row a sample, seeds are missing or not one a sample, the noise levels
-                lie outside the denoiser's range, or σ_max is below σ_d, where the moments do not tell the density.
+                lie outside the denoiser's range, or σ_max is below σ_d, where the moments do not determine the density.
         """
         x, condition = _on_device(denoiser, x, condition)
         low, high = self._range(denoiser)
@@ -169,10 +171,10 @@ class Likelihood(Choice):
         flow = ProbabilityFlow(denoiser, condition, tuple(x.shape[1:]), trace, probes)
         end, gathered, solution = flow.follow(x, low, high, self.solver, self.num_steps)
         known = self.terminal == "noise"
-        top = _log_noise(end, high)[:, None] if known else _log_top(flow, end, high)
+        top = _noise_log_prob(end, high)[:, None] if known else _terminal_log_prob(flow, end, high)
         values = gathered + x[0].numel() * math.log(flow.shrink(low) / flow.shrink(high)) + top
         if self.extrapolate:
-            values = values + _towards_zero(flow, x, low)
+            values = values + _extrapolation(flow, x, low)
         values = torch.where(solution.finished[:, None], values, math.nan)
         count = trace.estimates
         error = values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
@@ -189,7 +191,7 @@ class Likelihood(Choice):
     def encode(
         self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], condition: Condition = None
     ) -> Float[Tensor, "batch *event"]:
-        """The unit noise x(σ_max)/σ_max from which x(σ_min) = x comes. The trace plays no part.
+        """The unit noise x(σ_max)/σ_max from which x(σ_min) = x comes. The trace is not used.
 
         Arguments as for `log_prob`.
 
@@ -205,7 +207,7 @@ class Likelihood(Choice):
     def decode(
         self, denoiser: Denoiser, noise: Float[Tensor, "batch *event"], condition: Condition = None
     ) -> Float[Tensor, "batch *event"]:
-        """x(σ_min) from the unit noise x(σ_max)/σ_max: the way back of `encode`, without a last denoising.
+        """x(σ_min) from the unit noise x(σ_max)/σ_max: the inverse of `encode`, without a last denoising.
 
         Arguments and errors as for `encode`.
         """
@@ -221,7 +223,7 @@ class Likelihood(Choice):
         return moved
 
     def _range(self, denoiser: Denoiser) -> tuple[float, float]:
-        """σ_min and σ_max, cut to the denoiser's; refused where nothing is left or a dropout is on."""
+        """σ_min and σ_max, cut to the denoiser's range; raises where nothing is left or a dropout is on."""
         check_evaluation_mode(denoiser)
         check_no_per_sample_settings(denoiser)
         low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
@@ -271,12 +273,12 @@ def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Ten
     return x.to(device, float64_on(device)), None if condition is None else condition.to(device)
 
 
-def _log_noise(x: Tensor, sigma: float) -> Tensor:
+def _noise_log_prob(x: Tensor, sigma: float) -> Tensor:
     """ln N(x; 0, σ² I)."""
     return -0.5 * ((x / sigma).flatten(1).square() + math.log(2 * math.pi * sigma**2)).sum(1)
 
 
-def _log_top(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor:
+def _terminal_log_prob(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor:
     """ln p(x; σ) at a high level, for each estimate of the trace (batch, estimates); three evaluations."""
     rows, level = torch.arange(len(x), device=x.device), torch.tensor(sigma, dtype=torch.float64)
     centre, traces = flow.evaluate(torch.zeros_like(x), level, rows)
@@ -289,7 +291,7 @@ def _log_top(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor:
     return line.flatten(1).sum(1, keepdim=True) + at_zero
 
 
-def _towards_zero(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor:
+def _extrapolation(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor:
     """−½ (tr ∂D/∂x − n + |D − x|²/σ²), for each estimate of the trace (batch, estimates)."""
     rows = torch.arange(len(x), device=x.device)
     denoised, traces = flow.evaluate(x, torch.tensor(sigma, dtype=torch.float64), rows)

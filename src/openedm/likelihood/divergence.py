@@ -21,6 +21,8 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.sampling import NoiseSource
 
+__all__ = ["ExactTrace", "Hutchinson", "Trace"]
+
 Denoise = Callable[[Tensor], Tensor]
 
 
@@ -64,24 +66,16 @@ class ExactTrace(Trace):
         ValueError: chunk < 1.
     """
 
+    estimates = 1
+    random = False
     chunk: int = 64
 
     def __post_init__(self) -> None:
         checks.integer("chunk", self.chunk)
         checks.at_least("chunk", self.chunk, 1)
 
-    @property
-    def estimates(self) -> int:
-        """1."""
-        return 1
-
-    @property
-    def random(self) -> bool:
-        """No."""
-        return False
-
     def probes(self, source: NoiseSource | None, like: Float[Tensor, "batch *event"]) -> None:
-        """None."""
+        """An exact trace has no probes."""
         return
 
     def __call__(
@@ -107,9 +101,10 @@ class Hutchinson(Trace):
     """The mean of vᵀ J v over random probes v, the same all along a path, a function of the sample's seed.
 
     For many coordinates: up to twice as many as probes, `Likelihood` takes the exact trace instead. Above, no two of a
-    sample's probes of ±1 are alike up to sign while there are fewer of them than coordinates: they would say the same.
+    sample's probes of ±1 are equal up to sign while there are fewer of them than coordinates: their estimates would be
+    equal.
     An interval supposes that many entries of J contribute to the error: where a single pair of coordinates is coupled,
-    k probes of ±1 agree on it with probability 2^{1−k}, and then the interval has no length; Gaussian ones never do.
+    k probes of ±1 agree on it with probability 2^{1−k}, and then the interval has length 0; Gaussian ones never do.
 
     Args:
         num_probes: k ≥ 1; 2 or more give a standard error.
@@ -119,6 +114,7 @@ class Hutchinson(Trace):
         ValueError: a value is not allowed.
     """
 
+    random = True
     num_probes: int = 8
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
 
@@ -132,11 +128,6 @@ class Hutchinson(Trace):
         """k."""
         return self.num_probes
 
-    @property
-    def random(self) -> bool:
-        """Yes."""
-        return True
-
     def probes(
         self, source: NoiseSource | None, like: Float[Tensor, "batch *event"]
     ) -> Float[Tensor, "k batch *event"]:
@@ -145,7 +136,7 @@ class Hutchinson(Trace):
         drawn = torch.stack([source.draw(tuple(like.shape[1:])) for _ in range(self.num_probes)]).to(like)
         if self.distribution == "gaussian":
             return drawn
-        # A sign of 0 would be no probe.
+        # The sign of 0 is +1: a probe has no zeros.
         signs = torch.where(drawn < 0, -1.0, 1.0).to(like)
         return _distinct(signs, drawn) if self.num_probes < like[0].numel() else signs
 
@@ -165,10 +156,10 @@ class Hutchinson(Trace):
 
 
 def _distinct(signs: Float[Tensor, "k batch *event"], drawn: Tensor) -> Float[Tensor, "k batch *event"]:
-    """The probes; one that repeats an earlier one up to sign has an entry turned, that nearest 0 which makes it new.
+    """The probes; in one that repeats an earlier one up to sign, the entry nearest 0 that makes it new changes sign.
 
-    Magnitudes tell nothing of signs, and turning commutes with changes of sign, so that each probe stays uniform. There
-    always is such an entry where k < n: there are more of them than earlier probes that a turn could meet.
+    Magnitudes are independent of signs, and the change commutes with changes of sign, so that each probe stays uniform.
+    There is always such an entry where k < n: there are more of them than earlier probes that a change could lead to.
     """
     flat, sizes = signs.flatten(2).clone(), drawn.flatten(2).abs()
     n = flat.shape[2]

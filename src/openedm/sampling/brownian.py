@@ -28,6 +28,8 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.sampling.noise import SeededNoise
 
+__all__ = ["BrownianNoise", "clock"]
+
 LEAVES = 8  # intervals between the points of the tree
 PIECES = 64  # lines of a bridge
 ROWS = 2**14  # bridges in the library; with two signs each, 2¹⁶

@@ -8,13 +8,13 @@ N(0, σ² I)) and I = I(y; x),
 because of all densities with these second moments the Gaussian has the largest entropy; the difference falls with the
 third cumulants, as σ⁻⁶, the right side as σ⁻² for data with a mean and as σ⁻⁴ for centred data. Whatever exact process
 leads on from there is a map (or a Markov kernel) that treats both starts alike, and no such map makes a divergence
-larger. So the samples are at most K nats from the data, of what the start is to blame for, and at most √(K/2) in total
+larger. So the samples are at most K nats from the data, as far as the start causes it, and at most √(K/2) in total
 variation (Pinsker). σ_max is where the right side of (1) is a stated number of nats. Reported beside it:
 
 - the largest pairwise distance, which Song and Ermon 2020 (technique 1) take so that noise leads from any sample to any
-  other: it says where samples mix, and does not see that the data have a mean;
-- the σ at which the exact denoiser's posterior over the data is nearly uniform: exp(entropy) is `UNIFORM` N, which is
-  exp(−I) = `UNIFORM`.
+  other: it is where samples mix, and does not depend on the mean of the data;
+- the σ at which the exact denoiser's posterior over the data is nearly uniform: exp(entropy) is `UNIFORM_SHARE` N,
+  which is exp(−I) = `UNIFORM_SHARE`.
 
 **σ_min.** Values that were rounded to steps of Δ carry the noise of rounding, uniform with standard deviation Δ/√12:
 noise below it is invisible once samples are rounded, too (bytes in [-1, 1]: Δ = 2/255, σ_min = 0.00226). Without steps,
@@ -33,26 +33,40 @@ from jaxtyping import Float64
 from scipy.optimize import brentq
 from torch import Tensor
 
-from openedm.suggest.moments import ROWS, Moments, Noisy, parts
+from openedm.suggest.moments import MAX_GRAM_SAMPLES, Moments, Noisy, parts
 
-UNIFORM = 0.9
-"""A posterior is called nearly uniform where exp(entropy) is at least this part of the number of samples."""
+__all__ = [
+    "Highest",
+    "Lowest",
+    "Posteriors",
+    "comparable",
+    "farthest",
+    "highest",
+    "lowest",
+    "nearest",
+    "posteriors",
+    "rounding_step",
+    "terminal_divergence",
+]
 
-PAIRS = 2**34
-"""How many numbers pairs of samples are compared in: their number squared times their dimensions."""
+UNIFORM_SHARE = 0.9
+"""The part of the number of samples that exp(entropy) of a nearly uniform posterior is at least."""
+
+MAX_PAIRWISE_NUMBERS = 2**34
+"""The largest size of a comparison of all pairs: the number of samples squared times their dimensions."""
 
 
 @dataclass(frozen=True)
 class Highest:
-    """What σ_max follows from.
+    """The evidence for σ_max.
 
     Attributes:
         sigma: σ_max, where (1) is `nats`.
-        nats: the divergence that the start may cost.
-        error: standard error of σ_max, from the samples that were looked at.
+        nats: the divergence from the data that the start may cause.
+        error: standard error of σ_max, from the samples that were used.
         mean_share: the part of those nats that is due to the mean.
         centred: what σ_max would be, were μ subtracted from the data.
-        farthest: the largest distance between two samples, of those looked at.
+        farthest: the largest distance between two of the samples that were used.
         uniform: the σ at which the exact denoiser's posterior over the data is nearly uniform.
         perplexity: at σ_max, exp(entropy) of that posterior as a part of the number of samples.
     """
@@ -69,7 +83,7 @@ class Highest:
 
 @dataclass(frozen=True)
 class Lowest:
-    """What σ_min follows from.
+    """The evidence for σ_min.
 
     Attributes:
         sigma: σ_min.
@@ -133,13 +147,13 @@ def terminal_divergence(moments: Moments, sigma: float, *, centred: bool = False
 
 
 def highest(moments: Moments, rows: Float64[Tensor, "count n"], against: Posteriors, nats: float) -> Highest:
-    """σ_max and what speaks for it.
+    """σ_max and the evidence for it.
 
     Args:
         moments: of the data.
         rows: samples, for the largest distance and the standard error.
         against: posteriors of other samples over some of the data.
-        nats: the divergence that the start may cost.
+        nats: the divergence from the data that the start may cause.
     """
     sigma = _where(moments, nats, centred=False)
     share = moments.squared_mean / (2 * sigma**2) / nats
@@ -176,7 +190,7 @@ def _error(moments: Moments, rows: Float64[Tensor, "count n"], sigma: float) -> 
 
     d/dλ of ½ f(λ/σ²) is λ/(2 σ² (λ + σ²)), and that of ½ ‖μ‖²/σ² along y − μ is μ·(y − μ)/σ².
     """
-    rows = rows[: min(moments.count, ROWS)]
+    rows = rows[: min(moments.count, MAX_GRAM_SAMPLES)]
     centred = rows - moments.mean
     slopes = moments.values / (2 * sigma**2 * (moments.values + sigma**2))
     shifts = centred @ moments.mean / sigma**2 if moments.squared_mean else 0.0
@@ -194,7 +208,7 @@ def farthest(rows: Float64[Tensor, "count n"], chunk: int = 512) -> float:
 
 def comparable(rows: Float64[Tensor, "count n"]) -> int:
     """How many of the rows can all be compared with each other in a few seconds."""
-    return min(len(rows), 4096, max(math.isqrt(PAIRS // rows.shape[1]), 64))
+    return min(len(rows), 4096, max(math.isqrt(MAX_PAIRWISE_NUMBERS // rows.shape[1]), 64))
 
 
 def _uniform(against: Posteriors, spread: float) -> float:
@@ -202,16 +216,16 @@ def _uniform(against: Posteriors, spread: float) -> float:
     low, high = math.log(spread / 10), math.log(spread * 100)
     while high - low > 1e-3:
         middle = (low + high) / 2
-        low, high = (low, middle) if against.perplexity(math.exp(middle)) >= UNIFORM else (middle, high)
+        low, high = (low, middle) if against.perplexity(math.exp(middle)) >= UNIFORM_SHARE else (middle, high)
     return math.exp(high)
 
 
 def lowest(clean: Float64[Tensor, "batch n"], rows: Float64[Tensor, "count n"], sigma_data: float) -> Lowest:
-    """σ_min and what speaks for it.
+    """σ_min and the evidence for it.
 
     Args:
-        clean: samples whose nearest neighbours are looked for.
-        rows: other samples, among which they are looked for.
+        clean: samples whose nearest neighbours are sought.
+        rows: other samples, among which they are sought.
         sigma_data: standard deviation of the data.
     """
     step = rounding_step(rows)
@@ -246,7 +260,7 @@ def rounding_step(rows: Float64[Tensor, "count n"], most: int = 2**20, steps: in
 
 
 def nearest(clean: Float64[Tensor, "batch n"], rows: Float64[Tensor, "count n"], chunk: int = 4096) -> float:
-    """The median distance from `clean` to the nearest of the rows; copies of the same sample are passed over."""
+    """The median distance from `clean` to the nearest of the rows; copies of the same sample are left out."""
     least = torch.full((len(clean),), torch.inf, dtype=clean.dtype)
     mean = rows.mean(0)  # distances are differences of squares: those of data far from 0 have no digits left
     clean = clean - mean

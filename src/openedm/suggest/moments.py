@@ -1,4 +1,4 @@
-"""First and second moments of a sample of the data: what the range of noise levels and the linear denoiser need.
+"""First and second moments of a sample of the data, for the range of noise levels and the linear denoiser.
 
 y has mean μ and covariance Σ = U diag(λ) Uᵀ. The eigenvalues of a sample's covariance spread further than those of Σ;
 drawing them together, λ' = (1 − a) λ + a tr(Σ)/n, with the oracle-approximating a of Chen, Wiesel, Eldar and Hero 2010
@@ -18,13 +18,15 @@ from torch import Tensor
 
 from openedm.data import Dataset
 
-ENTRIES = 2**25
-"""At most so many numbers are held of the data: a quarter of a gibibyte."""
+__all__ = ["Moments", "Noisy", "draw", "moments", "noisy", "parts"]
 
-DIRECT = 2048
-"""Up to so many dimensions the covariance itself is decomposed; beyond, the Gram matrix of `ROWS` samples."""
+MAX_NUMBERS = 2**25
+"""How many numbers of the data are kept at most: a quarter of a gibibyte."""
 
-ROWS = 2048
+MAX_DIRECT_DIMENSIONS = 2048
+"""The number of dimensions up to which the covariance itself is decomposed; above, the Gram matrix of some samples."""
+
+MAX_GRAM_SAMPLES = 2048
 
 
 def draw(data: Dataset, max_samples: int, seed: int, batch_size: int = 256) -> Float64[Tensor, "count n"]:
@@ -34,7 +36,7 @@ def draw(data: Dataset, max_samples: int, seed: int, batch_size: int = 256) -> F
         ValueError: a value is not finite.
     """
     size = data.fetch([0])[0].numel()
-    count = min(len(data), max_samples, max(ENTRIES // size, 64))
+    count = min(len(data), max_samples, max(MAX_NUMBERS // size, 64))
     chosen = torch.randperm(len(data), generator=torch.Generator().manual_seed(seed))[:count].tolist()
     rows = torch.empty(count, size, dtype=torch.float64)
     for start in range(0, count, batch_size):
@@ -135,7 +137,7 @@ def noisy(moments: Moments, clean: Float64[Tensor, "batch n"], noise: Float64[Te
 def moments(rows: Float[Tensor, "count n"]) -> Moments:
     """The moments of some samples, one a row."""
     n = rows.shape[1]
-    rows = rows[:ROWS] if n > DIRECT else rows
+    rows = rows[:MAX_GRAM_SAMPLES] if n > MAX_DIRECT_DIMENSIONS else rows
     count, mean = len(rows), rows.mean(0)
     centred = rows - mean
     if count >= n:

@@ -18,13 +18,13 @@ possible, so that reducible(σ) errs on the low side. The denoisers:
 
 - linear: μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ), the best of all for Gaussian data;
 - exact: the posterior mean over the other samples (Appendix B.3), best at high σ, and in few dimensions;
-- mixture: of `COMPONENTS` Gaussians, fitted to the other samples, in up to `FULL` dimensions;
+- mixture: of `COMPONENTS` Gaussians, fitted to the other samples, in up to `MAX_MIXTURE_DIMENSIONS` dimensions;
 - windows: for images, a mixture fitted to windows of 5×5 pixels from anywhere, which sees of x only the window around a
   pixel. Levin and Nadler 2011 estimate in this way how well images can be denoised, and Zoran and Weiss 2011 show how
   good such mixtures are.
 
-The log-normal with the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max], looks
-where there is something to learn.
+The log-normal with the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max], puts
+training where the loss can still fall.
 """
 
 import math
@@ -42,20 +42,22 @@ from openedm.objective import EDMWeighting
 from openedm.suggest.limits import Posteriors
 from openedm.suggest.moments import Moments, Noisy, parts
 
-COMPONENTS = 16
-FULL = 64
-WINDOW = 5
-WINDOWS = 8192
-"""How many windows a mixture is fitted to."""
+__all__ = ["HeldOut", "Reducible", "Windows", "fit_mixture", "log_normal_of", "reducible", "windows_at"]
 
-PIXELS = 8
+COMPONENTS = 16
+MAX_MIXTURE_DIMENSIONS = 64
+WINDOW_SIZE = 5
+MAX_WINDOWS = 8192
+"""How many windows a mixture is fitted to at most."""
+
+PIXELS_PER_IMAGE = 8
 """How many pixels of each noisy image are denoised from their windows."""
 
-NOTHING = 0.02
-"""Where less of the loss than this is reducible at every σ, its moments would be those of noise."""
+MIN_REDUCIBLE = 0.02
+"""The least reducible loss, at some σ, from which moments are computed: those of less would be those of noise."""
 
-GROUPS = 16
-"""The jackknife leaves out one of so many groups of held-out samples at a time."""
+JACKKNIFE_GROUPS = 16
+"""Number of groups of held-out samples, one of which the jackknife leaves out at a time."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +70,7 @@ class Reducible:
         values: reducible(σ), ≥ 0; `trivial` less this is the loss that D* achieves.
         errors: standard errors of `values`.
         by: the name of D* at each σ; "trivial" where none is better than T.
-        p_mean: mean of ln σ under reducible(σ); None where that is below `NOTHING` at every σ.
+        p_mean: mean of ln σ under reducible(σ); None where that is below `MIN_REDUCIBLE` at every σ.
         p_std: standard deviation of the same, likewise.
         p_mean_error: standard error of p_mean, from the held-out samples.
         p_std_error: standard error of p_std, likewise.
@@ -128,7 +130,7 @@ def reducible(held: HeldOut, sigmas: Sequence[float], sigma_data: float, seed: i
     names, gains = _best(_gains(held, sigmas, seed))
     gains = weight[:, None] * gains
     v = held.moments.variance
-    some = float(gains.mean(1).max()) >= NOTHING
+    some = float(gains.mean(1).max()) >= MIN_REDUCIBLE
     mean, std = log_normal_of(levels, gains.mean(1)) if some else (None, None)
     mean_error, std_error = _jackknife(levels, gains) if some else (0.0, 0.0)
     return Reducible(
@@ -159,7 +161,7 @@ def log_normal_of(sigmas: Float64[Tensor, "levels"], values: Float64[Tensor, "le
 
 def _jackknife(sigmas: Float64[Tensor, "levels"], gains: Float64[Tensor, "levels batch"]) -> tuple[float, float]:
     """Standard errors of the two moments: without one group of samples at a time."""
-    groups = min(GROUPS, gains.shape[1])
+    groups = min(JACKKNIFE_GROUPS, gains.shape[1])
     number = torch.arange(gains.shape[1]) % groups
     found = torch.tensor([log_normal_of(sigmas, gains[:, number != g].mean(1)) for g in range(groups)])
     errors = ((groups - 1) * found.double().var(0, correction=0)).sqrt()
@@ -176,8 +178,8 @@ def _best(gains: dict[str, Float64[Tensor, "levels batch"]]) -> tuple[tuple[str,
 
 def _gains(held: HeldOut, sigmas: Sequence[float], seed: int) -> dict[str, Float64[Tensor, "levels batch"]]:
     """(‖T − y‖² − ‖D − y‖²)/n of each denoiser D, at each σ, for each held-out sample, on average over n and −n."""
-    windows = _windows(held, sigmas[0], seed) if len(held.shape) == 3 and min(held.shape[1:]) >= WINDOW else None
-    mixture = fit_mixture(held.rows, sigmas[0], seed) if held.rows.shape[1] <= FULL else None
+    windows = _windows(held, sigmas[0], seed) if len(held.shape) == 3 and min(held.shape[1:]) >= WINDOW_SIZE else None
+    mixture = fit_mixture(held.rows, sigmas[0], seed) if held.rows.shape[1] <= MAX_MIXTURE_DIMENSIONS else None
     n = held.rows.shape[1]
     ones = torch.ones_like(held.moments.values)
     rows: dict[str, list[Tensor]] = {}
@@ -214,7 +216,7 @@ def fit_mixture(rows: Float64[Tensor, "count n"], sigma_min: float, seed: int) -
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # 20 rounds are enough whether or not they have converged.
-        fitted.fit(rows[:WINDOWS].numpy())
+        fitted.fit(rows[:MAX_WINDOWS].numpy())
     covariances = torch.from_numpy(fitted.covariances_)
     means = torch.from_numpy(fitted.means_)
     return GaussianMixture(torch.from_numpy(fitted.weights_), means, (covariances + covariances.mT) / 2)
@@ -243,16 +245,16 @@ class Windows:
         x = self.clean + sigma * self.noise
         answer = torch.cat([self.mixture(part, sigma) for part in parts(x, 512)])
         t = self.mean + trivial * (x - self.mean)
-        middle = slice(WINDOW**2 // 2, None, WINDOW**2)
+        middle = slice(WINDOW_SIZE**2 // 2, None, WINDOW_SIZE**2)
         gains = (t - self.clean)[:, middle].square() - (answer - self.clean)[:, middle].square()
         return gains.reshape(self.images, -1).mean(1)
 
 
 def _windows(held: HeldOut, sigma_min: float, seed: int) -> Windows:
     generator = torch.Generator().manual_seed(seed)
-    images = held.rows[:WINDOWS].reshape(-1, *held.shape)
-    seen = windows_at(images, _places(len(images), -(-WINDOWS // len(images)), held.shape, generator))
-    places = _places(len(held.clean), PIXELS, held.shape, generator)
+    images = held.rows[:MAX_WINDOWS].reshape(-1, *held.shape)
+    seen = windows_at(images, _places(len(images), -(-MAX_WINDOWS // len(images)), held.shape, generator))
+    places = _places(len(held.clean), PIXELS_PER_IMAGE, held.shape, generator)
     mean = held.moments.mean.expand_as(held.clean)
     clean, noise, mean = (windows_at(x.reshape(-1, *held.shape), places) for x in (held.clean, held.noise, mean))
     return Windows(fit_mixture(seen, sigma_min, seed), clean, noise, mean, images=len(held.clean))
@@ -269,9 +271,9 @@ def windows_at(
     images: Float64[Tensor, "batch channels height width"], places: Int[Tensor, "batch pixels 2"]
 ) -> Float64[Tensor, "windows n"]:
     """The windows around some pixels of each image, flat; images are continued by reflection at their edges."""
-    margin = WINDOW // 2
+    margin = WINDOW_SIZE // 2
     padded = pad(images, (margin, margin, margin, margin), mode="reflect")
-    reach = torch.arange(WINDOW)
+    reach = torch.arange(WINDOW_SIZE)
     rows = places[..., 0, None, None] + reach[:, None]
     columns = places[..., 1, None, None] + reach
     image = torch.arange(len(images))[:, None, None, None]

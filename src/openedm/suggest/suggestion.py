@@ -12,24 +12,26 @@ from torch import Tensor
 from openedm.data import Dataset, measure
 from openedm.ground import checks
 from openedm.objective import LogNormal
-from openedm.suggest.limits import UNIFORM, Highest, Lowest, comparable, highest, lowest, posteriors
+from openedm.suggest.limits import UNIFORM_SHARE, Highest, Lowest, comparable, highest, lowest, posteriors
 from openedm.suggest.moments import draw, moments, noisy
 from openedm.suggest.reducible import HeldOut, Reducible, reducible
 
-LEAST = 64
-"""Fewer samples than this say too little."""
+__all__ = ["Scale", "Suggestion", "suggest"]
 
-HELD_OUT = (192, 512)
+MIN_SAMPLES = 64
+"""The least number of samples."""
+
+HELD_OUT_SAMPLES = (192, 512)
 """How many samples are held out, in many dimensions and in few."""
 
-WEIGHTS = 2**21
+MAX_WEIGHTS = 2**21
 """How many weights of the exact denoiser are computed at a time: held-out samples times data points."""
 
-COVER = 3.0
-"""σ_min and σ_max lie within so many standard deviations of the suggested p(σ)."""
+COVERED_STDS = 3.0
+"""How many standard deviations of the suggested p(σ) reach σ_min and σ_max."""
 
-UNEVEN = 3.0
-"""Dimensions whose scales differ by more are worth a warning."""
+MAX_UNEVENNESS = 3.0
+"""The ratio of the scales of two dimensions above which a warning is given."""
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Scale:
 
     Attributes:
         sigma_data: standard deviation of all values about their common mean, as training measures it.
-        error: its standard error, from the samples that were looked at.
+        error: its standard error, from the samples that were used.
         mean: that common mean.
         rms: √E[x²], about zero.
         within: root mean square of the standard deviations of the dimensions, each about its own mean: √(tr(Σ)/n).
@@ -78,9 +80,9 @@ class Suggestion:
         lowest: evidence for sigma_min.
         highest: evidence for sigma_max.
         reducible: evidence for p_mean and p_std.
-        samples: how many samples there are.
-        looked_at: how many of them were looked at.
-        warnings: what does not fit EDM's assumptions.
+        samples: the number of samples in the data.
+        looked_at: how many of them were used.
+        warnings: where the data do not fit EDM's assumptions.
     """
 
     sigma_data: float
@@ -102,7 +104,7 @@ class Suggestion:
         return LogNormal(self.p_mean, self.p_std)
 
     def reasons(self) -> dict[str, str]:
-        """One line on each of the five numbers."""
+        """One line that explains each of the five numbers."""
         return {
             "sigma_data": _scale_reason(self.scale),
             "sigma_min": _lowest_reason(self.lowest),
@@ -125,10 +127,10 @@ def suggest(
       c_in, c_skip and λ(σ) take to be the scale of every dimension about zero (Karras et al. 2022, Table 1).
     - σ_min, σ_max: see `openedm.suggest.limits`.
     - P_mean: the mean of ln σ where the loss is reducible (`openedm.suggest.reducible`).
-    - P_std: the standard deviation of the same, but at least so much that σ_min and σ_max lie within 3 P_std of P_mean.
-      Where nothing is reducible a network still has to learn the trivial answer, and at levels that it never sees it
-      does not: trained with the bare standard deviation, small networks are wrong at the ends of the range, most of all
-      at σ_max, where sampling begins.
+    - P_std: the standard deviation of the same, but large enough that σ_min and σ_max lie within 3 P_std of P_mean.
+      Where nothing is reducible a network still has to learn the trivial answer, and it does not at levels that are
+      never drawn: trained with the bare standard deviation, small networks are wrong at the ends of the range, most of
+      all at σ_max, where sampling begins.
 
     Where next to nothing of the loss is reducible, P_mean and P_std are EDM's in units of σ_data, −1.2 + ln(σ_data/½)
     and 1.2, the latter with the same bound.
@@ -139,7 +141,7 @@ def suggest(
         data: at least 64 samples of one shape; images may have one more estimate, of windows.
         terminal_nats: the divergence from the data that the start of sampling may cost, in (0, 1]; 0.01 nats is at most
             7 % in total variation.
-        max_samples: at most so many samples are looked at, drawn at random; ≥ 64.
+        max_samples: how many samples are used at most, drawn at random; ≥ 64.
         levels: how many noise levels the reducible loss is measured at, ≥ 8.
         seed: of the draws, ≥ 0.
 
@@ -153,14 +155,14 @@ def suggest(
     """
     if not 0 < terminal_nats <= 1:
         raise ValueError(f"terminal_nats must be in (0, 1], got {terminal_nats!r}")
-    checks.at_least("max_samples", max_samples, LEAST)
+    checks.at_least("max_samples", max_samples, MIN_SAMPLES)
     checks.at_least("levels", levels, 8)
     checks.at_least("seed", seed, 0)
-    checks.at_least("the number of samples in data", len(data), LEAST)
+    checks.at_least("the number of samples in data", len(data), MIN_SAMPLES)
     rows = draw(data, max_samples, seed)
     if bool((rows == rows[0]).all()):
-        raise ValueError(f"data must vary, but all {len(rows)} samples that were looked at are the same")
-    held = _hold_out(rows, data.event_shape, seed)
+        raise ValueError(f"data must vary, but all {len(rows)} samples that were used are the same")
+    held = _held_out(rows, data.event_shape, seed)
     scale = _scale(rows, data)
     low = lowest(held.clean, held.rows, scale.sigma_data)
     high = highest(held.moments, held.rows, held.against, terminal_nats)
@@ -185,19 +187,19 @@ def suggest(
 
 
 def _cover(p_mean: float, sigma_min: float, sigma_max: float) -> float:
-    """The P_std with which the farther of σ_min and σ_max is `COVER` standard deviations from P_mean."""
-    return max(math.log(sigma_max) - p_mean, p_mean - math.log(sigma_min)) / COVER
+    """The P_std with which the farther of σ_min and σ_max is `COVERED_STDS` standard deviations from P_mean."""
+    return max(math.log(sigma_max) - p_mean, p_mean - math.log(sigma_min)) / COVERED_STDS
 
 
-def _hold_out(rows: Float64[Tensor, "count n"], shape: tuple[int, ...], seed: int) -> HeldOut:
+def _held_out(rows: Float64[Tensor, "count n"], shape: tuple[int, ...], seed: int) -> HeldOut:
     count, n = rows.shape
-    number = min(count // 4, max(HELD_OUT[0], min(HELD_OUT[1], 2**14 // n)))
+    number = min(count // 4, max(HELD_OUT_SAMPLES[0], min(HELD_OUT_SAMPLES[1], 2**14 // n)))
     clean, others = rows[:number].repeat(2, 1), rows[number:]
     noise = torch.randn(number, n, generator=torch.Generator().manual_seed(seed + 1), dtype=torch.float64)
     noise = torch.cat([noise, -noise])
     found = moments(others)
     x = noisy(found, clean, noise)
-    points = others[: min(comparable(others), found.count, WEIGHTS // len(clean))]
+    points = others[: min(comparable(others), found.count, MAX_WEIGHTS // len(clean))]
     against = posteriors(x, (points - found.mean) @ found.basis)
     return HeldOut(clean, noise, others, found, x, against, shape)
 
@@ -242,7 +244,7 @@ def _highest_reason(high: Highest) -> str:
     mean = f", {high.mean_share:.0%} of them the mean's (centred: {high.centred:.3g})" if high.mean_share > 0.1 else ""
     return (
         f"± {high.error:.1g}; the start N(0, σ²) costs {high.nats:g} nats{mean}; largest distance {high.farthest:.3g}, "
-        f"posterior uniform to {UNIFORM:.0%} from {high.uniform:.3g}"
+        f"posterior uniform to {UNIFORM_SHARE:.0%} from {high.uniform:.3g}"
     )
 
 
@@ -270,13 +272,13 @@ def _std_reason(found: Suggestion) -> str:
         )
     if found.p_std > (1.2 if own is None else own):
         far = "σ_max" if math.log(found.sigma_max * found.sigma_min) > 2 * found.p_mean else "σ_min"
-        return f"{reason}, widened: {far} is to be within {COVER:g} of it of p_mean, to be trained on at all"
+        return f"{reason}, widened: {far} is to be within {COVERED_STDS:g} of it of p_mean, to be trained on at all"
     return reason
 
 
 def _warnings(scale: Scale, kind: str, curve: Reducible) -> tuple[str, ...]:
     found = []
-    if scale.unevenness > UNEVEN:
+    if scale.unevenness > MAX_UNEVENNESS:
         advice = (
             "usual for images with empty borders"
             if kind == "images"

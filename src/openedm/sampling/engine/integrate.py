@@ -24,7 +24,7 @@ from openedm.ground import checks
 from openedm.ground.devices import float64_on
 from openedm.sampling.engine.pairs import DORMAND_PRINCE, Pair, Row
 
-__all__ = ["Norm", "Scale", "Slope", "Solution", "check_times", "integrate", "largest", "root_mean_square"]
+__all__ = ["Norm", "Scale", "Slope", "Solution", "check_times", "integrate", "root_mean_square"]
 
 Slope = Callable[[Float[Tensor, "rows"], Float[Tensor, "rows *event"], Int64[Tensor, "rows"]], Tensor]
 """dy/dt, or N of y' = L y + N, at (time, y, rows): `rows` are the numbers of the samples in the batch."""
@@ -40,11 +40,6 @@ SMALLEST_STEP = 16 * 2.0**-52
 def root_mean_square(values: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows"]:
     """√ of the mean square over a sample."""
     return values.flatten(1).square().mean(1).sqrt()
-
-
-def largest(values: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows"]:
-    """The largest absolute value of a sample."""
-    return values.flatten(1).abs().amax(1)
 
 
 @dataclass(frozen=True)
