@@ -100,10 +100,10 @@ class Machine:
         start: where the pickle starts.
         origin: the position of `content` in the file, for messages.
         persistent: what a persistent id stands for; None where they are not allowed.
-        shared: anything that the globals' functions keep between their calls.
 
     Attributes:
         end: the first byte after the pickle, once it is read.
+        shared: what the globals' functions keep between their calls.
     """
 
     def __init__(
@@ -114,13 +114,12 @@ class Machine:
         start: int = 0,
         origin: int = 0,
         persistent: Callable[["Machine", Any], Any] | None = None,
-        shared: dict[Any, Any] | None = None,
     ) -> None:
         self.content = memoryview(content)
         self.known = known
         self.origin = origin
         self.persistent = persistent
-        self.shared = {} if shared is None else shared
+        self.shared: dict[Any, Any] = {}
         self.end = start
         self._opcode_at = start
         self._text = 0
@@ -152,13 +151,14 @@ class Machine:
             self.damaged(f"strings of more than {MAX_TEXT} bytes in all")
 
     def set_of(self, items: Any) -> set[str]:
-        """The set of the strings of a list.
+        """The set of the strings of a list, which are counted again: one opcode copies them all.
 
         Raises:
-            DamagedFileError: `items` is no list of strings.
+            DamagedFileError: `items` is no list of strings, or `charge` raises.
         """
         if type(items) is not list or any(type(item) is not str for item in items):
             self.damaged("a set must hold strings")
+        self.charge(64 * len(items))
         return set(items)
 
     def read(self, opcodes: int = MAX_OPCODES) -> Any:

@@ -201,9 +201,7 @@ def _persistent_object(machine: Machine, arguments: tuple[Any, ...]) -> Record:
 def _set(machine: Machine, arguments: tuple[Any, ...]) -> set[str]:
     if len(arguments) != 1:
         machine.damaged("a set must be made of one list")
-    items = machine.set_of(arguments[0])
-    machine.charge(64 * len(items))  # one opcode copies a whole list
-    return items
+    return machine.set_of(arguments[0])
 
 
 def _encode(machine: Machine, arguments: tuple[Any, ...]) -> bytes:
