@@ -49,7 +49,7 @@ def compared(group: Group, before: Arrays, now: Arrays) -> Row:
     return Row(
         arrays=len(before),
         identical=sum(value == 0 for value in found.values()),
-        close=sum(0 < value <= group.tolerance for value in found.values()),
+        close=sum(0 < value <= group.tolerance_of(name) for name, value in found.items()),
         missing=[name for name in before if name not in now],
         came=len(now.keys() - before.keys()),
         worst=worst if worst[0] > 0 else (0.0, ""),
