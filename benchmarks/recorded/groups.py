@@ -44,8 +44,8 @@ GROUPS = {
     "data": Group(tables.data),
     "runge-kutta": Group(sampling.runge_kutta),
     "multistep": Group(sampling.named_multistep),
-    # Weights of five or six levels solve a Vandermonde system that magnifies the rounding of times; with sums in another
-    # order alone (ATEN_CPU_CAPABILITY=default) version 0.1 differs from itself by 7e-12 there.
+    # Weights of five or six levels solve a Vandermonde system that magnifies rounding of the times: with other sums
+    # alone (ATEN_CPU_CAPABILITY=default) version 0.1 differs from itself by 7e-12 there.
     "engine": Group(sampling.engine, magnified=r"/[56]/"),
     "singlestep": Group(sampling.singlestep),
     "restarts": Group(sampling.restarts),
