@@ -2,7 +2,6 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -322,7 +321,7 @@ def test_priors_are_asked_on_the_host(away: torch.device, kind: str, tmp_path: P
     theta = prior.sample(400, seed=1)
     noise = torch.randn(theta.shape, generator=torch.Generator().manual_seed(2))
     fitted = fit(theta, theta + 0.3 * noise, prior, settings=TINY)
-    refined = fitted._with(replace(fitted.parts, refinement=TINY.refinement))
+    refined = fitted.with_refinement(TINY.refinement)
     refined.prior = prior if kind == "truncated" else gamma
     refined.save(tmp_path / "posterior")
     x = torch.ones(2)

@@ -329,7 +329,7 @@ class Posterior(ABC):
         if self.prior is None:
             inside, replacement = theta.isfinite().all(-1), torch.zeros(self.dim)
         else:
-            inside = (self.prior.log_prob(theta.detach().cpu()) > -math.inf).to(theta.device)
+            inside = self.prior.log_prob(theta.detach()) > -math.inf
             replacement = self.prior.bijection.inverse(torch.zeros(self.dim))
         moved = torch.where(inside[..., None], theta, replacement.to(theta))
         return (moved if self.prior is None else self.prior.bijection.clamp(moved)), inside

@@ -177,7 +177,7 @@ class LearnedTarget(Target):
     ) -> Float[Tensor, "members rows"]:
         """ln p(u) + ln q_e(y | u)."""
         theta = self.parameters.inverse(u)
-        prior = self._log_prior(theta) - self.parameters.log_det_at(u)
+        prior = self.prior.log_prob(theta) - self.parameters.log_det_at(u)
         mixture = self.emulator if member is None else self._alone[member]
         chunks = [mixture.each_log_prob(y, inputs) for y, inputs in self._chunks(theta, self.observed[chains])]
         return torch.cat(chunks, 1).double() + prior
@@ -186,10 +186,7 @@ class LearnedTarget(Target):
         """ln p(θ) + ln q(y | θ), for θ inside the prior's support."""
         chunks = self._chunks(theta, self.observed.expand(len(theta), -1))
         likelihood = torch.cat([self.emulator.log_prob(y, inputs) for y, inputs in chunks])
-        return likelihood.double() + self._log_prior(theta)
-
-    def _log_prior(self, theta: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
-        return self.prior.log_prob(theta.cpu()).to(theta.device)
+        return likelihood.double() + self.prior.log_prob(theta)
 
     def _chunks(self, theta: Float[Tensor, "n d"], observed: Float[Tensor, "n y"]) -> Iterator[tuple[Tensor, Tensor]]:
         inputs = self.parameters.inputs_of(theta)
