@@ -4,6 +4,7 @@ from . import (
     data as data,
     denoiser as denoiser,
     exact as exact,
+    generation as generation,
     guidance as guidance,
     inference as inference,
     interop as interop,

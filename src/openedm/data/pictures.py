@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from jaxtyping import Float, UInt8
+from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
 from openedm.ground import checks
@@ -16,7 +16,7 @@ from openedm.ground.storage import replacing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pixels", "image_grid", "save_image", "to_image", "to_uint8"]
+__all__ = ["Pixels", "grid_columns", "image_grid", "save_image", "to_image", "to_uint8"]
 
 Pixels = UInt8[np.ndarray, "rows columns bands"]
 
@@ -75,6 +75,12 @@ def image_grid(
         top, left = i // columns * down, i % columns * right
         grid[top : top + height * scale, left : left + width * scale] = image.transpose(1, 2, 0)
     return grid
+
+
+def grid_columns(labels: Int64[Tensor, "seeds"] | None) -> int | None:
+    """The columns of a grid of samples: one a class where there are 2 to 20; None, a square, otherwise."""
+    classes = 0 if labels is None else len(set(labels.tolist()))
+    return classes if 2 <= classes <= 20 else None
 
 
 def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":

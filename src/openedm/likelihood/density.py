@@ -26,7 +26,7 @@ What is found is the density of data plus noise of σ_min. Since ∂p/∂(σ²/2
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
@@ -106,6 +106,9 @@ class Likelihood(Choice):
     >>> Likelihood().log_prob(GaussianMixture([1.0], [[0.0]], [[[1.0]]]), torch.zeros(1, 1)).log_prob
     tensor([-0.9189], dtype=torch.float64)
     """
+
+    full_float32: ClassVar[bool] = True
+    """Numbers are compared that are closer than TF32's rounding."""
 
     trace: Trace | None = None
     solver: Solver = DormandPrince(1e-4)

@@ -50,7 +50,9 @@ DOTS_PER_INCH = 150
 
 
 def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
-    """Write a figure; the suffix of `path` names the format. The file appears complete or not at all.
+    """Write a figure; the suffix of `path` names the format.
+
+    The folder is made if need be, and the file appears complete or not at all.
 
     Raises:
         ValueError: the suffix is none that matplotlib writes.
@@ -58,6 +60,7 @@ def save_figure(figure: Figure, path: str | os.PathLike[str]) -> None:
     path = Path(path)
     suffix = path.suffix.lower().removeprefix(".")
     checks.one_of("the suffix of path", suffix, sorted(figure.canvas.get_supported_filetypes()))
+    path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         figure.savefig(temporary, format=suffix, dpi=DOTS_PER_INCH, facecolor="white")
 

@@ -36,7 +36,7 @@ from openedm.sampling.methods.stochastic import (
     EulerMaruyama,
     PredictorCorrector,
 )
-from openedm.sampling.noise import NoiseSource, PathNoise, SeededNoise, initial_noise
+from openedm.sampling.noise import NoiseSource, PathNoise, SeededNoise, class_labels, initial_noise
 from openedm.sampling.sampler import Sampler, SamplerChoice, sample_batches
 
 __all__ = [
@@ -86,6 +86,7 @@ __all__ = [
     "UniPC",
     "adaptive_flow",
     "adaptive_sample",
+    "class_labels",
     "fit_levels",
     "initial_noise",
     "pilot_seeds",

@@ -4,10 +4,10 @@ from collections.abc import Sequence
 from typing import Protocol, runtime_checkable
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["NoiseSource", "PathNoise", "SeededNoise", "initial_noise"]
+__all__ = ["NoiseSource", "PathNoise", "SeededNoise", "class_labels", "initial_noise"]
 
 
 @runtime_checkable
@@ -87,3 +87,27 @@ class SeededNoise:
 def initial_noise(seeds: Sequence[int], event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
     """The unit noise that sampling with `seeds` starts from."""
     return SeededNoise(seeds).draw(event_shape)
+
+
+def class_labels(
+    seeds: Sequence[int], classes: Sequence[int] | None, num_classes: int
+) -> Int64[Tensor, "seeds"] | None:
+    """The class of each seed, a function of the seed alone: the classes in turn, `classes[seed mod len(classes)]`.
+
+    Args:
+        seeds: one seed a sample.
+        classes: the classes to draw; None means all.
+        num_classes: the number of classes of the model; 0 for an unconditional one.
+
+    Raises:
+        ValueError: the model does not have a class.
+    """
+    if num_classes == 0:
+        if classes is not None:
+            raise ValueError(f"classes must not be given: the model is unconditional, got {list(classes)}")
+        return None
+    chosen = list(range(num_classes)) if classes is None else list(classes)
+    wrong = [c for c in chosen if not 0 <= c < num_classes]
+    if wrong or not chosen:
+        raise ValueError(f"classes must be between 0 and {num_classes - 1}, got {wrong or 'none'}")
+    return torch.tensor([chosen[seed % len(chosen)] for seed in seeds], dtype=torch.int64)

@@ -1,0 +1,284 @@
+"""How samples are drawn from a checkpoint: one choice, and the checkpoint that it is applied to."""
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from accelerate import Accelerator
+from jaxtyping import Float64, Int64
+from torch import Tensor
+
+from openedm.denoiser import Condition, Denoiser, configure_execution
+from openedm.ground.choices import Choice, from_config, to_config
+from openedm.ground.storage import read_json, replacing, write_json
+from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
+from openedm.sampling import (
+    Auto,
+    BrownianNoise,
+    Fit,
+    Sampler,
+    SamplerChoice,
+    SeededNoise,
+    State,
+    class_labels,
+    fit_levels,
+    pilot_seeds,
+    sample_batches,
+)
+from openedm.training import Model, find_checkpoint, load_denoiser, read_model
+from openedm.training.checkpoints import read_progress
+
+__all__ = ["CheckpointSampler", "PreparedSampler", "Progress", "SamplingOptions", "no_progress"]
+
+FIT_VERSION = 1
+"""Version of the fit of levels: fits of another version are made anew."""
+
+Progress = Callable[[str, float, float | None], None]
+"""Called with the name of the work, how much of it is done, and how much there is (None where that is not known)."""
+
+
+def no_progress(name: str, done: float, total: float | None = None) -> None:
+    """Progress that nobody sees."""
+
+
+@dataclass(frozen=True)
+class SamplingOptions(Choice):
+    """How samples are drawn from a checkpoint.
+
+    Args:
+        nfe: the number of network evaluations of a sample; solver and noise levels are then chosen by rule.
+        tolerance: the error that a sample may have instead, in data units; an adaptive solver then takes the steps.
+        sigma_min: the lowest noise level with nfe or tolerance; 0.002 unless the data are very narrow.
+        sigma_max: the highest noise level with nfe or tolerance; 80 unless the data are very wide.
+        levels: noise levels by rule, or fitted to the checkpoint once, which takes a few hundred times as long as a
+            sample; fitted levels are kept beside the checkpoint.
+        sampler: levels, schedule, solver and stochasticity one by one, instead of nfe and tolerance. With nfe null and
+            nothing else it is EDM's sampler: Heun's method with 35 evaluations.
+        guidance: the weight of guidance, 1 for none, at all noise levels or some. Without `guiding` this is
+            classifier-free guidance, for models trained with label_dropout.
+        guiding: another checkpoint or run, smaller or less trained, to guide away from (autoguidance).
+        weights: ema, the averaged weights, or raw, those of the last step.
+        precision: fp32, or bf16 for networks in mixed precision: faster where the processor multiplies bfloat16, and
+            accurate to two or three digits. Samples then depend on the batch size in those digits.
+        compile: compile the networks with torch.compile; it pays off after some thousand samples.
+
+    Raises:
+        ValueError: a value is out of its range, or an option has no effect beside another.
+    """
+
+    nfe: int | None = field(default=32, metadata={"unless": ("tolerance", "sampler")})
+    tolerance: float | None = None
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    levels: Literal["rule", "fitted"] = "rule"
+    sampler: Sampler = Sampler()
+    guidance: GuidanceWeight = Interval()
+    guiding: str | None = None
+    weights: Literal["ema", "raw"] = "ema"
+    precision: Literal["fp32", "bf16"] = "fp32"
+    compile: bool = False
+
+    def __post_init__(self) -> None:
+        described = self.sampler != Sampler()
+        if self.tolerance is not None and self.nfe is not None:
+            raise ValueError(f"tolerance and nfe are mutually exclusive, got {self.tolerance} and nfe={self.nfe}")
+        if described and (self.nfe, self.tolerance) != (None, None):
+            name = "nfe" if self.tolerance is None else "tolerance"
+            raise ValueError(f"{name} and sampler options are mutually exclusive, got {name} and {self.sampler}")
+        if isinstance(self.method, Sampler) and (self.sigma_min, self.sigma_max) != (None, None):
+            raise ValueError(
+                "sigma_min and sigma_max require nfe or tolerance: beside sampler options, use "
+                "sampler.levels.sigma_min and sampler.levels.sigma_max"
+            )
+        if self.levels == "fitted" and self.tolerance is not None:
+            raise ValueError("levels='fitted' requires nfe or a sampler on fixed levels, got a tolerance")
+        if self.guidance.is_one and (self.guidance != Interval() or self.guiding is not None):
+            raise ValueError(f"guidance.weight must be other than 1, which is no guidance, got {self.guidance}")
+
+    @property
+    def method(self) -> SamplerChoice:
+        """The automatic sampler, unless another one is described."""
+        if self.nfe is None and self.tolerance is None:
+            return self.sampler
+        return Auto(self.nfe, self.tolerance, self.sigma_min, self.sigma_max)
+
+    @property
+    def full_float32(self) -> bool:
+        """Whether numbers are compared that are closer than TF32's rounding: adaptive steps and fitted levels."""
+        return self.levels == "fitted" or self.tolerance is not None or self.sampler.nfe is None
+
+    @property
+    def execution(self) -> dict[str, Any]:
+        """The options of `configure_execution` that change samples in their last digits, where they are set."""
+        precision = {} if self.precision == "fp32" else {"precision": self.precision}
+        return precision | ({"compile": True} if self.compile else {})
+
+
+class PreparedSampler(NamedTuple):
+    """A denoiser and the sampler for it.
+
+    Attributes:
+        denoiser: guided, where that is asked for; on its device.
+        sampler: chosen by rule, fitted, or as described.
+        origin: how the sampler was found, in words; empty for one that was described.
+    """
+
+    denoiser: Denoiser
+    sampler: Sampler
+    origin: str
+
+
+class CheckpointSampler:
+    """Draws samples from a checkpoint. What is wrong is refused at once; weights are loaded by `prepare`.
+
+    A sample depends on its seed, its class and the options alone. Seed s gets class `classes[s mod len(classes)]`.
+
+    Args:
+        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
+        options: how samples are drawn.
+        classes: the classes to draw, in turn; None means all of the model.
+        noise: what a stochastic sampler adds: independent draws, or the pieces of one Brownian path a seed, so that
+            more steps refine the same sample.
+
+    Attributes:
+        folder: the checkpoint folder.
+        model: what the denoiser is.
+        source: the digests of the weights, and the guidance: all that samples depend on beside the sampler.
+
+    Raises:
+        ValueError: there is no such checkpoint, the model does not have a class, or an option has no effect.
+    """
+
+    def __init__(
+        self,
+        checkpoint: str | Path,
+        options: SamplingOptions = SamplingOptions(),
+        classes: Sequence[int] | None = None,
+        noise: Literal["independent", "path"] = "independent",
+    ) -> None:
+        method = options.method
+        if noise == "path" and not (isinstance(method, Sampler) and method.uses_path_noise):
+            raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {method}")
+        self.options, self.classes, self.noise = options, classes, noise
+        self.folder = find_checkpoint(checkpoint)
+        self.model = read_model(self.folder)
+        self.labels([])
+        self.source = _source(self.folder, self.model, options)
+
+    def labels(self, seeds: Sequence[int]) -> Int64[Tensor, "seeds"] | None:
+        """The class of each seed; None for an unconditional model."""
+        return class_labels(seeds, self.classes, self.model.num_classes)
+
+    def settings(self, sampler: Sampler) -> dict[str, Any]:
+        """All that the samples depend on beside their seeds, as plain data."""
+        noise = {"noise": self.noise} if self.noise == "path" else {}
+        chosen = {**self.source, "classes": self.classes, "sampler": to_config(sampler)}
+        return {**chosen, **self.options.execution, **noise}
+
+    def prepare(self, accelerator: Accelerator | None = None, progress: Progress = no_progress) -> PreparedSampler:
+        """Load the weights and find the sampler; several processes must call it together.
+
+        Args:
+            accelerator: the processes and their device; None for this process and the host.
+            progress: called with the number of evaluations while levels are fitted.
+        """
+        options, main = self.options, accelerator is None or accelerator.is_main_process
+        denoiser = _load(self.folder, options).to("cpu" if accelerator is None else accelerator.device)
+        with nullcontext() if accelerator is None else accelerator.main_process_first():  # others read what it fitted
+            if options.levels == "fitted":
+                sampler, origin = self._fitted(denoiser, progress, main=main)
+            else:
+                sampler = options.method.choose(denoiser)
+                origin = "sampler" if isinstance(options.method, Auto) else ""
+        sampler.check(denoiser)
+        configure_execution(denoiser, precision=options.precision, compile=options.compile)
+        return PreparedSampler(denoiser, sampler, origin)
+
+    def draw(
+        self, prepared: PreparedSampler, seeds: Sequence[int], batch_size: int = 64
+    ) -> Iterator[tuple[Sequence[int], Float64[Tensor, "batch *event"]]]:
+        """Yields (seeds, samples) batch after batch, on the host.
+
+        Args:
+            prepared: what `prepare` returned.
+            seeds: one seed a sample.
+            batch_size: samples drawn at a time; changes memory and speed, not the samples.
+        """
+        labels, noise = self.labels(seeds), BrownianNoise if self.noise == "path" else SeededNoise
+        return sample_batches(
+            prepared.sampler, prepared.denoiser, seeds, condition=labels, batch_size=batch_size, noise=noise
+        )
+
+    def trajectory(self, prepared: PreparedSampler, seeds: Sequence[int]) -> list[State]:
+        """The states of the samples at each noise level, as the sampler passes through them."""
+        states: list[State] = []
+        noise = (BrownianNoise if self.noise == "path" else SeededNoise)(seeds)
+        prepared.sampler.sample(prepared.denoiser, noise, condition=self.labels(seeds), callback=states.append)
+        return states
+
+    def _fitted(self, denoiser: Denoiser, progress: Progress, *, main: bool) -> tuple[Sampler, str]:
+        """The sampler with levels that were fitted before, or are fitted now and kept beside the checkpoint."""
+        method = self.options.method
+        settings = {"sampler": to_config(method), "fit": FIT_VERSION, **self.source, "classes": self.classes}
+        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
+        path = self.folder / "fitted" / f"{name}.json"
+        if path.is_file():
+            return from_config(Sampler, read_json(path)["fitted"]), f"sampler, fitted before ({path})"
+        if main:
+            path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the work
+        fit = _fit(method, denoiser, self.labels(range(len(pilot_seeds(self.model.event_shape)))), progress)
+        if main:
+            found = {"fitted": to_config(fit.sampler), "error": fit.error, "error_before": fit.error_before}
+            with replacing(path) as temporary:
+                write_json(temporary, {**found, **settings})
+        return fit.sampler, f"sampler, fitted (error {fit.error_before:.2g} -> {fit.error:.2g}, kept in {path})"
+
+
+def _source(folder: Path, model: Model, options: SamplingOptions) -> dict[str, Any]:
+    """Digests of the weights and the guidance; refuses guidance that the models cannot give."""
+    source: dict[str, Any] = {"weights": _digest(folder, options.weights)}
+    if options.guidance.is_one:
+        return source
+    if options.guiding is not None:
+        other = _digest(find_checkpoint(options.guiding), options.weights)
+        if other == source["weights"]:
+            raise ValueError(
+                f"guiding must have other weights than the checkpoint, got {options.guiding!r} with the same"
+            )
+        return {**source, "guidance": to_config(options.guidance), "guiding": other}
+    if model.num_classes == 0:
+        raise ValueError("guidance must not be given: the model is unconditional; give another checkpoint as guiding")
+    training = read_progress(folder) if (folder / "training.json").is_file() else {}
+    if training.get("options", {}).get("init_args", {}).get("label_dropout") == 0:
+        raise ValueError(
+            "guidance requires a model that was also trained without classes, this one was trained with "
+            "label_dropout 0: train with --options.label_dropout 0.1, or give another checkpoint as guiding"
+        )
+    return {**source, "guidance": to_config(options.guidance)}
+
+
+def _digest(folder: Path, weights: Literal["ema", "raw"]) -> str:
+    """SHA-256 of the file of a checkpoint's weights."""
+    with open(folder / ("model.safetensors" if weights == "ema" else "training.safetensors"), "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _load(folder: Path, options: SamplingOptions) -> Denoiser:
+    """The denoiser of a checkpoint, guided where that is asked for: by itself without classes, or by another one."""
+    denoiser = load_denoiser(folder, options.weights)
+    if options.guiding is not None:
+        return Guided(denoiser, load_denoiser(options.guiding, options.weights), options.guidance)
+    return denoiser if options.guidance.is_one else ClassifierFree(denoiser, options.guidance)
+
+
+def _fit(method: SamplerChoice, denoiser: Denoiser, condition: Condition, progress: Progress) -> Fit:
+    def report(count: int) -> None:
+        progress("fitting levels", count, None)
+
+    if isinstance(method, Auto):
+        return method.fit(denoiser, condition=condition, progress=report)
+    return fit_levels(denoiser, method.choose(denoiser), condition=condition, progress=report)

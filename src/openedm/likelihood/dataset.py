@@ -1,0 +1,84 @@
+"""Log-likelihoods of the samples of a dataset, batch after batch, as columns of numbers."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Int64
+from torch import Tensor
+
+from openedm.data import Dataset
+from openedm.denoiser import Denoiser
+from openedm.ground import checks
+from openedm.likelihood.bits import BitsPerDim, bits_per_dim
+from openedm.likelihood.density import Likelihood, LogProb
+
+__all__ = ["Dequantisation", "dataset_log_prob"]
+
+
+@dataclass(frozen=True)
+class Dequantisation:
+    """Uniform noise that fills the bins of an image's values, so that its density bounds a code length.
+
+    Args:
+        num_values: the number of values that a pixel can have, ≥ 2.
+        draws: how often each image is dequantised, ≥ 1.
+        importance: whether the closer, importance-weighted bound is taken; it needs two draws or more.
+
+    Raises:
+        ValueError: a value is out of its range.
+    """
+
+    num_values: int = 256
+    draws: int = 1
+    importance: bool = False
+
+    def __post_init__(self) -> None:
+        checks.at_least("draws", self.draws, 1)
+        checks.at_least("num_values", self.num_values, 2)
+        if self.importance and self.draws == 1:
+            raise ValueError("importance requires draws >= 2, got 1")
+
+
+def dataset_log_prob(
+    denoiser: Denoiser,
+    dataset: Dataset,
+    indices: Int64[Tensor, "samples"],
+    method: Likelihood = Likelihood(),
+    dequantisation: Dequantisation | None = None,
+    *,
+    batch_size: int = 50,
+    seed: int = 0,
+    progress: Callable[[int, int], None] = lambda done, total: None,
+) -> dict[str, Tensor]:
+    """Columns of numbers, one row a sample: index, log_prob, standard_error and nfe; bits_per_dim for images.
+
+    A row depends on the sample's place in the data and the seed, not on the batch.
+
+    Args:
+        denoiser: the model; one with classes is given the labels of the data.
+        dataset: the data.
+        indices: which samples.
+        method: trace, solver and noise levels.
+        dequantisation: of images; None for other data.
+        batch_size: samples at a time; changes memory and speed, not the numbers.
+        seed: of the dequantisation and the probes.
+        progress: called after each batch with how many are done, of how many.
+    """
+    parts, batches = [], torch.split(indices, batch_size)
+    for done, part in enumerate(batches, start=1):
+        x, labels = dataset.fetch(part)
+        condition = labels if denoiser.num_classes > 0 else None
+        # A seed for each place in the data, and other ones for another seed.
+        seeds = [seed * len(dataset) + int(index) for index in part]
+        columns = {"index": part}
+        found: LogProb | BitsPerDim
+        if dequantisation is None:
+            found = method.log_prob(denoiser, x, condition, seeds=seeds)
+            columns["log_prob"] = found.log_prob.cpu()
+        else:
+            found = bits_per_dim(denoiser, x, condition, seeds=seeds, likelihood=method, **vars(dequantisation))
+            columns |= {"log_prob": found.log_prob.mean(0).cpu(), "bits_per_dim": found.bits_per_dim.cpu()}
+        parts.append({**columns, "standard_error": found.standard_error.cpu(), "nfe": found.nfe.cpu()})
+        progress(done, len(batches))
+    return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

@@ -1,0 +1,96 @@
+"""What observers keep of a run: a log of losses, and curves for a tracker."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+from accelerate import Accelerator
+
+from openedm.ground.storage import replacing
+from openedm.training.monitoring import Observer, TrainingProgress, ValidationLoss
+from openedm.training.options import Options
+
+__all__ = ["RunLog", "RunTracker"]
+
+
+class RunLog(Observer):
+    """log.jsonl: one JSON object a line, training loss averaged over up to 1/2000 of the run, and validations."""
+
+    def __init__(self, path: Path, options: Options) -> None:
+        self.path = path
+        self.progress: list[tuple[int, float]] = []
+        self.validations: list[tuple[int, ValidationLoss]] = []
+        self._window: list[TrainingProgress] = []
+        self._steps = max(1, options.images // options.batch_size // 2000)
+
+    def start(self, images: int) -> None:
+        """Keep what an earlier part of the run wrote up to `images`; later lines will be written again."""
+        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
+        kept = [line for line in lines if _images(line) <= images]
+        for row in map(json.loads, kept):
+            if "validation" in row:
+                self.validations.append((row["images"], _validation(row["validation"])))
+            else:
+                self.progress.append((row["images"], row["loss"]))
+        with replacing(self.path) as path:
+            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+
+    def on_progress(self, progress: TrainingProgress) -> None:
+        """Write a line at the end of each window."""
+        self._window.append(progress)
+        if progress.step % self._steps:
+            return
+        count = len(self._window)
+        row = {
+            "images": progress.images,
+            "step": progress.step,
+            "loss": sum(p.loss for p in self._window) / count,
+            "gradient_norm": sum(p.gradient_norm for p in self._window) / count,
+            "learning_rate": progress.learning_rate,
+            "images_per_second": count / sum(1 / p.images_per_second for p in self._window),
+            "skipped": progress.skipped,
+        }
+        self._window.clear()
+        self.progress.append((progress.images, row["loss"]))
+        self._write(row)
+
+    def on_validation(self, images: int, loss: ValidationLoss) -> None:
+        """Write the validation loss."""
+        self.validations.append((images, loss))
+        self._write({"images": images, "validation": vars(loss)})
+
+    def _write(self, row: dict[str, Any]) -> None:
+        with open(self.path, "a", encoding="utf-8") as file:
+            file.write(json.dumps(row) + "\n")
+
+
+def _validation(values: dict[str, Any]) -> ValidationLoss:
+    return ValidationLoss(
+        tuple(values["sigmas"]), tuple(values["errors"]), tuple(values["losses"]), float(values["loss"])
+    )
+
+
+def _images(line: str) -> float:
+    try:
+        return float(json.loads(line)["images"])
+    except (ValueError, KeyError, TypeError):  # a line cut short when the process was killed
+        return float("inf")
+
+
+class RunTracker(Observer):
+    """Sends curves to the tracker that accelerate was set up with."""
+
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
+
+    def on_progress(self, progress: TrainingProgress) -> None:
+        """Every tenth step."""
+        if progress.step % 10 == 0:
+            names = ("loss", "gradient_norm", "learning_rate", "images_per_second", "skipped")
+            values = {f"train/{name}": getattr(progress, name) for name in names}
+            self._accelerator.log(values, step=progress.images)
+
+    def on_validation(self, images: int, loss: ValidationLoss) -> None:
+        """The mean, and the loss at each noise level."""
+        levels = {f"validation/sigma_{s:.3g}": v for s, v in zip(loss.sigmas, loss.losses, strict=True)}
+        self._accelerator.log({"validation/loss": loss.loss, **levels}, step=images)

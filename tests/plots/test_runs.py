@@ -1,0 +1,61 @@
+import numpy as np
+import PIL.Image
+import torch
+
+from openedm.data.pictures import image_grid
+from openedm.denoiser import Preconditioned
+from openedm.levels import Karras
+from openedm.objective import Objective
+from openedm.plots.runs import RunFigures
+from openedm.preconditioning import EDM
+from openedm.sampling import Sampler
+from openedm.training import Options, TrainingProgress, ValidationLoss
+from openedm.training.records import RunLog
+
+SAMPLER = Sampler(Karras(3))
+
+
+def progress(step, loss=1.0, batch=10, speed=100.0, skipped=0):
+    return TrainingProgress(step * batch, step, loss, 2 * loss, 1e-3, speed, skipped)
+
+
+def validation(scale=1.0):
+    return ValidationLoss((0.1, 1.0), (0.01 * scale, 0.5 * scale), (0.9 * scale, 0.7 * scale), 0.8 * scale)
+
+
+class Tenths(Preconditioned):
+    """A denoiser whose every sample is a tenth of the class it is asked for, in every entry; 0 without classes."""
+
+    def __init__(self, event_shape, num_classes=0):
+        super().__init__(torch.nn.Identity(), EDM(), event_shape=event_shape, num_classes=num_classes)
+
+    def denoise(self, x, sigma, condition, **options):
+        value = torch.zeros(len(x)) if condition is None else condition / 10
+        return value.to(x).view(-1, *[1] * (x.ndim - 1)).expand_as(x).clone()
+
+
+def test_a_snapshot_is_a_grid_with_a_column_a_class(tmp_path):
+    figures = RunFigures(tmp_path / "figures", RunLog(tmp_path / "log.jsonl", Options()), Objective(), SAMPLER)
+    figures.on_snapshot(1280, Tenths((1, 8, 8), num_classes=3))
+    picture = np.array(PIL.Image.open(tmp_path / "figures" / "samples-000000001280.png"))
+    values = torch.arange(3).repeat(8)[:, None, None, None] / 10 * torch.ones(1, 1, 8, 8)
+    assert np.array_equal(picture, image_grid(values, 3, scale=4)[:, :, 0])
+
+
+def test_a_snapshot_of_what_is_no_picture_is_an_array(tmp_path):
+    figures = RunFigures(tmp_path, RunLog(tmp_path / "log.jsonl", Options()), Objective(), SAMPLER)
+    figures.on_snapshot(7, Tenths((2,)))
+    assert np.array_equal(np.load(tmp_path / "samples-000000000007.npy"), np.zeros((64, 2), np.float32))
+
+
+def test_curves_are_drawn_anew_with_every_validation(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", Options(images=100, batch_size=10))
+    figures = RunFigures(tmp_path / "figures", log, Objective(), SAMPLER)
+    contents = []
+    for step in (1, 2):
+        log.on_progress(progress(step, loss=1 / step))
+        log.on_validation(10 * step, validation(1 / step))
+        figures.on_validation(10 * step, validation(1 / step))
+        contents.append([(tmp_path / "figures" / f"{name}.png").read_bytes() for name in ("loss", "loss_per_sigma")])
+    assert all(picture.startswith(b"\x89PNG") for pictures in contents for picture in pictures)
+    assert all(a != b for a, b in zip(*contents, strict=True))

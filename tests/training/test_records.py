@@ -1,0 +1,111 @@
+"""What is kept of a run: the log, and curves for a tracker."""
+
+import json
+
+import numpy as np
+import pytest
+
+from openedm.training import Options, TrainingProgress, ValidationLoss, make_accelerator
+from openedm.training.records import RunLog, RunTracker
+
+
+def progress(step, loss=1.0, batch=10, speed=100.0, skipped=0):
+    return TrainingProgress(step * batch, step, loss, 2 * loss, 1e-3, speed, skipped)
+
+
+def validation(scale=1.0):
+    return ValidationLoss((0.1, 1.0), (0.01 * scale, 0.5 * scale), (0.9 * scale, 0.7 * scale), 0.8 * scale)
+
+
+def read(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_every_step_of_a_short_run_is_a_line(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", Options(images=100, batch_size=10))
+    for step in range(1, 4):
+        log.on_progress(progress(step, loss=step, skipped=step - 1))
+    assert read(tmp_path / "log.jsonl") == [
+        {
+            "images": 10 * step,
+            "step": step,
+            "loss": step,
+            "gradient_norm": 2 * step,
+            "learning_rate": 1e-3,
+            "images_per_second": 100.0,
+            "skipped": step - 1,
+        }
+        for step in range(1, 4)
+    ]
+
+
+def test_lines_of_a_long_run_are_averages_over_windows(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", Options(images=4 * 2000 * 10, batch_size=10))
+    for step in range(1, 11):
+        log.on_progress(progress(step, loss=step, speed=100 if step % 2 else 50))
+    first, second = read(tmp_path / "log.jsonl")
+    assert (first["images"], second["images"]) == (40, 80)
+    assert (first["loss"], second["loss"]) == (2.5, 6.5)
+    assert first["gradient_norm"] == 5.0
+    assert first["images_per_second"] == pytest.approx(4 / (2 / 100 + 2 / 50))  # images over time
+    assert log.progress == [(40, 2.5), (80, 6.5)]
+
+
+def test_a_loss_that_is_not_finite_is_told_and_not_hidden(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", Options(images=100, batch_size=10))
+    log.on_progress(progress(1, loss=float("nan"), skipped=1))
+    (row,) = read(tmp_path / "log.jsonl")
+    assert np.isnan(row["loss"])
+    assert row["skipped"] == 1
+
+
+def test_validations_are_lines_of_their_own(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", Options())
+    log.on_validation(70, validation())
+    expected = {"sigmas": [0.1, 1.0], "errors": [0.01, 0.5], "losses": [0.9, 0.7], "loss": 0.8}
+    assert read(tmp_path / "log.jsonl") == [{"images": 70, "validation": expected}]
+
+
+def test_a_log_that_goes_on_keeps_what_lies_before_and_drops_what_will_be_told_again(tmp_path):
+    path, options = tmp_path / "log.jsonl", Options(images=100, batch_size=10)
+    first = RunLog(path, options)
+    for step in range(1, 6):
+        first.on_progress(progress(step, loss=step))
+        if step in (2, 4):
+            first.on_validation(10 * step, validation(step))
+    with open(path, "a") as file:
+        file.write('{"images": 60, "step": 6, "lo')  # the process was killed here
+    log = RunLog(path, options)
+    log.start(30)
+    log.on_progress(progress(4, loss=40))
+    assert [(row["images"], row.get("loss")) for row in read(path)] == [(10, 1), (20, 2), (20, None), (30, 3), (40, 40)]
+    assert log.progress == [(10, 1), (20, 2), (30, 3), (40, 40)]
+    assert log.validations == [(20, validation(2))]
+
+
+def test_a_log_that_starts_anew_forgets_what_was_there(tmp_path):
+    path = tmp_path / "log.jsonl"
+    path.write_text('{"images": 10, "step": 1, "loss": 1.0}\nnonsense\n')
+    log = RunLog(path, Options())
+    log.start(0)
+    assert path.read_text() == ""
+    assert log.progress == []
+
+
+def test_the_tracker_gets_every_tenth_step_and_every_validation(monkeypatch):
+    accelerator, logged = make_accelerator(), []
+    monkeypatch.setattr(accelerator, "log", lambda values, step: logged.append((step, values)))
+    tracker = RunTracker(accelerator)
+    for step in range(1, 21):
+        tracker.on_progress(progress(step, loss=step))
+    tracker.on_validation(200, validation())
+    (first, values), (second, _), (third, measured) = logged
+    assert (first, second, third) == (100, 200, 200)
+    assert values == {
+        "train/loss": 10,
+        "train/gradient_norm": 20,
+        "train/learning_rate": 1e-3,
+        "train/images_per_second": 100.0,
+        "train/skipped": 0,
+    }
+    assert measured == {"validation/loss": 0.8, "validation/sigma_0.1": 0.9, "validation/sigma_1": 0.7}
