@@ -14,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from openedm.cli.inference.reporting import machine as this_machine
+from openedm.inference.benchmark import machine as this_machine
 
 
 class Times(NamedTuple):

@@ -5,16 +5,20 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from jsonargparse import ArgumentError
 from PIL import Image
 
 from openedm.cli import main as module
+from openedm.cli.arguments import numbers_of, simulator_of
 from openedm.cli.inference import COMMANDS
 from openedm.cli.inference import benchmark as benchmarking
-from openedm.cli.inference.choosing import FRESH, gathered, settings_of, tasks_of
-from openedm.cli.inference.reading import numbers_of, simulator_of
-from openedm.cli.inference.reporting import table
-from openedm.cli.parsing import parser_for
+from openedm.cli.inference.arguments import settings_of, tasks_of
+from openedm.cli.inference.fit import fit as command
+from openedm.cli.parsing import parse, parser_for
+from openedm.cli.terminal import Bars, table
 from openedm.inference import Box, DenoiserPosterior, Settings, Store, calibrate, fit, load, simulate, tasks
+from openedm.inference import benchmark as library
+from openedm.inference.benchmark import FRESH
 from openedm.metrics import c2st
 from openedm.networks import MLP, ConditionalMLP
 
@@ -57,12 +61,12 @@ def made(openedm, tmp_path_factory):
 
 
 def settings(n):
-    return settings_of(json.dumps(CHANGES), n, 2, (2,))
+    return settings_of(CHANGES, n, 2, (2,))
 
 
 def refuses(result, message):
     assert result.status != 0
-    assert message in result.err.splitlines()[-1]
+    assert message in "\n".join(result.err.splitlines()[-2:])
 
 
 # The group.
@@ -110,53 +114,53 @@ def test_the_groups_name_real_commands():
 # Settings.
 
 
-def test_dotted_settings_become_one():
-    typed = [
-        "store",
-        "--settings.images",
-        "10",
-        "--seed=1",
-        "--settings.emulator.steps=5",
-        "--settings.emulator.folds",
-        "3",
-    ]
-    others = ["store", "--seed=1"]
-    assert gathered(typed) == [*others, '--settings={"images": 10, "emulator": {"steps": 5, "folds": 3}}']
-    assert gathered(others) == others
+def given(*typed):
+    """The changes of settings that a command is given."""
+    return parse("openedm inference fit", command, ["store", "posterior", *typed])["settings"]
+
+
+def test_dotted_settings_become_one_mapping():
+    typed = ["--settings.images", "10", "--seed=1", "--settings.emulator.steps=5", "--settings.emulator.folds", "3"]
+    assert given(*typed) == {"images": 10, "emulator": {"steps": 5, "folds": 3}}
+    assert given("--seed=1") is None
     both = ["--settings.images=4", "--settings", "{images: 3, emulator: {steps: 2}}", "--settings.emulator.folds=2"]
-    assert gathered(both) == ['--settings={"images": 4, "emulator": {"steps": 2, "folds": 2}}']
-    assert gathered(["--settings.network=MLP", "--settings.network.width=8"]) == [
-        '--settings={"network": {"class_path": "MLP", "width": 8}}'
-    ]
+    assert given(*both) == {"images": 4, "emulator": {"steps": 2, "folds": 2}}
+    assert given("--settings.network=MLP", "--settings.network.width=8") == {
+        "network": {"class_path": "MLP", "width": 8}
+    }
 
 
 def test_settings_change_the_rule_and_nothing_else(tmp_path):
     rule = Settings.of(1000, 2, (2,))
     assert settings_of(None, 1000, 2, (2,)) is None
-    assert settings_of("{}", 1000, 2, (2,)) == rule
-    changed = settings_of("{learning_rate: 1e-4, emulator: null, network: {width: 8}}", 1000, 2, (2,))
+    assert settings_of({}, 1000, 2, (2,)) == rule
+    changed = settings_of(given("--settings={learning_rate: 1e-4, emulator: null, network: {width: 8}}"), 1000, 2, (2,))
     assert (changed.learning_rate, changed.emulator) == (1e-4, None)
     assert changed.network == ConditionalMLP(width=8, num_blocks=rule.network.num_blocks, summary=rule.network.summary)
     assert changed.images == rule.images
     (tmp_path / "changes.yaml").write_text("network:\n  class_path: MLP\n  width: 8\n")
-    assert settings_of(str(tmp_path / "changes.yaml"), 1000, 2, (2,)).network == MLP(width=8)
-    assert settings_of("network: MLP", 1000, 2, (2,)).network == MLP()
+    assert settings_of(given(f"--settings={tmp_path / 'changes.yaml'}"), 1000, 2, (2,)).network == MLP(width=8)
+    assert settings_of({"network": "MLP"}, 1000, 2, (2,)).network == MLP()
 
 
 @pytest.mark.parametrize(
-    ("text", "message"),
+    ("changes", "message"),
     [
-        ("imags: 3", "unknown names .'imags'"),
-        ("images: few", "images must be a number, got 'few'"),
-        ("images: 0", "images must be >= 1, got 0"),
-        ("network: Nothing", "'Nothing' is not known"),
-        ("3", "settings must be a mapping of fields to values"),
-        ("[", "settings must be YAML"),
+        ({"imags": 3}, "does not accept option 'imags'"),
+        ({"images": "few"}, 'Parser key "settings.images":\n.*int.*few'),
+        ({"images": 0}, "images must be >= 1, got 0"),
+        ({"network": "Nothing"}, 'Parser key "settings.network":\n.*Nothing'),
     ],
 )
-def test_settings_that_make_no_sense_are_errors(text, message):
-    with pytest.raises(ValueError, match=message):
-        settings_of(text, 1000, 2, (2,))
+def test_settings_that_make_no_sense_are_errors(changes, message):
+    with pytest.raises((ArgumentError, ValueError), match=message):
+        settings_of(changes, 1000, 2, (2,))
+
+
+@pytest.mark.parametrize("text", ["3", "[", "nowhere.yaml"])
+def test_settings_that_are_no_mapping_are_errors(text):
+    with pytest.raises(ArgumentError, match=r"settings|nowhere\.yaml cannot be read"):
+        given(f"--settings={text}")
 
 
 def test_tasks_are_named_with_commas_between():
@@ -305,15 +309,15 @@ def test_fit_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run(made.store, made.posterior), "exists already: a posterior is never overwritten")
     refuses(run(tmp_path / "none.npz", tmp_path / "out"), "cannot be read")
     refuses(run(made.store, tmp_path / "out", "--num=500"), "that gave a result, but num=500")
-    refuses(run(made.store, tmp_path / "out", "--task=two_moons", *BOX), "prior must not be given with a task")
-    refuses(run(made.store, tmp_path / "out", "--settings.imags=3"), "unknown names ['imags']")
+    refuses(run(made.store, tmp_path / "out", "--task=two_moons", *BOX), "prior and task are mutually exclusive")
+    refuses(run(made.store, tmp_path / "out", "--settings.imags=3"), "does not accept option 'imags'")
     np.savez(tmp_path / "part.npz", theta=np.zeros((3, 2)))
     refuses(run(tmp_path / "part.npz", tmp_path / "out"), "must hold the arrays theta and x, ['x'] missing")
     assert not (tmp_path / "out").exists()
 
 
 def test_fit_interrupted_keeps_its_run_and_goes_on(openedm, made, tmp_path, monkeypatch):
-    class Interrupting(benchmarking.Stages):
+    class Interrupting(Bars):
         def __call__(self, name, share):
             super().__call__(name, share)
             if name == "simulations":
@@ -324,7 +328,7 @@ def test_fit_interrupted_keeps_its_run_and_goes_on(openedm, made, tmp_path, monk
     arguments = ["inference", "fit", made.store, tmp_path / "posterior", f"--settings={changes}"]
     arguments += [f"--run={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:
-        patch.setattr("openedm.cli.inference.fit.Stages", Interrupting)
+        patch.setattr("openedm.cli.inference.fit.Bars", Interrupting)
         result = openedm(*arguments)
     assert result.status == 130
     assert "the same command with --resume true goes on" in result.out
@@ -332,7 +336,7 @@ def test_fit_interrupted_keeps_its_run_and_goes_on(openedm, made, tmp_path, monk
     resumed = openedm(*arguments, "--resume=true")
     assert resumed.status == 0, resumed.err
     theta, x = _pair(made)
-    whole = fit(theta, x, load(made.posterior).prior, settings=settings_of(changes, len(theta), 2, (2,)))
+    whole = fit(theta, x, load(made.posterior).prior, settings=settings_of(json.loads(changes), len(theta), 2, (2,)))
     assert torch.equal(load(tmp_path / "posterior").sample([0.1, 0.2], 20), whole.sample([0.1, 0.2], 20))
 
 
@@ -385,7 +389,7 @@ def test_sample_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run("--x=1,nan"), "x must be finite")
     refuses(run("--x=1,2", out="s.csv"), "out must end in .npz")
     refuses(run("--x=1,2", "--figure=f.gif"), "figure must end in .png or .pdf or .svg")
-    refuses(run("--x=1,2", "--truth=1,2"), "truth has no effect without a figure")
+    refuses(run("--x=1,2", "--truth=1,2"), "truth requires a figure")
     refuses(run(f"--x={tmp_path / 'x.npy'}", f"--figure={tmp_path / 'f.png'}"), "figure shows one observation")
     refuses(openedm("inference", "sample", tmp_path, tmp_path / "s.npz", "--x=1,2"), "holds no posterior")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npy"]
@@ -487,7 +491,7 @@ def test_benchmark_scores_every_observation_and_writes_all_numbers(openedm, obse
     density = posterior.log_prob(known.reference[0, :50], known.x[0]).double().mean()
     assert row["log_prob_of_reference"] == pytest.approx(float(density))
     assert row["report"]["chosen"] == posterior.report["chosen"]
-    for name in ("fit_seconds", "simulate_seconds", "calibration_seconds", "peak_mib", *benchmarking.TIMES):
+    for name in ("fit_seconds", "simulate_seconds", "calibration_seconds", "peak_mib", *library.TIMES):
         assert row[name] > 0
     assert len(row["sbc_p_values"]) == 2
     assert 0 <= row["tarp_p_value"] <= 1
@@ -500,14 +504,14 @@ def test_benchmark_scores_every_observation_and_writes_all_numbers(openedm, obse
 
 
 def test_benchmark_interrupted_keeps_and_shows_what_is_done(openedm, observations, tmp_path, monkeypatch):
-    fitted, out = benchmarking._fitted, tmp_path / "results.json"
+    fitted, out = library._fitted, tmp_path / "results.json"
 
     def first_alone(task, *arguments):
         if task.name == "gaussian_mixture":
             raise KeyboardInterrupt
         return fitted(task, *arguments)
 
-    monkeypatch.setattr(benchmarking, "_fitted", first_alone)
+    monkeypatch.setattr(library, "_fitted", first_alone)
     result = openedm(
         *["inference", "benchmark", "--task=two_moons,gaussian_mixture", "--simulations=200", "--num_samples=30", TINY],
         *["--first=1", f"--observations={observations}", f"--out={out}"],
@@ -539,9 +543,9 @@ def test_benchmark_refuses_before_it_works(openedm, observations, tmp_path, monk
 def test_benchmark_finds_the_observations_by_the_environment(observations, monkeypatch):
     monkeypatch.setenv("OPENEDM_GOLDEN", str(observations.parent))
     with pytest.raises(ValueError, match="observations must be a folder"):
-        benchmarking._folder(None)
+        library.reference_folder()
     observations.rename(observations.parent / "sbibm")
-    assert benchmarking._folder(None) == observations.parent / "sbibm"
+    assert library.reference_folder() == observations.parent / "sbibm"
 
 
 def test_tables_line_up():

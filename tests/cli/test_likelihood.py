@@ -80,9 +80,9 @@ def test_samples_that_used_up_their_evaluations_are_left_out_of_the_mean(openedm
         (["--seed=-1"], "seed must be >= 0, got -1"),
         (["--draws=0"], "draws must be >= 1, got 0"),
         (["--num_values=0"], "num_values must be >= 2, got 0"),
-        (["--importance=true"], "importance needs draws >= 2, got 1"),
+        (["--importance=true"], "importance requires draws >= 2, got 1"),
         (["--out=a.txt"], "out must end in .json or .npz, got 'a.txt'"),
-        (["--draws=2"], "draws, importance and num_values are for images: there is nothing to dequantise here"),
+        (["--draws=2"], "draws, importance and num_values require images: other data are not dequantised"),
         (["--data=Digits"], "data must have the shape of the model's samples, (2,), got (1, 8, 8)"),
     ],
 )
@@ -95,7 +95,7 @@ def test_what_does_not_fit_is_an_error_before_the_long_work(openedm, toy_run, gi
 def test_importance_needs_an_exact_trace(openedm, digits_run):
     result = openedm("likelihood", digits_run, "--importance=true", "--draws=2")
     assert result.status == 1
-    assert "importance needs an exact trace, got Hutchinson(num_probes=8, distribution='rademacher')" in result.err
+    assert "importance requires an exact trace, got Hutchinson(num_probes=8, distribution='rademacher')" in result.err
 
 
 def test_numbers_are_never_overwritten(openedm, toy_run, tmp_path):

@@ -1,7 +1,12 @@
 """Options are a function's arguments: every choice can be spelled on the command line and in YAML alike."""
 
+import ast
+import contextlib
 import dataclasses
+import importlib
 import inspect
+import io
+import textwrap
 from abc import ABC
 from pathlib import Path
 from typing import Any, get_type_hints
@@ -14,14 +19,14 @@ from jsonargparse import ArgumentError
 
 from openedm import levels, objective, schedules
 from openedm.cli.main import COMMANDS, GROUPS
-from openedm.cli.parsing import dump, explain, parse
+from openedm.cli.parsing import dump, explain, parse, parser_for
 from openedm.cli.sample import sample
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy
 from openedm.ground.choices import Choice
 from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, SongUNet
 from openedm.objective import EDM, EDM2, VP, LogNormal, UniformTime
-from openedm.sampling import RK4, Churn, Sampler
+from openedm.sampling import RK4, Churn, Euler, Sampler
 from openedm.training import HalfLife, Options
 from properties.strategies import all_objectives, all_preconditionings, all_samplers
 
@@ -157,7 +162,7 @@ def test_what_is_typed_overrules_the_config_file_wherever_it_stands(file, typed)
 
 def test_without_options_every_argument_is_its_default():
     assert read(train, "here") == DEFAULTS | {"out": "here"}
-    assert read(sample, "run", "out")["sampler"] == Sampler()
+    assert read(sample, "run", "out")["options"].sampler == Sampler()
 
 
 @pytest.mark.parametrize(
@@ -177,7 +182,7 @@ def test_without_options_every_argument_is_its_default():
     ],
 )
 def test_a_chosen_class_starts_from_its_own_defaults(typed, expected):
-    assert read(sample, "run", "out", *typed)["sampler"] == expected
+    assert read(sample, "run", "out", *typed)["options"].sampler == expected
 
 
 @pytest.mark.parametrize(
@@ -222,9 +227,11 @@ def test_a_config_file_may_hold_a_part_of_the_options(tmp_path):
 def test_a_class_that_is_typed_starts_from_its_own_defaults_whatever_the_config_file_says_of_another(tmp_path):
     file = tmp_path / "part.yaml"
     file.write_text("sampler: {levels: {class_path: Karras, init_args: {sigma_min: 0.01, num_steps: 5}}}\n")
-    assert read(sample, "run", "out", "--config", str(file))["sampler"].levels == levels.Karras(5, sigma_min=0.01)
+    assert read(sample, "run", "out", "--config", str(file))["options"].sampler.levels == levels.Karras(
+        5, sigma_min=0.01
+    )
     values = read(sample, "run", "out", "--sampler.levels=VP", "--config", str(file))
-    assert values["sampler"].levels == levels.VP()
+    assert values["options"].sampler.levels == levels.VP()
 
 
 def test_what_is_dumped_is_plain_yaml_that_names_every_value():
@@ -308,13 +315,114 @@ def test_a_config_file_that_makes_no_sense_is_an_error(content, tmp_path):
         read(train, "run", "--config", str(file))
 
 
-def test_every_argument_of_every_command_is_described():
-    import importlib
+# All commands.
 
-    paths = [name for name in COMMANDS if name not in GROUPS] + [f"{g}.{name}" for g in GROUPS for name in GROUPS[g]]
-    for path in paths:
-        command = getattr(importlib.import_module(f"openedm.cli.{path}"), path.rpartition(".")[2])
-        assert command.__doc__
-        described = command.__doc__.partition("Args:")[2]
-        for argument in get_type_hints(command).keys() - {"return"}:
-            assert f"        {argument}: " in described
+
+def commands():
+    """Every command with the name it is called by."""
+    for path in [name for name in COMMANDS if name not in GROUPS] + [
+        f"{g}.{name}" for g in GROUPS for name in GROUPS[g]
+    ]:
+        module = importlib.import_module(f"openedm.cli.{path}")
+        yield f"openedm {path.replace('.', ' ')}", getattr(module, path.rpartition(".")[2])
+
+
+def helps(program, command):
+    """The options that end in .help of the command, and of the classes of its choices."""
+    return [o for action in parser_for(program, command)._actions for o in action.option_strings if o.endswith(".help")]
+
+
+def printed(program, command, *typed):
+    """What is printed before the command ends."""
+    text = io.StringIO()
+    with contextlib.redirect_stdout(text), pytest.raises(SystemExit) as caught:
+        parse(program, command, list(typed))
+    assert not caught.value.code
+    return text.getvalue()
+
+
+@pytest.mark.parametrize(("program", "command"), list(commands()))
+def test_every_choice_of_every_command_lists_its_classes_and_describes_each(program, command):
+    for option in helps(program, command):
+        first, *rows, last = printed(program, command, option).splitlines()
+        if "is one of" not in first:  # a choice that comes in one form shows its options at once
+            continue
+        assert last == f"{option} CLASS describes one of them."
+        names = [row.split()[0] for row in rows if row.startswith("  ")]
+        assert names
+        for name in names:
+            assert f"{option.removesuffix('.help')} {name}" in printed(program, command, option, name)
+
+
+def test_a_choice_inside_a_chosen_class_has_a_help_too():
+    typed = ["run", "out", "--sampler.solver=Multistep", "--sampler.solver.variable.help"]
+    assert "  LogSigma " in printed("openedm sample", sample, *typed)
+    assert "--objective.noise.p_mean" in printed("openedm train", train, "--objective.noise.help=LogNormal")
+
+
+def test_the_help_of_a_class_that_does_not_exist_names_those_that_do():
+    with pytest.raises(ArgumentError, match=r"must be followed by one of .*Heun.*, got 'Huen'"):
+        read(sample, "--sampler.solver.help", "Huen")
+
+
+@pytest.mark.parametrize(("program", "command"), list(commands()))
+def test_a_command_has_at_most_forty_lines(program, command):
+    lines, _ = inspect.getsourcelines(inspect.unwrap(command))
+    (function,) = ast.parse(textwrap.dedent("".join(lines))).body
+    body = function.body[1:]  # without the docstring
+    assert body[-1].end_lineno - body[0].lineno < 40
+
+
+@pytest.mark.parametrize(("program", "command"), list(commands()))
+def test_every_argument_of_every_command_is_described(program, command):
+    described = command.__doc__.partition("Args:")[2]
+    for argument in get_type_hints(command).keys() - {"return"}:
+        assert f"        {argument}: " in described
+
+
+# Abbreviations, and files of older versions.
+
+
+@pytest.mark.parametrize(
+    ("typed", "nfe"),
+    [
+        ([], 32),
+        (["--nfe=null"], None),
+        (["--tolerance=0.1"], None),
+        (["--sampler.solver=Heun"], None),
+        (["--nfe=9"], 9),
+    ],
+)
+def test_the_default_budget_ends_where_a_tolerance_or_a_sampler_is_given(typed, nfe, tmp_path):
+    assert read(sample, "run", "out", *typed)["options"].nfe == nfe
+
+
+def test_the_default_budget_ends_where_a_file_describes_the_sampler(tmp_path):
+    file = tmp_path / "part.yaml"
+    file.write_text("sampler: {solver: Euler}\n")
+    options = read(sample, "run", "out", "--config", str(file))["options"]
+    assert (options.nfe, options.sampler) == (None, Sampler(solver=Euler()))
+
+
+def test_names_of_version_0_1_in_files_and_on_the_command_line_mean_what_they_meant(tmp_path):
+    file = tmp_path / "old.yaml"
+    file.write_text(
+        """
+sampler:
+  solver:
+    class_path: openedm.sampling.Multistep
+    init_args:
+      predictor: 2
+      variable:
+        class_path: openedm.sampling.ScheduleTime
+        init_args: {schedule: {class_path: openedm.schedules.Cosine}}
+      prediction: {class_path: openedm.sampling.VelocityPrediction}
+"""
+    )
+    solver = read(sample, "run", "out", "--config", str(file))["options"].sampler.solver
+    assert solver.variable == schedules.Cosine()
+    assert type(solver.prediction).__name__.startswith("Velocity")
+    solver = ["--sampler.solver=openedm.sampling.Multistep", "--sampler.solver.variable=openedm.sampling.LogSigma"]
+    assert read(sample, "run", "out", *solver)["options"].sampler.solver.variable == schedules.LogSigma()
+    file.write_text("sampler: {solver: {class_path: Multistep, init_args: {variable: ScheduleTime}}}\n")
+    assert read(sample, "run", "out", "--config", str(file))["options"].sampler.solver.variable == schedules.VP()

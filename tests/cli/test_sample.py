@@ -4,16 +4,17 @@ import json
 import shutil
 import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
+from accelerate import Accelerator
 
 from openedm.cli import sample as command
 from openedm.data import Arrays, ImageFolder
 from openedm.data.pictures import image_grid, to_uint8
+from openedm.generation import SamplingOptions, files
 from openedm.levels import Karras
 from openedm.sampling import Churn, Euler, Sampler
 from openedm.training import find_checkpoint, load_denoiser
@@ -196,17 +197,17 @@ def test_nothing_missing_is_nothing_to_draw(openedm, digits_run, tmp_path):
 
 
 def test_an_interrupted_npz_goes_on_from_its_parts(openedm, digits_run, tmp_path, monkeypatch):
-    original, saved = command.save_array, []
+    original, saved = files.write_array, []
 
-    def interrupted(x, path):
+    def interrupted(path, x):
         if len(saved) == 3:
             raise KeyboardInterrupt
         saved.append(path.name)
-        original(x, path)
+        original(path, x)
 
     arguments = ["sample", digits_run, tmp_path / "a.npz", "--format=npz", "--seeds=0-5", "--batch_size=2", STEPS]
     with monkeypatch.context() as patch:
-        patch.setattr(command, "save_array", interrupted)
+        patch.setattr(files, "write_array", interrupted)
         result = openedm(*arguments)
     assert (result.status, result.err.splitlines()[-1]) == (130, "interrupted")
     assert not (tmp_path / "a.npz").exists()
@@ -278,9 +279,9 @@ def test_a_wrong_argument_is_an_error_that_names_it_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "format must be 'npz' for samples of shape (2,), which are no images, got 'png'"),
+        ([], "format must be 'npz', got 'png': samples of shape (2,) are not images"),
         (["--format=grid"], "format must be 'npz'"),
-        (["--format=npz", "--trajectory=a.png"], "trajectory must not be given: samples of shape (2,) are no images"),
+        (["--format=npz", "--trajectory=a.png"], "trajectory must not be given: samples of shape (2,) are not images"),
         (["--format=npz", "--classes=0"], "classes must not be given: the model is unconditional"),
     ],
 )
@@ -311,7 +312,19 @@ def test_processes_agree_on_the_missing_seeds_though_one_draws_before_the_other_
     digits_run, tmp_path, monkeypatch
 ):
     """Two threads stand for two processes; the second is slow to look for what is there."""
-    out, barrier, rank, name = tmp_path / "out", threading.Barrier(2), threading.local(), command._name
+    out, barrier, rank, name = tmp_path / "out", threading.Barrier(2), threading.local(), files.SampleFiles._path
+
+    class Process(Accelerator):
+        num_processes, device = 2, torch.device("cpu")
+        is_main_process = property(lambda self: rank.index == 0)
+        process_index = property(lambda self: rank.index)
+        main_process_first = staticmethod(contextlib.nullcontext)
+
+        def __init__(self):
+            pass
+
+        def wait_for_everyone(self):
+            barrier.wait(timeout=60)
 
     def slow_for_the_second(*arguments):
         deadline = time.monotonic() + 1
@@ -320,23 +333,13 @@ def test_processes_agree_on_the_missing_seeds_though_one_draws_before_the_other_
         rank.looked = True
         return name(*arguments)
 
-    monkeypatch.setattr(command, "_name", slow_for_the_second)
-    monkeypatch.setattr(
-        command,
-        "make_accelerator",
-        lambda: SimpleNamespace(
-            is_main_process=rank.index == 0,
-            process_index=rank.index,
-            num_processes=2,
-            device=torch.device("cpu"),
-            wait_for_everyone=lambda: barrier.wait(timeout=60),
-            main_process_first=contextlib.nullcontext,
-        ),
-    )
+    monkeypatch.setattr(files.SampleFiles, "_path", slow_for_the_second)
+    monkeypatch.setattr(command, "make_accelerator", Process)
 
     def process(index):
         rank.index, rank.looked = index, False
-        command.sample(str(digits_run), str(out), seeds="0-6", nfe=None, sampler=SAMPLER, batch_size=1)
+        options = SamplingOptions(nfe=None, sampler=SAMPLER)
+        command.sample(str(digits_run), str(out), seeds="0-6", options=options, batch_size=1)
 
     threads = [threading.Thread(target=process, args=(index,)) for index in range(2)]
     for thread in threads:
@@ -353,6 +356,6 @@ def test_a_trajectory_among_the_samples_and_a_solver_that_overshoots_are_refused
     inside = openedm("sample", digits_run, out, "--trajectory", out / "trajectory.png")
     overshooting = openedm("sample", digits_run, out, "--sampler.solver=Alpha", "--sampler.solver.alpha=1.5")
     assert (inside.status, overshooting.status) == (1, 1)
-    assert "trajectory must not lie in out=" in inside.err
+    assert "trajectory must not be inside out=" in inside.err
     assert "alpha <= 1" in overshooting.err
     assert not out.exists()

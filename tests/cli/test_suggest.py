@@ -6,9 +6,9 @@ import pytest
 import torch
 import yaml
 
-from openedm.cli.parsing import parse
+from openedm.cli.parsing import merge, parse
 from openedm.cli.sample import sample
-from openedm.cli.suggest import spelled_out
+from openedm.cli.suggest import suggest as command
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy, save_image
 from openedm.sampling import Sampler
@@ -78,7 +78,9 @@ def test_what_it_prints_can_be_pasted_into_sample(rings):
     (typed,) = (line for line in result.out.splitlines() if line.startswith("  openedm sample RUN SAMPLES"))
     values = parse("openedm sample", sample, shlex.split(typed)[2:])
     found = suggest(Toy("rings", num_samples=400).load(), levels=10)
-    assert (values["sigma_min"], values["sigma_max"]) == pytest.approx((found.sigma_min, found.sigma_max), rel=0.005)
+    assert (values["options"].sigma_min, values["options"].sigma_max) == pytest.approx(
+        (found.sigma_min, found.sigma_max), rel=0.005
+    )
 
 
 def test_a_file_with_it_trains(openedm, rings, tmp_path):
@@ -92,22 +94,24 @@ def test_a_file_with_it_trains(openedm, rings, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("typed", "options"),
+    ("typed", "data"),
     [
-        (["Digits", "--seed", "1"], ["--data=Digits", "--seed", "1"]),
-        (["openedm.data.Digits"], ["--data=openedm.data.Digits"]),
-        (["a b.npy"], ["--data=Arrays", "--data.path=a b.npy"]),
-        (["x/y.npz", "--data.key=z"], ["--data=Arrays", "--data.path=x/y.npz", "--data.key=z"]),
-        (["x.zip"], ["--data=ImageFolder", "--data.path=x.zip"]),
-        (["some/where"], ["--data=ImageFolder", "--data.path=some/where"]),
-        (["Digts"], ["--data=Digts"]),
-        (["--data=Digits"], ["--data=Digits"]),
-        (["--help"], ["--help"]),
-        ([], []),
+        (["Toy", "--seed", "1"], Toy()),
+        (["openedm.data.Toy"], Toy()),
+        (["--data=Toy"], Toy()),
+        (["a b.npy"], Arrays("a b.npy")),
+        (["x/y.npz", "--data.key=z"], Arrays("x/y.npz", key="z")),
+        (["x.zip"], ImageFolder("x.zip")),
+        (["--data", "some/where"], ImageFolder("some/where")),
+        ([], Digits()),
     ],
 )
-def test_data_given_first_are_written_as_options(typed, options):
-    assert spelled_out(typed) == options
+def test_data_are_given_first_or_as_an_option_by_class_or_path(typed, data):
+    assert parse("openedm suggest", command, typed)["data"] == data
+
+
+def test_a_first_argument_that_is_no_source_is_left_to_the_parser():
+    assert merge(command, ["Digts"])[1] == ["--data=Digts"]
 
 
 def test_arrays_and_folders_and_archives_are_data_too(openedm, tmp_path, monkeypatch):
@@ -125,8 +129,8 @@ def test_arrays_and_folders_and_archives_are_data_too(openedm, tmp_path, monkeyp
     folder = openedm("suggest", "pictures", "--levels=8")
     assert folder.status == 0
     assert "80 images of 1×8×8 without labels" in folder.out
-    assert parse("openedm suggest", train, ["RUN", *spelled_out(["a.npy"])])["data"] == Arrays("a.npy")
-    assert parse("openedm suggest", train, ["RUN", *spelled_out(["pictures"])])["data"] == ImageFolder("pictures")
+    assert parse("openedm train", train, ["RUN", "--data=a.npy"])["data"] == Arrays("a.npy")
+    assert parse("openedm train", train, ["RUN", "--data=pictures"])["data"] == ImageFolder("pictures")
 
 
 def test_files_are_never_overwritten_and_nothing_is_done_first(openedm, tmp_path):

@@ -12,6 +12,7 @@ import torch
 from openedm.cli import toy as command
 from openedm.cli.main import main
 from openedm.levels import Karras
+from openedm.plots import toy as library
 from openedm.sampling import Sampler
 from openedm.schedules import VP
 
@@ -73,7 +74,7 @@ def test_the_errors_in_the_figure_are_those_of_the_table(finished):
         drawn = {line.get_label(): line.get_xydata() for line in axes.lines}
         for name, numbers in table(finished.printed, axes.get_title()).items():
             assert np.allclose(drawn[name][:, 1], numbers[:-1], rtol=0.06)
-            assert (drawn[name][:, 0] <= command.EVALUATIONS).all()
+            assert (drawn[name][:, 0] <= library.EVALUATIONS).all()
 
 
 def test_training_comes_near_the_exact_denoiser(finished):
@@ -189,7 +190,7 @@ def test_out_must_not_be_a_file(tmp_path, capsys):
 def test_noising_pairs_data_with_noise_at_every_level():
     sampler = Sampler(levels=Karras(num_steps=5), schedule=VP())
     clean, noise = torch.tensor([[1.0], [-1.0]]), torch.tensor([[0.5], [2.0]])
-    states = command.noising(sampler, clean, noise).states
+    states = library.noising(sampler, clean, noise).states
     assert [state.index for state in states] == list(range(6))
     for state, sigma in zip(states, [*sampler.levels.sigmas().tolist(), 0.0], strict=True):
         assert state.sigma == sigma

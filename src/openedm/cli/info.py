@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from openedm.cli.terminal import rows
 from openedm.ground.choices import from_config
 from openedm.objective import Objective
 from openedm.training import find_checkpoint, num_parameters, read_model
@@ -16,7 +17,7 @@ def info(checkpoint: str) -> None:
     """
     folder = find_checkpoint(checkpoint)
     model = read_model(folder)
-    rows = {
+    values = {
         "checkpoint": str(folder),
         "network": str(model.network),
         "parameters": f"{num_parameters(model.build()):,}",
@@ -26,12 +27,9 @@ def info(checkpoint: str) -> None:
         "sigma_data": f"{model.sigma_data:.6g}",
     }
     if (folder / "training.json").is_file():
-        rows |= _training(folder)
-    size = sum(file.stat().st_size for file in Path(folder).iterdir())
-    rows["size on disk"] = f"{size / 2**20:.1f} MiB"
-    width = max(map(len, rows))
-    for name, value in rows.items():
-        print(f"{name:<{width}}  {value}")
+        values |= _training(folder)
+    size = sum(file.stat().st_size for file in folder.iterdir())
+    print(rows({**values, "size on disk": f"{size / 2**20:.1f} MiB"}))
 
 
 def _training(folder: Path) -> dict[str, str]:

@@ -5,31 +5,27 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from openedm.cli import data, inference
-
-# Idle OpenMP threads sleep instead of spinning: on a machine that runs anything else, several times faster. Read by the
-# OpenMP runtime when torch is imported.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 COMMANDS = {
     "train": "train a denoiser on images, arrays or toy data",
     "sample": "draw samples from a checkpoint",
     "evaluate": "score samples against real data",
-    "likelihood": "how probable data are under a trained model",
-    "suggest": "which noise levels suit your data",
-    "data": "pictures into shards for training, by commands of its own",
-    "inference": "posteriors of a simulator's parameters, by commands of its own",
-    "toy": "figures that explain diffusion, in one and two dimensions",
-    "convert": "published EDM networks into checkpoints, without running what is in them, and back",
-    "ema": "rebuild an average of a run's weights, of any width",
+    "likelihood": "compute log-likelihoods of data under a trained model",
+    "suggest": "suggest noise levels for your data",
+    "data": "prepare training data; has commands of its own",
+    "inference": "fit and sample posteriors of a simulator's parameters; has commands of its own",
+    "toy": "draw figures that explain diffusion, in one and two dimensions",
+    "convert": "convert published EDM networks into checkpoints, without running code from the files, and back",
+    "ema": "rebuild an average of any width of a run's weights",
     "info": "describe a checkpoint",
     "demo": "train, sample and score on the digits that ship with scikit-learn, in minutes",
 }
 
 GROUPS = {"data": data.COMMANDS, "inference": inference.COMMANDS}
-"""Commands that are followed by one of their own."""
+"""Commands that have commands of their own."""
 
 USAGE = """usage: {program} COMMAND [options]
 
@@ -42,8 +38,8 @@ commands:
 
 ABOUT = {
     "openedm": "The design space of diffusion models (Karras et al. 2022) as replaceable objects.",
-    "openedm data": "Data made ready for training.",
-    "openedm inference": "Which parameters of a simulator explain what was observed: from simulations to posteriors.",
+    "openedm data": "Prepare training data.",
+    "openedm inference": "Simulation-based inference: from a simulator and observations to posteriors.",
 }
 
 
@@ -82,17 +78,17 @@ def _command(program: str, commands: Mapping[str, str], arguments: list[str]) ->
 
 
 def _run(program: str, arguments: list[str]) -> int:
+    configure_process()
     from jsonargparse import ArgumentError
 
     from openedm.cli.parsing import explain, parse
-    from openedm.ground.devices import keep_freed_memory
 
-    keep_freed_memory()
     path = program.split(" ")[1:]
     module = importlib.import_module(".".join(["openedm.cli", *path]))
     command = getattr(module, path[-1])
     try:
-        values = parse(program, command, getattr(module, "spelled_out", list)(arguments))
+        values = parse(program, command, arguments)
+        configure_process(values.values())
         status = command(**values)
     except ArgumentError as error:
         print(f"{program}: error: {explain(command, str(error))}", file=sys.stderr)
@@ -104,6 +100,23 @@ def _run(program: str, arguments: list[str]) -> int:
         print(f"{program}: error: {error}", file=sys.stderr)
         return 1
     return int(status or 0)
+
+
+def configure_process(options: Iterable[object] = ()) -> None:
+    """Set what holds for the whole process; no other function of the package does.
+
+    Args:
+        options: the values of a command's options, once they are known. Where one of them has a true `full_float32`,
+            because numbers are compared that are closer than TF32's rounding, GPUs convolve in float32.
+    """
+    # Idle OpenMP threads sleep instead of spinning: on a machine that runs anything else, several times faster. The
+    # OpenMP runtime reads this when torch is imported.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    from openedm.ground.devices import keep_freed_memory, use_full_float32
+
+    keep_freed_memory()
+    if any(getattr(option, "full_float32", False) for option in options):
+        use_full_float32()
 
 
 if __name__ == "__main__":

@@ -1,234 +1,363 @@
-"""Arguments from signatures: a command is a function, and its options are the function's (jsonargparse)."""
+"""Options from signatures: a command is a function, its options are the function's parameters (jsonargparse)."""
 
 import dataclasses
-import importlib
+import difflib
+import functools
 import inspect
-import pathlib
 import re
 from abc import ABC
-from collections.abc import Callable, Container, Iterable, Iterator, Sequence
-from typing import Any, get_args, get_type_hints
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
 
 import yaml
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import ArgumentError, ArgumentParser
 
+from openedm.data import Arrays, ImageFolder, Source
 from openedm.ground.choices import Choice, class_path, subclasses
+from openedm.ground.legacy import room_name, upgrade
 
-Path = tuple[str, ...]
+T = TypeVar("T")
+C = TypeVar("C", bound=Choice)
+Flat = Annotated[T, "flat"]
+"""The type of a parameter whose fields are options of the command itself: `--nfe` instead of `--options.nfe`."""
+
+PRESETS = Path(__file__).parents[1] / "presets"
+"""Configurations of Karras et al. 2022, one YAML file each."""
+
+Command = Callable[..., Any]
+Names = tuple[str, ...]
+Plain = dict[str, Any]
+"""Values as YAML holds them: choices by name are {"class_path": …, "init_args": {…}}, other choices their fields."""
+
+if TYPE_CHECKING:
+    Changes = dict[str, Any]
+else:
+    Changes = dict  # jsonargparse would make choices of the values in a dict[str, Any]
+
+REQUIRED = inspect.Parameter.empty
 
 
-def parser_for(program: str, command: Callable[..., Any], *, partial: bool = False) -> ArgumentParser:
+class Option(NamedTuple):
+    """An option of a command: its type, its default, and the options that end the default where they are given."""
+
+    kind: Any
+    default: Any = REQUIRED
+    unless: Collection[str] = ()
+
+
+def options_of(command: Command) -> dict[str, Option]:
+    """The options of a command by name, those of its `Flat` parameters among them."""
+    hints, flat, found = get_type_hints(command), _flat(command), {}
+    for name, parameter in inspect.signature(command).parameters.items():
+        if name not in flat:
+            found[name] = Option(_without_none(hints[name]), parameter.default)
+            continue
+        inner = get_type_hints(flat[name])
+        for argument, field in _arguments(flat[name]).items():
+            unless = field.metadata.get("unless", ())
+            found[argument] = Option(_without_none(inner[argument]), field.default, unless)
+    return found
+
+
+def parser_for(program: str, command: Command) -> ArgumentParser:
     """The parser of a command: positional and named options from its signature, texts from its docstring.
 
     Args:
         program: the command's name in usage and errors.
         command: a function whose arguments have types and are described in its docstring.
-        partial: whether arguments without a default may be left out.
     """
-    parser = ArgumentParser(
-        prog=program, exit_on_error=False, description=inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0]
-    )
+    description = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0]
+    parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="read options from this YAML file")
-    required: set[str | int] = {p.name for p in inspect.signature(command).parameters.values() if p.default is p.empty}
-    parser.add_function_arguments(command, as_positional=True, skip=required if partial else None)
-    for name in required if partial else ():
-        parser.add_argument(f"--{name}", type=get_type_hints(command)[str(name)] | None)
+    parser.add_function_arguments(command, as_positional=True, skip=set(_flat(command)))
+    for cls in _flat(command).values():
+        parser.add_class_arguments(cls)
     return parser
 
 
-def parse(program: str, command: Callable[..., Any], arguments: Sequence[str]) -> dict[str, Any]:
-    """The command's arguments as Python values, checked. What is typed overrules the --config file, wherever it stands.
-
-    jsonargparse carries options over when an argument changes its class: with the default `levels=Karras()`,
-    `--levels VP` would keep Karras's range, and `--objective VP` would keep EDM's noise. So the classes that are named
-    are found first, from the outside in, and their own defaults take the place of the others before anything is read.
+def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:
+    """The command's arguments as Python values, checked. An option that ends in `.help` prints and ends the program.
 
     Raises:
         ArgumentError: an argument is unknown, missing or of the wrong type.
         ValueError: a value is out of its range.
     """
-    files, typed = _split(arguments)
-    plain = _defaults(command)
-    for file in files:
-        _choose_all(command, plain, _named((), _content(file)))
-        read = _read(parser_for(program, command, partial=True), command, plain, [f"--config={file}"]).as_dict()
-        plain = {k: v for k, v in read.items() if k in plain or (v is not None and k != "config")}
-    _choose_all(command, plain, (pair for path, text, _ in _options(typed) for pair in _named(path, _loaded(text))))
     parser = parser_for(program, command)
-    chosen = _read(parser, command, plain, _readable(command, plain, typed))
-    values: dict[str, Any] = parser.instantiate(chosen).as_dict()
+    plain, others = merge(command, arguments)
+    for names, text, _ in _typed(others):
+        if names[-1] == "help" and _is_choice(kind := _kind_at(options_of(command), plain, names[:-1])):
+            print(_help(kind, ".".join(names[:-1]), text))
+            parser.exit()
+    read = parser.parse_args([f"--config={yaml.safe_dump(plain)}", *others])
+    values: dict[str, Any] = parser.instantiate(read).as_dict()
     values.pop("config", None)
+    for name, cls in _flat(command).items():
+        values[name] = cls(**{argument: values.pop(argument) for argument in _arguments(cls)})
     return values
 
 
-def explain(command: Callable[..., Any], message: str) -> str:
-    """jsonargparse's message on one line, with the names to choose from where a class is not known."""
-    text = " ".join(line.strip() for line in message.splitlines())
-    named = re.match(r'Parser key "([\w.]+)"', text)
-    kind: Any = command
-    for part in named[1].split(".") if named else ():
-        kind = _kind(kind, part)
-    classes = _alternatives(kind)
-    if classes and "Problem with given class_path" not in text:
-        text += f" (known: {', '.join(c.__name__ for c in classes)})"
-    return text
+def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]:
+    """The options of a command as plain values, and the typed arguments that are left to jsonargparse.
+
+    The layers are, from the lowest: the defaults, a preset, the files that --config names, and what is typed, wherever
+    it stands. jsonargparse alone does not do this:
+
+    * It keeps the options of one class for another class that has options of the same names: with the default
+      `levels=Karras()`, `--levels VP` would keep Karras's range. Here a class that is named starts from its own
+      defaults, so classes are chosen first, from the outside in.
+    * It applies files and typed options in the order in which they are typed.
+    * Class names of older versions are replaced by those of today (`openedm.ground.legacy`).
+    * Some options are abbreviated: `--preset NAME` is a file of this package, a path is a source of data, and where no
+      argument is positional, a first argument is the value of the first option: `openedm suggest a.npy`.
+    * The default of some options ends where others are given: `nfe` is null beside a tolerance.
+    * It reads `inf` as a text.
+
+    Raises:
+        ArgumentError: a file cannot be read, or there is no such preset.
+    """
+    options = options_of(command)
+    files, arguments = _split(options, arguments)
+    plain = {name: to_plain(option.default) for name, option in options.items() if option.default is not REQUIRED}
+    for content in map(_read, files):
+        plain |= _ended(options, content)
+        for name, value in content.items():
+            plain[name] = overlay(options[name].kind if name in options else None, plain.get(name), value)
+    typed = sorted(_typed(arguments), key=lambda option: len(option[0]))
+    plain |= _ended(options, {names[0] for names, _, _ in typed})
+    left: list[str | None] = list(arguments)
+    for names, text, where in typed:
+        kind = _kind_at(options, plain, names)
+        value = _spelled_out(kind, _loaded(text))
+        if kind is dict or (isinstance(value, dict) and _is_choice(kind)):
+            nested = functools.reduce(lambda inner, name: {name: inner}, reversed(names[1:]), value)
+            plain[names[0]] = overlay(options[names[0]].kind, plain.get(names[0]), nested)
+            left[where] = [None] * (where.stop - where.start)
+        elif kind is float and text == "inf":
+            left[where.stop - 1] = arguments[where.stop - 1].removesuffix("inf") + ".inf"
+    return plain, [argument for argument in left if argument is not None]
+
+
+def overlay(kind: Any, old: Any, new: Any) -> Any:
+    """The plain value `new` laid over `old`, where a value of the type `kind` belongs.
+
+    A mapping changes the fields that it names. Where it names another class, it starts from that class's defaults.
+    """
+    new = _spelled_out(kind, new)
+    if not isinstance(new, dict):
+        return new
+    if kind is dict:
+        base = old if isinstance(old, dict) else {} if old is None else {"class_path": old}
+        return {**base, **{name: overlay(dict, base.get(name), value) for name, value in new.items()}}
+    cls = _class_of(kind, new if "class_path" in new else old)
+    if cls is None:
+        return new
+    base = _fields(old) if _class_of(kind, old) is cls else _defaults(cls)
+    hints = get_type_hints(cls)
+    fields = base | {
+        name: overlay(_without_none(hints.get(name)), base.get(name), value) for name, value in _fields(new).items()
+    }
+    return {"class_path": class_path(cls), "init_args": fields} if _is_abstract(kind) else fields
+
+
+def build(cls: type[C], name: str, plain: Plain) -> C:
+    """The choice that plain values describe, checked; errors call it `name`.
+
+    Raises:
+        ArgumentError: a field is unknown or of the wrong type.
+        ValueError: a value is out of its range.
+    """
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(cls, name)
+    choice: C = parser.instantiate(parser.parse_object({name: plain}))[name]
+    return choice
+
+
+def to_plain(value: Any) -> Any:
+    """A value as YAML holds it."""
+    if isinstance(value, Choice):
+        fields = {name: to_plain(getattr(value, name)) for name in _arguments(type(value))}
+        return {"class_path": class_path(type(value)), "init_args": fields} if _is_abstract(type(value)) else fields
+    if isinstance(value, dict):
+        return {key: to_plain(v) for key, v in value.items()}
+    return [to_plain(v) for v in value] if isinstance(value, tuple | list) else value
 
 
 def dump(values: dict[str, Any]) -> str:
-    """The YAML that gives a command these values: what a run keeps, and what `--config` reads."""
-    text: str = yaml.safe_dump(_plain(values), sort_keys=False, allow_unicode=True)
+    """The YAML that gives a command these values: a run keeps it, and `--config` reads it."""
+    text: str = yaml.safe_dump(to_plain(values), sort_keys=False, allow_unicode=True)
     return text
 
 
-def _plain(value: Any) -> Any:
-    if isinstance(value, Choice) and isinstance(value, ABC):
-        return {"class_path": class_path(type(value)), "init_args": _fields(value)}
-    if isinstance(value, Choice):
-        return _fields(value)
-    if isinstance(value, dict):
-        return {key: _plain(v) for key, v in value.items()}
-    return [_plain(v) for v in value] if isinstance(value, tuple | list) else value
+def explain(command: Command, message: str) -> str:
+    """jsonargparse's message on one line, with the names to choose from where a class is not known."""
+    text = " ".join(line.strip() for line in message.splitlines())
+    named = re.match(r'Parser key "([\w.]+)"', text)
+    kind: Any = _kind_at(options_of(command), {}, tuple(named[1].split("."))) if named else None
+    if _is_abstract(kind) and "Problem with given class_path" not in text:
+        text += f" (known: {', '.join(c.__name__ for c in _classes(kind))})"
+    return text
 
 
-def _fields(choice: Choice) -> dict[str, Any]:
-    return {f.name: _plain(getattr(choice, f.name)) for f in dataclasses.fields(choice) if f.init}
+def preset_names() -> list[str]:
+    """The presets there are."""
+    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
-def _split(arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files that --config names, and the other arguments."""
-    files, others, rest = [], [], iter(arguments)
+def _preset(name: str) -> str:
+    if name not in preset_names():
+        near = difflib.get_close_matches(name, preset_names(), n=1)
+        hint = f"; did you mean {near[0]!r}?" if near else ""
+        raise ArgumentError(None, f"preset must be one of {', '.join(preset_names())}, got {name!r}{hint}")
+    return str(PRESETS / f"{name}.yaml")
+
+
+def _split(options: Mapping[str, Option], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The files that --preset and --config name, and the other arguments."""
+    presets, files, others, rest = [], [], [], iter(arguments)
+    if arguments and not arguments[0].startswith("-") and all(o.default is not REQUIRED for o in options.values()):
+        others.append(f"--{next(iter(options))}={next(rest)}")
     for argument in rest:
-        if argument.startswith("--config="):
-            files.append(argument.removeprefix("--config="))
-        elif argument == "--config" and (file := next(rest, None)) is not None:
+        name, equals, text = argument.partition("=")
+        if name == "--preset" and "preset" in options:
+            presets.append(text if equals else next(rest, ""))
+        elif name == "--config" and (file := text if equals else next(rest, None)) is not None:
             files.append(file)
         else:
             others.append(argument)
-    return files, others
+    if len(presets) > 1:
+        raise ArgumentError(None, f"preset must be given once, got {', '.join(map(repr, presets))}")
+    return [*map(_preset, presets), *files], others
 
 
-def _options(arguments: Sequence[str]) -> Iterator[tuple[Path, str, int]]:
-    """The options that are typed, as (path, value, where): `--a.b=1` and `--a.b 1` are (("a", "b"), "1", …).
-
-    `where` is the index of the argument that ends in the value.
-    """
+def _typed(arguments: Sequence[str]) -> Iterator[tuple[Names, str, slice]]:
+    """The options among the arguments: `--a.b=1` and `--a.b 1` are (("a", "b"), "1", their place in the list)."""
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
-            key, equals, value = argument[2:].partition("=")
+            name, equals, text = argument[2:].partition("=")
+            following = "".join(arguments[i + 1 : i + 2])
             if equals:
-                yield tuple(key.split(".")), value, i
-            elif i + 1 < len(arguments):
-                yield tuple(key.split(".")), arguments[i + 1], i + 1
+                yield tuple(name.split(".")), text, slice(i, i + 1)
+            elif name.endswith(".help") and following.startswith("-"):
+                yield tuple(name.split(".")), "", slice(i, i + 1)
+            elif name.endswith(".help") or i + 1 < len(arguments):
+                yield tuple(name.split(".")), following, slice(i, i + 2)
 
 
-def _content(file: str) -> Any:
+def _read(file: str) -> Plain:
     try:
-        return _loaded(pathlib.Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None  # jsonargparse reads the file, too, and says what is wrong
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ArgumentError(None, f"config: {file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ArgumentError(None, f"config: {file} must hold a mapping of options to values, got {content!r}")
+    return content
 
 
 def _loaded(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
-        return None
+        return text
 
 
-def _named(path: Path, value: Any) -> Iterator[tuple[Path, str]]:
-    """Every text in `value` that may be the name of a class, with the path of the argument or field it stands for."""
-    if isinstance(value, str):
-        yield tuple(part for part in path if part not in ("class_path", "init_args")), value
-    elif isinstance(value, dict):
-        for key, inner in value.items():
-            yield from _named((*path, str(key)), inner)
+def _ended(options: Mapping[str, Option], given: Collection[str]) -> Plain:
+    """Null for the options whose defaults end because others are given."""
+    names = (name for name, option in options.items() if name not in given and any(n in given for n in option.unless))
+    return dict.fromkeys(names)
 
 
-def _choose_all(command: Callable[..., Any], plain: dict[str, Any], named: Iterable[tuple[Path, str]]) -> None:
-    """Choose from the outside in."""
-    for path, name in sorted(named, key=lambda pair: len(pair[0])):
-        if path:
-            _choose(command, plain, path, name)
+def _spelled_out(kind: Any, value: Any) -> Any:
+    """A plain value without abbreviations: class names and paths of data become mappings, old names those of today."""
+    if kind is dict and isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
+        return _read(value)
+    if isinstance(value, str) and _is_abstract(kind):
+        spec = upgrade({"class_path": value})
+        if _class_of(kind, spec) is not None:
+            return spec
+        path = Path(value)
+        if kind is Source and path.suffix in (".npy", ".npz"):
+            return {"class_path": class_path(Arrays), "init_args": {"path": value}}
+        if kind is Source and (path.suffix == ".zip" or path.is_dir() or len(path.parts) > 1):
+            return {"class_path": class_path(ImageFolder), "init_args": {"path": value}}
+    return upgrade(value) if isinstance(value, dict) else value
 
 
-def _choose(command: Callable[..., Any], plain: dict[str, Any], path: Path, name: str) -> None:
-    """Put the class called `name` at `path`, with its own defaults, where there is another class or none."""
-    owner, values = _owner(command, plain, path)
-    classes = [c for c in _alternatives(_kind(owner, path[-1])) if name in _names(c)]
-    if len(classes) == 1 and (values.get(path[-1]) or {}).get("class_path") not in _names(classes[0]):
-        fields = [f for f in dataclasses.fields(classes[0]) if f.default is not dataclasses.MISSING]
-        arguments = {f.name: _plain(f.default) for f in fields}
-        values[path[-1]] = {"class_path": class_path(classes[0]), "init_args": arguments}
+def _help(kind: type[Choice], option: str, name: str) -> str:
+    """The classes to choose from, or the options of the one that is named."""
+    cls = _class_of(kind, {"class_path": name} if name else {})
+    if cls is None and name:
+        known = ", ".join(c.__name__ for c in _classes(kind))
+        raise ArgumentError(None, f"--{option}.help must be followed by one of {known}, got {name!r}")
+    if cls is None:
+        rows = [f"  {c.__name__:<20} {inspect.cleandoc(c.__doc__ or '').partition(chr(10))[0]}" for c in _classes(kind)]
+        return "\n".join([f"--{option} is one of", *rows, f"--{option}.help CLASS describes one of them."])
+    about = None if _arguments(cls) else inspect.cleandoc(cls.__doc__ or "")
+    parser = ArgumentParser(prog=f"--{option} {cls.__name__}", add_help=False, description=about)
+    parser.add_class_arguments(cls, option)
+    return parser.format_help()
 
 
-def _owner(command: Callable[..., Any], plain: dict[str, Any], path: Path) -> tuple[Any, dict[str, Any]]:
-    """What the last name of `path` belongs to, the command or a class, and the values of that; None if nothing."""
-    owner: Any = command
-    for part in path[:-1]:
-        inner = plain.get(part)
-        if not isinstance(inner, dict):
-            return None, {}
-        if "class_path" in inner:
-            owner, plain = _class(inner), inner.setdefault("init_args", {})
-        else:
-            owner, plain = _kind(owner, part), inner
-    return owner, plain
+def _kind_at(options: Mapping[str, Option], plain: Plain, names: Names) -> Any:
+    """The type of an option or of a field inside its value, None left out; None where there is no such thing."""
+    kind, value = options[names[0]].kind if names[0] in options else None, plain.get(names[0])
+    for name in names[1:]:
+        if kind is dict:
+            return dict
+        cls = _class_of(kind, value or {})
+        kind = None if cls is None else _without_none(get_type_hints(cls).get(name))
+        value = _fields(value).get(name) if isinstance(value, dict) else None
+    return kind
 
 
-def _readable(command: Callable[..., Any], plain: dict[str, Any], arguments: list[str]) -> list[str]:
-    """The arguments with infinity as YAML has it, `.inf`, where a number belongs: `inf` would be a text."""
-    readable = list(arguments)
-    for path, value, i in _options(arguments):
-        if value == "inf" and _kind(_owner(command, plain, path)[0], path[-1]) is float:
-            readable[i] = readable[i].removesuffix("inf") + ".inf"
-    return readable
+def _without_none(kind: Any) -> Any:
+    """The type of a value that is not None: X of X | None."""
+    members = get_args(kind)
+    return next(k for k in members if k is not type(None)) if type(None) in members else kind
 
 
-def _read(
-    parser: ArgumentParser, command: Callable[..., Any], plain: dict[str, Any], arguments: list[str]
-) -> Namespace:
-    """Read the arguments, with `plain` as defaults."""
-    own = dict(_leaves(_defaults(command)))
-    given = _leaves(plain, whole=own)
-    parser.set_defaults({name: value for name, value in given if name not in own or own[name] != value})
-    return parser.parse_args(arguments)
+def _flat(command: Command) -> dict[str, type[Any]]:
+    """The parameters of a command whose fields are options of the command itself."""
+    hints = get_type_hints(command, include_extras=True)
+    return {name: get_args(kind)[0] for name, kind in hints.items() if "flat" in getattr(kind, "__metadata__", ())}
 
 
-def _defaults(command: Callable[..., Any]) -> dict[str, Any]:
-    parameters = inspect.signature(command).parameters.values()
-    return {p.name: _plain(p.default) for p in parameters if p.default is not p.empty}
+def _is_choice(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Choice)
 
 
-def _leaves(plain: dict[str, Any], prefix: str = "", whole: Container[str] = ()) -> Iterator[tuple[str, Any]]:
-    """The arguments one by one: choices that come in one form are groups of arguments, but for those named in `whole`.
-
-    The latter are those that may be left out: None is one value, and so is what stands in its place.
-    """
-    for name, value in plain.items():
-        if isinstance(value, dict) and "class_path" not in value and prefix + name not in whole:
-            yield from _leaves(value, f"{prefix}{name}.", whole)
-        else:
-            yield prefix + name, value
+def _is_abstract(kind: Any) -> bool:
+    """Whether one of several classes is chosen by name."""
+    return _is_choice(kind) and issubclass(kind, ABC)
 
 
-def _kind(owner: Any, name: str) -> Any:
-    """The type of an argument or field, None left out; None where there is no such thing."""
-    kind = get_type_hints(owner).get(name) if owner is not None else None
-    return next((k for k in get_args(kind) if k is not type(None)), kind)
-
-
-def _alternatives(kind: Any) -> list[type[Choice]]:
-    """The classes to choose from by name, where an argument is such a choice."""
-    if not (isinstance(kind, type) and issubclass(kind, Choice) and issubclass(kind, ABC)):
-        return []
+def _classes(kind: type[Choice]) -> list[type[Choice]]:
+    """The classes to choose from by name."""
     return sorted((c for c in subclasses(kind) if not inspect.isabstract(c)), key=lambda c: c.__name__)
 
 
-def _names(cls: type[Choice]) -> tuple[str, str, str]:
-    return cls.__name__, class_path(cls), f"{cls.__module__}.{cls.__qualname__}"
+def _class_of(kind: Any, value: Any) -> type[Choice] | None:
+    """The class that a plain value describes; None where it names none that fits."""
+    if not _is_choice(kind) or not isinstance(value, dict):
+        return None
+    if "class_path" not in value:
+        return None if _is_abstract(kind) else kind
+    name = value["class_path"]
+    named = [c for c in _classes(kind) if name == c.__name__ or room_name(str(name)) == room_name(class_path(c))]
+    return named[0] if len(named) == 1 else None
 
 
-def _class(value: dict[str, Any]) -> type[Any]:
-    module, _, name = value["class_path"].rpartition(".")
-    cls: type[Any] = getattr(importlib.import_module(module), name)
-    return cls
+def _fields(value: Plain) -> Plain:
+    """The fields of a plain choice, whether they stand in `init_args` or beside the class."""
+    beside = {name: v for name, v in value.items() if name not in ("class_path", "init_args")}
+    return beside | dict(value.get("init_args") or {})
+
+
+def _defaults(cls: type[Choice]) -> Plain:
+    found = _arguments(cls).items()
+    return {name: to_plain(field.default) for name, field in found if field.default is not dataclasses.MISSING}
+
+
+def _arguments(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a choice that are given when it is made."""
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}

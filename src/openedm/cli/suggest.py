@@ -2,18 +2,17 @@
 
 import shlex
 import textwrap
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import MISSING, fields
-from json import dumps
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
 from openedm.cli.parsing import dump
-from openedm.data import Arrays, Digits, ImageFolder, Source
+from openedm.data import Digits, Source
 from openedm.ground import checks
-from openedm.ground.choices import class_path, subclasses
-from openedm.ground.storage import replacing
+from openedm.ground.choices import class_path
+from openedm.ground.storage import replacing, write_json
 from openedm.levels import Karras
 from openedm.objective import EDM, LogNormal
 from openedm.plots import reducible_loss, save_figure
@@ -57,34 +56,12 @@ def suggest(
     print(f"\nand sample with:\n  {shlex.join(_sampling(found))}")
     if json is not None:
         Path(json).parent.mkdir(parents=True, exist_ok=True)
-        content = {"data": dataset.describe(), **found.to_dict()}
         with replacing(json) as path:
-            path.write_text(dumps(content, indent=1, allow_nan=False) + "\n", encoding="utf-8")
+            write_json(path, {"data": dataset.describe(), **found.to_dict()})
         print(f"\nwrote {json}")
     if figure is not None:
-        Path(figure).parent.mkdir(parents=True, exist_ok=True)
         save_figure(reducible_loss(found), figure)
         print(f"\nwrote {figure}")
-
-
-def spelled_out(arguments: Sequence[str]) -> list[str]:
-    """The arguments with data that are given first and by themselves written as options.
-
-    >>> spelled_out(["Digits", "--seed=1"]), spelled_out(["a.npz"])
-    (['--data=Digits', '--seed=1'], ['--data=Arrays', '--data.path=a.npz'])
-    """
-    if not arguments or arguments[0].startswith("-"):
-        return list(arguments)
-    given, *rest = arguments
-    path = Path(given)
-    sources = subclasses(Source)  # type: ignore[type-abstract]
-    if given in {name for source in sources for name in (source.__name__, class_path(source))}:
-        return [f"--data={given}", *rest]
-    if path.suffix in (".npy", ".npz"):
-        return [f"--data={Arrays.__name__}", f"--data.path={given}", *rest]
-    if path.suffix == ".zip" or path.is_dir() or len(path.parts) > 1:
-        return [f"--data={ImageFolder.__name__}", f"--data.path={given}", *rest]
-    return [f"--data={given}", *rest]
 
 
 def _check(json: str | None, figure: str | None) -> None:

@@ -6,19 +6,18 @@ from typing import Literal
 
 from accelerate.tracking import get_available_trackers
 
-from openedm.cli import presets
 from openedm.cli.parsing import dump
-from openedm.cli.reporting import Bar, Figures, Log, StopSignal, Tracker
+from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Digits, Source
 from openedm.ground.storage import replacing
 from openedm.networks import DDPMpp, Network
 from openedm.objective import EDM as EDMObjective
 from openedm.objective import Objective
+from openedm.plots.runs import RunFigures
 from openedm.preconditioning import EDM, Preconditioning
 from openedm.sampling import Sampler
-from openedm.training import Model, Observer, Options, Trainer, list_checkpoints, make_accelerator, num_parameters
-
-spelled_out = presets.spelled_out
+from openedm.training import Model, Options, Trainer, list_checkpoints, make_accelerator, num_parameters
+from openedm.training.records import RunLog, RunTracker
 
 
 def train(
@@ -62,20 +61,12 @@ def train(
     if preset is not None:  # on the command line it has become a --config file by now
         raise ValueError(f"preset must be given on the command line as --preset {preset}, not in a --config file")
     run = Path(out)
-    if list_checkpoints(run) and not resume:
-        raise ValueError(
-            f"out={out} holds a run already: pass --resume true to go on with it, or choose another folder"
-        )
-    if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:
-        raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
+    earlier = _check(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
     dataset = data.load()
     model = Model.for_data(dataset, network, preconditioning, conditional=conditional, augment_dim=options.augment_dim)
-    log = Log(run / "log.jsonl", options)
-    bar = Bar(options)
-    observers: list[Observer] = [bar, log, Figures(run / "figures", log, objective, sampler)]
-    if tracker != "none":
-        observers.append(Tracker(accelerator))
+    log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
+    curves = [] if tracker == "none" else [RunTracker(accelerator)]
     trainer = Trainer(
         model,
         dataset,
@@ -83,10 +74,10 @@ def train(
         options,
         run=run,
         validation=None if validation is None else validation.load(),
-        observers=observers,
+        observers=[bar, log, RunFigures(run / "figures", log, objective, sampler), *curves],
         accelerator=accelerator,
     )
-    if resume and list_checkpoints(run):
+    if earlier:
         trainer.resume()
     if accelerator.is_main_process:
         _describe(trainer, dataset.describe())
@@ -94,18 +85,34 @@ def train(
         with replacing(run / "config.yaml") as path:
             path.write_text(dump(values), encoding="utf-8")
         log.start(trainer.state.images)
-    if tracker != "none":
+    if curves:
         accelerator.init_trackers("tracking")
     with StopSignal() as stop, closing(bar):
         trainer.fit(stop.is_set)
-    if tracker != "none":
+    if curves:
         accelerator.end_training()
     if accelerator.is_main_process:
-        stopped = not trainer.finished
-        print(f"{'stopped at' if stopped else 'trained on'} {trainer.state.images:,} images; the run is in {run}")
-        if stopped:
-            print("go on with the same command and --resume true")
+        print(_outcome(trainer))
     return 0 if trainer.finished else 130
+
+
+def _check(run: Path, tracker: str, *, resume: bool) -> bool:
+    """Whether the folder holds checkpoints to go on from; refuses those that nobody asked to go on with."""
+    earlier = bool(list_checkpoints(run))
+    if earlier and not resume:
+        raise ValueError(
+            f"out={run} holds a run already: pass --resume true to go on with it, or choose another folder"
+        )
+    if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:
+        raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
+    return earlier
+
+
+def _outcome(trainer: Trainer) -> str:
+    where = f"{trainer.state.images:,} images; the run is in {trainer.run}"
+    if trainer.finished:
+        return f"trained on {where}"
+    return f"stopped at {where}\ngo on with the same command and --resume true"
 
 
 def _describe(trainer: Trainer, data: str) -> None:

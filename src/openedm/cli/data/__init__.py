@@ -1,5 +1,5 @@
-"""`openedm data …`: data made ready for training. One sub-command a file."""
+"""`openedm data …`: preparing training data. One command a file."""
 
 COMMANDS = {
-    "convert": "crop and resize pictures into shards with a manifest",
+    "convert": "crop and resize images into shards with a manifest",
 }

@@ -1,10 +1,8 @@
 """`openedm data convert`: crop and resize pictures into shards with a manifest."""
 
-import sys
 from typing import Literal
 
-from tqdm.auto import tqdm
-
+from openedm.cli.terminal import Bars
 from openedm.data import Form, Table, converting, encoded_images
 
 
@@ -55,14 +53,7 @@ def convert(
     """
     form = Form(size=size, crop=crop, height=height, channels=channels, encoding=encoding)
     images = encoded_images(source, labels, Table(source, subset=subset, split=split, image=image, label=label))
-    pause = 0.5 if sys.stderr.isatty() else 15.0
-    with tqdm(total=len(images), unit="img", mininterval=pause) as bar:
-
-        def show(progress: converting.Converted) -> None:
-            if progress.dropped:
-                bar.set_postfix(dropped=progress.dropped, refresh=False)
-            bar.update(progress.done - bar.n)
-
+    with Bars() as bars:
         try:
             manifest = converting.convert(
                 images,
@@ -73,10 +64,10 @@ def convert(
                 resume=resume,
                 threads=threads,
                 about={"source": source},
-                progress=show,
+                progress=lambda p: bars("images", p.done, len(images), dropped=p.dropped),
             )
         except KeyboardInterrupt:
-            bar.close()
+            bars.close()
             print(f"stopped; the same command with --resume true goes on: {out}")
             raise
     shape = "×".join(map(str, manifest["shape"]))

@@ -4,8 +4,8 @@ COMMANDS = {
     "simulate": "draw parameters from a prior and run a simulator, into a store",
     "fit": "fit a posterior to simulations",
     "sample": "draw samples from a posterior, given observations",
-    "log_prob": "log-densities of parameters under a posterior",
-    "map": "the mode of a posterior",
+    "log_prob": "compute log-densities of parameters under a posterior",
+    "map": "find the mode of a posterior",
     "calibrate": "test a posterior by SBC and TARP on simulations that were not fitted",
     "benchmark": "simulate, fit, sample and score on the benchmark tasks of sbibm",
 }

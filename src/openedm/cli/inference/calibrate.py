@@ -2,10 +2,11 @@
 
 import torch
 
-from openedm.cli.inference.choosing import FRESH, new_file, task_of
-from openedm.cli.inference.reading import Found, simulations_of
+from openedm.cli.arguments import new_file
+from openedm.cli.inference.arguments import simulations_of, task_of
 from openedm.ground import checks
 from openedm.inference import calibration, simulation
+from openedm.inference.benchmark import FRESH
 from openedm.inference.trained import DenoiserPosterior
 from openedm.plots import calibration_plot, save_figure
 
@@ -53,22 +54,16 @@ def calibrate(
     if known is not None:
         if (known.dim, known.x_shape) != (fitted.dim, fitted.x_shape):
             raise ValueError(f"task {task!r} has {known.dim} parameters and x {known.x_shape}, the posterior others")
-        drawn = simulation.simulate(known.simulate, known.prior, num, seed=FRESH + seed, batched=True)
-        found = Found(drawn.theta, drawn.x, known.prior)
+        found = simulation.simulate(known.simulate, known.prior, num, seed=FRESH + seed, batched=True)
+        theta, x = found.theta, found.x
     else:
         found = simulations_of(str(simulations))
         finite = torch.cat([found.theta.flatten(1), found.x.flatten(1)], 1).isfinite().all(1)
-        found = Found(found.theta[finite][:num], found.x[finite][:num], found.prior)
+        theta, x = found.theta[finite][:num], found.x[finite][:num]
     tests = calibration.calibrate(
-        fitted,
-        found.theta,
-        found.x,
-        num_samples=num_samples,
-        num_density_samples=num_density_samples,
-        seed=seed,
+        fitted, theta, x, num_samples=num_samples, num_density_samples=num_density_samples, seed=seed
     )
     print(tests.summary(level))
     if drawing is not None:
-        drawing.parent.mkdir(parents=True, exist_ok=True)
         save_figure(calibration_plot(tests.sbc, tests.tarp, tests.density, names=tests.names), drawing)
         print(f"figure: {drawing}")

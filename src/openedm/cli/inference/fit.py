@@ -1,16 +1,15 @@
 """`openedm inference fit`: fit a posterior to simulations."""
 
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from openedm.cli.inference.choosing import gathered, settings_of, task_of
-from openedm.cli.inference.progress import Stages
-from openedm.cli.inference.reading import simulations_of
-from openedm.cli.inference.reporting import fields, summary_of
+from openedm.cli.inference.arguments import settings_of, simulations_of, task_of
+from openedm.cli.parsing import Changes
+from openedm.cli.terminal import Bars, rows
 from openedm.inference import fitting
 from openedm.inference.priors import Prior
-
-spelled_out = gathered
+from openedm.inference.trained import DenoiserPosterior
 
 
 def fit(
@@ -21,7 +20,7 @@ def fit(
     num: int | None = None,
     seed: int = 0,
     on_nonfinite: Literal["error", "drop"] = "error",
-    settings: str | None = None,
+    settings: Changes | None = None,
     run: str | None = None,
     resume: bool = False,
 ) -> None:
@@ -44,16 +43,15 @@ def fit(
         run: a folder for checkpoints.
         resume: go on from the checkpoints in `run`.
     """
-    target = Path(out)
-    if target.exists():
+    if Path(out).exists():
         raise ValueError(f"out={out} exists already: a posterior is never overwritten, choose another name")
     known = task_of(task)
     if known is not None and prior is not None:
-        raise ValueError("prior must not be given with a task: it has its own")
+        raise ValueError("prior and task are mutually exclusive: a task has its own prior")
     found = simulations_of(simulations, num)
     chosen = prior or (None if known is None else known.prior) or found.prior
-    changed = settings_of(settings, len(found.theta), found.theta.shape[-1], tuple(found.x.shape[1:]))
-    with Stages() as stages:
+    changed = settings_of(settings, len(found), found.theta.shape[-1], tuple(found.x.shape[1:]))
+    with Bars() as bars:
         try:
             posterior = fitting.fit(
                 found.theta,
@@ -64,13 +62,28 @@ def fit(
                 on_nonfinite=on_nonfinite,
                 run=run,
                 resume=resume,
-                progress=stages,
+                progress=bars,
             )
         except KeyboardInterrupt:
-            stages.close()
+            bars.close()
             if run is not None:
                 print(f"stopped; what was trained is in {run}: the same command with --resume true goes on")
             raise
-    posterior.save(target)
-    prior_text = "none" if chosen is None else type(chosen).__name__
-    print(fields({"prior": prior_text, **summary_of(posterior.report), "posterior": out}))
+    posterior.save(out)
+    print(rows({"prior": "none" if chosen is None else type(chosen).__name__, **_report(posterior), "posterior": out}))
+
+
+def _report(posterior: DenoiserPosterior) -> dict[str, str]:
+    """The report of a fit, as names and values to print."""
+    found: dict[str, str] = {}
+    for name, value in posterior.report.items():
+        label = name.replace("_", " ")
+        if isinstance(value, Mapping) and name != "settings":
+            found |= {f"{label}, {inner}": _text(number) for inner, number in value.items()}
+        elif name != "settings":
+            found[label] = _text(value)
+    return found
+
+
+def _text(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else f"{value:,}" if isinstance(value, int) else str(value)

@@ -1,9 +1,8 @@
 """`openedm inference log_prob`: log-densities of parameters under a posterior."""
 
-from openedm.cli.inference.choosing import new_file
-from openedm.cli.inference.reading import numbers_of, observation_of
-from openedm.cli.reporting import save_array
-from openedm.inference.trained import DenoiserPosterior
+from openedm.cli.arguments import new_file, numbers_of
+from openedm.cli.inference.arguments import load_given
+from openedm.ground.storage import write_array
 
 
 def log_prob(
@@ -27,12 +26,10 @@ def log_prob(
         device: where to compute, cpu or cuda.
     """
     target = new_file("out", out, (".npy",))
-    fitted = DenoiserPosterior.load(posterior, device)
-    observed, points = observation_of(x, fitted), numbers_of("theta", theta)
-    values = (fitted.plain() if plain else fitted).log_prob(points, observed).detach().cpu()
+    given, points = load_given(posterior, x, device, plain=plain), numbers_of("theta", theta)
+    values = given.posterior.log_prob(points, given.x).detach().cpu()
     if target is None:
         print("\n".join(f"{value:.6g}" for value in values.flatten().tolist()))
         return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    save_array(values, target)
+    write_array(target, values)
     print(f"{values.numel()} log-densities: {out}")

@@ -1,14 +1,13 @@
 """`openedm inference map`: the mode of a posterior."""
 
-from openedm.cli.inference.reading import observation_of
-from openedm.cli.inference.reporting import table
-from openedm.inference.trained import DenoiserPosterior
+from openedm.cli.inference.arguments import load_given
+from openedm.cli.terminal import table
 
 
 def map(
     posterior: str, x: str | None = None, num_draws: int = 256, seed: int = 0, plain: bool = False, device: str = "cpu"
 ) -> None:
-    """The mode of a posterior, climbed from the highest of some samples.
+    """The mode of a posterior, found by ascent from the samples of the highest density.
 
     Prints the parameters where the density is highest, and the log-density there in nats.
 
@@ -20,11 +19,10 @@ def map(
         plain: leave refinement out.
         device: where to compute, cpu or cuda.
     """
-    loaded = DenoiserPosterior.load(posterior, device)
-    observed = observation_of(x, loaded)
-    if tuple(observed.shape) != loaded.x_shape:
-        raise ValueError(f"x must be one observation {loaded.x_shape}, got {tuple(observed.shape)}")
-    fitted = loaded.plain() if plain else loaded
-    mode = fitted.map(observed, num_draws=num_draws, seed=seed)
-    rows = [[name, f"{value:.6g}"] for name, value in zip(fitted.names, mode.tolist(), strict=True)]
-    print(table(["parameter", "mode"], [*rows, ["log-density", f"{float(fitted.log_prob(mode, observed)):.6g}"]]))
+    given = load_given(posterior, x, device, plain=plain)
+    if not given.single:
+        raise ValueError(f"x must be one observation {given.posterior.x_shape}, got {tuple(given.x.shape)}")
+    mode = given.posterior.map(given.x, num_draws=num_draws, seed=seed)
+    density = float(given.posterior.log_prob(mode, given.x))
+    values = [[name, f"{value:.6g}"] for name, value in zip(given.posterior.names, mode.tolist(), strict=True)]
+    print(table(["parameter", "mode"], [*values, ["log-density", f"{density:.6g}"]]))

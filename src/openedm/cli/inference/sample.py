@@ -1,13 +1,16 @@
 """`openedm inference sample`: draw samples from a posterior, given observations."""
 
-import numpy as np
+from collections.abc import Sequence
+from pathlib import Path
 
-from openedm.cli.inference.choosing import new_file
-from openedm.cli.inference.reading import numbers_of, observation_of
-from openedm.cli.inference.reporting import table
+import numpy as np
+from jaxtyping import Float64
+
+from openedm.cli.arguments import new_file, numbers_of
+from openedm.cli.inference.arguments import load_given
+from openedm.cli.terminal import table
 from openedm.ground import checks
-from openedm.ground.storage import replacing
-from openedm.inference.trained import DenoiserPosterior
+from openedm.ground.storage import write_arrays
 from openedm.plots import pair_plot, save_figure
 
 
@@ -37,30 +40,28 @@ def sample(
         truth: known parameters to mark in the figure, numbers with commas between or a .npy file.
         device: where to compute, cpu or cuda.
     """
-    target, drawing = new_file("out", out, (".npz",)), new_file("figure", figure, (".png", ".pdf", ".svg"))
+    target, drawing = Path(out), new_file("figure", figure, (".png", ".pdf", ".svg"))
+    new_file("out", out, (".npz",))
     checks.at_least("num_samples", num_samples, 2)
-    fitted = DenoiserPosterior.load(posterior, device)
-    observed = observation_of(x, fitted)
-    single = tuple(observed.shape) == fitted.x_shape
-    if drawing is not None and not single:
-        raise ValueError(f"figure shows one observation, got a batch of {len(observed)}")
+    given = load_given(posterior, x, device, plain=plain)
+    if drawing is not None and not given.single:
+        raise ValueError(f"figure shows one observation, got a batch of {len(given.x)}")
     if truth is not None and drawing is None:
-        raise ValueError("truth has no effect without a figure")
-    known = None if truth is None else numbers_of("truth", truth)
-    samples = (fitted.plain() if plain else fitted).sample(observed, num_samples, seed=seed).cpu()
-    assert target is not None
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as path, open(path, "wb") as file:
-        arrays = {"samples": samples.numpy(), "x": observed.numpy(), "names": np.array(fitted.names)}
-        np.savez(file, allow_pickle=False, **arrays)
-    if single:
-        columns = samples.double().numpy()
-        quantiles = np.quantile(columns, [0.05, 0.5, 0.95], axis=0)
-        rows = np.stack([columns.mean(0), columns.std(0, ddof=1), *quantiles], 1)
-        header = ["parameter", "mean", "std", "5 %", "50 %", "95 %"]
-        print(table(header, [[name, *(f"{v:.4g}" for v in row)] for name, row in zip(fitted.names, rows, strict=True)]))
-    print(f"{num_samples} samples{'' if single else f' of each of {len(observed)} observations'}: {out}")
+        raise ValueError("truth requires a figure")
+    known, names = None if truth is None else numbers_of("truth", truth), given.posterior.names
+    samples = given.posterior.sample(given.x, num_samples, seed=seed).cpu()
+    write_arrays(target, {"samples": samples.numpy(), "x": given.x.numpy(), "names": np.array(names)})
+    if given.single:
+        print(_summary(samples.double().numpy(), names))
+    print(f"{num_samples} samples{'' if given.single else f' of each of {len(given.x)} observations'}: {out}")
     if drawing is not None:
-        drawing.parent.mkdir(parents=True, exist_ok=True)
-        save_figure(pair_plot(samples, fitted.names, known), drawing)
+        save_figure(pair_plot(samples, names, known), drawing)
         print(f"figure: {drawing}")
+
+
+def _summary(samples: Float64[np.ndarray, "samples parameters"], names: Sequence[str]) -> str:
+    """Mean, standard deviation and quantiles of each parameter."""
+    quantiles = np.quantile(samples, [0.05, 0.5, 0.95], axis=0)
+    values = np.stack([samples.mean(0), samples.std(0, ddof=1), *quantiles], 1)
+    lines = [[name, *(f"{v:.4g}" for v in row)] for name, row in zip(names, values, strict=True)]
+    return table(["parameter", "mean", "std", "5 %", "50 %", "95 %"], lines)

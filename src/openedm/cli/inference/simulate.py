@@ -1,15 +1,17 @@
 """`openedm inference simulate`: draw parameters from a prior and run a simulator, into a store."""
 
-import sys
 from typing import Any, Literal
 
-from tqdm.auto import tqdm
+from jaxtyping import Float
+from torch import Tensor
 
-from openedm.cli.inference.choosing import task_of
-from openedm.cli.inference.reading import TaskSimulator, simulator_of
+from openedm.cli.arguments import simulator_of
+from openedm.cli.inference.arguments import task_of
+from openedm.cli.terminal import Bars
 from openedm.inference import simulation
 from openedm.inference.priors import Prior
 from openedm.inference.store import Store
+from openedm.inference.tasks import Task
 
 
 def simulate(
@@ -51,14 +53,7 @@ def simulate(
     if known is None and (simulator is None or prior is None):
         raise ValueError("simulator and prior must be given, or a task")
     function: Any = TaskSimulator(known) if known is not None else simulator_of(str(simulator))
-    pause = 0.5 if sys.stderr.isatty() else 15.0
-    with tqdm(total=num, unit="sim", mininterval=pause) as bar:
-
-        def show(progress: simulation.SimulationProgress) -> None:
-            if progress.failed:
-                bar.set_postfix(failed=progress.failed, refresh=False)
-            bar.update(progress.done + progress.failed - bar.n)
-
+    with Bars() as bars:
         try:
             found = simulation.simulate(
                 function,
@@ -71,10 +66,10 @@ def simulate(
                 arrays=arrays,
                 store=store,
                 retry_failures=retry_failures,
-                progress=show,
+                progress=lambda p: bars("simulations", p.done + p.failed, num, failed=p.failed),
             )
         except KeyboardInterrupt:
-            bar.close()
+            bars.close()
             print(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command goes on")
             raise
         except RuntimeError as error:  # each simulation failed
@@ -82,3 +77,18 @@ def simulate(
     print(f"{len(found)} simulations, x of shape {tuple(found.x.shape[1:])}: {store}")
     if found.failures:
         print(f"{len(found.failures)} failed; the first: {found.failures[0]}")
+
+
+class TaskSimulator:
+    """A benchmark task's simulator, by the task's name: stores tell simulators apart by name.
+
+    Args:
+        task: the task.
+    """
+
+    def __init__(self, task: Task) -> None:
+        self.task, self.__qualname__ = task, task.name
+
+    def __call__(self, theta: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n ..."]:
+        """One x for each θ."""
+        return self.task.simulate(theta, seed)

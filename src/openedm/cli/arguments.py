@@ -1,50 +1,47 @@
-"""What the inference commands read: simulators, simulations, observations, parameters."""
+"""How numbers, files and functions are written on the command line."""
 
 import importlib
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float
 from torch import Tensor
 
-from openedm.inference.posterior import Posterior
-from openedm.inference.prior_conversion import prior_from_config
-from openedm.inference.priors import Prior
-from openedm.inference.store import Store
-from openedm.inference.tasks import Task
 
+def parse_integers(name: str, text: str) -> list[int]:
+    """Integers from a list of numbers and ranges, both ends included: "0-3,7" is [0, 1, 2, 3, 7].
 
-class Found(NamedTuple):
-    """Simulations, and what is known of their prior.
-
-    Attributes:
-        theta: (n, d).
-        x: (n, *x_shape).
-        prior: of theta, where a store tells it.
+    Raises:
+        ValueError: the text is no such list, or a range runs backward.
     """
+    values: list[int] = []
+    for part in text.split(","):
+        low, dash, high = part.strip().partition("-")
+        if not low.isdecimal() or (dash and not high.isdecimal()):
+            raise ValueError(f"{name} must be numbers >= 0 and ranges such as 0-63,100, got {text!r}")
+        if dash and int(high) < int(low):
+            raise ValueError(f"{name}: the range {part.strip()!r} runs backward")
+        values.extend(range(int(low), int(high if dash else low) + 1))
+    return values
 
-    theta: Float[Tensor, "n d"]
-    x: Float[Tensor, "n ..."]
-    prior: Prior | None
 
+def new_file(name: str, path: str | None, suffixes: tuple[str, ...]) -> Path | None:
+    """The file to write, checked before any work.
 
-class TaskSimulator:
-    """A benchmark task's simulator, by the task's name: stores tell simulators apart by name.
-
-    Args:
-        task: the task.
+    Raises:
+        ValueError: it exists, or ends in something else.
     """
-
-    def __init__(self, task: Task) -> None:
-        self.task, self.__qualname__ = task, task.name
-
-    def __call__(self, theta: Float[Tensor, "n d"], seed: int) -> Float[Tensor, "n ..."]:
-        """One x for each θ."""
-        return self.task.simulate(theta, seed)
+    if path is None:
+        return None
+    target = Path(path)
+    if target.suffix not in suffixes:
+        raise ValueError(f"{name} must end in {' or '.join(suffixes)}, got {path!r}")
+    if target.exists():
+        raise ValueError(f"{name}={path} exists already: a file is never overwritten, choose another name")
+    return target
 
 
 def simulator_of(text: str) -> Callable[..., Any]:
@@ -70,32 +67,6 @@ def simulator_of(text: str) -> Callable[..., Any]:
     return function  # type: ignore[no-any-return]
 
 
-def simulations_of(path: str, num: int | None = None) -> Found:
-    """The simulations of a store, or of an npz file with the arrays theta and x.
-
-    Args:
-        path: the folder or file.
-        num: take the first so many alone.
-
-    Raises:
-        ValueError: there are none, or not as many.
-    """
-    if Path(path).is_dir():
-        store = Store(path)
-        simulations, manifest = store.load(), store.manifest
-        known = None if manifest is None or manifest.prior is None else prior_from_config(manifest.prior)
-        found = Found(simulations.theta[:num], simulations.x[:num], known)
-    else:
-        arrays = _arrays("simulations", path)
-        if missing := {"theta", "x"} - arrays.keys():
-            raise ValueError(f"simulations: {path} must hold the arrays theta and x, {sorted(missing)} missing")
-        theta, x = (torch.from_numpy(arrays[name]) for name in ("theta", "x"))
-        found = Found(theta[:num], x[:num], None)
-    if num is not None and len(found.theta) < num:
-        raise ValueError(f"simulations: {path} holds {len(found.theta)} that gave a result, but num={num}")
-    return found
-
-
 def numbers_of(name: str, text: str | None) -> Tensor:
     """Numbers from a file, .npy or .npz (the array of that name), or with commas between: "1.0,-2.0".
 
@@ -109,7 +80,7 @@ def numbers_of(name: str, text: str | None) -> Tensor:
     if text is None:
         raise ValueError(f"{name} must be given: numbers with commas between, --{name}=-1.0,2.0, or a .npy file")
     if text.endswith((".npy", ".npz")):
-        arrays = _arrays(name, text)
+        arrays = arrays_of(name, text)
         if name not in arrays:
             raise ValueError(f"{name}: {text} must hold an array {name}, got {', '.join(sorted(arrays))}")
         return torch.from_numpy(arrays[name])
@@ -119,18 +90,7 @@ def numbers_of(name: str, text: str | None) -> Tensor:
         raise ValueError(f"{name} must be numbers with commas between, or a .npy or .npz file, got {text!r}") from error
 
 
-def observation_of(text: str | None, posterior: Posterior) -> Tensor:
-    """One observation or a batch of them, of the posterior's shape.
-
-    Raises:
-        ValueError: there is none, or it has another shape.
-    """
-    x = numbers_of("x", text)
-    posterior._observations(x)  # refuses what does not fit, before any work
-    return x
-
-
-def _arrays(name: str, path: str) -> dict[str, np.ndarray]:
+def arrays_of(name: str, path: str) -> dict[str, np.ndarray]:
     """The arrays of a file; a .npy file holds one, called `name`."""
     try:
         with open(path, "rb") as file:

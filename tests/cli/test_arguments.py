@@ -3,7 +3,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openedm.cli.seeds import columns_for, labels_for, parse_integers
+from openedm.cli.arguments import parse_integers
+from openedm.data.pictures import grid_columns
+from openedm.sampling import class_labels
 
 
 @given(st.lists(st.tuples(st.integers(0, 10**6), st.integers(0, 50)), min_size=1, max_size=10))
@@ -30,26 +32,27 @@ def test_a_range_that_runs_backward_is_an_error():
 
 @given(st.lists(st.integers(0, 10**6), max_size=20), st.integers(1, 12))
 def test_the_class_of_a_seed_depends_on_the_seed_alone(seeds, num_classes):
-    labels = labels_for(seeds, None, num_classes)
+    labels = class_labels(seeds, None, num_classes)
     assert labels.dtype == torch.int64
     assert labels.tolist() == [seed % num_classes for seed in seeds]
 
 
 def test_chosen_classes_take_turns():
-    assert labels_for([0, 1, 2, 3, 100], [7, 2, 2], 10).tolist() == [7, 2, 2, 7, 2]
+    assert class_labels([0, 1, 2, 3, 100], [7, 2, 2], 10).tolist() == [7, 2, 2, 7, 2]
 
 
 def test_an_unconditional_model_has_no_classes():
-    assert labels_for([1, 2], None, 0) is None
+    assert class_labels([1, 2], None, 0) is None
     with pytest.raises(ValueError, match=r"classes must not be given: the model is unconditional, got \[1\]"):
-        labels_for([1, 2], [1], 0)
+        class_labels([1, 2], [1], 0)
 
 
 def test_classes_that_the_model_does_not_have_are_an_error_that_names_them():
     with pytest.raises(ValueError, match=r"classes must be between 0 and 9, got \[10, 12\]"):
-        labels_for([0], [3, 10, 12], 10)
+        class_labels([0], [3, 10, 12], 10)
 
 
 def test_a_grid_has_a_column_a_class_where_these_are_few_enough_to_see():
-    assert columns_for(torch.arange(40) % 10) == 10
-    assert [columns_for(labels) for labels in (None, torch.zeros(9, dtype=torch.int64), torch.arange(21))] == [None] * 3
+    assert grid_columns(torch.arange(40) % 10) == 10
+    for labels in (None, torch.zeros(9, dtype=torch.int64), torch.arange(21)):
+        assert grid_columns(labels) is None

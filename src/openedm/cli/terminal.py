@@ -1,0 +1,148 @@
+"""What commands show on the terminal: progress bars and tables; and how a run is asked to stop."""
+
+import math
+import signal
+import sys
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from types import FrameType, TracebackType
+from typing import Any
+
+from tqdm.auto import tqdm
+
+from openedm.training import Observer, Options, TrainingProgress
+
+SHARE = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+COUNT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+
+
+def pause(on_file: float = 15.0) -> float:
+    """Seconds between two states of a bar: few on a terminal, many where they are written to a file."""
+    return 0.5 if sys.stderr.isatty() else on_file
+
+
+class Bars:
+    """Progress bars on the terminal's error stream, one at a time; as a context manager it closes the last one.
+
+    Args:
+        shown: whether anything is shown.
+    """
+
+    def __init__(self, *, shown: bool = True) -> None:
+        self._shown, self._name = shown, ""
+        self._bar: tqdm[Any] | None = None
+
+    def __call__(self, name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
+        """Move the bar of that name; another name begins another bar.
+
+        Args:
+            name: of the work.
+            done: how much is done.
+            total: how much there is: 1 where `done` is a share, None where it is not known.
+            counts: shown behind the bar, unless they are 0.
+        """
+        if self._bar is None or name != self._name:
+            self.close()
+            form = None if total is None else SHARE if total == 1.0 else COUNT
+            self._bar = tqdm(
+                total=total,
+                desc=name,
+                mininterval=pause(),
+                bar_format=form,
+                leave=total != 1.0,
+                disable=not self._shown,
+            )
+            self._name = name
+        self._bar.set_postfix({key: count for key, count in counts.items() if count}, refresh=False)
+        self._bar.update((done if total is None else min(done, total)) - self._bar.n)
+
+    def close(self) -> None:
+        """End the bar."""
+        if self._bar is not None:
+            self._bar.close()
+            self._bar = None
+
+    def __enter__(self) -> "Bars":
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+class TrainingBar(Observer):
+    """A progress bar on the terminal."""
+
+    def __init__(self, options: Options) -> None:
+        self._total = options.images
+        self._bar: tqdm[Any] | None = None
+        self._loss = math.nan
+
+    def on_progress(self, progress: TrainingProgress) -> None:
+        """Advance to the images seen; the loss shown is averaged over about 50 steps."""
+        if self._bar is None:
+            self._bar = tqdm(total=self._total, unit="img", unit_scale=True, smoothing=0.05, mininterval=pause())
+            self._bar.n = self._bar.initial = progress.images
+        if math.isfinite(progress.loss):
+            self._loss = progress.loss if math.isnan(self._loss) else self._loss + 0.02 * (progress.loss - self._loss)
+        skipped = {"skipped": progress.skipped} if progress.skipped else {}
+        self._bar.set_postfix({"loss": f"{self._loss:.4f}", **skipped}, refresh=False)
+        self._bar.update(min(progress.images, self._total) - self._bar.n)
+
+    def close(self) -> None:
+        """Leave the bar as it stands, so that what is printed next comes below it."""
+        if self._bar is not None:
+            self._bar.close()
+
+
+class StopSignal:
+    """While active, the first Ctrl-C (or SIGTERM) asks the run to stop at the next step; a later one ends it at once.
+
+    Under `torchrun` one Ctrl-C arrives twice, from the terminal and from the launcher: signals that follow the first
+    within a second are taken as one with it.
+    """
+
+    def __init__(self) -> None:
+        self._event = threading.Event()
+        self._first = 0.0
+        self._previous: dict[int, Any] = {}
+
+    def is_set(self) -> bool:
+        """Whether the run was asked to stop."""
+        return self._event.is_set()
+
+    def __enter__(self) -> "StopSignal":
+        for number in (signal.SIGINT, signal.SIGTERM):
+            self._previous[number] = signal.signal(number, self._handle)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        for number, handler in self._previous.items():
+            signal.signal(number, handler)
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if not self._event.is_set():
+            self._first = time.monotonic()
+            self._event.set()
+        elif time.monotonic() - self._first > 1:
+            raise KeyboardInterrupt
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Columns of equal width, the first flush left and the others right."""
+    widths = [max(map(len, column)) for column in zip(header, *rows, strict=True)]
+    lines = [
+        "  ".join(
+            f"{cell:<{w}}" if i == 0 else f"{cell:>{w}}" for i, (cell, w) in enumerate(zip(row, widths, strict=True))
+        )
+        for row in (header, *rows)
+    ]
+    return "\n".join(line.rstrip() for line in lines)
+
+
+def rows(values: Mapping[str, str]) -> str:
+    """Names and values, one a line."""
+    width = max(map(len, values))
+    return "\n".join(f"{name:<{width}}  {value}" for name, value in values.items())
