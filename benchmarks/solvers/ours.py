@@ -34,12 +34,13 @@ from openedm.sampling import (
     PredictorCorrector,
     Restart,
     Sampler,
+    SamplerChoice,
     Solver,
     Tsit5,
     UniPC,
 )
 
-Make = Callable[[float, Denoiser], Sampler | Auto | None]
+Make = Callable[[float, Denoiser], SamplerChoice | None]
 
 
 def karras(num_steps: int) -> Karras:

@@ -18,6 +18,7 @@ from benchmarks.solvers.ours import karras
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
+from openedm.ground.devices import keep_freed_memory
 
 STEPS = 20
 SHAPES = ((1, 3, 32, 32), (64, 3, 32, 32))
@@ -115,6 +116,7 @@ def cases(methods: Sequence[Method]) -> list[Case]:
 @torch.no_grad()
 def overhead(methods: Sequence[Method], seconds: float) -> list[dict[str, Any]]:
     """Time of each method at two sizes, all in turn, and the memory that it holds at its peak."""
+    keep_freed_memory()  # As the command line does; it serves the peers too.
     found = cases(methods)
     rows = []
     for shape in SHAPES:

@@ -155,6 +155,15 @@ def test_the_same_choice_comes_back_from_its_config() -> None:
         assert from_config(Auto, to_config(auto)) == auto
     sampler = Auto(12).choose(circle())
     assert from_config(Sampler, to_config(sampler)) == sampler
+    assert from_config(SamplerChoice, to_config(sampler)) == sampler.choose(circle()) == sampler
+
+
+def test_without_budget_and_tolerance_it_takes_32_evaluations() -> None:
+    """Files of version 0.1 give the number, which was the default."""
+    assert Auto().choose(circle()) == Auto(32).choose(circle())
+    assert Auto().choose(circle()).nfe == 32
+    config = {"class_path": "openedm.sampling.Auto", "init_args": {"nfe": 32, "tolerance": None}}
+    assert from_config(SamplerChoice, config) == Auto(32)
 
 
 @pytest.mark.parametrize(
