@@ -9,7 +9,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # One test process a core, one thread each.
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
 
-.PHONY: demo test lint types imports golden bench bench-solvers bench-inference coverage clean
+.PHONY: demo test check coverage lint types imports golden sizes recorded bench bench-solvers bench-inference clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openedm needs Python 3.11 or later")'
@@ -21,7 +21,19 @@ demo: .venv/installed  ## train, sample and score on the digits, in minutes
 	$(BIN)/openedm demo
 
 test: .venv/installed  ## the tests, without those that compare with reference numbers
+	$(PYTEST) -m 'not golden'
+
+check: lint types imports  ## what to run every few minutes: lint, types, import rules, the fast half of the tests
+	OPENEDM_EXAMPLES=5 $(PYTEST) -m 'not golden and not slow'
+
+coverage: .venv/installed  ## the tests, and the lines that none of them runs
 	$(PYTEST) -m 'not golden' --cov --cov-report=term:skip-covered
+
+sizes: .venv/installed  ## lines, choices and public names, room by room
+	$(BIN)/python -m benchmarks.sizes
+
+recorded: .venv/installed  ## the numbers of the recording in benchmarks/recorded, computed again
+	$(BIN)/python -m benchmarks.recorded compare benchmarks/recorded/0.1.npz
 
 golden: .venv/installed  ## parity with the reference numbers (OPENEDM_GOLDEN names their folder)
 	$(PYTEST) -m golden

@@ -1,12 +1,14 @@
 """Hypothesis draws the same examples in every run, and gives each as long as it takes."""
 
+import os
 from collections.abc import Iterator
 
 import jaxtyping
 import pytest
 from hypothesis import settings
 
-settings.register_profile("openedm", derandomize=True, deadline=None)
+examples = int(os.environ.get("OPENEDM_EXAMPLES", "100"))  # `make check` asks for a few
+settings.register_profile("openedm", derandomize=True, deadline=None, max_examples=examples)
 settings.load_profile("openedm")
 
 
