@@ -116,7 +116,7 @@ def test_a_denoiser_of_discrete_levels_is_followed_through_those_it_knows() -> N
     given = Sampler(Karras(8, 0.1, 80.0), solver=DEIS())
     fit = fit_levels(discrete, given, iterations=2)
     assert fit.error < 0.7 * fit.error_before
-    with pytest.raises(ValueError, match="num_steps must suit the solver and the levels that the denoiser knows"):
+    with pytest.raises(ValueError, match="num_steps must suit the solver and the levels that the denoiser supports"):
         fit_levels(discrete, replace(given, levels=Karras(90, 0.1, 80.0)), iterations=0)
 
 

@@ -146,7 +146,7 @@ class Auto(SamplerChoice):
 
 
 def _known(denoiser: Denoiser, levels: Logistic) -> Levels:
-    """The levels; without repetitions where the denoiser knows too few between them."""
+    """The levels; without repetitions where the denoiser supports too few between them."""
     inside = levels.within(denoiser.sigma_min, denoiser.sigma_max)
     rounded = denoiser.round_sigma(inside.sigmas()).tolist()
     different = tuple(dict.fromkeys(rounded))

@@ -67,7 +67,7 @@ class BrownianNoise:
     probabilities by about 0.002 (at most 0.006). Below 2⁻¹⁵ W is smooth. Entries, samples and eighths of the clock are
     independent.
 
-    W is computed in float32 and depends neither on what was asked before nor on the batch.
+    W is computed in float32 and depends neither on what was computed before nor on the batch.
 
     Args:
         seeds: one integer ≥ 0 a sample; taken mod 2³².

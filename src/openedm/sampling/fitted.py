@@ -80,7 +80,7 @@ def fit_levels(
 
     Raises:
         ValueError: the sampler is stochastic or chooses its steps itself, it has fewer than 3 levels, the denoiser
-            returns NaN or knows too few levels, or as for its `sample`.
+            returns NaN or supports too few levels, or as for its `sample`.
     """
     if sampler.stochastic or not isinstance(sampler.solver, PlannedSolver):
         raise ValueError(f"solver must be deterministic, on fixed levels, for them to be fitted to it, got {sampler}")
@@ -104,7 +104,7 @@ def fit_levels(
     kept = _rounded(found)
     error = pilots.error(pilots.residuals(kept))
     if not math.isfinite(min(error, before)):
-        raise ValueError(f"num_steps must suit the solver and the levels that the denoiser knows, got {sampler}")
+        raise ValueError(f"num_steps must suit the solver and the levels that the denoiser supports, got {sampler}")
     if before <= error:  # levels given one by one, or of a fit
         return Fit(replace(sampler, levels=given), before, before, pilots.evaluations)
     return Fit(replace(sampler, levels=kept), error, before, pilots.evaluations)
@@ -133,7 +133,7 @@ class _Pilots:
         self.evaluations = 0
         width = denoiser.sigma_data
         fine = replace(self.placed(width / 2, 1.5), num_steps=max(128, 6 * sampler.levels.num_steps))
-        # Of a denoiser that knows few levels, each once: no sampler can know more of its flow.
+        # Each level once: a denoiser of few levels defines no more of its flow.
         known = sorted(set(denoiser.round_sigma(fine.sigmas()).tolist()), reverse=True)
         solver = Multistep(VelocityPrediction(width), FlowTime(width), 4, 5)
         self.solution = self._run(Sampler(Explicit(tuple(known)), solver=solver))

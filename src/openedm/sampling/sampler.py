@@ -230,7 +230,7 @@ class Sampler(SamplerChoice):
         return last / (top * grid.scale(top))
 
     def grid(self, denoiser: Denoiser, *, upward: bool = False) -> Grid:
-        """The levels of a run, cut to the denoiser's range and rounded to what it knows, and the curve through them.
+        """The levels of a run, cut to the denoiser's range and rounded to what it supports, and the curve through them.
 
         Raises:
             ValueError: the levels lie outside the denoiser's range.

@@ -55,7 +55,7 @@ class Solution:
         nfe: evaluations of the slope, for each sample.
         accepted: steps taken.
         rejected: steps tried and rejected.
-        dense: the states at the times that were asked for, NaN where a sample did not get that far; None if none were.
+        dense: the states at the times of `at`, NaN where a sample did not get that far; None if none were.
     """
 
     x: Float[Tensor, "batch *event"]

@@ -95,7 +95,7 @@ class Grid:
     """The levels of one run and the curve through them.
 
     Attributes:
-        sigmas: σ_0 … σ_{N−1}, already rounded to what the denoiser knows; downward, or upward for an inversion.
+        sigmas: σ_0 … σ_{N−1}, already rounded to what the denoiser supports; downward, or upward for an inversion.
         schedule: σ(t).
         scaling: s(σ).
         churn: how much noise each level gets.
@@ -111,7 +111,7 @@ class Grid:
     round_sigma: Callable[[Tensor], Tensor] = field(default=_unrounded, compare=False)
 
     def rounded(self, sigma: float) -> float:
-        """The nearest level that the denoiser knows."""
+        """The nearest level that the denoiser supports."""
         return float(self.round_sigma(torch.tensor(sigma, dtype=torch.float64)))
 
     def scale(self, sigma: float) -> float:
@@ -351,7 +351,7 @@ class PlannedSolver(Solver):
 
     @property
     def adds_levels(self) -> bool:
-        """Whether it visits levels of its own, rounded to what the denoiser knows."""
+        """Whether it visits levels of its own, rounded to what the denoiser supports."""
         return False
 
     @abstractmethod

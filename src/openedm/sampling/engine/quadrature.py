@@ -124,7 +124,7 @@ def step_weights(
     if len(repeated) > 0:
         raise ValueError(
             f"levels must differ for an exponential solver, got sigma = {float(repeated[0]):g} twice in a row: use "
-            "fewer steps, the denoiser knows no level between them"
+            "fewer steps, the denoiser supports no level between them"
         )
     drift = 1 + torch.as_tensor(eta, dtype=torch.float64).expand_as(start)
     points, masses = _legendre(QUADRATURE)

@@ -118,7 +118,7 @@ class Multistep(PlannedSolver):
         """Every weight of the run.
 
         Raises:
-            ValueError: two neighbouring levels are equal (after rounding to what the denoiser knows).
+            ValueError: two neighbouring levels are equal (after rounding to what the denoiser supports).
         """
         sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
         *stages, last = stages_at(self.prediction, sigmas)

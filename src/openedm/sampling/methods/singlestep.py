@@ -70,7 +70,7 @@ class ExponentialRungeKutta(PlannedSolver):
         """The stages lie at σ (σ'/σ)^c.
 
         Raises:
-            ValueError: two neighbouring levels are equal (after rounding to what the denoiser knows).
+            ValueError: two neighbouring levels are equal (after rounding to what the denoiser supports).
         """
         sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
         start, end = sigmas[:-1], sigmas[1:]
