@@ -6,10 +6,14 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from openedm.sampling import RK4, Alpha, Churn, Euler, Heun, Midpoint, Ralston, Solver
+from openedm.exact import GaussianMixture
+from openedm.levels import Karras
+from openedm.sampling import RK4, Alpha, Churn, Euler, Heun, Midpoint, Ralston, Sampler, Solver
+from openedm.schedules import LogSigma
 from properties.strategies import EPS, all_churns, all_solvers, log_uniform
 
 
@@ -94,3 +98,13 @@ def test_a_solver_of_ones_own_needs_a_tableau_and_an_order() -> None:
         Unfinished()
     assert RK4().order == 4
     assert Euler().order == 1
+
+
+def test_steps_in_logarithmic_time_converge_to_the_exact_flow() -> None:
+    gaussian = GaussianMixture([1.0], [[0.5, 1.0]], [[[1.0, 0.2], [0.2, 0.3]]])
+    levels, noise = Karras(num_steps=64, sigma_min=0.01), torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+    states = list(Sampler(levels=levels, schedule=LogSigma(), solver=RK4()).steps(gaussian, noise=noise))
+    exact = gaussian.ode_solution(states[0].x, states[0].sigma, states[-2].sigma)
+    torch.testing.assert_close(states[-2].x, exact, rtol=0, atol=1e-4)
+    with pytest.raises(ValueError, match="final must be 'denoise' for LogSigma"):
+        Sampler(levels=levels, schedule=LogSigma(), final="euler").check(gaussian)

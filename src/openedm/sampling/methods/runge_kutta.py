@@ -75,9 +75,15 @@ class RungeKutta(PlannedSolver):
 
         Raises:
             ValueError: a stage falls where the schedule has no finite σ > 0, for example below t = 0, or where it
-                stands still because σ is clipped.
+                stands still because σ is clipped; or an Euler step to 0 would be infinitely long.
         """
-        times = [*grid.schedule.time(torch.tensor(grid.sigmas, dtype=torch.float64)).tolist(), 0.0]
+        times = grid.schedule.time(torch.tensor(grid.sigmas, dtype=torch.float64)).tolist()
+        end = grid.schedule.time_of_zero
+        if math.isinf(end):
+            if grid.final == "euler":
+                raise ValueError(f"final must be 'denoise' for {grid.schedule}, which reaches σ = 0 at no finite time")
+            end = times[-1]
+        times.append(end)
         return Plan(tuple(self._step(grid, i, times[i], times[i + 1]) for i in range(len(grid.sigmas))))
 
     def _step(self, grid: Grid, i: int, time: float, time_next: float) -> Step:
@@ -120,7 +126,9 @@ def _slope(grid: Grid, index: int, time: float, sigma: float | None) -> _Slope:
     """The ODE's coefficients at `time`; `sigma` is given where it is known exactly."""
     level = float(grid.schedule.sigma(time)) if sigma is None else sigma
     speed = float(grid.schedule.sigma_derivative(time))
-    if not (time > 0 and level > 0 and math.isfinite(level) and speed > 0 and math.isfinite(speed)):
+    if not (
+        time > grid.schedule.time_of_zero and level > 0 and math.isfinite(level) and speed > 0 and math.isfinite(speed)
+    ):
         raise ValueError(
             f"the solver would evaluate step {index} at t = {time:.6g}, where {grid.schedule} has sigma = {level:.6g} "
             f"and derivative {speed:.6g}: a stage must stay inside the schedule's domain. Use alpha <= 1, more steps, "
