@@ -272,7 +272,8 @@ def execute(
             known = (stage.direction(point, denoised), *known)
         if step.correct is not None:
             start = step.correct(previous, known)
-        previous, x = start, step.advance(start, known)
+        previous = start  # before the sum: the state before it is not needed any more
+        x = step.advance(start, known)
         if step.after is not None:
             x = step.after.add(x, source)
         known = known[: step.remember]
