@@ -82,6 +82,15 @@ def test_bars_follow_one_another_and_show_counts_that_are_not_zero(capsys):
     assert "1/2" in shown.split("\r")[-1]
 
 
+def test_one_of_one_is_a_count_and_a_share_is_none(capsys):
+    with Bars() as bars:
+        bars("samples", 1, 1)
+        bars("fit", 0.5)
+    counted, _, share = capsys.readouterr().err.partition("fit")
+    assert "1/1" in counted
+    assert "/1" not in share
+
+
 def test_bars_that_are_not_shown_write_nothing(capsys):
     with Bars(shown=False) as bars:
         bars("samples", 1, 2)

@@ -39,18 +39,19 @@ class Bars:
         Args:
             name: of the work.
             done: how much is done.
-            total: how much there is: 1 where `done` is a share, None where it is not known.
+            total: how many there are, an integer; 1.0 where `done` is a share, None where it is not known.
             counts: shown behind the bar, unless they are 0.
         """
         if self._bar is None or name != self._name:
             self.close()
-            form = None if total is None else SHARE if total == 1.0 else COUNT
+            share = isinstance(total, float)
+            form = None if total is None else SHARE if share else COUNT
             self._bar = tqdm(
                 total=total,
                 desc=name,
                 mininterval=pause(),
                 bar_format=form,
-                leave=total != 1.0,
+                leave=not share,
                 disable=not self._shown,
             )
             self._name = name

@@ -15,7 +15,7 @@ from openedm.data.pictures import grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler, Progress, no_progress
 from openedm.ground import checks
 from openedm.ground.storage import replacing, write_array, write_arrays
-from openedm.training import share_of
+from openedm.training import make_accelerator, share_of
 
 __all__ = ["Format", "SampleFiles"]
 
@@ -62,7 +62,7 @@ class SampleFiles:
         seeds: Sequence[int],
         *,
         batch_size: int = 64,
-        accelerator: Accelerator,
+        accelerator: Accelerator | None = None,
         progress: Progress = no_progress,
     ) -> int:
         """Draw the seeds that are missing and write them; returns how many they were.
@@ -73,13 +73,14 @@ class SampleFiles:
             prepared: the denoiser and the sampler.
             seeds: one seed a sample.
             batch_size: samples drawn at a time; changes memory and speed, not the samples.
-            accelerator: the processes.
+            accelerator: the processes; None for those there are.
             progress: called after each batch with the samples that this process has drawn.
 
         Raises:
             ValueError: `out` holds other files, or samples that were drawn with other settings.
         """
         checks.at_least("batch_size", batch_size, 1)
+        accelerator = accelerator or make_accelerator()
         if accelerator.is_main_process:
             _open_folder(self.parts, self.source.settings(prepared.sampler))
         accelerator.wait_for_everyone()

@@ -3,7 +3,6 @@
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -29,7 +28,7 @@ from openedm.sampling import (
     pilot_seeds,
     sample_batches,
 )
-from openedm.training import Model, find_checkpoint, load_denoiser, read_model
+from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
 from openedm.training.checkpoints import read_progress
 
 __all__ = ["CheckpointSampler", "PreparedSampler", "Progress", "SamplingOptions", "no_progress"]
@@ -88,7 +87,7 @@ class SamplingOptions(Choice):
             raise ValueError(f"tolerance and nfe are mutually exclusive, got {self.tolerance} and nfe={self.nfe}")
         if described and (self.nfe, self.tolerance) != (None, None):
             name = "nfe" if self.tolerance is None else "tolerance"
-            raise ValueError(f"{name} and sampler options are mutually exclusive, got {name} and {self.sampler}")
+            raise ValueError(f"{name} and sampler options are mutually exclusive, got both, with {self.sampler}")
         if isinstance(self.method, Sampler) and (self.sigma_min, self.sigma_max) != (None, None):
             raise ValueError(
                 "sigma_min and sigma_max require nfe or tolerance: beside sampler options, use "
@@ -183,14 +182,14 @@ class CheckpointSampler:
         """Load the weights and find the sampler; several processes must call it together.
 
         Args:
-            accelerator: the processes and their device; None for this process and the host.
+            accelerator: the processes and their device; None for those there are.
             progress: called with the number of evaluations while levels are fitted.
         """
-        options, main = self.options, accelerator is None or accelerator.is_main_process
-        denoiser = _load(self.folder, options).to("cpu" if accelerator is None else accelerator.device)
-        with nullcontext() if accelerator is None else accelerator.main_process_first():  # others read what it fitted
+        options, accelerator = self.options, accelerator or make_accelerator()
+        denoiser = _load(self.folder, options).to(accelerator.device)
+        with accelerator.main_process_first():  # the others read what it has fitted
             if options.levels == "fitted":
-                sampler, origin = self._fitted(denoiser, progress, main=main)
+                sampler, origin = self._fitted(denoiser, progress, main=accelerator.is_main_process)
             else:
                 sampler = options.method.choose(denoiser)
                 origin = "sampler" if isinstance(options.method, Auto) else ""

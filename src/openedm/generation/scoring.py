@@ -32,7 +32,7 @@ from openedm.metrics import (
     train_classifier,
 )
 from openedm.metrics.features import ImageBatch
-from openedm.training import find_checkpoint, share_of
+from openedm.training import find_checkpoint, make_accelerator, share_of
 
 __all__ = ["Images", "ScoringOptions", "open_images", "score"]
 
@@ -114,7 +114,7 @@ def open_images(
     num: int | None = None,
     *,
     batch_size: int = 100,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None = None,
     progress: Progress = no_progress,
     log: Log = lambda line: None,
 ) -> Images:
@@ -125,14 +125,14 @@ def open_images(
         sampling: how images are drawn from a checkpoint.
         num: the number of images to draw, with seeds 0 … num − 1 and the classes in turn; 1000 by default.
         batch_size: images at a time.
-        accelerator: the processes.
+        accelerator: the processes; None for those there are.
         progress: called while levels are fitted.
         log: called with a line about the sampler.
 
     Raises:
         ValueError: there are no such images, or an option has no effect.
     """
-    path = Path(samples)
+    path, accelerator = Path(samples), accelerator or make_accelerator()
     dataset: Dataset
     if path.suffix == ".npz":
         dataset = Arrays(str(path), key="samples").load()
@@ -171,7 +171,7 @@ def score(
     held_out: Source | None = None,
     options: ScoringOptions = ScoringOptions(),
     *,
-    accelerator: Accelerator,
+    accelerator: Accelerator | None = None,
     progress: Progress = no_progress,
     log: Log = lambda line: None,
 ) -> Report | None:
@@ -185,14 +185,14 @@ def score(
         held_out: labelled data for the classifier's accuracy on real images; by default the test split of `data`, where
             it has one.
         options: the network and the metrics.
-        accelerator: the processes.
+        accelerator: the processes; None for those there are.
         progress: called with the name of a set of images and the batches that are done.
         log: called with a line about features that are kept.
 
     Raises:
         ValueError: images and data do not fit each other, or an option has no effect.
     """
-    real = data.load()
+    real, accelerator = data.load(), accelerator or make_accelerator()
     extractor = _extractor(options, real)
     if extractor is not None and real.kind == "images":
         extractor.check(real.event_shape)

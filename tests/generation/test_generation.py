@@ -1,0 +1,79 @@
+"""What the commands sample and evaluate do, called as a library."""
+
+import numpy as np
+import pytest
+import torch
+
+from openedm.data import Arrays, Toy
+from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions, open_images
+from openedm.levels import Karras
+from openedm.networks import MLP
+from openedm.sampling import Auto, Euler, Sampler
+from openedm.training import Model, load_denoiser, save_checkpoint
+
+SAMPLER = Sampler(Karras(4), solver=Euler())
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """An untrained MLP for two moons in two classes."""
+    path = tmp_path_factory.mktemp("generation") / "checkpoint"
+    model = Model.for_data(Toy(num_samples=64).load(), MLP(width=8, num_blocks=1))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        save_checkpoint(path, model, model.build().network.state_dict())
+    return path
+
+
+def test_samples_are_those_of_the_sampler_with_the_classes_in_turn(checkpoint):
+    source = CheckpointSampler(checkpoint, SamplingOptions(nfe=None, sampler=SAMPLER), classes=[1])
+    prepared = source.prepare()
+    assert (prepared.sampler, prepared.origin) == (SAMPLER, "")
+    drawn = [(list(seeds), x) for seeds, x in source.draw(prepared, range(5), batch_size=3)]
+    assert [seeds for seeds, _ in drawn] == [[0, 1, 2], [3, 4]]
+    expected = SAMPLER.sample(load_denoiser(checkpoint), range(5), condition=torch.ones(5, dtype=torch.int64))
+    torch.testing.assert_close(torch.cat([x for _, x in drawn]), expected, rtol=0, atol=1e-6)
+
+
+def test_without_options_the_automatic_sampler_takes_32_evaluations(checkpoint):
+    prepared = CheckpointSampler(checkpoint).prepare()
+    assert prepared.origin == "sampler"
+    assert prepared.sampler == Auto(32).choose(load_denoiser(checkpoint))
+
+
+def test_files_hold_samples_and_are_images_to_score(checkpoint, tmp_path, capsys):
+    source = CheckpointSampler(checkpoint, SamplingOptions(nfe=5))
+    progress = []
+    written = SampleFiles(source, tmp_path / "a.npz", "npz").write(
+        source.prepare(), range(4), batch_size=3, progress=lambda *state: progress.append(state)
+    )
+    assert written == 4
+    assert progress == [("samples", 3, 4), ("samples", 4, 4)]
+    with np.load(tmp_path / "a.npz") as file:
+        assert file["labels"].tolist() == [0, 1, 0, 1]
+    images = open_images(tmp_path / "a.npz")
+    assert (images.count, images.num_classes, images.drawn) == (4, 2, {})
+    (batch,) = images.batches(range(4))
+    assert torch.equal(batch[0], Arrays(str(tmp_path / "a.npz"), key="samples").load().fetch(range(4))[0])
+    assert capsys.readouterr().out == ""
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"tolerance": 0.1}, "tolerance and nfe are mutually exclusive"),
+        ({"sampler": SAMPLER}, "nfe and sampler options are mutually exclusive"),
+        ({"nfe": None, "sigma_min": 0.1}, "sigma_min and sigma_max require nfe or tolerance"),
+        ({"nfe": None, "tolerance": 0.1, "levels": "fitted"}, "levels='fitted' requires nfe"),
+        ({"guiding": "other"}, "guidance.weight must be other than 1"),
+    ],
+)
+def test_options_without_effect_are_refused_when_they_are_made(options, message):
+    with pytest.raises(ValueError, match=message):
+        SamplingOptions(**options)
+
+
+def test_numbers_are_compared_in_full_float32_where_steps_adapt_or_levels_are_fitted():
+    assert not SamplingOptions().full_float32
+    assert SamplingOptions(levels="fitted").full_float32
+    assert SamplingOptions(nfe=None, tolerance=0.1).full_float32
