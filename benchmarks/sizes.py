@@ -3,8 +3,8 @@
     python -m benchmarks.sizes [SOURCE] [--before OTHER_SOURCE] [--out sizes.json]
 
 SOURCE is a folder with a package `openedm` (default `src`); with `--before` two versions stand side by side. Files
-are parsed, not imported. A choice is a class below `Choice`; a public name stands in the `__all__` of a room, a module
-or package directly below openedm; a bare tensor is an argument annotated `Tensor` without a shape.
+are parsed, not imported. A choice is a class below `Choice`; a public name is what a room offers, a module or package
+directly below openedm; a bare tensor is an argument annotated `Tensor` without a shape.
 """
 
 import argparse
@@ -27,7 +27,7 @@ class Size:
         lines: of all its files, with comments and docstrings.
         files: how many.
         choices: classes below `Choice`, abstract ones too.
-        public: names in the room's own `__all__`.
+        public: names that the room offers, those of `__all__` where there is one.
         longest: lines of the longest body of a function.
         long: functions with bodies of more than 60 lines.
         bare: tensor arguments without a shape.
@@ -86,8 +86,11 @@ def below(bases: dict[str, set[str]], top: str) -> set[str]:
     return chosen - {top}
 
 
-def exported(tree: ast.Module) -> int:
-    """The length of a literal `__all__`."""
+def exported(path: Path, tree: ast.Module) -> int:
+    """How many names a room offers: of a stub, of a literal `__all__`, or else what it defines without underscore."""
+    if path.with_suffix(".pyi").exists():
+        stub = ast.parse(path.with_suffix(".pyi").read_text(encoding="utf-8"))
+        return sum(len(node.names) for node in stub.body if isinstance(node, ast.ImportFrom))
     for node in tree.body:
         if (
             isinstance(node, ast.Assign)
@@ -95,7 +98,8 @@ def exported(tree: ast.Module) -> int:
             and isinstance(node.value, ast.List)
         ):
             return len(node.value.elts)
-    return 0
+    defined = [node.name for node in tree.body if isinstance(node, ast.ClassDef | ast.FunctionDef)]
+    return sum(not name.startswith("_") for name in defined)
 
 
 def sizes(source: Path) -> dict[str, Size]:
@@ -113,7 +117,7 @@ def sizes(source: Path) -> dict[str, Size]:
             lines=texts[path].count("\n"),
             files=1,
             choices=sum(isinstance(n, ast.ClassDef) and n.name in choices for n in ast.walk(tree)),
-            public=exported(tree) if is_room else 0,
+            public=exported(path, tree) if is_room else 0,
             longest=max(lengths, default=0),
             long=sum(n > LONG for n in lengths),
             bare=sum(map(bare_tensors, functions(tree))),
