@@ -11,10 +11,9 @@ from openedm.inference import DenoiserPosterior, load
 from openedm.inference.bijections import Bijection
 from openedm.inference.conditional import Conditional, Latent, coordinates_of, part_of
 from openedm.inference.joint import Joint, fit_joint
-from openedm.inference.maps import Coordinates
+from openedm.inference.maps import Columns, Coordinates
 from openedm.inference.masks import JointModel, MaskedData, Masks, Pinned
 from openedm.inference.priors import Box
-from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer
 from openedm.sampling import Auto, Heun

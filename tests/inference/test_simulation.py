@@ -7,8 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openedm.inference.simulation import SimulationProgress, simulate
-from openedm.inference.simulations import Failure, Simulations
-from openedm.inference.store import Store
+from openedm.inference.simulations import Failure, Simulations, Store
 from simulators import PRIOR, own_seed, row_seeds, same
 
 pytest.importorskip("pyarrow")

@@ -11,7 +11,7 @@ import torch
 
 from openedm.inference.priors import Box
 from openedm.inference.simulation import simulate
-from openedm.inference.store import Store
+from openedm.inference.simulations import Store
 from simulators import PRIOR, global_torch, own_seed, same
 
 parquet = pytest.importorskip("pyarrow.parquet")

@@ -7,9 +7,8 @@ import torch
 
 from openedm.denoiser import Denoiser
 from openedm.inference.bijections import Bijection
-from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.maps import Columns, DataMap, ParameterMap
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
-from openedm.inference.transforms import Columns
 from openedm.sampling import Heun, Sampler
 
 IDENTITY = Columns(("identity",), (0.0,), (1.0,), (0.0,), (1.0,))

@@ -12,7 +12,7 @@ from .local import (
     local_c2st as local_c2st,
     predictive_check as predictive_check,
 )
-from .maps import DataMap as DataMap, ParameterMap as ParameterMap
+from .maps import Columns as Columns, DataMap as DataMap, ParameterMap as ParameterMap
 from .masks import Masks as Masks
 from .posterior import Posterior as Posterior
 from .prior_conversion import (
@@ -32,8 +32,6 @@ from .refine import Refinement as Refinement
 from .sequential import Round as Round, fit_sequentially as fit_sequentially
 from .settings import MixtureOptions as MixtureOptions, Settings as Settings
 from .simulation import SimulationProgress as SimulationProgress, simulate as simulate
-from .simulations import Failure as Failure, Simulations as Simulations
-from .store import Store as Store
+from .simulations import Failure as Failure, Simulations as Simulations, Store as Store
 from .trained import DenoiserPosterior as DenoiserPosterior, Parts as Parts
-from .transforms import Columns as Columns
 from .truncated import Truncated as Truncated

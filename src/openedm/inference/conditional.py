@@ -16,10 +16,9 @@ from torch import Tensor
 from openedm.denoiser import Condition, Denoiser
 from openedm.inference.bijections import Bijection
 from openedm.inference.draws import SampleNoise, flow
-from openedm.inference.maps import Coordinates
+from openedm.inference.maps import Columns, Coordinates
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
-from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.sampling import SamplerChoice
 

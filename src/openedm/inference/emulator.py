@@ -16,10 +16,9 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from openedm.inference.maps import DataMap
+from openedm.inference.maps import Columns, DataMap
 from openedm.inference.prepare import Prepared
 from openedm.inference.settings import CLOSE, MixtureOptions
-from openedm.inference.transforms import Columns
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.optimisation import BestLoss, minimise

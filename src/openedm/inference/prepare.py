@@ -10,12 +10,11 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.maps import DataMap, ParameterMap, constant_columns, duplicated_columns, named
 from openedm.inference.posterior import Values, as_tensor
 from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
 from openedm.inference.settings import Settings
-from openedm.inference.transforms import constant_columns, duplicated_columns, named
 
 __all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "prepare"]
 

@@ -27,8 +27,7 @@ from openedm.inference.calling import Call, Chunk, Outcome, Simulator, name_of
 from openedm.inference.pool import Pool
 from openedm.inference.prior_conversion import as_prior, prior_to_config
 from openedm.inference.priors import Prior
-from openedm.inference.simulations import Simulations
-from openedm.inference.store import Manifest, Store
+from openedm.inference.simulations import Manifest, Simulations, Store
 
 __all__ = ["SimulationProgress", "parameters", "simulate", "simulation_seeds"]
 

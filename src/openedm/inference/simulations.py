@@ -1,19 +1,43 @@
-"""Simulations: parameters, the data that were simulated with them, their prior, and the simulations that failed.
+"""Simulations, in memory and on disk: parameters, the data simulated with them, their prior, and what failed.
 
-`simulate` returns them, a `Store` keeps them, `fit` learns from them.
+`simulate` returns `Simulations`, `fit` learns from them, and a `Store` keeps them: a folder of parquet files that only
+ever grows.
+
+| file | content |
+|---|---|
+| manifest.json | what the simulations are of: dimensions, seed, names, prior, the first θ |
+| part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
+| failures-….parquet | index, seed, theta, error: simulations that failed |
+| lock | locked by the run that writes |
+
+Files are immutable and appear complete or not at all: each is written under a hidden name, flushed to the disk and
+renamed. Any parquet reader can read them. The lock of a process ends with it.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+import itertools
+import os
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from filelock import FileLock, Timeout
 from jaxtyping import Float, Float32, Int64
+from numpy import ndarray
 from torch import Tensor
 
+from openedm.ground.storage import read_json, replacing, write_json
+from openedm.inference.prior_conversion import prior_from_config
 from openedm.inference.priors import Prior
 
-__all__ = ["Failure", "Simulations"]
+__all__ = ["Failure", "Manifest", "Simulations", "Store"]
+
+FORMAT = "openedm-simulations-1"
 
 
 @dataclass(frozen=True, order=True)
@@ -87,3 +111,215 @@ class Simulations:
 
     def __len__(self) -> int:
         return len(self.theta)
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """What the simulations of a store are of.
+
+    Attributes:
+        dim: d.
+        seed: from which θ and the simulations' seeds follow.
+        simulator: its name.
+        prior: its plain form; None where it has none.
+        first_theta: the first θ, by which the prior is recognised.
+        x_shape: of a result; None before there is one.
+    """
+
+    dim: int
+    seed: int
+    simulator: str
+    prior: Mapping[str, Any] | None
+    first_theta: Sequence[Sequence[float]]
+    x_shape: tuple[int, ...] | None = None
+
+
+class Store:
+    """A folder of simulations, which `simulate` adds to and resumes from.
+
+    Args:
+        path: the folder; `simulate` makes it where it does not exist.
+
+    Raises:
+        ImportError: pyarrow is not installed.
+        ValueError: `path` is a file, or a folder of something else.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        _parquet()
+        self.path = Path(path)
+        if self.path.exists() and not self.path.is_dir():
+            raise ValueError(f"store must be a folder, got the file {str(self.path)!r}")
+        if self.path.is_dir() and self.manifest is None and any(p.name != "lock" for p in self.path.glob("[!.]*")):
+            raise ValueError(f"store must be a new folder or one of simulations, got {str(self.path)!r}")
+
+    @property
+    def manifest(self) -> Manifest | None:
+        """What the store holds simulations of; None for a new one.
+
+        Raises:
+            ValueError: manifest.json is damaged or of another format.
+        """
+        path = self.path / "manifest.json"
+        if not path.exists():
+            return None
+        try:
+            content = read_json(path)
+            if content.pop("format") != FORMAT:
+                raise ValueError("another format")
+            shape = content.pop("x_shape")
+            return Manifest(**content, x_shape=None if shape is None else tuple(shape))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(f"{path} is not a manifest of the format {FORMAT!r}: {error}") from error
+
+    def load(self, n: int | None = None) -> Simulations:
+        """The simulations, in the order of their indices; parts are read one after the other.
+
+        Args:
+            n: only those with an index < n; None takes all.
+
+        Raises:
+            ValueError: there are none.
+        """
+        manifest = self.manifest
+        if manifest is None or manifest.x_shape is None:
+            raise ValueError(f"store {str(self.path)!r} has no simulations")
+        index, failures = self._index(n), self.failures(n)
+        if len(index) == 0:
+            raise ValueError(f"store {str(self.path)!r} has no simulations" + ("" if n is None else f" below {n}"))
+        theta = np.empty((len(index), manifest.dim), np.float32)
+        x = np.empty((len(index), *manifest.x_shape), np.float32)
+        seeds = np.full(len(index), -1)
+        for table in self._tables("part", ["index", "seed", "theta", "x"]):
+            found = table["index"].to_numpy()
+            kept = np.flatnonzero(np.isin(found, index))
+            rows = np.searchsorted(index, found[kept])
+            seeds[rows] = table["seed"].to_numpy()[kept]
+            theta[rows] = _unpack(table["theta"], manifest.dim)[kept]
+            x[rows] = _unpack(table["x"], x[0].size)[kept].reshape(-1, *manifest.x_shape)
+        read = slice(None) if seeds.min() >= 0 else seeds >= 0  # without files that were damaged in the middle
+        rows, draws, numbers, streams = (torch.from_numpy(a[read]) for a in (theta, x, index, seeds))
+        return Simulations(rows, draws, numbers, streams, failures, self._prior(manifest))
+
+    def done(self) -> Int64[ndarray, "k"]:
+        """The indices of the simulations that gave a result, ascending."""
+        return self._index(None)
+
+    def failures(self, n: int | None = None) -> tuple[Failure, ...]:
+        """The simulations that failed and gave no result later, by index; the last failure of each.
+
+        Args:
+            n: only those with an index < n; None takes all.
+        """
+        found: dict[int, Failure] = {}
+        for table in self._tables("failures", None):
+            for row in table.to_pylist():
+                found[row["index"]] = Failure(row["index"], tuple(row["theta"]), row["seed"], row["error"])
+        done = set(self._index(n).tolist()) if found else set()
+        return tuple(found[i] for i in sorted(found) if i not in done and (n is None or i < n))
+
+    @contextmanager
+    def writing(self, manifest: Manifest) -> Iterator[Callable[[Simulations], None]]:
+        """Lock the store; inside the block, the function that adds simulations to it.
+
+        Raises:
+            ValueError: the store's simulations are of something else, or another run is adding to it.
+        """
+        self.path.mkdir(parents=True, exist_ok=True)
+        try:
+            lock = FileLock(self.path / "lock").acquire(blocking=False)
+        except Timeout as error:
+            raise ValueError(f"store {str(self.path)!r} is being written to by another run") from error
+        with lock:
+            existing = self.manifest
+            if existing is None:
+                self._describe(manifest)
+            else:
+                self._check(existing, manifest)
+            for remains in self.path.glob(".*.tmp"):  # of runs that were killed
+                remains.unlink(missing_ok=True)
+            yield self._add
+
+    def _add(self, simulations: Simulations) -> None:
+        """One file of the results, and one of the failures."""
+        manifest = self.manifest
+        if len(simulations):
+            if manifest is not None and manifest.x_shape is None:
+                self._describe(replace(manifest, x_shape=tuple(simulations.x.shape[1:])))
+            index, seeds, theta, x = (getattr(simulations, name).numpy() for name in ("index", "seeds", "theta", "x"))
+            columns = {"index": index, "seed": seeds, "theta": _pack(theta), "x": _pack(x.reshape(len(x), -1))}
+            self._write("part", columns)
+        if failures := simulations.failures:
+            theta = _pack(np.array([f.theta for f in failures], np.float32))
+            index, seeds, errors = ([getattr(f, name) for f in failures] for name in ("index", "seed", "error"))
+            self._write("failures", {"index": index, "seed": seeds, "theta": theta, "error": errors})
+
+    def _describe(self, manifest: Manifest) -> None:
+        with replacing(self.path / "manifest.json") as temporary:
+            write_json(temporary, {"format": FORMAT, **asdict(manifest)})
+
+    def _write(self, kind: str, columns: Mapping[str, Any]) -> None:
+        import pyarrow
+
+        # Names ascend with time; the process and a count keep those of one moment apart.
+        path = self.path / f"{kind}-{time.time_ns():020d}-{os.getpid()}-{next(_COUNT)}.parquet"
+        with replacing(path) as temporary:
+            _parquet().write_table(pyarrow.table(dict(columns)), temporary, compression="zstd", use_dictionary=False)
+
+    def _prior(self, manifest: Manifest) -> Prior | None:
+        if manifest.prior is None:
+            return None
+        try:
+            return prior_from_config(manifest.prior)
+        except ValueError as error:
+            warnings.warn(f"the prior of store {str(self.path)!r} is not known: {error}", RuntimeWarning, stacklevel=3)
+            return None
+
+    def _check(self, stored: Manifest, given: Manifest) -> None:
+        where = f"store {str(self.path)!r} holds simulations"
+        if stored.dim != given.dim:
+            raise ValueError(f"{where} of {stored.dim} parameters, but prior has {given.dim}")
+        if stored.seed != given.seed:
+            raise ValueError(f"{where} with seed {stored.seed}, got seed {given.seed}; pass that one, or another store")
+        if not np.allclose(stored.first_theta, given.first_theta, rtol=1e-4):
+            raise ValueError(f"{where} of another prior, {stored.prior}; got {given.prior}")
+        if stored.simulator != given.simulator:
+            raise ValueError(
+                f"{where} of {stored.simulator!r}, got the simulator {given.simulator!r}; pass another store, or, if "
+                "the same simulator has a new name, change the name in manifest.json"
+            )
+
+    def _index(self, n: int | None) -> Int64[ndarray, "k"]:
+        found = [table["index"].to_numpy() for table in self._tables("part", ["index"])]
+        index = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return index if n is None else index[index < n]
+
+    def _tables(self, kind: str, columns: list[str] | None) -> Iterator[Any]:
+        """The files of a kind, the oldest first."""
+        parquet = _parquet()
+        for path in sorted(self.path.glob(f"{kind}-*.parquet")):
+            try:
+                yield parquet.read_table(path, columns=columns, memory_map=True, partitioning=None)
+            except (OSError, ValueError) as error:  # pyarrow's own errors are below these
+                warnings.warn(f"{path} is damaged and is ignored: {error}", RuntimeWarning, stacklevel=2)
+
+
+_COUNT = itertools.count(1)
+
+
+def _pack(rows: Float32[ndarray, "b k"]) -> Any:
+    import pyarrow
+
+    return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
+
+
+def _unpack(column: Any, width: int) -> Float32[ndarray, "b k"]:
+    return np.asarray(column.combine_chunks().flatten().to_numpy(), np.float32).reshape(-1, width)
+
+
+def _parquet() -> Any:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ImportError("a store of simulations needs pyarrow: `pip install openedm[sbi]`") from error
+    return parquet

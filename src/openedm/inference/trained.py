@@ -21,11 +21,10 @@ from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
 from openedm.inference.draws import SampleNoise, flow, observation_seeds
-from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.maps import Columns, DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
 from openedm.inference.refine import LearnedTarget, Refinement, evidence
-from openedm.inference.transforms import Columns
 from openedm.likelihood import Likelihood
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture

@@ -11,8 +11,7 @@ from openedm.cli.parsing import build, overlay, to_plain
 from openedm.ground import checks
 from openedm.inference import tasks
 from openedm.inference.settings import Settings
-from openedm.inference.simulations import Simulations
-from openedm.inference.store import Store
+from openedm.inference.simulations import Simulations, Store
 from openedm.inference.tasks import Task
 from openedm.inference.trained import DenoiserPosterior
 

@@ -10,7 +10,7 @@ from openedm.cli.inference.arguments import task_of
 from openedm.cli.terminal import Bars
 from openedm.inference import simulation
 from openedm.inference.priors import Prior
-from openedm.inference.store import Store
+from openedm.inference.simulations import Store
 from openedm.inference.tasks import Task
 
 

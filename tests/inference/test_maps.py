@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openedm.ground.choices import from_config, to_config
-from openedm.inference.transforms import Columns, constant_columns, duplicated_columns, is_count
+from openedm.inference.maps import Columns, constant_columns, duplicated_columns, is_count
 
 GENERATOR = torch.Generator().manual_seed(0)
 
