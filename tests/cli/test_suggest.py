@@ -139,8 +139,8 @@ def test_files_are_never_overwritten_and_nothing_is_done_first(openedm, tmp_path
         result = openedm("suggest", "nowhere.npy", f"--{option}={tmp_path / 'a.json'}")
         assert result.status == 1
         assert result.err == (
-            f"openedm suggest: error: {option}={tmp_path / 'a.json'} exists already: it is never overwritten, choose "
-            "another name\n"
+            f"openedm suggest: error: {option}={tmp_path / 'a.json'} exists already: a file is never overwritten, "
+            "choose another name\n"
         )
     assert (tmp_path / "a.json").read_text() == "kept"
 

@@ -28,22 +28,6 @@ def parse_integers(name: str, text: str) -> list[int]:
     return values
 
 
-def new_file(name: str, path: str | None, suffixes: tuple[str, ...]) -> Path | None:
-    """The file to write, checked before any work.
-
-    Raises:
-        ValueError: it exists, or ends in something else.
-    """
-    if path is None:
-        return None
-    target = Path(path)
-    if target.suffix not in suffixes:
-        raise ValueError(f"{name} must end in {' or '.join(suffixes)}, got {path!r}")
-    if target.exists():
-        raise ValueError(f"{name}={path} exists already: a file is never overwritten, choose another name")
-    return target
-
-
 def simulator_of(text: str) -> Callable[..., Any]:
     """The user's own function `file.py:function`. The file is imported, with its folder first on the path.
 

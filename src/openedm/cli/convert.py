@@ -6,6 +6,7 @@ from typing import Literal
 
 from tqdm.auto import tqdm
 
+from openedm.ground.storage import new_path
 from openedm.interop import Published, publish, published_model, read_published, write_published
 from openedm.interop.published import new_published
 from openedm.training import find_checkpoint, load_denoiser, read_model, save_checkpoint
@@ -36,8 +37,7 @@ def convert(source: str, out: str, key: str = "ema", weights: Literal["ema", "ra
 def _to_checkpoint(source: Path, out: Path, key: str, weights: str) -> None:
     if weights != "ema":
         raise ValueError(f"weights must be 'ema' for a file, which holds one set of them, got {weights!r}")
-    if out.exists():
-        raise ValueError(f"out={out} exists already: a checkpoint is never overwritten")
+    new_path("out", out, what="a checkpoint")
     if not source.is_file():
         raise ValueError(f"source must be a file or a checkpoint, got {str(source)!r}")
     large = source.stat().st_size >= SHOW_PROGRESS_FROM and sys.stderr.isatty()

@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+from openedm.ground.storage import new_path
 from openedm.training import combine, find_checkpoint, list_snapshots, read_model, reconstruct, save_checkpoint
 
 
@@ -18,8 +19,7 @@ def ema(run: str, out: str, sigma_rel: float = 0.10, images: int | None = None) 
     """
     if not Path(run).is_dir():
         raise ValueError(f"run must be the folder of a run, got {run!r}, which is no folder")
-    if Path(out).exists():
-        raise ValueError(f"out={out} exists already: a checkpoint is never overwritten")
+    new_path("out", out, what="a checkpoint")
     weights = reconstruct(run, sigma_rel, images)
     save_checkpoint(Path(out), read_model(find_checkpoint(run)), weights)
     snapshots = list_snapshots(run)

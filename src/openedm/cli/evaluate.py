@@ -1,13 +1,11 @@
 """`openedm evaluate`: score samples against real data."""
 
-from pathlib import Path
-
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
 from openedm.data import Digits, Source
 from openedm.generation import SamplingOptions, ScoringOptions, open_images, score
 from openedm.ground import checks
-from openedm.ground.storage import replacing, write_json
+from openedm.ground.storage import new_path, write_json
 from openedm.training import make_accelerator
 
 LEGEND = (
@@ -49,8 +47,7 @@ def evaluate(
         sampling: how images are drawn from a checkpoint, as in `openedm sample`.
         scoring: how images are compared.
     """
-    if out is not None and Path(out).exists():
-        raise ValueError(f"out={out} exists already: a report is never overwritten, choose another name")
+    target = new_path("out", out, what="a report")
     checks.at_least("num", 2 if num is None else num, 2)
     accelerator = make_accelerator()
     with Bars(shown=accelerator.is_main_process) as bars:
@@ -67,8 +64,6 @@ def evaluate(
         return
     print(report.table())
     print(f"({LEGEND})")
-    if out is not None:
-        Path(out).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(out) as path:
-            write_json(path, report.to_dict() | ({"drawn": images.drawn} if images.drawn else {}))
+    if target is not None:
+        write_json(target, report.to_dict() | ({"drawn": images.drawn} if images.drawn else {}))
         print(f"report: {out}")

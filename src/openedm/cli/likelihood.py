@@ -9,12 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from openedm.cli.arguments import new_file
 from openedm.cli.terminal import Bars, rows
 from openedm.data import Dataset, Digits, Source
 from openedm.ground import checks
 from openedm.ground.choices import to_config
-from openedm.ground.storage import replacing, write_arrays, write_json
+from openedm.ground.storage import new_path, write_arrays, write_json
 from openedm.likelihood import Dequantisation, Likelihood, dataset_log_prob
 from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
 
@@ -55,7 +54,7 @@ def likelihood(
     for name, value, low in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         checks.at_least(name, value, low)
     dequantisation = Dequantisation(_levels(data) if num_values is None else num_values, draws, importance)
-    target = new_file("out", out, (".json", ".npz"))
+    target = new_path("out", out, [".json", ".npz"])
     folder, dataset = find_checkpoint(checkpoint), data.load()
     images = _check_fit(read_model(folder), dataset)
     if not images and (draws, importance, num_values) != (1, False, None):
@@ -123,6 +122,4 @@ def _write(path: Path, table: dict[str, Tensor], settings: dict[str, Any]) -> No
     columns = {  # JSON has no number for NaN
         name: [value if math.isfinite(value) else None for value in column.tolist()] for name, column in table.items()
     }
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary:
-        write_json(temporary, {**settings, "samples": columns})
+    write_json(path, {**settings, "samples": columns})

@@ -12,7 +12,7 @@ from openedm.cli.parsing import dump
 from openedm.data import Digits, Source
 from openedm.ground import checks
 from openedm.ground.choices import class_path
-from openedm.ground.storage import replacing, write_json
+from openedm.ground.storage import new_path, write_json
 from openedm.levels import Karras
 from openedm.objective import EDM, LogNormal
 from openedm.plots import reducible_loss, save_figure
@@ -55,9 +55,7 @@ def suggest(
     print(textwrap.indent(_fragment(data, found), "  "), end="")
     print(f"\nand sample with:\n  {shlex.join(_sampling(found))}")
     if json is not None:
-        Path(json).parent.mkdir(parents=True, exist_ok=True)
-        with replacing(json) as path:
-            write_json(path, {"data": dataset.describe(), **found.to_dict()})
+        write_json(Path(json), {"data": dataset.describe(), **found.to_dict()})
         print(f"\nwrote {json}")
     if figure is not None:
         save_figure(reducible_loss(found), figure)
@@ -66,9 +64,8 @@ def suggest(
 
 def _check(json: str | None, figure: str | None) -> None:
     """What can be known to fail is refused before the work."""
-    for name, file in (("json", json), ("figure", figure)):
-        if file is not None and Path(file).exists():
-            raise ValueError(f"{name}={file} exists already: it is never overwritten, choose another name")
+    new_path("json", json)
+    new_path("figure", figure)
     if figure is not None:
         suffix = Path(figure).suffix.lower().removeprefix(".")
         checks.one_of("the suffix of figure", suffix, sorted(Figure().canvas.get_supported_filetypes()))

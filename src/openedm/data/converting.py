@@ -3,9 +3,7 @@
 The manifest is written last: a folder without one has an interrupted conversion, which continues with the next shard.
 """
 
-import hashlib
 import io
-import json
 import re
 import tarfile
 from collections import Counter
@@ -25,7 +23,7 @@ from openedm.data.shards import FORMAT, INDEX, MANIFEST, TarImages
 from openedm.data.table import Table, local_files
 from openedm.ground import checks
 from openedm.ground.choices import to_config
-from openedm.ground.storage import read_json, replacing, write_json
+from openedm.ground.storage import file_digest, read_json, replacing, write_arrays, write_json
 
 __all__ = ["Converted", "convert", "encoded_images"]
 
@@ -181,9 +179,8 @@ class _Writer:
                         else:
                             self._add(archive, index, *result)
                     progress(block.stop, len(shard.dropped))
-            shard.bytes, shard.sha256 = path.stat().st_size, _digest(path)
-        with replacing(_record(out, shard.file)) as path:
-            path.write_text(json.dumps(vars(shard)), encoding="utf-8")
+            shard.bytes, shard.sha256 = path.stat().st_size, file_digest(path)
+        write_json(_record(out, shard.file), vars(shard), indent=None)
         return shard
 
     def _read(self, index: int) -> bytes | ValueError:
@@ -230,9 +227,7 @@ def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     if not state.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise ValueError(f"out={out} is not empty: choose another folder")
-        out.mkdir(parents=True, exist_ok=True)
-        with replacing(state) as path:
-            path.write_text(json.dumps(settings), encoding="utf-8")
+        write_json(state, settings)
         return
     if not resume:
         raise ValueError(f"out={out} has an interrupted conversion: resume it (--resume true), or choose another")
@@ -271,11 +266,6 @@ def _append(archive: tarfile.TarFile, name: str, content: bytes) -> int:
     return int(offset)
 
 
-def _digest(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
 def _end(
     out: Path, images: EncodedImages, form: Form, shards: list[_Shard], about: Mapping[str, Any]
 ) -> dict[str, Any]:
@@ -299,8 +289,7 @@ def _end(
             "class_names": None if names is None else list(names),
             "class_counts": [counts[i] for i in range(number)],
         }
-    with replacing(out / INDEX) as path, open(path, "wb") as file:
-        np.savez(file, **arrays)  # type: ignore[arg-type]
+    write_arrays(out / INDEX, arrays)
     manifest = {
         "format": FORMAT,
         "version": 1,
@@ -310,11 +299,10 @@ def _end(
         "form": to_config(form)["init_args"],
         **about,
         "dropped": [entry for shard in shards for entry in shard.dropped],
-        "index_sha256": _digest(out / INDEX),
+        "index_sha256": file_digest(out / INDEX),
         "shards": [{"file": s.file, "images": len(s.keys), "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
-    with replacing(out / MANIFEST) as path:
-        write_json(path, manifest)
+    write_json(out / MANIFEST, manifest)
     for hidden in [out / _STATE, *out.glob(".shard-*.json")]:
         hidden.unlink(missing_ok=True)
     return manifest

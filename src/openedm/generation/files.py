@@ -14,7 +14,7 @@ from openedm.data import save_image
 from openedm.data.pictures import grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler, Progress, no_progress
 from openedm.ground import checks
-from openedm.ground.storage import replacing, write_array, write_arrays
+from openedm.ground.storage import new_path, read_json, write_array, write_arrays, write_json
 from openedm.training import make_accelerator, share_of
 
 __all__ = ["Format", "SampleFiles"]
@@ -41,11 +41,8 @@ class SampleFiles:
         if format != "npz":
             _check_images(f"format must be 'npz', got {format!r}", source)
         self.source, self.out, self.format = source, Path(out), format
-        suffix = {"png": "", "npz": ".npz", "grid": ".png"}[format]
-        if suffix and self.out.suffix != suffix:
-            raise ValueError(f"out must end in {suffix} for format={format!r}, got {str(out)!r}")
-        if suffix and self.out.exists():
-            raise ValueError(f"out={out} exists already: a file is never overwritten, choose another name")
+        if format != "png":
+            new_path("out", out, [".npz" if format == "npz" else ".png"])
         self.parts = self.out if format == "png" else self.out.with_name(f"{self.out.name}.parts")
 
     def check_trajectory(self, path: str | Path) -> None:
@@ -111,8 +108,7 @@ class SampleFiles:
             labels = self.source.labels(there)
             if labels is not None:  # dataset.json is what `data.ImageFolder` reads
                 pairs = [[self._path(seed).name, label] for seed, label in zip(there, labels.tolist(), strict=True)]
-                with replacing(self.out / "dataset.json") as path:
-                    path.write_text(json.dumps({"labels": pairs}) + "\n", encoding="utf-8")
+                write_json(self.out / "dataset.json", {"labels": pairs}, indent=None)
             return
         arrays = np.stack([np.load(self._path(seed), allow_pickle=False) for seed in seeds])
         labels = self.source.labels(seeds)
@@ -135,11 +131,9 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or check that what it holds was drawn with the same settings."""
     path = folder / SETTINGS
     if path.is_file():
-        if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(settings)):
+        if read_json(path) != json.loads(json.dumps(settings)):
             raise ValueError(f"{folder} holds samples drawn with other settings ({path}): choose another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no samples of this command: choose another folder")
     else:
-        folder.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            temporary.write_text(json.dumps(settings, indent=1) + "\n", encoding="utf-8")
+        write_json(path, settings)

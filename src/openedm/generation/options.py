@@ -13,7 +13,7 @@ from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser, configure_execution
 from openedm.ground.choices import Choice, from_config, to_config
-from openedm.ground.storage import read_json, replacing, write_json
+from openedm.ground.storage import file_digest, read_json, write_json
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.sampling import (
     Auto,
@@ -232,8 +232,7 @@ class CheckpointSampler:
         fit = _fit(method, denoiser, self.labels(range(len(pilot_seeds(self.model.event_shape)))), progress)
         if main:
             found = {"fitted": to_config(fit.sampler), "error": fit.error, "error_before": fit.error_before}
-            with replacing(path) as temporary:
-                write_json(temporary, {**found, **settings})
+            write_json(path, {**found, **settings})
         return fit.sampler, f"sampler, fitted (error {fit.error_before:.2g} -> {fit.error:.2g}, kept in {path})"
 
 
@@ -262,8 +261,7 @@ def _source(folder: Path, model: Model, options: SamplingOptions) -> dict[str, A
 
 def _digest(folder: Path, weights: Literal["ema", "raw"]) -> str:
     """SHA-256 of the file of a checkpoint's weights."""
-    with open(folder / ("model.safetensors" if weights == "ema" else "training.safetensors"), "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return file_digest(folder / ("model.safetensors" if weights == "ema" else "training.safetensors"))
 
 
 def _load(folder: Path, options: SamplingOptions) -> Denoiser:

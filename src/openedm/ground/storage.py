@@ -1,9 +1,10 @@
 """Files and folders that appear complete or not at all; tensors as safetensors and plain data as JSON in them."""
 
+import hashlib
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -73,9 +74,42 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor]) -> None:
-    """Write tensors as safetensors."""
-    save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, path)
+def new_path(
+    name: str, path: str | os.PathLike[str] | None, suffixes: Collection[str] = (), what: str = "a file"
+) -> Path | None:
+    """The path to write to, or None; checked before the work of which it gets the result.
+
+    Args:
+        name: of the argument, for messages.
+        path: the path, or None.
+        suffixes: what it may end in; anything without.
+        what: it is, for messages.
+
+    Raises:
+        ValueError: it exists, or ends in something else.
+    """
+    if path is None:
+        return None
+    target = Path(path)
+    if suffixes and target.suffix not in suffixes:
+        raise ValueError(f"{name} must end in {' or '.join(suffixes)}, got {str(path)!r}")
+    if target.exists():
+        raise ValueError(f"{name}={path} exists already: {what} is never overwritten, choose another name")
+    return target
+
+
+@contextmanager
+def _writing(path: Path) -> Iterator[Path]:
+    """As `replacing`, and the folder is made if need be: so do all functions below that write."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        yield temporary
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
+    """Write tensors as safetensors, with texts in their header."""
+    with _writing(path) as temporary:
+        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:
@@ -90,9 +124,10 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data as JSON."""
-    path.write_text(json.dumps(content, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
+    """Write plain data as JSON, on one line where `indent` is None."""
+    with _writing(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -111,14 +146,18 @@ def read_json(path: Path) -> dict[str, Any]:
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write numpy arrays as .npz; the folder is made if need be, and the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    """Write numpy arrays as .npz."""
+    with _writing(path) as temporary, open(temporary, "wb") as file:
         np.savez(file, allow_pickle=False, **arrays)
 
 
 def write_array(path: Path, x: Tensor) -> None:
-    """Write a tensor as .npy in float32; the folder is made if need be, the file appears complete or not at all."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, open(temporary, "wb") as file:
+    """Write a tensor as .npy in float32."""
+    with _writing(path) as temporary, open(temporary, "wb") as file:
         np.save(file, x.float().cpu().numpy(), allow_pickle=False)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

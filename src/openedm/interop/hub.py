@@ -10,7 +10,7 @@ from huggingface_hub import ModelHubMixin, hf_hub_download
 
 from openedm.denoiser import Preconditioned
 from openedm.ground.choices import to_config
-from openedm.ground.storage import replacing, write_json, write_tensors
+from openedm.ground.storage import write_json, write_tensors
 from openedm.training.checkpoints import FORMAT, find_checkpoint, load_denoiser, read_model
 from openedm.training.model import Model
 
@@ -79,10 +79,8 @@ class Pretrained(
         return cls(read_model(folder), load_denoiser(folder, weights).network).eval()
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        with replacing(save_directory / WEIGHTS) as temporary:
-            write_tensors(temporary, self.network.state_dict())
-        with replacing(save_directory / CONFIG) as temporary:
-            write_json(temporary, {"format": FORMAT, "model": to_config(self.description)})
+        write_tensors(save_directory / WEIGHTS, self.network.state_dict())
+        write_json(save_directory / CONFIG, {"format": FORMAT, "model": to_config(self.description)})
 
     @classmethod
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Pretrained":

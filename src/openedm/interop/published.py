@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from openedm.denoiser import Preconditioned
-from openedm.ground.storage import read_json, read_tensors, replacing, write_json, write_tensors
+from openedm.ground.storage import new_path, read_json, read_tensors, write_json, write_tensors
 from openedm.interop.edm import (
     FREQUENCIES,
     PRECONDITIONINGS,
@@ -133,13 +133,9 @@ def new_published(path: str | Path) -> tuple[Path, Path]:
     Raises:
         ValueError: the name does not end in .safetensors, or a file is there already.
     """
-    path = Path(path)
-    config = path.with_suffix(".json")
-    if path.suffix != ".safetensors":
-        raise ValueError(f"path must end in .safetensors, got {str(path)!r}")
-    for file in (path, config):
-        if file.exists():
-            raise ValueError(f"{file} exists already: a file is never overwritten")
+    path, config = Path(path), Path(path).with_suffix(".json")
+    new_path("path", path, [".safetensors"])
+    new_path("path", config)
     return path, config
 
 
@@ -150,19 +146,15 @@ def write_published(path: str | Path, published: Published) -> None:
         ValueError: the name does not end in .safetensors, or a file is there already.
     """
     path, config = new_published(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path) as temporary, replacing(config) as description:
-        write_tensors(temporary, published.state_dict)
-        write_json(
-            description,
-            {
-                "format": FORMAT,
-                "class_name": published.class_name,
-                "network_name": published.network_name,
-                "init_kwargs": _without_infinities(published.kwargs),
-                "dataset_kwargs": published.dataset_kwargs,
-            },
-        )
+    content = {
+        "format": FORMAT,
+        "class_name": published.class_name,
+        "network_name": published.network_name,
+        "init_kwargs": _without_infinities(published.kwargs),
+        "dataset_kwargs": published.dataset_kwargs,
+    }
+    write_tensors(path, published.state_dict)
+    write_json(config, content)
 
 
 def _read_pickle(path: Path, key: str, report: Reporter | None) -> Published:

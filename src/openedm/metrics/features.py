@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import safetensors
-import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
@@ -22,7 +21,7 @@ from torch import Tensor
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.devices import device_of
-from openedm.ground.storage import replacing, write_json
+from openedm.ground.storage import write_json, write_tensors
 from openedm.metrics.extractors import FeatureNetwork, Output
 from openedm.metrics.frechet import GaussianStatistics
 
@@ -171,12 +170,10 @@ def kept_features(
         return found, path, True
     path.parent.mkdir(parents=True, exist_ok=True)  # an error comes before the work
     features = extract(network, image_batches(dataset, batch_size)) if compute is None else compute()
-    with replacing(path.with_suffix(".json")) as temporary:
-        write_json(temporary, settings)
+    write_json(path.with_suffix(".json"), settings)
     tensors = {"values": features.values, "probabilities": features.probabilities, "labels": features.labels}
-    with replacing(path) as temporary:
-        content = {name: t.contiguous() for name, t in tensors.items() if t is not None}
-        temporary.write_bytes(safetensors.torch.save(content, {"openedm": json.dumps(settings)}))
+    present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    write_tensors(path, present, {"openedm": json.dumps(settings)})
     return features, path, False
 
 

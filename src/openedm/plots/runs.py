@@ -28,7 +28,6 @@ class RunFigures(Observer):
 
     def on_validation(self, images: int, loss: ValidationLoss) -> None:
         """Draw the curves anew."""
-        self._folder.mkdir(parents=True, exist_ok=True)
         validations = self._log.validations
         curve = loss_curve(self._log.progress, [(seen, v.loss) for seen, v in validations])
         save_figure(curve, self._folder / "loss.png")

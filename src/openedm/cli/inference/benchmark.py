@@ -1,18 +1,16 @@
 """`openedm inference benchmark`: simulate, fit, sample and score on the tasks of sbibm."""
 
-import json
 import math
 import statistics
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from openedm.cli.arguments import new_file
 from openedm.cli.inference.arguments import settings_of, tasks_of
 from openedm.cli.parsing import Changes
 from openedm.cli.terminal import Bars, table
 from openedm.ground import checks
-from openedm.ground.storage import replacing
+from openedm.ground.storage import new_path, write_json
 from openedm.inference.benchmark import TIMES, benchmark_task, machine, reference_folder, references
 
 
@@ -54,13 +52,12 @@ def benchmark(
     checks.at_least("calibration_samples", calibration_samples, 1)
     if calibration:
         checks.at_least("calibration", calibration, 20)
-    chosen, target, folder = tasks_of(task), new_file("out", out, (".json",)), reference_folder(observations)
+    chosen, target, folder = tasks_of(task), new_path("out", out, [".json"]), reference_folder(observations)
     known = {one.name: references(one, folder, num_samples, first) for one in chosen}
     changed = {one.name: settings_of(settings, simulations, one.dim, one.x_shape) for one in chosen}
     kept = {one.name: None if posteriors is None else Path(posteriors) / one.name for one in chosen}
     for path in kept.values():
-        if path is not None and path.exists():
-            raise ValueError(f"posteriors: {path} exists already and is never overwritten")
+        new_path("posteriors", path, what="a posterior")
     content: dict[str, Any] = {"machine": machine(), "seed": seed, "simulations": simulations, "tasks": []}
     rows: list[dict[str, Any]] = content["tasks"]
     try:
@@ -80,7 +77,7 @@ def benchmark(
             rows.append(row)
             print(f"{one.name}: C2ST {' '.join(f'{v:.3f}' for v in row['c2st'])}, chosen: {row['report']['chosen']}")
             if target is not None:
-                _write(target, content)
+                write_json(target, _finite(content))
     finally:
         if rows:
             print(f"\n{_table(rows)}")
@@ -113,12 +110,6 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         mean = f"{statistics.fmean(row['c2st_mean'] for row in rows):.3f}"
         lines.append(["mean", mean, *[""] * (len(header) - 2)])
     return table(header, lines)
-
-
-def _write(target: Path, content: dict[str, Any]) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(target) as path:
-        path.write_text(json.dumps(_finite(content), indent=1, allow_nan=False) + "\n", encoding="utf-8")
 
 
 def _finite(content: Any) -> Any:

@@ -2,9 +2,9 @@
 
 import torch
 
-from openedm.cli.arguments import new_file
 from openedm.cli.inference.arguments import simulations_of, task_of
 from openedm.ground import checks
+from openedm.ground.storage import new_path
 from openedm.inference import calibration, simulation
 from openedm.inference.benchmark import FRESH
 from openedm.inference.trained import DenoiserPosterior
@@ -44,7 +44,7 @@ def calibrate(
         figure: also draw the tests, into this .png, .pdf or .svg file.
         device: where to compute, cpu or cuda.
     """
-    drawing = new_file("figure", figure, (".png", ".pdf", ".svg"))
+    drawing = new_path("figure", figure, [".png", ".pdf", ".svg"])
     checks.between("level", level, 0.0, 1.0)
     checks.at_least("num", num, 20)
     if (task is None) == (simulations is None):

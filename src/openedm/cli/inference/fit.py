@@ -1,12 +1,12 @@
 """`openedm inference fit`: fit a posterior to simulations."""
 
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any, Literal
 
 from openedm.cli.inference.arguments import settings_of, simulations_of, task_of
 from openedm.cli.parsing import Changes
 from openedm.cli.terminal import Bars, rows
+from openedm.ground.storage import new_path
 from openedm.inference import fitting
 from openedm.inference.priors import Prior
 from openedm.inference.trained import DenoiserPosterior
@@ -43,8 +43,7 @@ def fit(
         run: a folder for checkpoints.
         resume: go on from the checkpoints in `run`.
     """
-    if Path(out).exists():
-        raise ValueError(f"out={out} exists already: a posterior is never overwritten, choose another name")
+    new_path("out", out, what="a posterior")
     known = task_of(task)
     if known is not None and prior is not None:
         raise ValueError("prior and task are mutually exclusive: a task has its own prior")

@@ -1,8 +1,8 @@
 """`openedm inference log_prob`: log-densities of parameters under a posterior."""
 
-from openedm.cli.arguments import new_file, numbers_of
+from openedm.cli.arguments import numbers_of
 from openedm.cli.inference.arguments import load_given
-from openedm.ground.storage import write_array
+from openedm.ground.storage import new_path, write_array
 
 
 def log_prob(
@@ -25,7 +25,7 @@ def log_prob(
         out: write the numbers into this .npy file instead of printing them.
         device: where to compute, cpu or cuda.
     """
-    target = new_file("out", out, (".npy",))
+    target = new_path("out", out, [".npy"])
     given, points = load_given(posterior, x, device, plain=plain), numbers_of("theta", theta)
     values = given.posterior.log_prob(points, given.x).detach().cpu()
     if target is None:

@@ -6,11 +6,11 @@ from pathlib import Path
 import numpy as np
 from jaxtyping import Float64
 
-from openedm.cli.arguments import new_file, numbers_of
+from openedm.cli.arguments import numbers_of
 from openedm.cli.inference.arguments import load_given
 from openedm.cli.terminal import table
 from openedm.ground import checks
-from openedm.ground.storage import write_arrays
+from openedm.ground.storage import new_path, write_arrays
 from openedm.plots import pair_plot, save_figure
 
 
@@ -40,8 +40,8 @@ def sample(
         truth: known parameters to mark in the figure, numbers with commas between or a .npy file.
         device: where to compute, cpu or cuda.
     """
-    target, drawing = Path(out), new_file("figure", figure, (".png", ".pdf", ".svg"))
-    new_file("out", out, (".npz",))
+    target, drawing = Path(out), new_path("figure", figure, [".png", ".pdf", ".svg"])
+    new_path("out", out, [".npz"])
     checks.at_least("num_samples", num_samples, 2)
     given = load_given(posterior, x, device, plain=plain)
     if drawing is not None and not given.single:
