@@ -13,8 +13,7 @@ from torch import Tensor
 
 from golden import golden_folder, needs_golden
 from openedm.inference import tasks
-from openedm.inference.tasks.glm import design_matrix
-from openedm.inference.tasks.slcp import PERMUTATION, distractor_mixture
+from openedm.inference.tasks.explicit import PERMUTATION, design_matrix, distractor_mixture
 from openedm.metrics import c2st
 
 FOLDER = golden_folder().parent / "sbibm"

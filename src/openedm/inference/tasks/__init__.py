@@ -16,9 +16,16 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference.tasks.dynamics import SIR, LotkaVolterra
-from openedm.inference.tasks.gaussians import GaussianLinear, GaussianLinearUniform, GaussianMixture, TwoMoons
-from openedm.inference.tasks.glm import BernoulliGLM, BernoulliGLMRaw
-from openedm.inference.tasks.slcp import SLCP, SLCPDistractors
+from openedm.inference.tasks.explicit import (
+    SLCP,
+    BernoulliGLM,
+    BernoulliGLMRaw,
+    GaussianLinear,
+    GaussianLinearUniform,
+    GaussianMixture,
+    SLCPDistractors,
+    TwoMoons,
+)
 from openedm.inference.tasks.task import Task
 
 __all__ = [
@@ -39,9 +46,11 @@ __all__ = [
     "observations",
 ]
 
-_GAUSSIANS = GaussianLinear, GaussianLinearUniform, GaussianMixture
-_ORDERED = TwoMoons, SLCP, SLCPDistractors, *_GAUSSIANS, BernoulliGLM, BernoulliGLMRaw, SIR, LotkaVolterra
-_TASKS: dict[str, type[Task]] = {task.name: task for task in _ORDERED}
+_ALL: tuple[type[Task], ...] = (
+    *(TwoMoons, SLCP, SLCPDistractors, GaussianLinear, GaussianLinearUniform, GaussianMixture),
+    *(BernoulliGLM, BernoulliGLMRaw, SIR, LotkaVolterra),
+)
+_TASKS = {task.name: task for task in _ALL}
 
 
 class Observations(NamedTuple):

@@ -6,6 +6,7 @@ and exponential growth and decay, where populations cover many magnitudes, have 
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from jaxtyping import Float64
@@ -17,6 +18,7 @@ from openedm.inference.tasks.task import Data, Points, Rows, Task, normal
 __all__ = ["SIR", "LotkaVolterra", "trajectory"]
 
 State = tuple[Tensor, Tensor]
+Parameters = tuple[Tensor, ...]
 
 CHUNK_ROWS = 4096
 """Rows solved at a time, such that they stay in a processor's cache."""
@@ -48,27 +50,22 @@ class SIR(Task):
     x_shape = (10,)
     prior = LogNormal((math.log(0.4), math.log(0.125)), (0.5, 0.2), ("beta", "gamma"))
 
-    def infected(self, theta: Float64[Tensor, "n 2"], steps: int = 68) -> Float64[Tensor, "n 10"]:
+    def infected(self, theta: Float64[Tensor, "*points 2"], steps: int = 68) -> Float64[Tensor, "*points 10"]:
         """I/N at the ten times, with `steps` steps between two of them."""
-        return _chunked(theta, lambda rows: self._infected(rows, steps))
 
-    def _infected(self, theta: Rows, steps: int) -> Float64[Tensor, "n 10"]:
-        beta, gamma = theta.unbind(-1)
-
-        def field(state: State) -> State:
-            susceptible, infected = state
+        def rates(theta: Parameters, state: State) -> State:
+            (beta, gamma), (susceptible, infected) = theta, state
             return -beta * infected.exp(), beta * susceptible.exp() - gamma
 
-        start = torch.full_like(beta, math.log1p(-1e-6)), torch.full_like(beta, math.log(1e-6))
-        states = trajectory(field, start, 17.0, 9, steps)
-        return torch.stack([infected for _, infected in states], -1).exp().clamp(0.0, 1.0)
+        _, infected = _logarithms(theta, rates, (math.log1p(-1e-6), math.log(1e-6)), 17.0, steps)
+        return infected.exp().clamp(0.0, 1.0)
 
     def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         share = self.infected(theta)
         return torch.binomial(torch.full_like(share, 1000.0), share, generator=generator)
 
     def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
-        share = self.infected(theta.reshape(-1, 2)).reshape(*theta.shape[:-1], 10)
+        share = self.infected(theta)
         ways = math.lgamma(1001) - torch.lgamma(x + 1) - torch.lgamma(1001 - x)
         each: Tensor = ways + torch.xlogy(x, share) + torch.special.xlog1py(1000 - x, -share)
         return each.sum(-1)
@@ -85,33 +82,41 @@ class LotkaVolterra(Task):
     x_shape = (20,)
     prior = LogNormal((-0.125, -3.0, -0.125, -3.0), (0.5,) * 4, ("alpha", "beta", "gamma", "delta"))
 
-    def log_populations(self, theta: Float64[Tensor, "n 4"], steps: int = 168) -> Float64[Tensor, "n 20"]:
+    def log_populations(self, theta: Float64[Tensor, "*points 4"], steps: int = 168) -> Float64[Tensor, "*points 20"]:
         """ln X at the ten times, then ln Y, clipped, with `steps` steps between two of them."""
-        found = _chunked(theta, lambda rows: self._log_populations(rows, steps))
+
+        def rates(theta: Parameters, state: State) -> State:
+            (alpha, beta, gamma, delta), (prey, predators) = theta, state
+            return alpha - beta * predators.exp(), delta * prey.exp() - gamma
+
+        found = torch.cat(_logarithms(theta, rates, (math.log(30.0), 0.0), 2.1, steps), -1)
         # A trajectory that overflowed (far outside the prior) is clipped too.
         return found.nan_to_num(math.inf).clamp(math.log(1e-10), math.log(1e4))
 
-    def _log_populations(self, theta: Rows, steps: int) -> Float64[Tensor, "n 20"]:
-        alpha, beta, gamma, delta = theta.unbind(-1)
-
-        def field(state: State) -> State:
-            prey, predators = state
-            return alpha - beta * predators.exp(), delta * prey.exp() - gamma
-
-        start = torch.full_like(alpha, math.log(30.0)), torch.zeros_like(alpha)
-        states = trajectory(field, start, 2.1, 9, steps)
-        return torch.stack([prey for prey, _ in states] + [predators for _, predators in states], -1)
-
     def _simulate(self, theta: Rows, generator: torch.Generator) -> Tensor:
         center = self.log_populations(theta)
-        return (center + 0.1 * normal(center, generator)).exp()
+        return (center + 0.1 * normal(generator, *center.shape)).exp()
 
     def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
-        center = self.log_populations(theta.reshape(-1, 4)).reshape(*theta.shape[:-1], 20)
         log = x.log()
-        each: Tensor = -(((log - center) / 0.1) ** 2) / 2 - log - math.log(0.1 * math.sqrt(2 * math.pi))
+        residual = (log - self.log_populations(theta)) / 0.1
+        each: Tensor = -(residual**2) / 2 - log - math.log(0.1 * math.sqrt(2 * math.pi))
         return each.sum(-1)
 
 
-def _chunked(theta: Rows, solve: Callable[[Tensor], Tensor]) -> Float64[Tensor, "n k"]:
-    return torch.cat([solve(rows) for rows in torch.split(theta, CHUNK_ROWS)]) if len(theta) else solve(theta)
+def _logarithms(
+    theta: Points,
+    rates: Callable[[Parameters, State], State],
+    start: tuple[float, float],
+    span: float,
+    steps: int,
+) -> tuple[Float64[Tensor, "*points 10"], Float64[Tensor, "*points 10"]]:
+    """The logarithms of both compartments at times 0, span, …, 9·span."""
+    parts = []
+    for rows in torch.split(theta.reshape(-1, theta.shape[-1]), CHUNK_ROWS):
+        columns = rows.unbind(-1)
+        initial = torch.full_like(columns[0], start[0]), torch.full_like(columns[0], start[1])
+        states = trajectory(partial(rates, columns), initial, span, 9, steps)
+        parts.append(torch.stack([torch.stack(state) for state in states], -1))
+    first, second = torch.cat(parts, 1).reshape(2, *theta.shape[:-1], 10)
+    return first, second

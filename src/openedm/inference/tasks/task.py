@@ -85,6 +85,6 @@ class Task(Choice, ABC):
         return self._log_likelihood(theta.double(), x.double())
 
 
-def normal(like: Float64[Tensor, "*shape"], generator: torch.Generator) -> Float64[Tensor, "*shape"]:
-    """Standard normal numbers of the shape of `like`, float64."""
-    return torch.randn(like.shape, dtype=torch.float64, generator=generator)
+def normal(generator: torch.Generator, *shape: int) -> Float64[Tensor, "..."]:
+    """Standard normal numbers, float64."""
+    return torch.randn(shape, dtype=torch.float64, generator=generator)
