@@ -1,17 +1,18 @@
 # What `openedm.inference` offers, read by type checkers and, when a name is first used, by lazy_loader.
 from . import tasks as tasks
 from .bijections import Bijection as Bijection
-from .calibration import Calibration as Calibration, calibrate as calibrate
+from .calibration import (
+    Calibration as Calibration,
+    LocalTest as LocalTest,
+    PredictiveCheck as PredictiveCheck,
+    calibrate as calibrate,
+    local_c2st as local_c2st,
+    predictive_check as predictive_check,
+)
 from .export import to_arviz as to_arviz
 from .files import load as load, save as save
 from .fitting import fit as fit
 from .joint import Joint as Joint, fit_joint as fit_joint
-from .local import (
-    LocalTest as LocalTest,
-    PredictiveCheck as PredictiveCheck,
-    local_c2st as local_c2st,
-    predictive_check as predictive_check,
-)
 from .maps import Columns as Columns, DataMap as DataMap, ParameterMap as ParameterMap
 from .masks import Masks as Masks
 from .posterior import Posterior as Posterior
