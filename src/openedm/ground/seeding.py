@@ -5,11 +5,15 @@ integers below 2⁶³ that depend on all of their arguments and are the same on 
 """
 
 import hashlib
+import random
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
+
+_GLOBAL_GENERATORS = threading.RLock()
 
 
 def derive_seed(seed: int, *keys: int) -> int:
@@ -50,3 +54,26 @@ def seed_global(seed: int, device: torch.device) -> None:
         torch.default_generator.manual_seed(seed)  # torch.manual_seed takes longer than a small network's step
     else:
         torch.manual_seed(seed)
+
+
+def seed_global_generators(seed: int) -> None:
+    """Seed the global generators of random, numpy and torch (on the host, and the current GPU if any is in use)."""
+    random.seed(seed)
+    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
+    seed_global(seed, torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))  # type: ignore[no-untyped-call]
+
+
+@contextmanager
+def global_generators_kept() -> Iterator[None]:
+    """Put the states of the generators that `seed_global_generators` seeds back after the block.
+
+    One thread at a time is inside the block.
+    """
+    devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
+    with _GLOBAL_GENERATORS, torch.random.fork_rng(devices=devices):
+        python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002
+        try:
+            yield
+        finally:
+            random.setstate(python_state)
+            np.random.set_state(numpy_state)  # noqa: NPY002

@@ -1,4 +1,4 @@
-"""How a simulator is called, in any process: its seeds, the results it may return, and simulations that fail.
+"""How a simulator is called: its seeds, the results it may return, simulations that fail, and processes that die.
 
 A simulation is the triple (index, θ, seed), and its outcome depends on nothing else. The seed is passed to the
 simulator by the name of an argument:
@@ -12,31 +12,39 @@ simulator by the name of an argument:
 | `f(theta)` | True | θ (b, d), with the global generators seeded by that of the first row |
 
 A simulator of the last two kinds that draws random numbers depends on which rows share a batch.
+
+Processes are joblib's. joblib, loky and Dask report that a process died, not which of its tasks killed it. So the
+chunks without an outcome are run again, each while nothing else runs, and a chunk that ends its process again,
+simulation by simulation.
 """
 
+import contextlib
 import inspect
-import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float32, Int64
+from joblib import Parallel, delayed, effective_n_jobs
+from joblib.externals.loky.process_executor import TerminatedWorkerError
+from joblib.parallel import get_active_backend
 from numpy import ndarray
 from torch import Tensor
 
+from openedm.ground.seeding import global_generators_kept, seed_global_generators
 from openedm.inference.simulations import Failure, Simulations
 
-__all__ = ["Call", "Chunk", "Outcome", "Simulator", "name_of"]
+__all__ = ["Call", "Chunk", "Outcome", "Pool", "Simulator", "name_of"]
 
 Simulator = Callable[..., Any]
 Seeding = Literal["seed", "seeds", "global"]
 
-_GLOBAL_GENERATORS = threading.RLock()  # one simulation at a time uses them, also where workers are threads
+DEATHS = ("KilledWorker", "WorkerCrashedError", "OutOfMemoryError")  # Dask's and Ray's; loky's is a class we can name
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,13 +88,15 @@ class Outcome:
     """The result of running a chunk.
 
     Attributes:
+        first: the index of the chunk's first simulation.
         simulations: those that gave a result, and the failures.
         seconds: spent in the simulator.
         interrupted: KeyboardInterrupt came before the chunk's end; the simulations after it are not in `simulations`.
     """
 
+    first: int
     simulations: Simulations
-    seconds: float
+    seconds: float = 0.0
     interrupted: bool = False
 
 
@@ -143,17 +153,20 @@ class Call:
             x_shape: the shape a result must have; None: that of the first result.
         """
         started = time.perf_counter()
-        if self.batched:
-            try:
-                x = self._batch(chunk)
-                if x_shape in (None, x.shape[1:]):
-                    return Outcome(chunk.simulated(x), time.perf_counter() - started)
-            except KeyboardInterrupt:
-                return Outcome(chunk.failed(()), time.perf_counter() - started, interrupted=True)
-            except (Exception, SystemExit):
-                pass
-        simulations, interrupted = self._one_by_one(chunk, x_shape)
-        return Outcome(simulations, time.perf_counter() - started, interrupted)
+        with global_generators_kept() if self.seeding == "global" else contextlib.nullcontext():
+            found = self._in_one_call(chunk, x_shape) if self.batched else None
+            simulations, interrupted = found or self._one_by_one(chunk, x_shape)
+        return Outcome(int(chunk.index[0]), simulations, time.perf_counter() - started, interrupted)
+
+    def _in_one_call(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> tuple[Simulations, bool] | None:
+        """The results, and whether KeyboardInterrupt came; None if the call fails."""
+        try:
+            x = self._results(chunk)
+        except KeyboardInterrupt:
+            return chunk.failed(()), True
+        except (Exception, SystemExit):
+            return None
+        return (chunk.simulated(x), False) if x_shape in (None, x.shape[1:]) else None
 
     def _one_by_one(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> tuple[Simulations, bool]:
         """The results and failures, and whether KeyboardInterrupt came."""
@@ -161,79 +174,167 @@ class Call:
         results: list[Float32[ndarray, "*x_shape"]] = []
         failures: list[Failure] = []
         interrupted = False
-        with self._global_generators_kept():
-            for i, single in enumerate(chunk.singles()):
-                try:
-                    x = self._batch(single)[0] if self.batched else self._single(single)
-                    if x_shape is None:
-                        x_shape = x.shape
-                    if x.shape != x_shape:
-                        raise ValueError(f"simulator must return shape {x_shape} as before, got {x.shape}")
-                except KeyboardInterrupt:
-                    interrupted = True
-                    break
-                except (Exception, SystemExit) as error:
-                    failures.append(chunk.failure(i, error))
-                else:
-                    rows.append(i)
-                    results.append(x)
+        for i, single in enumerate(chunk.singles()):
+            try:
+                x = self._results(single)[0]
+                if x_shape is None:
+                    x_shape = x.shape
+                if x.shape != x_shape:
+                    raise ValueError(f"simulator must return shape {x_shape} as before, got {x.shape}")
+            except KeyboardInterrupt:
+                interrupted = True
+                break
+            except (Exception, SystemExit) as error:
+                failures.append(chunk.failure(i, error))
+            else:
+                rows.append(i)
+                results.append(x)
         if not results:
             return chunk.failed(failures), interrupted
         return chunk.rows(rows).simulated(np.stack(results), failures), interrupted
 
-    def _single(self, chunk: Chunk) -> Float32[ndarray, "*x_shape"]:
-        x = self._invoke(chunk.theta[0], chunk.seeds)
-        return x if x.ndim else x[None]
-
-    def _batch(self, chunk: Chunk) -> Float32[ndarray, "b *x_shape"]:
-        with self._global_generators_kept():
-            x = self._invoke(chunk.theta, chunk.seeds)
-        if x.ndim == 0 or len(x) != len(chunk):
+    def _results(self, chunk: Chunk) -> Float32[ndarray, "b *x_shape"]:
+        """The result of each row, by one call; unless `batched`, of the only row."""
+        theta = chunk.theta if self.batched else chunk.theta[0]
+        given = torch.from_numpy(theta.copy()) if self.arrays == "torch" else theta.astype(np.float64)
+        match self.seeding:
+            case "seeds":
+                x = _float32(self.simulator(given, seeds=chunk.seeds.copy()))
+            case "seed":
+                x = _float32(self.simulator(given, seed=int(chunk.seeds[0])))
+            case "global":
+                seed_global_generators(int(chunk.seeds[0]))
+                x = _float32(self.simulator(given))
+        if not self.batched:
+            x = x[None]
+        elif x.ndim == 0 or len(x) != len(chunk):
             raise ValueError(
                 f"simulator must return one row for each of the {len(chunk)} rows of theta (batched=True), "
                 f"got shape {x.shape}"
             )
         return x if x.ndim > 1 else x[:, None]
 
-    def _invoke(self, theta: Float32[ndarray, "*b d"], seeds: Int64[ndarray, "b"]) -> Float32[ndarray, "*shape"]:
-        given = torch.from_numpy(theta.copy()) if self.arrays == "torch" else theta.astype(np.float64)
-        match self.seeding:
-            case "seeds":
-                return _float32(self.simulator(given, seeds=seeds.copy()))
-            case "seed":
-                return _float32(self.simulator(given, seed=int(seeds[0])))
-            case "global":
-                _seed_global_generators(int(seeds[0]))
-                return _float32(self.simulator(given))
 
-    @contextmanager
-    def _global_generators_kept(self) -> Iterator[None]:
-        """Put the states of the global generators back afterwards, if they are used."""
-        if self.seeding != "global":
-            yield
-            return
-        devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
-        with _GLOBAL_GENERATORS, torch.random.fork_rng(devices=devices):
-            python_state, numpy_state = random.getstate(), np.random.get_state()  # noqa: NPY002  # what simulators use
+class _Tasks:
+    """The chunks as joblib's tasks, and those of them without an outcome. joblib takes tasks from several threads."""
+
+    def __init__(self, call: Call, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> None:
+        self._call, self._chunks, self._x_shape = call, chunks, x_shape
+        self._lock = threading.Lock()
+        self._waiting: dict[int, Chunk] = {}
+        self._stopped = False
+
+    def __iter__(self) -> Iterator[Any]:
+        return self
+
+    def __next__(self) -> Any:
+        with self._lock:
+            if self._stopped:
+                raise StopIteration
+            chunk = next(self._chunks)
+            self._waiting[int(chunk.index[0])] = chunk
+        return delayed(self._call.run)(chunk, self._x_shape)
+
+    def finished(self, outcome: Outcome) -> None:
+        with self._lock:
+            del self._waiting[outcome.first]
+
+    def stop(self) -> list[Chunk]:
+        """Yield no more tasks; returns the chunks that have no outcome."""
+        with self._lock:
+            self._stopped = True
+            return list(self._waiting.values())
+
+
+class Pool:
+    """Runs chunks by joblib, in the processes of its backend.
+
+    Args:
+        call: the simulator.
+        workers: processes; None leaves it to joblib's configuration.
+    """
+
+    def __init__(self, call: Call, workers: int | None) -> None:
+        self._call = call
+        self._workers = workers
+        self.processes = max(1, effective_n_jobs(workers))
+
+    def outcomes(self, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+        """The outcomes of the chunks, in any order. Where a process dies, each chunk it may have run is run alone."""
+        while True:
+            tasks = _Tasks(self._call, chunks, x_shape)
             try:
-                yield
-            finally:
-                random.setstate(python_state)
-                np.random.set_state(numpy_state)  # noqa: NPY002
+                yield from self._parallel(tasks)
+                return
+            except Exception as error:
+                suspects = tasks.stop()
+                if not _is_death(error):
+                    raise
+            for chunk in suspects:
+                yield from self._alone(chunk, x_shape)
+
+    def _parallel(self, tasks: _Tasks) -> Generator[Outcome, None, None]:
+        backend = get_active_backend()[0]
+        if type(backend).__name__ == "DaskDistributedBackend":
+            # joblib's own backend for Dask waits forever for a task whose worker died.
+            yield from self._dask(backend.client, tasks)
+        else:
+            yield from self._joblib(tasks)
+
+    def _dask(self, client: Any, tasks: _Tasks) -> Generator[Outcome, None, None]:
+        import distributed
+
+        def submit(task: Any) -> Any:
+            function, arguments, _ = task
+            return client.submit(function, *arguments, pure=False)
+
+        running = {submit(task) for task in islice(tasks, 2 * self.processes)}
+        finished: Any = distributed.as_completed(running)  # type: ignore[no-untyped-call]
+        try:
+            for future in finished:
+                outcome = future.result()
+                running.discard(future)
+                tasks.finished(outcome)
+                for task in islice(tasks, 1):
+                    following = submit(task)
+                    running.add(following)
+                    finished.add(following)
+                yield outcome
+        finally:
+            client.cancel(list(running))
+
+    def _joblib(self, tasks: _Tasks) -> Generator[Outcome, None, None]:
+        results = Parallel(n_jobs=self._workers, return_as="generator_unordered", batch_size=1)(tasks)
+        try:
+            for outcome in results:
+                tasks.finished(outcome)
+                yield outcome
+        except GeneratorExit:
+            # An error thrown in ends joblib's work quietly; closing its generator warns.
+            with contextlib.suppress(KeyboardInterrupt, StopIteration):
+                results.throw(KeyboardInterrupt())
+            raise
+
+    def _alone(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+        """The chunk while nothing else runs; if it kills the process again, one simulation at a time."""
+        try:
+            yield from self._parallel(_Tasks(self._call, iter([chunk]), x_shape))
+            return
+        except Exception as error:
+            if not _is_death(error):
+                raise
+            reason = f"the process died ({type(error).__name__}: {' '.join(str(error).split())})"
+        if len(chunk) == 1:
+            yield Outcome(int(chunk.index[0]), chunk.failed([chunk.failure(0, reason)]))
+            return
+        for single in chunk.singles():
+            yield from self._alone(single, x_shape)
 
 
 def name_of(simulator: Simulator) -> str:
     """The name of a function, of the function within a partial, or of an object's class."""
     simulator = getattr(simulator, "func", simulator)
     return str(getattr(simulator, "__qualname__", type(simulator).__qualname__))
-
-
-def _seed_global_generators(seed: int) -> None:
-    random.seed(seed)
-    np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
-    torch.default_generator.manual_seed(seed)  # torch.manual_seed looks at every kind of device, ten times slower
-    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
-        torch.cuda.manual_seed(seed)
 
 
 def _float32(x: Any) -> Float32[ndarray, "*shape"]:
@@ -248,3 +349,7 @@ def _float32(x: Any) -> Float32[ndarray, "*shape"]:
         raise ValueError(f"simulator must return at least one number, got shape {array.shape}")
     with np.errstate(over="ignore"):
         return array.astype(np.float32)
+
+
+def _is_death(error: BaseException) -> bool:
+    return isinstance(error, TerminatedWorkerError) or type(error).__name__ in DEATHS

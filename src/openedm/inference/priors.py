@@ -25,6 +25,7 @@ from torch.distributions import Distribution, constraints
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.ground.seeding import global_generators_kept, seed_global_generators
 from openedm.inference.bijections import Bijection
 
 __all__ = ["Box", "Independent", "LogNormal", "Normal", "Prior", "TorchPrior"]
@@ -109,13 +110,9 @@ class _Distributed(Prior):
         return Bijection(low.broadcast_to(self.dim).tolist(), high.broadcast_to(self.dim).tolist())
 
     def _draw(self, n: int, seed: int) -> Tensor:
-        # torch's distributions draw from global generators only; their states are restored.
-        on_gpu = torch.cuda.is_initialized()  # type: ignore[no-untyped-call]  # where parameters may lie
-        devices = [torch.cuda.current_device()] if on_gpu else []
-        with torch.random.fork_rng(devices=devices), torch.no_grad():
-            torch.default_generator.manual_seed(seed)
-            if on_gpu:
-                torch.cuda.manual_seed(seed)
+        # torch's distributions draw from global generators only, on the GPU if their parameters lie there.
+        with global_generators_kept(), torch.no_grad():
+            seed_global_generators(seed)
             return self._event.sample((n,)).reshape(n, self.dim).cpu()
 
     def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:

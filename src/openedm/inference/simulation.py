@@ -1,8 +1,7 @@
 """Draw parameters from a prior and simulate with them: in batches or one by one, over processes, resumed after a kill.
 
-calling   how the simulator is called, and what is a failure
-pool      processes, and the search for the simulation that ended one
-store     simulations on disk
+calling       how the simulator is called, in which processes, and what is a failure
+simulations   simulations in memory and on disk
 
 Simulation i has θ_i and a seed that are functions of (prior, seed, i) alone: both are drawn in blocks of 1024. So its
 result depends neither on how many simulations there are, nor on how many processes share them, nor on their order.
@@ -23,8 +22,7 @@ from numpy import ndarray
 
 from openedm.ground import checks
 from openedm.ground.seeding import derive_seed
-from openedm.inference.calling import Call, Chunk, Outcome, Simulator, name_of
-from openedm.inference.pool import Pool
+from openedm.inference.calling import Call, Chunk, Outcome, Pool, Simulator, name_of
 from openedm.inference.prior_conversion import as_prior, prior_to_config
 from openedm.inference.priors import Prior
 from openedm.inference.simulations import Manifest, Simulations, Store
