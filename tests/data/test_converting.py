@@ -61,8 +61,8 @@ class Stopped(Exception):
 def test_an_interrupted_conversion_goes_on_and_ends_as_if_it_had_not_been(tmp_path, stop_at):
     seen = []
 
-    def stop(progress):
-        seen.append(progress)
+    def stop(*state, **counts):
+        seen.append((state, counts))
         if len(seen) > stop_at:
             raise Stopped
 
@@ -97,8 +97,8 @@ def test_a_shard_that_was_cut_off_is_written_anew(tmp_path):
 
 
 def interrupt(out):
-    def stop(progress):
-        if progress.done > 3:
+    def stop(name, done, total, dropped):
+        if done > 3:
             raise Stopped
 
     with pytest.raises(Stopped):

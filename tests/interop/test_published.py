@@ -202,10 +202,10 @@ def test_a_file_is_mapped_and_errors_name_it(tmp_path: Path) -> None:
     kwargs, state = made("EDMPrecond", "ddpmpp")
     path = tmp_path / "network.pkl"
     path.write_bytes(published_file("EDMPrecond", kwargs, state))
-    reports: list[tuple[int, int]] = []
-    published = read_published(path, report=lambda done, total: reports.append((done, total)))
-    assert len(reports) == len(state)
-    assert reports[-1][0] == reports[-1][1]
+    shares: list[float] = []
+    published = read_published(path, progress=lambda name, done, *_, **__: shares.append(done))
+    assert len(shares) == len(state)
+    assert shares[-1] == 1
     assert all(torch.equal(published.state_dict[name], value) for name, value in state.items())
     path.write_bytes(b"")
     with pytest.raises(DamagedFileError, match=r"network.pkl: the file is empty"):

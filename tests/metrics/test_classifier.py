@@ -60,14 +60,8 @@ def test_training_is_decided_by_its_seed_and_leaves_the_global_random_state_alon
 
 def test_progress_sees_every_epoch():
     seen = []
-
-    def progress(epochs):
-        for epoch in epochs:
-            seen.append(epoch)
-            yield epoch
-
-    train_classifier(stripes(8), seed=0, epochs=3, width=4, progress=progress)
-    assert seen == [0, 1, 2]
+    train_classifier(stripes(8), seed=0, epochs=3, width=4, progress=lambda *state: seen.append(state))
+    assert seen == [("classifier", done, 3) for done in range(4)]
 
 
 @pytest.mark.parametrize(("samples", "epochs"), [(4, 30), (10_000, 10), (60_000, 2)])
@@ -75,8 +69,8 @@ def test_without_a_number_of_epochs_large_sets_are_seen_less_often(samples, epoc
     class Told(Exception):
         pass
 
-    def progress(planned):
-        raise Told(len(planned))
+    def progress(name, done, total):
+        raise Told(total)
 
     dataset = InMemory(torch.zeros(samples, 1, 2, 2), torch.arange(samples) % 2)
     with pytest.raises(Told, match=f"^{epochs}$"):

@@ -66,7 +66,9 @@ def test_levels_are_fitted_to_the_solver_that_will_use_them() -> None:
 def test_a_fit_is_reproducible_and_counts_its_evaluations() -> None:
     counts, calls = [], []
     counting = FunctionDenoiser(lambda x, sigma, _: calls.append(len(x)) or MIXTURE(x, sigma), (2,))
-    first = fit_levels(counting, Sampler(Karras(8), solver=DEIS()), progress=counts.append)
+    first = fit_levels(
+        counting, Sampler(Karras(8), solver=DEIS()), progress=lambda name, done, total: counts.append(done)
+    )
     assert first == fit_levels(MIXTURE_LIKE, Sampler(Karras(8), solver=DEIS()))
     assert len(calls) == first.evaluations == counts[-1]
     assert set(calls) == {len(pilot_seeds((2,)))}

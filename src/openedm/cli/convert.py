@@ -4,8 +4,7 @@ import sys
 from pathlib import Path
 from typing import Literal
 
-from tqdm.auto import tqdm
-
+from openedm.cli.terminal import Bars, rows
 from openedm.ground.storage import new_path
 from openedm.interop import Published, publish, published_model, read_published, write_published
 from openedm.interop.published import new_published
@@ -41,13 +40,8 @@ def _to_checkpoint(source: Path, out: Path, key: str, weights: str) -> None:
     if not source.is_file():
         raise ValueError(f"source must be a file or a checkpoint, got {str(source)!r}")
     large = source.stat().st_size >= SHOW_PROGRESS_FROM and sys.stderr.isatty()
-    with tqdm(total=1, unit="B", unit_scale=True, unit_divisor=1024, disable=not large) as bar:
-
-        def report(done: int, total: int) -> None:
-            bar.total = total
-            bar.update(done - bar.n)
-
-        published = read_published(source, key, report)
+    with Bars(shown=large) as bars:
+        published = read_published(source, key, bars)
     print(_described(published))
     denoiser = published.denoiser()
     model = published_model(published, denoiser)
@@ -74,15 +68,14 @@ def _described(published: Published) -> str:
     tensors = published.state_dict.values()
     sizes = f"{sum(t.numel() for t in tensors):,} in {len(tensors)} tensors"
     dtypes = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors}))
-    rows = {
+    values = {
         "network": _shown(published.network_name),
         "preconditioning": _shown(published.class_name),
         "numbers": f"{sizes} of {dtypes}",
-        **{f"  {name}": _shown(value) for name, value in published.kwargs.items()},
-        **{f"dataset {name}": _shown(value) for name, value in published.dataset_kwargs.items()},
+        **{_printable(f"  {name}"): _shown(value) for name, value in published.kwargs.items()},
+        **{_printable(f"dataset {name}"): _shown(value) for name, value in published.dataset_kwargs.items()},
     }
-    width = max(16, *map(len, rows))
-    return "\n".join(f"{_printable(name):<{width}} {value}" for name, value in rows.items())
+    return rows(values)
 
 
 def _shown(value: object) -> str:

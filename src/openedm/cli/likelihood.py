@@ -72,7 +72,7 @@ def likelihood(
             dequantisation if images else None,
             batch_size=batch_size,
             seed=seed,
-            progress=lambda done, total: bars("samples", done, total),
+            progress=bars,
         )
     print(_summary(table, dataset, method))
     if target is not None:

@@ -10,9 +10,8 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import numpy as np
 
@@ -23,28 +22,15 @@ from openedm.data.shards import FORMAT, INDEX, MANIFEST, TarImages
 from openedm.data.table import Table, local_files
 from openedm.ground import checks
 from openedm.ground.choices import to_config
+from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import file_digest, read_json, replacing, write_arrays, write_json
 
-__all__ = ["Converted", "convert", "encoded_images"]
+__all__ = ["convert", "encoded_images"]
 
 _STATE = ".converting.json"
 _WRITTEN = re.compile(r"shard-\d{6}\.tar|\.shard-\d{6}\.json|index\.npz|\..*\.tmp|\.converting\.json")
 _BLOCK = 256
 """Images that are read before the threads decode them."""
-
-
-class Converted(NamedTuple):
-    """The state of a conversion.
-
-    Attributes:
-        done: images of the source that have been dealt with.
-        total: images of the source.
-        dropped: how many of those done were damaged and left out.
-    """
-
-    done: int
-    total: int
-    dropped: int
 
 
 def encoded_images(source: str, labels: str = "auto", table: Table | None = None) -> EncodedImages:
@@ -88,7 +74,7 @@ def convert(
     resume: bool = False,
     threads: int = 1,
     about: Mapping[str, Any] | None = None,
-    progress: Callable[[Converted], object] = lambda _: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Write `images` as shards into the folder `out`; returns the manifest.
 
@@ -103,7 +89,7 @@ def convert(
         resume: continue an interrupted conversion; the shards that are complete stay.
         threads: how many decode and encode; the result is the same.
         about: further entries of the manifest, such as source and licence.
-        progress: called with the state several times a shard.
+        progress: called several times a shard with the number of images that are done, and of those `dropped`.
 
     Raises:
         ValueError: `out` has other files, or a conversion and `resume` is false; the images or the form are not
@@ -122,7 +108,10 @@ def convert(
     }
     _begin(out, settings, resume=resume)
     shards: list[_Shard] = []
-    dropped = 0
+
+    def report(done: int, dropped: int = 0) -> None:
+        progress("images", done, len(images), dropped=dropped + sum(len(shard.dropped) for shard in shards))
+
     with ThreadPoolExecutor(threads) as pool:
         for number, start in enumerate(range(0, len(images), per_shard)):
             chosen = range(start, min(start + per_shard, len(images)))
@@ -130,15 +119,10 @@ def convert(
             if shard is None:
                 first = next((shard for shard in shards if shard.keys), None)
                 writer = _Writer(images, form, damaged, _Shard(f"shard-{number:06d}.tar"), first)
-                shard = writer.write(out, chosen, pool, partial(_report, progress, len(images), dropped))
-            dropped += len(shard.dropped)
+                shard = writer.write(out, chosen, pool, report)
             shards.append(shard)
-            progress(Converted(chosen.stop, len(images), dropped))
+            report(chosen.stop)
     return _end(out, images, form, shards, about or {})
-
-
-def _report(progress: Callable[[Converted], object], total: int, before: int, done: int, dropped: int) -> None:
-    progress(Converted(done, total, before + dropped))
 
 
 @dataclass
@@ -166,8 +150,8 @@ class _Writer:
     shard: _Shard
     first: _Shard | None
 
-    def write(self, out: Path, chosen: range, pool: ThreadPoolExecutor, progress: Callable[[int, int], None]) -> _Shard:
-        """Write the images `chosen` and the record of the shard; `progress` gets the numbers done and dropped."""
+    def write(self, out: Path, chosen: range, pool: ThreadPoolExecutor, report: Callable[[int, int], None]) -> _Shard:
+        """Write the images `chosen` and the record of the shard; `report` gets the numbers done and dropped."""
         shard = self.shard
         with replacing(out / shard.file) as path:
             with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -178,7 +162,7 @@ class _Writer:
                             self._drop(index, result)
                         else:
                             self._add(archive, index, *result)
-                    progress(block.stop, len(shard.dropped))
+                    report(block.stop, len(shard.dropped))
             shard.bytes, shard.sha256 = path.stat().st_size, file_digest(path)
         write_json(_record(out, shard.file), vars(shard), indent=None)
         return shard

@@ -12,8 +12,9 @@ from accelerate import Accelerator
 
 from openedm.data import save_image
 from openedm.data.pictures import grid_columns, image_grid
-from openedm.generation.options import CheckpointSampler, PreparedSampler, Progress, no_progress
+from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
+from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import new_path, read_json, write_array, write_arrays, write_json
 from openedm.training import make_accelerator, share_of
 

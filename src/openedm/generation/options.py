@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,14 +11,14 @@ from accelerate import Accelerator
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser, configure_execution
+from openedm.denoiser import Denoiser, configure_execution
 from openedm.ground.choices import Choice, from_config, to_config
+from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import file_digest, read_json, write_json
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.sampling import (
     Auto,
     BrownianNoise,
-    Fit,
     Sampler,
     SamplerChoice,
     SeededNoise,
@@ -31,17 +31,10 @@ from openedm.sampling import (
 from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
 from openedm.training.checkpoints import read_progress
 
-__all__ = ["CheckpointSampler", "PreparedSampler", "Progress", "SamplingOptions", "no_progress"]
+__all__ = ["CheckpointSampler", "PreparedSampler", "SamplingOptions"]
 
 FIT_VERSION = 1
 """Version of the fit of levels: fits of another version are made anew."""
-
-Progress = Callable[[str, float, float | None], None]
-"""Called with the name of the work, how much of it is done, and how much there is (None where that is not known)."""
-
-
-def no_progress(name: str, done: float, total: float | None = None) -> None:
-    """Progress that nobody sees."""
 
 
 @dataclass(frozen=True)
@@ -229,7 +222,11 @@ class CheckpointSampler:
             return from_config(Sampler, read_json(path)["fitted"]), f"sampler, fitted before ({path})"
         if main:
             path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the work
-        fit = _fit(method, denoiser, self.labels(range(len(pilot_seeds(self.model.event_shape)))), progress)
+        condition = self.labels(range(len(pilot_seeds(self.model.event_shape))))
+        if isinstance(method, Auto):
+            fit = method.fit(denoiser, condition=condition, progress=progress)
+        else:
+            fit = fit_levels(denoiser, method.choose(denoiser), condition=condition, progress=progress)
         if main:
             found = {"fitted": to_config(fit.sampler), "error": fit.error, "error_before": fit.error_before}
             write_json(path, {**found, **settings})
@@ -270,12 +267,3 @@ def _load(folder: Path, options: SamplingOptions) -> Denoiser:
     if options.guiding is not None:
         return Guided(denoiser, load_denoiser(options.guiding, options.weights), options.guidance)
     return denoiser if options.guidance.is_one else ClassifierFree(denoiser, options.guidance)
-
-
-def _fit(method: SamplerChoice, denoiser: Denoiser, condition: Condition, progress: Progress) -> Fit:
-    def report(count: int) -> None:
-        progress("fitting levels", count, None)
-
-    if isinstance(method, Auto):
-        return method.fit(denoiser, condition=condition, progress=report)
-    return fit_levels(denoiser, method.choose(denoiser), condition=condition, progress=report)

@@ -4,7 +4,7 @@ import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -12,9 +12,10 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from openedm.data import Arrays, Dataset, ImageFolder, Source
-from openedm.generation.options import CheckpointSampler, Progress, SamplingOptions, no_progress
+from openedm.generation.options import CheckpointSampler, SamplingOptions
 from openedm.ground import checks
 from openedm.ground.choices import Choice, to_config
+from openedm.ground.progress import Progress, no_progress
 from openedm.metrics import (
     Classifier,
     ClassifierFeatures,
@@ -43,7 +44,6 @@ Batches = Callable[[Sequence[int]], Iterable[ImageBatch]]
 """From the numbers of some images, in increasing order, to these images."""
 
 Log = Callable[[str], None]
-T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -330,12 +330,7 @@ def _network(
     if extractor is not None:
         return extractor.load().to(accelerator.device)
     if accelerator.is_main_process:
-        trained = train_classifier(
-            real,
-            seed=options.seed,
-            device=accelerator.device,
-            progress=lambda epochs: _reported(epochs, "classifier", len(list(epochs)), progress),
-        )
+        trained = train_classifier(real, seed=options.seed, device=accelerator.device, progress=progress)
         if options.classifier is not None:
             trained.save(options.classifier)
     else:
@@ -379,9 +374,9 @@ def _clamped(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
     return ((x.clamp(-1, 1), labels) for x, labels in batches)
 
 
-def _reported(items: Iterable[T], name: str, total: int, progress: Progress) -> Iterator[T]:
-    for done, item in enumerate(items, start=1):
-        yield item
+def _reported(batches: Iterable[ImageBatch], name: str, total: int, progress: Progress) -> Iterator[ImageBatch]:
+    for done, batch in enumerate(batches, start=1):
+        yield batch
         progress(name, done, total)
 
 

@@ -10,7 +10,7 @@ Walking the modules and naming their tensors is left to no library: the classes 
 
 import math
 import mmap
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from openedm.denoiser import Preconditioned
+from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import new_path, read_json, read_tensors, write_json, write_tensors
 from openedm.interop.edm import (
     FREQUENCIES,
@@ -46,9 +47,6 @@ MAX_ENTRIES = 200_000
 MAX_MODULES = 100_000
 MAX_DEPTH = 32
 MAX_NAME = 500
-
-Reporter = Callable[[int, int], object]
-"""Called after each tensor with the number of bytes read and that of all bytes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,14 +89,14 @@ class Published:
             raise DamagedFileError(f"no network has these constructor arguments: {error}") from error
 
 
-def read_published(path: str | Path, key: str = "ema", report: Reporter | None = None) -> Published:
+def read_published(path: str | Path, key: str = "ema", progress: Progress = no_progress) -> Published:
     """Read a published network from a pickle (.pkl) or from safetensors and JSON; nothing in the file is run.
 
     Args:
         path: NAME.pkl; or NAME.safetensors, with NAME.json beside it.
         key: the entry of a pickle that holds the network.
-        report: called after each tensor of a pickle with the bytes read and their number. A pickle is mapped, not
-            loaded: beside the weights themselves, memory holds one storage at a time.
+        progress: called after each tensor of a pickle with the share of the bytes that are read. A pickle is mapped,
+            not loaded: beside the weights themselves, memory holds one storage at a time.
 
     Raises:
         UnsafeFileError: the pickle names something to be run; the message has its name and position.
@@ -108,7 +106,7 @@ def read_published(path: str | Path, key: str = "ema", report: Reporter | None =
     """
     path = Path(path)
     if path.suffix == ".pkl":
-        return _read_pickle(path, key, report)
+        return _read_pickle(path, key, progress)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .pkl or .safetensors, got {str(path)!r}")
     try:
@@ -157,18 +155,18 @@ def write_published(path: str | Path, published: Published) -> None:
     write_json(config, content)
 
 
-def _read_pickle(path: Path, key: str, report: Reporter | None) -> Published:
+def _read_pickle(path: Path, key: str, progress: Progress) -> Published:
     with open(path, "rb") as file:
         if file.seek(0, 2) == 0:
             raise DamagedFileError(f"{path}: the file is empty")
         content = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
     try:
-        return parse_pickle(memoryview(content), key, report)
+        return parse_pickle(memoryview(content), key, progress)
     except UnreadableFileError as error:
         raise type(error)(f"{path}: {error.problem}", error.position) from error
 
 
-def parse_pickle(content: Bytes, key: str = "ema", report: Reporter | None = None) -> Published:
+def parse_pickle(content: Bytes, key: str = "ema", progress: Progress = no_progress) -> Published:
     """The same for what a file holds.
 
     Raises:
@@ -194,7 +192,7 @@ def parse_pickle(content: Bytes, key: str = "ema", report: Reporter | None = Non
     return Published(
         record.class_name,
         kwargs,
-        _read_tensors(_named_tensors(record), report),
+        _read_tensors(_named_tensors(record), progress),
         _network_name(record),
         data if isinstance(data, dict) else {},
     )
@@ -261,7 +259,7 @@ def _entries(module: Record, kind: str) -> list[tuple[str, Any]]:
     return list(entries.items())
 
 
-def _read_tensors(found: Mapping[str, StoredTensor], report: Reporter | None) -> dict[str, Tensor]:
+def _read_tensors(found: Mapping[str, StoredTensor], progress: Progress) -> dict[str, Tensor]:
     """All tensors, each storage read once."""
     sizes = {id(t.storage): len(t.storage.content) for t in found.values()}
     total, done = sum(sizes.values()), 0
@@ -272,8 +270,7 @@ def _read_tensors(found: Mapping[str, StoredTensor], report: Reporter | None) ->
         if elements > total:
             raise DamagedFileError(f"{name} and others have more elements than their storages", stored.position)
         done += sizes.pop(id(stored.storage), 0)
-        if report is not None:
-            report(done, total)
+        progress("reading", done / max(total, 1))
     return tensors
 
 

@@ -1,6 +1,5 @@
 """Log-likelihoods of the samples of a dataset, batch after batch, as columns of numbers."""
 
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -10,6 +9,7 @@ from torch import Tensor
 from openedm.data import Dataset
 from openedm.denoiser import Denoiser
 from openedm.ground import checks
+from openedm.ground.progress import Progress, no_progress
 from openedm.likelihood.bits import BitsPerDim, bits_per_dim
 from openedm.likelihood.density import Likelihood, LogProb
 
@@ -49,7 +49,7 @@ def dataset_log_prob(
     *,
     batch_size: int = 50,
     seed: int = 0,
-    progress: Callable[[int, int], None] = lambda done, total: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Tensor]:
     """Columns of numbers, one row a sample: index, log_prob, standard_error and nfe; bits_per_dim for images.
 
@@ -63,7 +63,7 @@ def dataset_log_prob(
         dequantisation: of images; None for other data.
         batch_size: samples at a time; changes memory and speed, not the numbers.
         seed: of the dequantisation and the probes.
-        progress: called after each batch with how many are done, of how many.
+        progress: called after each batch with how many are done, and how many there are.
     """
     parts, batches = [], torch.split(indices, batch_size)
     for done, part in enumerate(batches, start=1):
@@ -80,5 +80,5 @@ def dataset_log_prob(
             found = bits_per_dim(denoiser, x, condition, seeds=seeds, likelihood=method, **vars(dequantisation))
             columns |= {"log_prob": found.log_prob.mean(0).cpu(), "bits_per_dim": found.bits_per_dim.cpu()}
         parts.append({**columns, "standard_error": found.standard_error.cpu(), "nfe": found.nfe.cpu()})
-        progress(done, len(batches))
+        progress("batches", done, len(batches))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}

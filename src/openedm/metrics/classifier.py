@@ -7,7 +7,7 @@ compare samples of the same data with each other; they are not the published FID
 import json
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from typing import TypeVar, cast
 
@@ -20,6 +20,7 @@ from torch.nn import functional
 
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
+from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import replacing
 from openedm.optimisation import minimise
 
@@ -125,7 +126,7 @@ def train_classifier(
     width: int = 32,
     dim: int = 64,
     device: str | torch.device = "cpu",
-    progress: Callable[[Iterable[int]], Iterable[int]] | None = None,
+    progress: Progress = no_progress,
 ) -> Classifier:
     """A `Classifier` trained on the labels of `dataset`: AdamW, one warm-up and decay, images shifted at random.
 
@@ -142,7 +143,7 @@ def train_classifier(
         width: see `Classifier`.
         dim: number of features.
         device: where to train; the result stays there.
-        progress: wraps the iterable of epochs, as `tqdm` does.
+        progress: called with the number of epochs that are done, first with 0.
 
     Raises:
         ValueError: `dataset` is not labelled images, or an argument is outside its range.
@@ -163,7 +164,8 @@ def train_classifier(
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
     per_epoch = math.ceil(len(dataset) / batch_size)
     rate = partial(_warm_up_and_decay, learning_rate, epochs * per_epoch)
-    for epoch in (progress or iter)(range(epochs)):
+    progress("classifier", 0, epochs)
+    for epoch in range(epochs):
         batches = torch.split(torch.randperm(len(dataset), generator=generator), batch_size)
 
         def gradient(step: int, batches: Sequence[Tensor] = batches) -> Tensor:
@@ -177,6 +179,7 @@ def train_classifier(
         for step in minimise(gradient, optimizer, steps=steps, learning_rate=rate):
             if not step.taken:
                 raise FloatingPointError(f"the loss of step {step.number} or its gradient is not finite: {step.loss}")
+        progress("classifier", epoch + 1, epochs)
     return classifier.eval()
 
 

@@ -19,12 +19,13 @@ ratio of its median error to that of the best published sampler for the same pro
 (`fit_levels`) do better.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
+from openedm.ground.progress import Progress, no_progress
 from openedm.levels import Explicit, Levels, Logistic
 from openedm.preconditioning import DataPrediction, NetworkPrediction, VelocityPrediction
 from openedm.sampling.fitted import Fit, fit_levels
@@ -117,7 +118,7 @@ class Auto(SamplerChoice):
         seeds: Sequence[int] | None = None,
         condition: Condition = None,
         event_shape: tuple[int, ...] | None = None,
-        progress: Callable[[int], None] | None = None,
+        progress: Progress = no_progress,
     ) -> Fit:
         """The sampler whose levels, and whose solver among a few, fit the denoiser best, and what the fit found.
 
@@ -153,8 +154,11 @@ def _known(denoiser: Denoiser, levels: Logistic) -> Levels:
     return levels if len(different) == len(rounded) else Explicit(different)
 
 
-def _shifted(progress: Callable[[int], None] | None, spent: int) -> Callable[[int], None] | None:
-    return None if progress is None else lambda count: progress(spent + count)
+def _shifted(progress: Progress, spent: int) -> Progress:
+    def shifted(name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
+        progress(name, spent + done, total, **counts)
+
+    return shifted
 
 
 def _candidates(nfe: int, width: float, rule: Sampler) -> list[Multistep]:

@@ -15,7 +15,7 @@ five numbers: about N evaluations of all pilots a difference, no derivative of t
 """
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -24,6 +24,7 @@ from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
+from openedm.ground.progress import Progress, no_progress
 from openedm.levels import Explicit, Levels, Logistic
 from openedm.preconditioning import VelocityPrediction
 from openedm.sampling.engine.plan import PlannedSolver
@@ -65,7 +66,7 @@ def fit_levels(
     condition: Condition = None,
     event_shape: tuple[int, ...] | None = None,
     iterations: int = 6,
-    progress: Callable[[int], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Fit:
     """Fit the levels of a sampler to a denoiser and to the solver that will use them.
 
@@ -126,7 +127,7 @@ class _Pilots:
         seeds: Sequence[int],
         condition: Condition,
         event_shape: tuple[int, ...],
-        progress: Callable[[int], None] | None,
+        progress: Progress,
     ) -> None:
         self.denoiser, self.sampler, self.condition, self.event_shape = denoiser, sampler, condition, event_shape
         self.seeds, self.progress = seeds, progress
@@ -150,8 +151,7 @@ class _Pilots:
     def _run(self, sampler: Sampler) -> Float64[Tensor, "pilots *event"]:
         x = sampler.sample(self.denoiser, self.seeds, condition=self.condition, event_shape=self.event_shape)
         self.evaluations += sampler.nfe or 0
-        if self.progress is not None:
-            self.progress(self.evaluations)
+        self.progress("fitting levels", self.evaluations, None)
         return x
 
     def residuals(self, levels: Levels) -> Float64[Tensor, "pilots features"]:

@@ -64,7 +64,7 @@ def convert(
                 resume=resume,
                 threads=threads,
                 about={"source": source},
-                progress=lambda p: bars("images", p.done, len(images), dropped=p.dropped),
+                progress=bars,
             )
         except KeyboardInterrupt:
             bars.close()
