@@ -20,10 +20,10 @@ from openedm import conditioning, guidance, likelihood, measurements, networks, 
 from openedm.data import InMemory
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.inference.composite import Truncated
 from openedm.inference.fitting import fit
 from openedm.inference.priors import Box, TorchPrior
 from openedm.inference.trained import DenoiserPosterior
-from openedm.inference.truncated import Truncated
 from openedm.levels import Karras
 from openedm.metrics.c2st import c2st
 from openedm.metrics.classifier import train_classifier

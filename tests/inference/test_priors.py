@@ -11,8 +11,8 @@ from torch import Tensor, distributions
 
 from openedm.ground.choices import from_config, to_config
 from openedm.inference.bijections import Bijection
-from openedm.inference.prior_conversion import as_prior, prior_from_config, prior_to_config
-from openedm.inference.priors import Box, Independent, LogNormal, Normal, Prior, TorchPrior
+from openedm.inference.composite import Independent, as_prior, prior_from_config, prior_to_config
+from openedm.inference.priors import Box, LogNormal, Normal, Prior, TorchPrior
 
 INF = math.inf
 OWN = [

@@ -9,9 +9,8 @@ import torch
 
 from fitted import TINY
 from openedm.inference import Box, LogNormal, Normal
-from openedm.inference.prior_conversion import prior_from_config, prior_to_config
+from openedm.inference.composite import Truncated, prior_from_config, prior_to_config
 from openedm.inference.sequential import fit_sequentially
-from openedm.inference.truncated import Truncated
 
 SETTINGS = replace(TINY, members=1, emulator=None, refinement=None, passes=40, images=10_000)
 

@@ -9,6 +9,13 @@ from .calibration import (
     local_c2st as local_c2st,
     predictive_check as predictive_check,
 )
+from .composite import (
+    Independent as Independent,
+    Truncated as Truncated,
+    as_prior as as_prior,
+    prior_from_config as prior_from_config,
+    prior_to_config as prior_to_config,
+)
 from .export import to_arviz as to_arviz
 from .files import load as load, save as save
 from .fitting import fit as fit
@@ -16,14 +23,8 @@ from .joint import Joint as Joint, fit_joint as fit_joint
 from .maps import Columns as Columns, DataMap as DataMap, ParameterMap as ParameterMap
 from .masks import Masks as Masks
 from .posterior import Posterior as Posterior
-from .prior_conversion import (
-    as_prior as as_prior,
-    prior_from_config as prior_from_config,
-    prior_to_config as prior_to_config,
-)
 from .priors import (
     Box as Box,
-    Independent as Independent,
     LogNormal as LogNormal,
     Normal as Normal,
     Prior as Prior,
@@ -35,4 +36,3 @@ from .settings import MixtureOptions as MixtureOptions, Settings as Settings
 from .simulation import SimulationProgress as SimulationProgress, simulate as simulate
 from .simulations import Failure as Failure, Simulations as Simulations, Store as Store
 from .trained import DenoiserPosterior as DenoiserPosterior, Parts as Parts
-from .truncated import Truncated as Truncated

@@ -17,12 +17,12 @@ from openedm.denoiser import Denoiser
 from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
 from openedm.inference.bijections import Bijection
+from openedm.inference.composite import as_prior
 from openedm.inference.conditional import Conditional, coordinates_of
 from openedm.inference.maps import Coordinates, constant_columns
 from openedm.inference.masks import JointModel, MaskedData, Masks
 from openedm.inference.posterior import Values
 from openedm.inference.prepare import check_simulations
-from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer, Network

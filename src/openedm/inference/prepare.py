@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from openedm.inference.composite import as_prior
 from openedm.inference.maps import DataMap, ParameterMap, constant_columns, duplicated_columns, named
 from openedm.inference.posterior import Values, as_tensor
-from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
 from openedm.inference.settings import Settings
 

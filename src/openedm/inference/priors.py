@@ -1,13 +1,12 @@
 """Prior distributions of parameters: p(θ), its samples, and the bijection of its support onto R^d.
 
-Box          θ_i ~ U(low_i, high_i)
-Normal       θ ~ N(mean, covariance)
-LogNormal    ln θ_i ~ N(loc_i, scale_i²)
-Independent  θ = (θ_1, …, θ_k), each part with a prior of its own
-TorchPrior   any distribution of torch with a support that is a product of intervals
+Box         θ_i ~ U(low_i, high_i)
+Normal      θ ~ N(mean, covariance)
+LogNormal   ln θ_i ~ N(loc_i, scale_i²)
+TorchPrior  any distribution of torch with a support that is a product of intervals
 
 Draws and densities are those of torch.distributions in float64. What is added: names of the parameters, seeds, draws
-and coordinates that lie strictly inside the support, and (`openedm.inference.truncated`) truncation.
+and coordinates that lie strictly inside the support. `composite` has the priors that are made of others.
 """
 
 import math
@@ -28,7 +27,7 @@ from openedm.ground.choices import Choice
 from openedm.ground.seeding import global_generators_kept, seed_global_generators
 from openedm.inference.bijections import Bijection
 
-__all__ = ["Box", "Independent", "LogNormal", "Normal", "Prior", "TorchPrior"]
+__all__ = ["Box", "LogNormal", "Normal", "Prior", "TorchPrior"]
 
 
 class Prior(Choice, ABC):
@@ -251,55 +250,6 @@ class TorchPrior(_Distributed):
     def _event(self) -> Distribution:
         single = not self.distribution.batch_shape
         return self.distribution if single else distributions.Independent(self.distribution, 1)
-
-
-@dataclass(frozen=True)
-class Independent(Prior):
-    """Priors side by side, independent of one another; θ is the concatenation of their parameters.
-
-    Args:
-        parts: one prior or more.
-
-    Raises:
-        ValueError: there is no part.
-        TypeError: a part is not a `Prior`.
-    """
-
-    parts: Sequence[Prior]
-
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "parts", tuple(self.parts))
-        if not self.parts:
-            raise ValueError("parts must hold at least one prior, got none")
-        for i, part in enumerate(self.parts):
-            if not isinstance(part, Prior):
-                raise TypeError(f"parts[{i}] must be a Prior, got {type(part).__name__}; as_prior makes one")
-
-    @property
-    def dim(self) -> int:
-        """d, the sum of the parts'."""
-        return sum(part.dim for part in self.parts)
-
-    @property
-    def names(self) -> Sequence[str] | None:
-        """The parts' names, one after the other; None unless every part has them."""
-        found = [part.names for part in self.parts if part.names is not None]
-        return tuple(name for names in found for name in names) if len(found) == len(self.parts) else None
-
-    @cached_property
-    def bijection(self) -> Bijection:
-        """The parts' bijections side by side."""
-        found = [part.bijection for part in self.parts]
-        return Bijection([v for b in found for v in b.low], [v for b in found for v in b.high])
-
-    def _draw(self, n: int, seed: int) -> Tensor:
-        seeds = np.random.SeedSequence(seed).generate_state(len(self.parts))
-        return torch.cat([part._draw(n, int(s)).double() for part, s in zip(self.parts, seeds, strict=True)], -1)
-
-    def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
-        pieces = torch.split(theta, [part.dim for part in self.parts], dim=-1)
-        densities = [part._density(piece) for part, piece in zip(self.parts, pieces, strict=True)]
-        return torch.stack(densities).sum(0)
 
 
 def _vector(kind: Callable[..., Distribution], *parameters: Sequence[float]) -> Distribution:

@@ -16,15 +16,14 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference.candidates import FitProgress
+from openedm.inference.composite import Truncated, as_prior
 from openedm.inference.fitting import fit
 from openedm.inference.posterior import Values
-from openedm.inference.prior_conversion import as_prior
 from openedm.inference.priors import Prior
 from openedm.inference.settings import Settings
 from openedm.inference.simulation import simulate
 from openedm.inference.simulations import Simulations
 from openedm.inference.trained import DenoiserPosterior
-from openedm.inference.truncated import Truncated
 
 __all__ = ["Round", "fit_sequentially"]
 

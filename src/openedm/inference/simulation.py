@@ -23,7 +23,7 @@ from numpy import ndarray
 from openedm.ground import checks
 from openedm.ground.seeding import derive_seed
 from openedm.inference.calling import Call, Chunk, Outcome, Pool, Simulator, name_of
-from openedm.inference.prior_conversion import as_prior, prior_to_config
+from openedm.inference.composite import as_prior, prior_to_config
 from openedm.inference.priors import Prior
 from openedm.inference.simulations import Manifest, Simulations, Store
 

@@ -32,7 +32,7 @@ from numpy import ndarray
 from torch import Tensor
 
 from openedm.ground.storage import read_json, replacing, write_json
-from openedm.inference.prior_conversion import prior_from_config
+from openedm.inference.composite import prior_from_config
 from openedm.inference.priors import Prior
 
 __all__ = ["Failure", "Manifest", "Simulations", "Store"]

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
-from openedm.inference.prior_conversion import prior_from_config, prior_to_config
+from openedm.inference.composite import prior_from_config, prior_to_config
 from openedm.inference.priors import Prior
 from openedm.likelihood import Likelihood
 from openedm.sampling import SamplerChoice

@@ -1,0 +1,283 @@
+"""Priors made of priors, or of what users have: torch's distributions, pairs of ends, lists; and their plain form.
+
+Independent  θ = (θ_1, …, θ_k), each part with a prior of its own
+Truncated    a prior cut to a box
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, cast
+
+import numpy as np
+import torch
+from jaxtyping import Bool, Float, Float64
+from torch import Tensor, distributions
+from torch.distributions import Distribution
+from torch.distributions.utils import lazy_property
+
+from openedm.ground.choices import from_config, to_config
+from openedm.inference.bijections import Bijection
+from openedm.inference.priors import Box, LogNormal, Normal, Prior, TorchPrior
+
+__all__ = ["Independent", "Truncated", "as_prior", "prior_from_config", "prior_to_config"]
+
+PROPOSALS = 1 << 16
+"""Points that `Truncated` proposes at a time."""
+
+
+@dataclass(frozen=True)
+class Independent(Prior):
+    """Priors side by side, independent of one another; θ is the concatenation of their parameters.
+
+    Args:
+        parts: one prior or more.
+
+    Raises:
+        ValueError: there is no part.
+        TypeError: a part is not a `Prior`.
+    """
+
+    parts: Sequence[Prior]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "parts", tuple(self.parts))
+        if not self.parts:
+            raise ValueError("parts must hold at least one prior, got none")
+        for i, part in enumerate(self.parts):
+            if not isinstance(part, Prior):
+                raise TypeError(f"parts[{i}] must be a Prior, got {type(part).__name__}; as_prior makes one")
+
+    @property
+    def dim(self) -> int:
+        """d, the sum of the parts'."""
+        return sum(part.dim for part in self.parts)
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The parts' names, one after the other; None unless every part has them."""
+        found = [part.names for part in self.parts if part.names is not None]
+        return tuple(name for names in found for name in names) if len(found) == len(self.parts) else None
+
+    @cached_property
+    def bijection(self) -> Bijection:
+        """The parts' bijections side by side."""
+        found = [part.bijection for part in self.parts]
+        return Bijection([v for b in found for v in b.low], [v for b in found for v in b.high])
+
+    def _draw(self, n: int, seed: int) -> Tensor:
+        seeds = np.random.SeedSequence(seed).generate_state(len(self.parts))
+        return torch.cat([part._draw(n, int(s)).double() for part, s in zip(self.parts, seeds, strict=True)], -1)
+
+    def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        pieces = torch.split(theta, [part.dim for part in self.parts], dim=-1)
+        densities = [part._density(piece) for part, piece in zip(self.parts, pieces, strict=True)]
+        return torch.stack(densities).sum(0)
+
+
+@dataclass(frozen=True, eq=False)
+class Truncated(Prior):
+    """A prior cut to a box: p(θ)/p(box) inside, 0 outside.
+
+    Draws are by rejection from uniform points of the box in the prior's unbounded coordinates, where a box around a
+    posterior is small and the prior about even.
+
+    Args:
+        prior: what is cut.
+        low, high: the box's ends, d numbers each, inside the prior's support.
+
+    Raises:
+        ValueError: an end is missing, low ≥ high, or the prior has no mass there.
+    """
+
+    prior: Prior
+    low: Sequence[float]
+    high: Sequence[float]
+    _peak: float = field(init=False, repr=False)
+    _log_mass: float = field(init=False, repr=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "low", tuple(map(float, self.low)))
+        object.__setattr__(self, "high", tuple(map(float, self.high)))
+        if len(self.low) != self.prior.dim:
+            raise ValueError(f"low must hold {self.prior.dim} numbers, got {len(self.low)}")
+        self.bijection  # noqa: B018  # Refuses ends that are no intervals.
+        z, density = self._proposals(0)
+        peak = float(density.max())
+        if not math.isfinite(peak):
+            raise ValueError("prior must have mass between low and high")
+        # A proposal may lie nearer to the peak than all that were seen.
+        object.__setattr__(self, "_peak", peak + 0.2)
+        volume = float((self._z_ends()[1] - self._z_ends()[0]).log().sum())
+        object.__setattr__(self, "_log_mass", float(density.logsumexp(0)) - math.log(len(z)) + volume)
+
+    @property
+    def names(self) -> Sequence[str] | None:
+        """The prior's."""
+        return self.prior.names
+
+    @property
+    def dim(self) -> int:
+        """d."""
+        return self.prior.dim
+
+    @property
+    def bijection(self) -> Bijection:
+        """Of the box."""
+        return Bijection(self.low, self.high)
+
+    def contains(self, theta: Float[Tensor, "*batch d"]) -> Bool[Tensor, "*batch"]:
+        """Whether each point is in the box."""
+        low, high = (torch.tensor(ends, dtype=torch.float64, device=theta.device) for ends in (self.low, self.high))
+        return ((theta.double() >= low) & (theta.double() <= high)).all(-1)
+
+    def _z_ends(self) -> tuple[Tensor, Tensor]:
+        ends = torch.tensor([self.low, self.high], dtype=torch.float64)
+        low, high = self.prior.bijection.forward(ends)
+        return low, high
+
+    def _proposals(self, seed: int) -> tuple[Tensor, Tensor]:
+        """Uniform points of the box in the prior's unbounded coordinates, and ln p(z) of each."""
+        low, high = self._z_ends()
+        generator = torch.Generator().manual_seed(seed)
+        z = low + (high - low) * torch.rand(PROPOSALS, self.dim, generator=generator, dtype=torch.float64)
+        theta = self.prior.bijection.inverse(z)
+        return z, self.prior.log_prob(theta) - self.prior.bijection.log_det(theta)
+
+    def _draw(self, n: int, seed: int) -> Tensor:
+        kept: list[Tensor] = []
+        count = block = 0
+        while count < n:
+            z, density = self._proposals((seed * 1_000_003 + block + 1) % 2**63)
+            uniform = torch.rand(len(z), generator=torch.Generator().manual_seed((seed + 7919 * block) % 2**63))
+            accepted = z[uniform.log() < density - self._peak]
+            kept.append(self.bijection.clamp(self.prior.bijection.inverse(accepted)))
+            count, block = count + len(accepted), block + 1
+        return torch.cat(kept)[:n]
+
+    def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
+        return torch.where(self.contains(theta), self.prior.log_prob(theta) - self._log_mass, -math.inf)
+
+
+def as_prior(prior: Any, names: Sequence[str] | None = None) -> Prior | None:
+    """The `Prior` that `prior` stands for.
+
+    Args:
+        prior: a `Prior`; a torch distribution; a pair (low, high) of a box's ends, (d,) each; a list of
+            one-dimensional torch distributions or priors, one a parameter; or None, which stays None.
+        names: of the parameters, where the prior has none of its own.
+
+    Raises:
+        TypeError: prior is something else.
+        ValueError: it cannot be a prior (its shape, or a support that is no product of intervals).
+    """
+    if prior is None or isinstance(prior, Prior):
+        return prior
+    if isinstance(prior, Distribution):
+        return _from_torch(prior, names)
+    if isinstance(prior, list | tuple) and prior and all(isinstance(p, Prior | Distribution) for p in prior):
+        parts = [_from_torch(p, None) if isinstance(p, Distribution) else p for p in prior]
+        return Independent(parts)
+    if isinstance(prior, list | tuple) and len(prior) == 2:
+        low, high = (torch.as_tensor(end, dtype=torch.float64).flatten().tolist() for end in prior)
+        return Box(low, high, names)
+    raise TypeError(
+        "prior must be a Prior, a torch distribution, a list of them, a pair (low, high) or None, "
+        f"got {type(prior).__name__}"
+    )
+
+
+def prior_to_config(prior: Prior) -> dict[str, Any]:
+    """The plain-data form of a prior, ready for JSON; that of a torch distribution is its name and parameters.
+
+    Raises:
+        ValueError: the prior wraps a distribution that is none of torch.distributions' own, or has no such parameters.
+    """
+    return cast(dict[str, Any], _described(to_config(prior)))
+
+
+def prior_from_config(config: Mapping[str, Any]) -> Prior:
+    """The prior that `prior_to_config` described; it looks classes up by name and executes nothing of the file.
+
+    Raises:
+        ValueError: a name is not known.
+    """
+    return from_config(Prior, _rebuilt(config))  # type: ignore[type-abstract]
+
+
+def _from_torch(distribution: Distribution, names: Sequence[str] | None) -> Prior:
+    """A `Box`, `Normal` or `LogNormal` where the distribution is one, else a `TorchPrior`."""
+    base: Any = distribution
+    while isinstance(base, distributions.Independent):
+        base = base.base_dist
+    if len(distribution.batch_shape) + len(distribution.event_shape) <= 1:
+        match base:
+            case distributions.Uniform():
+                return Box(base.low.flatten().tolist(), base.high.flatten().tolist(), names)
+            case distributions.Normal():
+                return Normal(base.loc.flatten().tolist(), base.scale.flatten().tolist(), names=names)
+            case distributions.LogNormal():
+                return LogNormal(base.loc.flatten().tolist(), base.scale.flatten().tolist(), names)
+            case distributions.MultivariateNormal():
+                return Normal(base.loc.tolist(), covariance=base.covariance_matrix.tolist(), names=names)
+    return TorchPrior(distribution, names)
+
+
+def _described(value: Any) -> Any:
+    """The value with distributions, at any depth, described."""
+    match value:
+        case dict():
+            return {key: _described(v) for key, v in value.items()}
+        case list():
+            return [_described(v) for v in value]
+        case Distribution():
+            return _describe(value)
+    return value
+
+
+def _rebuilt(value: Any) -> Any:
+    """The value with descriptions of distributions, at any depth, made distributions."""
+    match value:
+        case Mapping():
+            return {key: _rebuild(v) if key == "distribution" else _rebuilt(v) for key, v in value.items()}
+        case list() | tuple():
+            return [_rebuilt(v) for v in value]
+    return value
+
+
+def _describe(distribution: Distribution) -> dict[str, Any]:
+    cls = type(distribution)
+    if isinstance(distribution, distributions.Independent):
+        count = distribution.reinterpreted_batch_ndims
+        return {"name": "Independent", "base": _describe(distribution.base_dist), "count": count}
+    known = getattr(distributions, cls.__name__, None) is cls
+    parameters = {}
+    for name in distribution.arg_constraints if known else {}:
+        # Of several forms of one parameter, the one that was given.
+        if isinstance(getattr(cls, name, None), lazy_property) and name not in distribution.__dict__:
+            continue
+        value = getattr(distribution, name, None)
+        if isinstance(value, Tensor):
+            parameters[name] = {"value": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
+    if not parameters:
+        raise ValueError(
+            f"prior {cls.__name__} cannot be saved: of torch distributions only those that torch.distributions "
+            "defines by parameters can; give a Box, Normal, LogNormal or Independent, or save without a prior"
+        )
+    return {"name": cls.__name__, "parameters": parameters}
+
+
+def _rebuild(form: Mapping[str, Any]) -> Distribution:
+    name = form.get("name")
+    if name == "Independent":
+        return distributions.Independent(_rebuild(form["base"]), int(form["count"]))
+    cls: Any = getattr(distributions, name) if name in distributions.__all__ else None
+    known = isinstance(cls, type) and cls is not Distribution and Distribution in cls.__mro__
+    if not known:
+        raise ValueError(f"distribution name must be one of torch.distributions, got {name!r}")
+    stored = form["parameters"].items()
+    dtypes = {"float32": torch.float32, "float64": torch.float64}
+    found = cls(**{key: torch.tensor(entry["value"], dtype=dtypes[entry["dtype"]]) for key, entry in stored})
+    assert isinstance(found, Distribution)
+    return found
