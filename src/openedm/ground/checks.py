@@ -23,10 +23,12 @@ def at_least(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} must be >= {low}, got {value!r}")
 
 
-def integer(name: str, value: object) -> None:
-    """Raise TypeError unless `value` is an int (18.0 and True are none)."""
+def integer(name: str, value: object, low: int | None = None) -> None:
+    """Raise TypeError unless `value` is an int (18.0 and True are none), ValueError unless it is ≥ `low`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
+    if low is not None:
+        at_least(name, value, low)
 
 
 def between(name: str, value: float, low: float, high: float) -> None:

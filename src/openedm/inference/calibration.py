@@ -151,8 +151,7 @@ def calibrate(
         TypeError: a number or the seed is not an integer.
         ValueError: shapes do not fit, N < 20, values are not finite, or a number is out of its range.
     """
-    checks.integer("num_samples", num_samples)
-    checks.at_least("num_samples", num_samples, 1)
+    checks.integer("num_samples", num_samples, 1)
     checks.integer("num_density_samples", num_density_samples)
     checks.between("num_density_samples", num_density_samples, 0, num_samples)
     _check_simulations(posterior, theta, x)
@@ -271,8 +270,7 @@ def local_c2st(
         from sbi.diagnostics import LC2ST
     except ImportError as error:
         raise ImportError("local_c2st needs the sbi package: pip install 'openedm[sbi]'") from error
-    checks.integer("num_trials", num_trials)
-    checks.at_least("num_trials", num_trials, 1)
+    checks.integer("num_trials", num_trials, 1)
     _check_simulations(posterior, theta, x)
     _check_observation(posterior, x_observed)
     theta_observed = posterior.sample(x_observed, num_samples, seed=seed).to(theta)

@@ -67,9 +67,8 @@ class Prior(Choice, ABC):
             ValueError: n < 1 or seed < 0.
             TypeError: n or seed is not an integer.
         """
-        for name, value, low in (("n", n, 1), ("seed", seed, 0)):
-            checks.integer(name, value)
-            checks.at_least(name, value, low)
+        checks.integer("n", n, 1)
+        checks.integer("seed", seed, 0)
         return self.bijection.clamp(self._draw(n, seed).float())
 
     def log_prob(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:

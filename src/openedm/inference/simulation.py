@@ -148,10 +148,10 @@ def simulation_seeds(n: int, seed: int) -> Int64[ndarray, "n"]:
 
 
 def _check(n: int, seed: int, batch_size: int | None, workers: int | None, arrays: str, on_error: str) -> None:
-    for name, value, low in (("n", n, 1), ("seed", seed, 0), ("batch_size", batch_size, 1)):
-        if value is not None or name != "batch_size":
-            checks.integer(name, value)
-            checks.at_least(name, value or 0, low)
+    checks.integer("n", n, 1)
+    checks.integer("seed", seed, 0)
+    if batch_size is not None:
+        checks.integer("batch_size", batch_size, 1)
     if workers is not None:
         checks.integer("workers", workers)
         if workers < 1 and workers != -1:
@@ -255,8 +255,7 @@ class _Results:
         missing, failed = np.ones(n, dtype=bool), []
         if store is not None and (manifest := store.manifest) is not None:
             self.x_shape = manifest.x_shape
-            done = store.done()
-            missing[done[done < n]] = False
+            missing[store.done(n)] = False
             failed = [] if retry_failures else [f.index for f in store.failures(n)]
         self._done = n - int(missing.sum())
         missing[failed] = False

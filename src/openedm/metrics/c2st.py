@@ -21,6 +21,7 @@ from sklearn.model_selection import KFold
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.optimisation import BestLoss
 
 __all__ = ["c2st"]
 
@@ -60,8 +61,7 @@ def c2st(
     Source: Lueckmann et al. 2021, appendix A.3 (metric); Friedman 2003; Lopez-Paz & Oquab 2017.
     """
     for name, value, low in (("seed", seed, 0), ("folds", folds, 2), ("max_epochs", max_epochs, 1)):
-        checks.integer(name, value)
-        checks.at_least(name, value, low)
+        checks.integer(name, value, low)
     _check(samples, reference, folds)
     mean, std = reference.float().mean(0), reference.float().std(0)
     if not bool((std > 0).all()):
@@ -108,8 +108,9 @@ def _fit(
     widths = [d, 10 * d, 10 * d, 1]
     params = _layers(_initial(widths, stream).to(x).repeat(folds, 1), widths)
     grads, squares, average = (_layers(torch.zeros_like(params.flat), widths) for _ in range(3))
-    active, done = list(range(folds)), {}
-    best, stale, step = [math.inf] * folds, [0] * folds, 0
+    active, done = list(range(folds)), dict[int, _Layers]()
+    best = BestLoss(torch.full((folds,), math.inf, dtype=torch.float64, device=x.device), tolerance=TOLERANCE)
+    step = 0
     order = np.arange(rows)
     batch = min(BATCH, rows)
     for _ in range(max_epochs):
@@ -126,14 +127,13 @@ def _fit(
             _adam(params.flat, grads.flat, average.flat, squares.flat, step)
         losses = (torch.nn.functional.softplus(logits) - targets * logits).double().mean((1, 2))
         losses = losses + ALPHA / (2 * batch) * params.flat[:, : params.num_weights].double().square().sum(1)
-        for i, (fold, loss) in enumerate(zip(list(active), losses.tolist(), strict=True)):
-            stale[fold] = stale[fold] + 1 if loss > best[fold] - TOLERANCE else 0
-            best[fold] = min(best[fold], loss)
-            if stale[fold] > PATIENCE:
-                done[fold] = _layers(params.flat[i : i + 1].clone(), widths)
-        keep = [i for i, fold in enumerate(active) if fold not in done]
-        if len(keep) < len(active):
+        best.update(losses)
+        ended = (best.stale > PATIENCE).tolist()
+        done |= {fold: _layers(params.flat[i : i + 1].clone(), widths) for i, fold in enumerate(active) if ended[i]}
+        if any(ended):
+            keep = [i for i, end in enumerate(ended) if not end]
             active = [active[i] for i in keep]
+            best = BestLoss(best.lowest[keep], best.stale[keep], tolerance=TOLERANCE)
             params, grads, average, squares = (
                 _layers(kept.flat[keep].contiguous(), widths) for kept in (params, grads, average, squares)
             )

@@ -59,8 +59,7 @@ class Task(Choice, ABC):
             ValueError: theta has another shape, or is not finite; seed < 0.
             TypeError: seed is not an integer.
         """
-        checks.integer("seed", seed)
-        checks.at_least("seed", seed, 0)
+        checks.integer("seed", seed, 0)
         if theta.ndim != 2 or theta.shape[1] != self.dim:
             raise ValueError(f"theta must have the shape (n, {self.dim}) for {self.name}, got {tuple(theta.shape)}")
         if not bool(theta.isfinite().all()):
