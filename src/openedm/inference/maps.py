@@ -11,7 +11,7 @@ skewness and kurtosis clearly nearer to a Gaussian's; otherwise nothing is warpe
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -33,30 +33,43 @@ __all__ = [
 ]
 
 Map = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""A function of values, c and w."""
 
-FORWARD: Mapping[str, Map] = {
-    "identity": lambda v, c, w: v,
-    "log": lambda v, c, w: v.clamp_min(1e-300).log(),
-    "asinh": lambda v, c, w: ((v - c) / w).asinh(),
-    "root": lambda v, c, w: (v.clamp_min(-0.5) + 0.5).sqrt(),
+
+class Warp(NamedTuple):
+    """A kind of column: g(v), v of g, ln |dg/dv|.
+
+    Attributes:
+        cost: how much nearer to a Gaussian a column must become before it is warped; the simpler of two costs less.
+    """
+
+    forward: Map
+    inverse: Map
+    log_slope: Map
+    cost: float
+
+
+WARPS: Mapping[str, Warp] = {
+    "identity": Warp(lambda v, c, w: v, lambda g, c, w: g, lambda v, c, w: torch.zeros_like(v), 0.0),
+    "log": Warp(
+        lambda v, c, w: v.clamp_min(1e-300).log(),
+        lambda g, c, w: g.exp(),
+        lambda v, c, w: -v.clamp_min(1e-300).log(),
+        0.5,
+    ),
+    "asinh": Warp(
+        lambda v, c, w: ((v - c) / w).asinh(),
+        lambda g, c, w: g.sinh() * w + c,
+        lambda v, c, w: -0.5 * (1 + ((v - c) / w).square()).log() - w.log(),
+        1.0,
+    ),
+    "root": Warp(
+        lambda v, c, w: (v.clamp_min(-0.5) + 0.5).sqrt(),
+        lambda g, c, w: g.clamp_min(0).square() - 0.5,
+        lambda v, c, w: -math.log(2) - 0.5 * (v.clamp_min(-0.499999) + 0.5).log(),
+        0.0,
+    ),
 }
-"""g(v) of each kind of column."""
-INVERSE: Mapping[str, Map] = {
-    "identity": lambda g, c, w: g,
-    "log": lambda g, c, w: g.exp(),
-    "asinh": lambda g, c, w: g.sinh() * w + c,
-    "root": lambda g, c, w: g.clamp_min(0).square() - 0.5,
-}
-"""v of g."""
-LOG_SLOPE: Mapping[str, Map] = {
-    "identity": lambda v, c, w: torch.zeros_like(v),
-    "log": lambda v, c, w: -v.clamp_min(1e-300).log(),
-    "asinh": lambda v, c, w: -0.5 * (1 + ((v - c) / w).square()).log() - w.log(),
-    "root": lambda v, c, w: -math.log(2) - 0.5 * (v.clamp_min(-0.499999) + 0.5).log(),
-}
-"""ln |dg/dv|."""
-COSTS = {"identity": 0.0, "root": 0.0, "log": 0.5, "asinh": 1.0}
-"""How much nearer to a Gaussian a column must become before it is warped; the simpler of two warps costs less."""
 
 
 @dataclass(frozen=True)
@@ -64,7 +77,7 @@ class Columns(Choice):
     """An elementwise map of vectors to about zero mean and unit variance, and back.
 
     Args:
-        kinds: of each column, a key of `FORWARD`.
+        kinds: of each column, a key of `WARPS`.
         centres, widths: c and w of each column.
         means, scales: m and s of each column; scales > 0.
 
@@ -86,7 +99,7 @@ class Columns(Choice):
             if len(getattr(self, name)) != len(self.kinds):
                 raise ValueError(f"{name} must hold {len(self.kinds)} numbers, got {len(getattr(self, name))}")
         for i, kind in enumerate(self.kinds):
-            checks.one_of(f"kinds[{i}]", kind, FORWARD)
+            checks.one_of(f"kinds[{i}]", kind, WARPS)
             checks.positive(f"widths[{i}]", self.widths[i])
             checks.positive(f"scales[{i}]", self.scales[i])
 
@@ -113,26 +126,24 @@ class Columns(Choice):
     def forward(self, values: Float[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch columns"]:
         """y, in float64."""
         means, scales = self._vectors(values, self.means, self.scales)
-        return (self._by_kind(FORWARD, values.double()) - means) / scales
+        return (self._by_kind("forward", values.double()) - means) / scales
 
     def inverse(self, y: Float[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch columns"]:
         """v, in float64."""
         means, scales = self._vectors(y, self.means, self.scales)
-        return self._by_kind(INVERSE, y.double() * scales + means)
+        return self._by_kind("inverse", y.double() * scales + means)
 
     def log_det(self, values: Float[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch"]:
         """Σ ln |dy/dv|."""
         (scales,) = self._vectors(values, self.scales)
-        return (self._by_kind(LOG_SLOPE, values.double()) - scales.log()).sum(-1)
+        return (self._by_kind("log_slope", values.double()) - scales.log()).sum(-1)
 
-    def _by_kind(
-        self, maps: Mapping[str, Map], values: Float64[Tensor, "*batch columns"]
-    ) -> Float64[Tensor, "*batch columns"]:
+    def _by_kind(self, name: str, values: Float64[Tensor, "*batch columns"]) -> Float64[Tensor, "*batch columns"]:
         centres, widths = self._vectors(values, self.centres, self.widths)
         result = values
         for kind in set(self.kinds):
             chosen = torch.tensor([k == kind for k in self.kinds], device=values.device)
-            result = torch.where(chosen, maps[kind](values, centres, widths), result)
+            result = torch.where(chosen, getattr(WARPS[kind], name)(values, centres, widths), result)
         return result
 
     def _vectors(self, like: Tensor, *numbers: Sequence[float]) -> list[Float64[Tensor, " columns"]]:
@@ -150,8 +161,8 @@ def _fitted_column(v: Float64[Tensor, " rows"], warp: bool) -> tuple[str, float,
         else:
             kinds = ["root"] if float(v.max()) > 1 else ["identity", "asinh"]
     c, w = torch.tensor([centre, spread], dtype=torch.float64, device=v.device)
-    warped = {kind: FORWARD[kind](v, c, w) for kind in kinds}
-    kind = min(kinds, key=lambda kind: _distance_from_gaussian(warped[kind]) + COSTS[kind])
+    warped = {kind: WARPS[kind].forward(v, c, w) for kind in kinds}
+    kind = min(kinds, key=lambda kind: _distance_from_gaussian(warped[kind]) + WARPS[kind].cost)
     g = warped[kind]
     return kind, centre, spread, float(g.mean()), float(g.std()) or 1.0
 

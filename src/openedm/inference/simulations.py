@@ -184,7 +184,7 @@ class Store:
         manifest = self.manifest
         if manifest is None or manifest.x_shape is None:
             raise ValueError(f"store {str(self.path)!r} has no simulations")
-        index, failures = self._index(n), self.failures(n)
+        index, failures = self.done(n), self.failures(n)
         if len(index) == 0:
             raise ValueError(f"store {str(self.path)!r} has no simulations" + ("" if n is None else f" below {n}"))
         theta = np.empty((len(index), manifest.dim), np.float32)
@@ -201,9 +201,15 @@ class Store:
         rows, draws, numbers, streams = (torch.from_numpy(a[read]) for a in (theta, x, index, seeds))
         return Simulations(rows, draws, numbers, streams, failures, self._prior(manifest))
 
-    def done(self) -> Int64[ndarray, "k"]:
-        """The indices of the simulations that gave a result, ascending."""
-        return self._index(None)
+    def done(self, n: int | None = None) -> Int64[ndarray, "k"]:
+        """The indices of the simulations that gave a result, ascending.
+
+        Args:
+            n: only those < n; None takes all.
+        """
+        found = [table["index"].to_numpy() for table in self._tables("part", ["index"])]
+        index = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
+        return index if n is None else index[index < n]
 
     def failures(self, n: int | None = None) -> tuple[Failure, ...]:
         """The simulations that failed and gave no result later, by index; the last failure of each.
@@ -215,7 +221,7 @@ class Store:
         for table in self._tables("failures", None):
             for row in table.to_pylist():
                 found[row["index"]] = Failure(row["index"], tuple(row["theta"]), row["seed"], row["error"])
-        done = set(self._index(n).tolist()) if found else set()
+        done = set(self.done(n).tolist()) if found else set()
         return tuple(found[i] for i in sorted(found) if i not in done and (n is None or i < n))
 
     @contextmanager
@@ -288,11 +294,6 @@ class Store:
                 f"{where} of {stored.simulator!r}, got the simulator {given.simulator!r}; pass another store, or, if "
                 "the same simulator has a new name, change the name in manifest.json"
             )
-
-    def _index(self, n: int | None) -> Int64[ndarray, "k"]:
-        found = [table["index"].to_numpy() for table in self._tables("part", ["index"])]
-        index = np.unique(np.concatenate(found)) if found else np.empty(0, np.int64)
-        return index if n is None else index[index < n]
 
     def _tables(self, kind: str, columns: list[str] | None) -> Iterator[Any]:
         """The files of a kind, the oldest first."""
