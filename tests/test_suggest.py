@@ -9,7 +9,7 @@ import torch
 from scipy.optimize import brentq
 
 from openedm.data import Digits, FashionMNIST, InMemory, Toy, measure, wrap
-from openedm.data.fashion_mnist import DEBIAN_PATH
+from openedm.data.standard import DEBIAN_PATH
 from openedm.exact import GaussianMixture
 from openedm.objective import EDMWeighting
 from openedm.plots import reducible_loss

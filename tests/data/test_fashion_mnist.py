@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from openedm.data import FashionMNIST, measure
-from openedm.data import fashion_mnist as module
-from openedm.data.fashion_mnist import DEBIAN_PATH, read_idx
+from openedm.data import standard as module
+from openedm.data.standard import DEBIAN_PATH, read_idx
 
 IMAGES = (np.arange(5 * 4 * 3) * 7 % 256).astype(np.uint8).reshape(5, 4, 3)
 LABELS = np.array([3, 1, 4, 1, 9], dtype=np.uint8)

@@ -4,13 +4,12 @@ from openedm.data.arrays import Arrays
 from openedm.data.converting import convert, encoded_images
 from openedm.data.dataset import Batch, Chunks, Dataset, Source, Statistics, measure
 from openedm.data.decoding import Form
-from openedm.data.digits import Digits
 from openedm.data.encoded import EncodedImages, MemoryImages
-from openedm.data.fashion_mnist import FashionMNIST
 from openedm.data.folder import FolderImages, ImageFolder
 from openedm.data.memory import InMemory, Pairs, wrap
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.shards import Shards, TarImages
+from openedm.data.standard import Digits, FashionMNIST
 from openedm.data.table import Table, TableImages
 from openedm.data.toy import Mixture, Toy
 

@@ -22,12 +22,19 @@ from openedm.data.decoding import decode_image, read_shape
 from openedm.data.memory import InMemory
 from openedm.ground import checks
 
-__all__ = ["EncodedImages", "ImageSource", "MemoryImages"]
+__all__ = ["EncodedImages", "ImageSource", "MemoryImages", "check_class"]
 
 MEMORY = 256 * 2**20
 """Sets up to this size, as stored and as pixels, are decoded when they are loaded and kept in memory."""
 
 Shape = tuple[int, int, int]
+
+
+def check_class(where: str, label: object) -> int:
+    """The class as an int; ValueError that names the image, `where`, unless it is an integer ≥ 0."""
+    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+        raise ValueError(f"the class of {where} must be an integer >= 0, got {label!r}")
+    return label
 
 
 class EncodedImages(ABC):

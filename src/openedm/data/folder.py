@@ -1,18 +1,18 @@
 """Any folder or archive of images."""
 
+import json
 import posixpath
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedIOBase
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 
 from openedm.data.archive import Archive
 from openedm.data.decoding import SUFFIXES
-from openedm.data.encoded import EncodedImages, ImageSource
-from openedm.data.labels import classes_from_folders, classes_from_json
+from openedm.data.encoded import EncodedImages, ImageSource, check_class
 from openedm.ground import checks
 
 __all__ = ["FolderImages", "ImageFolder"]
@@ -100,18 +100,44 @@ class FolderImages(EncodedImages):
         self._archive.close()
 
     def _label_from_json(self, table: str, *, required: bool) -> None:
+        """Read the classes from a dataset.json in the format of the EDM reference, which may say that there are none.
+
+        Raises:
+            ValueError: it has another format, its entries are not those of the images, or a class is invalid.
+        """
+        root = self._archive.path
+        place = f"{root}/{table}"
         with self._archive.open(table) as file:
             content = file.read()
-        self.labels = classes_from_json(content, table, self._names, self._archive.path)
-        if self.labels is None and required:
-            raise ValueError(f"labels='json' needs labels, but {self._archive.path}/{table} has none")
+        try:
+            entries: Any = json.loads(content)["labels"]
+            found = {} if entries is None else dict(entries)
+        except (ValueError, KeyError, TypeError) as error:
+            raise ValueError(f'{place} must be {{"labels": [["file", class], ...]}}: {error!r}') from error
+        if not found:
+            if required:
+                raise ValueError(f"labels='json' needs labels, but {place} has none")
+            return
+        folder = posixpath.dirname(table)
+        labels = {posixpath.join(folder, str(name).replace("\\", "/")): label for name, label in found.items()}
+        for name in self._names:
+            if name not in labels:
+                raise ValueError(f"{root}/{name} has no label in {place}")
+        for name, label in labels.items():
+            check_class(f"{name} in {place}", label)
+        absent = set(labels) - set(self._names)
+        if absent:
+            raise ValueError(f"{place} has a label for {min(absent)}, which does not exist")
+        self.labels = np.array([labels[name] for name in self._names], dtype=np.int64)
 
     def _label_from_folders(self, *, required: bool) -> None:
-        folders = classes_from_folders(self._names)
-        if None not in folders:
-            self.class_names = tuple(sorted({folder for folder in folders if folder is not None}))
-            index = {name: i for i, name in enumerate(self.class_names)}
-            self.labels = np.array([index[folder] for folder in folders if folder is not None], dtype=np.int64)
+        """Take the first folder below the common folder of all images for the class, if each image is in one."""
+        common = posixpath.commonpath([posixpath.dirname(name) for name in self._names])
+        folders = [name[len(common) :].lstrip("/").rpartition("/")[0].partition("/")[0] for name in self._names]
+        if all(folders):
+            self.class_names = tuple(sorted(set(folders)))
+            number = {folder: i for i, folder in enumerate(self.class_names)}
+            self.labels = np.array([number[folder] for folder in folders], dtype=np.int64)
         elif required:
-            name = self.describe(folders.index(None))
+            name = self.describe(folders.index(""))
             raise ValueError(f"{name} is not in a sub-folder of its own class, which labels='folders' needs")

@@ -9,7 +9,7 @@ describes the set, and an index.npz with the places.
 import hashlib
 import io
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,7 @@ from jaxtyping import Int64
 from openedm.data.archive import FileParts, tar_members
 from openedm.data.dataset import Chunks
 from openedm.data.decoding import SUFFIXES
-from openedm.data.encoded import EncodedImages, ImageSource, Shape
-from openedm.data.labels import class_beside
+from openedm.data.encoded import EncodedImages, ImageSource, Shape, check_class
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
 
@@ -162,7 +161,7 @@ class TarImages(EncodedImages):
                         for suffix in (".cls", ".json")
                         if _stem(name) + suffix in members
                     }
-                    found.append((name, (shard, *place), class_beside(beside, f"{file}/{name}")))
+                    found.append((name, (shard, *place), _class_beside(beside, f"{file}/{name}")))
         if not found:
             more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
             raise ValueError(f"no images found in {files[0]}{more} ({', '.join(SUFFIXES)})")
@@ -188,6 +187,29 @@ def _tar_files(path: Path) -> list[Path]:
     if not files or not files[0].is_file():
         raise ValueError(f"path must be a folder of .tar files, or one of them, got {str(path)!r}")
     return files
+
+
+def _class_beside(files: Mapping[str, bytes], where: str) -> int | None:
+    """The class of an image in the manner of WebDataset: the number in its .cls, "label" or "cls" in its .json.
+
+    Args:
+        files: content of the files beside the image, by suffix.
+        where: the image, for messages.
+
+    Raises:
+        ValueError: the class cannot be read or is not an integer ≥ 0.
+    """
+    try:
+        if ".cls" in files:
+            label: Any = int(files[".cls"])
+        elif ".json" in files:
+            entries = json.loads(files[".json"])
+            label = entries.get("label", entries.get("cls"))
+        else:
+            return None
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"the class of {where} cannot be read: {error}") from error
+    return None if label is None else check_class(where, label)
 
 
 def _stem(name: str) -> str:

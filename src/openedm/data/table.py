@@ -26,8 +26,7 @@ from jaxtyping import Int64
 from openedm.data import encoded
 from openedm.data.dataset import Chunks, Dataset
 from openedm.data.decoding import read_shape
-from openedm.data.encoded import EncodedImages, ImageSource, Shape
-from openedm.data.labels import check_class
+from openedm.data.encoded import EncodedImages, ImageSource, Shape, check_class
 from openedm.ground import checks
 
 __all__ = ["ArrowImages", "ParquetImages", "Table", "TableImages", "local_files"]

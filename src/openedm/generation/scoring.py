@@ -3,6 +3,7 @@
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from openedm.metrics import (
     applicable_metrics,
     compare,
     extract,
+    image_batches,
     kept_features,
     train_classifier,
 )
@@ -147,7 +149,7 @@ def open_images(
         given.remove("nfe")  # its default ended
     if given:
         raise ValueError(f"{', '.join(given)} must not be given: the images in samples={path} are there already")
-    return Images(dataset.event_shape, len(dataset), dataset.num_classes, _batches_of(dataset, batch_size))
+    return Images(dataset.event_shape, len(dataset), dataset.num_classes, partial(image_batches, dataset, batch_size))
 
 
 def _drawn(
@@ -210,11 +212,14 @@ def score(
     shared = _Shared(network, options.batch_size, accelerator, progress)
 
     # Arrays and checkpoints hold the sampler's numbers; a picture is cut to [-1, 1], and so are these.
-    found = shared.extract(lambda mine: _clamped(images.batches(mine)), images.count, "samples")
+    def clamped(numbers: Sequence[int]) -> Iterator[ImageBatch]:
+        return ((x.clamp(-1, 1), labels) for x, labels in images.batches(numbers))
+
+    found = shared.extract(clamped, images.count, "samples")
     found = found if real.num_classes > 0 else dataclasses.replace(found, labels=None)
     kept = options.cache if extractor is not None or options.classifier is not None else None
     truth = shared.extract_real(real, kept, log)
-    judged = None if held is None else shared.extract(_batches_of(held, options.batch_size), len(held), "held out")
+    judged = None if held is None else shared.extract_all(held, "held out")
     if truth is None or not accelerator.is_main_process:
         return None
     report = compare(
@@ -254,24 +259,23 @@ class _Shared:
         part = extract(self.network, images) if mine else self._nothing()
         return part if processes == 1 else self._gather(part, mine)
 
+    def extract_all(self, dataset: Dataset, name: str) -> Features:
+        """The features of all images of a dataset, on every process."""
+        return self.extract(partial(image_batches, dataset, self.batch_size), len(dataset), name)
+
     def extract_real(self, real: Dataset, cache: str | None, log: Log) -> Features | None:
         """The features of the real images, on the main process; where none are kept, all processes extract them."""
 
-        def look() -> Features:
-            return self.extract(_batches_of(real, self.batch_size), len(real), "data")
-
         if cache is None:
-            return look()
+            return self.extract_all(real, "data")
         if not self.accelerator.is_main_process:
-            return look() if self._any(False) else None
+            return self.extract_all(real, "data") if self._any(False) else None
 
-        def look_with_all() -> Features:
+        def compute() -> Features:
             self._any(True)
-            return look()
+            return self.extract_all(real, "data")
 
-        features, path, there = kept_features(
-            real, self.network, cache, batch_size=self.batch_size, compute=look_with_all
-        )
+        features, path, there = kept_features(real, self.network, cache, batch_size=self.batch_size, compute=compute)
         if there:
             self._any(False)
         log(f"features of the data: {'read from' if there else 'kept in'} {path}")
@@ -360,18 +364,6 @@ def _check_classes(
             raise ValueError(f"{name} must have at most the classifier's {network.num_classes} classes, got {count}")
     if held is not None and held.num_classes != network.num_classes:
         raise ValueError(f"held_out must have the classifier's {network.num_classes} classes, got {held.num_classes}")
-
-
-def _batches_of(dataset: Dataset, batch_size: int) -> Batches:
-    def fetched(numbers: Sequence[int]) -> Iterator[ImageBatch]:
-        for start in range(0, len(numbers), batch_size):
-            yield dataset.fetch(numbers[start : start + batch_size])
-
-    return fetched
-
-
-def _clamped(batches: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
-    return ((x.clamp(-1, 1), labels) for x, labels in batches)
 
 
 def _reported(batches: Iterable[ImageBatch], name: str, total: int, progress: Progress) -> Iterator[ImageBatch]:

@@ -9,7 +9,7 @@ images and of the network, and the file is checked against it.
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -67,15 +67,23 @@ class Features:
         return float((self.predicted == self.labels.cpu()).double().mean())
 
 
-def image_batches(dataset: Dataset, batch_size: int = 256) -> Iterator[ImageBatch]:
-    """All images of `dataset`, in order, and their labels.
+def image_batches(
+    dataset: Dataset, batch_size: int = 256, numbers: Sequence[int] | None = None
+) -> Iterator[ImageBatch]:
+    """Images of `dataset` and their labels.
+
+    Args:
+        dataset: the images.
+        batch_size: images in a batch.
+        numbers: which images, in this order; None for all.
 
     Raises:
         ValueError: `batch_size` is below 1.
     """
     checks.at_least("batch_size", batch_size, 1)
-    for start in range(0, len(dataset), batch_size):
-        yield dataset.fetch(range(start, min(start + batch_size, len(dataset))))
+    numbers = range(len(dataset)) if numbers is None else numbers
+    for start in range(0, len(numbers), batch_size):
+        yield dataset.fetch(numbers[start : start + batch_size])
 
 
 @torch.no_grad()

@@ -1,6 +1,7 @@
 """Figures of how far posteriors can be trusted: calibration over simulations, predictions beside an observation."""
 
 from collections.abc import Sequence
+from itertools import cycle
 from typing import Literal
 
 import numpy as np
@@ -16,7 +17,6 @@ from openedm.plots.style import (
     GREY,
     SHADE,
     Numbers,
-    colours,
     finite_array,
     names_or_thetas,
     number_log_ticks,
@@ -71,7 +71,7 @@ def calibration_plot(
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="credibility α", ylabel="coverage")
     difference.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    for i, (label, colour) in enumerate(zip(labels, colours(len(labels)), strict=True)):
+    for i, (label, colour) in enumerate(zip(labels, cycle(COLOURS), strict=False)):
         difference.plot(alpha, _cdf(ranks[:, i], alpha) - alpha, color=colour, linewidth=1.3, label=label)
         if regions is None:
             coverage.plot(alpha, _cdf(np.abs(2 * ranks[:, i] - 1), alpha), color=colour, linewidth=1.3)

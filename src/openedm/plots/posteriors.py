@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,6 @@ from openedm.ground import checks
 from openedm.plots.style import (
     COLOURS,
     Numbers,
-    colours,
     evenly,
     finite_array,
     names_or_thetas,
@@ -78,7 +78,7 @@ def pair_plot(
             if column > row:
                 axes.set_visible(False)
                 continue
-            for rows, colour in zip(sets.values(), colours(len(sets)), strict=True):
+            for rows, colour in zip(sets.values(), cycle(COLOURS), strict=False):
                 if column == row:
                     _draw_marginal(axes, rows[:, row], ends[row], colour)
                 else:
@@ -247,7 +247,7 @@ def _finish_pair(
 
 
 def _pair_legend(figure: Figure, grid: np.ndarray, labels: list[str], truth: bool, levels: Sequence[float]) -> None:
-    shown = [(k, Line2D([], [], color=c, linewidth=3)) for k, c in zip(labels, colours(len(labels)), strict=True) if k]
+    shown = [(k, Line2D([], [], color=c, linewidth=3)) for k, c in zip(labels, cycle(COLOURS), strict=False) if k]
     if truth:
         shown.append(("truth", Line2D([], [], color="black", linewidth=0.9, linestyle=(0, (4, 2)))))
     title = "regions of " + ", ".join(f"{level:.0%}" for level in sorted(levels)) if len(grid) > 1 else None

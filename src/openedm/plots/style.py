@@ -24,7 +24,6 @@ __all__ = [
     "MARKERS",
     "SHADE",
     "Numbers",
-    "colours",
     "evenly",
     "finite_array",
     "format_sigma",
@@ -97,11 +96,6 @@ def format_sigma(sigma: float) -> str:
     """
     rounded = float(f"{sigma:.2g}")
     return f"{rounded:f}".rstrip("0").rstrip(".") if 1e-4 <= rounded < 1e4 else f"{rounded:g}"
-
-
-def colours(count: int) -> list[str]:
-    """Colours for `count` lines."""
-    return [COLOURS[i % len(COLOURS)] for i in range(count)]
 
 
 def line_style(i: int) -> dict[str, Any]:
