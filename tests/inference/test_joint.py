@@ -9,10 +9,9 @@ from openedm.denoiser import Denoiser
 from openedm.ground.choices import to_config
 from openedm.inference import DenoiserPosterior, load
 from openedm.inference.bijections import Bijection
-from openedm.inference.conditional import Conditional, Latent, coordinates_of, part_of
-from openedm.inference.joint import Joint, fit_joint
+from openedm.inference.joint import Conditional, Joint, fit_joint
 from openedm.inference.maps import Columns, Coordinates
-from openedm.inference.masks import JointModel, MaskedData, Masks, Pinned
+from openedm.inference.masks import JointModel, Latent, MaskedData, Masks, Pinned
 from openedm.inference.priors import Box
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer
@@ -190,7 +189,7 @@ def test_coordinates_are_standardised_and_bent_where_tails_ask_for_it_and_their_
     bounded = torch.sigmoid(normal[:, 0])
     variables = torch.stack([bounded, 5 + 2 * normal[:, 1], normal[:, 2].exp(), normal[:, 3].pow(3)], 1)
     support = Bijection((0.0, -math.inf, -math.inf, -math.inf), (1.0, math.inf, math.inf, math.inf))
-    coordinates = coordinates_of(variables, support, [False, True, True, True])
+    coordinates = Coordinates.fitted(variables, support, [False, True, True, True])
     assert coordinates.columns.kinds == ("identity", "identity", "identity", "asinh")
     assert coordinates.bijection.low == (0.0, -math.inf, 0.0, -math.inf)
     z = coordinates.forward(variables)
@@ -200,8 +199,8 @@ def test_coordinates_are_standardised_and_bent_where_tails_ask_for_it_and_their_
     point = variables[:1].requires_grad_(True)
     jacobian = torch.autograd.functional.jacobian(lambda v: coordinates.forward(v)[0], point)[:, 0]
     torch.testing.assert_close(coordinates.log_det(point.detach())[0], jacobian.logdet())
-    torch.testing.assert_close(part_of(coordinates, [3, 0]).forward(variables[:, [3, 0]]), z[:, [3, 0]])
-    assert part_of(coordinates, [2]).forward(torch.tensor([[-1.0]])).isnan().all()
+    torch.testing.assert_close(coordinates.part([3, 0]).forward(variables[:, [3, 0]]), z[:, [3, 0]])
+    assert coordinates.part([2]).forward(torch.tensor([[-1.0]])).isnan().all()
 
 
 def test_the_latent_denoiser_puts_every_value_in_its_place():

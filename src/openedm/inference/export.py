@@ -47,8 +47,7 @@ def to_arviz(
     except ImportError as error:
         raise ImportError("to_arviz needs the arviz package: pip install 'openedm[sbi]'") from error
     for name, number in (("num_draws", num_draws), ("num_chains", num_chains)):
-        checks.integer(name, number)
-        checks.at_least(name, number, 1)
+        checks.integer(name, number, 1)
     if tuple(x_observed.shape) != posterior.x_shape:
         raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {tuple(x_observed.shape)}")
     total = num_chains * num_draws

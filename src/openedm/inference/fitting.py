@@ -75,8 +75,7 @@ def fit(
         x, theta = theta.x, theta.theta
     if x is None:
         raise TypeError("x must be given, or Simulations in place of theta")
-    checks.integer("seed", seed)
-    checks.at_least("seed", seed, 0)
+    checks.integer("seed", seed, 0)
     checks.one_of("on_nonfinite", on_nonfinite, ("error", "drop"))
     if resume and run is None:
         raise ValueError("run must be given to resume")

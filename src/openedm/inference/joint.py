@@ -1,29 +1,32 @@
 """All conditionals of parameters and data at once: p(θ|x), p(x|θ), p(θ_1|θ_2, x_3), from one denoiser.
 
 Variables are θ_1 … θ_d, x_1 … x_n in this order. The denoiser is trained with random sets of known variables (`masks`);
-a conditional fixes such a set (`conditional`).
+a conditional fixes such a set: a posterior whose parameters are the latent variables, whose data the known ones.
 """
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from accelerate import Accelerator
+from jaxtyping import Float
+from torch import Tensor
 
 from openedm.denoiser import Denoiser
 from openedm.ground.choices import from_config, to_config
+from openedm.ground.devices import device_of
 from openedm.inference import storage
 from openedm.inference.bijections import Bijection
 from openedm.inference.composite import as_prior
-from openedm.inference.conditional import Conditional, coordinates_of
-from openedm.inference.maps import Coordinates, constant_columns
-from openedm.inference.masks import JointModel, MaskedData, Masks
+from openedm.inference.maps import Coordinates, DataMap, constant_columns
+from openedm.inference.masks import JointModel, Latent, MaskedData, Masks
 from openedm.inference.posterior import Values
 from openedm.inference.prepare import check_simulations
 from openedm.inference.priors import Prior
+from openedm.inference.trained import DenoiserPosterior, Parts
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer, Network
 from openedm.objective import EDM, LogNormal, Objective
@@ -37,6 +40,69 @@ KIND = "joint"
 
 OBJECTIVE = EDM(noise=LogNormal(-0.6, 1.6))
 """σ from 0.02 to 15 standard deviations: from what known data leave of a latent's width to where it is all noise."""
+
+
+@dataclass
+class KnownVariables(DataMap):
+    """The values of known variables, x_shape, as the condition of `Latent`: one unbounded coordinate each."""
+
+    coordinates: Coordinates = field(kw_only=True)
+    names: tuple[str, ...] = field(kw_only=True)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """The shape of the condition."""
+        return (len(self.names),)
+
+    def forward(self, x: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows known"]:
+        """The coordinates, float32.
+
+        Raises:
+            ValueError: a value lies outside its support.
+        """
+        values = x.flatten(1)
+        z = self.coordinates.forward(values).float()
+        if bool(z.isnan().any()):
+            row, column = (int(i) for i in z.isnan().nonzero()[0])
+            raise ValueError(
+                f"x must lie in the support of what is known, got {self.names[column]} = {float(values[row, column]):g}"
+            )
+        return z
+
+
+class Conditional(DenoiserPosterior):
+    """p(wanted | known) of a joint distribution, which `Joint` makes.
+
+    The joint denoiser is evaluated with the known variables fixed; those that are neither wanted nor known are sampled
+    with the wanted ones and dropped. Here "parameters" are the wanted variables, and the observation x holds the values
+    of the known ones.
+
+    Args:
+        parts: a `Latent` denoiser, and the maps of wanted and known variables.
+        known: names of the known variables.
+        integrated_out: names of those that are neither wanted nor known.
+        options: as for `DenoiserPosterior`.
+
+    Raises:
+        ValueError: as `Posterior`. `sample` and `log_prob` raise it where a known value lies outside its support, and
+            `log_prob` where a variable is integrated out.
+    """
+
+    options: ClassVar[tuple[str, ...]] = (*DenoiserPosterior.options, "known", "integrated_out")
+
+    def __init__(self, parts: Parts, *, known: Sequence[str], integrated_out: Sequence[str], **options: Any) -> None:
+        super().__init__(parts, **options)
+        self.known, self.integrated_out = tuple(known), tuple(integrated_out)
+
+    def _density(
+        self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
+    ) -> Float[Tensor, "observations n"]:
+        if self.integrated_out:
+            raise ValueError(
+                f"log_prob is not known where variables are integrated out ({', '.join(self.integrated_out)}): "
+                "name them as latent or observed"
+            )
+        return super()._density(theta, x)
 
 
 class Joint:
@@ -78,7 +144,7 @@ class Joint:
     def posterior(self) -> Conditional:
         """p(θ | x)."""
         theta, x = range(self.dim), range(self.dim, len(self.names))
-        return self._conditional(theta, x, x_shape=self.x_shape, prior=self.prior)
+        return self._conditional(theta, x, self.x_shape, self.prior)
 
     def likelihood(self) -> Conditional:
         """p(x | θ), over the numbers of x in a row."""
@@ -107,16 +173,28 @@ class Joint:
             raise ValueError(f"observed must hold no latent variable, got {', '.join(both)} in both")
         return self._conditional(wanted, given)
 
-    def _conditional(self, wanted: Sequence[int], known: Sequence[int], **options: Any) -> Conditional:
+    def _conditional(
+        self,
+        wanted: Sequence[int],
+        known: Sequence[int],
+        x_shape: tuple[int, ...] | None = None,
+        prior: Prior | None = None,
+    ) -> Conditional:
+        others = [i for i in range(len(self.names)) if i not in wanted and i not in known]
+        known_names = tuple(self.names[i] for i in known)
+        coordinates = self.coordinates.part(known)
+        data = KnownVariables(
+            x_shape or (len(known),), (), coordinates.columns, coordinates=coordinates, names=known_names
+        )
+        denoiser = Latent(self.denoiser, [*wanted, *others], known).to(device_of(self.denoiser)).eval()
         return Conditional(
-            self.denoiser,
-            self.coordinates,
-            self.names,
-            wanted,
-            known,
+            Parts(denoiser, self.coordinates.part(wanted), data),
+            known=known_names,
+            integrated_out=[self.names[i] for i in others],
+            prior=prior,
+            names=[self.names[i] for i in wanted],
             sampler=self.sampler,
             likelihood=self.density,
-            **options,
         )
 
     def _indices(self, name: str, variables: Sequence[int | str]) -> list[int]:
@@ -220,7 +298,8 @@ def fit_joint(
     constant = [labels[i] for i in constant_columns(variables)]
     if constant:
         raise ValueError(f"every variable must vary, but {', '.join(constant)} did not: leave them out")
-    coordinates = coordinates_of(variables, _bijection(dim, data, prior), [prior is None] * dim + [True] * data)
+    warp = [prior is None] * dim + [True] * data
+    coordinates = Coordinates.fitted(variables, _bijection(dim, data, prior), warp)
     options = _default_options(len(parameters)) if options is None else options
     options = options if seed is None else replace(options, seed=seed)
     vectors = coordinates.forward(variables).float()

@@ -10,7 +10,7 @@ skewness and kurtosis clearly nearer to a Gaussian's; otherwise nothing is warpe
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -184,6 +184,33 @@ class Coordinates(Choice):
 
     bijection: Bijection
     columns: Columns
+
+    @classmethod
+    def fitted(
+        cls, variables: Float64[Tensor, "samples d"], bijection: Bijection, warp: Sequence[bool]
+    ) -> "Coordinates":
+        """Coordinates that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
+
+        Args:
+            variables: samples, inside the bijection's support.
+            bijection: of known supports.
+            warp: the variables whose tails may be warped, which have no known support.
+        """
+        tails = Columns.of(variables)
+        logarithm = [may and kind == "log" for may, kind in zip(warp, tails.kinds, strict=True)]
+        low = [0.0 if log else end for log, end in zip(logarithm, bijection.low, strict=True)]
+        bijection = Bijection(low, bijection.high)
+        plain = Columns.of(bijection.forward(variables), warp=False)
+        warped = [may and not log for may, log in zip(warp, logarithm, strict=True)]
+        sources = [tails if take else plain for take in warped]
+        chosen = (tuple(getattr(of, f.name)[i] for i, of in enumerate(sources)) for f in fields(Columns))
+        return Coordinates(bijection, Columns(*chosen))
+
+    def part(self, indices: Sequence[int]) -> "Coordinates":
+        """The coordinates of some of the variables, in this order."""
+        low, high = ([ends[i] for i in indices] for ends in (self.bijection.low, self.bijection.high))
+        columns = (tuple(getattr(self.columns, f.name)[i] for i in indices) for f in fields(Columns))
+        return Coordinates(Bijection(low, high), Columns(*columns))
 
     def forward(self, variables: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
         """u; NaN outside the support."""

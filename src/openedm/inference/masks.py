@@ -8,6 +8,7 @@ what is known is returned as it is, exactly, so that it adds nothing to the loss
 E[latent | noisy latent, known], for every m that training sees   (Gloeckler et al. 2024, arXiv 2404.09636, Section 3).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,13 @@ from torch import Tensor, nn
 
 from openedm.data import Dataset
 from openedm.data.dataset import Indices, as_index
-from openedm.denoiser import Condition, Preconditioned
+from openedm.denoiser import Condition, Denoiser, Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.networks import JointTransformer, Network
 from openedm.training import Model
 
-__all__ = ["JointModel", "MaskedData", "Masks", "Pinned"]
+__all__ = ["JointModel", "Latent", "MaskedData", "Masks", "Pinned"]
 
 
 @dataclass(frozen=True)
@@ -131,6 +132,37 @@ class Pinned(Preconditioned):
         values, flags = condition.chunk(2, dim=1)
         denoised = super().denoise(x, sigma, condition, **options)
         return torch.where(flags > 0.5, values.to(x.dtype), denoised)
+
+
+class Latent(Denoiser):
+    """The denoiser of the latent variables; condition (batch, known): the values of the known ones.
+
+    Args:
+        denoiser: of all variables, with condition [values, flags].
+        latent, known: numbers of variables, which together are all of them.
+    """
+
+    where: Tensor
+    given: Tensor
+
+    def __init__(self, denoiser: Denoiser, latent: Sequence[int], known: Sequence[int]) -> None:
+        super().__init__()
+        self.joint = denoiser
+        self.register_buffer("where", torch.tensor(list(latent), dtype=torch.int64), persistent=False)
+        self.register_buffer("given", torch.tensor(list(known), dtype=torch.int64), persistent=False)
+        self.event_shape, self.condition_shape = (len(latent),), (len(known),)
+        self.sigma_data, self.sigma_min, self.sigma_max = denoiser.sigma_data, denoiser.sigma_min, denoiser.sigma_max
+
+    def denoise(
+        self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
+    ) -> Float[Tensor, "batch *event"]:
+        """The latent part of what the joint denoiser gives."""
+        total = len(self.where) + len(self.given)
+        noisy = x.new_zeros(len(x), total).index_copy(1, self.where, x)
+        assert condition is not None  # as its condition_shape says
+        values = x.new_zeros(len(x), total).index_copy(1, self.given, condition.to(x).expand(len(x), -1))
+        flags = x.new_zeros(len(x), total).index_fill(1, self.given, 1.0)
+        return self.joint(noisy, sigma, torch.cat([values, flags], 1)).index_select(1, self.where)
 
 
 @dataclass(frozen=True)

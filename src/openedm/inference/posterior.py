@@ -10,17 +10,19 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
+import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
+from scipy.optimize import minimize
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.inference.bijections import Bijection
 from openedm.inference.draws import numbered_seeds, observation_seeds, section_seeds
-from openedm.inference.modes import find_mode
 from openedm.inference.priors import Prior
 
-__all__ = ["SECTION", "Posterior", "Values", "as_tensor"]
+__all__ = ["SECTION", "Posterior", "Values", "as_tensor", "find_mode"]
 
 Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float
 """What can be read as a tensor of numbers."""
@@ -44,6 +46,7 @@ class Posterior(ABC):
         prior: of θ, or None; outside its support the log-density is −∞.
         names: of the parameters; None means the prior's, or theta_1, theta_2, ….
         device: where samples and densities are computed.
+        support: of θ where there is no prior; None means R^dim.
 
     Attributes:
         max_rows: how many samples of several observations `_draw` and `_density` compute at a time.
@@ -63,9 +66,9 @@ class Posterior(ABC):
         prior: Prior | None = None,
         names: Sequence[str] | None = None,
         device: torch.device | str = "cpu",
+        support: Bijection | None = None,
     ) -> None:
-        checks.integer("dim", dim)
-        checks.at_least("dim", dim, 1)
+        checks.integer("dim", dim, 1)
         if prior is not None and prior.dim != dim:
             raise ValueError(f"prior must have {dim} parameters, got {prior.dim}")
         if names is None:
@@ -74,12 +77,18 @@ class Posterior(ABC):
             raise ValueError(f"names must be {dim} different names, got {list(names)}")
         self.dim, self.x_shape, self.prior, self.names = dim, tuple(x_shape), prior, tuple(names)
         self._device = torch.device(device)
+        self._support = Bijection.unbounded(dim) if support is None else support
         self._default_x: Tensor | None = None
 
     @property
     def device(self) -> torch.device:
         """Where samples and densities are computed; observations and parameters are moved there."""
         return self._device
+
+    @property
+    def support(self) -> Bijection:
+        """From where θ may lie, outside which the log-density is −∞, onto R^dim."""
+        return self._support if self.prior is None else self.prior.bijection
 
     @abstractmethod
     def _draw(
@@ -179,8 +188,7 @@ class Posterior(ABC):
         Raises:
             TypeError, ValueError: as `sample`.
         """
-        checks.integer("seed", seed)
-        checks.at_least("seed", seed, 0)
+        checks.integer("seed", seed, 0)
         observations, _ = self._observations(x)
         samples = self._samples(observations, math.prod(sample_shape), numbered_seeds(seed, len(observations)))
         return samples.transpose(0, 1).reshape(*sample_shape, len(observations), self.dim)
@@ -229,18 +237,18 @@ class Posterior(ABC):
         Raises:
             TypeError, ValueError: as `sample`.
         """
-        checks.integer("num_draws", num_draws)
-        checks.at_least("num_draws", num_draws, 1)
+        checks.integer("num_draws", num_draws, 1)
         observations, single = self._observations(x)
         with torch.no_grad():
-            draws = self._samples(observations, num_draws, seed)
-        bijection = None if self.prior is None else self.prior.bijection
+            draws = self._samples(observations, num_draws, seed).cpu()
 
         def density_for(one: Tensor) -> Callable[[Tensor], Tensor]:
             return lambda points: self._log_prob(points[None], one[None])[0].cpu()
 
-        pairs = zip(observations, draws.cpu(), strict=True)
-        modes = [find_mode(density_for(one), starts, bijection) for one, starts in pairs]
+        modes = [
+            find_mode(density_for(one), starts, self.support)
+            for one, starts in zip(observations, draws.cpu(), strict=True)
+        ]
         return (modes[0] if single else torch.stack(modes)).to(self.device)
 
     @property
@@ -257,18 +265,18 @@ class Posterior(ABC):
         observations, _ = self._observations(x)
         if len(observations) != 1:
             raise ValueError(f"x must be one observation, got {len(observations)}")
-        self._default_x = observations[0]
+        (self._default_x,) = observations
         return self
 
     def _observations(self, x: Values | None) -> tuple[Tensor, bool]:
         """Observations (b, *x_shape) on the device, and whether x was a single one."""
         if x is None:
-            if self._default_x is None:
-                raise ValueError(
-                    f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor or by "
-                    "x=; a first argument that is a tuple of integers is the shape of the samples, as in sbi"
-                )
-            return self._default_x[None], True
+            if self._default_x is not None:
+                return self._default_x[None], True
+            raise ValueError(
+                f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor or by x=; a "
+                "first argument that is a tuple of integers is the shape of the samples, as in sbi"
+            )
         values = as_tensor("x", x).detach().to(self.device, torch.float32)
         shape = tuple(values.shape)
         single = shape == self.x_shape
@@ -284,8 +292,7 @@ class Posterior(ABC):
         self, x: Float[Tensor, "observations ..."], n: int, seed: int | Sequence[int]
     ) -> Float[Tensor, "observations n dim"]:
         """Samples, section after section, few observations at a time."""
-        checks.integer("n", n)
-        checks.at_least("n", n, 1)
+        checks.integer("n", n, 1)
         seeds = self._seeds(x, seed)
         sections = []
         for number, start in enumerate(range(0, n, SECTION)):
@@ -297,14 +304,12 @@ class Posterior(ABC):
 
     def _seeds(self, x: Float[Tensor, "observations ..."], seed: int | Sequence[int]) -> tuple[int, ...]:
         if not isinstance(seed, Sequence):
-            checks.integer("seed", seed)
-            checks.at_least("seed", seed, 0)
+            checks.integer("seed", seed, 0)
             return observation_seeds(x, seed)
         if len(seed) != len(x):
             raise ValueError(f"seed must be one integer, or {len(x)}, one for each observation, got {len(seed)}")
         for j, one in enumerate(seed):
-            checks.integer(f"seed[{j}]", one)
-            checks.at_least(f"seed[{j}]", one, 0)
+            checks.integer(f"seed[{j}]", one, 0)
         return tuple(seed)
 
     def _log_prob(
@@ -314,8 +319,7 @@ class Posterior(ABC):
         if theta.numel() == 0:
             return theta.new_zeros(theta.shape[:-1])
         theta, inside = self._moved_inside(theta.to(self.device))
-        count = min(SECTION, theta.shape[1])
-        size = max(1, self.max_rows // count)
+        size = max(1, self.max_rows // (count := min(SECTION, theta.shape[1])))
         rows = [
             torch.cat([self._density(points, x_chunk) for points in torch.split(theta_chunk, count, 1)], 1)
             for theta_chunk, x_chunk in zip(torch.split(theta, size), torch.split(x, size), strict=True)
@@ -327,12 +331,57 @@ class Posterior(ABC):
     ) -> tuple[Float[Tensor, "observations n dim"], Bool[Tensor, "observations n"]]:
         """θ with points outside the support replaced by one inside, and which were inside."""
         if self.prior is None:
-            inside, replacement = theta.isfinite().all(-1), torch.zeros(self.dim)
+            inside = theta.isfinite().all(-1) & self.support.contains(theta)
         else:
             inside = self.prior.log_prob(theta.detach()) > -math.inf
-            replacement = self.prior.bijection.inverse(torch.zeros(self.dim))
-        moved = torch.where(inside[..., None], theta, replacement.to(theta))
-        return (moved if self.prior is None else self.prior.bijection.clamp(moved)), inside
+        replacement = self.support.inverse(torch.zeros(self.dim)).to(theta)
+        return self.support.clamp(torch.where(inside[..., None], theta, replacement)), inside
+
+
+def find_mode(
+    density: Callable[[Tensor], Tensor], draws: Float[Tensor, "draws dim"], support: Bijection
+) -> Float[Tensor, "dim"]:
+    """argmax_θ ln q(θ), searched from the best of `draws` and never lower than that, in z = b(θ), θ = b⁻¹(z).
+
+    L-BFGS (Liu & Nocedal 1989) on the gradient where autograd can follow the density; Nelder & Mead's simplex (1965)
+    where it cannot. Each coordinate of z is divided by its spread, so that steps have the size of the posterior.
+
+    Args:
+        density: ln q of points (n, dim) inside the support, (n,); gradients are used if its result has them.
+        draws: points inside the support, ≥ 1, with the spread of the density.
+        support: b, from the support to all of R^dim.
+    """
+    with torch.no_grad():
+        heights = density(draws)
+    best = int(heights.argmax())
+    z = support.forward(draws).double()
+    spread = z.std(0) if len(z) > 1 else torch.ones_like(z[0])
+    spread = torch.where(spread > 0, spread, 1.0)
+
+    def theta_at(u: Tensor) -> Tensor:
+        return support.inverse(z[best] + spread * u).to(draws.dtype)
+
+    def negative(u: Float64[np.ndarray, "dim"]) -> tuple[float, Any]:
+        leaf = torch.as_tensor(u, dtype=torch.float64, device=draws.device).requires_grad_()
+        with torch.enable_grad():
+            value = density(theta_at(leaf)[None])[0]
+            slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else None
+        return -float(value.detach()), None if slope is None else -slope.cpu().numpy()
+
+    def negative_value(u: Float64[np.ndarray, "dim"]) -> float:
+        return negative(u)[0]
+
+    start = np.zeros(draws.shape[1])
+    if negative(start)[1] is not None:
+        found = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
+    else:
+        simplex, limit = np.vstack([start, start + np.eye(len(start)) / 4]), 200 * len(start)
+        options: Any = {"initial_simplex": simplex, "maxiter": limit, "xatol": 1e-3, "fatol": 1e-4}
+        found = minimize(negative_value, start, method="Nelder-Mead", options=options)
+    with torch.no_grad():
+        peak = theta_at(torch.as_tensor(found.x, device=draws.device))
+        higher = bool(peak.isfinite().all()) and float(density(peak[None])[0]) >= float(heights[best])
+    return peak if higher else draws[best]
 
 
 def _is_shape(value: object) -> TypeGuard[tuple[int, ...]]:

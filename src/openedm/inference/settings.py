@@ -116,8 +116,7 @@ class Settings(Choice):
 
     def __post_init__(self) -> None:
         for name in ("members", "images", "passes", "batch_size", "pool", "reduce_above", "judged"):
-            checks.integer(name, getattr(self, name))
-            checks.at_least(name, getattr(self, name), 1)
+            checks.integer(name, getattr(self, name), 1)
         checks.positive("learning_rate", self.learning_rate)
         for i, base in enumerate(self.bases):
             checks.one_of(f"bases[{i}]", base, ("linear", "Gaussian"))

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from jaxtyping import Float, Float64
@@ -21,7 +21,7 @@ from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
 from openedm.inference.draws import SampleNoise, flow, observation_seeds
-from openedm.inference.maps import Columns, DataMap, ParameterMap
+from openedm.inference.maps import Columns, Coordinates, DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
 from openedm.inference.refine import LearnedTarget, Refinement, evidence
@@ -92,8 +92,8 @@ class Parts:
     """What a `DenoiserPosterior` is made of.
 
     Attributes:
-        denoiser: D(r; σ, y), with y as its condition.
-        parameters: θ ↔ u.
+        denoiser: D(r; σ, y), with y as its condition; variables beyond those of θ are integrated out.
+        parameters: θ ↔ u; a `ParameterMap` where there is an emulator.
         data: x → y.
         base: the conditional Gaussian that makes r of u; None means r = u.
         emulator: the learned likelihood, with `parameters.inputs_of(θ)` as its condition; None without one.
@@ -103,7 +103,7 @@ class Parts:
     """
 
     denoiser: Denoiser
-    parameters: ParameterMap
+    parameters: Coordinates
     data: DataMap
     base: ConditionalMixture | None = None
     emulator: ConditionalMixture | None = None
@@ -133,6 +133,8 @@ class DenoiserPosterior(Posterior):
         ValueError: a refinement without emulator or prior, or as `Posterior`.
     """
 
+    options: ClassVar[tuple[str, ...]] = ("parts", "prior", "names", "sampler", "likelihood", "report")
+
     def __init__(
         self,
         parts: Parts,
@@ -146,8 +148,9 @@ class DenoiserPosterior(Posterior):
         if parts.refinement is not None and (parts.emulator is None or prior is None):
             raise ValueError("refinement needs an emulator and a prior, one of them is None")
         weights = next(parts.denoiser.parameters(), torch.zeros(0))
+        support = parts.parameters.bijection
         super().__init__(
-            parts.parameters.bijection.dim, parts.data.x_shape, prior=prior, names=names, device=weights.device
+            support.dim, parts.data.x_shape, prior=prior, names=names, device=weights.device, support=support
         )
         self.parts, self.sampler, self.likelihood = parts, sampler, likelihood
         self.report: dict[str, Any] = dict(report or {})
@@ -171,8 +174,7 @@ class DenoiserPosterior(Posterior):
         return self._with(sampler=sampler)
 
     def _with(self, **changes: Any) -> "DenoiserPosterior":
-        names = ("parts", "prior", "names", "sampler", "likelihood", "report")
-        return DenoiserPosterior(**({name: getattr(self, name) for name in names} | changes))
+        return type(self)(**({name: getattr(self, name) for name in self.options} | changes))
 
     def save(self, path: str | Path) -> None:
         """Write the posterior to a new folder. What `load` reads there gives the same samples and densities.
@@ -256,10 +258,10 @@ class DenoiserPosterior(Posterior):
     def _flow(
         self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
     ) -> Float64[Tensor, "observations n dim"]:
-        noise = SampleNoise(seeds, n).draw((self.dim,)).to(y)
+        noise = SampleNoise(seeds, n).draw(self.parts.denoiser.event_shape or (self.dim,)).to(y)
         condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
         r = flow(self.parts.denoiser, self.sampler, noise, condition)
-        u: Tensor = r.reshape(len(y), n, self.dim).double()
+        u: Tensor = r.reshape(len(y), n, -1)[..., : self.dim].double()
         if self.parts.base is not None:
             mean, factor, _ = self._base(self.parts.base, y)
             u = mean[:, None] + torch.linalg.solve_triangular(factor, u.mT, upper=False).mT
@@ -310,10 +312,11 @@ class DenoiserPosterior(Posterior):
         Raises:
             ValueError: the emulator or the prior is missing.
         """
-        if self.parts.emulator is None or self.prior is None:
+        parameters = self.parts.parameters
+        if self.parts.emulator is None or self.prior is None or not isinstance(parameters, ParameterMap):
             raise ValueError("posterior must have an emulator and a prior, one of them is None")
         observed = self.parts.emulated(x).repeat_interleave(num_chains, 0)
-        return LearnedTarget(self.parts.emulator, self.prior, self.parts.parameters, observed)
+        return LearnedTarget(self.parts.emulator, self.prior, parameters, observed)
 
     @torch.no_grad()
     def _refine(
