@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from openedm.inference.refine import Refinement, Target, evidence, is_certain_gain
+from openedm.inference.candidates import is_certain_gain
+from openedm.inference.refine import Refinement, Target, evidence
 
 
 class Normals(Target):

@@ -17,9 +17,8 @@ from .composite import (
     prior_to_config as prior_to_config,
 )
 from .export import to_arviz as to_arviz
-from .files import load as load, save as save
 from .fitting import fit as fit
-from .joint import Joint as Joint, fit_joint as fit_joint
+from .joint import Joint as Joint, fit_joint as fit_joint, load as load, save as save
 from .maps import Columns as Columns, DataMap as DataMap, ParameterMap as ParameterMap
 from .masks import Masks as Masks
 from .posterior import Posterior as Posterior

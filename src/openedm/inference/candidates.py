@@ -1,12 +1,16 @@
-"""Candidate posteriors: what is tried for a set of simulations, and how each is trained.
+"""Candidate posteriors: what is tried for a set of simulations, how each is trained, and which one is chosen.
 
 * On the simulations themselves: a denoiser of u, whitened by a least-squares fit where there are enough simulations.
 * On draws of a learned simulator q(y | θ), for vectors (`emulator`): whitened by a conditional Gaussian, linear or
   given by a network, with a denoiser of what that leaves. Fresh draws cannot be memorised.
+
+The choice is the highest ln q(θ | x) on simulations that none was trained on. Where the best emulator's prior × learned
+likelihood, normalised, exceeds that by more than its standard error, samples of its posterior are refined towards it.
 """
 
+import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -17,19 +21,23 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openedm.data import Pairs
-from openedm.denoiser import Preconditioned
+from openedm.denoiser import Denoiser
 from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, fit_mixture, learn_simulator
 from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
+from openedm.inference.refine import evidence
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.preconditioning import EDM
 from openedm.training import Model, Observer, Trainer, TrainingProgress
 
-__all__ = ["Candidates", "FitProgress", "Job", "train_candidates"]
+__all__ = ["Candidates", "FitProgress", "Job", "Verdict", "is_certain_gain", "judge", "train_candidates"]
 
 MAX_WHITENED = 10.0
 """Draws of the emulator that the conditional Gaussian puts further away are left out."""
+
+NUM_DRAWS = 64
+"""Posterior samples for each held-out simulation, by which prior × learned likelihood is normalised."""
 
 FitProgress = Callable[[str, float], None]
 """Called with what a fit is doing and the share of it that is done."""
@@ -82,6 +90,46 @@ def train_candidates(data: Prepared, job: Job) -> Candidates:
         seconds["simulations"] = round(time.perf_counter() - started, 1)
     posteriors = {name: DenoiserPosterior(each, prior=data.prior, names=data.names) for name, each in parts.items()}
     return Candidates(posteriors, simulator, seconds)
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which candidate was chosen, and why.
+
+    Attributes:
+        parts: those of the candidate, refined where that helps.
+        chosen: its name, with how it is refined.
+        log_probs: mean held-out ln q(θ | x) of each candidate, in nats.
+        gain: what refinement adds to that of the best; None where it was not tried.
+        seconds: how long judging took.
+    """
+
+    parts: Parts
+    chosen: str
+    log_probs: Mapping[str, float]
+    gain: float | None
+    seconds: float
+
+
+def judge(candidates: Candidates, data: Prepared, progress: FitProgress) -> Verdict:
+    """Compare the candidates on held-out simulations."""
+    started, settings = time.perf_counter(), data.settings
+    rows = data.held_out[: settings.judged]
+    theta, x = data.theta[rows], data.x[rows]
+    scores = {name: each.log_prob(theta[:, None], x)[:, 0] for name, each in candidates.posteriors.items()}
+    means = {name: float(score.mean()) for name, score in scores.items()}
+    ranks = {name: mean if math.isfinite(mean) else -math.inf for name, mean in means.items()}
+    chosen = max(ranks, key=lambda name: ranks[name])
+    posterior, gain = candidates.posteriors[chosen], None
+    emulated = max((name for name in ranks if name != "simulations"), key=lambda name: ranks[name], default=None)
+    if emulated is not None and settings.refinement is not None and data.prior is not None:
+        gains, share = _gains_of_refinement(candidates.posteriors[emulated], theta, x, scores[chosen], progress)
+        gain = sum(gains) / len(gains)
+        if is_certain_gain(gains):
+            refinement = settings.refinement.for_share(share)
+            posterior = candidates.posteriors[emulated].with_refinement(refinement)
+            chosen = f"{emulated}, refined by {refinement.num_steps} steps"
+    return Verdict(posterior.parts, chosen, means, gain, round(time.perf_counter() - started, 1))
 
 
 def _from_simulations(data: Prepared, job: Job) -> Parts:
@@ -141,7 +189,7 @@ def _whiten(
 
 def _train(
     name: str, training: Pairs, held_out: Pairs, images: int, stop_after: int, data: Prepared, job: Job
-) -> tuple[Preconditioned | Average, Model]:
+) -> tuple[Denoiser, Model]:
     """Train `settings.members` denoisers of the first of each pair given the second, and average them."""
     settings = data.settings
     model = Model(
@@ -169,7 +217,7 @@ def _train(
             if run is not None:
                 trainer.save()
             raise
-    return members[0] if len(members) == 1 else Average(members), model
+    return Average.of(members), model
 
 
 class _Watch(Observer):
@@ -181,3 +229,34 @@ class _Watch(Observer):
     def on_progress(self, progress: TrainingProgress) -> None:
         if progress.step % 20 == 0:
             self.progress(self.name, min(1.0, progress.images / self.images))
+
+
+def _gains_of_refinement(
+    posterior: DenoiserPosterior,
+    theta: Float[Tensor, "n d"],
+    x: Float[Tensor, "n *event"],
+    scores: Float[Tensor, " n"],
+    progress: FitProgress,
+) -> tuple[Sequence[float], float]:
+    """For each held-out simulation ln π(θ | x) − ln q(θ | x), π being prior × learned likelihood, normalised.
+
+    And the median share of samples that are effective when q is weighted to become π.
+    """
+    samples = posterior.sample(x, NUM_DRAWS, seed=1)
+    proposal = posterior.log_prob(samples, x)
+    gains, shares = [], []
+    for i in range(len(x)):
+        target = posterior.learned_target(x[i : i + 1])
+        total, share = evidence(target.log_prob(samples[i]), proposal[i])
+        gains.append(float(target.log_prob(theta[i : i + 1])[0]) - total - float(scores[i]))
+        shares.append(share)
+        progress("judging", (i + 1) / len(x))
+    return gains, float(torch.tensor(shares).median())
+
+
+def is_certain_gain(gains: Sequence[float]) -> bool:
+    """Whether a mean gain in held-out log-density is positive by more than its standard error."""
+    values = torch.tensor([g for g in gains if math.isfinite(g)], dtype=torch.float64)
+    if len(values) < 0.9 * len(gains) or len(values) < 2:
+        return False
+    return float(values.mean()) > float(values.std() / math.sqrt(len(values)))

@@ -14,8 +14,7 @@ from typing import Any, Literal
 
 from openedm.ground import checks
 from openedm.ground.choices import to_config
-from openedm.inference.candidates import Candidates, FitProgress, Job, train_candidates
-from openedm.inference.judge import Verdict, judge
+from openedm.inference.candidates import Candidates, FitProgress, Job, Verdict, judge, train_candidates
 from openedm.inference.posterior import Values
 from openedm.inference.prepare import Prepared, prepare
 from openedm.inference.settings import Settings

@@ -18,7 +18,7 @@ from torch import Tensor
 from openedm.denoiser import Denoiser
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.devices import device_of
-from openedm.inference import storage
+from openedm.inference import storage, trained
 from openedm.inference.bijections import Bijection
 from openedm.inference.composite import as_prior
 from openedm.inference.maps import Coordinates, DataMap, constant_columns
@@ -33,7 +33,7 @@ from openedm.objective import EDM, LogNormal, Objective
 from openedm.sampling import Auto, SamplerChoice
 from openedm.training import HalfLife, Model, Observer, Options, Trainer, list_checkpoints
 
-__all__ = ["KIND", "OBJECTIVE", "Joint", "fit_joint"]
+__all__ = ["KIND", "OBJECTIVE", "Conditional", "Joint", "fit_joint", "load", "save"]
 
 KIND = "joint"
 """The kind of folders that hold a joint distribution."""
@@ -321,6 +321,31 @@ def fit_joint(
     return Joint(
         denoiser, model, coordinates, dim, values.shape[1:], prior=prior, names=labels, sampler=sampler, density=density
     )
+
+
+KINDS: dict[str, type[DenoiserPosterior] | type[Joint]] = {trained.KIND: DenoiserPosterior, KIND: Joint}
+
+
+def save(posterior: DenoiserPosterior | Joint, path: str | Path) -> None:
+    """Write a posterior to a new folder: the same as its own `save`."""
+    posterior.save(path)
+
+
+def load(path: str | Path, device: torch.device | str = "cpu") -> DenoiserPosterior | Joint:
+    """The posterior, or joint distribution, that was saved there, in evaluation mode.
+
+    Args:
+        path: the folder.
+        device: where it computes.
+
+    Raises:
+        ValueError: no posterior there, an unknown format or kind, a damaged file, or weights that do not fit the
+            description; names the file.
+    """
+    stored = storage.read(path)
+    if stored.kind not in KINDS:
+        raise ValueError(f"{path}: kind must be one of {', '.join(map(repr, KINDS))}, got {stored.kind!r}")
+    return KINDS[stored.kind].from_stored(stored, device)
 
 
 def _default_options(simulations: int) -> Options:

@@ -45,7 +45,7 @@ class Posterior(ABC):
         x_shape: shape of one observation.
         prior: of θ, or None; outside its support the log-density is −∞.
         names: of the parameters; None means the prior's, or theta_1, theta_2, ….
-        device: where samples and densities are computed.
+        device: where samples and densities are computed; observations and parameters are moved there.
         support: of θ where there is no prior; None means R^dim.
 
     Attributes:
@@ -76,14 +76,9 @@ class Posterior(ABC):
         if len(names) != dim or len(set(names)) != dim:
             raise ValueError(f"names must be {dim} different names, got {list(names)}")
         self.dim, self.x_shape, self.prior, self.names = dim, tuple(x_shape), prior, tuple(names)
-        self._device = torch.device(device)
+        self.device = torch.device(device)
         self._support = Bijection.unbounded(dim) if support is None else support
         self._default_x: Tensor | None = None
-
-    @property
-    def device(self) -> torch.device:
-        """Where samples and densities are computed; observations and parameters are moved there."""
-        return self._device
 
     @property
     def support(self) -> Bijection:

@@ -29,7 +29,7 @@ from openedm.inference.maps import ParameterMap
 from openedm.inference.priors import Prior
 from openedm.networks.mixtures import ConditionalMixture
 
-__all__ = ["LearnedTarget", "Refinement", "Target", "evidence", "is_certain_gain"]
+__all__ = ["LearnedTarget", "Refinement", "Target", "evidence"]
 
 CHUNK_ROWS = 1024
 """Rows that an emulator evaluates at a time: what they need stays in the cache."""
@@ -138,14 +138,6 @@ def evidence(log_target: Float[Tensor, " n"], log_proposal: Float[Tensor, " n"])
     total = float(weights.logsumexp(0))
     share = math.exp(2 * total - float((2 * weights).logsumexp(0))) / len(log_target)
     return total - math.log(len(log_target)), share
-
-
-def is_certain_gain(gains: Sequence[float]) -> bool:
-    """Whether a mean gain in held-out log-density is positive by more than its standard error."""
-    values = torch.tensor([g for g in gains if math.isfinite(g)], dtype=torch.float64)
-    if len(values) < 0.9 * len(gains) or len(values) < 2:
-        return False
-    return float(values.mean()) > float(values.std() / math.sqrt(len(values)))
 
 
 class LearnedTarget(Target):
