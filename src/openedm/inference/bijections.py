@@ -29,18 +29,20 @@ EDGE = 2.0**-25
 
 
 class _Ends(NamedTuple):
-    """Ends of intervals, (d,) each, in float64; start and stop are 0 and 1 where low and high are infinite."""
+    """Intervals, (d,) each, in float64. Half-lines below an end are mirrored: sign·θ lies above sign·high."""
 
     low: Tensor
     high: Tensor
-    start: Tensor
-    stop: Tensor
     bounded: Tensor
     """Whether both ends are finite."""
-    above: Tensor
-    """Whether only low is finite: θ lies above it."""
-    below: Tensor
-    """Whether only high is finite."""
+    half_line: Tensor
+    """Whether one end is finite."""
+    sign: Tensor
+    """−1 where only high is finite, else 1."""
+    start: Tensor
+    """The lower end of sign·θ, 0 where there is none."""
+    width: Tensor
+    """high − low, 1 where an end is infinite."""
 
 
 @dataclass(frozen=True)
@@ -109,13 +111,13 @@ class Bijection(Choice):
             return z
         ends, point = self._ends(z), z.double()
         # From the nearer end, where floating-point numbers are densest.
-        share = torch.special.ndtr(-point.abs()) * (ends.stop - ends.start)
-        interval = torch.where(point < 0, ends.start + share, ends.stop - share)
-        growth = torch.where(ends.bounded, 0.0, torch.where(ends.below, -point, point))
+        share, stop = torch.special.ndtr(-point.abs()) * ends.width, torch.where(ends.bounded, ends.high, 1.0)
+        interval = torch.where(point < 0, ends.start + share, stop - share)
         # e^z stays finite in z's format.
-        distance = growth.clamp(max=math.log(torch.finfo(z.dtype).max) - 1).exp()
-        theta = torch.where(ends.bounded, interval, torch.where(ends.above, ends.start + distance, point))
-        theta = torch.where(ends.below, ends.stop - distance, theta)
+        distance = torch.where(ends.half_line, ends.sign * point, 0.0)
+        distance = distance.clamp(max=math.log(torch.finfo(z.dtype).max) - 1).exp()
+        half_line = ends.sign * (ends.start + distance)
+        theta = torch.where(ends.bounded, interval, torch.where(ends.half_line, half_line, point))
         return self.clamp(theta.to(z.dtype))
 
     def log_det(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
@@ -125,34 +127,28 @@ class Bijection(Choice):
     def log_det_at(self, z: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         """ln |dz/dθ| at the θ of z (…, d); it needs no quantile function."""
         ends, z = self._ends(z), z.double()
-        probit = z**2 / 2 + math.log(2 * math.pi) / 2 - _width(ends).log()
-        logarithm = torch.where(ends.below, z, -z)
-        return torch.where(ends.bounded, probit, torch.where(ends.above | ends.below, logarithm, 0.0 * z)).sum(-1)
+        probit = z**2 / 2 + math.log(2 * math.pi) / 2 - ends.width.log()
+        return torch.where(ends.bounded, probit, torch.where(ends.half_line, -ends.sign * z, 0.0 * z)).sum(-1)
 
     def _forward(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
         ends, half = self._ends(theta), 0.5
         point = torch.where(_within(theta, ends), theta.double(), math.nan)
-        above_start, below_stop, width = point - ends.start, ends.stop - point, _width(ends)
-        from_low = torch.where(ends.bounded, (above_start / width).clamp(min=EDGE * (point <= ends.start)), half)
-        from_high = torch.where(ends.bounded, (below_stop / width).clamp(min=EDGE * (point >= ends.stop)), half)
+        above, below = ends.sign * point - ends.start, torch.where(ends.bounded, ends.high, 1.0) - point
+        from_low = torch.where(ends.bounded, (above / ends.width).clamp(min=EDGE * (point <= ends.low)), half)
+        from_high = torch.where(ends.bounded, (below / ends.width).clamp(min=EDGE * (point >= ends.high)), half)
         probit = torch.where(from_low < half, torch.special.ndtri(from_low), -torch.special.ndtri(from_high))
-        one_sided = ends.above | ends.below
-        distance = torch.where(one_sided, torch.where(ends.above, above_start, below_stop), 1.0)
-        logarithm = distance.clamp(min=torch.finfo(torch.float32).tiny).log()
-        logarithm = torch.where(ends.above, logarithm, -logarithm)
-        return torch.where(ends.bounded, probit, torch.where(one_sided, logarithm, point))
+        distance = torch.where(ends.half_line, above, 1.0)
+        logarithm = ends.sign * distance.clamp(min=torch.finfo(torch.float32).tiny).log()
+        return torch.where(ends.bounded, probit, torch.where(ends.half_line, logarithm, point))
 
     def _ends(self, like: Float[Tensor, "*batch d"]) -> _Ends:
         if like.shape[-1:] != (self.dim,):
             raise ValueError(f"theta must have {self.dim} columns, got the shape {tuple(like.shape)}")
         low, high = (torch.tensor(ends, dtype=torch.float64, device=like.device) for ends in (self.low, self.high))
-        has_low, has_high = low.isfinite(), high.isfinite()
-        start, stop = torch.where(has_low, low, 0.0), torch.where(has_high, high, 1.0)
-        return _Ends(low, high, start, stop, has_low & has_high, has_low & ~has_high, has_high & ~has_low)
-
-
-def _width(ends: _Ends) -> Float64[Tensor, " d"]:
-    return torch.where(ends.bounded, ends.stop - ends.start, 1.0)
+        bounded, half_line = low.isfinite() & high.isfinite(), low.isfinite() ^ high.isfinite()
+        sign = torch.where(half_line & high.isfinite(), -1.0, 1.0).double()
+        start = torch.where(low.isfinite(), low, torch.where(half_line, -high, 0.0))
+        return _Ends(low, high, bounded, half_line, sign, start, torch.where(bounded, high - low, 1.0))
 
 
 def _within(theta: Float[Tensor, "*batch d"], ends: _Ends) -> Bool[Tensor, "*batch d"]:
