@@ -225,32 +225,35 @@ def _from_torch(distribution: Distribution, names: Sequence[str] | None) -> Prio
 
 
 def _described(value: Any) -> Any:
-    """The value with distributions, at any depth, described."""
+    """The value with distributions, at any depth, as plain data."""
     match value:
         case dict():
             return {key: _described(v) for key, v in value.items()}
         case list():
             return [_described(v) for v in value]
+        case distributions.Independent():
+            return {
+                "name": "Independent",
+                "base": _described(value.base_dist),
+                "count": value.reinterpreted_batch_ndims,
+            }
         case Distribution():
-            return _describe(value)
+            return {"name": type(value).__name__, "parameters": _parameters(value)}
     return value
 
 
 def _rebuilt(value: Any) -> Any:
-    """The value with descriptions of distributions, at any depth, made distributions."""
+    """The value with distributions made of what `_described` returned."""
     match value:
         case Mapping():
-            return {key: _rebuild(v) if key == "distribution" else _rebuilt(v) for key, v in value.items()}
+            return {key: _distribution(v) if key == "distribution" else _rebuilt(v) for key, v in value.items()}
         case list() | tuple():
             return [_rebuilt(v) for v in value]
     return value
 
 
-def _describe(distribution: Distribution) -> dict[str, Any]:
+def _parameters(distribution: Distribution) -> dict[str, Any]:
     cls = type(distribution)
-    if isinstance(distribution, distributions.Independent):
-        count = distribution.reinterpreted_batch_ndims
-        return {"name": "Independent", "base": _describe(distribution.base_dist), "count": count}
     known = getattr(distributions, cls.__name__, None) is cls
     parameters = {}
     for name in distribution.arg_constraints if known else {}:
@@ -265,13 +268,13 @@ def _describe(distribution: Distribution) -> dict[str, Any]:
             f"prior {cls.__name__} cannot be saved: of torch distributions only those that torch.distributions "
             "defines by parameters can; give a Box, Normal, LogNormal or Independent, or save without a prior"
         )
-    return {"name": cls.__name__, "parameters": parameters}
+    return parameters
 
 
-def _rebuild(form: Mapping[str, Any]) -> Distribution:
+def _distribution(form: Mapping[str, Any]) -> Distribution:
     name = form.get("name")
     if name == "Independent":
-        return distributions.Independent(_rebuild(form["base"]), int(form["count"]))
+        return distributions.Independent(_distribution(form["base"]), int(form["count"]))
     cls: Any = getattr(distributions, name) if name in distributions.__all__ else None
     known = isinstance(cls, type) and cls is not Distribution and Distribution in cls.__mro__
     if not known:
