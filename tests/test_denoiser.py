@@ -15,7 +15,7 @@ from openedm.exact import ExactDataset, GaussianMixture
 from openedm.guidance import Guided
 from openedm.networks import MLP
 from openedm.preconditioning import EDM, IDDPM, VE, VP, Adapter, Preconditioning
-from openedm.sampling import Sampler, sample_batches
+from openedm.sampling import Auto, Sampler, SamplerChoice, sample_batches
 from openedm.schedules import float64
 from properties.strategies import EPS, all_preconditionings, sigmas
 
@@ -244,3 +244,11 @@ def test_a_denoiser_without_networks_has_no_precision_to_set() -> None:
         configure_execution(exact, precision="bf16")
     with pytest.raises(ValueError, match="precision must be"):
         configure_execution(exact, precision="fp16")  # type: ignore[arg-type]
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("sampler", [Sampler(), Auto(nfe=4)])
+@pytest.mark.parametrize("denoiser", [lambda x, sigma, condition: x, torch.nn.Linear(1, 1)])
+def test_what_is_not_a_denoiser_is_refused_with_how_to_make_it_one(sampler: SamplerChoice, denoiser: Any) -> None:
+    with pytest.raises(TypeError, match=r"denoiser must be a Denoiser, got \w+: wrap a function .*FunctionDenoiser"):
+        sampler.sample(denoiser, seeds=[0], event_shape=(1,))

@@ -154,11 +154,17 @@ def check_condition_type(condition: object) -> None:
 
 
 def check_evaluation_mode(denoiser: Denoiser) -> None:
-    """Refuse a denoiser in training mode, whose dropout would give another result at each call.
+    """Refuse what is not a denoiser, and one in training mode, whose dropout would give another result at each call.
 
     Raises:
+        TypeError: it is not a denoiser.
         ValueError: a dropout is on; names it.
     """
+    if not isinstance(denoiser, Denoiser):
+        raise TypeError(
+            f"denoiser must be a Denoiser, got {type(denoiser).__name__}: wrap a function D(x, sigma, condition) as "
+            "openedm.FunctionDenoiser(function), a network as openedm.Preconditioned(network, preconditioning)"
+        )
     for name, module in denoiser.named_modules():
         if isinstance(module, DROPOUTS) and module.training and module.p > 0:
             raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")

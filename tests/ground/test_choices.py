@@ -221,6 +221,23 @@ def test_a_plain_value_is_refused_where_a_choice_belongs(value: object) -> None:
         from_config(Sampler, {"class_path": "Sampler", "init_args": {"solver": value}})
 
 
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Sampler(solver=Heun), "solver must be an instance of openedm.sampling.Solver, got the class Heun"),  # type: ignore[arg-type]
+        (lambda: Sampler(solver="Heun"), "solver must be an instance of openedm.sampling.Solver, got 'Heun'"),  # type: ignore[arg-type]
+        (lambda: Sampler(levels=18), "levels must be an instance of openedm.levels.Levels, got 18, of type int"),  # type: ignore[arg-type]
+        (lambda: Sampler(schedule=levels.VP()), "schedule must be an .*, of type openedm.levels.VP"),  # type: ignore[arg-type]
+        (lambda: Sampler(scaling=1.0), "scaling must be an instance of openedm.schedules.Scaling or None, got 1.0"),  # type: ignore[arg-type]
+        (lambda: levels.Uniform(schedule=preconditioning.EDM()), "schedule must be an .* openedm.preconditioning.EDM"),  # type: ignore[arg-type]
+    ],
+)
+def test_another_value_is_refused_where_a_choice_belongs_when_it_is_made(make: Any, message: str) -> None:
+    with pytest.raises(TypeError, match=message):
+        make()
+
+
 def test_none_stays_none_where_the_field_allows_it() -> None:
     assert from_config(Sampler, {"class_path": "Sampler", "init_args": {"scaling": None}}) == Sampler(scaling=None)
 

@@ -1,5 +1,6 @@
 """The noise of a seed is its own: alone or in any batch, in any order, draw after draw."""
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -89,3 +90,16 @@ def test_seeded_noise_is_a_source_of_noise_and_a_list_is_none() -> None:
 def test_seeds_that_are_none_are_named(seeds: list[int], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         SeededNoise(seeds)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("seed", [1.5, "1", True, None])
+def test_a_seed_that_is_not_an_integer_is_refused(seed: object) -> None:
+    with pytest.raises(TypeError, match=f"seeds must be integers, got {seed!r}"):
+        SeededNoise([0, seed])  # type: ignore[list-item]
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_numpys_integers_are_seeds() -> None:
+    expected = draws([0, 3], (2,))
+    assert torch.equal(draws(list(np.array([0, 3])), (2,)), expected)

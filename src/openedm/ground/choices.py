@@ -7,12 +7,14 @@ choices that are already defined and imports nothing, so that reading a file exe
 """
 
 import dataclasses
+import functools
 import inspect
 import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, get_args, get_type_hints
+from types import NoneType, UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from openedm.ground.legacy import room_name, upgrade
 
@@ -23,7 +25,28 @@ class Choice:
 
     A kind of choice (`Schedule`, `Solver`, …) is also an ABC, and one of its subclasses is chosen by name. A choice
     that comes in one form (`Sampler`, `Options`) is not, and its fields are set one by one.
+
+    Raises:
+        TypeError: a field holds something else where a choice of some kind belongs, such as a class for its instance.
     """
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        check = cls.__dict__.get("__post_init__")
+        if check is not None:  # It may use the fields, whose kinds are therefore checked before it.
+
+            @functools.wraps(check)
+            def check_kinds_first(self: Choice) -> None:
+                Choice.__post_init__(self)
+                check(self)
+
+            setattr(cls, "__post_init__", check_kinds_first)  # noqa: B010
+
+    def __post_init__(self) -> None:
+        for name, kinds in _kinds(type(self)).items():  # type: ignore[arg-type]  # classes are hashable
+            value = getattr(self, name)
+            if not isinstance(value, kinds):
+                raise TypeError(_wrong_kind(name, value, kinds))
 
 
 C = TypeVar("C", bound=Choice)
@@ -87,6 +110,30 @@ def subclasses(base: type[C]) -> Iterator[type[C]]:
     yield base
     for subclass in base.__subclasses__():
         yield from subclasses(subclass)
+
+
+@functools.cache
+def _kinds(cls: type[Choice]) -> dict[str, tuple[type, ...]]:
+    """The types of the fields that hold one choice of some kind, or None where that is allowed."""
+    try:
+        hints, found = get_type_hints(cls), {}
+    except NameError:  # a class of a user's own, whose annotations name what is imported for type checkers alone
+        return {}
+    for field in dataclasses.fields(cls):
+        hint = hints[field.name]
+        kinds = get_args(hint) if get_origin(hint) in (Union, UnionType) else (hint,)
+        if NoneType not in kinds[:1] and all(isinstance(k, type) and issubclass(k, Choice | NoneType) for k in kinds):
+            found[field.name] = kinds
+    return found
+
+
+def _wrong_kind(name: str, value: object, kinds: tuple[type, ...]) -> str:
+    """The message of the error, with what was probably meant."""
+    wanted = " or ".join("None" if k is NoneType else class_path(k) for k in kinds)
+    if isinstance(value, type):
+        return f"{name} must be an instance of {wanted}, got the class {value.__name__}: write {value.__name__}()"
+    given = class_path(type(value)) if isinstance(value, Choice) else type(value).__name__
+    return f"{name} must be an instance of {wanted}, got {value!r}, of type {given}"
 
 
 def _plain(value: Any) -> Any:

@@ -1,6 +1,7 @@
 """Noise in which every sample has its own seed, so that a sample does not depend on the batch it is drawn in."""
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -65,6 +66,7 @@ class SeededNoise:
         seeds: one integer ≥ 0 a sample.
 
     Raises:
+        TypeError: a seed is not an integer.
         ValueError: no seeds, or a negative one.
 
     >>> alone, together = SeededNoise([7]).draw((2,)), SeededNoise([3, 7]).draw((2,))
@@ -75,6 +77,9 @@ class SeededNoise:
     def __init__(self, seeds: Sequence[int]) -> None:
         if len(seeds) == 0:
             raise ValueError("seeds must hold at least one seed, got none")
+        for seed in seeds:
+            if not isinstance(seed, Integral) or isinstance(seed, bool):
+                raise TypeError(f"seeds must be integers, got {seed!r}")
         if min(seeds) < 0:
             raise ValueError(f"seeds must be >= 0, got {min(seeds)}")
         self._generators = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]

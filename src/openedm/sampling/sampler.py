@@ -79,6 +79,7 @@ class SamplerChoice(Choice):
 
         Everything is checked before the first evaluation.
         """
+        check_evaluation_mode(denoiser)
         return self.choose(denoiser).steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape)
 
 
