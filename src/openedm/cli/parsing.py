@@ -115,6 +115,7 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
 
     Raises:
         ArgumentError: a file cannot be read, or there is no such preset.
+        ValueError: options are typed of which one ends the other.
     """
     options = options_of(command)
     files, arguments = _split(options, arguments)
@@ -125,6 +126,7 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
             plain[name] = overlay(options[name].kind if name in options else None, plain.get(name), value)
     typed = sorted(_typed(arguments), key=lambda option: len(option[0]))
     plain |= _ended(options, {names[0] for names, _, _ in typed})
+    _check_exclusive(options, typed)
     left: list[str | None] = list(arguments)
     for names, text, where in typed:
         kind = _kind_at(options, plain, names)
@@ -265,6 +267,16 @@ def _ended(options: Mapping[str, Option], given: Collection[str]) -> Plain:
     """Null for the options whose defaults end because others are given."""
     names = (name for name, option in options.items() if name not in given and any(n in given for n in option.unless))
     return dict.fromkeys(names)
+
+
+def _check_exclusive(options: Mapping[str, Option], typed: Sequence[tuple[Names, str, slice]]) -> None:
+    """Refuse `--nfe 9 --sampler.solver Heun`, also where the fields typed are those of the default, as here."""
+    given = {names[0]: text for names, text, _ in typed if len(names) == 1}
+    for names, text, _ in typed:
+        for name, option in options.items():
+            if len(names) > 1 and names[0] in option.unless and _loaded(given.get(name, "null")) is not None:
+                shown = f"--{name} {given[name]} and --{'.'.join(names)} {text}"
+                raise ValueError(f"{name} and {names[0]} options are mutually exclusive, got {shown}")
 
 
 def _spelled_out(kind: Any, value: Any) -> Any:

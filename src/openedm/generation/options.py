@@ -63,7 +63,7 @@ class SamplingOptions(Choice):
     """
 
     nfe: int | None = field(default=32, metadata={"unless": ("tolerance", "sampler")})
-    tolerance: float | None = None
+    tolerance: float | None = field(default=None, metadata={"unless": ("sampler",)})
     sigma_min: float | None = None
     sigma_max: float | None = None
     levels: Literal["rule", "fitted"] = "rule"
