@@ -52,6 +52,14 @@ def test_the_bar_shows_images_the_smoothed_loss_and_skipped_steps(capsys):
     assert "skipped=1" in shown
 
 
+def test_a_run_shorter_than_a_batch_never_shows_a_negative_rate(capsys):
+    bar = TrainingBar(Options(images=64, batch_size=128))
+    bar.on_progress(progress(1, batch=128))
+    bar.close()
+    assert "64.0/64.0" in (shown := capsys.readouterr().err)
+    assert ", -" not in shown
+
+
 def test_one_loss_that_is_not_finite_does_not_spoil_what_the_bar_shows(capsys):
     bar = TrainingBar(Options(images=30, batch_size=10))
     for step, loss in ((1, float("nan")), (2, 2.0), (3, float("inf"))):
