@@ -261,7 +261,10 @@ def test_a_file_that_is_missing_or_damaged_is_an_error_that_names_it(file, damag
             "is not known for a Network",
         ),
         # Described well, but no such network can be built:
-        (lambda c: c["model"]["init_args"].update(event_shape=[1, 8, 8]), r"event_shape must be \(features\)"),
+        (
+            lambda c: c["model"]["init_args"].update(event_shape=[1, 8, 8]),
+            r"event_shape must be \(features,\)",
+        ),
         (lambda c: c["model"]["init_args"]["network"]["init_args"].update(width="wide"), "width|describe"),
         (lambda c: c["model"]["init_args"].update(num_classes=2.5), "config.json"),
     ],

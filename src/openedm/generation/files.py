@@ -14,6 +14,7 @@ from openedm.data import save_image
 from openedm.data.pictures import grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
+from openedm.ground.legacy import upgrade
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import new_path, read_json, write_array, write_arrays, write_json
 from openedm.training import make_accelerator, share_of
@@ -132,7 +133,7 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or check that what it holds was drawn with the same settings."""
     path = folder / SETTINGS
     if path.is_file():
-        if read_json(path) != json.loads(json.dumps(settings)):
+        if upgrade(read_json(path)) != json.loads(json.dumps(settings)):
             raise ValueError(f"{folder} holds samples drawn with other settings ({path}): choose another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no samples of this command: choose another folder")
