@@ -171,10 +171,10 @@ class Normal(_Distributed):
     def __post_init__(self) -> None:
         if (self.std is None) == (self.covariance is None):
             raise ValueError("exactly one of std and covariance must be given")
-        _set_numbers(self, "mean", *([] if self.std is None else ["std"]))
         if self.std is not None:
-            _check_positive(self, "std")
+            _set_numbers(self, "mean", "std", positive="std")
             return
+        _set_numbers(self, "mean")
         rows, d = tuple(_numbers("covariance", row) for row in self.covariance or ()), len(self.mean)
         object.__setattr__(self, "covariance", rows)
         if len(rows) != d or any(len(row) != d for row in rows):
@@ -212,8 +212,7 @@ class LogNormal(_Distributed):
     names: Sequence[str] | None = None
 
     def __post_init__(self) -> None:
-        _set_numbers(self, "loc", "scale")
-        _check_positive(self, "scale")
+        _set_numbers(self, "loc", "scale", positive="scale")
 
     @cached_property
     def _event(self) -> Distribution:
@@ -283,8 +282,8 @@ def _interval(distribution: Distribution) -> tuple[Float64[Tensor, "*d"], Float6
     return torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
 
 
-def _set_numbers(prior: Any, *fields: str) -> None:
-    """Make the fields tuples of finite numbers of one length, and the names a tuple."""
+def _set_numbers(prior: Any, *fields: str, positive: str | None = None) -> None:
+    """Make the fields tuples of finite numbers of one length, > 0 in the one named, and the names a tuple."""
     for name in fields:
         object.__setattr__(prior, name, _numbers(name, getattr(prior, name)))
     first, *others = fields
@@ -293,6 +292,9 @@ def _set_numbers(prior: Any, *fields: str) -> None:
         if len(getattr(prior, name)) != dim:
             raise ValueError(f"{name} must have as many entries as {first}, {dim}, got {len(getattr(prior, name))}")
     _set_names(prior, dim)
+    for i, value in enumerate(getattr(prior, positive) if positive else ()):
+        if not value > 0:
+            raise ValueError(f"{positive} must be > 0 in {_column(prior, i)}, got {value!r}")
 
 
 def _set_names(prior: Any, dim: int) -> None:
@@ -315,12 +317,6 @@ def _numbers(name: str, values: Any) -> tuple[float, ...]:
     for i, value in enumerate(numbers):
         checks.finite(f"{name}[{i}]", value)
     return numbers
-
-
-def _check_positive(prior: Any, name: str) -> None:
-    for i, value in enumerate(getattr(prior, name)):
-        if not value > 0:
-            raise ValueError(f"{name} must be > 0 in {_column(prior, i)}, got {value!r}")
 
 
 def _column(prior: Prior, i: int) -> str:

@@ -67,8 +67,7 @@ class SIR(Task):
     def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         share = self.infected(theta)
         ways = math.lgamma(1001) - torch.lgamma(x + 1) - torch.lgamma(1001 - x)
-        each: Tensor = ways + torch.xlogy(x, share) + torch.special.xlog1py(1000 - x, -share)
-        return each.sum(-1)
+        return torch.sum(ways + torch.xlogy(x, share) + torch.special.xlog1py(1000 - x, -share), -1)
 
 
 class LotkaVolterra(Task):
@@ -100,8 +99,7 @@ class LotkaVolterra(Task):
     def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         log = x.log()
         residual = (log - self.log_populations(theta)) / 0.1
-        each: Tensor = -(residual**2) / 2 - log - math.log(0.1 * math.sqrt(2 * math.pi))
-        return each.sum(-1)
+        return torch.sum(-(residual**2) / 2 - log - math.log(0.1 * math.sqrt(2 * math.pi)), -1)
 
 
 def _logarithms(

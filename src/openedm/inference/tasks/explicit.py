@@ -122,8 +122,7 @@ class TwoMoons(Task):
 def _isotropic(difference: Float64[Tensor, "*batch d"], variance: float) -> Float64[Tensor, "*batch"]:
     """Ln N(difference; 0, variance·I)."""
     constant = difference.shape[-1] * math.log(2 * math.pi * variance) / 2
-    squares: Tensor = (difference**2).sum(-1)
-    return -squares / (2 * variance) - constant
+    return -torch.sum(difference**2, -1) / (2 * variance) - constant
 
 
 def _shift(theta: Points) -> Points:
@@ -153,8 +152,7 @@ class SLCP(Task):
         first, second = x[..., 0::2] - theta[..., 0:1], x[..., 1::2] - theta[..., 1:2]
         white = first / l11
         squares = white**2 + ((second - l21 * white) / l22) ** 2
-        each: Tensor = -squares / 2 - (l11 * l22).log() - math.log(2 * math.pi)
-        return each.sum(-1)
+        return torch.sum(-squares / 2 - (l11 * l22).log() - math.log(2 * math.pi), -1)
 
 
 class SLCPDistractors(SLCP):
@@ -234,8 +232,7 @@ class BernoulliGLMRaw(Task):
 
     def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         activity = theta @ design_matrix().mT
-        each: Tensor = x * activity - torch.nn.functional.softplus(activity)
-        return each.sum(-1)
+        return torch.sum(x * activity - torch.nn.functional.softplus(activity), -1)
 
 
 class BernoulliGLM(BernoulliGLMRaw):
@@ -252,8 +249,7 @@ class BernoulliGLM(BernoulliGLMRaw):
 
     def _log_likelihood(self, theta: Points, x: Data) -> Tensor:
         activity = theta @ design_matrix().mT
-        observed: Tensor = (theta * x).sum(-1)
-        return observed - torch.nn.functional.softplus(activity).sum(-1)
+        return torch.sum(theta * x, -1) - torch.nn.functional.softplus(activity).sum(-1)
 
 
 @cache
