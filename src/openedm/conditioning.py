@@ -119,8 +119,7 @@ class MMPS(Conditioned):
 
     def __init__(self, denoiser: Denoiser, measurement: Measurement, iterations: int = 3) -> None:
         super().__init__(denoiser, measurement)
-        checks.integer("iterations", iterations)
-        checks.at_least("iterations", iterations, 1)
+        checks.integer("iterations", iterations, 1)
         self.iterations = iterations
 
     def weighted(

@@ -74,8 +74,7 @@ class Levels(Choice, ABC):
         return replace(self, sigma_min=sigma_min, sigma_max=sigma_max)  # type: ignore[call-arg]
 
     def _check_range(self) -> None:
-        checks.integer("num_steps", self.num_steps)
-        checks.at_least("num_steps", self.num_steps, 1)
+        checks.integer("num_steps", self.num_steps, 1)
         checks.positive("sigma_min", self.sigma_min)
         checks.positive("sigma_max", self.sigma_max)
         if self.num_steps > 1 or self.sigma_min > self.sigma_max:

@@ -132,8 +132,7 @@ class AveragePool(LinearOperator):
 
     def __init__(self, factor: int) -> None:
         super().__init__()
-        checks.integer("factor", factor)
-        checks.at_least("factor", factor, 1)
+        checks.integer("factor", factor, 1)
         self.factor = factor
 
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:

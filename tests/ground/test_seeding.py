@@ -1,8 +1,11 @@
 """Derived seeds and generators."""
 
+import random
+
+import numpy as np
 import torch
 
-from openedm.ground.seeding import derive_seed, generator
+from openedm.ground.seeding import derive_seed, generator, global_generators_kept, seed_global_generators
 
 
 def test_a_derived_seed_depends_on_the_seed_and_on_every_key():
@@ -18,3 +21,16 @@ def test_generators_of_equal_keys_draw_equal_numbers_and_leave_the_global_state_
     assert torch.equal(drawn, torch.rand(8, generator=two))
     assert not torch.equal(drawn, torch.rand(8, generator=other))
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_global_generators_go_on_as_before_after_a_block_that_seeds_them() -> None:
+    def draws() -> tuple[float, float, float]:
+        return random.random(), float(np.random.random()), float(torch.rand(()))  # noqa: NPY002
+
+    with global_generators_kept():
+        following = draws()
+        seed_global_generators(2**62 + 5)
+        inside = draws()
+        seed_global_generators(2**62 + 5)
+        assert draws() == inside
+    assert draws() == following

@@ -129,8 +129,7 @@ class Likelihood(Choice):
             if self.num_steps is not None:
                 raise ValueError(f"num_steps requires a Runge-Kutta solver, otherwise None, got {self.num_steps}")
         else:
-            checks.integer("num_steps", self.num_steps)
-            checks.at_least("num_steps", self.num_steps or 0, 1)
+            checks.integer("num_steps", self.num_steps, 1)
 
     def trace_for(self, event_shape: Sequence[int]) -> Trace:
         """The trace that is used for samples of that shape."""

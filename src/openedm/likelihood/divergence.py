@@ -71,8 +71,7 @@ class ExactTrace(Trace):
     chunk: int = 64
 
     def __post_init__(self) -> None:
-        checks.integer("chunk", self.chunk)
-        checks.at_least("chunk", self.chunk, 1)
+        checks.integer("chunk", self.chunk, 1)
 
     def probes(self, source: NoiseSource | None, like: Float[Tensor, "batch *event"]) -> None:
         """An exact trace has no probes."""
@@ -119,8 +118,7 @@ class Hutchinson(Trace):
     distribution: Literal["rademacher", "gaussian"] = "rademacher"
 
     def __post_init__(self) -> None:
-        checks.integer("num_probes", self.num_probes)
-        checks.at_least("num_probes", self.num_probes, 1)
+        checks.integer("num_probes", self.num_probes, 1)
         checks.one_of("distribution", self.distribution, ("rademacher", "gaussian"))
 
     @property

@@ -117,8 +117,7 @@ class EfficientNetLite0(Extractor):
     size: int = 96
 
     def __post_init__(self) -> None:
-        checks.integer("size", self.size)
-        checks.at_least("size", self.size, 32)
+        checks.integer("size", self.size, 32)
 
     def check(self, event_shape: tuple[int, ...]) -> None:
         grey_or_rgb(event_shape)

@@ -89,8 +89,7 @@ class Auto(SamplerChoice):
                 f"nfe and tolerance are mutually exclusive, got nfe={self.nfe!r} and tolerance={self.tolerance!r}"
             )
         if self.nfe is not None:
-            checks.integer("nfe", self.nfe)
-            checks.at_least("nfe", self.nfe, 3)
+            checks.integer("nfe", self.nfe, 3)
         if self.tolerance is not None:
             checks.positive("tolerance", self.tolerance)
         for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):

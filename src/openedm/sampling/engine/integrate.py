@@ -384,8 +384,7 @@ def _check(
     if first_step is not None:
         checks.positive("first_step", first_step)
     if max_evaluations is not None:
-        checks.integer("max_evaluations", max_evaluations)
-        checks.at_least("max_evaluations", max_evaluations, 1)
+        checks.integer("max_evaluations", max_evaluations, 1)
 
 
 def check_times(at: Float[Tensor, "times"], start: float, end: float, what: str = "times") -> None:

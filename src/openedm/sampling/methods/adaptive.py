@@ -88,8 +88,7 @@ class AdaptiveSolver(Solver):
     def __post_init__(self) -> None:
         checks.positive("tolerance", self.tolerance)
         if self.max_nfe is not None:
-            checks.integer("max_nfe", self.max_nfe)
-            checks.at_least("max_nfe", self.max_nfe, 2)
+            checks.integer("max_nfe", self.max_nfe, 2)
         if self.first_step is not None:
             checks.positive("first_step", self.first_step)
 

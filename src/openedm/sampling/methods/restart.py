@@ -48,10 +48,8 @@ class Restart(PlannedSolver):
         checks.positive("low", self.low)
         checks.positive("high", self.high)
         checks.ordered("low", self.low, "high", self.high)
-        checks.integer("repeats", self.repeats)
-        checks.at_least("repeats", self.repeats, 1)
-        checks.integer("num_steps", self.num_steps)
-        checks.at_least("num_steps", self.num_steps, 1)
+        checks.integer("repeats", self.repeats, 1)
+        checks.integer("num_steps", self.num_steps, 1)
         if self.solver.stochastic:
             raise ValueError(f"solver must be deterministic, got {self.solver}")
 

@@ -186,8 +186,7 @@ class PredictorCorrector(PlannedSolver):
     def __post_init__(self) -> None:
         if not 0 < self.snr < 1:
             raise ValueError(f"snr must be between 0 and 1, both excluded, got {self.snr!r}")
-        checks.integer("corrections", self.corrections)
-        checks.at_least("corrections", self.corrections, 1)
+        checks.integer("corrections", self.corrections, 1)
         if not self.predictor.one_step:
             raise ValueError(f"predictor must be a one-step solver, got {self.predictor}")
 
