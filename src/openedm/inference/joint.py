@@ -21,10 +21,10 @@ from openedm.ground.devices import device_of
 from openedm.inference import storage, trained
 from openedm.inference.bijections import Bijection
 from openedm.inference.composite import as_prior
-from openedm.inference.maps import Coordinates, DataMap, constant_columns
+from openedm.inference.maps import Coordinates, DataMap
 from openedm.inference.masks import JointModel, Latent, MaskedData, Masks
 from openedm.inference.posterior import Values
-from openedm.inference.prepare import check_simulations
+from openedm.inference.prepare import check_simulations, constant_columns
 from openedm.inference.priors import Prior
 from openedm.inference.trained import DenoiserPosterior, Parts
 from openedm.likelihood import Likelihood

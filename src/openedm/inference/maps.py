@@ -26,10 +26,7 @@ __all__ = [
     "Coordinates",
     "DataMap",
     "ParameterMap",
-    "constant_columns",
-    "duplicated_columns",
     "is_count",
-    "named",
 ]
 
 Map = Callable[[Tensor, Tensor, Tensor], Tensor]
@@ -371,26 +368,3 @@ def _least_squares(
 def is_count(v: Float[Tensor, " rows"]) -> bool:
     """Whether a column holds non-negative integers only."""
     return bool((v == v.round()).all()) and float(v.min()) >= 0
-
-
-def constant_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
-    """The columns without variance."""
-    return (values == values[:1]).all(0).nonzero()[:, 0].tolist()
-
-
-def duplicated_columns(values: Float[Tensor, "rows columns"]) -> list[tuple[int, int]]:
-    """Pairs (first, later) of columns that hold the same numbers, each later one once; constant columns apart."""
-    seen: dict[bytes, int] = {}
-    pairs = []
-    constant = set(constant_columns(values))
-    for i, column in enumerate(values.T.contiguous().cpu()):
-        first = i if i in constant else seen.setdefault(column.numpy().tobytes(), i)
-        if first != i:
-            pairs.append((first, i))
-    return pairs
-
-
-def named(indices: Sequence[int], most: int = 8) -> str:
-    """Indices for an error message: the first few, and how many more."""
-    more = f" and {len(indices) - most} more" if len(indices) > most else ""
-    return ", ".join(map(str, indices[:most])) + more

@@ -11,12 +11,12 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from openedm.inference.composite import as_prior
-from openedm.inference.maps import DataMap, ParameterMap, constant_columns, duplicated_columns, named
+from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Values, as_tensor
 from openedm.inference.priors import Prior
 from openedm.inference.settings import Settings
 
-__all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "prepare"]
+__all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "constant_columns", "duplicated_columns", "prepare"]
 
 MIN_SIMULATIONS = 100
 
@@ -86,7 +86,7 @@ def check_simulations(
         if not drop_nonfinite:
             rows = bad.nonzero()[:, 0].tolist()
             raise ValueError(
-                f"theta and x must be finite, but {len(rows)} of {len(bad)} simulations are not: {named(rows)}; "
+                f"theta and x must be finite, but {len(rows)} of {len(bad)} simulations are not: {_named(rows)}; "
                 "fit(…, on_nonfinite='drop') leaves them out"
             )
         parameters, values = parameters[~bad], values[~bad]
@@ -95,10 +95,10 @@ def check_simulations(
     if prior is not None:
         outside = (~(prior.log_prob(parameters) > -math.inf)).nonzero()[:, 0].tolist()
         if outside:
-            raise ValueError(f"theta must lie in the prior's support, but {len(outside)} do not: {named(outside)}")
+            raise ValueError(f"theta must lie in the prior's support, but {len(outside)} do not: {_named(outside)}")
     constant = constant_columns(parameters)
     if constant:
-        raise ValueError(f"theta must vary, but these columns are constant: {named(constant)}")
+        raise ValueError(f"theta must vary, but these columns are constant: {_named(constant)}")
     return parameters, values
 
 
@@ -146,7 +146,7 @@ def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:
     """The columns that are neither constant nor equal to earlier ones; warns about the others."""
     constant, twins = constant_columns(x), duplicated_columns(x)
     if constant:
-        warnings.warn(f"columns of x that are constant are left out: {named(constant)}", stacklevel=4)
+        warnings.warn(f"columns of x that are constant are left out: {_named(constant)}", stacklevel=4)
     if twins:
         pairs = ", ".join(f"{later} (as {first})" for first, later in twins[:8])
         warnings.warn(f"columns of x that equal others are left out: {pairs}", stacklevel=4)
@@ -155,3 +155,26 @@ def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:
     if not keep:
         raise ValueError("x must vary, but all its columns are constant")
     return keep
+
+
+def constant_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
+    """The columns without variance."""
+    return (values == values[:1]).all(0).nonzero()[:, 0].tolist()
+
+
+def duplicated_columns(values: Float[Tensor, "rows columns"]) -> list[tuple[int, int]]:
+    """Pairs (first, later) of columns that hold the same numbers, each later one once; constant columns apart."""
+    seen: dict[bytes, int] = {}
+    pairs = []
+    constant = set(constant_columns(values))
+    for i, column in enumerate(values.T.contiguous().cpu()):
+        first = i if i in constant else seen.setdefault(column.numpy().tobytes(), i)
+        if first != i:
+            pairs.append((first, i))
+    return pairs
+
+
+def _named(indices: Sequence[int], most: int = 8) -> str:
+    """Indices for an error message: the first few, and how many more."""
+    more = f" and {len(indices) - most} more" if len(indices) > most else ""
+    return ", ".join(map(str, indices[:most])) + more
