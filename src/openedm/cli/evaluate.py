@@ -51,15 +51,10 @@ def evaluate(
     checks.at_least("num", 2 if num is None else num, 2)
     accelerator = make_accelerator()
     with Bars(shown=accelerator.is_main_process) as bars:
-
-        def log(line: str) -> None:
-            bars.close()
-            print(line)
-
         images = open_images(
-            samples, sampling, num, batch_size=scoring.batch_size, accelerator=accelerator, progress=bars, log=log
+            samples, sampling, num, batch_size=scoring.batch_size, accelerator=accelerator, progress=bars, log=bars.log
         )
-        report = score(images, data, held_out, scoring, accelerator=accelerator, progress=bars, log=log)
+        report = score(images, data, held_out, scoring, accelerator=accelerator, progress=bars, log=bars.log)
     if report is None:
         return
     print(report.table())

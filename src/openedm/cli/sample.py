@@ -52,9 +52,8 @@ def sample(
     accelerator = make_accelerator()
     with Bars(shown=accelerator.is_main_process) as bars:
         prepared = source.prepare(accelerator, bars)
-        bars.close()
         if accelerator.is_main_process and prepared.origin:
-            print(f"{prepared.origin}: {prepared.sampler}")
+            bars.log(f"{prepared.origin}: {prepared.sampler}")
         count = files.write(prepared, wanted, batch_size=batch_size, accelerator=accelerator, progress=bars)
     if not accelerator.is_main_process:
         return

@@ -2,7 +2,7 @@
 
 import shlex
 import textwrap
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import MISSING, fields
 from pathlib import Path
 
@@ -51,9 +51,12 @@ def suggest(
     found = suggestion_for(dataset, terminal_nats=terminal_nats, max_samples=max_samples, levels=levels, seed=seed)
     print(f"data: {dataset.describe()}, {found.looked_at} of them looked at\n")
     print(_table(found))
-    print(f"\ntrain with:\n  {shlex.join(_command(data, found))}\nor --config a file with:\n")
-    print(textwrap.indent(_fragment(data, found), "  "), end="")
-    print(f"\nand sample with:\n  {shlex.join(_sampling(found))}")
+    noise = LogNormal(round(found.p_mean, 2), round(found.p_std, 2))
+    ends = {"sigma_min": float(f"{found.sigma_min:.3g}"), "sigma_max": float(f"{found.sigma_max:.3g}")}
+    print(f"\ntrain with:\n  {shlex.join(_command(data, noise, ends))}\nor --config a file with:\n")
+    print(textwrap.indent(_fragment(data, noise, ends), "  "), end="")
+    sampling = ["openedm", "sample", "RUN", "SAMPLES", *(f"--{name}={value:g}" for name, value in ends.items())]
+    print(f"\nand sample with:\n  {shlex.join(sampling)}")
     if json is not None:
         write_json(Path(json), {"data": dataset.describe(), **found.to_dict()})
         print(f"\nwrote {json}")
@@ -84,29 +87,14 @@ def _table(found: Suggestion) -> str:
     return "\n".join(lines)
 
 
-def _rounded(found: Suggestion) -> tuple[LogNormal, Karras]:
-    """The choices that are suggested, with three digits."""
-    noise = LogNormal(round(found.p_mean, 2), round(found.p_std, 2))
-    return noise, Karras(sigma_min=float(f"{found.sigma_min:.3g}"), sigma_max=float(f"{found.sigma_max:.3g}"))
-
-
-def _command(data: Source, found: Suggestion) -> list[str]:
+def _command(data: Source, noise: LogNormal, ends: Mapping[str, float]) -> list[str]:
     """`openedm train` with these choices; it measures sigma_data itself."""
-    noise, levels = _rounded(found)
     return [
         *("openedm", "train", "RUN", *_source_options(data)),
         f"--objective.noise.p_mean={noise.p_mean:g}",
         f"--objective.noise.p_std={noise.p_std:g}",
-        f"--sampler.levels.sigma_min={levels.sigma_min:g}",
-        f"--sampler.levels.sigma_max={levels.sigma_max:g}",
+        *(f"--sampler.levels.{name}={value:g}" for name, value in ends.items()),
     ]
-
-
-def _sampling(found: Suggestion) -> list[str]:
-    """`openedm sample` from σ_max to σ_min."""
-    _, levels = _rounded(found)
-    ends = (f"--sigma_min={levels.sigma_min:g}", f"--sigma_max={levels.sigma_max:g}")
-    return ["openedm", "sample", "RUN", "SAMPLES", *ends]
 
 
 def _source_options(data: Source) -> Iterator[str]:
@@ -118,14 +106,12 @@ def _source_options(data: Source) -> Iterator[str]:
             yield f"--data.{field.name}={value}"
 
 
-def _fragment(data: Source, found: Suggestion) -> str:
+def _fragment(data: Source, noise: LogNormal, ends: Mapping[str, float]) -> str:
     """The same as YAML."""
-    noise, levels = _rounded(found)
-    ends = {"sigma_min": levels.sigma_min, "sigma_max": levels.sigma_max}
     return dump(
         {
             "data": data,
             "objective": {"class_path": class_path(EDM), "init_args": {"noise": noise}},
-            "sampler": {"levels": {"class_path": class_path(Karras), "init_args": ends}},
+            "sampler": {"levels": {"class_path": class_path(Karras), "init_args": dict(ends)}},
         }
     )

@@ -58,6 +58,11 @@ class Bars:
         self._bar.set_postfix({key: count for key, count in counts.items() if count}, refresh=False)
         self._bar.update((done if total is None else min(done, total)) - self._bar.n)
 
+    def log(self, line: str) -> None:
+        """End the bar and print a line below it."""
+        self.close()
+        print(line)
+
     def close(self) -> None:
         """End the bar."""
         if self._bar is not None:

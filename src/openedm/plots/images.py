@@ -36,12 +36,12 @@ def sample_grid(
     height, width = x.shape[2:]
     padding = 1 if titles is None else -(-height // 4)
     pixels = image_grid(x, columns, padding=padding)
-    axes = _image_axes(pixels, TILE_INCHES / max(height, width), top=0.25 if titles else 0.05)
+    figure, axes = _image_axes(pixels, TILE_INCHES / max(height, width), top=0.25 if titles else 0.05)
     across = (pixels.shape[1] + padding) // (width + padding)
     for i, title in enumerate(titles or ()):
         left, top = i % across * (width + padding), i // across * (height + padding)
         axes.text(left + (width - 1) / 2, top - 1, title, fontsize=8, ha="center", va="bottom")
-    return _figure_of(axes)
+    return figure
 
 
 def denoising_trajectory(states: Sequence[State], samples: int = 6, columns: int = 8) -> Figure:
@@ -69,12 +69,15 @@ def denoising_trajectory(states: Sequence[State], samples: int = 6, columns: int
     blocks = [_noisy_above_denoised(shown, sample) for sample in range(samples)]
     gap = max(2, height // 6)
     pixels = _stacked(blocks, gap)
-    axes = _image_axes(pixels, TILE_INCHES / max(height, width), left=0.8, top=0.3)
-    _tick(axes, [(i + 0.5) * (width + 1) for i in range(len(shown))], [format_sigma(s.sigma) for s in shown])
+    figure, axes = _image_axes(pixels, TILE_INCHES / max(height, width), left=0.8, top=0.3)
+    axes.xaxis.tick_top()
+    sigmas = [format_sigma(state.sigma) for state in shown]
+    axes.set_xticks([(i + 0.5) * (width + 1) for i in range(len(shown))], [f"σ = {sigmas[0]}", *sigmas[1:]])
+    axes.tick_params(length=0, labelsize=9, labelcolor=GREY)
     middles = [row * (height + 1) + height / 2 for row in (0, 1)]
     starts = [i * (blocks[0].shape[0] + gap) for i in range(samples)]
     axes.set_yticks([start + middle for start in starts for middle in middles], ["noisy", "denoised"] * samples)
-    return _figure_of(axes)
+    return figure
 
 
 def _noisy_above_denoised(states: Sequence[State], sample: int) -> Pixels:
@@ -88,8 +91,10 @@ def _stacked(blocks: Sequence[Pixels], gap: int) -> UInt8[np.ndarray, "height co
     return np.concatenate([part for block in blocks for part in (between, block)][1:])
 
 
-def _image_axes(pixels: Pixels, inches: float, *, left: float = 0.05, top: float = 0.05, margin: float = 0.05) -> Axes:
-    """Axes, in a figure that fits them, with one pixel drawn `inches` wide; the margins are in inches too."""
+def _image_axes(
+    pixels: Pixels, inches: float, *, left: float = 0.05, top: float = 0.05, margin: float = 0.05
+) -> tuple[Figure, Axes]:
+    """A figure and axes that it fits, with one pixel drawn `inches` wide; the margins are in inches too."""
     height, width = (inches * size for size in pixels.shape[:2])
     total_width, total_height = left + width + margin, top + height + margin
     figure = Figure(figsize=(total_width, total_height))
@@ -99,16 +104,4 @@ def _image_axes(pixels: Pixels, inches: float, *, left: float = 0.05, top: float
     axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255, aspect="auto")
     axes.set_xticks([])
     axes.set_yticks([])
-    return axes
-
-
-def _tick(axes: Axes, places: Sequence[float], sigmas: Sequence[str]) -> None:
-    axes.xaxis.tick_top()
-    axes.set_xticks(places, [f"σ = {sigmas[0]}", *sigmas[1:]])
-    axes.tick_params(length=0, labelsize=9, labelcolor=GREY)
-
-
-def _figure_of(axes: Axes) -> Figure:
-    figure = axes.get_figure(root=True)
-    assert figure is not None
-    return figure
+    return figure, axes

@@ -67,8 +67,7 @@ def convert(
                 progress=bars,
             )
         except KeyboardInterrupt:
-            bars.close()
-            print(f"stopped; the same command with --resume true goes on: {out}")
+            bars.log(f"stopped; the same command with --resume true goes on: {out}")
             raise
     shape = "×".join(map(str, manifest["shape"]))
     classes = f"in {manifest['num_classes']} classes" if manifest["num_classes"] else "without classes"

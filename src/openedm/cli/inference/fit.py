@@ -64,9 +64,8 @@ def fit(
                 progress=bars,
             )
         except KeyboardInterrupt:
-            bars.close()
             if run is not None:
-                print(f"stopped; what was trained is in {run}: the same command with --resume true goes on")
+                bars.log(f"stopped; what was trained is in {run}: the same command with --resume true goes on")
             raise
     posterior.save(out)
     print(rows({"prior": "none" if chosen is None else type(chosen).__name__, **_report(posterior), "posterior": out}))

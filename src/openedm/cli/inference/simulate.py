@@ -69,8 +69,7 @@ def simulate(
                 progress=lambda p: bars("simulations", p.done + p.failed, num, failed=p.failed),
             )
         except KeyboardInterrupt:
-            bars.close()
-            print(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command goes on")
+            bars.log(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command goes on")
             raise
         except RuntimeError as error:  # each simulation failed
             raise ValueError(f"simulator={simulator!r}: {error}") from error
