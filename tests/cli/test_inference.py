@@ -16,6 +16,7 @@ from openedm.cli.inference.arguments import settings_of, tasks_of
 from openedm.cli.inference.fit import fit as command
 from openedm.cli.parsing import parse, parser_for
 from openedm.cli.terminal import Bars, table
+from openedm.ground.progress import no_progress
 from openedm.inference import Box, DenoiserPosterior, Settings, Store, calibrate, fit, load, simulate, tasks
 from openedm.inference import benchmark as library
 from openedm.inference.benchmark import FRESH
@@ -245,7 +246,7 @@ def test_a_simulator_that_always_fails_is_one_line_with_its_first_error(openedm,
 
 def test_simulate_interrupted_says_how_to_go_on(openedm, tmp_path, monkeypatch):
     def interrupted(*arguments, **options):
-        simulate(*arguments, **options | {"progress": None})
+        simulate(*arguments, **options | {"progress": no_progress})
         raise KeyboardInterrupt
 
     monkeypatch.setattr("openedm.inference.simulation.simulate", interrupted)

@@ -44,8 +44,8 @@ def test_threads_take_turns_with_the_global_generators():
 
 
 def test_an_early_end_is_quiet_and_leaves_the_workers_usable():
-    def progress(p):
-        if p.done > 20:
+    def progress(name, done, total, failed):
+        if done > 20:
             raise LookupError("enough")
 
     with pytest.raises(LookupError, match="enough"):

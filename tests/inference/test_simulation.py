@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from openedm.inference.simulation import SimulationProgress, simulate
+from openedm.inference.simulation import simulate
 from openedm.inference.simulations import Failure, Simulations, Store
 from simulators import PRIOR, own_seed, row_seeds, same
 
@@ -209,9 +209,13 @@ def test_progress_counts_results_and_failures():
         return theta
 
     second = int(simulate(own_seed, PRIOR, 2).seeds[1])
-    told: list[SimulationProgress] = []
-    simulate(simulator, PRIOR, 4, batch_size=1, progress=told.append)
-    assert [(p.done, p.failed, p.total) for p in told] == [(0, 0, 4), (1, 0, 4), (1, 1, 4), (2, 1, 4), (3, 1, 4)]
+    states: list[tuple[float, float | None, int]] = []
+
+    def progress(name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
+        states.append((done, total, counts["failed"]))
+
+    simulate(simulator, PRIOR, 4, batch_size=1, progress=progress)
+    assert states == [(0, 4, 0), (1, 4, 0), (2, 4, 1), (3, 4, 1), (4, 4, 1)]
 
 
 @pytest.mark.parametrize(

@@ -177,8 +177,8 @@ def test_an_interruption_saves_what_is_finished_and_is_passed_on(path):
 
 
 def test_an_error_in_the_callers_progress_saves_what_is_finished(path):
-    def progress(p):
-        if p.done >= 10:
+    def progress(name, done, total, failed):
+        if done >= 10:
             raise RuntimeError("window closed")
 
     with pytest.raises(RuntimeError, match="window closed"):

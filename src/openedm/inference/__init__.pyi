@@ -32,6 +32,6 @@ from .priors import (
 from .refine import Refinement as Refinement
 from .sequential import Round as Round, fit_sequentially as fit_sequentially
 from .settings import MixtureOptions as MixtureOptions, Settings as Settings
-from .simulation import SimulationProgress as SimulationProgress, simulate as simulate
+from .simulation import simulate as simulate
 from .simulations import Failure as Failure, Simulations as Simulations, Store as Store
 from .trained import DenoiserPosterior as DenoiserPosterior, Parts as Parts

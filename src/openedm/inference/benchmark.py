@@ -17,8 +17,8 @@ from typing import Any, TypeVar
 import torch
 
 from openedm import __version__
+from openedm.ground.progress import Progress, no_progress
 from openedm.inference.calibration import calibrate
-from openedm.inference.candidates import FitProgress
 from openedm.inference.fitting import fit
 from openedm.inference.settings import Settings
 from openedm.inference.simulation import simulate
@@ -48,7 +48,7 @@ def benchmark_task(
     calibration_samples: int = 200,
     keep: Path | None = None,
     seed: int = 0,
-    progress: FitProgress = lambda name, share: None,
+    progress: Progress = no_progress,
 ) -> dict[str, Any]:
     """Simulate, fit, sample and score one task; returns the numbers.
 
@@ -105,7 +105,7 @@ def references(task: Task, folder: Path, num_samples: int, first: int | None = N
 
 
 def _fitted(
-    task: Task, simulations: int, seed: int, settings: Settings | None, progress: FitProgress
+    task: Task, simulations: int, seed: int, settings: Settings | None, progress: Progress
 ) -> tuple[dict[str, Any], DenoiserPosterior]:
     drawn, simulating = _timed(lambda: simulate(task.simulate, task.prior, simulations, seed=seed, batched=True))
     posterior, fitting = _timed(
@@ -115,7 +115,7 @@ def _fitted(
     return row, posterior
 
 
-def _scored(posterior: DenoiserPosterior, known: Observations, seed: int, progress: FitProgress) -> dict[str, Any]:
+def _scored(posterior: DenoiserPosterior, known: Observations, seed: int, progress: Progress) -> dict[str, Any]:
     scores, seconds, plain_scores, plain_seconds = [], [], [], []
     n = known.reference.shape[1]
     for i, (x, reference) in enumerate(zip(known.x, known.reference, strict=True)):
@@ -143,7 +143,7 @@ def _scored(posterior: DenoiserPosterior, known: Observations, seed: int, progre
 
 
 def _calibrated(
-    posterior: DenoiserPosterior, task: Task, count: int, num_samples: int, seed: int, progress: FitProgress
+    posterior: DenoiserPosterior, task: Task, count: int, num_samples: int, seed: int, progress: Progress
 ) -> dict[str, Any]:
     fresh = simulate(task.simulate, task.prior, count, seed=FRESH + seed, batched=True)
     progress("calibrating", 0.0)

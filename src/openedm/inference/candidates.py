@@ -10,7 +10,7 @@ likelihood, normalised, exceeds that by more than its standard error, samples of
 
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -22,6 +22,7 @@ from torch import Tensor
 
 from openedm.data import Pairs
 from openedm.denoiser import Denoiser
+from openedm.ground.progress import Progress
 from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, fit_mixture, learn_simulator
 from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
 from openedm.inference.refine import evidence
@@ -31,16 +32,13 @@ from openedm.networks.mixtures import ConditionalMixture
 from openedm.preconditioning import EDM
 from openedm.training import Model, Observer, Trainer, TrainingProgress
 
-__all__ = ["Candidates", "FitProgress", "Job", "Verdict", "is_certain_gain", "judge", "train_candidates"]
+__all__ = ["Candidates", "Job", "Verdict", "is_certain_gain", "judge", "train_candidates"]
 
 MAX_WHITENED = 10.0
 """Draws of the emulator that the conditional Gaussian puts further away are left out."""
 
 NUM_DRAWS = 64
 """Posterior samples for each held-out simulation, by which prior × learned likelihood is normalised."""
-
-FitProgress = Callable[[str, float], None]
-"""Called with what a fit is doing and the share of it that is done."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +55,7 @@ class Job:
     run: Path | None
     resume: bool
     observers: tuple[Observer, ...]
-    progress: FitProgress
+    progress: Progress
 
 
 class Candidates(NamedTuple):
@@ -111,7 +109,7 @@ class Verdict:
     seconds: float
 
 
-def judge(candidates: Candidates, data: Prepared, progress: FitProgress) -> Verdict:
+def judge(candidates: Candidates, data: Prepared, progress: Progress) -> Verdict:
     """Compare the candidates on held-out simulations."""
     started, settings = time.perf_counter(), data.settings
     rows = data.held_out[: settings.judged]
@@ -223,7 +221,7 @@ def _train(
 class _Watch(Observer):
     """Reports how far a training is."""
 
-    def __init__(self, name: str, images: int, progress: FitProgress) -> None:
+    def __init__(self, name: str, images: int, progress: Progress) -> None:
         self.name, self.images, self.progress = name, images, progress
 
     def on_progress(self, progress: TrainingProgress) -> None:
@@ -236,7 +234,7 @@ def _gains_of_refinement(
     theta: Float[Tensor, "n d"],
     x: Float[Tensor, "n *event"],
     scores: Float[Tensor, " n"],
-    progress: FitProgress,
+    progress: Progress,
 ) -> tuple[Sequence[float], float]:
     """For each held-out simulation ln π(θ | x) − ln q(θ | x), π being prior × learned likelihood, normalised.
 

@@ -61,7 +61,7 @@ class LearnedSimulator(NamedTuple):
     y: Float[Tensor, "draws y"]
 
 
-def learn_simulator(data: Prepared, progress: Callable[[float], None]) -> LearnedSimulator:
+def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> LearnedSimulator:
     """Fit an emulator to the simulations that are trained on, and draw from it.
 
     Args:
@@ -97,7 +97,7 @@ def fit_mixture(
     *,
     seed: int = 0,
     held_out: tuple[Float[Tensor, "judged dim"], Float[Tensor, "judged condition"]] | None = None,
-    progress: Callable[[float], None] = lambda share: None,
+    progress: Callable[[float], object] = lambda share: None,
 ) -> FittedMixture:
     """Fit q(y | u) by maximum likelihood.
 

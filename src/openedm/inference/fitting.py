@@ -14,7 +14,8 @@ from typing import Any, Literal
 
 from openedm.ground import checks
 from openedm.ground.choices import to_config
-from openedm.inference.candidates import Candidates, FitProgress, Job, Verdict, judge, train_candidates
+from openedm.ground.progress import Progress, no_progress
+from openedm.inference.candidates import Candidates, Job, Verdict, judge, train_candidates
 from openedm.inference.posterior import Values
 from openedm.inference.prepare import Prepared, prepare
 from openedm.inference.settings import Settings
@@ -37,7 +38,7 @@ def fit(
     run: str | Path | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
-    progress: FitProgress | None = None,
+    progress: Progress = no_progress,
 ) -> DenoiserPosterior:
     """The posterior p(θ | x) from simulations.
 
@@ -79,12 +80,11 @@ def fit(
     if resume and run is None:
         raise ValueError("run must be given to resume")
     drop_nonfinite = on_nonfinite == "drop"
-    show = (lambda stage, share: None) if progress is None else progress
-    job = Job(None if run is None else Path(run), resume, tuple(observers), show)
+    job = Job(None if run is None else Path(run), resume, tuple(observers), progress)
 
     data = prepare(theta, x, prior, settings=settings, names=names, drop_nonfinite=drop_nonfinite, seed=seed)
     candidates = train_candidates(data, job)
-    verdict = judge(candidates, data, show)
+    verdict = judge(candidates, data, progress)
     report = _report(data, candidates, verdict)
     return DenoiserPosterior(verdict.parts, prior=data.prior, names=data.names, report=report)
 

@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.inference.candidates import FitProgress
+from openedm.ground.progress import Progress, no_progress
 from openedm.inference.composite import Truncated, as_prior
 from openedm.inference.fitting import fit
 from openedm.inference.posterior import Values
@@ -57,7 +57,7 @@ def fit_sequentially(
     margin: float = 0.2,
     seed: int = 0,
     settings: Settings | None = None,
-    progress: FitProgress | None = None,
+    progress: Progress = no_progress,
 ) -> list[Round]:
     """Posteriors for one observation, each from simulations where the one before has its mass.
 

@@ -12,7 +12,7 @@ import math
 import os
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any, Literal
 
 import numpy as np
@@ -21,13 +21,14 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from openedm.ground import checks
+from openedm.ground.progress import Progress, no_progress
 from openedm.ground.seeding import derive_seed
 from openedm.inference.calling import Call, Chunk, Outcome, Pool, Simulator, name_of
 from openedm.inference.composite import as_prior, prior_to_config
 from openedm.inference.priors import Prior
 from openedm.inference.simulations import Manifest, Simulations, Store
 
-__all__ = ["SimulationProgress", "parameters", "simulate", "simulation_seeds"]
+__all__ = ["parameters", "simulate", "simulation_seeds"]
 
 BLOCK = 1024
 """Parameters and seeds are drawn in blocks of so many."""
@@ -40,21 +41,6 @@ CHUNK_SECONDS = 0.5
 """Wall time that a chunk should take."""
 SAVE_SECONDS = 1.0
 """Work of each process after which results are written."""
-
-
-@dataclass(frozen=True)
-class SimulationProgress:
-    """How far `simulate` is.
-
-    Attributes:
-        done: simulations with a result, those of the store included.
-        failed: simulations without a result.
-        total: all simulations.
-    """
-
-    done: int
-    failed: int
-    total: int
 
 
 def simulate(
@@ -70,7 +56,7 @@ def simulate(
     store: Store | str | os.PathLike[str] | None = None,
     retry_failures: bool = False,
     on_error: Literal["report", "raise"] = "report",
-    progress: Callable[[SimulationProgress], None] | None = None,
+    progress: Progress = no_progress,
 ) -> Simulations:
     """Draw θ ~ prior and x ~ p(x|θ), n times.
 
@@ -107,7 +93,8 @@ def simulate(
         store: a folder for the simulations, or a `Store`.
         retry_failures: whether to run simulations again that failed according to the store.
         on_error: "report" failures, or "raise" at the first.
-        progress: is called after every chunk, in this thread.
+        progress: called after every chunk, in this thread, with the number of simulations that have ended, those of the
+            store included, and of those `failed`.
 
     Returns:
         The simulations that gave a result, by index, with the failures and the prior.
@@ -179,12 +166,11 @@ def _run(
     chunks: "_Chunks",
     results: "_Results",
     on_error: str,
-    progress: Callable[[SimulationProgress], None] | None,
+    progress: Progress,
 ) -> None:
     """Simulate all chunks. Finished ones are saved, also if an error ends the run."""
-    report = progress or (lambda progress: None)
     try:
-        report(results.progress)
+        results.report(progress)
         while chunks.remaining:
             # Until a result shows its shape, one chunk runs at a time.
             some = chunks if results.x_shape is not None else iter([next(chunks)])
@@ -192,7 +178,7 @@ def _run(
                 for outcome in outcomes:
                     results.take(outcome)
                     chunks.adapt(outcome)
-                    report(results.progress)
+                    results.report(progress)
                     if outcome.interrupted:
                         raise KeyboardInterrupt
                     if (failures := outcome.simulations.failures) and on_error == "raise":
@@ -262,9 +248,8 @@ class _Results:
         self._failed = len(failed)
         self.missing = np.flatnonzero(missing)
 
-    @property
-    def progress(self) -> SimulationProgress:
-        return SimulationProgress(self._done, self._failed, self._n)
+    def report(self, progress: Progress) -> None:
+        progress("simulations", self._done + self._failed, self._n, failed=self._failed)
 
     def take(self, outcome: Outcome) -> None:
         part = outcome.simulations

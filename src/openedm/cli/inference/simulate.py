@@ -66,7 +66,7 @@ def simulate(
                 arrays=arrays,
                 store=store,
                 retry_failures=retry_failures,
-                progress=lambda p: bars("simulations", p.done + p.failed, num, failed=p.failed),
+                progress=bars,
             )
         except KeyboardInterrupt:
             bars.log(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command goes on")
