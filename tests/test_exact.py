@@ -282,5 +282,5 @@ class TestMixture:
             GaussianMixture([1.0], [[0.0, 0.0]], [[[0.0, 1.0], [1.0, 0.0]]])
         with pytest.raises(ValueError, match=r"condition must be None: a Gaussian mixture is unconditional"):
             GaussianMixture([1.0], [[0.0, 0.0]], [unit])(torch.zeros(1, 2), 1.0, torch.zeros(1))
-        with pytest.raises(ValueError, match=r"ode_solution needs a mixture of one component, this one has 2"):
+        with pytest.raises(ValueError, match=r"ode_solution requires a mixture of one component, got 2 components"):
             random_mixture(2, 1, 0).ode_solution(torch.zeros(1, 1), 1.0, 0.5)

@@ -106,7 +106,10 @@ class TestWeights:
             (lambda: Interval(math.nan), r"weight must be a finite number, got nan"),
             (lambda: Interval(2.0, low=-1.0), r"low must be >= 0, got -1\.0"),
             (lambda: Interval(2.0, 3.0, 2.0), r"low must be < high, got low=3\.0 and high=2\.0"),
-            (lambda: Piecewise((1.0,), (1.0,)), r"sigmas and weights must hold as many values, at least 2, got 1"),
+            (
+                lambda: Piecewise((1.0,), (1.0,)),
+                r"sigmas and weights must hold the same number of values, at least 2, got 1",
+            ),
             (lambda: Piecewise((1.0, 2.0), (1.0,)), r"got 2 sigmas and 1 weights"),
             (lambda: Piecewise((0.0, 2.0), (1.0, 2.0)), r"sigmas\[0\] must be finite and > 0, got 0\.0"),
             (lambda: Piecewise((1.0, 2.0), (1.0, -2.0)), r"weights\[1\] must be >= 0, got -2\.0"),
@@ -233,7 +236,9 @@ class TestGuided:
         assert not torch.equal(expected, sigma.double())
         for main, guiding in ((discrete, continuous), (continuous, discrete), (discrete, with_levels(IDDPM()))):
             assert torch.equal(Guided(main, guiding, 2.0).round_sigma(sigma), expected)
-        with pytest.raises(ValueError, match="main and guiding must know the same noise levels: the nearest that main"):
+        with pytest.raises(
+            ValueError, match="main and guiding must support the same noise levels: the level of main nearest"
+        ):
             Guided(with_levels(IDDPM(num_levels=10)), discrete, 2.0)
 
     @pytest.mark.parametrize(
@@ -334,7 +339,7 @@ class TestClassifierFree:
         ("call", "message"),
         [
             (lambda: ClassifierFree(mixture(0), 2.0), r"denoiser must be conditional: it has num_classes=0"),
-            (lambda: ClassifierFree(classes(), 2.0)(normal(1, 2), 1.0), r"condition must be given: classifier-free"),
+            (lambda: ClassifierFree(classes(), 2.0)(normal(1, 2), 1.0), r"condition must be given for classifier-free"),
             (
                 lambda: ClassifierFree(classes(), 2.0, null=torch.zeros(2))(normal(1, 2), 1.0, torch.tensor([0])),
                 r"null must have the shape of one sample's condition, \(\), got \(2,\)",

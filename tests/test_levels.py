@@ -70,7 +70,7 @@ def test_a_range_outside_the_denoisers_is_refused(levels: Levels, factor: float)
         (levels.sigma_max * factor, levels.sigma_max * factor * 2),
         (levels.sigma_min / factor / 2, levels.sigma_min / factor),
     ):
-        with pytest.raises(ValueError, match=r"between .* and .* lie outside the denoiser's range \["):
+        with pytest.raises(ValueError, match=r"between .* and .* are outside the denoiser's range \["):
             levels.within(low, high)
 
 
@@ -178,7 +178,7 @@ def test_half_a_step_is_refused(rule: Callable[..., Levels]) -> None:
 
 
 def test_explicit_levels_are_not_cut() -> None:
-    message = "values between 0.01 and 50 exceed the range [0.02, 50] that the denoiser supports of it"
+    message = "values between 0.01 and 50 exceed the range [0.02, 50] that the denoiser supports"
     with pytest.raises(ValueError, match=re.escape(message)):
         Explicit((50.0, 0.01)).within(0.02, 60.0)
 

@@ -287,7 +287,7 @@ def test_the_published_ranges_are_kept() -> None:
         (lambda: Adapter(table=(-1.0, 2.0)), "table[0] must be >= 0, got -1.0"),
         (lambda: Adapter(table=(1.0, math.inf)), "table[-1] must be a finite number, got inf"),
         (lambda: Adapter(time_scale=0.0), "time_scale must be finite and > 0, got 0.0"),
-        (lambda: Adapter(time_scale=2.0, table=(1.0, 2.0)), "time_scale has no effect beside a table and must be 1.0"),
+        (lambda: Adapter(time_scale=2.0, table=(1.0, 2.0)), "time_scale has no effect with a table and must be 1.0"),
         (lambda: Adapter(table=(1.0,)), "table must hold at least 2 strictly increasing levels, got 1"),
         (lambda: Adapter("v", schedules.RectifiedFlow()), "predicts='v' needs a schedule with VPScaling"),
     ],

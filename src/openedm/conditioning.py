@@ -1,9 +1,9 @@
-"""Conditioning without training: any denoiser, given a noisy linear measurement of the clean sample.
+"""Conditioning of any denoiser on a noisy linear measurement of the clean sample, without training.
 
     y = A x₀ + σ_y n,   D(x; σ | y) = E[x₀ | x, y] = D(x; σ) + σ² ∇ₓ ln p(y | x; σ)
 
 With the covariance V = Cov[x₀ | x] = σ² ∂D/∂x (the second-order form of D = E[x₀ | x]) and the residual r = y − A D,
-each algorithm adds V Aᵀ u to D. They differ in u:
+each algorithm adds V Aᵀ u to D. The algorithms differ in u:
 
 | algorithm | p(y | x; σ) is taken to be | u |
 |---|---|---|
@@ -35,7 +35,7 @@ __all__ = ["DPS", "MMPS", "Conditioned", "conjugate_gradients"]
 
 
 class Conditioned(Denoiser, ABC):
-    """D(x; σ) + V Aᵀ u: base class of denoisers that are given a measurement. A subclass defines u, `weighted`.
+    """Base class of denoisers that are conditioned on a measurement: D(x; σ) + V Aᵀ u. Subclasses define `weighted`, u.
 
     Shape, classes, σ_data and noise levels are those of the denoiser. The result is differentiable where autograd is
     on, and detached otherwise, as inside a sampler.
@@ -45,7 +45,7 @@ class Conditioned(Denoiser, ABC):
         measurement: y, A and σ_y.
 
     Raises:
-        ValueError: the measurement does not fit the samples of the denoiser (where it knows their shape), or its
+        ValueError: the measurement does not fit the samples of the denoiser (where it has an `event_shape`), or its
             operator is not linear or has another adjoint.
     """
 
@@ -70,7 +70,7 @@ class Conditioned(Denoiser, ABC):
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
     ) -> Float[Tensor, "batch *event"]:
         """D + V Aᵀ u."""
-        # A function transform: it differentiates inside no_grad, too, and records nothing there.
+        # A function transform also differentiates inside no_grad, and records no graph there.
         denoised, vjp = torch.func.vjp(lambda x: self.denoiser(x, sigma, condition), x)[:2]
         variance = per_sample(sigma.square(), x)
 
@@ -93,18 +93,19 @@ class MMPS(Conditioned):
     """Moment-matching posterior sampling (Rozet et al. 2024): u = (σ_y² I + A V Aᵀ)⁻¹ (y − A D).
 
     Given x, x₀ is taken to be Gaussian, with the mean and the covariance that the denoiser implies; the gradient of V
-    is left out, as published. This is exact for Gaussian data. On data in separate clusters it makes too little of the
-    measurement, and DPS too much: where 95 % of a posterior lay in one of two clusters, MMPS drew 80 % from it and DPS
-    99.9 % (tests/test_conditioning.py).
+    is left out, as published. This is exact for Gaussian data. On data in separate clusters it underweights the
+    measurement, and DPS overweights it: where 95 % of a posterior lay in one of two clusters, MMPS drew 80 % from it
+    and DPS 99.9 % (tests/test_conditioning.py).
 
     The linear system is solved by conjugate gradients; each iteration costs a vector-Jacobian product, so that an
-    evaluation costs one of D and `iterations` + 1 products. As many iterations as A V Aᵀ has distinct eigenvalues solve
-    it exactly; fewer give the nearest u that as many products can.
+    evaluation costs one of D and `iterations` + 1 products. If there are as many iterations as distinct eigenvalues of
+    A V Aᵀ, the solution is exact; fewer give the best u in the Krylov space of as many products.
 
     Args:
         denoiser: D.
         measurement: y, A and σ_y.
-        iterations: of the conjugate gradients, ≥ 1. A sample whose residual reached rounding takes no further ones.
+        iterations: the number of iterations of conjugate gradients, ≥ 1. A sample whose residual is at the level of
+            rounding takes no further ones.
 
     Raises:
         ValueError: `iterations` is less than 1, or as for `Conditioned`.
@@ -133,15 +134,15 @@ class MMPS(Conditioned):
 class DPS(Conditioned):
     """Diffusion posterior sampling (Chung et al. 2023): a step along the gradient of ‖y − A D(x; σ)‖².
 
-    `step="likelihood"` is their Theorem 1 as it stands: p(y | x; σ) is taken to be N(y; A D, σ_y² I), so that
-    u = ζ r/σ_y² with ζ = 1. It is biased where the measurement says much. For Gaussian data of variance λ, measured
-    directly with κ = λ/σ_y², the ODE ends with mean y √(2κ) F(√(κ/2)) and variance λ e^{−κ} (F: Dawson's integral),
-    where the posterior has y κ/(1+κ) and λ/(1+κ); and it is stiff, solvers need steps Δ ln σ < 8/κ.
+    `step="likelihood"` is their Theorem 1 unchanged: p(y | x; σ) is taken to be N(y; A D, σ_y² I), so that u = ζ r/σ_y²
+    with ζ = 1. It is biased where the measurement is informative. For Gaussian data of variance λ, measured directly
+    with κ = λ/σ_y², the ODE ends with mean y √(2κ) F(√(κ/2)) and variance λ e^{−κ} (F: Dawson's integral), where the
+    posterior has y κ/(1+κ) and λ/(1+κ). The ODE is stiff: solvers need steps Δ ln σ < 8/κ.
 
     `step="residual"` is what their experiments run: after step i of a chain of 1000, ζ_i = ζ′/‖r‖ times the gradient is
-    subtracted. A denoiser has no steps. Where step i of the chain adds β_i times the score, the same displacement is
-    ∇ₓ ln p = −(ζ′/β_i) ∇ₓ‖r‖²/‖r‖, and ζ here stands for ζ′/β_i, in the inverse units of y: u = 2ζ r/‖r‖. σ_y has no
-    part in it. The step is that of MMPS on the average at ζ = ½ √m/√(λ + σ_y²), for m values that vary by λ.
+    subtracted. A denoiser has no steps. Where step i of the chain adds β_i times the score, the same displacement is ∇ₓ
+    ln p = −(ζ′/β_i) ∇ₓ‖r‖²/‖r‖, and ζ here stands for ζ′/β_i, in the inverse units of y: u = 2ζ r/‖r‖. σ_y does not
+    occur in it. The step equals that of MMPS on average at ζ = ½ √m/√(λ + σ_y²), for m values that vary by λ.
 
     An evaluation costs one of D and one vector-Jacobian product.
 
@@ -181,10 +182,10 @@ class DPS(Conditioned):
 def conjugate_gradients(
     apply: Callable[[Tensor], Tensor], b: Float[Tensor, "batch *shape"], iterations: int
 ) -> Float[Tensor, "batch *shape"]:
-    """M⁻¹ b after some iterations from 0, for each sample by itself; M symmetric and positive definite.
+    """M⁻¹ b after some iterations from 0, for each sample separately; M symmetric and positive definite.
 
-    A sample stands still once its residual has fallen to rounding, or where M is found not to be positive. Nothing is
-    read back from the device.
+    A sample no longer changes once its residual is at the level of rounding, or where M is found not to be positive.
+    The host does not wait for the device.
 
     Args:
         apply: u ↦ M u.
@@ -198,16 +199,16 @@ def conjugate_gradients(
     for _ in range(iterations):
         image = apply(direction)
         curvature = _dot(direction, image)
-        moving = (squared > smallest) & (curvature > 0)
-        alpha = torch.where(moving, squared / torch.where(moving, curvature, 1), 0)
+        active = (squared > smallest) & (curvature > 0)
+        alpha = torch.where(active, squared / torch.where(active, curvature, 1), 0)
         u = u + alpha * direction
         residual = residual - alpha * image
-        following = torch.where(moving, _dot(residual, residual), 0)
-        direction = residual + following / torch.where(moving, squared, 1) * direction
-        squared = following
+        new_squared = torch.where(active, _dot(residual, residual), 0)
+        direction = residual + new_squared / torch.where(active, squared, 1) * direction
+        squared = new_squared
     return u
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
-    """⟨a, b⟩ of each sample, made to broadcast against them."""
+    """⟨a, b⟩ of each sample, in a shape that broadcasts against a and b."""
     return (a * b).flatten(1).sum(1).reshape(-1, *[1] * (a.ndim - 1))

@@ -1,4 +1,4 @@
-"""Denoisers: D(x; σ, condition) estimates the clean y from x = y + σ n. This is the one interface between all rooms.
+"""Denoisers: D(x; σ, condition) estimates the clean y from x = y + σ n. All rooms use this one interface.
 
 The score is ∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (Karras et al. 2022, eq. 3).
 """
@@ -33,8 +33,8 @@ class Denoiser(nn.Module, ABC):
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes it can be conditioned on; 0 if none.
         condition_shape: the shape of the floats that it must be conditioned on; None if there are none.
-        sigma_data: standard deviation of the data, which says where noise levels matter; EDM's 0.5 where it is unknown.
-        rows: the number of samples it has settings of their own for, such as guidance weights; None for any number.
+        sigma_data: standard deviation of the data, which sets the scale of noise levels; EDM's 0.5 where it is unknown.
+        rows: the number of samples for which it has individual settings, such as guidance weights; None if it has none.
     """
 
     sigma_min: float = 0.0
@@ -46,7 +46,7 @@ class Denoiser(nn.Module, ABC):
     condition_shape: tuple[int, ...] | None = None
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """The nearest noise level that the denoiser knows; σ itself unless it was trained at discrete levels."""
+        """The nearest noise level that the denoiser supports; σ itself unless it was trained at discrete levels."""
         return float64(sigma)
 
     @abstractmethod
@@ -68,7 +68,7 @@ class Denoiser(nn.Module, ABC):
             options: passed on to `denoise`; networks take `augment`, the augmentation label, in training.
 
         Raises:
-            ValueError: shapes do not fit, or sigma is a negative number or NaN; networks also refuse 0.
+            ValueError: shapes do not fit, or sigma is a negative number or NaN; for networks 0 is an error, too.
         """
         sigma = float64(sigma)
         if sigma.ndim == 0 and sigma.device.type == "cpu" and not sigma >= 0:
@@ -85,12 +85,12 @@ class Denoiser(nn.Module, ABC):
         return self.denoise(x, sigma, condition, **options)
 
     def check_condition(self, condition: Condition, count: int) -> None:
-        """Refuse a condition that does not go with `count` samples.
+        """Raise an error unless the condition fits `count` samples.
 
         Raises:
-            TypeError: it is no tensor of rows.
-            ValueError: it has not one row a sample; or, with a `condition_shape`, it is missing, has another shape or
-                neither one row a sample nor a single one.
+            TypeError: it is not a tensor of rows.
+            ValueError: it does not have one row a sample; or, with a `condition_shape`, it is missing, has another
+                shape or neither one row a sample nor a single one.
         """
         check_condition_type(condition)
         shape = self.condition_shape
@@ -99,16 +99,16 @@ class Denoiser(nn.Module, ABC):
                 raise ValueError(f"condition must have one row a sample ({count}), got {condition.shape[0]} rows")
             return
         if condition is None:
-            raise ValueError(f"condition must be given, {_shape_with('batch or 1', shape)}: got None")
+            raise ValueError(f"condition must be given, {_format_shape('batch or 1', shape)}: got None")
         if tuple(condition.shape[1:]) != shape or condition.shape[0] not in (1, count):
             raise ValueError(
-                f"condition must have shape {_shape_with(f'{count} or 1', shape)}, got {tuple(condition.shape)}"
+                f"condition must have shape {_format_shape(f'{count} or 1', shape)}, got {tuple(condition.shape)}"
             )
 
     def condition_of(
         self, condition: Condition, rows: slice | Int64[Tensor, "rows"]
     ) -> Shaped[Tensor, "chosen *features"] | None:
-        """The condition of some of the samples; one that is the same for all of them as it is."""
+        """The condition of some of the samples; a single row for all samples is returned unchanged."""
         if condition is None or (self.condition_shape is not None and len(condition) == 1):
             return condition
         return condition[rows]
@@ -125,22 +125,22 @@ class Denoiser(nn.Module, ABC):
         return (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
 
 
-def _shape_with(rows: str, shape: tuple[int, ...]) -> str:
+def _format_shape(rows: str, shape: tuple[int, ...]) -> str:
     return f"({', '.join((rows, *map(str, shape)))})"
 
 
 def per_sample(values: Float64[Tensor, "*batch_or_none"], x: Float[Tensor, "batch *event"]) -> Tensor:
-    """`values`, of shape () or (batch,), made to broadcast against x, in x's dtype.
+    """`values`, of shape () or (batch,), in a shape that broadcasts against x, in x's dtype.
 
-    The one place where σ arithmetic (float64) meets data. A scalar stays on the host: it multiplies without a copy to
-    the device and without a synchronisation.
+    σ arithmetic (float64) meets data only here. A scalar stays on the host: the product needs neither a copy to the
+    device nor a synchronisation.
     """
     if values.ndim == 0:
         return values.to(x.dtype)
     return values.to(x.dtype).to(x.device).reshape(-1, *[1] * (x.ndim - 1))
 
 
-DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
+DROPOUT_TYPES = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout, nn.FeatureAlphaDropout)
 
 
 def check_condition_type(condition: object) -> None:
@@ -154,11 +154,11 @@ def check_condition_type(condition: object) -> None:
 
 
 def check_evaluation_mode(denoiser: Denoiser) -> None:
-    """Refuse what is not a denoiser, and one in training mode, whose dropout would give another result at each call.
+    """Raise an error unless `denoiser` is a denoiser in evaluation mode; with dropout every call has another result.
 
     Raises:
         TypeError: it is not a denoiser.
-        ValueError: a dropout is on; names it.
+        ValueError: a dropout is active; the message names it.
     """
     if not isinstance(denoiser, Denoiser):
         raise TypeError(
@@ -166,12 +166,12 @@ def check_evaluation_mode(denoiser: Denoiser) -> None:
             "openedm.FunctionDenoiser(function), a network as openedm.Preconditioned(network, preconditioning)"
         )
     for name, module in denoiser.named_modules():
-        if isinstance(module, DROPOUTS) and module.training and module.p > 0:
+        if isinstance(module, DROPOUT_TYPES) and module.training and module.p > 0:
             raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
 
 
 def check_no_per_sample_settings(denoiser: Denoiser) -> None:
-    """Refuse a denoiser with settings for each sample where samples leave the batch on the way.
+    """Raise an error for a denoiser with individual settings of samples, where samples leave the batch during a run.
 
     Raises:
         ValueError: it has such settings.
@@ -179,27 +179,29 @@ def check_no_per_sample_settings(denoiser: Denoiser) -> None:
     if denoiser.rows is not None:
         raise ValueError(
             f"denoiser must have one setting for all samples, but has a guidance weight or measurement for each of "
-            f"{denoiser.rows}: samples that arrive leave the batch here. Give one for all, or take fixed levels"
+            f"{denoiser.rows}: finished samples leave the batch here. Give one for all, or use fixed levels"
         )
 
 
 class Preconditioned(Denoiser):
     """D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (eq. 7).
 
-    The network runs in its own dtype, or in what `configure_execution` has set; everything around it in the dtype of x.
+    The network runs in its own dtype, or in what `configure_execution` has set; the arithmetic around it runs in the
+    dtype of x.
 
     Args:
         network: F, an `nn.Module` called as `network(x, c_noise, condition)`, further options by keyword.
         preconditioning: the four functions c_skip, c_out, c_in, c_noise.
-        sigma_data: standard deviation of the data, > 0. The denoiser owns this number: weightings ask it.
+        sigma_data: standard deviation of the data, > 0. It is stored here only; weightings receive it from the
+            denoiser.
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes of the condition; 0 if none.
-        condition_shape: the shape of one float condition, which the network is then given in its own dtype, (batch or
-            1, *condition_shape); None if there is none.
+        condition_shape: the shape of one float condition. The network receives it in the network's dtype, (batch or 1,
+            *condition_shape). None if there is no such condition.
 
     Raises:
         ValueError: sigma_data is not > 0, or num_classes < 0. When called: the condition does not fit, or the network
-            returns another shape than that of x, apart from further channels.
+            does not return the shape of x, possibly with further channels.
     """
 
     def __init__(
@@ -243,7 +245,7 @@ class Preconditioned(Denoiser):
         if c_noise.ndim == 0:
             if not c_noise.isfinite():
                 raise ValueError(f"sigma must be finite and > 0 for {self.preconditioning}, got {float(sigma)}")
-            # A network that broadcasts computes what it makes of σ and a single condition once for all samples.
+            # A network that broadcasts embeds σ and a single condition once for all samples.
             rows = len(condition) if condition is not None and _broadcasts(self.network) else x.shape[0]
             c_noise = torch.full((rows,), float(c_noise), dtype=dtype, device=x.device)
         if condition is not None and self.condition_shape is not None:
@@ -268,12 +270,13 @@ def configure_execution(
     Weights, files and the arithmetic around the networks stay as they are.
 
     Args:
-        denoiser: any denoiser; all networks of one made of several, such as a guided one, are set.
+        denoiser: any denoiser; if it consists of several, as a guided one does, all their networks are set.
         precision: "bf16" for automatic mixed precision, as in training, with two to three digits; "fp32" for none.
-        compile: compile the networks with torch.compile; the first evaluations are slow. False leaves compiled what is.
+        compile: compile the networks with torch.compile; the first evaluations are slow. False leaves compiled networks
+            compiled.
 
     Raises:
-        ValueError: another precision, or a denoiser without a network to compute so.
+        ValueError: another precision, or a setting without effect on a denoiser without a network.
 
     >>> from openedm.networks import MLP
     >>> from openedm.preconditioning import EDM

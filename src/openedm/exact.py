@@ -27,8 +27,8 @@ def _check_finite(name: str, values: Tensor) -> None:
         raise ValueError(f"{name} must be finite, got {values[~values.isfinite()][0].item()}")
 
 
-def _width(variance: Tensor) -> float:
-    """√ of the mean variance of a coordinate; the denoisers' common default where the data is a single point."""
+def _data_scale(variance: Tensor) -> float:
+    """The square root of the mean variance of a coordinate; the default of `Denoiser` if the data is a single point."""
     return math.sqrt(float(variance)) if variance > 0 else Denoiser.sigma_data
 
 
@@ -39,7 +39,7 @@ class ExactDataset(Denoiser):
         data: the samples y_i, (count, *event).
         labels: integer classes of the samples; the condition then selects the samples of that class (−1: all).
         num_classes: the number of classes; None means the largest label + 1.
-        chunk: how many data points are compared with x at a time; bounds memory.
+        chunk: how many data points are compared with x at a time, which limits the memory.
 
     Raises:
         ValueError: no data, values that are not finite, labels of another length or out of range, or `num_classes`
@@ -68,7 +68,7 @@ class ExactDataset(Denoiser):
         checks.at_least("chunk", chunk, 1)
         self.event_shape = tuple(data.shape[1:])
         self.register_buffer("data", data.flatten(1).to(torch.float64))
-        self.sigma_data = _width(self.data.var(0, correction=0).mean())
+        self.sigma_data = _data_scale(self.data.var(0, correction=0).mean())
         self.register_buffer("labels", labels)
         self.chunk = chunk
         self._classes = frozenset(() if labels is None else labels.tolist())
@@ -122,8 +122,8 @@ class ExactDataset(Denoiser):
     def _masked(self, logits: Tensor, condition: Condition, start: int) -> Tensor:
         if condition is None or self.labels is None:
             return logits
-        wanted = condition[:, None].to(logits.device)
-        other = (self.labels[start : start + self.chunk] != wanted) & (wanted >= 0)
+        classes = condition[:, None].to(logits.device)
+        other = (self.labels[start : start + self.chunk] != classes) & (classes >= 0)
         return logits.masked_fill(other, -torch.inf)
 
 
@@ -172,7 +172,7 @@ class GaussianMixture(Denoiser):
         self.register_buffer("weights", weights / weights.sum())
         self.register_buffer("means", means)
         spread = (means - self.weights @ means).square() + eigenvalues.clamp(min=0).mean(-1, keepdim=True)
-        self.sigma_data = _width((self.weights @ spread).mean())
+        self.sigma_data = _data_scale((self.weights @ spread).mean())
         self.register_buffer("eigenvalues", eigenvalues.clamp(min=0))
         self.register_buffer("eigenvectors", eigenvectors)
 
@@ -209,11 +209,11 @@ class GaussianMixture(Denoiser):
         return torch.einsum("bk,bkn->bn", responsibilities, estimates).to(x.dtype)
 
     def sample(self, count: int, generator: torch.Generator, sigma: float = 0.0) -> Float64[Tensor, "count features"]:
-        """`count` draws from p(x; σ), on the denoiser's device, whichever device the generator is for."""
-        there, here = generator.device, self.means.device
-        component = torch.multinomial(self.weights.to(there), count, replacement=True, generator=generator).to(here)
+        """`count` draws from p(x; σ), on the denoiser's device; the generator may be for another device."""
+        source, device = generator.device, self.means.device
+        component = torch.multinomial(self.weights.to(source), count, replacement=True, generator=generator).to(device)
         shape = count, self.means.shape[1]
-        unit = torch.randn(shape, dtype=torch.float64, generator=generator, device=there).to(here)
+        unit = torch.randn(shape, dtype=torch.float64, generator=generator, device=source).to(device)
         scaled = unit * (self.eigenvalues[component] + sigma**2).sqrt()
         return self.means[component] + torch.einsum("bm,bnm->bn", scaled, self.eigenvectors[component])
 
@@ -226,7 +226,7 @@ class GaussianMixture(Denoiser):
             ValueError: the mixture has several components (no closed form).
         """
         if len(self.weights) != 1:
-            raise ValueError(f"ode_solution needs a mixture of one component, this one has {len(self.weights)}")
+            raise ValueError(f"ode_solution requires a mixture of one component, got {len(self.weights)} components")
         coordinates, variances = self._whitened(x, float64(sigma))
         moved = coordinates * ((self.eigenvalues + sigma_to**2) / variances).sqrt()
         return (self.means[0] + moved[:, 0] @ self.eigenvectors[0].mT).to(x.dtype)

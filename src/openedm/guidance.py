@@ -1,4 +1,4 @@
-"""Guidance: a denoiser pushed away from a worse one.
+"""Guidance: a denoiser extrapolated away from a less accurate one.
 
     D(x; σ) = D₁(x; σ) + (w(σ) − 1) (D₁(x; σ) − D₀(x; σ))
 
@@ -7,8 +7,8 @@ w − 1 here; Karras et al. 2024 and Kynkäänniemi et al. 2024 write w as here.
 
 | guidance | D₁ | D₀ |
 |---|---|---|
-| `ClassifierFree` (Ho & Salimans 2022) | a denoiser, given the condition | the same, given none |
-| `Guided` as autoguidance (Karras et al. 2024) | a denoiser | a smaller or less trained one, given the same |
+| `ClassifierFree` (Ho & Salimans 2022) | a denoiser with the condition | the same without a condition |
+| `Guided` as autoguidance (Karras et al. 2024) | a denoiser | a smaller or less trained one, with the same condition |
 | `Guided` as guidance by an unconditional model | a conditional denoiser | an unconditional one |
 
 | weight | w(σ) |
@@ -17,8 +17,8 @@ w − 1 here; Karras et al. 2024 and Kynkäänniemi et al. 2024 write w as here.
 | `Interval` (Kynkäänniemi et al. 2024) | w for σ_low < σ ≤ σ_high, otherwise 1 |
 | `Piecewise` | given at some noise levels, linear in ln σ between them |
 
-Where w = 1, D₀ is not evaluated. The score of D is that of p₁(x; σ)^w p₀(x; σ)^{1−w}, which is no density plus noise:
-guided samples do not follow p₁^w p₀^{1−w}.
+Where w = 1, D₀ is not evaluated. The score of D is that of p₁(x; σ)^w p₀(x; σ)^{1−w}, which is not the density of data
+with added noise: guided samples do not follow p₁^w p₀^{1−w}.
 """
 
 import math
@@ -56,7 +56,7 @@ class Constant(GuidanceWeight):
     """The same weight at every noise level.
 
     Args:
-        weight: w ≥ 0; 1 is no guidance.
+        weight: w ≥ 0; 1 means no guidance.
 
     Raises:
         ValueError: the weight is negative or not finite.
@@ -79,12 +79,12 @@ class Constant(GuidanceWeight):
 
 @dataclass(frozen=True)
 class Interval(GuidanceWeight):
-    """A weight inside an interval of noise levels and none outside (Kynkäänniemi et al. 2024).
+    """A weight inside an interval of noise levels and no guidance outside (Kynkäänniemi et al. 2024).
 
-    They found guidance harmful at high noise levels, needless at low ones, and useful in between.
+    In their experiments guidance is harmful at high noise levels, unnecessary at low ones, and useful in between.
 
     Args:
-        weight: w ≥ 0 for σ_low < σ ≤ σ_high; 1 is no guidance.
+        weight: w ≥ 0 for σ_low < σ ≤ σ_high; 1 means no guidance.
         low: σ_low ≥ 0, in data units.
         high: σ_high; infinite by default.
 
@@ -117,11 +117,11 @@ class Interval(GuidanceWeight):
 
 @dataclass(frozen=True)
 class Piecewise(GuidanceWeight):
-    """Weights given at some noise levels; between them linear in ln σ, outside them that of the nearest.
+    """Weights given at some noise levels; between them linear in ln σ, outside them the weight of the nearest.
 
     Args:
         sigmas: at least 2 noise levels > 0, strictly increasing, in data units.
-        weights: w ≥ 0 at each; 1 is no guidance.
+        weights: w ≥ 0 at each; 1 means no guidance.
 
     Raises:
         ValueError: a value is out of its range, the levels do not increase, or their numbers differ.
@@ -136,7 +136,7 @@ class Piecewise(GuidanceWeight):
     def __post_init__(self) -> None:
         if len(self.sigmas) < 2 or len(self.weights) != len(self.sigmas):
             raise ValueError(
-                "sigmas and weights must hold as many values, at least 2, "
+                "sigmas and weights must hold the same number of values, at least 2, "
                 f"got {len(self.sigmas)} sigmas and {len(self.weights)} weights"
             )
         for i, (sigma, weight) in enumerate(zip(self.sigmas, self.weights, strict=True)):
@@ -163,18 +163,18 @@ class Piecewise(GuidanceWeight):
 
 
 Weight = GuidanceWeight | Tensor | float
-"""A weight as a function of σ, a number, or one value a sample: a tensor of shape (batch,)."""
+"""A weight: a function of σ, a number, or one value a sample, a tensor of shape (batch,)."""
 
 
 class Guided(Denoiser):
-    """D₁ + (w(σ) − 1)(D₁ − D₀), from any two denoisers of one kind of sample, given the same condition.
+    """D₁ + (w(σ) − 1)(D₁ − D₀), from any two denoisers of samples of one shape, with the same condition.
 
     With a smaller or less trained version of the main denoiser as the guiding one, this is autoguidance (Karras et al.
-    2024). An unconditional denoiser may guide a conditional one; it is then given no condition.
+    2024). An unconditional denoiser may guide a conditional one; it is then called without the condition.
 
     Evaluations: both denoisers for samples with w ≠ 1, the main one alone for the others. If both are the same module,
-    one call with the rows of both; otherwise one call each. Which samples have w = 1 is only looked up where σ and w
-    lie on the host, as the samplers' do; on a device D₀ is evaluated for all samples rather than waited for.
+    one call with the rows of both; otherwise one call each. Samples with w = 1 are only left out where σ and w are on
+    the host, as in samplers; on a device D₀ is evaluated for all samples, which avoids a synchronisation.
 
     Its range of noise levels is the intersection of the two ranges.
 
@@ -184,9 +184,9 @@ class Guided(Denoiser):
         weight: w ≥ 0: a function of σ, a number, or one value a sample, (batch,).
 
     Raises:
-        ValueError: both are one denoiser with one condition; they differ in the shape of a sample or in the number of
-            classes, have no noise level in common, or know different discrete levels; the weight is out of its range.
-            When called: the number of weights is not that of the batch.
+        ValueError: both are the same denoiser with the same condition; they differ in the shape of a sample or in the
+            number of classes, have no noise level in common, or support different discrete levels; the weight is out of
+            its range. When called: the number of weights is not that of the batch.
 
     >>> from openedm.exact import GaussianMixture
     >>> narrow, wide = (GaussianMixture([1.0], [[0.0]], [[[v]]]) for v in (1.0, 3.0))
@@ -198,9 +198,9 @@ class Guided(Denoiser):
         super().__init__()
         self.main = main
         self.guiding = guiding
-        self.weight = _checked(weight)
-        own = len(self.weight) if isinstance(self.weight, Tensor) and self.weight.ndim == 1 else None
-        self.rows = next((rows for rows in (own, main.rows, guiding.rows) if rows is not None), None)
+        self.weight = _to_weight(weight)
+        num_weights = len(self.weight) if isinstance(self.weight, Tensor) and self.weight.ndim == 1 else None
+        self.rows = next((rows for rows in (num_weights, main.rows, guiding.rows) if rows is not None), None)
         self.num_classes = main.num_classes
         self.condition_shape = main.condition_shape
         self.sigma_data = main.sigma_data
@@ -209,7 +209,7 @@ class Guided(Denoiser):
         self.sigma_max = min(main.sigma_max, guiding.sigma_max)
         if main is guiding and type(self).guiding_condition is Guided.guiding_condition:
             raise ValueError(
-                "guiding must be another denoiser than main, since a denoiser that guides itself has no effect"
+                "guiding must be another denoiser than main, since guidance of a denoiser by itself has no effect"
             )
         if guiding.event_shape not in (None, self.event_shape):
             raise ValueError(
@@ -237,17 +237,17 @@ class Guided(Denoiser):
         return f"weight={self.weight}"
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """The nearest noise level that both denoisers know.
+        """The nearest noise level that both denoisers support.
 
         Raises:
-            ValueError: each knows levels that the other does not.
+            ValueError: each supports levels that the other does not.
         """
         rounded = self.guiding.round_sigma(self.main.round_sigma(sigma))
         again = self.main.round_sigma(rounded)
         if not torch.equal(again, rounded):
             wrong = again != rounded
             raise ValueError(
-                "main and guiding must know the same noise levels: the nearest that main has to "
+                "main and guiding must support the same noise levels: the level of main nearest to "
                 f"{rounded[wrong][0].item():g}, a level of guiding, is {again[wrong][0].item():g}"
             )
         return rounded
@@ -255,7 +255,7 @@ class Guided(Denoiser):
     def denoise(
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
     ) -> Float[Tensor, "batch *event"]:
-        """D₁ + (w − 1)(D₁ − D₀), where w ≠ 1; D₁ elsewhere."""
+        """D₁ + (w − 1)(D₁ − D₀) where w ≠ 1, otherwise D₁."""
         weights = self.weight if isinstance(self.weight, Tensor) else self.weight.at(sigma)
         if weights.ndim == 1 and len(weights) != len(x):
             raise ValueError(f"weight must hold one value a sample ({len(x)}), got {len(weights)}")
@@ -263,44 +263,44 @@ class Guided(Denoiser):
         rows = _guided_rows(weights)
         if rows is None:
             return self.main(x, sigma, condition)
-        main, guiding = self._both(x, sigma, condition, other, rows)
+        main, guiding = self._evaluate_both(x, sigma, condition, other, rows)
         if isinstance(rows, slice):
             return main + per_sample(weights - 1, x) * (main - guiding)
         rows = rows.to(x.device)
         return main.index_add(0, rows, per_sample(weights[rows.to(weights.device)] - 1, x) * (main[rows] - guiding))
 
     def guiding_condition(self, condition: Condition) -> Condition:
-        """The condition that the guiding denoiser is given: the same, or None if it is unconditional."""
+        """The condition of the guiding denoiser: the same, or None if that denoiser is unconditional."""
         no_floats = self.guiding.condition_shape is None and self.main.condition_shape is not None
         no_classes = self.guiding.num_classes == 0 < self.main.num_classes
         return None if no_floats or no_classes else condition
 
-    def _both(
+    def _evaluate_both(
         self, x: Tensor, sigma: Tensor, condition: Condition, other: Condition, rows: slice | Tensor
     ) -> tuple[Tensor, Tensor]:
         """D₁ of all samples, and D₀ of those in `rows`."""
-        x_0 = _rows_of(x, rows)
-        sigma_0 = _rows_of(sigma, rows) if sigma.ndim else sigma
-        other = None if other is None else _rows_of(_all_rows(other, len(x)), rows)
+        x_0 = _select_rows(x, rows)
+        sigma_0 = _select_rows(sigma, rows) if sigma.ndim else sigma
+        other = None if other is None else _select_rows(_expand_condition(other, len(x)), rows)
         if self.main is not self.guiding or condition is None or other is None:
             return self.main(x, sigma, condition), self.guiding(x_0, sigma_0, other)
         sigmas = torch.cat([sigma, sigma_0]) if sigma.ndim else sigma
-        both = self.main(torch.cat([x, x_0]), sigmas, torch.cat([_all_rows(condition, len(x)), other]))
+        both = self.main(torch.cat([x, x_0]), sigmas, torch.cat([_expand_condition(condition, len(x)), other]))
         return both[: len(x)], both[len(x) :]
 
 
 class ClassifierFree(Guided):
-    """Classifier-free guidance (Ho & Salimans 2022): a conditional denoiser against itself without the condition.
+    """Classifier-free guidance (Ho & Salimans 2022): a conditional denoiser guided by itself without the condition.
 
-    The denoiser must have been trained without a condition, too (`openedm train --options.label_dropout 0.1`). One call
+    The denoiser must also have been trained without a condition (`openedm train --options.label_dropout 0.1`). One call
     with the rows of both evaluates D₁ and D₀.
 
     Args:
         denoiser: D, conditional.
         weight: w, as for `Guided`.
         null: the row that means no condition, of the shape of one sample's condition. None means class −1 for integer
-            labels and zeros for rows of class weights, as the networks of this library have it; a denoiser that is
-            conditioned on anything else needs it.
+            labels and zeros for rows of class weights, as in the networks of this library; it is required for a
+            denoiser with any other condition.
 
     Raises:
         ValueError: the denoiser has no classes and `null` is not given, or as for `Guided`. When called: there is no
@@ -313,14 +313,14 @@ class ClassifierFree(Guided):
         super().__init__(denoiser, denoiser, weight)
         if null is None and denoiser.num_classes == 0:
             raise ValueError(
-                "denoiser must be conditional: it has num_classes=0; if its condition is no class, give `null`"
+                "denoiser must be conditional: it has num_classes=0; if its condition is not a class, give `null`"
             )
         self.register_buffer("null", null, persistent=False)
 
     def guiding_condition(self, condition: Condition) -> Condition:
         """The null condition, a row a sample."""
         if condition is None:
-            raise ValueError("condition must be given: classifier-free guidance compares it with none")
+            raise ValueError("condition must be given for classifier-free guidance, got None")
         if self.null is not None:
             if self.null.shape != condition.shape[1:]:
                 raise ValueError(
@@ -338,7 +338,7 @@ def _check_weight(name: str, weight: float) -> None:
     checks.at_least(name, weight, 0)
 
 
-def _checked(weight: Weight) -> GuidanceWeight | Tensor:
+def _to_weight(weight: Weight) -> GuidanceWeight | Tensor:
     """The weight as a function of σ; or one value a sample, on the host."""
     if isinstance(weight, GuidanceWeight):
         return weight
@@ -351,7 +351,7 @@ def _checked(weight: Weight) -> GuidanceWeight | Tensor:
 
 
 def _guided_rows(weights: Float64[Tensor, "*batch_or_none"]) -> slice | Tensor | None:
-    """Which samples have a weight other than 1: None if none, the whole slice if all or if only a device knows."""
+    """Which samples have a weight other than 1: None for no sample, a slice for all or for weights on a device."""
     if weights.device.type != "cpu":
         return slice(None)
     if weights.ndim == 0:
@@ -362,10 +362,10 @@ def _guided_rows(weights: Float64[Tensor, "*batch_or_none"]) -> slice | Tensor |
     return slice(None) if len(rows) == len(weights) else rows
 
 
-def _all_rows(condition: Tensor, count: int) -> Tensor:
-    """A condition with a row a sample, also where it is a single row for all."""
+def _expand_condition(condition: Tensor, count: int) -> Tensor:
+    """A condition with one row a sample; a single row is repeated."""
     return condition.expand(count, *condition.shape[1:]) if len(condition) == 1 else condition
 
 
-def _rows_of(values: Tensor, rows: slice | Tensor) -> Tensor:
+def _select_rows(values: Tensor, rows: slice | Tensor) -> Tensor:
     return values[rows] if isinstance(rows, slice) else values[rows.to(values.device)]

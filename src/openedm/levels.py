@@ -59,18 +59,18 @@ class Levels(Choice, ABC):
         """The same rule with its range cut to [`low`, `high`], the noise levels that a denoiser supports.
 
         Raises:
-            ValueError: nothing of the rule's range lies inside.
+            ValueError: the rule's range and [`low`, `high`] do not overlap.
         """
         sigma_min, sigma_max = max(self.sigma_min, low), min(self.sigma_max, high)
         if sigma_min > sigma_max:
             raise ValueError(
-                f"levels between {self.sigma_min:g} and {self.sigma_max:g} lie outside the denoiser's range "
+                f"levels between {self.sigma_min:g} and {self.sigma_max:g} are outside the denoiser's range "
                 f"[{low:g}, {high:g}]"
             )
         unchanged = (sigma_min, sigma_max) == (self.sigma_min, self.sigma_max)
-        return self if unchanged else self._resized(sigma_min, sigma_max)
+        return self if unchanged else self._with_range(sigma_min, sigma_max)
 
-    def _resized(self, sigma_min: float, sigma_max: float) -> "Levels":
+    def _with_range(self, sigma_min: float, sigma_max: float) -> "Levels":
         return replace(self, sigma_min=sigma_min, sigma_max=sigma_max)  # type: ignore[call-arg]
 
     def _check_range(self) -> None:
@@ -80,7 +80,7 @@ class Levels(Choice, ABC):
         if self.num_steps > 1 or self.sigma_min > self.sigma_max:
             checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
-    def _ramp(self) -> Float64[Tensor, "num_steps"]:
+    def _fractions(self) -> Float64[Tensor, "num_steps"]:
         """i/(N−1), i = 0…N−1; 0 for N = 1."""
         return torch.arange(self.num_steps, dtype=torch.float64) / max(self.num_steps - 1, 1)
 
@@ -99,11 +99,11 @@ class EvenLevels(Levels):
             return torch.tensor([self.sigma_max], dtype=torch.float64)
         schedule = self.schedule
         high, low = schedule.time(self.sigma_max), schedule.time(self.sigma_min)
-        return _with_exact_ends(schedule.sigma(high + self._ramp() * (low - high)), self.sigma_min, self.sigma_max)
+        return _with_exact_ends(schedule.sigma(high + self._fractions() * (low - high)), self.sigma_min, self.sigma_max)
 
 
 def _with_exact_ends(sigmas: Float64[Tensor, "n"], low: float, high: float) -> Float64[Tensor, "n"]:
-    """Ends that rounding moved by an ulp are put back on σ_min and σ_max."""
+    """The levels with their ends set to σ_min and σ_max, from which rounding may have moved them by an ulp."""
     sigmas[-1] = low
     sigmas[0] = high
     return sigmas
@@ -120,7 +120,7 @@ class Uniform(EvenLevels):
         sigma_max: highest level.
 
     Raises:
-        ValueError: a value is out of its range, or the levels do not fall strictly.
+        ValueError: a value is out of its range, or the levels do not decrease strictly.
     """
 
     schedule: schedules.Schedule = schedules.EDM()
@@ -175,8 +175,8 @@ class VP(EvenLevels):
 
     Args:
         num_steps: N ≥ 1.
-        sigma_min: lowest level; None means σ(ε_s) of β_d = 19.9, β_min = 0.1.
-        sigma_max: highest level; the default is σ(1) of the same.
+        sigma_min: lowest level; None means σ(ε_s) of the schedule with β_d = 19.9, β_min = 0.1.
+        sigma_max: highest level; the default is σ(1) of the same schedule.
         epsilon_s: ε_s, the time of σ_min, in (0, 1).
 
     Raises:
@@ -244,18 +244,18 @@ class Logistic(Levels):
 
     With F the distribution function 1/(1 + e^{−(ln σ − ln c)/w}), F(σ_i) = F(σ_max) + p_i (F(σ_min) − F(σ_max)), where
     p_i = i/(N−1) + Σ_k v_k sin(πk i/(N−1))/(πk). With w = 1 levels are even in the time σ/(σ+c) of rectified flow, with
-    w = ½ in the noise's share σ²/(σ²+c²) of the variance, and with w → ∞ in ln σ.
+    w = ½ in the fraction σ²/(σ²+c²) of the variance that is noise, and with w → ∞ in ln σ.
 
     Args:
         num_steps: N ≥ 1.
         sigma_min: lowest level, > 0, in data units.
         sigma_max: highest level.
         centre: c > 0, where levels are densest, in data units; about half of σ_data.
-        spread: w > 0, how far they spread, in units of ln σ.
+        spread: w > 0, the width of the distribution of levels, in units of ln σ.
         warp: v_1, v_2, …: a smooth displacement of the quantiles that keeps their order, found by `fit_levels`.
 
     Raises:
-        ValueError: a value is out of its range, or the levels do not fall strictly.
+        ValueError: a value is out of its range, or the levels do not decrease strictly.
     """
 
     num_steps: int = 18
@@ -277,7 +277,7 @@ class Logistic(Levels):
 
     def sigmas(self) -> Float64[Tensor, "num_steps"]:
         """The quantiles, from σ_max down."""
-        ramp = self._ramp()
+        ramp = self._fractions()
         parts = [v * (math.pi * k * ramp).sin() / (math.pi * k) for k, v in enumerate(self.warp, start=1)]
         shares = torch.stack([ramp, *parts]).sum(0)
         ends = torch.tensor([self.sigma_max, self.sigma_min], dtype=torch.float64)
@@ -328,10 +328,10 @@ class Explicit(Levels):
         """The values as given."""
         return torch.tensor(self.values, dtype=torch.float64)
 
-    def _resized(self, sigma_min: float, sigma_max: float) -> Levels:
+    def _with_range(self, sigma_min: float, sigma_max: float) -> Levels:
         raise ValueError(
             f"values between {self.sigma_min:g} and {self.sigma_max:g} exceed the range "
-            f"[{sigma_min:g}, {sigma_max:g}] that the denoiser supports of it"
+            f"[{sigma_min:g}, {sigma_max:g}] that the denoiser supports"
         )
 
 
@@ -340,7 +340,7 @@ def iddpm_table(m: int = 1000, c_1: float = 0.001, c_2: float = 0.008) -> tuple[
     """The noise levels of Improved DDPM, u_0 > u_1 > … > u_M = 0 (Karras et al. 2022, Table 1 and Appendix B.1).
 
     u_{j−1} = √((u_j² + 1)/max(ᾱ_{j−1}/ᾱ_j, C₁) − 1), ᾱ_j = sin²(½π j/(M (C₂+1))), in float64 throughout (the reference
-    builds ᾱ in float32 and is off by up to 4.6e-4; where its numbers are wanted, pass its table).
+    computes ᾱ in float32, with errors of up to 4.6e-4; to reproduce its numbers, pass its table).
 
     Args:
         m: M ≥ 1, the number of non-zero levels.
@@ -370,7 +370,8 @@ class IDDPM(Levels):
         table: the levels u_0 > … > u_M ≥ 0; None means `iddpm_table()`, with M = 1000.
 
     Raises:
-        ValueError: a value is out of its range, the table does not decrease, or more steps than entries are asked for.
+        ValueError: a value is out of its range, the table does not decrease, or num_steps exceeds the number of
+            entries.
     """
 
     num_steps: int = 18
@@ -382,18 +383,18 @@ class IDDPM(Levels):
         self._check_range()
         if self.table is not None:
             checks.decreasing("table", self.table)
-        if self.num_steps > len(self._kept()):
+        if self.num_steps > len(self._entries()):
             raise ValueError(
-                f"num_steps must be at most {len(self._kept())}, the number of table entries in "
+                f"num_steps must be at most {len(self._entries())}, the number of table entries in "
                 f"[{self.sigma_min:g}, {self.sigma_max:g}], got {self.num_steps}"
             )
 
-    def _kept(self) -> list[float]:
+    def _entries(self) -> list[float]:
         table = iddpm_table() if self.table is None else self.table
         return [u for u in table if self.sigma_min <= u <= self.sigma_max]
 
     def sigmas(self) -> Float64[Tensor, "num_steps"]:
         """u[round((K−1)/(N−1) · i)] among the K entries kept; halves round to even."""
-        kept = torch.tensor(self._kept(), dtype=torch.float64)
+        kept = torch.tensor(self._entries(), dtype=torch.float64)
         step = (len(kept) - 1) / max(self.num_steps - 1, 1)
         return kept[(step * torch.arange(self.num_steps, dtype=torch.float64)).round().long()]

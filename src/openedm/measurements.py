@@ -43,7 +43,7 @@ class LinearOperator(nn.Module, ABC):
 
 
 class Matrix(LinearOperator):
-    """A given as a matrix, which multiplies the flattened sample.
+    """The operator A as a matrix, which multiplies the flattened sample.
 
     Args:
         matrix: A, (measured, features).
@@ -78,13 +78,13 @@ class Matrix(LinearOperator):
 
 
 class Mask(LinearOperator):
-    """The entries of a sample where the mask is true, in order (inpainting: the others are to be found).
+    """The entries of a sample where the mask is true, in order (inpainting: the other entries are unknown).
 
     Args:
         known: which entries are measured, of the shape of a sample.
 
     Raises:
-        TypeError: the mask is not of truth values.
+        TypeError: the mask is not a tensor of truth values.
         ValueError: no entry is measured. When called: samples of another shape than the mask's.
 
     >>> Mask(torch.tensor([True, False, True]))(torch.tensor([[1.0, 2.0, 3.0]]))
@@ -98,8 +98,8 @@ class Mask(LinearOperator):
         if known.dtype != torch.bool:
             raise TypeError(f"known must be a tensor of truth values, got {known.dtype}: compare it, as in known > 0.5")
         if not bool(known.any()):
-            raise ValueError("known must be true somewhere: a mask without true entries measures nothing")
-        # Indices rather than the mask itself, which a device would have to count, and be waited for, at each call.
+            raise ValueError("known must be true somewhere: a mask without true entries has no measurement")
+        # Indices, not the mask itself: at each call its entries would have to be counted, which synchronises a device.
         self.register_buffer("indices", known.flatten().nonzero()[:, 0])
         self.event_shape = tuple(known.shape)
 
@@ -127,7 +127,8 @@ class AveragePool(LinearOperator):
         factor: the side of the squares, ≥ 1; it must divide the height and the width.
 
     Raises:
-        ValueError: the factor is less than 1. When called: x is no batch of images or the factor does not divide them.
+        ValueError: the factor is less than 1. When called: x is not a batch of images or the factor does not divide
+            them.
     """
 
     def __init__(self, factor: int) -> None:
@@ -146,7 +147,7 @@ class AveragePool(LinearOperator):
 
 
 class Function(LinearOperator):
-    """A given as a function.
+    """The operator A as a function.
 
     Args:
         function: A, called on a batch of samples; linear, and able to take float64, in which samplers run.
@@ -166,12 +167,12 @@ class Function(LinearOperator):
     def adjoint(
         self, y: Float[Tensor, "batch *measured"], event_shape: tuple[int, ...]
     ) -> Float[Tensor, "batch *event"]:
-        """`adjoint(y)` where it was given."""
+        """`adjoint(y)` if an adjoint was given, otherwise Aᵀ y by automatic differentiation."""
         return super().adjoint(y, event_shape) if self.given_adjoint is None else self.given_adjoint(y)
 
 
 class Measurement(nn.Module):
-    """y = A x₀ + σ_y n: what is known of the clean sample.
+    """y = A x₀ + σ_y n: a noisy measurement of the clean sample.
 
     Args:
         operator: A.
@@ -203,7 +204,7 @@ class Measurement(nn.Module):
         """y − A x.
 
         Raises:
-            ValueError: y has neither one row nor one a sample, or another shape than A x.
+            ValueError: y has neither a single row nor one row a sample, or another shape than A x.
         """
         measured: Tensor = self.operator(x)
         if self.y.shape[1:] != measured.shape[1:] or len(self.y) not in (1, len(x)):

@@ -48,7 +48,7 @@ __all__ = [
 
 
 class NoiseDistribution(Choice, ABC):
-    """p(σ): which noise levels training sees."""
+    """p(σ): the distribution of noise levels in training."""
 
     @abstractmethod
     def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
@@ -170,7 +170,7 @@ class UniformTable(NoiseDistribution):
 
 
 class Weighting(Choice, ABC):
-    """λ(σ): how much each noise level counts."""
+    """λ(σ): the weight of each noise level in the loss."""
 
     @abstractmethod
     def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
@@ -179,7 +179,7 @@ class Weighting(Choice, ABC):
 
 @dataclass(frozen=True)
 class EDMWeighting(Weighting):
-    """λ = (σ²+σ_d²)/(σ σ_d)² = 1/c_out² of EDM's preconditioning: every σ starts with a loss of 1."""
+    """λ = (σ²+σ_d²)/(σ σ_d)² = 1/c_out² of EDM's preconditioning: the loss is 1 at every σ when training starts."""
 
     def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
         """(σ²+σ_d²)/(σ σ_d)²."""
@@ -197,7 +197,7 @@ class InverseVariance(Weighting):
 
 @dataclass(frozen=True)
 class Objective(Choice, ABC):
-    """A noise distribution and a weighting, with how the levels of a batch are drawn.
+    """A noise distribution, a weighting, and the way in which the levels of a batch are drawn.
 
     Args:
         noise: p(σ).
@@ -256,7 +256,7 @@ class Uncertainty(nn.Module):
 
     Args:
         channels: the number of features, ≥ 1.
-        seed: of the fixed frequencies and phases.
+        seed: the seed of the fixed frequencies and phases.
 
     Raises:
         ValueError: channels is out of its range.

@@ -1,7 +1,7 @@
 """Minimisation by steps of an optimiser, with early stopping: one loop for denoisers, mixtures and classifiers.
 
-`minimise` takes the steps and yields after each; averages of the weights, validation and the end are the body of the
-caller's loop. `BestLoss` remembers the lowest loss of a validation and when it was found.
+`minimise` takes the steps and yields after each; averages of the weights, validation and stopping are the body of the
+caller's loop. `BestLoss` records the lowest loss of a validation and the number of measurements since then.
 """
 
 import math
@@ -12,19 +12,19 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-__all__ = ["BestLoss", "Step", "full_tensor", "minimise"]
+__all__ = ["BestLoss", "OptimiserStep", "full_tensor", "minimise"]
 
 
 @dataclass(frozen=True)
-class Step:
+class OptimiserStep:
     """One step of an optimiser.
 
     Attributes:
-        number: as `steps` counts them.
-        loss: before the step.
+        number: the number of the step, from `steps`.
+        loss: the loss before the step.
         gradient_norm: Euclidean norm of all gradients before clipping.
-        learning_rate: of this step.
-        taken: False if the loss or the gradient was not finite; the parameters are then as they were.
+        learning_rate: the learning rate of this step.
+        taken: False if the loss or the gradient was not finite; the parameters are then unchanged.
     """
 
     number: int
@@ -41,7 +41,7 @@ def minimise(
     steps: Iterable[int],
     learning_rate: Callable[[int], float],
     clip_norm: float | None = None,
-) -> Iterator[Step]:
+) -> Iterator[OptimiserStep]:
     """Take one optimiser step for each number in `steps`, and yield it. Ends with `steps`, or when the caller breaks.
 
     A step whose loss or gradient norm is not finite is yielded but not taken: the caller decides whether to go on. The
@@ -50,10 +50,10 @@ def minimise(
     Args:
         gradient: given the number of a step, computes the loss, calls `backward` (once, or for each part of a batch)
             and returns the loss, a tensor of one number. Gradients are None when it is called.
-        optimizer: made with the parameters.
+        optimizer: the optimiser of the parameters.
         steps: numbers of the steps; `range(1000)`, or an iterator without end whose caller breaks.
         learning_rate: given the number of a step, its learning rate.
-        clip_norm: gradients are scaled down to this norm; None leaves them.
+        clip_norm: gradients are scaled down to this norm; None leaves them unchanged.
 
     A fit that validates every 50 steps, keeps the best weights and stops after 3 measurements without improvement:
 
@@ -81,7 +81,7 @@ def minimise(
         for parameter in parameters:
             parameter.grad = None
         loss = gradient(number).detach()
-        # torch.nn.utils.get_total_norm, less its sorting of gradients by device: these are on one.
+        # As torch.nn.utils.get_total_norm, without its sorting of gradients by device: these are on one device.
         norms = torch._foreach_norm([p.grad for p in parameters if p.grad is not None])
         norm = full_tensor(torch.linalg.vector_norm(torch.stack(norms)))
         if clip_norm is not None:
@@ -92,20 +92,20 @@ def minimise(
             for group in optimizer.param_groups:
                 group["lr"] = rate
             optimizer.step()
-        yield Step(number, loss_value, norm_value, rate, taken)
+        yield OptimiserStep(number, loss_value, norm_value, rate, taken)
 
 
 def full_tensor(tensor: Tensor) -> Tensor:
-    """All of a tensor whose slices lie on several processes (a DTensor), all of which must call; others as they are."""
+    """The full tensor of one that is sharded over processes (a DTensor), all of which must call; else `tensor`."""
     return tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
 
 
 class BestLoss:
-    """The lowest loss so far, of one model or of each member of an ensemble, and how long ago it was found.
+    """The lowest loss so far, of one model or of each member of an ensemble, and the number of measurements since.
 
     Args:
         lowest: the lowest losses so far, of any shape; by default one, infinite.
-        stale: how many measurements in a row did not improve each; by default none.
+        stale: the number of consecutive measurements that did not improve each; by default 0.
         tolerance: a loss counts as an improvement if it is lower by more than this.
 
     >>> best = BestLoss()
@@ -127,7 +127,7 @@ class BestLoss:
         self.tolerance = tolerance
 
     def update(self, loss: Float[Tensor, "*members"]) -> Bool[Tensor, "*members"]:
-        """Compare a new measurement with the lowest; returns which losses are an improvement. NaN is never one."""
+        """Compare new losses with the lowest ones, and return which of them are an improvement; NaN never is."""
         loss = loss.detach().to(self.lowest)
         improved = loss < self.lowest - self.tolerance
         self.stale = torch.where(improved, 0, self.stale + 1)

@@ -126,7 +126,7 @@ class Schedule(Choice, ABC):
 
     @property
     def scaling(self) -> Scaling:
-        """The scaling that belongs to this schedule in its paper."""
+        """The scaling that this schedule has in its paper."""
         return NoScaling()
 
     @abstractmethod
@@ -226,7 +226,7 @@ class VP(Schedule):
 
     Args:
         beta_d: slope of β(t) = β_min + β_d t, > 0.
-        beta_min: β(0). Slightly negative values arise from `fit` and are legal; σ(t) then starts at t = −2 β_min/β_d.
+        beta_min: β(0). Slightly negative values arise from `fit` and are allowed; σ(t) then starts at t = −2 β_min/β_d.
 
     Raises:
         ValueError: beta_d is not > 0, or beta_min is not finite.
@@ -291,7 +291,7 @@ class Angle(Schedule):
 
     Args:
         sigma_data: σ_d > 0, in data units.
-        rho: ρ > 0; larger values make more of the low noise levels.
+        rho: ρ > 0; larger values give more of the time to low noise levels.
 
     Raises:
         ValueError: a value is not > 0.
@@ -349,7 +349,7 @@ class Cosine(Schedule):
     def sigma_derivative(self, t: Values) -> Float64[Tensor, "*shape"]:
         """½π (1 + tan²(πt/2)); 0 where σ is clipped."""
         t = float64(t)
-        # σ⁻¹ and steps in t round: a time that means an end of the range must not fall outside and stand still.
+        # σ⁻¹ and steps in t round: a time at an end of the range must not fall outside, where the derivative is 0.
         rounding = 1e-14
         inside = (t >= self.time(self.sigma_min) - rounding) & (t <= self.time(self.sigma_max) + rounding)
         return (math.pi / 2) * QUARTER_TURN.sigma_derivative(t * (math.pi / 2)) * inside

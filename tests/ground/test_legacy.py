@@ -11,7 +11,7 @@ from openedm.schedules import EDM, VE, Schedule
 def _rows(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(legacy.RENAMED, "openedm.sampling.OldRoot", "openedm.schedules.VE")
     monkeypatch.setitem(legacy.REWRITTEN, "openedm.sampling.OldTime", lambda arguments: arguments["schedule"])
-    monkeypatch.setitem(legacy._OLD_NAMES, "OldTime", "openedm.sampling.OldTime")
+    monkeypatch.setitem(legacy._BARE_NAMES, "OldTime", "openedm.sampling.OldTime")
 
 
 @pytest.mark.parametrize("path", ["openedm.sampling.OldRoot", "openedm.sampling.some.module.OldRoot"])

@@ -18,13 +18,13 @@ def positive(name: str, value: float) -> None:
 
 
 def at_least(name: str, value: float, low: float) -> None:
-    """Raise ValueError unless `value` ≥ `low` (NaN is refused)."""
+    """Raise ValueError unless `value` ≥ `low`; NaN is an error, too."""
     if not value >= low:
         raise ValueError(f"{name} must be >= {low}, got {value!r}")
 
 
 def integer(name: str, value: object, low: int | None = None) -> None:
-    """Raise TypeError unless `value` is an int (18.0 and True are none), ValueError unless it is ≥ `low`."""
+    """Raise TypeError unless `value` is an int (18.0 and True are not), ValueError unless it is ≥ `low`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if low is not None:
@@ -32,7 +32,7 @@ def integer(name: str, value: object, low: int | None = None) -> None:
 
 
 def between(name: str, value: float, low: float, high: float) -> None:
-    """Raise ValueError unless `low` ≤ `value` ≤ `high` (NaN is refused)."""
+    """Raise ValueError unless `low` ≤ `value` ≤ `high`; NaN is an error, too."""
     if not low <= value <= high:
         raise ValueError(f"{name} must be between {low} and {high}, got {value!r}")
 

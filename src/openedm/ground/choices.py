@@ -1,9 +1,10 @@
 """Choices: the small frozen values that the design space is made of, and their form in files.
 
 Every design choice (a schedule, a level rule, a solver, …) is a frozen dataclass below `Choice`. `to_config` turns one
-into plain data, `{"class_path": "openedm.schedules.VP", "init_args": {"beta_d": 19.9, …}}`: the form that stands in a
-run's YAML, in a checkpoint's JSON and that the command line reads. `from_config` goes back; it looks names up among the
-choices that are already defined and imports nothing, so that reading a file executes no code that the file names.
+into plain data, `{"class_path": "openedm.schedules.VP", "init_args": {"beta_d": 19.9, …}}`: the form that is written to
+a run's YAML and to a checkpoint's JSON, and that the command line reads. `from_config` goes back; it looks names up
+among the choices that are already defined and imports nothing, so that reading a file executes no code that the file
+names.
 """
 
 import dataclasses
@@ -59,7 +60,7 @@ def to_config(choice: Choice) -> dict[str, Any]:
     """
     return {
         "class_path": class_path(type(choice)),
-        "init_args": {f.name: _plain(getattr(choice, f.name)) for f in dataclasses.fields(choice) if f.init},
+        "init_args": {f.name: _to_plain(getattr(choice, f.name)) for f in dataclasses.fields(choice) if f.init},
     }
 
 
@@ -72,8 +73,8 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
             the class name where that is unambiguous.
 
     Raises:
-        ValueError: `class_path` is missing or is no known subclass of `base`, `init_args` has unknown names, or holds
-            something else where a choice of some kind belongs.
+        ValueError: `class_path` is missing or does not name a known subclass of `base`, or `init_args` has unknown
+            names or holds another value where a choice is expected.
     """
     config = upgrade(config)
     name = config.get("class_path")
@@ -83,7 +84,7 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         problem = "is ambiguous" if matches else "is not known"
         raise ValueError(
             f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}; "
-            "a class of your own is known once its module is imported"
+            "classes outside openedm are known once their module is imported"
         )
     cls = matches[0]
     arguments = dict(config.get("init_args") or {})
@@ -91,13 +92,13 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
     if unknown:
         raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")
     annotations = get_type_hints(cls)
-    return cls(**{key: _value(key, value, annotations[key]) for key, value in arguments.items()})
+    return cls(**{key: _from_plain(key, value, annotations[key]) for key, value in arguments.items()})
 
 
 def class_path(cls: type) -> str:
     """The name of a class by which users import it: the shortest package that exports it.
 
-    That is the room for classes of openedm: which of them its top level exports may change, files may not.
+    For classes of openedm that is the room. The top level is left out, because what it exports may change.
     """
     parts = cls.__module__.split(".")
     packages = [".".join(parts[:depth]) for depth in range(2 if parts[0] == "openedm" else 1, len(parts))]
@@ -114,10 +115,10 @@ def subclasses(base: type[C]) -> Iterator[type[C]]:
 
 @functools.cache
 def _kinds(cls: type[Choice]) -> dict[str, tuple[type, ...]]:
-    """The types of the fields that hold one choice of some kind, or None where that is allowed."""
+    """The allowed types of the fields whose values are choices; NoneType among them if None is allowed."""
     try:
         hints, found = get_type_hints(cls), {}
-    except NameError:  # a class of a user's own, whose annotations name what is imported for type checkers alone
+    except NameError:  # a class outside openedm, whose annotations are imported for type checkers only
         return {}
     for field in dataclasses.fields(cls):
         hint = hints[field.name]
@@ -128,27 +129,27 @@ def _kinds(cls: type[Choice]) -> dict[str, tuple[type, ...]]:
 
 
 def _wrong_kind(name: str, value: object, kinds: tuple[type, ...]) -> str:
-    """The message of the error, with what was probably meant."""
-    wanted = " or ".join("None" if k is NoneType else class_path(k) for k in kinds)
+    """The message of the error, with a correction."""
+    expected = " or ".join("None" if k is NoneType else class_path(k) for k in kinds)
     if isinstance(value, type):
-        return f"{name} must be an instance of {wanted}, got the class {value.__name__}: write {value.__name__}()"
+        return f"{name} must be an instance of {expected}, got the class {value.__name__}: write {value.__name__}()"
     given = class_path(type(value)) if isinstance(value, Choice) else type(value).__name__
-    return f"{name} must be an instance of {wanted}, got {value!r}, of type {given}"
+    return f"{name} must be an instance of {expected}, got {value!r}, of type {given}"
 
 
-def _plain(value: Any) -> Any:
+def _to_plain(value: Any) -> Any:
     if isinstance(value, Choice):
         return to_config(value)
     if isinstance(value, tuple | list):
-        return [_plain(v) for v in value]
+        return [_to_plain(v) for v in value]
     if isinstance(value, float) and math.isinf(value):
         return "inf" if value > 0 else "-inf"
     return value
 
 
-def _value(name: str, value: Any, annotation: Any) -> Any:
+def _from_plain(name: str, value: Any, annotation: Any) -> Any:
     if isinstance(value, list):
-        return tuple(_value(name, v, annotation) for v in value)
+        return tuple(_from_plain(name, v, annotation) for v in value)
     members = get_args(annotation) or (annotation,)
     kinds = [m for m in members if isinstance(m, type) and issubclass(m, Choice)]
     if kinds and not (value is None and type(None) in members):

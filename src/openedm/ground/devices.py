@@ -1,7 +1,7 @@
 """What depends on a device: where a module is, the dtype of numbers that should be float64, and process-wide settings.
 
-The settings at the end change the whole process. Library functions call none of them; the command line does, in
-`openedm.cli.main`, and so may a program of one's own.
+The settings at the end change the whole process. Library functions call none of them. The command line does, in
+`openedm.cli.main`, and other programs may.
 """
 
 from functools import cache
@@ -9,7 +9,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-BLOCK = 24 << 20
+MAX_KEPT_BYTES = 24 << 20
 
 
 def device_of(module: nn.Module, default: Tensor | None = None) -> torch.device:
@@ -33,11 +33,11 @@ def keep_freed_memory() -> None:
     """Let the process keep freed host tensors of up to 24 MiB for the next ones; only the first call has an effect.
 
     glibc returns freed blocks above a threshold, at first 128 KiB, to the system at once, and every new tensor then
-    pays for its pages again: at 64×3×32×32 in float64 that is most of the cost of a solver's step. The threshold
-    follows the largest such block freed so far, up to 32 MiB (mallopt(3), "dynamic mmap threshold"), so freeing one
-    block of 24 MiB that was never touched moves it there. Elsewhere the call takes some microseconds and does nothing.
+    needs new pages: at 64×3×32×32 in float64 they are most of the cost of a solver's step. The threshold follows the
+    largest such block freed so far, up to 32 MiB (mallopt(3), "dynamic mmap threshold"), so freeing one block of 24
+    MiB, never written to, raises it to 24 MiB. On other systems the call has no effect.
     """
-    torch.empty(BLOCK, dtype=torch.uint8, device="cpu")
+    torch.empty(MAX_KEPT_BYTES, dtype=torch.uint8, device="cpu")
 
 
 def use_full_float32() -> None:

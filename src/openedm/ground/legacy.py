@@ -1,8 +1,8 @@
-"""Names in files of older versions, and what they are called now.
+"""Names in files of older versions, and the names that replaced them.
 
 A configuration names classes by the room and the class, `openedm.sampling.Heun`. Where a class moved to another room or
 got another name, a row here maps the old name to the new one; where its arguments changed as well, a function rewrites
-its configuration. Modules inside a room may move freely: `room_name` leaves them out.
+its configuration. Modules inside a room are not part of these names: `room_name` leaves them out.
 """
 
 from collections.abc import Callable, Mapping
@@ -27,7 +27,7 @@ REWRITTEN: dict[str, Callable[[dict[str, Any]], Any]] = {
         "schedule", {"class_path": "openedm.schedules.VP"}
     ),
 }
-"""Old room and class name → a function of its arguments that returns the configuration as it would be written now."""
+"""Old room and class name → a function of its arguments that returns the configuration as it is written now."""
 
 
 def room_name(path: str) -> str:
@@ -50,11 +50,11 @@ def upgrade(config: Any) -> Any:
     name = upgraded.get("class_path")
     if not isinstance(name, str):
         return upgraded
-    old = room_name(_OLD_NAMES.get(name, name))
+    old = room_name(_BARE_NAMES.get(name, name))
     if old in REWRITTEN:
         return upgrade(REWRITTEN[old](dict(upgraded.get("init_args") or {})))
     return {**upgraded, "class_path": RENAMED[old]} if old in RENAMED else upgraded
 
 
-_OLD_NAMES = {path.rpartition(".")[2]: path for path in REWRITTEN}
-"""Bare class names that are gone, as they stand in files written by hand."""
+_BARE_NAMES = {path.rpartition(".")[2]: path for path in REWRITTEN}
+"""Class names that no longer exist, without their room as in files written by hand → room and class name."""

@@ -1,4 +1,4 @@
-"""How functions that take long report what they have done: to a progress bar, or to nobody."""
+"""The progress of long functions, reported to a progress bar or not at all."""
 
 from typing import Protocol, runtime_checkable
 
@@ -7,18 +7,18 @@ __all__ = ["Progress", "no_progress"]
 
 @runtime_checkable
 class Progress(Protocol):
-    """A function that is called as work goes on."""
+    """A function that is called repeatedly during long work."""
 
     def __call__(self, name: str, done: float, total: float | None = 1.0, **counts: int) -> object:
         """Show the state of the work.
 
         Args:
-            name: of the work.
-            done: how much is done.
-            total: how much there is: 1.0 where `done` is a share, None where it is not known.
-            counts: further numbers, such as those of failures.
+            name: the name of the work.
+            done: the amount of finished work.
+            total: the amount of all work; 1.0 if `done` is a fraction, None if it is not known.
+            counts: further numbers, such as that of failures.
         """
 
 
 def no_progress(name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
-    """Progress that is not shown."""
+    """Ignore the progress."""

@@ -1,4 +1,5 @@
-"""Seeds derived from seeds, and generators made of them. Nothing here reads or changes a global generator unasked.
+"""Seeds derived from seeds, and generators made of them. Only `host_seeded` and `seed_global` change a global
+generator.
 
 Two derivations: `derive_seed` mixes integers (numpy's SeedSequence), `hash_seed` hashes bytes (BLAKE2b). Both give
 integers below 2⁶³ that depend on all of their arguments and are the same on every machine.
@@ -33,9 +34,10 @@ def generator(device: torch.device | str, seed: int, *keys: int) -> torch.Genera
 
 @contextmanager
 def host_seeded(seed: int) -> Iterator[None]:
-    """Inside the block torch's global generator on the host starts from `seed`; afterwards it continues as before.
+    """Inside the block, torch's global generator on the host starts from `seed`; afterwards it continues as before.
 
-    It takes a tenth of the time of `torch.random.fork_rng` with `torch.manual_seed`, and leaves devices alone.
+    It takes a tenth of the time of `torch.random.fork_rng` with `torch.manual_seed`, and leaves the generators of
+    devices unchanged.
     """
     before = torch.default_generator.get_state()
     torch.default_generator.manual_seed(seed)
@@ -46,7 +48,7 @@ def host_seeded(seed: int) -> Iterator[None]:
 
 
 def seed_global(seed: int, device: torch.device) -> None:
-    """Seed the global generators that modules on `device` (dropout) draw from; other devices are left alone."""
+    """Seed the global generators that modules on `device` (dropout) draw from; those of other devices are unchanged."""
     if device.type == "cuda":
         with torch.cuda.device(device):
             torch.cuda.manual_seed(seed)
@@ -57,7 +59,7 @@ def seed_global(seed: int, device: torch.device) -> None:
 
 
 def seed_global_generators(seed: int) -> None:
-    """Seed the global generators of random, numpy and torch (on the host, and the current GPU if any is in use)."""
+    """Seed the global generators of random, numpy and torch (on the host, and on the current GPU if CUDA is in use)."""
     random.seed(seed)
     np.random.seed([seed & 0xFFFFFFFF, seed >> 32])  # noqa: NPY002
     seed_global(seed, torch.device("cuda" if torch.cuda.is_initialized() else "cpu"))  # type: ignore[no-untyped-call]
@@ -65,9 +67,9 @@ def seed_global_generators(seed: int) -> None:
 
 @contextmanager
 def global_generators_kept() -> Iterator[None]:
-    """Put the states of the generators that `seed_global_generators` seeds back after the block.
+    """Restore the states of the generators that `seed_global_generators` seeds after the block.
 
-    One thread at a time is inside the block.
+    Only one thread at a time can be inside the block.
     """
     devices = [torch.cuda.current_device()] if torch.cuda.is_initialized() else []  # type: ignore[no-untyped-call]
     with _GLOBAL_GENERATORS, torch.random.fork_rng(devices=devices):

@@ -1,4 +1,4 @@
-"""Files and folders that appear complete or not at all; tensors as safetensors and plain data as JSON in them."""
+"""Files and folders that appear complete or not at all, with tensors as safetensors and plain data as JSON."""
 
 import hashlib
 import json
@@ -20,8 +20,8 @@ def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write to; the file takes the place of `path` at the end of the block.
 
     A block that fails leaves what was at `path` as it was and removes what it wrote, and a process that is killed
-    leaves at worst a hidden file beside it. The content is on the disk before its name changes, and the new name at
-    the end of the block.
+    leaves at worst a hidden file beside it. The content is on the disk before its name changes, and the new name is on
+    the disk at the end of the block.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -41,12 +41,12 @@ def new_folder(path: Path, what: str = "a checkpoint") -> Iterator[Path]:
     """A folder under a temporary name; it gets the name `path`, durably, at the end of a block that does not fail.
 
     Raises:
-        ValueError: `path` exists; says that `what` is never overwritten.
+        ValueError: `path` exists; the message says that `what` is never overwritten.
     """
     if path.exists():
         raise ValueError(f"{path} exists already: {what} is never overwritten")
     temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # a killed process may have had this number, too
+    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same number
     temporary.mkdir(parents=True)
     try:
         yield temporary
@@ -66,7 +66,7 @@ def synchronise(folder: Path) -> None:
 
 
 def _flush(path: Path) -> None:
-    """Bring a file's content, or the names in a folder, to the disk."""
+    """Write a file's content, or the names in a folder, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -77,16 +77,16 @@ def _flush(path: Path) -> None:
 def new_path(
     name: str, path: str | os.PathLike[str] | None, suffixes: Collection[str] = (), what: str = "a file"
 ) -> Path | None:
-    """The path to write to, or None; checked before the work of which it gets the result.
+    """The path for the result of some work, or None; checked before the work.
 
     Args:
-        name: of the argument, for messages.
+        name: the name of the argument, for messages.
         path: the path, or None.
-        suffixes: what it may end in; anything without.
-        what: it is, for messages.
+        suffixes: the allowed suffixes; all if empty.
+        what: the kind of result, for messages.
 
     Raises:
-        ValueError: it exists, or ends in something else.
+        ValueError: the path exists, or has another suffix.
     """
     if path is None:
         return None
@@ -100,14 +100,14 @@ def new_path(
 
 @contextmanager
 def _writing(path: Path) -> Iterator[Path]:
-    """As `replacing`, and the folder is made if need be: so do all functions below that write."""
+    """As `replacing`, but a missing folder is created. All functions below that write use it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with replacing(path) as temporary:
         yield temporary
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, with texts in their header."""
+    """Write tensors as safetensors, with `metadata` in the header."""
     with _writing(path) as temporary:
         save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
 
@@ -125,7 +125,7 @@ def read_tensors(path: Path) -> dict[str, Tensor]:
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
-    """Write plain data as JSON, on one line where `indent` is None."""
+    """Write plain data as JSON, on one line if `indent` is None."""
     with _writing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
 
@@ -158,6 +158,6 @@ def write_array(path: Path, x: Tensor) -> None:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """The SHA-256 of a file."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()

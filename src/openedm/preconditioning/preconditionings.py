@@ -1,6 +1,6 @@
 """How a network F becomes a denoiser: D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (Karras et al. 2022, eq. 7).
 
-c_skip and c_out follow from what the network predicts (`predictions`); a preconditioning adds what it is given:
+c_skip and c_out follow from what the network predicts (`predictions`); a preconditioning adds the network's inputs:
 
 | preconditioning | prediction | c_in | c_noise |
 |---|---|---|---|
@@ -8,7 +8,7 @@ c_skip and c_out follow from what the network predicts (`predictions`); a precon
 | VP | EpsilonPrediction | 1/√(σ²+1) | (M−1) σ_VP⁻¹(σ) |
 | VE | ScorePrediction | 1 | ln(½ σ) |
 | IDDPM | EpsilonPrediction | 1/√(σ²+1) | M−1−argmin_j |u_j − σ| |
-| Adapter, a network trained elsewhere | epsilon, v, sample or velocity | s | time or index of its schedule |
+| Adapter, a network of another library | epsilon, v, sample or velocity | s | time or index of its schedule |
 
 σ_d, the standard deviation of the data, belongs to the denoiser, which passes it in. All in float64.
 """
@@ -102,7 +102,7 @@ class VP(Preconditioning):
 
     Args:
         beta_d: β_d of the VP schedule of training.
-        beta_min: β_min of the same.
+        beta_min: β_min of the same schedule.
         num_levels: M ≥ 2; c_noise runs from 0 to M−1.
         epsilon_t: ε_t, the smallest time of training, in (0, 1).
 
@@ -173,7 +173,7 @@ class VE(Preconditioning):
 
 
 @lru_cache(maxsize=16)
-def _tensor(table: tuple[float, ...], device: torch.device) -> Float64[Tensor, "levels"]:
+def _table_tensor(table: tuple[float, ...], device: torch.device) -> Float64[Tensor, "levels"]:
     return torch.tensor(table, dtype=torch.float64, device=device)
 
 
@@ -182,7 +182,7 @@ def nearest_level(table: tuple[float, ...], sigma: Sigma) -> Int64[Tensor, "*sha
 
     A binary search: O(log M) for each σ, without an (M × batch) table of differences.
     """
-    levels = _tensor(table, sigma.device)
+    levels = _table_tensor(table, sigma.device)
     right = torch.searchsorted(levels, sigma.detach().contiguous()).clamp(1, len(table) - 1)
     nearer_left = sigma - levels[right - 1] < levels[right] - sigma
     return right - nearer_left.long()
@@ -194,7 +194,7 @@ class IDDPM(Preconditioning):
 
     Args:
         c_1: C₁ of `levels.iddpm_table`.
-        c_2: C₂ of the same.
+        c_2: C₂ of `levels.iddpm_table`.
         num_levels: M.
         table: the trained levels u_0 > … > u_M, the last of them 0; None means `iddpm_table(num_levels, c_1, c_2)`.
 
@@ -239,7 +239,7 @@ class IDDPM(Preconditioning):
     def round_sigma(self, sigma: Sigma) -> Sigma:
         """The table entry nearest to σ by |u_j − σ|."""
         increasing = self.levels[::-1]
-        return _tensor(increasing, sigma.device)[nearest_level(increasing, sigma)]
+        return _table_tensor(increasing, sigma.device)[nearest_level(increasing, sigma)]
 
     def prediction(self, sigma_data: float) -> Prediction:
         """The noise."""
@@ -252,7 +252,7 @@ class IDDPM(Preconditioning):
 
 @dataclass(frozen=True)
 class Adapter(Preconditioning):
-    """A network trained elsewhere, that reads s(t) x at time t of its own schedule and predicts another quantity.
+    """A network trained with another library: its input is s(t) x at time t of its schedule, its output `predicts`.
 
     Args:
         predicts: "epsilon" (the noise n; DDPM), "v" (s (n − σ y); Salimans & Ho 2022), "sample" (the clean y) or
@@ -263,8 +263,8 @@ class Adapter(Preconditioning):
             then the index of the nearest level, σ is rounded to that level, and `time_scale` must stay 1.
 
     Raises:
-        ValueError: a value is out of its range, the table does not increase, `time_scale` is given beside a table, or
-            "v" is asked for with a schedule that does not preserve the variance.
+        ValueError: a value is out of its range, the table does not increase, `time_scale` and a table are both given,
+            or `predicts` is "v" and the schedule does not preserve the variance.
     """
 
     predicts: Literal["epsilon", "v", "sample", "velocity"] = "epsilon"
@@ -282,7 +282,7 @@ class Adapter(Preconditioning):
         if self.table is None:
             return
         if self.time_scale != 1.0:
-            raise ValueError(f"time_scale has no effect beside a table and must be 1.0, got {self.time_scale!r}")
+            raise ValueError(f"time_scale has no effect with a table and must be 1.0, got {self.time_scale!r}")
         if len(self.table) < 2 or any(not a < b for a, b in pairwise(self.table)):
             raise ValueError(f"table must hold at least 2 strictly increasing levels, got {len(self.table)} values")
         checks.at_least("table[0]", self.table[0], 0)
@@ -300,7 +300,9 @@ class Adapter(Preconditioning):
 
     def round_sigma(self, sigma: Sigma) -> Sigma:
         """The nearest level of the table; σ itself without one."""
-        return sigma if self.table is None else _tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]
+        return (
+            sigma if self.table is None else _table_tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]
+        )
 
     def prediction(self, sigma_data: float) -> Prediction:
         """The quantity that `predicts` names."""

@@ -1,8 +1,8 @@
 """What a network predicts: a quantity q = a(σ) x + b(σ) D.
 
-A `Prediction` is one line read in both directions: networks give q and the denoiser computes D = c_skip x + c_out q;
-solvers are given D and interpolate q = a x + b D with a = −c_skip/c_out, b = 1/c_out. Its growth is
-Φ(σ) = exp ∫ (1 − c_skip) dσ/σ, the factor by which x changes along the probability-flow ODE while q is 0.
+A `Prediction` is one equation used in both directions: networks return q, and the denoiser computes D = c_skip x +
+c_out q; solvers start from D and interpolate q = a x + b D with a = −c_skip/c_out, b = 1/c_out. Its growth is Φ(σ) =
+exp ∫ (1 − c_skip) dσ/σ, the factor by which x changes along the probability-flow ODE while q is 0.
 
 | prediction | q | c_skip | c_out | Φ |
 |---|---|---|---|---|
