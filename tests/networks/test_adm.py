@@ -69,7 +69,7 @@ def test_a_head_has_64_channels_or_more(channels, heads):
     ("sizes", "message"),
     [
         ({"model_channels": 32, "channel_mult": (1, 1)}, "channels with attention must be >= 64, one head, got 32"),
-        ({"model_channels": 40, "channel_mult": (1, 5)}, "must be a multiple of 3, its heads, got 200"),
+        ({"model_channels": 40, "channel_mult": (1, 5)}, "must be a multiple of 3, the number of heads, got 200"),
     ],
 )
 def test_levels_with_attention_that_do_not_divide_into_heads_are_refused(sizes, message):

@@ -113,7 +113,7 @@ def test_attention_stands_at_the_resolutions_asked_for():
 
 
 def test_attention_at_a_resolution_of_no_level_is_an_error_that_lists_the_levels():
-    with pytest.raises(ValueError, match=r"attn_resolutions \[16\] are no level's; .* are \[28, 14, 7\]"):
+    with pytest.raises(ValueError, match=r"attn_resolutions must be among .* levels, \[28, 14, 7\], got \[16\]"):
         DDPMpp(**SMALL, attn_resolutions=(16, 14)).build((1, 28, 28))
 
 

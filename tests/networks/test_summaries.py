@@ -174,13 +174,13 @@ def test_conditions_of_another_shape_are_refused_by_name(name, shape, message):
 def test_empty_sets_and_series_and_half_absent_rows_are_refused():
     sets, series = _normal(3, 9, 3), _normal(3, 2, 20)
     sets[1], series[2] = torch.nan, torch.nan
-    with pytest.raises(ValueError, match=r"condition must be a set with an observation .* condition\[1\] is NaN"):
+    with pytest.raises(ValueError, match=r"condition must be a set with an observation .* condition\[1\] is all NaN"):
         _built("set")[0](sets)
-    with pytest.raises(ValueError, match=r"condition must be a series with a value .* condition\[2\] is NaN"):
+    with pytest.raises(ValueError, match=r"condition must be a series with a value .* condition\[2\] is all NaN"):
         _built("series")[0](series)
     sets[1] = 0.0
     sets[0, 2, 1] = torch.nan
-    with pytest.raises(ValueError, match=r"rows that are NaN in all of their values \(absent\) or in none"):
+    with pytest.raises(ValueError, match=r"rows whose values are either all NaN \(absent\) or all numbers"):
         _built("set")[0](sets)
 
 

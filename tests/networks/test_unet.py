@@ -174,7 +174,7 @@ def test_what_the_network_was_built_without_is_refused(inputs, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"attn_resolutions": (16, 7)}, r"attn_resolutions \[7\] are no level's; .* are \[16, 8\]"),
+        ({"attn_resolutions": (16, 7)}, r"attn_resolutions must be among .* levels, \[16, 8\], got \[7\]"),
         ({"model_channels": 7}, "model_channels must be even"),
         ({"model_channels": 0}, "model_channels must be >= 1, got 0"),
         ({"channel_mult": ()}, "number of channel_mult must be >= 1, got 0"),

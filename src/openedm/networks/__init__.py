@@ -1,8 +1,9 @@
-"""Neural networks F(x; c_noise): plain `torch.nn`, which know nothing of diffusion.
+"""Neural networks F(x; c_noise): plain `torch.nn` modules, independent of diffusion.
 
-A `Network` is a frozen value: the kind of network and its sizes. Built for the shapes of data, it gives a module that
-is called as `network(x, c_noise, condition=None, augment=None)` and returns the raw output F; a preconditioning makes a
-denoiser of it. A `Summary` is the value of an embedding network, which makes a vector of a condition.
+A `Network` is a frozen value: the kind of network and its sizes. Its `build` makes, for the shapes of some data, a
+module that is called as `network(x, c_noise, condition=None, augment=None)` and returns the raw output F; a
+preconditioning turns the module into a denoiser. A `Summary` describes an embedding network, which maps a condition to
+a vector.
 """
 
 from openedm.networks.designs import ADM, DDPMpp, NCSNpp, SongUNet

@@ -1,11 +1,11 @@
-"""The residual block that the U-Nets are made of, and what their designs differ in.
+"""The residual block of the U-Nets, and the options in which their designs differ.
 
     h = conv0(silu(norm0(x)))                conv0 resamples
     h = silu(norm1(h + affine(e)))           DDPM++, NCSN++
     h = silu(norm1(h) · (scale + 1) + shift)          ADM, (scale, shift) = affine(e)
     h = conv1(dropout(h))
     x ← (h + skip(x)) · skip_scale
-    x ← (proj(attention(qkv(norm2(x)))) + x) · skip_scale      where the block has attention
+    x ← (proj(attention(qkv(norm2(x)))) + x) · skip_scale      if the block has attention
 
 Source: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv 2011.13456), Appendix H; Dhariwal
 and Nichol 2021 (arXiv 2105.05233), Section 3.
@@ -49,28 +49,29 @@ DECODERS = ("standard", "skip")
 
 @dataclass(frozen=True)
 class UNetStyle:
-    """What one design of U-Net differs from another in, apart from its sizes.
+    """The options, other than sizes, in which one design of U-Net differs from another.
 
     Args:
         embedding: the embedding of c_noise, one of `EMBEDDINGS`.
         channel_mult_noise: the multiplier of the width of that embedding.
         late_classes: whether the class is added after the embedding's layers, see `Embedding`.
         encoder, decoder: one of `ENCODERS` and of `DECODERS`, see `openedm.networks.unet`.
-        resample_filter: the taps f of the resampling, even in number.
+        resample_filter: the taps f of the resampling, an even number of them.
         stem_multiplied: whether the first convolution has the channels of the finest level, or `model_channels`.
-        attends_throughout: whether all decoder blocks of a level with attention have it, or only the last.
-        init: of the layers that the two below do not name.
-        init_output: of the last layer of each branch; near zero, so that a block starts as (almost) its skip.
-        init_qkv: of the queries, keys and values.
+        attends_throughout: whether all decoder blocks of a level with attention have attention, or only the last one.
+        init: the initialisation of all layers other than those of the next two arguments.
+        init_output: the initialisation of the last layer of each branch; near zero, so that a block starts almost as
+            its skip.
+        init_qkv: the initialisation of the queries, keys and values.
         norm_eps: the ε of the group normalisations.
         skip_scale: the factor after each addition; √½ keeps the variance.
         head_channels: the channels of a head of the attention, which has ⌊channels/head_channels⌋ heads; None for one.
-        adaptive_scale: whether the embedding scales and shifts what norm1 returns, or is added in front of it.
+        adaptive_scale: whether the embedding scales and shifts the output of norm1, or is added to its input.
         projects_resampled: whether the skip of a block that resamples is a 1×1 convolution also where it keeps the
             number of channels.
 
     Raises:
-        ValueError: a value is none of those named.
+        ValueError: a value is not among those allowed.
     """
 
     embedding: str = "positional"
@@ -95,19 +96,19 @@ class UNetStyle:
         checks.at_least("channel_mult_noise", self.channel_mult_noise, 1)
         checks.one_of("encoder", self.encoder, ENCODERS)
         checks.one_of("decoder", self.decoder, DECODERS)
-        filter_kernel(self.resample_filter)  # Raises ValueError for taps without a filter.
+        filter_kernel(self.resample_filter)  # Raises ValueError for invalid taps.
 
     def num_heads(self, channels: int) -> int:
-        """The number of heads over so many channels.
+        """The number of attention heads for `channels` channels.
 
         Raises:
-            ValueError: there are fewer channels than one head has, or the heads do not divide them.
+            ValueError: there are fewer channels than in one head, or their number is not a multiple of the heads.
         """
         if self.head_channels is None:
             return 1
         heads = channels // self.head_channels
         if heads == 0 or channels % heads:
-            rule = f">= {self.head_channels}, one head" if heads == 0 else f"a multiple of {heads}, its heads"
+            rule = f">= {self.head_channels}, one head" if heads == 0 else f"a multiple of {heads}, the number of heads"
             raise ValueError(
                 f"channels with attention must be {rule}, got {channels}: choose other model_channels or channel_mult, "
                 "or other attn_resolutions (the lowest level has attention in any case)"
@@ -120,10 +121,10 @@ class ResidualBlock(nn.Module):
 
     Args:
         in_channels, out_channels, embedding_channels: the sizes.
-        style: the design of its network.
-        dropout: the probability of a zero in front of conv1, while training.
+        style: the design of the network.
+        dropout: the probability of dropout before conv1, in training.
         resample: "down" halves the size (rounded up), "up" doubles it, "none" keeps it.
-        has_attention: whether attention follows.
+        has_attention: whether the block ends with attention.
 
     Raises:
         ValueError: with attention, `out_channels` does not divide into heads.

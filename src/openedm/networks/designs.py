@@ -1,9 +1,9 @@
-"""The U-Nets of the papers, by name: sizes to choose, and a design that goes with the name.
+"""The U-Nets of the papers, by name: the name fixes the design, the arguments the sizes.
 
 DDPM++: positional embedding, standard encoder, filter (1, 1). NCSN++: Fourier embedding of twice the channels, residual
-encoder, filter (1, 3, 3, 1). ADM: the class is added late, a scale and a shift by the embedding in every block, heads
-of 64 channels, and skips that are added unscaled. Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et
-al. 2021 (arXiv 2011.13456), Appendix H; Dhariwal and Nichol 2021 (arXiv 2105.05233), Section 3.
+encoder, filter (1, 3, 3, 1). ADM: late classes, a scale and a shift by the embedding in every block, heads of 64
+channels, and unscaled skips. Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv
+2011.13456), Appendix H; Dhariwal and Nichol 2021 (arXiv 2105.05233), Section 3.
 """
 
 import math
@@ -27,11 +27,11 @@ class DDPMpp(UNetNetwork):
     Args:
         model_channels: channels that the multipliers multiply, even.
         channel_mult: the multipliers of the levels, finest first; each level has half the resolution of the one before.
-            The paper's for 64² images: (1, 2, 2, 2).
+            For 64² images the paper has (1, 2, 2, 2).
         channel_mult_emb: the multiplier of the embedding of the noise level.
         num_blocks: residual blocks in a level of the encoder; the decoder has one more.
-        attn_resolutions: resolutions with self-attention. None means 16 where a level has it, else the level that is
-            nearest to 16. The lowest level's first decoder block has attention in any case.
+        attn_resolutions: resolutions with self-attention. None means the level with resolution 16, or the level nearest
+            to it. The lowest level's first decoder block has attention in any case.
         dropout: probability of dropout, in [0, 1).
 
     Raises:
@@ -58,16 +58,16 @@ class NCSNpp(UNetNetwork):
 
 @dataclass(frozen=True)
 class SongUNet(UNetNetwork):
-    """Any U-Net of the design space of Song et al. 2021, of which `DDPMpp` and `NCSNpp` are two points.
+    """Any U-Net of the design space of Song et al. 2021; `DDPMpp` and `NCSNpp` are two points of it.
 
     Args:
         model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions, dropout: as for `DDPMpp`.
-        embedding: of the noise level, "positional" or "fourier".
+        embedding: the embedding of the noise level, "positional" or "fourier".
         channel_mult_noise: the multiplier of the width of that embedding.
-        encoder: "standard"; "skip" shows each level the input at its size, "residual" carries a filtered copy of the
-            features along.
+        encoder: "standard"; "skip" adds the input, at its size, to each level; "residual" adds a filtered copy of the
+            features.
         decoder: "standard"; "skip" sums up images of all levels.
-        resample_filter: the taps of the filter that images are resampled with, even in number: (1, 1) or (1, 3, 3, 1).
+        resample_filter: the taps of the resampling filter, an even number of them: (1, 1) or (1, 3, 3, 1).
 
     Raises:
         ValueError: a value is out of its range.
@@ -106,12 +106,12 @@ class ADM(UNetNetwork):
 
     Args:
         model_channels: channels that the multipliers multiply, even.
-        channel_mult: the multipliers of the levels, finest first. The lowest level must have at least 64 channels, as
-            every level with attention must: that is one head.
+        channel_mult: the multipliers of the levels, finest first. The lowest level and every other level with attention
+            must have at least 64 channels, one head.
         channel_mult_emb: the multiplier of the embedding of the noise level.
         num_blocks: residual blocks in a level of the encoder; the decoder has one more.
-        attn_resolutions: resolutions with self-attention. None means 32, 16 and 8 where levels have them, else the
-            levels that are nearest to these.
+        attn_resolutions: resolutions with self-attention. None means the levels with resolutions 32, 16 and 8, or the
+            levels nearest to these.
         dropout: probability of dropout, in [0, 1).
 
     Raises:

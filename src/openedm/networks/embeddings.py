@@ -1,4 +1,4 @@
-"""What a network takes beside the sample: the noise level, the class, the augmentation.
+"""Embeddings of the inputs of a network other than the sample: the noise level, the class and the augmentation.
 
     positional   [cos ω_k c, sin ω_k c],  ω_k = 10000^(−k/(n/2 − e)), k = 0 … n/2 − 1, e = 1 (endpoint) or 0
     Fourier      [cos 2πf_k c, sin 2πf_k c],  f_k ~ N(0, 16²), drawn once
@@ -32,12 +32,12 @@ __all__ = [
 class NoiseEmbedding(nn.Module):
     """cos ω_k c and sin ω_k c for the angular frequencies `omega`: (batch,) → (batch, 2 · len(omega)).
 
-    Computed in float32 or better whatever the network's dtype: c_noise reaches 999 (VP, iDDPM), where neighbouring
-    bfloat16 numbers are 4 apart. Casting the module to half precision leaves the frequencies as they are.
+    They are computed in float32 or better for any dtype of the network: c_noise reaches 999 (VP, iDDPM), where
+    neighbouring bfloat16 numbers differ by 4. Casting the module to half precision leaves the frequencies unchanged.
 
     Args:
         omega: the frequencies.
-        persistent: whether they belong in the state dict, as those must that cannot be derived.
+        persistent: whether they are part of the state dict; required for random frequencies.
         order: which of the two halves comes first.
     """
 
@@ -89,12 +89,12 @@ class FourierEmbedding(NoiseEmbedding):
 class SmoothEmbedding(NoiseEmbedding):
     """Bounded frequencies and asinh c: for every range of c_noise.
 
-    EDM's c_noise = ¼ ln σ stays within about [−3, 3]. There the positional frequencies, 1 and below, hardly turn once
-    and all but the first few are constant; Fourier features with f ~ N(0, 16²) turn a hundred times, so that
-    neighbouring noise levels look unrelated and a small network does not generalise from one to the next. Here the
-    periods run from 1 (a factor of 55 in σ under EDM's c_noise) to 2048 (the whole range of VP's and iDDPM's): nothing
-    oscillates faster than the denoiser changes, something turns at every scale, and asinh c, which is c near 0 and a
-    logarithm far out, separates all values.
+    EDM's c_noise = ¼ ln σ stays within about [−3, 3]. There the positional features, with frequencies of 1 and below,
+    hardly complete one period and all but the first few are constant; Fourier features with f ~ N(0, 16²) complete a
+    hundred periods, so that a small network does not generalise from one noise level to the next. Here the periods run
+    from 1 (a factor of 55 in σ under EDM's c_noise) to 2048 (the whole range of VP's and iDDPM's): no feature
+    oscillates faster than the denoiser changes, some feature varies at every scale, and asinh c, which is c near 0 and
+    logarithmic for large c, separates all values.
     """
 
     def __init__(self, num_channels: int = 64) -> None:
@@ -131,10 +131,10 @@ class ClassVector(nn.Module):
         Args:
             condition: integer labels (batch,), −1 for no class; or the rows themselves; or None: no class for any
                 sample.
-            like: a tensor of the wanted batch, dtype and device.
+            like: a tensor with the batch size, dtype and device of the result.
 
         Raises:
-            ValueError: the shape is neither of the two, or (for labels on the CPU, where looking costs no
+            ValueError: the shape is neither of the two, or (for labels on the CPU, where the check needs no
                 synchronisation) a label is outside −1 … num_classes − 1.
         """
         shape = (len(like), len(self.classes))
@@ -148,7 +148,7 @@ class ClassVector(nn.Module):
 
 
 class Embedding(nn.Module):
-    """What every block gets beside the features: the noise level, the class and the augmentation.
+    """The second input of every block: an embedding of the noise level, the class and the augmentation.
 
     Early classes: e = silu(L1 silu(L0(noise(c_noise) + L_class(√k · rows) + L_augment(a)))).
     Late classes, as in ADM: e = silu(L1 silu(L0(noise(c_noise) + L_augment(a))) + L_class(rows)), where L_augment
@@ -158,8 +158,8 @@ class Embedding(nn.Module):
         noise: the embedding of c_noise.
         out_channels: the channels of e.
         signature: the widths of the other two inputs.
-        init: how the other linear maps start.
-        late_classes: where the classes are added.
+        init: the initialisation of the other linear maps.
+        late_classes: whether the classes are added after L1 instead of before L0.
     """
 
     def __init__(

@@ -1,8 +1,8 @@
-"""The parts that U-Nets are made of: weights, convolutions, resampling, normalisation, attention.
+"""The layers of U-Nets: weights, convolutions, resampling, normalisation, attention.
 
     weights      xavier_uniform U(±√(6/(n_in + n_out))), kaiming_uniform U(±√(3/n_in)),
                  xavier_normal N(0, 2/(n_in + n_out)), kaiming_normal N(0, 1/n_in); n_in, n_out = channels · k²
-    resampling   F = (f ⊗ f)/(Σf)²;  down: every second value of F ∗ x;  up: 4F ∗ (x with zeros put between)
+    resampling   F = (f ⊗ f)/(Σf)²;  down: every second value of F ∗ x;  up: 4F ∗ (x with zeros inserted)
     attention    softmax(qᵀk/√C_head) v, one token for each pixel
 
 Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F; Song et al. 2021 (arXiv 2011.13456), Appendix H.
@@ -45,10 +45,10 @@ MODES = ("xavier_uniform", "xavier_normal", "kaiming_uniform", "kaiming_normal")
 
 @dataclass(frozen=True)
 class Init:
-    """How the weights and biases of a layer start: `mode`'s distribution, times a gain for each of the two.
+    """The initial distribution of the weights and biases of a layer: that of `mode`, times a gain for each of the two.
 
     Raises:
-        ValueError: `mode` is none of `MODES`.
+        ValueError: `mode` is not one of `MODES`.
     """
 
     mode: str
@@ -60,7 +60,7 @@ class Init:
 
     @torch.no_grad()
     def fill(self, weight: Tensor, bias: Tensor | None) -> None:
-        """Draw `weight` (n_out, n_in, …) and `bias` anew, from the global generator.
+        """Draw new values of `weight` (n_out, n_in, …) and `bias` from the global generator.
 
         >>> weight = torch.empty(8, 3)
         >>> Init("xavier_uniform", weight_gain=0.1).fill(weight, bias=None)
@@ -88,7 +88,8 @@ KAIMING, ZERO = Init("kaiming_normal"), Init("kaiming_normal", weight_gain=0)
 
 @contextmanager
 def seeded(seed: int | None) -> Iterator[None]:
-    """Inside the block the global generator starts from `seed`, and modules are made on the host; None changes nothing.
+    """Inside the block the global generator starts from `seed`, and modules are created on the host; None has no
+    effect.
 
     Afterwards the generator continues as before the block.
     """
@@ -100,18 +101,18 @@ def seeded(seed: int | None) -> Iterator[None]:
 
 
 class _Initialised(nn.Module):
-    """A layer whose weights and biases start as `init` says."""
+    """A layer whose weights and biases are initialised by `init`."""
 
     init: Init
     weight: Tensor
 
     def reset_parameters(self) -> None:
-        """Draw the weights anew."""
+        """Draw new weights and biases."""
         self.init.fill(self.weight, self.bias)  # type: ignore[arg-type]  # A tensor or None.
 
 
 class Linear(_Initialised, nn.Linear):
-    """`torch.nn.Linear` whose weights start as `init` says."""
+    """`torch.nn.Linear` whose weights are initialised by `init`."""
 
     def __init__(self, in_features: int, out_features: int, *, init: Init, bias: bool = True) -> None:
         self.init = init
@@ -119,7 +120,7 @@ class Linear(_Initialised, nn.Linear):
 
 
 class Conv1d(_Initialised, nn.Conv1d):
-    """Convolution of three steps, `dilation` apart, that keeps the length."""
+    """Convolution over three steps at distances of `dilation` that keeps the length."""
 
     def __init__(self, in_channels: int, out_channels: int, *, init: Init, dilation: int = 1) -> None:
         self.init = init
@@ -168,7 +169,7 @@ class FusedDownConv2d(Conv2d):
 
 
 class Residual(nn.Module):
-    """h + layer1(silu(layer0(silu(h)))); where layer1 starts at zero, depth changes nothing at first."""
+    """h + layer1(silu(layer0(silu(h)))): the identity at first if layer1 starts at zero."""
 
     def __init__(self, layer0: nn.Module, layer1: nn.Module) -> None:
         super().__init__()
@@ -193,7 +194,7 @@ def filter_kernel(taps: Sequence[float]) -> Float[Tensor, "k k"]:
 
 
 def pad_to_even(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c i j"]:
-    """`x` with its last row and column repeated where their number is odd."""
+    """`x` with its last row and column repeated if their number is odd."""
     if x.shape[-2] % 2:
         x = torch.cat([x, x[..., -1:, :]], dim=-2)
     if x.shape[-1] % 2:
@@ -202,7 +203,7 @@ def pad_to_even(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c i j"]
 
 
 class _Resample(nn.Module):
-    """The filter of a resampling, one copy a channel; none for f = (1, 1), where pooling and repetition do the same."""
+    """The filter of a resampling, one copy a channel; None for f = (1, 1), where pooling or repetition is used."""
 
     kernel: Tensor | None
 
@@ -267,16 +268,16 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
 def attention(qkv: Float[Tensor, "batch c3 h w"], num_heads: int) -> Float[Tensor, "batch c h w"]:
     """softmax(qᵀk/√C_head) v over the h·w pixels, in the memory format of `qkv`.
 
-    Fused kernels do the work. They know no forward-mode, second or `torch.func.vmap`-batched derivatives; where those
-    are needed, call the network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
+    Fused kernels are used. They do not support forward-mode, second or `torch.func.vmap`-batched derivatives; for
+    these, call the network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
 
     Args:
         qkv: queries, keys and values; its channels are ordered (head, channel, {q, k, v}), the last fastest.
-        num_heads: divides the number of channels C = c3/3.
+        num_heads: the number of heads, a divisor of the number of channels C = c3/3.
     """
     batch, _, height, width = qkv.shape
     by_role = qkv.reshape(batch, num_heads, -1, 3, height * width).permute(3, 0, 1, 4, 2)
-    # The fused kernels ask for unit stride along the channels: one copy for the three of them.
+    # The fused kernels require unit stride along the channels: one copy serves all three.
     q, k, v = by_role.contiguous().unbind()
     tokens = functional.scaled_dot_product_attention(q, k, v)
     image = tokens.transpose(-1, -2).reshape(batch, -1, height, width)

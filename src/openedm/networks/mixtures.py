@@ -2,8 +2,8 @@
 
     q_e(y | u) = Σ_k w_k(u) N(y; μ_k(u), (P_k(u)ᵀ P_k(u))⁻¹),     q = mean of the members' q_e
 
-P_k is lower triangular, the Cholesky factor of a precision in reverse order: ln q needs no solve. Each member is a
-residual network with a linear path beside it, so that linear Gaussian problems are exact from the start; all members
+P_k is lower triangular, the Cholesky factor of a precision in reverse order: ln q needs no linear solve. Each member is
+a residual network with a linear path beside it, so that linear Gaussian problems are exact from the start; all members
 are evaluated together, as batched matrices.
 """
 
@@ -19,7 +19,7 @@ from openedm.networks.layers import Residual, seeded
 
 __all__ = ["ConditionalMixture"]
 
-LOG_LIMIT = 9.0
+MAX_LOG_DIAGONAL = 9.0
 
 
 class ConditionalMixture(nn.Module):
@@ -29,7 +29,7 @@ class ConditionalMixture(nn.Module):
         condition_dim: dimension of u.
         dim: dimension of y.
         members: number of members.
-        components: number of Gaussians of each.
+        components: number of Gaussians of each member.
         width: width of the hidden layers.
         num_blocks: number of residual blocks.
 
@@ -37,7 +37,7 @@ class ConditionalMixture(nn.Module):
         ValueError: a count is out of its range.
     """
 
-    _places: Tensor
+    _indices: Tensor
     _diagonal: Tensor
     _below: Tensor
     _columns: Tensor
@@ -72,7 +72,7 @@ class ConditionalMixture(nn.Module):
                 means = self.layer_out.bias.view(members, components, -1)[..., 1 : 1 + dim]
                 means.copy_(0.5 * torch.randn_like(means))
         rows, columns = torch.tril_indices(dim, dim)
-        self.register_buffer("_places", rows * dim + columns, persistent=False)
+        self.register_buffer("_indices", rows * dim + columns, persistent=False)
         below = rows != columns
         self.register_buffer("_diagonal", (~below).nonzero()[:, 0], persistent=False)
         self.register_buffer("_below", below.nonzero()[:, 0], persistent=False)
@@ -81,37 +81,37 @@ class ConditionalMixture(nn.Module):
 
     def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ln w (members, rows, K), μ (…, K, dim), P (…, K, dim, dim) and ln det P (…, K)."""
-        logits, means, logs, below = self._packed(u)
+        logits, means, logs, below = self._raw_parameters(u)
         flat = means.new_zeros(*means.shape[:-1], self.dim * self.dim)
-        flat = flat.index_copy(-1, self._places[self._below], below)
-        flat = flat.index_copy(-1, self._places[self._diagonal], logs.exp())
+        flat = flat.index_copy(-1, self._indices[self._below], below)
+        flat = flat.index_copy(-1, self._indices[self._diagonal], logs.exp())
         matrices = flat.reshape(*flat.shape[:-1], self.dim, self.dim)
         return logits.log_softmax(-1), means, matrices, logs.sum(-1)
 
-    def _packed(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Logits (members, rows, K), μ (…, K, dim), the logarithms of P's diagonal (…, K, dim) and what is below it."""
+    def _raw_parameters(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Logits (members, rows, K), μ (…, K, dim), the logarithm of P's diagonal (…, K, dim) and entries below it."""
         h = self.layer_in(u)
         for block in self.blocks:
             h = block(h)
         out = self.layer_out(functional.silu(h)) + self.linear(u)
         out = out.reshape(*out.shape[:-1], self.components, -1)
         logits, means, factors = out.split([1, self.dim, out.shape[-1] - self.dim - 1], -1)
-        logs = factors[..., self._diagonal].clamp(-LOG_LIMIT, LOG_LIMIT)
+        logs = factors[..., self._diagonal].clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
         return logits[..., 0], means, logs, factors[..., self._below]
 
     def member_log_prob(
         self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
     ) -> Float[Tensor, "members rows"]:
-        """ln q_e(y | u) of each member, for rows of its own."""
-        logits, means, logs, below = self._packed(u)
+        """ln q_e(y | u) of each member e, for rows that differ between members."""
+        logits, means, logs, below = self._raw_parameters(u)
         errors = y[..., None, :] - means
-        # P e without making P: its rows are sums over packed products.
+        # P e without forming P: its rows are sums over packed products.
         whitened = logs.exp() * errors + torch.matmul(below * errors[..., self._columns], self._rows.to(errors))
         constant = 0.5 * self.dim * math.log(2 * math.pi)
-        each = logs.sum(-1) - 0.5 * whitened.square().sum(-1) - constant
+        log_probs = logs.sum(-1) - 0.5 * whitened.square().sum(-1) - constant
         if self.components == 1:
-            return each[..., 0]
-        result: Tensor = (logits.log_softmax(-1) + each).logsumexp(-1)
+            return log_probs[..., 0]
+        result: Tensor = (logits.log_softmax(-1) + log_probs).logsumexp(-1)
         return result
 
     def log_prob(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> Float[Tensor, " rows"]:
@@ -121,7 +121,7 @@ class ConditionalMixture(nn.Module):
     def each_log_prob(
         self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]
     ) -> Float[Tensor, "members rows"]:
-        """ln q_e(y | u) of each member, for the same rows."""
+        """ln q_e(y | u) of each member e, for the same rows."""
         return self.member_log_prob(y.expand(self.members, *y.shape), u.expand(self.members, *u.shape))
 
     def member(self, number: int) -> "ConditionalMixture":
@@ -132,17 +132,17 @@ class ConditionalMixture(nn.Module):
         """
         checks.between("number", number, 0, self.members - 1)
         with seeded(0):
-            alone = ConditionalMixture(
+            single = ConditionalMixture(
                 self.condition_dim,
                 self.dim,
                 components=self.components,
                 width=self.width,
                 num_blocks=self.num_blocks,
             )
-        alone.to(self.layer_in.weight)
+        single.to(self.layer_in.weight)
         state = {name: weight[number : number + 1] for name, weight in self.state_dict().items()}
-        alone.load_state_dict(state, assign=True)
-        return alone.requires_grad_(False)
+        single.load_state_dict(state, assign=True)
+        return single.requires_grad_(False)
 
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
@@ -163,10 +163,9 @@ class ConditionalMixture(nn.Module):
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
-        """Start every member at the least-squares fit y = A u + b with one covariance of the residuals.
+        """Initialise every member with the least-squares fit y = A u + b and one covariance of the residuals.
 
-        Where u has more than a row for every ten of its columns, or its columns depend on each other, the least ridge
-        that makes the fit stable is added.
+        A small ridge makes the fit stable if there are few rows or the columns of u are linearly dependent.
         """
         rows = len(u)
         centre = u.double().mean(0)
@@ -178,7 +177,7 @@ class ConditionalMixture(nn.Module):
         covariance = residual.T @ residual / max(rows - inputs.shape[1], 1)
         covariance += 1e-8 * torch.eye(self.dim, dtype=torch.float64, device=u.device)
         # P with PᵀP = C⁻¹ and P lower triangular: the inverse of C's lower Cholesky factor.
-        factor = torch.linalg.inv(torch.linalg.cholesky(covariance)).flatten()[self._places]
+        factor = torch.linalg.inv(torch.linalg.cholesky(covariance)).flatten()[self._indices]
         factor[self._diagonal] = factor[self._diagonal].log()
         slope, offset = solution[:-1], solution[-1] - centre @ solution[:-1]
         weight = self.linear.weight.view(self.members, -1, self.components, self.outputs_each)
@@ -189,7 +188,7 @@ class ConditionalMixture(nn.Module):
 
     @property
     def outputs_each(self) -> int:
-        """Numbers that describe one component: weight, mean and factor."""
+        """The number of outputs for one component: its weight, mean and factor."""
         return 1 + self.dim + self.dim * (self.dim + 1) // 2
 
 

@@ -1,15 +1,15 @@
-"""Residual networks for vectors: densities in a few dimensions, parameters of simulators, and those given data.
+"""Residual networks for vectors, such as the parameters of a simulator, with or without data y as a condition.
 
     without data  e = silu(L1 silu(L0(embedding(c_noise) + L_class(√k · onehot) + L_augment(a)))),   h = L_in x
-    given data y  e = silu(L_e silu(summary(y) + L_c embedding(c_noise))),                           h = L_in x + L_y e
+    with data y   e = silu(L_e silu(summary(y) + L_c embedding(c_noise))),                           h = L_in x + L_y e
     h ← h + L_b silu(L_a silu((1 + scale) · h + shift)),  (scale, shift) = L_m e,   num_blocks times
     F = L_out silu((1 + scale) · h + shift),              (scale, shift) = L_m e
 
 L_b and L_out start at zero, so that F starts at zero. There is no normalisation: preconditioned inputs have unit
-variance, and on mixtures of Gaussians in 2 and 8 dimensions the network came closer to the exact denoiser without one.
-y and σ enter through e alone: for many samples of one observation at one noise level e is computed once, and a sample
-costs the h-path only. The modulation is FiLM (Perez et al. 2018, arXiv 1709.07871), the order within a block that of He
-et al. 2016 (arXiv 1603.05027).
+variance, and on mixtures of Gaussians in 2 and 8 dimensions the network came closer to the exact denoiser without
+normalisation. y and σ enter through e alone: for many samples of one observation at one noise level e is computed once,
+and a sample costs the h-path only. The modulation is FiLM (Perez et al. 2018, arXiv 1709.07871), the order within a
+block that of He et al. 2016 (arXiv 1603.05027).
 """
 
 from dataclasses import dataclass
@@ -66,7 +66,7 @@ class ConditionalMLP(Network):
     Args:
         width: the width of its hidden layers, of the summary and of the embedding.
         num_blocks: the number of residual blocks.
-        summary: how the condition is summarised.
+        summary: the embedding network of the condition.
 
     Raises:
         ValueError: a count is out of its range.
@@ -92,10 +92,12 @@ class ConditionalMLP(Network):
         """The network for vectors, called as `network(x, c_noise, condition)`; see `Network.build`.
 
         Raises:
-            ValueError: there is no condition, or there are classes or augmentation labels.
+            ValueError: `condition_shape` is None, or there are classes or augmentation labels.
         """
         if signature.condition_shape is None:
-            raise ValueError("condition_shape must be given to a ConditionalMLP; MLP is the network without conditions")
+            raise ValueError(
+                "condition_shape must be given for a ConditionalMLP, got None; MLP is the network without conditions"
+            )
         if signature.num_classes or signature.augment_dim:
             raise ValueError(
                 f"num_classes and augment_dim must be 0, got {signature.num_classes} and {signature.augment_dim}"
@@ -108,10 +110,10 @@ class ConditionalMLP(Network):
 class ResidualMLP(RawNetwork):
     """The raw network F for vectors: `mlp(x, c_noise, condition=None, augment=None)`.
 
-    c_noise is embedded by `SmoothEmbedding`: EDM's c_noise = ¼ ln σ spans only [−3, 3], see there.
+    c_noise is embedded by `SmoothEmbedding`: EDM's c_noise = ¼ ln σ only covers [−3, 3].
 
     Args:
-        choice: its sizes.
+        choice: the sizes.
         signature: the shapes of its inputs and its output.
     """
 
@@ -120,7 +122,7 @@ class ResidualMLP(RawNetwork):
         width = choice.width
         self.embedding = Embedding(SmoothEmbedding(), width, signature, init=KAIMING)
         self.layer_in = Linear(signature.in_channels, width, init=KAIMING)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(choice.num_blocks))
+        self.blocks = nn.ModuleList(_MLPBlock(width) for _ in range(choice.num_blocks))
         self.modulation_out = Modulation(width, width)
         self.layer_out = Linear(width, signature.out_channels, init=ZERO)
 
@@ -142,10 +144,10 @@ class ResidualMLP(RawNetwork):
 
 
 class ConditionalResidualMLP(RawNetwork):
-    """The raw network F(x; c_noise, y) for vectors given data.
+    """The raw network F(x; c_noise, y) for vectors x conditioned on data y.
 
     Args:
-        choice: its sizes.
+        choice: the sizes.
         signature: the shapes of its inputs and its output.
         summary: maps conditions (rows, *condition_shape) to (rows, width).
 
@@ -164,11 +166,11 @@ class ConditionalResidualMLP(RawNetwork):
         self.layer_embedding = Linear(width, width, init=KAIMING)
         self.layer_in = Linear(signature.in_channels, width, init=KAIMING)
         self.layer_condition = Linear(width, width, init=KAIMING)
-        self.blocks = nn.ModuleList(_Block(width) for _ in range(choice.num_blocks))
+        self.blocks = nn.ModuleList(_MLPBlock(width) for _ in range(choice.num_blocks))
         self.modulation_out = Modulation(width, width)
         self.layer_out = Linear(width, signature.out_channels, init=ZERO)
 
-    def forward(  # type: ignore[override]  # It needs a condition and takes no augmentation labels.
+    def forward(  # type: ignore[override]  # It requires a condition and has no augmentation labels.
         self,
         x: Float[Tensor, "batch features"],
         c_noise: Float[Tensor, " levels"],
@@ -178,8 +180,8 @@ class ConditionalResidualMLP(RawNetwork):
 
         Args:
             x: vectors (batch, in_channels).
-            c_noise: the noise level as the preconditioning gives it, (batch,), or (1,) for all.
-            condition: (batch, *condition_shape), or one row for all.
+            c_noise: the noise level as computed by the preconditioning, (batch,), or (1,) for all samples.
+            condition: the condition (batch, *condition_shape), or one row for all samples.
         """
         noise: Tensor = self.layer_noise(self.noise(c_noise.to(x.dtype)).to(x.dtype))
         e: Tensor = functional.silu(self.layer_embedding(functional.silu(self.summary(condition) + noise)))
@@ -200,13 +202,13 @@ class Modulation(nn.Module):
     def forward(
         self, h: Float[Tensor, "batch *tokens width"], e: Float[Tensor, "rows *ones channels"]
     ) -> Float[Tensor, "batch *tokens width"]:
-        """The modulated h; e has as many axes as h, and one row of it serves for all."""
+        """The modulated h; e has as many axes as h, and may have a single row for all samples."""
         scale, shift = self.map(e).chunk(2, dim=-1)
         modulated: Tensor = h * (1 + scale) + shift
         return modulated
 
 
-class _Block(nn.Module):
+class _MLPBlock(nn.Module):
     """h + L_b silu(L_a silu((1 + scale) · h + shift)), with (scale, shift) a linear map of the embedding."""
 
     def __init__(self, width: int) -> None:

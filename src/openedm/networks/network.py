@@ -1,4 +1,4 @@
-"""Networks as values: what a network is apart from the shapes of its data, those shapes, and the module made of both.
+"""Networks as values: the kind and sizes of a network, the shapes of its data, and the module built from both.
 
 network (a frozen choice)  +  signature (the data's shapes)  →  module F(x; c_noise, condition, augment)
 """
@@ -20,14 +20,14 @@ Labels = Integer[Tensor, " rows"] | Float[Tensor, "rows classes"]
 
 @dataclass(frozen=True)
 class Signature:
-    """The shapes of what a network takes and returns.
+    """The shapes of the inputs and outputs of a network.
 
     Args:
         event_shape: the shape of one sample, channels first.
         out_channels: the channels of the output, whose other axes are those of the sample.
-        num_classes: the number of classes, 0 for a network without.
-        augment_dim: the width of the augmentation labels, 0 for a network without.
-        condition_shape: the shape of one condition of floats, None for a network without.
+        num_classes: the number of classes, 0 for a network without classes.
+        augment_dim: the width of the augmentation labels, 0 for a network without them.
+        condition_shape: the shape of one condition of floats, None for a network without such conditions.
 
     Raises:
         ValueError: a number is out of its range, or there are both classes and a `condition_shape`.
@@ -47,7 +47,7 @@ class Signature:
         if self.condition_shape is not None:
             check_axes("condition_shape", self.condition_shape)
             if self.num_classes:
-                raise ValueError(f"num_classes must be 0 where condition_shape is given, got {self.num_classes}")
+                raise ValueError(f"num_classes must be 0 if condition_shape is given, got {self.num_classes}")
 
     @property
     def in_channels(self) -> int:
@@ -62,7 +62,7 @@ class Signature:
         augment: Tensor | None,
         axes: tuple[str, ...],
     ) -> None:
-        """Raise ValueError, naming the argument, where inputs do not fit; only the channels of x are fixed.
+        """Raise ValueError, naming the argument, if an input does not fit; the height and width of x are free.
 
         Args:
             x, c_noise, condition, augment: the inputs of the network.
@@ -86,7 +86,7 @@ class Signature:
                 check_rows("condition", condition, (len(x), *self.condition_shape))
         elif condition is not None and not self.num_classes:
             raise ValueError(
-                "condition must be None: the network was built without any (num_classes=0, condition_shape=None)"
+                "condition must be None: the network was built without it (num_classes=0, condition_shape=None)"
             )
 
 
@@ -94,10 +94,10 @@ class Signature:
 class Network(Choice, ABC):
     """A kind of network with its sizes; the shapes of the data are given when it is built.
 
-    A subclass defines `module`, which makes the network.
+    A subclass defines `module`, which builds the network.
 
     Attributes:
-        axes: the names of the axes of a sample that it takes; None for any.
+        axes: the names of the axes of a sample; None if samples of any shape are allowed.
         takes_conditions: whether it can be conditioned on floats.
     """
 
@@ -118,28 +118,28 @@ class Network(Choice, ABC):
 
         Args:
             event_shape: the shape of one sample, channels first.
-            num_classes: the number of classes it can be conditioned on.
+            num_classes: the number of classes that it can be conditioned on.
             augment_dim: the width of the augmentation labels.
-            condition_shape: the shape of one condition of floats; None for a network without.
+            condition_shape: the shape of one condition of floats; None for a network without such conditions.
             out_channels: the channels of its output; None means those of the data.
-            seed: its initial weights are a function of this number, and the global generator is left as it is; None
-                means the global generator.
+            seed: the seed of the initial weights, which leaves the global generator unchanged; None means to draw them
+                from the global generator.
 
         Raises:
-            ValueError: a shape is none that such a network takes, or a count is out of its range.
+            ValueError: the network does not support a shape, or a count is out of its range.
         """
         check_axes("event_shape", event_shape, self.axes)
         if condition_shape is not None and not self.takes_conditions:
             raise ValueError(
-                f"network must take float conditions for condition_shape={condition_shape}, but "
-                f"{type(self).__name__} takes none"
+                f"condition_shape must be None for {type(self).__name__}, which does not support float conditions, "
+                f"got {condition_shape}"
             )
         channels = event_shape[0] if out_channels is None else out_channels
         return self.module(Signature(event_shape, channels, num_classes, augment_dim, condition_shape), seed)
 
     @abstractmethod
     def module(self, signature: Signature, seed: int | None) -> nn.Module:
-        """The new network for these shapes; `build` has checked that it takes such.
+        """The new network for these shapes, whose axes `build` has checked.
 
         Args:
             signature: the shapes.
@@ -151,11 +151,11 @@ class Network(Choice, ABC):
 
 
 class RawNetwork(nn.Module):
-    """The raw network F that a preconditioning makes a denoiser of.
+    """The raw network F, which a preconditioning turns into a denoiser.
 
     Attributes:
-        choice: what it is.
-        signature: the shapes it was built for.
+        choice: the kind and sizes of the network.
+        signature: the shapes that it was built for.
     """
 
     def __init__(self, choice: Network, signature: Signature) -> None:
@@ -173,21 +173,21 @@ class RawNetwork(nn.Module):
 
         Args:
             x: noisy samples (batch, *event_shape), of about unit variance.
-            c_noise: the noise level as the preconditioning gives it, (batch,).
+            c_noise: the noise level as computed by the preconditioning, (batch,).
             condition: for a network with classes, (batch,) integers with −1 for no class, or (batch, num_classes) rows,
                 all zero for no class, or None for no class. For a network with float conditions, (batch,
-                *condition_shape), or a single row for all samples. None for a network without either.
-            augment: augmentation labels (batch, augment_dim). None means not augmented, as does zero.
+                *condition_shape), or a single row for all samples. None for a network with neither.
+            augment: augmentation labels (batch, augment_dim). None and zeros mean that x is not augmented.
 
         Raises:
             ValueError: a shape does not fit, a label is out of range, or `condition` or `augment` is given to a network
-                that was built without.
+                that was built without it.
         """
         raise NotImplementedError
 
 
 def check_axes(name: str, shape: tuple[int, ...], axes: tuple[str, ...] | None = None) -> None:
-    """Raise ValueError unless `shape` has sizes ≥ 1, one for each of `axes` where these are given."""
+    """Raise ValueError unless `shape` has sizes ≥ 1, one for each of `axes` if given."""
     if axes is not None and (len(shape) != len(axes) or min(shape) < 1):
         raise ValueError(f"{name} must be ({', '.join(axes)}{',' * (len(axes) == 1)}), each >= 1, got {shape}")
     if not shape or min(shape) < 1:

@@ -1,15 +1,15 @@
-"""Embedding networks, which make a vector of a condition that is a vector, an image, a series or a set.
+"""Embedding networks, which map a condition (a vector, an image, a series or a set) to a vector.
 
     vector   h = L_in x;  h ← h + L_b silu(L_a silu(h));  s = L_out h
     image    the same with 3×3 convolutions, at half the size each level until the longer side is at most 7
     series   the same with dilated convolutions along time;  s = L_out [norm Σ_t softmax_t(a(h_t)) v(h_t), moments]
     set      φ_i = vector(x_i);  s = vector([mean_i φ_i, max_i φ_i/√(1 + ln n), log₁₀ n, 1/√n])
 
-Every L_b starts at zero, so that depth changes nothing at first, and a summary depends on its own condition alone:
-there is no batch normalisation, whose running statistics would leak from one sample to the next. For inputs of unit
-variance the summaries start with about unit variance. Where a mean over pixels or times would make them small, its
-direction is taken, and the means and standard deviations of the channels are given beside it, so that no size is lost.
-Sources: deep sets, Zaheer et al. 2017 (arXiv 1703.06114); attention pooling, Lee et al. 2019 (arXiv 1810.00825).
+Every L_b starts at zero, so that a block starts as the identity. A summary depends on its own condition alone: there is
+no batch normalisation, whose running statistics would leak from one sample to the next. For inputs of unit variance the
+summaries start with about unit variance. Where a mean over pixels or times would make them small, it is scaled to unit
+size, and the means and standard deviations of the channels are added as inputs of L_out. Sources: deep sets, Zaheer et
+al. 2017 (arXiv 1703.06114); attention pooling, Lee et al. 2019 (arXiv 1810.00825).
 """
 
 import math
@@ -29,19 +29,19 @@ from openedm.networks.network import check_axes
 
 __all__ = ["ImageSummary", "SeriesSummary", "SetSummary", "Summary", "VectorSummary"]
 
-HEADS = 4
-WAVES = 8
-SMALLEST, GRID = 8, 7
+NUM_HEADS = 4
+NUM_WAVES = 8
+MIN_SIDE, MAX_GRID_SIDE = 8, 7
 
 
 @dataclass(frozen=True)
 class Summary(Choice, ABC):
     """A kind of embedding network with its sizes; the condition's shape is given when it is built.
 
-    A subclass defines `module`, which makes the network.
+    A subclass defines `module`, which builds the network.
 
     Attributes:
-        axes: the names of the axes of a condition that it takes; None for any.
+        axes: the names of the axes of a condition; None if conditions of any shape are allowed.
     """
 
     axes: ClassVar[tuple[str, ...] | None] = None
@@ -52,11 +52,11 @@ class Summary(Choice, ABC):
         Args:
             condition_shape: the shape of one condition.
             features: the length of a summary.
-            seed: its initial weights are a function of this number, and the global generator is left as it is; None
-                means the global generator.
+            seed: the seed of the initial weights, which leaves the global generator unchanged; None means to draw them
+                from the global generator.
 
         Raises:
-            ValueError: the shape is none that such a network takes, or a count is out of its range.
+            ValueError: the network does not support the shape, or a count is out of its range.
         """
         checks.at_least("features", features, 1)
         check_axes("condition_shape", condition_shape, self.axes)
@@ -110,7 +110,7 @@ class ImageSummary(_SizedSummary):
     """A small residual convolutional network for images of 8 pixels a side or more.
 
     Args:
-        width: channels at full size; twice as many at half the size and four times as many below.
+        width: channels at full size; twice as many at half the size and four times as many at smaller sizes.
         num_blocks: residual blocks of two convolutions at each size.
 
     Raises:
@@ -127,24 +127,23 @@ class ImageSummary(_SizedSummary):
 
     def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
         """The network for images whose sides are both ≥ 8; see `Summary.build`."""
-        if min(condition_shape[1:]) < SMALLEST:
-            raise ValueError(f"condition_shape must have sides of >= {SMALLEST} pixels, got {condition_shape}")
+        if min(condition_shape[1:]) < MIN_SIDE:
+            raise ValueError(f"condition_shape must have sides of >= {MIN_SIDE} pixels, got {condition_shape}")
         return _Image(self, condition_shape, features)
 
 
 @dataclass(frozen=True)
 class SeriesSummary(_SizedSummary):
-    """Residual convolutions along time and attention pooling. NaN stands for what was not measured.
+    """Residual convolutions along time and attention pooling. NaN marks values that were not measured.
 
-    A series that is shorter than the others ends in NaN. The summary then is what it would be if the series were
-    longer by any other number of NaN.
+    A series that is shorter than the others ends in NaN. The summary does not depend on the number of NaN at the end.
 
     Args:
         width: channels of its hidden layers, a multiple of 4.
-        num_blocks: residual blocks of two convolutions of three steps each, 1, 2, 4, … steps apart.
+        num_blocks: residual blocks of two convolutions each, over three steps at distances of 1, 2, 4, … steps.
 
     Raises:
-        ValueError: a value is out of its range. When called: a series has no value at all.
+        ValueError: a value is out of its range. When called: a series has only NaN.
 
     >>> SeriesSummary(width=32).build((2, 50), 16, seed=0)(torch.zeros(3, 2, 50)).shape
     torch.Size([3, 16])
@@ -157,11 +156,11 @@ class SeriesSummary(_SizedSummary):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.width % HEADS:
-            raise ValueError(f"width must be a multiple of {HEADS}, got {self.width}")
+        if self.width % NUM_HEADS:
+            raise ValueError(f"width must be a multiple of {NUM_HEADS}, got {self.width}")
 
     def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
-        """The network for series, values one a row of time; see `Summary.build`."""
+        """The network for series (channels, time); see `Summary.build`."""
         return _Series(self, condition_shape, features)
 
 
@@ -174,7 +173,7 @@ class SetSummary(_SizedSummary):
         num_blocks: residual blocks of two layers each, before the pooling and after.
 
     Raises:
-        ValueError: a value is out of its range. When called: a set is empty, or a row is NaN in part.
+        ValueError: a value is out of its range. When called: a set is empty, or a row is partly NaN.
 
     >>> summary = SetSummary(width=32).build((10, 2), 16, seed=0)
     >>> observations = torch.full((1, 10, 2), torch.nan)
@@ -225,7 +224,7 @@ class _Image(nn.Module):
                 Residual(Conv2d(channels, channels, 3, init=KAIMING), Conv2d(channels, channels, 3, init=ZERO))
                 for _ in range(choice.num_blocks)
             ]
-            if max(sides) <= GRID:
+            if max(sides) <= MAX_GRID_SIDE:
                 break
             level, sides = level + 1, (-(-sides[0] // 2), -(-sides[1] // 2))
             wider = width * min(2**level, 4)
@@ -238,12 +237,12 @@ class _Image(nn.Module):
         _check_condition(condition, self.shape)
         pixels = condition.flatten(2)
         moments = _moments(pixels, torch.ones_like(pixels))
-        summary: Tensor = self.layer_out(torch.cat([_direction(self.layers(condition).flatten(1)), moments], 1))
+        summary: Tensor = self.layer_out(torch.cat([_rescale(self.layers(condition).flatten(1)), moments], 1))
         return summary
 
 
 class _SeriesBlock(nn.Module):
-    """h + C_b silu(C_a silu(h)), with zeros where no step is present."""
+    """h + C_b silu(C_a silu(h)), with zeros at steps where nothing was measured."""
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
@@ -263,13 +262,13 @@ class _Series(nn.Module):
     def __init__(self, choice: SeriesSummary, shape: tuple[int, ...], features: int) -> None:
         super().__init__()
         self.shape, channels, width = shape, shape[0], choice.width
-        # A time is given by waves of 8 octaves: independent of the length, and bounded.
-        phase = torch.arange(shape[1]) * (2 * math.pi / 2.0 ** torch.arange(1, WAVES + 1))[:, None]
+        # Times are encoded by waves of 8 octaves, which are independent of the length and bounded.
+        phase = torch.arange(shape[1]) * (2 * math.pi / 2.0 ** torch.arange(1, NUM_WAVES + 1))[:, None]
         self.register_buffer("waves", math.sqrt(2) * (phase + math.pi / 4).cos()[None], persistent=False)
         self.layer_in = Conv1d(channels, width, init=KAIMING)
-        self.layer_where = Conv1d(channels + WAVES, width, init=KAIMING)
+        self.layer_where = Conv1d(channels + NUM_WAVES, width, init=KAIMING)
         self.blocks = nn.ModuleList(_SeriesBlock(width, 2**i) for i in range(choice.num_blocks))
-        self.attention = Linear(width, HEADS, init=KAIMING)
+        self.attention = Linear(width, NUM_HEADS, init=KAIMING)
         self.values = Linear(width, width, init=KAIMING)
         self.layer_out = Linear(width + 2 * channels, features, init=KAIMING)
 
@@ -285,15 +284,15 @@ class _Series(nn.Module):
         for block in self.blocks:
             h = block(h, weight)
         pooled = self._pool(h.mT, step[:, 0])
-        summary: Tensor = self.layer_out(torch.cat([_direction(pooled), _moments(values, measured)], 1))
+        summary: Tensor = self.layer_out(torch.cat([_rescale(pooled), _moments(values, measured)], 1))
         return summary
 
     def _pool(
         self, h: Float[Tensor, "batch time width"], step: Bool[Tensor, "batch time"]
     ) -> Float[Tensor, "batch width"]:
-        """Σ_t softmax_t(a(h_t)) v(h_t), one weighting for each of the heads."""
+        """Σ_t softmax_t(a(h_t)) v(h_t), one weighting for each head."""
         weights = self.attention(h).masked_fill(~step[:, :, None], -torch.inf).softmax(1)
-        values = self.values(h).unflatten(2, (HEADS, -1))
+        values = self.values(h).unflatten(2, (NUM_HEADS, -1))
         pooled: Tensor = (weights[..., None] * values).sum(1).flatten(1)
         return pooled
 
@@ -312,7 +311,7 @@ class _Set(nn.Module):
         present = ~absent.all(2)
         _check_not_empty(present, "set with an observation")
         if _can_inspect(condition) and bool((absent.any(2) & present).any()):
-            raise ValueError("condition must have rows that are NaN in all of their values (absent) or in none")
+            raise ValueError("condition must have rows whose values are either all NaN (absent) or all numbers")
         elements = self.element(condition.masked_fill(absent, 0.0).flatten(0, 1)).unflatten(0, condition.shape[:2])
         count = present.sum(1, keepdim=True).to(elements.dtype)
         mean = (elements * present[:, :, None]).sum(1) / count
@@ -323,15 +322,15 @@ class _Set(nn.Module):
         return summary
 
 
-def _direction(h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
-    """h at a root mean square of 1."""
+def _rescale(h: Float[Tensor, "batch width"]) -> Float[Tensor, "batch width"]:
+    """h, scaled to a root mean square of 1."""
     return h * (h.square().mean(1, keepdim=True) + 1e-6).rsqrt()
 
 
 def _moments(
     values: Float[Tensor, "batch channels n"], weights: Float[Tensor, "batch channels n"]
 ) -> Float[Tensor, "batch moments"]:
-    """Mean and standard deviation of each channel where `weights` is 1; 0 where it never is."""
+    """Mean and standard deviation of each channel over the values with weight 1; 0 for channels without any."""
     count = weights.sum(2).clamp(min=1)
     mean = (values * weights).sum(2) / count
     variance = ((values - mean[:, :, None]).square() * weights).sum(2) / count
@@ -344,12 +343,12 @@ def _check_condition(condition: Tensor, shape: tuple[int, ...]) -> None:
         raise ValueError(f"condition must have shape ({layout}), got {tuple(condition.shape)}")
 
 
-def _check_not_empty(present: Bool[Tensor, "batch n"], wanted: str) -> None:
+def _check_not_empty(present: Bool[Tensor, "batch n"], expected: str) -> None:
     if _can_inspect(present) and not bool(present.any(1).all()):
         row = int((~present.any(1)).nonzero()[0])
-        raise ValueError(f"condition must be a {wanted} in every row, but condition[{row}] is NaN throughout")
+        raise ValueError(f"condition must be a {expected} in every row, but condition[{row}] is all NaN")
 
 
 def _can_inspect(values: Tensor) -> bool:
-    """Whether inspecting the values costs nothing: on a device it would synchronise, and it breaks a compiled graph."""
+    """Whether values can be inspected at no cost: it would synchronise a device and break a compiled graph."""
     return values.device.type == "cpu" and not torch.compiler.is_compiling()

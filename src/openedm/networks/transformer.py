@@ -5,10 +5,10 @@
     F_i = o_i · (modulate h)_i
 
 modulate h = (1 + scale) h + shift, with (scale, shift) a linear map of the embedding of c_noise, as in Peebles & Xie
-2023 (DiT, arXiv 2212.09748) but without the layer norm before it: tokens start at unit variance, and on a problem of
-linear Gaussians the norm doubled the distance to the exact denoiser. L_o, L_b and o start at zero, so that F starts at
-zero. That one network, trained with random flags, can serve every conditional of its variables is the idea of Gloeckler
-et al. 2024 (Simformer, arXiv 2404.09636).
+2023 (DiT, arXiv 2212.09748) but without the layer norm before it: tokens start at unit variance, and on a linear
+Gaussian problem the norm doubled the distance to the exact denoiser. L_o, L_b and o start at zero, so that F starts at
+zero. One network, trained with random flags, represents every conditional of its variables: the idea of Gloeckler et
+al. 2024 (Simformer, arXiv 2404.09636).
 """
 
 import math
@@ -33,8 +33,8 @@ __all__ = ["ConditionalTransformer", "JointTransformer", "MaskedTransformer", "T
 class Transformer(Network):
     """A transformer for vectors given data, `ConditionalTransformer`: one token for each number of both.
 
-    Its cost grows with the square of how many there are: for hundreds, summarise the data first. With more output
-    channels than features, a multiple of them, each feature has that many outputs.
+    Its cost grows with the square of the number of tokens: for hundreds, summarise the data first. The output channels
+    are a multiple of the features; each feature has the same number of outputs.
 
     Args:
         width: the length of a token, a multiple of `num_heads`.
@@ -66,7 +66,7 @@ class Transformer(Network):
         """The network for vectors and, if there is a condition, its numbers; see `Network.build`.
 
         Raises:
-            ValueError: `out_channels` is no multiple of the features.
+            ValueError: `out_channels` is not a multiple of the features.
         """
         with seeded(seed):
             return ConditionalTransformer(self, signature)
@@ -76,7 +76,7 @@ class Transformer(Network):
 class JointTransformer(Transformer):
     """A transformer for all conditionals of a vector, `MaskedTransformer`: one token for each variable.
 
-    Conditions have the shape (2 · features,): the values, and whether each is known. Args and errors as for
+    Conditions have the shape (2 · features,): the values, and 1 for each that is known, else 0. Args and errors as for
     `Transformer`.
 
     >>> network = JointTransformer(width=16).build((3,), condition_shape=(6,), seed=0)
@@ -88,7 +88,7 @@ class JointTransformer(Transformer):
         """The network for vectors and conditions of twice their length; see `Network.build`.
 
         Raises:
-            ValueError: the condition has another shape, or `out_channels` is no multiple of the features.
+            ValueError: the condition has another shape, or `out_channels` is not a multiple of the features.
         """
         expected = (2 * signature.in_channels,)
         if signature.condition_shape != expected:
@@ -104,11 +104,11 @@ class ConditionalTransformer(RawNetwork):
     """The raw network F(x; c_noise, y): noisy tokens for the numbers of x, known tokens for those of the condition y.
 
     Args:
-        choice: its sizes.
+        choice: the sizes.
         signature: the shapes of its inputs and its output.
 
     Raises:
-        ValueError: `out_channels` is no multiple of the features.
+        ValueError: `out_channels` is not a multiple of the features.
     """
 
     def __init__(self, choice: Transformer, signature: Signature) -> None:
@@ -116,7 +116,7 @@ class ConditionalTransformer(RawNetwork):
         features = signature.in_channels
         if signature.out_channels % features:
             raise ValueError(
-                f"out_channels must be a multiple of {features}, one set a number, got {signature.out_channels}"
+                f"out_channels must be a multiple of the number of features, {features}, got {signature.out_channels}"
             )
         self.embedding = Embedding(SmoothEmbedding(), choice.width, signature, init=KAIMING)
         self.tokens = _Tokens(choice, self.num_variables, signature.out_channels // features)
@@ -149,7 +149,7 @@ class ConditionalTransformer(RawNetwork):
     def split(
         self, x: Float[Tensor, "batch features"], condition: Float[Tensor, "batch *shape"]
     ) -> tuple[Float[Tensor, "batch variables"], Bool[Tensor, "#batch variables"]]:
-        """The value of every token, x and then the numbers of the condition, and whether it is known, as the latter."""
+        """The value of every token, x and then the condition, and whether it is known: those of the condition are."""
         data = condition.flatten(1)
         known = torch.arange(x.shape[1] + data.shape[1], device=x.device) >= x.shape[1]
         return torch.cat([x, data], 1), known[None]
@@ -158,7 +158,7 @@ class ConditionalTransformer(RawNetwork):
 class MaskedTransformer(ConditionalTransformer):
     """The raw network F of a joint distribution: condition (batch, 2 · features) = [values, 1 where known and else 0].
 
-    Of variables that are known it sees the value in the condition, and x of the others.
+    The input of a known variable is its value in the condition; that of any other variable is x.
     """
 
     @property
@@ -169,23 +169,23 @@ class MaskedTransformer(ConditionalTransformer):
     def split(
         self, x: Float[Tensor, "batch features"], condition: Float[Tensor, "batch *shape"]
     ) -> tuple[Float[Tensor, "batch variables"], Bool[Tensor, "#batch variables"]]:
-        """The given values where known, else x."""
+        """The values of the condition where known, otherwise x, and which variables are known."""
         values, flags = condition.chunk(2, dim=1)
         known = flags > 0.5
         return torch.where(known, values, x), known
 
 
 class _Tokens(nn.Module):
-    """F for `num_variables` numbers, some noisy and the rest known, each with `outputs` numbers."""
+    """F for `num_variables` numbers, some noisy and the others known, with `outputs` outputs for each."""
 
     def __init__(self, choice: Transformer, num_variables: int, outputs: int) -> None:
         super().__init__()
         width = choice.width
-        third = math.sqrt(1 / 3)  # value, identity and flag share a variance of 1
+        third = math.sqrt(1 / 3)  # value, identity and flag have a total variance of 1
         self.scales = nn.Parameter(third * torch.randn(2, num_variables, width))
         self.identities = nn.Parameter(third * torch.randn(num_variables, width))
         self.flags = nn.Parameter(third * torch.randn(2, width))
-        self.blocks = nn.ModuleList(_Block(width, choice.num_heads) for _ in range(choice.num_blocks))
+        self.blocks = nn.ModuleList(_TransformerBlock(width, choice.num_heads) for _ in range(choice.num_blocks))
         self.modulation = Modulation(width, width)
         self.heads = nn.Parameter(torch.zeros(num_variables, outputs, width))
 
@@ -195,17 +195,17 @@ class _Tokens(nn.Module):
         known: Bool[Tensor, "#batch variables"],
         e: Float[Tensor, "batch channels"],
     ) -> Float[Tensor, "batch variables outputs"]:
-        """F for every variable; for those that are known it is arbitrary."""
-        choose, e = known[..., None], e[:, None]
-        tokens = values[..., None] * torch.where(choose, self.scales[1], self.scales[0])
-        h = tokens + self.identities + torch.where(choose, self.flags[1], self.flags[0])
+        """F for every variable; it is arbitrary for known variables."""
+        is_known, e = known[..., None], e[:, None]
+        tokens = values[..., None] * torch.where(is_known, self.scales[1], self.scales[0])
+        h = tokens + self.identities + torch.where(is_known, self.flags[1], self.flags[0])
         for block in self.blocks:
             h = block(h, e)
         result: Tensor = torch.einsum("bnw,nkw->bnk", self.modulation(h, e), self.heads)
         return result
 
 
-class _Block(nn.Module):
+class _TransformerBlock(nn.Module):
     def __init__(self, width: int, num_heads: int) -> None:
         super().__init__()
         self.num_heads = num_heads

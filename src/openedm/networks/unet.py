@@ -2,11 +2,11 @@
 
     e = embedding of c_noise, class and augmentation
     encoder, level ℓ = 0, 1, …:  conv3×3 (ℓ = 0) or a block that halves the size, then the auxiliary path:
-        residual   x ← aux ← (x + down(conv3×3(aux)))/√2      aux = the network's input at first
+        residual   x ← aux ← (x + down(conv3×3(aux)))/√2      aux starts as the network's input
         skip       x ← x + conv1×1(aux), aux ← down(aux)
     then num_blocks blocks; every x from here on is kept as a skip
     decoder, levels backwards:   two blocks (lowest level) or a block that doubles the size; then num_blocks + 1 blocks,
-        each on [x, skip], the skips being the encoder's outputs in reverse
+        each on [x, skip], with the encoder's outputs as skips, in reverse order
     F = conv3×3(silu(norm(x))), or, with the skip decoder, the sum of such images of all levels: F ← up(F) + conv3×3(…)
 
 Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv 2011.13456), Appendix H.
@@ -34,10 +34,10 @@ __all__ = ["SkipPath", "UNet", "UNetNetwork", "level_resolutions"]
 
 @dataclass(frozen=True)
 class UNetNetwork(Network):
-    """A U-Net: its sizes, which are its fields, and its design, which is its `style`; see `openedm.networks.designs`.
+    """A U-Net: its fields are the sizes, its `style` is the design; see `openedm.networks.designs`.
 
     Attributes:
-        attends_near: the resolutions with attention where `attn_resolutions` is None, or the levels' nearest to them.
+        attends_near: the resolutions with attention if `attn_resolutions` is None; the nearest level is used for each.
     """
 
     model_channels: int = 128
@@ -87,10 +87,10 @@ class UNetNetwork(Network):
             return UNet(self, signature)
 
     def attention_at(self, resolutions: Sequence[int]) -> tuple[int, ...]:
-        """Those of the levels' resolutions that have attention.
+        """The resolutions of the levels that have attention.
 
         Raises:
-            ValueError: `attn_resolutions` names another.
+            ValueError: `attn_resolutions` names a resolution that no level has.
         """
         if self.attn_resolutions is None:
             nearest = (min(resolutions, key=lambda level: abs(level - near)) for near in self.attends_near)
@@ -98,7 +98,7 @@ class UNetNetwork(Network):
         absent = [r for r in self.attn_resolutions if r not in resolutions]
         if absent:
             raise ValueError(
-                f"attn_resolutions {absent} are no level's; the levels' resolutions are {list(resolutions)}"
+                f"attn_resolutions must be among the resolutions of the levels, {list(resolutions)}, got {absent}"
             )
         return self.attn_resolutions
 
@@ -106,11 +106,12 @@ class UNetNetwork(Network):
 class UNet(RawNetwork):
     """The raw network F of a U-Net: `unet(x, c_noise, condition=None, augment=None)`.
 
-    The input may have another height and width than those it was built for, and unequal ones: they only decide which
-    levels have attention. Odd sizes are padded by one on the way down and cropped on the way up.
+    The input may have another height and width than those that the network was built for, which may also be unequal:
+    the latter only determine which levels have attention. Odd sizes are padded by one on the way down and cropped on
+    the way up.
 
     Args:
-        choice: its sizes and its design.
+        choice: the sizes and the design.
         signature: the shapes of its inputs and its output.
 
     Attributes:
@@ -147,35 +148,35 @@ class UNet(RawNetwork):
 
         self.encoder = nn.ModuleList()
         skip_channels: list[int] = []
-        now, aux_channels = stem_channels, signature.in_channels
+        current, aux_channels = stem_channels, signature.in_channels
         for level, width in enumerate(channels):
-            down = block(now, now, resample="down") if level > 0 else None
+            down = block(current, current, resample="down") if level > 0 else None
             auxiliary: nn.Module | None = None
             if level > 0 and style.encoder == "residual":
-                auxiliary = ResidualPath(aux_channels, now, style)
-                aux_channels = now
+                auxiliary = ResidualPath(aux_channels, current, style)
+                aux_channels = current
             elif level > 0 and style.encoder == "skip":
-                auxiliary = SkipPath(aux_channels, now, style)
-            widths = [now, *[width] * choice.num_blocks]
+                auxiliary = SkipPath(aux_channels, current, style)
+            widths = [current, *[width] * choice.num_blocks]
             blocks = [block(c, width, has_attention=has_attention[level]) for c in widths[:-1]]
             self.encoder.append(EncoderLevel(down, auxiliary, blocks))
             skip_channels += widths
-            now = width
+            current = width
 
         self.decoder = nn.ModuleList()
         for level, width in reversed(list(enumerate(channels))):
             lowest = level == len(channels) - 1
-            bottom = [block(now, now, has_attention=True), block(now, now)] if lowest else []
-            enter = bottom or [block(now, now, resample="up")]
+            bottom = [block(current, current, has_attention=True), block(current, current)] if lowest else []
+            enter = bottom or [block(current, current, resample="up")]
             blocks = []
             for index in range(choice.num_blocks + 1):
                 attends = has_attention[level] and (style.attends_throughout or index == choice.num_blocks)
-                blocks.append(block(now + skip_channels.pop(), width, has_attention=attends))
-                now = width
-            output = Output(now, signature.out_channels, style) if style.decoder == "skip" and level > 0 else None
+                blocks.append(block(current + skip_channels.pop(), width, has_attention=attends))
+                current = width
+            output = Output(current, signature.out_channels, style) if style.decoder == "skip" and level > 0 else None
             self.decoder.append(DecoderLevel(enter, blocks, output))
-        self.norm_out = group_norm(now, style.norm_eps)
-        self.conv_out = Conv2d(now, signature.out_channels, 3, init=style.init_output)
+        self.norm_out = group_norm(current, style.norm_eps)
+        self.conv_out = Conv2d(current, signature.out_channels, 3, init=style.init_output)
         self.up_image = Upsample(signature.out_channels, style.resample_filter) if style.decoder == "skip" else None
 
     def forward(
@@ -196,14 +197,14 @@ class UNet(RawNetwork):
         for level in self.decoder:
             x, part = level(x, e, skips)
             if part is not None:
-                image = self._added(part, image)
+                image = self._add_upsampled(part, image)
         result: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
-        return self._added(result, image)
+        return self._add_upsampled(result, image)
 
-    def _added(
+    def _add_upsampled(
         self, part: Float[Tensor, "batch c h w"], image: Float[Tensor, "batch c i j"] | None
     ) -> Float[Tensor, "batch c h w"]:
-        """The sum of one level's part of the output image and of those of the levels below it, at the same size."""
+        """The sum of one level's part of the output image and, upsampled, of the parts of the levels below it."""
         if image is None or self.up_image is None:
             return part
         below: Tensor = self.up_image(image)
@@ -221,7 +222,7 @@ class ResidualPath(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch c h w"], aux: Float[Tensor, "batch a i j"]
     ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch c h w"]]:
-        """The new x and the new auxiliary image, which are the same here."""
+        """The new x and the new auxiliary image, which are equal in this path."""
         x = (x + self.conv(aux)) * self.scale
         return x, x
 
@@ -257,7 +258,7 @@ class Output(nn.Module):
 
 
 class EncoderLevel(nn.Module):
-    """One level of the encoder: the halving block and the auxiliary path (not at the finest), then the blocks."""
+    """One level of the encoder: the halving block and the auxiliary path, except at the finest level, then blocks."""
 
     def __init__(self, down: nn.Module | None, auxiliary: nn.Module | None, blocks: Sequence[ResidualBlock]) -> None:
         super().__init__()
@@ -283,9 +284,10 @@ class EncoderLevel(nn.Module):
 
 
 class DecoderLevel(nn.Module):
-    """One level of the decoder: the block that doubles the size (the lowest: two that keep it), then the blocks.
+    """One level of the decoder: the block that doubles the size (two that keep it at the lowest level), then the
+    blocks.
 
-    With `output`, also the level's part of the image.
+    With `output`, it also returns the level's part of the image.
     """
 
     def __init__(
@@ -297,11 +299,11 @@ class DecoderLevel(nn.Module):
     def forward(
         self, x: Float[Tensor, "batch c h w"], e: Float[Tensor, "batch e"], skips: list[Tensor]
     ) -> tuple[Float[Tensor, "batch d i j"], Float[Tensor, "batch out i j"] | None]:
-        """The level's x and its part of the image, if any. Takes one of `skips` from the end for each block."""
+        """The level's x and its part of the image, if any. Removes one entry from the end of `skips` for each block."""
         for block in self.enter:
             x = block(x, e)
         height, width = skips[-1].shape[-2:]
-        x = x[..., :height, :width]  # One more than the skip has where its size is odd.
+        x = x[..., :height, :width]  # It is one larger than the skip if that has an odd size.
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), e)
         return x, None if self.output is None else self.output(x)
