@@ -88,7 +88,7 @@ def test_data_and_labels_can_be_named(tmp_path):
         (np.zeros((3, 2)), {"y": np.zeros(3)}, {}, r"key must be one of \['x', 'y'\].*data.npz.*give the name"),
         (np.zeros((3, 2)), {"y": np.zeros(3)}, {"key": "q"}, r"key must be one of \['x', 'y'\].* got 'q'"),
         (np.zeros((3, 2)), {"y": np.zeros(3)}, {"labels_key": "q"}, "labels_key must be one of .* got 'q'"),
-        (np.zeros((3, 2)), {}, {"labels_key": "labels"}, "labels_key are for .npz files; .*data.npy"),
+        (np.zeros((3, 2)), {}, {"labels_key": "labels"}, "labels_key must be None for a .npy file, such as .*data.npy"),
         (np.zeros((3, 2)), {"labels": np.zeros(3)}, {}, "data.npz: labels must be 3 integers, got float64"),
         (
             np.zeros((3, 2)),
@@ -99,7 +99,12 @@ def test_data_and_labels_can_be_named(tmp_path):
         (np.zeros((3, 2), dtype=np.int32), {}, {}, "data.npy: the data must be uint8 .* got int32"),
         (np.zeros((3, 2), dtype=np.uint8), {}, {}, r"data.npy: bytes must be .* got \(3, 2\)"),
         (np.zeros((3, 2, 5, 5), dtype=np.uint8), {}, {}, r"data.npy: bytes must be .* got \(3, 2, 5, 5\)"),
-        (np.zeros((3, 2)), {}, {"layout": "NHWC"}, r"data.npy: layout='NHWC' needs four axes, got shape \(3, 2\)"),
+        (
+            np.zeros((3, 2)),
+            {},
+            {"layout": "NHWC"},
+            r"data.npy: layout='NHWC' requires an array with four axes, got shape \(3, 2\)",
+        ),
         (np.zeros(3), {}, {}, r"data.npy: x must be \(samples"),
         (np.zeros((0, 3)), {}, {}, "data.npy: x must be .* at least one"),
         (np.array([[0.0], [1.0], [np.nan]]), {}, {}, r"data.npy: x must be finite, but x\[2\] has NaN"),

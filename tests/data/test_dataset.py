@@ -117,10 +117,14 @@ def test_a_dataset_does_not_remember_gradients():
         ({"x": torch.zeros(0, 2)}, ValueError, "at least one value"),
         ({"x": torch.tensor([[0.0], [float("nan")]])}, ValueError, r"x\[1\] has NaN"),
         ({"x": torch.tensor([[0.0, 1], [0, 1], [float("inf"), 1]])}, ValueError, r"x\[2\] has NaN or infinity"),
-        ({"x": torch.zeros(2, 2, dtype=torch.uint8)}, ValueError, "images are"),
-        ({"x": torch.zeros(2, 1, 2, 2, dtype=torch.uint8), "kind": "vectors"}, ValueError, "images are"),
-        ({"x": torch.zeros(2, 2), "kind": "images"}, ValueError, "images are"),
-        ({"x": torch.zeros(2, 2), "num_classes": 3}, ValueError, "num_classes and class_names need labels"),
+        ({"x": torch.zeros(2, 2, dtype=torch.uint8)}, ValueError, "images must have shape"),
+        ({"x": torch.zeros(2, 1, 2, 2, dtype=torch.uint8), "kind": "vectors"}, ValueError, "images must have shape"),
+        ({"x": torch.zeros(2, 2), "kind": "images"}, ValueError, "images must have shape"),
+        (
+            {"x": torch.zeros(2, 2), "num_classes": 3},
+            ValueError,
+            "num_classes and class_names must be None for data without labels",
+        ),
         ({"x": torch.zeros(2, 2), "labels": torch.tensor([0, -1])}, ValueError, "labels must be >= 0, got -1"),
         ({"x": torch.zeros(2, 2), "labels": torch.tensor([0, 4]), "num_classes": 4}, ValueError, "largest label 4"),
         (

@@ -168,7 +168,7 @@ def test_dataset_json_names_the_classes(tmp_path, packed, labels, table, prefix)
 def test_dataset_json_may_say_that_there_are_no_labels(tmp_path, packed):
     path = labelled(tmp_path, packed, {"dataset.json": b'{"labels": null}'})
     assert ImageFolder(path).load().num_classes == 0
-    with pytest.raises(ValueError, match=r"labels='json' needs labels, but .*dataset.json has none"):
+    with pytest.raises(ValueError, match=r"labels='json' requires labels, but .*dataset.json has no labels"):
         ImageFolder(path, labels="json").load()
 
 
@@ -197,7 +197,7 @@ def test_a_dataset_json_that_does_not_fit_is_refused(tmp_path, packed, content, 
 
 
 def test_labels_from_json_need_the_file(tmp_path, packed):
-    with pytest.raises(ValueError, match=r"labels='json' needs a dataset.json in '.*set"):
+    with pytest.raises(ValueError, match=r"labels='json' requires a dataset.json in '.*set"):
         ImageFolder(labelled(tmp_path, packed), labels="json").load()
 
 
@@ -271,13 +271,13 @@ def test_a_zip_with_a_damaged_member_names_it(tmp_path):
 
 @pytest.fixture
 def lazy(monkeypatch):
-    monkeypatch.setattr(encoded, "MEMORY", 0)
+    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
 
 
 def test_a_large_set_is_decoded_when_fetched_with_the_same_result(tmp_path, packed, monkeypatch):
     path = labelled(tmp_path, packed)
     x, labels = everything(ImageFolder(path))
-    monkeypatch.setattr(encoded, "MEMORY", 0)
+    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
     dataset = ImageFolder(path).load()
     assert not hasattr(dataset, "_x")
     assert dataset.describe() == "4 images of 3×5×6 in 3 classes"

@@ -20,7 +20,7 @@ def test_bytes_are_the_nearest_and_clipped():
 
 
 def test_there_is_no_byte_for_nan():
-    with pytest.raises(ValueError, match="x has 2 NaN among its 3 values"):
+    with pytest.raises(ValueError, match="x must not have NaN, got 2 among 3 values"):
         to_uint8(torch.tensor([float("nan"), 0.0, float("nan")]))
 
 

@@ -1,7 +1,7 @@
-"""Files in a folder, a zip archive or tar archives, read by name or by place.
+"""Files in a folder, a zip archive or tar archives, read by name or by offset.
 
-fsspec opens the same containers, but it shares one open archive between forked processes, does not notice a tar
-archive that was cut between two files, and its errors do not name the file; so this is written here.
+fsspec opens the same containers, but it shares one open archive between forked processes, does not detect a tar archive
+that is cut between two files, and its errors do not name the file.
 """
 
 import os
@@ -18,7 +18,7 @@ from typing import Any, cast
 
 __all__ = ["Archive", "FileParts", "tar_members"]
 
-_BROKEN = (
+_READ_ERRORS = (
     OSError,
     EOFError,
     KeyError,
@@ -28,14 +28,14 @@ _BROKEN = (
     tarfile.TarError,
     zlib.error,
 )
-"""What reading a damaged, encrypted or vanished file raises."""
+"""The errors of reading a damaged, encrypted or missing file."""
 
 
 class FileParts:
     """Reads parts of files by their offset. The files used last stay open; forked processes may share them.
 
     Args:
-        keep: how many files stay open.
+        keep: the number of files that stay open.
     """
 
     def __init__(self, keep: int = 64) -> None:
@@ -46,14 +46,14 @@ class FileParts:
         """The `size` bytes at `offset`.
 
         Raises:
-            OSError: the file cannot be read, or ends before.
+            OSError: the file cannot be read, or ends too early.
         """
         if path not in self._open:
             if len(self._open) >= self._keep:
                 self._open.popitem(last=False)
             self._open[path] = _Descriptor(path)
         self._open.move_to_end(path)
-        content = os.pread(self._open[path].number, size, offset)  # has no position that processes could share
+        content = os.pread(self._open[path].number, size, offset)  # pread has no position that processes could share
         if len(content) != size:
             raise OSError(f"{path} ends after {offset + len(content)} bytes")
         return content
@@ -67,7 +67,7 @@ class FileParts:
 
 
 class _Descriptor:
-    """A file that is closed when nothing refers to it any more."""
+    """A file that is closed when no reference to it is left."""
 
     def __init__(self, path: str) -> None:
         self.number = os.open(path, os.O_RDONLY)
@@ -75,9 +75,9 @@ class _Descriptor:
 
 
 class Archive:
-    """The files below `path`, named by their path from there with `/` between.
+    """The files below `path`, named by their path relative to it, with `/` as separator.
 
-    It can be pickled, and be used by processes that were forked: each opens a zip archive for itself.
+    It can be pickled and used by forked processes: each opens a zip archive separately.
 
     Raises:
         ValueError: `path` is neither a folder nor a zip archive nor a tar archive, which must not be compressed.
@@ -103,7 +103,7 @@ class Archive:
         """
         try:
             found = dict(self._files())
-        except _BROKEN as error:
+        except _READ_ERRORS as error:
             raise ValueError(f"path {self.path!r} cannot be read: {error}") from error
         visible = (name for name in found if not any(p.startswith(".") or p == "__MACOSX" for p in name.split("/")))
         return {name: found[name] for name in sorted(visible)}
@@ -113,15 +113,15 @@ class Archive:
         """The file `name`, open for reading.
 
         Raises:
-            ValueError: it cannot be opened, or reading in the block fails; names it.
+            ValueError: it cannot be opened, or reading in the block fails; the message names it.
         """
         try:
             if self._members is not None:
                 yield BytesIO(self._parts.read(self.path, *self._members[name]))
                 return
-            with Path(self.path, name).open("rb") if self._is_folder else self._opened_zip().open(name) as file:
+            with Path(self.path, name).open("rb") if self._is_folder else self._open_zip().open(name) as file:
                 yield cast(BufferedIOBase, file)
-        except _BROKEN as error:
+        except _READ_ERRORS as error:
             raise ValueError(f"{self.path}/{name} cannot be read: {error}") from error
 
     def close(self) -> None:
@@ -134,7 +134,7 @@ class Archive:
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_zip": None}
 
-    def _opened_zip(self) -> zipfile.ZipFile:
+    def _open_zip(self) -> zipfile.ZipFile:
         if self._zip is None or self._zip[0] != os.getpid():
             self._zip = (os.getpid(), zipfile.ZipFile(self.path))
         return self._zip[1]
@@ -147,7 +147,7 @@ class Archive:
                 for path in (Path(folder, file) for file in files):
                     yield path.relative_to(self.path).as_posix(), path.stat().st_size
         else:
-            entries = self._opened_zip().infolist()
+            entries = self._open_zip().infolist()
             yield from ((entry.filename, entry.compress_size) for entry in entries if not entry.is_dir())
 
 
@@ -155,7 +155,7 @@ def tar_members(path: str) -> dict[str, tuple[int, int]]:
     """Offsets and sizes of the files in a tar archive, in bytes, by name, in the archive's order.
 
     Raises:
-        ValueError: the archive is compressed, damaged or ends early; names it.
+        ValueError: the archive is compressed, damaged or ends early; the message names it.
     """
     try:
         with tarfile.open(path, "r:") as archive:
@@ -167,7 +167,7 @@ def tar_members(path: str) -> dict[str, tuple[int, int]]:
     for name, (offset, size) in members.items():
         if offset + size > length:
             raise ValueError(f"{path} ends within {name}: the archive is not complete")
-    # tarfile takes a damaged or cut header for the end of the archive, unless it is the first.
+    # tarfile treats a damaged or cut header as the end of the archive, unless it is the first.
     with open(path, "rb") as file:
         file.seek(end)
         if file.read(tarfile.BLOCKSIZE) != bytes(tarfile.BLOCKSIZE):

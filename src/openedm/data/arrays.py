@@ -14,7 +14,7 @@ from openedm.ground import checks
 
 __all__ = ["Arrays"]
 
-_BANDS = (1, 3, 4)
+_CHANNELS = (1, 3, 4)
 
 
 @dataclass(frozen=True)
@@ -27,9 +27,9 @@ class Arrays(Source):
     Args:
         path: the file. Pickled objects are not read.
         key: name of the data in a .npz; by default its only array besides the labels.
-        labels_key: name of the integer labels in a .npz; by default "labels", where there is one.
-        layout: order of the axes where there are four. "auto" leaves floating point unchanged and finds the channels
-            of bytes by their number.
+        labels_key: name of the integer labels in a .npz; by default "labels", if present.
+        layout: order of the axes of an array with four. "auto" leaves floating point unchanged and infers the channels
+            of bytes from their number.
     """
 
     path: str
@@ -43,7 +43,9 @@ class Arrays(Source):
     def load(self) -> InMemory:
         x, labels = self._read()
         try:
-            return InMemory(_tensor(self._channels_first(x)), None if labels is None else _labels(labels, len(x)))
+            return InMemory(
+                _to_tensor(self._channels_first(x)), None if labels is None else _check_labels(labels, len(x))
+            )
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: {error}") from error
 
@@ -56,7 +58,10 @@ class Arrays(Source):
             raise ValueError(f"path must be a .npy or .npz file, {self.path!r} cannot be read: {error}") from error
         if "" in arrays:
             if self.key is not None or self.labels_key is not None:
-                raise ValueError(f"key and labels_key are for .npz files; {self.path!r} has one array without a name")
+                raise ValueError(
+                    f"key and labels_key must be None for a .npy file, such as {self.path!r}, got {self.key!r} and "
+                    f"{self.labels_key!r}"
+                )
             return arrays[""], None
         return self._pick(arrays)
 
@@ -75,7 +80,7 @@ class Arrays(Source):
         if not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
             raise TypeError(f"the data must be uint8 (images) or floating point, got {x.dtype}")
         if self.layout != "auto" and x.ndim != 4:
-            raise ValueError(f"layout={self.layout!r} needs four axes, got shape {x.shape}")
+            raise ValueError(f"layout={self.layout!r} requires an array with four axes, got shape {x.shape}")
         if x.dtype == np.uint8 and x.ndim == 3:
             return x[:, None]
         last = self.layout == "NHWC"
@@ -85,19 +90,21 @@ class Arrays(Source):
 
     @staticmethod
     def _channels_are_last(shape: tuple[int, ...]) -> bool:
-        first, last = (len(shape) == 4 and shape[axis] in _BANDS for axis in (1, 3))
+        first, last = (len(shape) == 4 and shape[axis] in _CHANNELS for axis in (1, 3))
         if not first and not last:
-            raise ValueError(f"bytes must be (N, H, W), (N, H, W, C) or (N, C, H, W) with C in {_BANDS}, got {shape}")
+            raise ValueError(
+                f"bytes must be (N, H, W), (N, H, W, C) or (N, C, H, W) with C in {_CHANNELS}, got {shape}"
+            )
         if first and last:
             raise ValueError(f"{shape} has channels before or after height and width: give layout='NCHW' or 'NHWC'")
         return last
 
 
-def _tensor(x: np.ndarray) -> torch.Tensor:
+def _to_tensor(x: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8 if x.dtype == np.uint8 else np.float32))
 
 
-def _labels(labels: np.ndarray, samples: int) -> torch.Tensor:
+def _check_labels(labels: np.ndarray, samples: int) -> torch.Tensor:
     if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (samples,):
         raise ValueError(f"labels must be {samples} integers, got {labels.dtype} of shape {labels.shape}")
     return torch.from_numpy(labels.astype(np.int64))

@@ -1,4 +1,4 @@
-"""Encoded images of any kind into tar shards with a manifest; `openedm.data.shards` describes the format.
+"""Conversion of encoded images to tar shards with a manifest, in the format of `openedm.data.shards`.
 
 The manifest is written last: a folder without one has an interrupted conversion, which continues with the next shard.
 """
@@ -28,22 +28,23 @@ from openedm.ground.storage import file_digest, read_json, replacing, write_arra
 __all__ = ["convert", "encoded_images"]
 
 _STATE = ".converting.json"
-_WRITTEN = re.compile(r"shard-\d{6}\.tar|\.shard-\d{6}\.json|index\.npz|\..*\.tmp|\.converting\.json")
-_BLOCK = 256
-"""Images that are read before the threads decode them."""
+_OWN_FILES = re.compile(r"shard-\d{6}\.tar|\.shard-\d{6}\.json|index\.npz|\..*\.tmp|\.converting\.json")
+_BLOCK_SIZE = 256
+"""The number of images that are read before the threads decode them."""
 
 
 def encoded_images(source: str, labels: str = "auto", table: Table | None = None) -> EncodedImages:
-    """The images that a path or a name means.
+    """The images at a path, or of a set with this name.
 
     Args:
         source: a folder of images, a .zip or .tar file, a folder of .tar files, Parquet or Arrow files, or the name of
             a set on the Hugging Face Hub.
-        labels: as for `ImageFolder`; with "auto" a .tar file may have them beside the images, as WebDataset has.
-        table: the columns, the subset and the split, where `source` is a table.
+        labels: as for `ImageFolder`; with "auto" a .tar file may have them in files beside the images, as in
+            WebDataset.
+        table: the columns, the subset and the split, if `source` is a table.
 
     Raises:
-        ValueError: there are no images, or `labels` does not go with the kind of source.
+        ValueError: there are no images, or `labels` does not fit the kind of source.
     """
     path, table = Path(source), table or Table(source)
     is_folder = path.is_dir()
@@ -81,15 +82,15 @@ def convert(
     The same images and form give the same bytes with the same version of Pillow.
 
     Args:
-        images: what to convert.
+        images: the images to convert.
         out: a new or empty folder; with `resume`, one with an interrupted conversion of the same images.
         form: size, crop, channels and encoding of the results.
-        per_shard: images a shard.
+        per_shard: the number of images in a shard.
         damaged: whether an image that cannot be decoded ends the conversion, or is left out and named in the manifest.
-        resume: continue an interrupted conversion; the shards that are complete stay.
-        threads: how many decode and encode; the result is the same.
+        resume: continue an interrupted conversion; complete shards are kept.
+        threads: the number of threads that decode and encode, which does not change the result.
         about: further entries of the manifest, such as source and licence.
-        progress: called several times a shard with the number of images that are done, and of those `dropped`.
+        progress: called several times a shard with the number of processed images, and of those `dropped`.
 
     Raises:
         ValueError: `out` has other files, or a conversion and `resume` is false; the images or the form are not
@@ -106,7 +107,7 @@ def convert(
         "pictures": len(images),
         "fingerprint": images.fingerprint(),
     }
-    _begin(out, settings, resume=resume)
+    _start(out, settings, resume=resume)
     shards: list[_Shard] = []
 
     def report(done: int, dropped: int = 0) -> None:
@@ -115,19 +116,19 @@ def convert(
     with ThreadPoolExecutor(threads) as pool:
         for number, start in enumerate(range(0, len(images), per_shard)):
             chosen = range(start, min(start + per_shard, len(images)))
-            shard = _finished(out, f"shard-{number:06d}.tar")
+            shard = _completed_shard(out, f"shard-{number:06d}.tar")
             if shard is None:
                 first = next((shard for shard in shards if shard.keys), None)
                 writer = _Writer(images, form, damaged, _Shard(f"shard-{number:06d}.tar"), first)
                 shard = writer.write(out, chosen, pool, report)
             shards.append(shard)
             report(chosen.stop)
-    return _end(out, images, form, shards, about or {})
+    return _finish(out, images, form, shards, about or {})
 
 
 @dataclass
 class _Shard:
-    """Content of one shard, written beside it as JSON until the conversion is complete."""
+    """The content of one shard, stored in a JSON file beside it until the conversion is complete."""
 
     file: str
     bytes: int = 0
@@ -151,20 +152,20 @@ class _Writer:
     first: _Shard | None
 
     def write(self, out: Path, chosen: range, pool: ThreadPoolExecutor, report: Callable[[int, int], None]) -> _Shard:
-        """Write the images `chosen` and the record of the shard; `report` gets the numbers done and dropped."""
+        """Write the images `chosen` and the record of the shard; `report` takes the numbers done and dropped."""
         shard = self.shard
         with replacing(out / shard.file) as path:
             with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-                for start in range(chosen.start, chosen.stop, _BLOCK):
-                    block = range(start, min(start + _BLOCK, chosen.stop))
-                    for index, result in zip(block, pool.map(self._result, block, map(self._read, block)), strict=True):
+                for start in range(chosen.start, chosen.stop, _BLOCK_SIZE):
+                    block = range(start, min(start + _BLOCK_SIZE, chosen.stop))
+                    for index, result in zip(block, pool.map(self._encode, block, map(self._read, block)), strict=True):
                         if isinstance(result, ValueError):
                             self._drop(index, result)
                         else:
                             self._add(archive, index, *result)
                     report(block.stop, len(shard.dropped))
             shard.bytes, shard.sha256 = path.stat().st_size, file_digest(path)
-        write_json(_record(out, shard.file), vars(shard), indent=None)
+        write_json(_record_path(out, shard.file), vars(shard), indent=None)
         return shard
 
     def _read(self, index: int) -> bytes | ValueError:
@@ -174,8 +175,8 @@ class _Writer:
         except ValueError as error:
             return error
 
-    def _result(self, index: int, content: bytes | ValueError) -> tuple[bytes, list[int]] | ValueError:
-        """The encoded result and its shape, or the reason why there is none."""
+    def _encode(self, index: int, content: bytes | ValueError) -> tuple[bytes, list[int]] | ValueError:
+        """The encoded result and its shape, or the error if there is no result."""
         if isinstance(content, ValueError):
             return content
         try:
@@ -195,7 +196,7 @@ class _Writer:
         first = self.first or shard
         if first.shape is not None and shape != first.shape:
             sizes = f"is {shape[1]}×{shape[2]}, but {first.first} is {first.shape[1]}×{first.shape[2]}"
-            raise ValueError(f"{name} {sizes}: give size, and a crop, to make them alike")
+            raise ValueError(f"{name} {sizes}: give size and crop to make all sizes equal")
         shard.shape, shard.first = shape, shard.first or name
         shard.keys.append(index)
         shard.offsets.append(_append(archive, f"{index:08d}.{self.form.encoding}", content))
@@ -204,9 +205,9 @@ class _Writer:
             _append(archive, f"{index:08d}.cls", str(self.images.labels[index]).encode())
 
 
-def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
+def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
     if (out / MANIFEST).exists():
-        raise ValueError(f"out={out} has a converted set already: choose another folder")
+        raise ValueError(f"out={out} already has a converted set: choose another folder")
     state = out / _STATE
     if not state.exists():
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
@@ -214,35 +215,38 @@ def _begin(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         write_json(state, settings)
         return
     if not resume:
-        raise ValueError(f"out={out} has an interrupted conversion: resume it (--resume true), or choose another")
+        raise ValueError(
+            f"out={out} has an interrupted conversion: resume it (--resume true), or choose another folder"
+        )
     before = read_json(state)
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
         raise ValueError(
-            f"out={out} was begun with other {', '.join(changed)}: give the same, or choose another folder"
+            f"out={out} has an interrupted conversion with other {', '.join(changed)}: give the same, "
+            "or choose another folder"
         )
-    for left in out.glob(".*.tmp"):  # by a process that was killed
-        left.unlink()
-    others = [path.name for path in out.iterdir() if not _WRITTEN.fullmatch(path.name)]
+    for temporary in out.glob(".*.tmp"):  # left by a killed process
+        temporary.unlink()
+    others = [path.name for path in out.iterdir() if not _OWN_FILES.fullmatch(path.name)]
     if others:
         raise ValueError(f"out={out} has files that are not part of the conversion, such as {min(others)}")
 
 
-def _finished(out: Path, file: str) -> _Shard | None:
-    """The record of a shard that an earlier part of the conversion completed."""
-    record, shard = _record(out, file), out / file
+def _completed_shard(out: Path, file: str) -> _Shard | None:
+    """The record of a shard that the interrupted conversion completed, or None."""
+    record, shard = _record_path(out, file), out / file
     if not record.exists() or not shard.exists():
         return None
     found = _Shard(**read_json(record))
     return found if shard.stat().st_size == found.bytes else None
 
 
-def _record(out: Path, file: str) -> Path:
+def _record_path(out: Path, file: str) -> Path:
     return out / f".{Path(file).stem}.json"
 
 
 def _append(archive: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append a file; returns the offset of its content."""
+    """Append a file and return the offset of its content."""
     entry = tarfile.TarInfo(name)
     entry.size = len(content)
     offset = archive.offset + tarfile.BLOCKSIZE  # a header is one block
@@ -250,13 +254,15 @@ def _append(archive: tarfile.TarFile, name: str, content: bytes) -> int:
     return int(offset)
 
 
-def _end(
+def _finish(
     out: Path, images: EncodedImages, form: Form, shards: list[_Shard], about: Mapping[str, Any]
 ) -> dict[str, Any]:
-    """Write index and manifest, and remove the hidden files."""
+    """Write the index and the manifest, and remove the hidden files."""
     keys = [key for shard in shards for key in shard.keys]
     if not keys:
-        raise ValueError(f"all {len(images)} images are damaged; the first: {shards[0].dropped[0]['reason']}")
+        raise ValueError(
+            f"images must not all be damaged, got {len(images)} damaged ones; first: {shards[0].dropped[0]['reason']}"
+        )
     arrays: dict[str, np.ndarray] = {
         "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards]),
         "offset": np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64),

@@ -1,4 +1,4 @@
-"""Data as samples x of one shape, float32, with an optional class label each.
+"""Data sets: samples x of one shape, float32, each with an optional class label or condition.
 
 Images are (channels, height, width) in [-1, 1], x = byte / 127.5 − 1; all other data keep their own units.
 """
@@ -20,8 +20,8 @@ from openedm.ground.choices import Choice
 
 __all__ = ["Batch", "Chunks", "Dataset", "Indices", "Kind", "Source", "Statistics", "as_float", "as_index", "measure"]
 
-_PROBED = 32
-"""Chunks that `Dataset.spread` takes samples from."""
+_MAX_PROBED_CHUNKS = 32
+"""The largest number of chunks from which `Dataset.spread` takes samples."""
 
 Kind = Literal["images", "vectors"]
 Indices = Sequence[int] | Int[Tensor, "batch"]
@@ -30,19 +30,19 @@ Batch = tuple[Float[Tensor, "batch *event"], Int[Tensor, "batch"] | Float[Tensor
 
 @dataclass(frozen=True)
 class Chunks:
-    """Which samples are stored together, for data that training reads part by part.
+    """The grouping of samples in storage, for data that training reads part by part.
 
-    A pass takes the chunks in a random order and distributes them over `lanes`, which are read side by side; in each
-    lane the samples are shuffled within its share of the `window`. Processes that share a batch read separate lanes,
-    and so separate chunks, where their number divides that of the lanes; the order is the same for any number.
+    A pass takes the chunks in a random order and distributes them over `lanes`, which are read in parallel; in each
+    lane the samples are shuffled within its part of the `window`. Processes that share a batch read separate lanes, and
+    so separate chunks, if their number divides that of the lanes; the order is the same for any number.
 
     Args:
-        sizes: samples in each chunk, in the order of the samples.
-        window: samples that are shuffled among each other, over all lanes. More mix better and take more memory.
-        lanes: chunks that are read side by side; a multiple of the number of processes.
+        sizes: the number of samples in each chunk, in the order of the samples.
+        window: the number of samples that are shuffled together, over all lanes. More mix better and need more memory.
+        lanes: the number of chunks that are read in parallel; a multiple of the number of processes.
 
     Raises:
-        ValueError: no chunks, an empty one, or a number below 1.
+        ValueError: there are no chunks, a chunk is empty, or a number is below 1.
     """
 
     sizes: tuple[int, ...]
@@ -57,7 +57,7 @@ class Chunks:
 
     @property
     def open_at_once(self) -> int:
-        """About the largest number of chunks that a reader of all lanes shuffles among at a time."""
+        """About the largest number of chunks whose samples a reader of all lanes shuffles at a time."""
         middle = sorted(self.sizes)[len(self.sizes) // 2]
         return min(len(self.sizes), self.lanes * (2 + self.window // (self.lanes * middle)))
 
@@ -71,11 +71,11 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     Attributes:
         event_shape: shape of one sample; (channels, height, width) for images.
         num_classes: labels are 0 … num_classes − 1; 0 when there are no labels.
-        class_names: one name per class, where the source has names.
+        class_names: one name per class, if the source has names.
         kind: "images" are in [-1, 1] and can be shown; "vectors" are all other data.
         condition_shape: shape of the float condition that each sample has in place of a label, with `num_classes` 0;
             None when there is none.
-        chunks: which samples are stored together, where training should read them so; None where any order is as fast.
+        chunks: the grouping of samples in storage, if training should follow it; None if any order is as fast.
     """
 
     event_shape: tuple[int, ...]
@@ -96,11 +96,11 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         With a `condition_shape`: and their float32 conditions `(batch, *condition_shape)`.
 
         Raises:
-            IndexError: an index lies outside 0 … len − 1.
+            IndexError: an index is outside 0 … len − 1.
         """
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor | None]:
-        """Sample `index` (counted from the end where negative) and its label or condition, None without either."""
+        """Sample `index` (counted from the end if negative) and its label or condition; None if it has neither."""
         index = operator.index(index)
         x, labels = self.fetch([index + len(self) if index < 0 else index])
         if labels is None or self.condition_shape is not None:
@@ -110,15 +110,16 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     def spread(self, count: int) -> list[int]:
         """Indices of `count` samples (or all) at even distances, the same every time, that represent the dataset.
 
-        Of data with more than 32 chunks they are taken from 32 of these, at even distances, so that few are read.
+        For data with more than 32 chunks they are taken from 32 of these, at even distances, so that few chunks are
+        read.
         """
-        # Integers, so that no rounding decides.
-        if self.chunks is None or len(self.chunks.sizes) <= _PROBED:
+        # Integers, so that the result does not depend on rounding.
+        if self.chunks is None or len(self.chunks.sizes) <= _MAX_PROBED_CHUNKS:
             count = min(count, len(self))
             return [i * len(self) // count for i in range(count)]
         sizes = self.chunks.sizes
         starts = [0, *accumulate(sizes)]
-        probed = [i * len(sizes) // _PROBED for i in range(_PROBED)]
+        probed = [i * len(sizes) // _MAX_PROBED_CHUNKS for i in range(_MAX_PROBED_CHUNKS)]
         places = [index for i in probed for index in range(starts[i], starts[i] + sizes[i])]
         count = min(count, len(places))
         return [places[i * len(places) // count] for i in range(count)]
@@ -133,15 +134,15 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
 
 
 class Source(Choice, ABC):
-    """Where the data comes from."""
+    """The source of a dataset."""
 
     @abstractmethod
     def load(self) -> Dataset:
-        """The dataset itself, checked as far as that is cheap."""
+        """The dataset, after the checks that are cheap."""
 
 
 def as_index(indices: Indices, length: int) -> Int[Tensor, " batch"]:
-    """`indices` as an int64 tensor; IndexError where one lies outside 0 … length − 1."""
+    """`indices` as an int64 tensor; IndexError if one is outside 0 … length − 1."""
     index = torch.as_tensor(indices, dtype=torch.int64)
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < length:
         raise IndexError(f"indices must be between 0 and {length - 1}, got {int(index.min())} … {int(index.max())}")
@@ -160,9 +161,9 @@ class Statistics:
     The preconditioning of EDM (Table 1) is derived for data of the variance σ_data².
 
     Attributes:
-        mean: of all entries.
-        std: σ_data, of all entries about `mean`; √(E[x²] − mean²), without Bessel's correction.
-        count: number of samples that were read.
+        mean: the mean of all entries.
+        std: σ_data, the standard deviation of all entries about `mean`; √(E[x²] − mean²), without Bessel's correction.
+        count: the number of samples that were read.
     """
 
     mean: float
@@ -173,7 +174,7 @@ class Statistics:
 def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256) -> Statistics:
     """Mean and standard deviation over all entries of `dataset`, accumulated in float64.
 
-    Of a dataset larger than `max_samples`, that many samples at even distances are read (`Dataset.spread`).
+    For a dataset larger than `max_samples`, that many samples at even distances are read (`Dataset.spread`).
 
     >>> from openedm.data import Digits
     >>> statistics = measure(Digits().load())
@@ -182,8 +183,8 @@ def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 25
 
     Args:
         dataset: any dataset; it is read once, `batch_size` samples at a time.
-        max_samples: at most so many samples are read.
-        batch_size: how many are held at once; changes the result by rounding only.
+        max_samples: the largest number of samples that are read.
+        batch_size: the number of samples in memory at a time; it changes the result by rounding only.
 
     Raises:
         ValueError: an argument is below 1, or the dataset holds a value that is not finite.

@@ -1,8 +1,8 @@
-"""Encoded images in a fixed order, wherever they are stored, and the dataset that decodes them.
+"""Encoded images in a fixed order, independent of their storage, and the dataset that decodes them.
 
 A reader lists images and opens them: `FolderImages` (folder, zip, tar), `TarImages` (tar shards), `TableImages`
-(Parquet, Arrow, Hub), `MemoryImages`. The rest is done here, for every reader alike: one shape for all images, whether
-they are decoded when the set is loaded or when they are fetched, and the chunks of streaming.
+(Parquet, Arrow, Hub), `MemoryImages`. This module does the rest for all readers: it checks that all images have one
+shape, decodes them when the set is loaded or when they are fetched, and sets the chunks of streaming.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ from openedm.ground import checks
 
 __all__ = ["EncodedImages", "ImageSource", "MemoryImages", "check_class"]
 
-MEMORY = 256 * 2**20
+MAX_BYTES_IN_MEMORY = 256 * 2**20
 """Sets up to this size, as stored and as pixels, are decoded when they are loaded and kept in memory."""
 
 Shape = tuple[int, int, int]
@@ -38,15 +38,15 @@ def check_class(where: str, label: object) -> int:
 
 
 class EncodedImages(ABC):
-    """Encoded images of any size in a fixed order, each with a unique name and, where there are classes, a class.
+    """Encoded images of any size in a fixed order, each with a unique name and, if there are classes, a class.
 
     A reader can be pickled and used by forked processes.
 
     Attributes:
         labels: class of each image, int64, or None.
         class_names: one name per class, or None.
-        num_bytes: size of all images as they are stored; 0 where it is not known.
-        chunk_sizes: numbers of images that are stored together, where reading them together is faster; None otherwise.
+        num_bytes: size of all encoded images; 0 if it is not known.
+        chunk_sizes: numbers of images that are stored together, if reading them together is faster; None otherwise.
     """
 
     labels: Int64[np.ndarray, " images"] | None = None
@@ -75,7 +75,7 @@ class EncodedImages(ABC):
         return self.name(index)
 
     def open(self, index: int) -> AbstractContextManager[BufferedIOBase]:
-        """One encoded image as a file; errors as of `read`."""
+        """One encoded image as a file; errors as for `read`."""
         [(content, _)] = self.read([index])
         return nullcontext(io.BytesIO(content))
 
@@ -93,7 +93,7 @@ class EncodedImages(ABC):
         return 0 if self.labels is None else int(self.labels.max()) + 1
 
     def fingerprint(self) -> str:
-        """A SHA-256 of names and classes: an interrupted conversion continues with the same images only."""
+        """A SHA-256 of names and classes, which an interrupted conversion compares before it continues."""
         digest = hashlib.sha256()
         for index in range(len(self)):
             digest.update(f"{self.name(index)}\0{'' if self.labels is None else self.labels[index]}\n".encode())
@@ -142,7 +142,7 @@ class MemoryImages(EncodedImages):
 class ImageSource(Source, ABC):
     """Encoded images as a dataset. A subclass is a frozen dataclass with `resolution` and `channels` among its fields.
 
-    One that can be streamed has the fields `streaming`, `window` and `lanes`, too.
+    A source that can be streamed also has the fields `streaming`, `window` and `lanes`.
     """
 
     resolution: int | None
@@ -165,7 +165,7 @@ class ImageSource(Source, ABC):
         return self._dataset(self.images())
 
     def _dataset(self, images: EncodedImages) -> Dataset:
-        """The images, decoded now where they are few, and when they are fetched otherwise."""
+        """The images; a small set is decoded now, a large one when images are fetched."""
         shape = _common_shape(images, self.resolution, self.channels)
         dataset = _DecodedImages(images, shape, self.resolution)
         if self.streaming:
@@ -173,7 +173,7 @@ class ImageSource(Source, ABC):
                 dataset.chunks = Chunks(images.chunk_sizes, self.window, self.lanes)
             return dataset
         pixels = len(images) * shape[0] * shape[1] * shape[2]
-        return dataset if max(pixels, images.num_bytes) > MEMORY else dataset.decoded()
+        return dataset if max(pixels, images.num_bytes) > MAX_BYTES_IN_MEMORY else dataset.decoded()
 
 
 def _common_shape(images: EncodedImages, resolution: int | None, channels: int | None) -> Shape:

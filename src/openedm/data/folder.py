@@ -1,4 +1,4 @@
-"""Any folder or archive of images."""
+"""Images in folders and archives."""
 
 import json
 import posixpath
@@ -22,20 +22,20 @@ _JSON = "dataset.json"
 
 @dataclass(frozen=True)
 class ImageFolder(ImageSource):
-    """All images in a folder, with its sub-folders, or in a zip or tar archive; in the order of their names.
+    """All images in a folder and its sub-folders, or in a zip or tar archive, in the order of their names.
 
-    Hidden files are left out. The header of every file is read when the set is loaded, so that an image that does not
-    fit is reported by name at once. Sets up to 256 MiB are decoded then, too; larger ones as samples are fetched.
+    Hidden files are left out. The header of every file is read when the set is loaded, so that an error names an image
+    that does not fit. Sets up to 256 MiB are decoded when they are loaded, larger ones when samples are fetched.
 
     Args:
         path: the folder, .zip or .tar file.
-        resolution: crop each image to its central square and resize it to this side. Without it, all must be of one
+        resolution: crop each image to its central square and resize it to this side. Without it, all must have the same
             size.
         channels: convert each image to 1 (grey), 3 (RGB; transparent parts become white) or 4 (with alpha) channels.
-            Without it, all must have as many.
-        labels: "folders": the class is the sub-folder. "json": the class is in dataset.json, as
-            {"labels": [["file", class], ...]}. "none": there are no classes. "auto": dataset.json where there is one,
-            else sub-folders where every image is in one of several, else none.
+            Without it, all must have the same number.
+        labels: "folders": the class is the sub-folder. "json": the class is in dataset.json, as {"labels": [["file",
+            class], ...]}. "none": there are no classes. "auto": "json" if there is a dataset.json, "folders" if every
+            image is in one of several sub-folders, otherwise "none".
     """
 
     path: str
@@ -72,7 +72,7 @@ class FolderImages(EncodedImages):
         tables = [name for name in sizes if posixpath.basename(name) == _JSON]
         table = min(tables, key=lambda name: name.count("/"), default=None)  # the uppermost
         if labels == "json" and table is None:
-            raise ValueError(f"labels='json' needs a {_JSON} in {path!r}")
+            raise ValueError(f"labels='json' requires a {_JSON} in {path!r}")
         if table is not None and labels in ("json", "auto"):
             self._label_from_json(table, required=labels == "json")
         elif labels != "none":
@@ -100,7 +100,7 @@ class FolderImages(EncodedImages):
         self._archive.close()
 
     def _label_from_json(self, table: str, *, required: bool) -> None:
-        """Read the classes from a dataset.json in the format of the EDM reference, which may say that there are none.
+        """Read the classes from a dataset.json in the format of the EDM reference, which may have no labels.
 
         Raises:
             ValueError: it has another format, its entries are not those of the images, or a class is invalid.
@@ -116,7 +116,7 @@ class FolderImages(EncodedImages):
             raise ValueError(f'{place} must be {{"labels": [["file", class], ...]}}: {error!r}') from error
         if not found:
             if required:
-                raise ValueError(f"labels='json' needs labels, but {place} has none")
+                raise ValueError(f"labels='json' requires labels, but {place} has no labels")
             return
         folder = posixpath.dirname(table)
         labels = {posixpath.join(folder, str(name).replace("\\", "/")): label for name, label in found.items()}
@@ -140,4 +140,4 @@ class FolderImages(EncodedImages):
             self.labels = np.array([number[folder] for folder in folders], dtype=np.int64)
         elif required:
             name = self.describe(folders.index(""))
-            raise ValueError(f"{name} is not in a sub-folder of its own class, which labels='folders' needs")
+            raise ValueError(f"{name} is not in a sub-folder, as labels='folders' requires")

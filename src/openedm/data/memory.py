@@ -15,7 +15,7 @@ __all__ = ["InMemory", "Pairs", "wrap"]
 
 
 class InMemory(Dataset):
-    """A dataset held in one tensor.
+    """A dataset in one tensor.
 
     >>> import torch
     >>> dataset = InMemory(torch.tensor([[0.0, 1.0], [2.0, 3.0]]), torch.tensor([0, 1]))
@@ -28,14 +28,14 @@ class InMemory(Dataset):
         x: `(num_samples, *event)`. Floating point is kept unchanged; uint8 `(num_samples, channels, height, width)` is
             images, kept as bytes and scaled to [-1, 1] when fetched.
         labels: class of each sample, integers >= 0.
-        num_classes: at least 1 + the largest label, which is the default; the number of names where names are given.
+        num_classes: at least 1 + the largest label, which is the default; the number of names if names are given.
         class_names: one name per class.
         kind: "images" or "vectors"; by default samples with three axes and values in [-1, 1] are images.
 
     Raises:
         TypeError: `x` or `labels` has another dtype.
-        ValueError: no samples, no event axis, a value that is not finite, images outside [-1, 1], or labels that do not
-            fit.
+        ValueError: there are no samples or there is no event axis, a value is not finite, images are outside [-1, 1],
+            or labels do not fit.
     """
 
     def __init__(
@@ -54,7 +54,7 @@ class InMemory(Dataset):
         self._x = x.detach() if x.dtype == torch.uint8 else x.detach().float()
         if x.dtype != torch.uint8:
             _check_finite("x", self._x)
-        self._labels = None if labels is None else _checked_labels(labels, len(x))
+        self._labels = None if labels is None else _check_labels(labels, len(x))
         self.event_shape = tuple(x.shape[1:])
         in_range = x.dtype == torch.uint8 or float(self._x.abs().max()) <= 1 + 1e-3
         self.kind = kind or ("images" if len(self.event_shape) == 3 and in_range else "vectors")
@@ -64,7 +64,7 @@ class InMemory(Dataset):
                 "x / 127.5 - 1 for bytes, or give kind='vectors'"
             )
         if (x.dtype == torch.uint8 or self.kind == "images") and (len(self.event_shape) != 3 or self.kind != "images"):
-            raise ValueError(f"images are (channels, height, width): x of {x.dtype} and {self.event_shape} is not")
+            raise ValueError(f"images must have shape (channels, height, width), got {self.event_shape} of {x.dtype}")
         largest = None if self._labels is None else int(self._labels.max())
         self.num_classes, self.class_names = _classes(largest, num_classes, class_names)
 
@@ -78,7 +78,7 @@ class InMemory(Dataset):
 
 
 class Pairs(InMemory):
-    """Samples x with a float condition each, both held in memory.
+    """Samples x, each with a float condition, in memory.
 
     >>> import torch
     >>> pairs = Pairs(torch.zeros(5, 2), torch.arange(15.0).reshape(5, 3))
@@ -95,8 +95,8 @@ class Pairs(InMemory):
 
     Raises:
         TypeError: `x` or `condition` has another dtype.
-        ValueError: the numbers of rows differ, the condition has no axis of its own, a value is not finite (in float32,
-            for conditions), or as for `InMemory`; names the first such row.
+        ValueError: the numbers of rows differ, the condition has one axis only, a value is not finite (in float32, for
+            conditions), or as for `InMemory`; the message names the first such row.
     """
 
     condition_shape: tuple[int, ...]
@@ -110,7 +110,7 @@ class Pairs(InMemory):
         kind: Kind | None = None,
     ) -> None:
         super().__init__(x, kind=kind)
-        self._condition = _checked_condition(condition, len(x), allow_nan)
+        self._condition = _check_condition(condition, len(x), allow_nan)
         self.condition_shape = tuple(condition.shape[1:])
 
     def fetch(self, indices: Indices) -> tuple[Tensor, Tensor]:
@@ -119,7 +119,7 @@ class Pairs(InMemory):
         return as_float(self._x[index]), self._condition[index]
 
 
-class _Wrapped(Dataset):
+class _WrappedDataset(Dataset):
     def __init__(
         self,
         dataset: torch.utils.data.Dataset[Any],
@@ -131,12 +131,12 @@ class _Wrapped(Dataset):
         self._length = len(dataset)  # type: ignore[arg-type]
         if self._length == 0:
             raise ValueError("dataset has no samples")
-        x, label = _split(dataset[0], 0)
+        x, label = _split_item(dataset[0], 0)
         names = (
             class_names if class_names is not None else getattr(dataset, "classes", None) if label is not None else None
         )
         if label is not None and num_classes is None and names is None:
-            raise ValueError("num_classes must be given: the dataset has labels, but no list `classes` to count")
+            raise ValueError("num_classes must be given: the dataset has labels, but no list `classes`")
         self.event_shape = tuple(x.shape)
         self.kind = kind or ("images" if x.dim() == 3 else "vectors")
         self.num_classes, self.class_names = _classes(None if label is None else 0, num_classes, names)
@@ -150,7 +150,7 @@ class _Wrapped(Dataset):
         return x, torch.tensor([label for _, label in items], dtype=torch.int64) if self.num_classes else None
 
     def _item(self, index: int) -> tuple[Tensor, int | None]:
-        x, label = _split(self._dataset[index], index)
+        x, label = _split_item(self._dataset[index], index)
         if tuple(x.shape) != self.event_shape:
             raise ValueError(f"dataset[{index}] has shape {tuple(x.shape)}, but dataset[0] has {self.event_shape}")
         if not x.isfinite().all():
@@ -172,22 +172,22 @@ def wrap(
     Args:
         dataset: `x` is a tensor or array. Floating point is kept unchanged (scale images to [-1, 1]); uint8
             (channels, height, width) is scaled from 0 … 255 to [-1, 1].
-        num_classes: needed for labels, unless there are `class_names` or the dataset has a list `classes`.
+        num_classes: required for labels, unless there are `class_names` or the dataset has a list `classes`.
         class_names: one name per class.
         kind: "images" or "vectors"; by default samples with three axes are images.
 
     Raises:
-        ValueError: `dataset` is empty, or the number of classes is not known. When fetched: a sample differs in
-            shape from the first, is not finite, or has a label that does not fit; each names the index.
+        ValueError: `dataset` is empty, or the number of classes is not known. When fetched: a sample differs in shape
+            from the first, is not finite, or has a label that does not fit; the message names the index.
 
     >>> pairs = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
     >>> wrap(pairs, num_classes=5).describe()
     '5 vectors of 2 in 5 classes'
     """
-    return _Wrapped(dataset, num_classes, class_names, kind)
+    return _WrappedDataset(dataset, num_classes, class_names, kind)
 
 
-def _split(item: Any, index: int) -> tuple[Tensor, int | None]:
+def _split_item(item: Any, index: int) -> tuple[Tensor, int | None]:
     x, label = (*item, None)[:2] if isinstance(item, tuple | list) else (item, None)
     if isinstance(x, np.ndarray):
         x = torch.as_tensor(x)
@@ -198,14 +198,14 @@ def _split(item: Any, index: int) -> tuple[Tensor, int | None]:
 
 
 def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: bool = False) -> None:
-    bad = x.isinf() if allow_nan else ~x.isfinite()
-    if bool(bad.any()):
-        row = int(bad.flatten(1).any(1).nonzero()[0])
+    invalid = x.isinf() if allow_nan else ~x.isfinite()
+    if bool(invalid.any()):
+        row = int(invalid.flatten(1).any(1).nonzero()[0])
         allowed, found = ("finite or NaN", "infinity") if allow_nan else ("finite", "NaN or infinity")
         raise ValueError(f"{name} must be {allowed}, but {name}[{row}] has {found}")
 
 
-def _checked_labels(labels: Shaped[Tensor, "..."], samples: int) -> Int[Tensor, " samples"]:
+def _check_labels(labels: Shaped[Tensor, "..."], samples: int) -> Int[Tensor, " samples"]:
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"labels must be integers, got {labels.dtype}")
     if tuple(labels.shape) != (samples,):
@@ -218,10 +218,12 @@ def _checked_labels(labels: Shaped[Tensor, "..."], samples: int) -> Int[Tensor, 
 def _classes(
     largest: int | None, num_classes: int | None, names: Sequence[str] | None
 ) -> tuple[int, tuple[str, ...] | None]:
-    """Number and names of the classes, given the `largest` label (None: there are no labels)."""
+    """The number and names of the classes, from the `largest` label (None without labels)."""
     if largest is None:
         if num_classes or names:
-            raise ValueError("num_classes and class_names need labels, but there are none")
+            raise ValueError(
+                f"num_classes and class_names must be None for data without labels, got {num_classes} and {names}"
+            )
         return 0, None
     count = num_classes if num_classes is not None else len(names) if names is not None else largest + 1
     if count <= largest:
@@ -231,7 +233,7 @@ def _classes(
     return count, None if names is None else tuple(map(str, names))
 
 
-def _checked_condition(
+def _check_condition(
     condition: Shaped[Tensor, "..."], samples: int, allow_nan: bool
 ) -> Float[Tensor, "samples *condition"]:
     if not condition.is_floating_point():

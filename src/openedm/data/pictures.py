@@ -1,4 +1,4 @@
-"""From samples in [-1, 1] to bytes, grids and image files."""
+"""Conversion of samples in [-1, 1] to bytes, grids and image files."""
 
 import math
 import os
@@ -28,10 +28,10 @@ def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     tensor([  0, 128, 255, 255], dtype=torch.uint8)
 
     Raises:
-        ValueError: `x` has NaN, for which there is no byte.
+        ValueError: `x` has NaN, which cannot be converted to a byte.
     """
     if x.isnan().any():
-        raise ValueError(f"x has {int(x.isnan().sum())} NaN among its {x.numel()} values")
+        raise ValueError(f"x must not have NaN, got {int(x.isnan().sum())} among {x.numel()} values")
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
@@ -53,10 +53,10 @@ def image_grid(
         columns: images in a row; ⌈√batch⌉ by default.
         padding: pixels between images.
         scale: enlarge each image by this whole factor, without smoothing.
-        background: byte between the images and where the last row is not full.
+        background: the byte between the images and in the empty part of the last row.
 
     Raises:
-        ValueError: an argument outside its range, no images, other channels, or NaN.
+        ValueError: an argument is outside its range, there are no images, or they have other channels or NaN.
     """
     batch, channels, height, width = x.shape
     checks.at_least("the number of images in x", batch, 1)
@@ -78,7 +78,7 @@ def image_grid(
 
 
 def grid_columns(labels: Int64[Tensor, "seeds"] | None) -> int | None:
-    """The columns of a grid of samples: one a class where there are 2 to 20; None, a square, otherwise."""
+    """The columns of a grid of samples: one a class if there are 2 to 20 classes; otherwise None, for a square grid."""
     classes = 0 if labels is None else len(set(labels.tolist()))
     return classes if 2 <= classes <= 20 else None
 
@@ -87,7 +87,7 @@ def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":
     """A PIL image, from bytes `(height, width, channels)` or a sample in [-1, 1] `(channels, …)`.
 
     Raises:
-        ValueError: other than 1, 3 or 4 channels, or NaN.
+        ValueError: the number of channels is not 1, 3 or 4, or there are NaN.
     """
     import PIL.Image
 
@@ -97,12 +97,12 @@ def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":
 
 
 def save_image(image: Pixels | Float[Tensor, "channels height width"], path: str | os.PathLike[str]) -> None:
-    """Write one image, as `to_image` takes it, in the format that the suffix of `path` names.
+    """Write one image, an argument as for `to_image`, in the format of the suffix of `path`.
 
     The file appears complete or not at all.
 
     Raises:
-        ValueError: what `to_image` refuses, or a suffix that is not a known image format.
+        ValueError: as for `to_image`, or the suffix is not that of a known image format.
     """
     import PIL.Image
 

@@ -1,9 +1,9 @@
 """Tar shards as training data: those of `openedm data convert`, or any WebDataset.
 
-A shard is a plain tar archive: `00000042.png` and, where there are classes, `00000042.cls`, the class as digits. Every
-image is read from its place in the shard, so that any order is possible and a run continues exactly where it stopped;
-nothing is unpacked and only the index is held in memory. The folders that `convert` writes have a manifest.json, which
-describes the set, and an index.npz with the places.
+A shard is a plain tar archive: `00000042.png` and, if there are classes, `00000042.cls`, the class as digits. Every
+image is read from its offset in the shard, so that any order is possible and a run continues exactly where it stopped.
+Shards are not unpacked, and only the index is in memory. The folders that `convert` writes have a manifest.json, which
+describes the set, and an index.npz with the offsets.
 """
 
 import hashlib
@@ -39,12 +39,12 @@ class Shards(ImageSource):
     Args:
         path: a folder of .tar files, which are taken in the order of their names, or one such file; not compressed.
         streaming: visit the shards one after another, shuffled within a window, instead of random access to all of
-            them: faster where the files are far away. The order does not depend on the number of processes.
-        window: of `streaming`: images that are shuffled among each other.
-        lanes: of `streaming`: shards that are read side by side; a multiple of the number of processes.
-        resolution: crop each image to its central square and resize it to this side. Without it, all must be of one
+            them: faster for remote files. The order does not depend on the number of processes.
+        window: for `streaming`: the number of images that are shuffled together.
+        lanes: for `streaming`: the number of shards that are read in parallel; a multiple of the number of processes.
+        resolution: crop each image to its central square and resize it to this side. Without it, all must have the same
             size.
-        channels: convert each image to 1, 3 or 4 channels. Without it, all must have as many.
+        channels: convert each image to 1, 3 or 4 channels. Without it, all must have the same number.
     """
 
     path: str
@@ -63,14 +63,14 @@ class Shards(ImageSource):
 
 
 class TarImages(EncodedImages):
-    """The images in tar shards, by the manifest where there is one, else by a scan of the archives.
+    """The images in tar shards, listed by the manifest if there is one, otherwise by a scan of the archives.
 
     Args:
         path: a folder of .tar files, or one of them.
 
     Raises:
-        ValueError: no archives or no images; an archive is compressed, damaged or missing; a class is not an integer
-            ≥ 0; some images have a class and others have none.
+        ValueError: there are no archives or no images; an archive is compressed, damaged or missing; a class is not an
+            integer ≥ 0; some images have a class and others do not.
     """
 
     def __init__(self, path: str) -> None:
@@ -80,17 +80,17 @@ class TarImages(EncodedImages):
         self._shape: Shape | None = None
         self._num_classes: int | None = None
         self._files: list[str]
-        self._place: Int64[np.ndarray, "images 3"]  # shard, offset and size
+        self._places: Int64[np.ndarray, "images 3"]  # shard, offset and size
         if _is_converted(root):
             self._read_manifest(root)
         else:
             self._scan(_tar_files(root))
-        self.num_bytes = int(self._place[:, 2].sum())
-        counts = np.bincount(self._place[:, 0], minlength=len(self._files))
+        self.num_bytes = int(self._places[:, 2].sum())
+        counts = np.bincount(self._places[:, 0], minlength=len(self._files))
         self.chunk_sizes = tuple(counts[counts > 0].tolist())
 
     def __len__(self) -> int:
-        return len(self._place)
+        return len(self._places)
 
     @property
     def num_classes(self) -> int:
@@ -105,7 +105,7 @@ class TarImages(EncodedImages):
     def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
         chosen = np.asarray(indices, dtype=np.int64)
         labels = [None] * len(chosen) if self.labels is None else self.labels[chosen].tolist()
-        for index, label, (shard, offset, size) in zip(indices, labels, self._place[chosen].tolist(), strict=True):
+        for index, label, (shard, offset, size) in zip(indices, labels, self._places[chosen].tolist(), strict=True):
             try:
                 content = self._parts.read(self._files[shard], offset, size)
             except OSError as error:
@@ -119,13 +119,13 @@ class TarImages(EncodedImages):
         self._parts.close()
 
     def _file(self, index: int) -> str:
-        return self._files[int(self._place[index, 0])]
+        return self._files[int(self._places[index, 0])]
 
     def _member(self, index: int) -> str:
         return f"{self._keys[index]:08d}.{self._encoding}" if self._names is None else self._names[index]
 
     def _read_manifest(self, root: Path) -> None:
-        """The set that `convert` wrote, after cheap checks: the index is the manifest's, no shard is missing or cut."""
+        """Read a set that `convert` wrote, and check that the index fits the manifest and all shards are complete."""
         try:
             manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
             if manifest.get("format") != FORMAT or manifest.get("version") != 1:
@@ -138,7 +138,7 @@ class TarImages(EncodedImages):
                 if size != entry["bytes"]:
                     raise ValueError(f"{entry['file']} must have {entry['bytes']} bytes, but has {size}")
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                self._place = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
+                self._places = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
                 self._keys, self.labels = arrays["key"], arrays.get("label")
             channels, height, width = manifest["shape"]
             self._shape, self._num_classes = (channels, height, width), manifest["num_classes"]
@@ -150,7 +150,7 @@ class TarImages(EncodedImages):
             raise ValueError(f"path {str(root)!r} is not a complete set of shards: {error}") from error
 
     def _scan(self, files: Sequence[Path]) -> None:
-        """Find the images of any WebDataset: files that belong together share a name up to its first dot."""
+        """Find the images of any WebDataset: files of one sample have the same name up to its first dot."""
         found: list[tuple[str, tuple[int, int, int], int | None]] = []
         for shard, file in enumerate(files):
             members = tar_members(str(file))
@@ -167,7 +167,7 @@ class TarImages(EncodedImages):
             raise ValueError(f"no images found in {files[0]}{more} ({', '.join(SUFFIXES)})")
         self._files = list(map(str, files))
         self._names = [name for name, _, _ in found]
-        self._place = np.array([place for _, place, _ in found], dtype=np.int64)
+        self._places = np.array([place for _, place, _ in found], dtype=np.int64)
         labels: list[Any] = [label for _, _, label in found]
         if any(label is not None for label in labels):
             if None in labels:
@@ -176,13 +176,13 @@ class TarImages(EncodedImages):
 
 
 def _is_converted(root: Path) -> bool:
-    """Whether `convert` wrote the folder; a manifest.json of another program does not count."""
+    """Whether `convert` wrote the folder, and not another program that writes a manifest.json."""
     manifest = root / MANIFEST
     return manifest.exists() and ((root / INDEX).exists() or FORMAT in manifest.read_text(errors="replace"))
 
 
 def _tar_files(path: Path) -> list[Path]:
-    """The .tar files in a folder, in the order of their names; of one such file, it alone."""
+    """The .tar files in a folder, in the order of their names; for a single file, that file."""
     files = sorted(path.glob("*.tar")) if path.is_dir() else [path]
     if not files or not files[0].is_file():
         raise ValueError(f"path must be a folder of .tar files, or one of them, got {str(path)!r}")

@@ -1,4 +1,4 @@
-"""Sets of images that many know: the digits of scikit-learn, Fashion-MNIST, and IDX, the file format of MNIST."""
+"""Standard sets of images: the digits of scikit-learn, Fashion-MNIST, and IDX, the file format of MNIST."""
 
 import gzip
 import math
@@ -19,10 +19,10 @@ from openedm.ground import checks
 __all__ = ["CLASS_NAMES", "DEBIAN_PATH", "Digits", "FashionMNIST", "read_idx"]
 
 DEBIAN_PATH = "/usr/share/datasets/fashion-mnist"
-"""Where the Debian package dataset-fashion-mnist puts the files."""
+"""The folder in which the Debian package dataset-fashion-mnist installs the files."""
 
 HUB_NAME = "zalando-datasets/fashion_mnist"
-"""Its name for the `datasets` library."""
+"""The name of Fashion-MNIST in the `datasets` library."""
 
 CLASS_NAMES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 
@@ -51,13 +51,13 @@ class Digits(Source):
         from sklearn.datasets import load_digits
 
         digits = load_digits()
-        chosen = _chosen(digits.target, self.split)
+        chosen = _split_indices(digits.target, self.split)
         x = torch.from_numpy(digits.images[chosen]).float().unsqueeze(1) / 8 - 1
         names = tuple(map(str, digits.target_names))
         return InMemory(x, torch.from_numpy(digits.target[chosen]), class_names=names)
 
 
-def _chosen(labels: Int64[np.ndarray, " images"], split: str) -> np.ndarray:
+def _split_indices(labels: Int64[np.ndarray, " images"], split: str) -> np.ndarray:
     test = np.zeros(len(labels), dtype=bool)
     test[np.argsort(labels, kind="stable")[::5]] = True
     return np.flatnonzero({"train": ~test, "test": test, "all": np.ones_like(test)}[split])
@@ -67,9 +67,9 @@ def _chosen(labels: Int64[np.ndarray, " images"], split: str) -> np.ndarray:
 class FashionMNIST(Source):
     """Fashion-MNIST: 60,000 grey images of 28×28 pixels in 10 classes of clothing, and 10,000 for testing.
 
-    It is read from `path`; without one, from where the Debian package dataset-fashion-mnist puts it; else it is
-    downloaded by the `datasets` library (`pip install openedm[images]`). MNIST has the same files and can be read, too.
-    Source: Xiao, Rasul and Vollgraf, arXiv 1708.07747 (MIT licence).
+    It is read from `path`; without `path`, from the folder of the Debian package dataset-fashion-mnist; otherwise it is
+    downloaded by the `datasets` library (`pip install openedm[images]`). MNIST has the same files and can be read in
+    the same way. Source: Xiao, Rasul and Vollgraf, arXiv 1708.07747 (MIT licence).
 
     Args:
         path: folder with {train,t10k}-images-idx3-ubyte and {train,t10k}-labels-idx1-ubyte, gzipped (.gz) or not.
@@ -102,7 +102,7 @@ class FashionMNIST(Source):
         except Exception as error:  # no network, no library, a hub that has moved
             raise ValueError(
                 "Fashion-MNIST was not found. Either give path=, a folder with its IDX files; or install the Debian "
-                f"package dataset-fashion-mnist, which puts them in {DEBIAN_PATH}; or, on a machine that is online, "
+                f"package dataset-fashion-mnist, which installs them in {DEBIAN_PATH}; or, on a machine online, "
                 f"`pip install openedm[images]`. The last was tried and failed: {type(error).__name__}: {error}"
             ) from error
         return _labelled(images, labels, Path(HUB_NAME))
@@ -115,10 +115,10 @@ def read_idx(path: str | os.PathLike[str], axes: int) -> UInt8[np.ndarray, "*sha
 
     Args:
         path: the file.
-        axes: how many axes it must have.
+        axes: the number of axes that the array must have.
 
     Raises:
-        ValueError: the file cannot be read, or is not such an array; names it.
+        ValueError: the file cannot be read, or is not such an array; the message names it.
     """
     path = Path(path)
     try:

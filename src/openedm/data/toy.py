@@ -1,4 +1,4 @@
-"""Toy densities in one and two dimensions, for figures and tests, with a mean about 0 and σ_data about 1."""
+"""Toy densities in one and two dimensions, for figures and tests, with a mean of about 0 and σ_data of about 1."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -23,7 +23,7 @@ class Mixture:
     Attributes:
         weights: `(components,)`, summing to 1.
         means: `(components, dim)`.
-        std: of each component, along each axis.
+        std: the standard deviation of each component along each axis.
     """
 
     weights: Float64[Tensor, " components"]
@@ -43,9 +43,9 @@ class Toy(Source):
     '500 vectors of 2 in 2 classes'
 
     Args:
-        name: which density.
+        name: the name of the density.
         num_samples: how many samples to draw.
-        seed: of the draws; the same seed gives the same samples.
+        seed: the seed of the samples.
     """
 
     name: Literal[
@@ -72,7 +72,7 @@ class Toy(Source):
         return InMemory(x, labels, num_classes=classes) if classes > 1 else InMemory(x)
 
     def mixture(self) -> Mixture | None:
-        """The density in closed form, where it is a mixture of Gaussians (class k is component k); else None."""
+        """The density in closed form if it is a mixture of Gaussians (class k is component k); otherwise None."""
         if self.name not in _MIXTURES:
             return None
         weights, means, std = _MIXTURES[self.name]
