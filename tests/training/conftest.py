@@ -81,7 +81,7 @@ def state_of() -> Callable[[Trainer], State]:
 
     def state(trainer: Trainer) -> State:
         tensors: State = {}
-        for name, module in (("raw", trainer._plain), ("average", trainer.average)):
+        for name, module in (("raw", trainer._loss_module), ("average", trainer.average)):
             tensors |= {f"{name}.{key}": value.clone() for key, value in module.state_dict().items()}
         for i, entry in trainer.optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{i}.{key}": value.clone() for key, value in entry.items()}

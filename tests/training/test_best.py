@@ -159,10 +159,12 @@ def test_checkpoints_of_earlier_versions_are_resumed(trainer, state_of, differen
 
 def test_weight_decay_is_decoupled_from_the_gradient(trainer):
     plain, decayed = trainer(images=16, rampup=0), trainer(images=16, rampup=0, weight_decay=0.5, learning_rate=1e-3)
-    before = [p.detach().clone() for p in plain._plain.parameters()]
+    before = [p.detach().clone() for p in plain._loss_module.parameters()]
     plain.fit()
     decayed.fit()
-    for start, one, other in zip(before, plain._plain.parameters(), decayed._plain.parameters(), strict=True):
+    for start, one, other in zip(
+        before, plain._loss_module.parameters(), decayed._loss_module.parameters(), strict=True
+    ):
         # One step: w (1 − lr λ) − lr m/√v, the second term alike; three roundings of numbers of the size of w.
         torch.testing.assert_close(other, one - 1e-3 * 0.5 * start, rtol=1e-6, atol=1e-7)
 

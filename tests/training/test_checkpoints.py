@@ -228,10 +228,10 @@ def test_a_file_that_is_missing_or_damaged_is_an_error_that_names_it(file, damag
     elif damage != "missing":
         path.write_bytes({"empty": b"", "truncated": content[: len(content) // 2], "other": b"\x80\x04K\x01."}[damage])
     finds_no_checkpoint = file == "config.json" and damage in ("missing", "folder")
-    with pytest.raises(ValueError, match="holds no checkpoint" if finds_no_checkpoint else file):
+    with pytest.raises(ValueError, match="has no checkpoint" if finds_no_checkpoint else file):
         resumable.resume(copied)
     if file in ("config.json", "model.safetensors"):
-        with pytest.raises(ValueError, match="holds no checkpoint" if finds_no_checkpoint else file):
+        with pytest.raises(ValueError, match="has no checkpoint" if finds_no_checkpoint else file):
             load_denoiser(copied)
     else:
         assert load_denoiser(copied).num_classes == 3
@@ -334,7 +334,7 @@ def test_weights_that_do_not_fit_are_an_error_that_names_the_tensor_and_the_chec
 
 
 def test_a_place_without_checkpoints_is_an_error_that_says_so(tmp_path):
-    with pytest.raises(ValueError, match="holds no checkpoint: give a checkpoint"):
+    with pytest.raises(ValueError, match="has no checkpoint: give a checkpoint"):
         load_denoiser(tmp_path)
     with pytest.raises(ValueError, match="nowhere is not a folder"):
         load_denoiser(tmp_path / "nowhere")

@@ -25,7 +25,7 @@ from openedm.training import (
 )
 from openedm.training.averaging import exponent
 from openedm.training.checkpoints import read_weights
-from openedm.training.post_hoc import REACHABLE, PowerAverages, Snapshot
+from openedm.training.post_hoc import MAX_PROFILE_ERROR, PowerAverages, Snapshot
 
 TRACKED = PowerFunction((0.05, 0.10), every=48, precision="fp32")
 WIDTHS = (0.05, 0.07, 0.10, 0.13, 0.18, 0.25)
@@ -79,7 +79,7 @@ def trajectories(steps):
 
 def tracked(run, path, choice, snapshots=32):
     """The averages of `WIDTHS` after three quarters and at the end; snapshots of `choice` in `run`."""
-    module, steps, at = Weights(), len(path), {}
+    module, steps, counts = Weights(), len(path), {}
     few, all_ = PowerAverages(choice, module), PowerAverages(PowerFunction(WIDTHS), module)
     for step, values in enumerate(path, 1):
         module.values.data.copy_(values)
@@ -88,8 +88,8 @@ def tracked(run, path, choice, snapshots=32):
         if step % (steps // snapshots) == 0:
             few.save(run, 10 * step, step)
         if step in (steps * 3 // 4, steps):
-            at[step] = [average.values.double().clone() for average in all_.networks]
-    return at
+            counts[step] = [average.values.double().clone() for average in all_.networks]
+    return counts
 
 
 def rebuilt(run, width, step):
@@ -127,8 +127,8 @@ def test_the_coefficients_sum_to_one_and_the_error_is_that_of_the_profile():
         for x, width in zip(weights, snapshot.sigma_rel, strict=True):
             g, t = exponent(width), snapshot.step
             profile += x * (g + 1) / t * (tau / t) ** g * (tau <= t)
-    aim = (gamma + 1) / step * (tau / step) ** gamma
-    assert found.error == pytest.approx(float((profile - aim).norm() / aim.norm()), rel=1e-3)
+    target = (gamma + 1) / step * (tau / step) ** gamma
+    assert found.error == pytest.approx(float((profile - target).norm() / target.norm()), rel=1e-3)
 
 
 def test_more_snapshots_reach_more_widths():
@@ -136,7 +136,9 @@ def test_more_snapshots_reach_more_widths():
     low, high = reachable(snapshots_at(32), 1000)
     assert low < 0.05
     assert high > 0.25
-    assert combine(snapshots_at(32), high, 1000).error <= REACHABLE < combine(snapshots_at(32), 0.288, 1000).error
+    assert (
+        combine(snapshots_at(32), high, 1000).error <= MAX_PROFILE_ERROR < combine(snapshots_at(32), 0.288, 1000).error
+    )
 
 
 # In runs, from the command line, and wrong.
@@ -162,7 +164,7 @@ def test_a_width_that_was_tracked_is_rebuilt_as_it_was_with_the_networks_other_t
     run = trainer(run=tmp_path, power_average=TRACKED)
     run.fit()
     weights = reconstruct(tmp_path, 0.10)
-    expected = run._powers.networks[1].state_dict()
+    expected = run._power_averages.networks[1].state_dict()
     assert weights.keys() == expected.keys() == read_weights(find_checkpoint(tmp_path)).keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)
@@ -189,16 +191,16 @@ def test_the_command_writes_a_checkpoint_once(run, tmp_path, capsys):
 
 
 def test_what_cannot_be_rebuilt_is_an_error_that_lists_what_can(run, trainer, tmp_path):
-    with pytest.raises(ValueError, match=r"sigma_rel=0.01 cannot be rebuilt at 128 images: reachable is between"):
+    with pytest.raises(ValueError, match=r"sigma_rel=0.01 cannot be rebuilt at 128 images: possible widths: between"):
         reconstruct(run, 0.01)
     with pytest.raises(ValueError, match=r"with 8 snapshots of sigma_rel 0.05, 0.1 at 16, 32, 48, 64, 80, 96, 112, "):
         reconstruct(run, 0.01)
-    with pytest.raises(ValueError, match=r"images must be those of a snapshot, got 100: there are 8 snapshots"):
+    with pytest.raises(ValueError, match=r"images must be that of a snapshot, got 100; found 8 snapshots"):
         reconstruct(run, 0.1, 100)
     with pytest.raises(ValueError, match=r"sigma_rel must be > 0 and <= 0.288, got 0.5"):
         reconstruct(run, 0.5)
     trainer(run=tmp_path).fit()
-    with pytest.raises(ValueError, match=r"holds no snapshots of averages: train with options.power_average"):
+    with pytest.raises(ValueError, match=r"has no snapshots of averages: train with options.power_average"):
         reconstruct(tmp_path, 0.1)
 
 

@@ -10,7 +10,7 @@ from openedm.data import Digits
 from openedm.networks import NCSNpp
 from openedm.optimisation import full_tensor
 from openedm.training import Model, share_of
-from openedm.training.processes import full_copy, full_state_dict, placed_like, shard
+from openedm.training.processes import full_copy, full_state_dict, shard, shard_like
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def test_a_network_computes_the_same_with_its_weights_shared_out_and_as_a_full_c
 def test_what_is_placed_and_gathered_is_what_it_was(alone):
     value = torch.arange(6.0).view(3, 2)
     mine = distribute_tensor(torch.zeros(3, 2), init_device_mesh("cpu", (1,)), [Shard(0)])
-    placed = placed_like(mine, value)
+    placed = shard_like(mine, value)
     assert isinstance(placed, DTensor)
     assert torch.equal(full_tensor(placed), value)
     assert torch.equal(full_state_dict({"a": placed})["a"], value)
@@ -55,7 +55,7 @@ def test_what_is_placed_and_gathered_is_what_it_was(alone):
 def test_tensors_that_are_not_shared_out_are_left_alone():
     value = torch.arange(3.0)
     assert full_tensor(value) is value
-    assert placed_like(torch.zeros(3), value) is value
+    assert shard_like(torch.zeros(3), value) is value
     assert full_state_dict({"a": value})["a"] is value
 
 

@@ -108,7 +108,7 @@ def test_an_image_is_warped_alike_in_any_batch(monkeypatch):
         torch.randn(5, 2, generator=torch.Generator().manual_seed(1)).double(),
     )
     alone = torch.cat([warp(x[i : i + 1], linear[i : i + 1], shift[i : i + 1]) for i in range(5)])
-    monkeypatch.setattr(resampling, "ROWS", 2)
+    monkeypatch.setattr(resampling, "CHUNK_SIZE", 2)
     torch.testing.assert_close(warp(x, linear, shift), alone, rtol=0, atol=1e-6)
     assert warp(x[:0], linear[:0], shift[:0]).shape == (0, 1, 8, 8)
 

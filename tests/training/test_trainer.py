@@ -100,7 +100,7 @@ def test_the_loss_and_gradient_of_a_step_are_those_of_the_formula(trainer, objec
     gradients = torch.autograd.grad(loss, list(denoiser.parameters()), allow_unused=True)
     squares = sum(g.square().sum().item() for g in gradients if g is not None)
     if objective.learned_uncertainty:  # u = 0 at first: the network's gradient is the same, and that of u joins it.
-        u = copy.deepcopy(run._plain.uncertainty).double()
+        u = copy.deepcopy(run._loss_module.uncertainty).double()
         residual = (denoiser(y + sigma[:, None] * noise, sigma, labels) - y).square().mean(1).detach()
         values = u(sigma)
         total = (weight * residual / values.exp() + values).mean()
@@ -123,8 +123,8 @@ def test_an_edm_network_starts_at_the_loss_of_the_skip_connection_which_is_one_f
 def test_the_loss_that_observers_get_is_the_weighted_one_without_the_uncertainty(trainer, objective):
     heard, weighted, totals = Heard(), [], []
     run = trainer(objective=objective, observers=[heard], accumulate=2, learning_rate=0.1, rampup=0)
-    run._plain.register_forward_hook(lambda _, inputs, loss: weighted.append(loss.weighted.mean().item()))
-    run._plain.register_forward_hook(lambda _, inputs, loss: totals.append(loss.total.mean().item()))
+    run._loss_module.register_forward_hook(lambda _, inputs, loss: weighted.append(loss.weighted.mean().item()))
+    run._loss_module.register_forward_hook(lambda _, inputs, loss: totals.append(loss.total.mean().item()))
     run.fit()
     means = [(a + b) / 2 for a, b in zip(weighted[::2], weighted[1::2], strict=True)]
     assert [p.loss for p in heard.progress] == pytest.approx(means, rel=1e-5)
@@ -133,12 +133,12 @@ def test_the_loss_that_observers_get_is_the_weighted_one_without_the_uncertainty
 
 def test_the_steps_are_those_of_adam(trainer):
     run = trainer(learning_rate=0.02, rampup=64, beta_1=0.8, beta_2=0.95, epsilon=1e-3)
-    weights = [p.detach().double().clone() for p in run._plain.parameters()]
+    weights = [p.detach().double().clone() for p in run._loss_module.parameters()]
     means, squares = ([torch.zeros_like(w) for w in weights] for _ in range(2))
 
     def step(progress):
         n, rate = progress.step, 0.02 * min(16 * progress.step / 64, 1)
-        for w, m, v, p in zip(weights, means, squares, run._plain.parameters(), strict=True):
+        for w, m, v, p in zip(weights, means, squares, run._loss_module.parameters(), strict=True):
             g = p.grad.double()
             m.lerp_(g, 1 - 0.8)
             v.lerp_(g.square(), 1 - 0.95)
@@ -146,7 +146,7 @@ def test_the_steps_are_those_of_adam(trainer):
 
     run.observers = (AfterEachStep(step),)
     run.fit()
-    for w, p in zip(weights, run._plain.parameters(), strict=True):
+    for w, p in zip(weights, run._loss_module.parameters(), strict=True):
         # 8 steps of at most 0.02, each rounded to a relative 1e-6 or so, and the rounding of the weights themselves.
         torch.testing.assert_close(p.detach().double(), w, rtol=1e-6, atol=1e-6)
 
@@ -236,7 +236,7 @@ def test_the_gradient_is_scaled_down_to_the_norm_asked_for_and_reported_as_it_wa
     limit = 0.05
 
     def gradient(run):
-        return torch.cat([p.grad.flatten() for p in run._plain.parameters() if p.grad is not None])
+        return torch.cat([p.grad.flatten() for p in run._loss_module.parameters() if p.grad is not None])
 
     free = trainer(observers=[whole], images=16)
     free.fit()
@@ -291,7 +291,7 @@ def test_an_unconditional_model_trains_on_labelled_data_without_labels(trainer):
 
 
 def test_hiding_labels_that_are_not_there_is_an_error(trainer):
-    with pytest.raises(ValueError, match=r"label_dropout has no effect without classes, must be 0, got 0\.1"):
+    with pytest.raises(ValueError, match=r"label_dropout must be 0 without classes, got 0\.1"):
         trainer(conditional=False, label_dropout=0.1)
 
 
@@ -412,7 +412,7 @@ def test_bf16_runs_the_network_in_bfloat16_keeps_the_weights_in_float32_and_lear
 def test_bf16_leaves_the_uncertainty_in_float32(trainer):
     seen = set()
     run = trainer(objective=EDM2(), precision="bf16", images=16)
-    run._plain.uncertainty.register_forward_hook(lambda *arguments: seen.add(arguments[2].dtype))
+    run._loss_module.uncertainty.register_forward_hook(lambda *arguments: seen.add(arguments[2].dtype))
     run.fit()
     assert seen == {torch.float32}
 
@@ -440,8 +440,8 @@ def test_the_learned_uncertainty_settles_where_every_level_contributes_equally(v
     y, labels = vectors.fetch(torch.arange(8192) % len(vectors))
     noise = torch.randn(y.shape, generator=torch.Generator().manual_seed(6))
     with torch.no_grad():
-        loss = run._plain(y, noise, sigma, labels).weighted
-        shares = (loss / run._plain.uncertainty(sigma).exp()).view(4, -1).mean(1)
+        loss = run._loss_module(y, noise, sigma, labels).weighted
+        shares = (loss / run._loss_module.uncertainty(sigma).exp()).view(4, -1).mean(1)
     assert loss.view(4, -1).mean(1).max() > 2 * loss.view(4, -1).mean(1).min()
     assert shares.tolist() == [pytest.approx(1, abs=0.2)] * 4
 
@@ -460,7 +460,7 @@ def test_what_does_not_fit_is_refused_before_any_step(trainer, vectors, tmp_path
     with pytest.raises(ValueError, match="batch_size must be a multiple of processes × accumulate = 3, got 16"):
         trainer(accumulate=3)
     trainer(run=tmp_path, images=16).fit()
-    with pytest.raises(ValueError, match=r"holds checkpoints already: call resume\(\) first, or choose another folder"):
+    with pytest.raises(ValueError, match=r"already has checkpoints: call resume\(\) first, or choose another folder"):
         trainer(run=tmp_path).fit()
 
 

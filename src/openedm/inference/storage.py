@@ -25,7 +25,7 @@ from openedm.inference.priors import Prior
 from openedm.likelihood import Likelihood
 from openedm.sampling import SamplerChoice
 from openedm.training import Model
-from openedm.training.checkpoints import load_weights, part_of
+from openedm.training.checkpoints import load_weights, tensors_with_prefix
 
 __all__ = ["CONFIG", "FORMAT", "VERSION", "WEIGHTS", "Common", "Stored", "read", "write"]
 
@@ -150,7 +150,7 @@ class Stored:
         networks = {f"denoiser.{i}": member.network for i, member in enumerate(_preconditioned(common))}
         for name, module in {**networks, **modules}.items():
             if module is not None:
-                load_weights(module, part_of(self.tensors, name), self.folder / WEIGHTS)
+                load_weights(module, tensors_with_prefix(self.tensors, name), self.folder / WEIGHTS)
 
 
 def read(path: str | Path, kind: str | None = None) -> Stored:

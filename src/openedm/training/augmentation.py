@@ -2,7 +2,7 @@
 (Karras et al. 2022, Appendix F.2 and Table 6).
 
 Each transform is applied with probability p; its parameters are the network's augmentation label, and a transform that
-is not applied has label 0. Samples are drawn at label 0, which stands for images as they are:
+is not applied has label 0. Samples are drawn at label 0, which means an image without transforms:
 
     (x-flip, y-flip, scale, rotation cos θ − 1, sin θ, anisotropic scale a cos 2φ, a sin 2φ, translation right, down)
 
@@ -25,7 +25,7 @@ __all__ = ["LABEL_DIM", "Augmentation", "Augmented"]
 
 PROBABILITIES = ("xflip", "yflip", "scale", "rotate", "aniso", "translate")
 LABEL_DIM = 9
-"""Numbers in an augmentation label."""
+"""The length of an augmentation label."""
 
 
 @dataclass(frozen=True)
@@ -34,9 +34,9 @@ class Augmented:
 
     Attributes:
         label: the augmentation labels, which the network takes.
-        flips: whether an image is mirrored right to left, and top to bottom; comes first.
+        flips: whether an image is mirrored right to left, and top to bottom; applied first.
         linear: offsets (right, down) from the centre of the result to those in the mirrored image, in pixels.
-        shift: how far the result is moved to the right and down, in widths and heights; comes last.
+        shift: translation of the result to the right and down, in widths and heights; applied last.
     """
 
     label: Float[Tensor, "batch 9"]
@@ -67,14 +67,14 @@ class Augmented:
         flips = self.flips.to(images.device, non_blocking=True)[:, :, None, None, None]
         images = torch.where(flips[:, 0], images.flip(-1), images)
         images = torch.where(flips[:, 1], images.flip(-2), images)
-        still = (self.linear == torch.eye(2, dtype=torch.float64)).all(-1).all(-1) & (self.shift == 0).all(-1)
-        rows = (~still).nonzero()[:, 0]  # found on the host: nothing waits for the device
+        unchanged = (self.linear == torch.eye(2, dtype=torch.float64)).all(-1).all(-1) & (self.shift == 0).all(-1)
+        rows = (~unchanged).nonzero()[:, 0]  # computed on the host, without a synchronisation
         if len(rows) == 0:
             return images
         height, width = images.shape[-2:]
         shift = self.shift[rows] * torch.tensor([width, height], dtype=torch.float64)
-        there = rows.to(images.device, non_blocking=True)
-        return images.index_copy(0, there, warp(images[there], self.linear[rows], shift))
+        device_rows = rows.to(images.device, non_blocking=True)
+        return images.index_copy(0, device_rows, warp(images[device_rows], self.linear[rows], shift))
 
 
 @dataclass(frozen=True)
@@ -84,22 +84,22 @@ class Augmentation(Choice):
     Angles are counter-clockwise. Transforms are applied in the order of the arguments.
 
     Args:
-        p: the probability of each transform before its factor, in [0, 1]. The paper's: 0.12 for CIFAR-10, 0.15 for
-            FFHQ and AFHQv2, no augmentation for ImageNet.
-        xflip: factor of mirroring right to left, which once applied happens in one of two cases. 1e8: always applied,
-            so that half the images are mirrored.
-        yflip: factor of mirroring top to bottom, likewise.
+        p: the probability of each transform before its factor, in [0, 1]. The paper has 0.12 for CIFAR-10, 0.15 for
+            FFHQ and AFHQv2, and no augmentation for ImageNet.
+        xflip: factor of mirroring right to left; the transform, if applied, mirrors with probability ½. At 1e8 it is
+            always applied, so that half the images are mirrored.
+        yflip: factor of mirroring top to bottom, with the same meaning.
         scale: factor of scaling by 2^(`scale_std` a), a ~ N(0, 1).
         rotate: factor of rotating by θ ~ U(−π, π).
-        aniso: factor of stretching by 2^(`aniso_std` a), a ~ N(0, 1), along an axis at the angle φ, and shrinking as
-            much across it. φ ~ U(−π, π) with probability ½, else 0.
+        aniso: factor of stretching by 2^(`aniso_std` a), a ~ N(0, 1), along an axis at the angle φ, and shrinking by
+            the same factor across it. φ ~ U(−π, π) with probability ½, else 0.
         translate: factor of translating by `translate_std` (a, b) widths and heights, (a, b) ~ N(0, I).
         scale_std: standard deviation of the scale's binary logarithm, ≥ 0.
         aniso_std: standard deviation of the stretch's binary logarithm, ≥ 0.
         translate_std: standard deviation of the translation, ≥ 0.
-        aniso_label: "axis" labels the stretch (a cos 2φ, a sin 2φ), different for every stretch. "angle" labels it
-            (a cos φ, a sin φ), as in the training of published networks: (a, φ) and (−a, φ + π) have the same label,
-            though one stretches what the other shrinks.
+        aniso_label: "axis" labels the stretch (a cos 2φ, a sin 2φ), different for every stretch. "angle" labels it (a
+            cos φ, a sin φ), as in the training of published networks: (a, φ) and (−a, φ + π) have the same label,
+            although one stretches the axis that the other shrinks.
 
     Raises:
         ValueError: a value is out of its range.
@@ -132,11 +132,13 @@ class Augmentation(Choice):
         """Transforms for `count` images.
 
         Args:
-            count: how many.
-            generator: on the host.
+            count: the number of images.
+            generator: a generator on the host.
         """
-        chance = torch.tensor([min(1.0, self.p * getattr(self, name)) for name in PROBABILITIES], dtype=torch.float64)
-        applied = torch.rand(count, 6, generator=generator, dtype=torch.float64) < chance
+        probability = torch.tensor(
+            [min(1.0, self.p * getattr(self, name)) for name in PROBABILITIES], dtype=torch.float64
+        )
+        applied = torch.rand(count, 6, generator=generator, dtype=torch.float64) < probability
         uniform = torch.rand(count, 5, generator=generator, dtype=torch.float64)
         normal = torch.randn(count, 4, generator=generator, dtype=torch.float64)
         flips = applied[:, :2] & (uniform[:, :2] < 0.5)
@@ -144,17 +146,17 @@ class Augmentation(Choice):
         theta = (math.pi * (2 * uniform[:, 2] - 1)).where(applied[:, 3], 0.0)
         stretch = normal[:, 1].where(applied[:, 4], 0.0)
         phi = (math.pi * (2 * uniform[:, 3] - 1)).where(uniform[:, 4] < 0.5, 0.0)
-        moved = normal[:, 2:].where(applied[:, 5:], 0.0)
-        turns = 2 if self.aniso_label == "axis" else 1
+        translation = normal[:, 2:].where(applied[:, 5:], 0.0)
+        multiple = 2 if self.aniso_label == "axis" else 1
         columns = [*flips.double().unbind(1), zoom, theta.cos() - 1, theta.sin()]
-        columns += [stretch * (turns * phi).cos(), stretch * (turns * phi).sin(), *moved.unbind(1)]
+        columns += [stretch * (multiple * phi).cos(), stretch * (multiple * phi).sin(), *translation.unbind(1)]
         linear = torch.exp2(-self.scale_std * zoom)[:, None, None] * _rotation(-theta)
         linear = linear @ _stretch(-self.aniso_std * stretch, phi)
-        return Augmented(torch.stack(columns, 1).float(), flips, linear, self.translate_std * moved)
+        return Augmented(torch.stack(columns, 1).float(), flips, linear, self.translate_std * translation)
 
 
 def _rotation(theta: Float64[Tensor, " batch"]) -> Float64[Tensor, "batch 2 2"]:
-    """Rotations of offsets (right, down) that turn counter-clockwise where they are seen."""
+    """Matrices that rotate offsets (right, down) counter-clockwise as seen in the image."""
     cos, sin = theta.cos(), theta.sin()
     return torch.stack([torch.stack([cos, sin], -1), torch.stack([-sin, cos], -1)], -2)
 

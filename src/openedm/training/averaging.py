@@ -1,4 +1,4 @@
-"""Weight averaging: the exponential moving average that samples are drawn from, and averages to choose from afterwards.
+"""Weight averaging: the exponential moving average for sampling, and averages whose width is chosen after training.
 
 β = ½^{batch / max(h, tiny)}, h = min(half-life, ramp · images seen)        (Karras et al. 2022, Appendix F.2)
 β_t = (1 − 1/t)^{γ+1}, σ_rel = √((γ + 1)/((γ + 2)² (γ + 3)))   (Karras et al. 2024, arXiv 2312.02696)
@@ -20,10 +20,10 @@ __all__ = ["HalfLife", "MovingAverage", "PowerFunction", "exponent"]
 
 @dataclass(frozen=True)
 class HalfLife(Choice):
-    """Half-life EMA with a ramp, so that the average of a young run is not dominated by its first weights.
+    """Half-life EMA with a ramp, so that the average of a short run is not dominated by its first weights.
 
     Args:
-        half_life: number of images over which a weight's share falls by half, ≥ 0; 0 keeps no average.
+        half_life: number of images over which the contribution of old weights halves, ≥ 0; 0 means no average.
         ramp: the half-life is at most this fraction of the images seen, > 0; infinite for no ramp.
 
     Raises:
@@ -45,18 +45,19 @@ class HalfLife(Choice):
 
 @dataclass(frozen=True)
 class PowerFunction(Choice):
-    """Averages with the profile of a power of the step, stored from time to time; any width can be rebuilt from them.
+    """Averages with a power of the step as profile; from stored snapshots of them any width can be rebuilt.
 
-    In snapshots only the parameters are kept. Half precision costs a relative error of 2e-4 in what is rebuilt.
+    Snapshots contain the parameters only. Half precision causes a relative error of 2e-4 in a rebuilt average.
 
     Args:
         sigma_rel: widths of the averages that are tracked, each above 0 and at most 0.288: the standard deviation of
             the profile, relative to the length of training.
-        every: images between two snapshots. With 24 or more in a run all widths from 0.05 to 0.25 can be rebuilt.
-        precision: of the snapshots, "fp16" or "fp32".
+        every: number of images between two snapshots. With 24 or more in a run all widths from 0.05 to 0.25 can be
+            rebuilt.
+        precision: the precision of the snapshots, "fp16" or "fp32".
 
     Raises:
-        ValueError: there are no widths, two are the same, or a value is out of its range.
+        ValueError: there are no widths, two are equal, or a value is out of its range.
     """
 
     sigma_rel: tuple[float, ...] = (0.05, 0.10)
@@ -93,7 +94,7 @@ class MovingAverage:
     """An exponential moving average of a module's parameters, in a second module of the same structure.
 
     Args:
-        average: holds the average; changed in place.
+        average: the module with the average; changed in place.
         current: the module that is trained.
     """
 
@@ -101,7 +102,7 @@ class MovingAverage:
         self._average, self._current = average, current
 
     @cached_property
-    def _parameters(self) -> tuple[list[Tensor], list[Tensor]]:  # at the first update: sharding replaces parameters
+    def _parameters(self) -> tuple[list[Tensor], list[Tensor]]:  # found at the first update, after sharding
         return list(self._average.parameters()), list(self._current.parameters())
 
     @cached_property
@@ -113,5 +114,5 @@ class MovingAverage:
         """average ← β average + (1 − β) current for parameters, with β = `decay`; buffers are copied."""
         average, current = self._parameters
         torch._foreach_lerp_(average, current, 1 - decay)
-        for kept, new in self._buffers:
-            kept.copy_(new)
+        for averaged, new in self._buffers:
+            averaged.copy_(new)

@@ -1,14 +1,14 @@
-"""Checkpoints: a folder of safetensors and JSON that appears all at once or not at all.
+"""Checkpoints: a folder of safetensors and JSON that appears complete or not at all.
 
 | file | content |
 |---|---|
-| config.json | what the denoiser is: a `Model` |
-| model.safetensors | the averaged (EMA) weights of the network, with `keep_best` the best: what is sampled |
-| training.safetensors | the raw weights, with `keep_best` the last averaged, the moments, the loss's own parameters |
+| config.json | the description of the denoiser: a `Model` |
+| model.safetensors | the averaged (EMA) weights for sampling, with `keep_best` the best ones |
+| training.safetensors | raw weights, with `keep_best` the last averaged ones, moments, parameters of the loss |
 | training.json | images seen, step, skipped steps, the lowest validation loss, seed, options |
 
-Reading one runs no code from the file: weights are safetensors, the description is looked up among known classes. The
-random state of a run is its seed and its step (every step derives its own generators), so these two restore it.
+Reading a checkpoint runs no code from the file: weights are safetensors, and the description can only name known
+classes. The random state of a run is its seed and its step, from which every step derives its generators.
 """
 
 import math
@@ -30,7 +30,7 @@ from openedm.objective import Objective
 from openedm.optimisation import BestLoss
 from openedm.training.model import Model
 from openedm.training.options import Options
-from openedm.training.processes import placed_like
+from openedm.training.processes import shard_like
 
 __all__ = [
     "RunState",
@@ -40,13 +40,13 @@ __all__ = [
     "list_checkpoints",
     "load_denoiser",
     "load_weights",
-    "part_of",
     "read_model",
     "read_progress",
     "read_weights",
     "remove_checkpoints",
     "restore_optimizer",
     "save_checkpoint",
+    "tensors_with_prefix",
 ]
 
 FORMAT = "openedm-denoiser-1"
@@ -55,14 +55,14 @@ FOLDER = "checkpoints"
 
 @dataclass
 class RunState:
-    """What changes while training; with the tensors it is the whole state of a run.
+    """The counts that change in training; with the tensors they are the complete state of a run.
 
     Attributes:
-        images: images seen.
-        step: steps taken or skipped.
-        skipped: steps skipped because their loss or gradient was not finite.
-        skipped_in_a_row: the same, since the last step that was taken.
-        best: the lowest validation loss, where it is tracked.
+        images: number of images seen.
+        step: number of steps taken or skipped.
+        skipped: number of steps skipped because their loss or gradient was not finite.
+        skipped_in_a_row: number of steps skipped since the last step that was taken.
+        best: the lowest validation loss, if it is tracked.
     """
 
     images: int = 0
@@ -73,25 +73,25 @@ class RunState:
 
     @property
     def best_loss(self) -> float | None:
-        """The lowest validation loss so far; None before any."""
+        """The lowest validation loss so far; None before the first."""
         lowest = float(self.best.lowest)
         return lowest if lowest < math.inf else None
 
     def to_json(self, objective: Objective, options: Options) -> dict[str, Any]:
         """The content of training.json: the state of a run and its settings."""
-        counts = {name: getattr(self, name) for name in COUNTS}
+        counts = {name: getattr(self, name) for name in COUNT_FIELDS}
         best = {"best_loss": self.best_loss, "without_improvement": int(self.best.stale)}
         return {**counts, **best, "objective": to_config(objective), "options": to_config(options)}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], folder: Path) -> "RunState":
-        """The state in the training.json of the checkpoint `folder`. The first versions wrote no best loss.
+        """The state in the training.json of the checkpoint `folder`. The first versions did not write a best loss.
 
         Raises:
-            ValueError: a number is missing or something else is in its place.
+            ValueError: a number is missing, or an entry is not a number.
         """
         try:
-            counts = {name: int(content[name]) for name in COUNTS}
+            counts = {name: int(content[name]) for name in COUNT_FIELDS}
             lowest, stale = content.get("best_loss"), int(content.get("without_improvement", 0))
             lowest = torch.tensor(math.inf if lowest is None else float(lowest), dtype=torch.float64)
             return cls(**counts, best=BestLoss(lowest, torch.tensor(stale)))
@@ -99,7 +99,7 @@ class RunState:
             raise ValueError(f"{folder / 'training.json'} does not hold the state of a run: {error!r}") from error
 
 
-COUNTS = ("images", "step", "skipped", "skipped_in_a_row")
+COUNT_FIELDS = ("images", "step", "skipped", "skipped_in_a_row")
 
 
 def save_checkpoint(
@@ -108,16 +108,16 @@ def save_checkpoint(
     weights: Mapping[str, Tensor],
     training: tuple[Mapping[str, Tensor], Mapping[str, Any]] | None = None,
 ) -> None:
-    """Write a checkpoint folder atomically: it is complete under a temporary name before it gets its own.
+    """Write a checkpoint folder atomically: it is complete under a temporary name before it is renamed.
 
     Args:
-        path: the folder to make.
+        path: the folder to create.
         model: the description of the denoiser.
         weights: the averaged weights of the network.
-        training: tensors and plain data for resuming; None for a model alone.
+        training: tensors and plain data for resuming; None for a model only.
 
     Raises:
-        ValueError: `path` exists; nothing that was saved is overwritten.
+        ValueError: `path` exists; checkpoints are never overwritten.
     """
     with new_folder(path) as temporary:
         write_json(temporary / "config.json", {"format": FORMAT, "model": to_config(model)})
@@ -131,11 +131,11 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> P
     """The denoiser of a checkpoint, in evaluation mode, on the host.
 
     Args:
-        path: a checkpoint folder, or a run folder (its newest checkpoint is taken).
+        path: a checkpoint folder, or a run folder, for its newest checkpoint.
         weights: "ema", the averaged weights, or "raw", those of the last step.
 
     Raises:
-        ValueError: no checkpoint there, an unknown format, or weights that do not fit the description.
+        ValueError: there is no checkpoint, its format is unknown, or its weights do not fit the description.
     """
     checks.one_of("weights", weights, ("ema", "raw"))
     folder = find_checkpoint(path)
@@ -145,7 +145,7 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> P
     except (TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {error}") from error
     if weights == "raw":
-        tensors = part_of(read_tensors(folder / "training.safetensors"), "network")
+        tensors = tensors_with_prefix(read_tensors(folder / "training.safetensors"), "network")
     else:
         tensors = read_weights(folder)
     load_weights(denoiser.network, tensors, folder)
@@ -158,25 +158,25 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path)
     """Copy `tensors` into the module; every name and shape must fit.
 
     Raises:
-        ValueError: a name is missing, unexpected or has another shape; says which.
+        ValueError: a name is missing, unexpected or has another shape; the message lists them.
     """
-    own = module.state_dict()
-    wrong = sorted(
-        [f"{name} is missing" for name in own.keys() - tensors.keys()]
-        + [f"{name} is unexpected" for name in tensors.keys() - own.keys()]
+    expected = module.state_dict()
+    problems = sorted(
+        [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+        + [f"{name} is unexpected" for name in tensors.keys() - expected.keys()]
         + [
-            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(own[name].shape)}"
-            for name in own.keys() & tensors.keys()
-            if own[name].shape != tensors[name].shape
+            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+            for name in expected.keys() & tensors.keys()
+            if expected[name].shape != tensors[name].shape
         ]
     )
-    if wrong:
-        more = f" and {len(wrong) - 5} more" if len(wrong) > 5 else ""
-        raise ValueError(f"the weights in {origin} do not fit the network: {'; '.join(wrong[:5])}{more}")
-    module.load_state_dict({name: placed_like(own[name], tensor) for name, tensor in tensors.items()})
+    if problems:
+        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
+        raise ValueError(f"the weights in {origin} do not fit the network: {'; '.join(problems[:5])}{more}")
+    module.load_state_dict({name: shard_like(expected[name], tensor) for name, tensor in tensors.items()})
 
 
-def part_of(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
+def tensors_with_prefix(tensors: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
     """The tensors named `part.…`, without that prefix."""
     return {name.removeprefix(f"{part}."): t for name, t in tensors.items() if name.startswith(f"{part}.")}
 
@@ -185,7 +185,7 @@ def read_model(folder: Path) -> Model:
     """The description in a checkpoint's config.json.
 
     Raises:
-        ValueError: the file is missing, is no JSON, has another format or describes something unknown.
+        ValueError: the file is missing, is not JSON, has another format or describes an unknown model.
     """
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
@@ -209,7 +209,7 @@ def read_progress(folder: Path) -> dict[str, Any]:
     """The state of the run and its settings: the content of training.json.
 
     Raises:
-        ValueError: the checkpoint holds none, or the file is damaged.
+        ValueError: the checkpoint has no training.json, or the file is damaged.
     """
     return read_json(folder / "training.json")
 
@@ -221,7 +221,7 @@ def list_checkpoints(run: Path) -> list[Path]:
 
 
 def remove_checkpoints(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a run, and what a killed process left half-written."""
+    """Delete all but the newest `keep` checkpoints of a run, and incomplete ones that a killed process left."""
     if keep > 0:
         for old in list_checkpoints(run)[:-keep]:
             os.replace(old, old.with_name(f".{old.name}-old"))  # no longer listed, before it is incomplete
@@ -233,20 +233,20 @@ def find_checkpoint(path: str | Path) -> Path:
     """`path` itself if it is a checkpoint, else the newest checkpoint of the run at `path`.
 
     Raises:
-        ValueError: neither.
+        ValueError: `path` is neither.
     """
     path = Path(path)
     if (path / "config.json").is_file():
         return path
     found = list_checkpoints(path)
     if not found:
-        what = "holds no checkpoint" if path.is_dir() else "is not a folder"
-        raise ValueError(f"{path} {what}: give a checkpoint (a folder with config.json) or a run that has some")
+        problem = "has no checkpoint" if path.is_dir() else "is not a folder"
+        raise ValueError(f"{path} {problem}: give a checkpoint (a folder with config.json) or a run with checkpoints")
     return found[-1]
 
 
 def flatten_optimizer(optimizer: torch.optim.Optimizer, names: list[str]) -> dict[str, Tensor]:
-    """The optimiser's state as named tensors, `optimizer.<parameter>.<entry>`; `names` are those of its parameters."""
+    """The optimiser's state as tensors `optimizer.<parameter>.<entry>`; `names` are the names of its parameters."""
     state = optimizer.state_dict()["state"]
     return {f"optimizer.{names[i]}.{key}": value for i, entry in state.items() for key, value in entry.items()}
 
@@ -257,18 +257,19 @@ def restore_optimizer(
     """Undo `flatten_optimizer`.
 
     Raises:
-        ValueError: an entry belongs to no parameter or does not fit its shape, or some are missing; says which.
+        ValueError: an entry does not belong to a parameter or fit its shape, or entries are missing; the message lists
+            them.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     positions = {name: i for i, name in enumerate(names)}
     content = optimizer.state_dict()
     state: dict[int, dict[str, Tensor]] = {}
-    for key, value in part_of(tensors, "optimizer").items():
+    for key, value in tensors_with_prefix(tensors, "optimizer").items():
         name, _, entry = key.rpartition(".")
         if name not in positions or value.shape not in ((), parameters[positions[name]].shape):
             raise ValueError(f"the optimiser's state in {origin} does not fit: {key} of shape {tuple(value.shape)}")
         i = positions[name]
-        state.setdefault(i, {})[entry] = _with_strides_of(parameters[i], value)
+        state.setdefault(i, {})[entry] = _with_strides(parameters[i], value)
     entries = set().union(*state.values())
     missing = [f"{names[i]}.{entry}" for i in state for entry in sorted(entries - state[i].keys())]
     if missing:
@@ -277,16 +278,23 @@ def restore_optimizer(
     optimizer.load_state_dict(content)
 
 
-def _with_strides_of(parameter: Tensor, value: Tensor) -> Tensor:
-    """`value` with the strides of `parameter`, as the fused optimiser requires of all of a parameter's state."""
+def _with_strides(parameter: Tensor, value: Tensor) -> Tensor:
+    """`value` with the strides of `parameter`, as the fused optimiser requires for the state of a parameter."""
     if value.shape != parameter.shape:
         return value
-    return torch.empty_like(parameter).copy_(placed_like(parameter, value))
+    return torch.empty_like(parameter).copy_(shard_like(parameter, value))
 
 
 VALIDATION_OPTIONS = frozenset({"validate_every", "validate_samples", "validate_levels"})
-MAY_CHANGE = VALIDATION_OPTIONS | {"images", "checkpoint_every", "snapshot_every", "keep", "workers", "patience"}
-MAY_CHANGE |= {"stop_after", "power_average.every", "power_average.precision", "sharding"}
+CHANGEABLE_OPTIONS = VALIDATION_OPTIONS | {
+    "images",
+    "checkpoint_every",
+    "snapshot_every",
+    "keep",
+    "workers",
+    "patience",
+}
+CHANGEABLE_OPTIONS |= {"stop_after", "power_average.every", "power_average.precision", "sharding"}
 """Options that a resumed run may change: they do not alter its steps."""
 
 
@@ -295,15 +303,15 @@ def check_unchanged(
 ) -> None:
     """Check that a run does not resume with settings that would change its steps.
 
-    Options that are newer than the checkpoint had their defaults.
+    Options that are newer than the checkpoint are compared by their defaults.
 
     Args:
         folder: the checkpoint.
-        content: of its training.json.
-        model, objective, options: of the run that resumes.
+        content: the content of its training.json.
+        model, objective, options: the settings of the run that resumes.
 
     Raises:
-        ValueError: settings changed, says which; or the checkpoint's cannot be read.
+        ValueError: settings changed, and the message lists them; or those of the checkpoint cannot be read.
     """
     try:
         objective_before = from_config(Objective, content["objective"])
@@ -320,19 +328,19 @@ def check_unchanged(
         fixed.add("images")
     changed = [
         f"{name} was {old!r}, is {new!r}"
-        for part, (before, now) in pairs.items()
-        for name, old, new in _differences(to_config(before), to_config(now), part)
-        if name.removeprefix("options.") not in MAY_CHANGE - fixed
+        for part, (before, after) in pairs.items()
+        for name, old, new in _differences(to_config(before), to_config(after), part)
+        if name.removeprefix("options.") not in CHANGEABLE_OPTIONS - fixed
     ]
     if changed:
         raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(changed)}")
 
 
-def _differences(before: Any, now: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
-    """The leaves at which two configurations differ, with their dotted names."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in sorted(before.keys() | now.keys()):
+def _differences(before: Any, after: Any, name: str) -> Iterator[tuple[str, Any, Any]]:
+    """The dotted names at which two configurations differ, with both values."""
+    if isinstance(before, dict) and isinstance(after, dict):
+        for key in sorted(before.keys() | after.keys()):
             inner = name if key == "init_args" else f"{name}.{key}"
-            yield from _differences(before.get(key), now.get(key), inner)
-    elif before != now:
-        yield name, before, now
+            yield from _differences(before.get(key), after.get(key), inner)
+    elif before != after:
+        yield name, before, after

@@ -1,9 +1,9 @@
-"""The batches of a run: which samples each process sees at each step, fetched directly or by worker processes.
+"""The batches of a run: the samples of each process at each step, fetched directly or by worker processes.
 
-The order is a function of the seed and the position in the run, whatever was read before, so that a run resumes
-anywhere. A pass is a random permutation of the samples. Of data that are read part by part (`Chunks`), a pass puts the
-chunks end to end in a random order and cuts this line into L lanes of equal length; in each lane the samples of
-successive stretches of window / L are shuffled, and position p of the pass is sample ⌊p / L⌋ of lane p mod L.
+The order is a function of the seed and the position in the run alone, so that a run resumes at any position. A pass is
+a random permutation of the samples. For data that are read part by part (`Chunks`), a pass concatenates the chunks in a
+random order and divides the sequence into L lanes of equal length; in each lane, blocks of window / L successive
+samples are shuffled, and position p of the pass is sample ⌊p / L⌋ of lane p mod L.
 """
 
 from collections.abc import Iterator
@@ -26,17 +26,17 @@ __all__ = ["Prefetcher", "batch_indices", "batches", "rows_of"]
 def batches(
     dataset: Dataset, options: Options, *, start: int, rank: int, processes: int, pin: bool = False
 ) -> Iterator[Batch]:
-    """Batches (x, labels) without end, from image `start` of the run on; one for each accumulation round.
+    """An endless iterator of batches (x, labels) from image `start` of the run; one for each accumulation round.
 
     Args:
-        dataset: what is trained on.
+        dataset: the training data.
         options: seed, batch size, rounds and the number of worker processes.
         start: images seen so far; a multiple of the batch size.
-        rank: this process.
-        processes: how many there are.
+        rank: the number of this process.
+        processes: the number of processes.
         pin: page-lock the batches, for asynchronous copies to a GPU.
     """
-    order, fetched = _order(dataset, options, start, rank, processes), _FetchedBatches(dataset)
+    order, fetched = _iterate_indices(dataset, options, start, rank, processes), _FetchedBatches(dataset)
     if options.workers == 0:
         for batch in order:
             x, labels = fetched[batch]
@@ -48,7 +48,9 @@ def batches(
         num_workers=options.workers,
         pin_memory=pin,
         persistent_workers=True,
-        generator=torch.Generator().manual_seed(options.seed),  # else it draws from the global one, as dropout does
+        generator=torch.Generator().manual_seed(
+            options.seed
+        ),  # otherwise it draws from the global generator, as dropout does
     )
 
 
@@ -59,10 +61,10 @@ def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
     return slice(start, start + share)
 
 
-def _order(
+def _iterate_indices(
     dataset: Dataset, options: Options, start: int, rank: int, processes: int
 ) -> Iterator[tuple[int, list[int]]]:
-    """A seed and the indices of each batch from image `start` on, without end."""
+    """An endless iterator of a seed and the indices of each batch, from image `start`."""
     for images in count(start, options.batch_size):
         indices = batch_indices(options.seed, len(dataset), images, options.batch_size, dataset.chunks)
         for round_ in range(options.accumulate):
@@ -71,7 +73,7 @@ def _order(
 
 
 class _FetchedBatches(torch.utils.data.Dataset[Batch]):
-    """A dataset whose items are whole batches; torch's global generator is seeded for each, for datasets that draw."""
+    """A dataset whose items are whole batches; torch's global generator is seeded for each, for random datasets."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
@@ -83,14 +85,14 @@ class _FetchedBatches(torch.utils.data.Dataset[Batch]):
 
 
 class Prefetcher:
-    """An iterator that can fetch its next item before it is asked for."""
+    """An iterator that can fetch its next item in advance."""
 
     def __init__(self, items: Iterator[Batch]) -> None:
         self.items = items
         self.fetched: Batch | None = None
 
     def fetch(self) -> None:
-        """Fetch the next item unless it is there already."""
+        """Fetch the next item unless it has already been fetched."""
         if self.fetched is None:
             self.fetched = next(self.items)
 
@@ -103,10 +105,10 @@ class Prefetcher:
 
 
 def batch_indices(seed: int, length: int, start: int, size: int, chunks: Chunks | None = None) -> Int64[Tensor, "size"]:
-    """Which samples of a dataset of `length` training sees at the positions `start`, …, `start + size − 1` of a run.
+    """The indices of the samples at the positions `start`, …, `start + size − 1` of a run on a dataset of `length`.
 
-    Every pass takes each sample once. With `chunks` the rows are sorted by lane, so that a process which handles
-    neighbouring rows reads few lanes.
+    Every pass contains each sample once. With `chunks` the rows are sorted by lane, so that a process with neighbouring
+    rows reads few lanes.
     """
     parts, position = [], start
     while position < start + size:
@@ -134,15 +136,15 @@ def _chunked_permutation(seed: int, chunks: Chunks, number: int) -> Int64[Tensor
     random = np.random.default_rng(derive_seed(seed, DATA, number))
     sizes = np.array(chunks.sizes)
     starts = np.cumsum(sizes) - sizes
-    line = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in random.permutation(len(sizes))])
-    length, lanes = len(line), chunks.lanes
+    sequence = np.concatenate([np.arange(starts[i], starts[i] + sizes[i]) for i in random.permutation(len(sizes))])
+    length, lanes = len(sequence), chunks.lanes
     order = np.empty(length, dtype=np.int64)
-    stretch = max(1, chunks.window // lanes)
-    begin = 0
+    block_size = max(1, chunks.window // lanes)
+    start = 0
     for lane in range(lanes):
-        own = line[begin : begin + len(range(lane, length, lanes))]
-        begin += len(own)
-        # Where stretches end differs between passes: samples on either side of an end may meet in the next.
-        number_of = (np.arange(len(own)) + random.integers(stretch)) // stretch
-        order[lane::lanes] = own[np.lexsort((random.random(len(own)), number_of))]
+        lane_samples = sequence[start : start + len(range(lane, length, lanes))]
+        start += len(lane_samples)
+        # Block boundaries differ between passes, so that samples of neighbouring blocks are mixed in later passes.
+        block_numbers = (np.arange(len(lane_samples)) + random.integers(block_size)) // block_size
+        order[lane::lanes] = lane_samples[np.lexsort((random.random(len(lane_samples)), block_numbers))]
     return torch.from_numpy(order)

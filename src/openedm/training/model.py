@@ -5,19 +5,20 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from openedm import preconditioning as preconditionings
 from openedm.data import Dataset, measure
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.networks import DDPMpp, Network
-from openedm.preconditioning import EDM, Preconditioning
+from openedm.preconditioning import Preconditioning
 
 __all__ = ["Model", "num_parameters"]
 
 
 @dataclass(frozen=True)
 class Model(Choice):
-    """A denoiser's description, from which it can be built again.
+    """The description of a denoiser, from which it can be built.
 
     Args:
         network: the architecture of F.
@@ -25,10 +26,10 @@ class Model(Choice):
         sigma_data: standard deviation of the training data, > 0.
         event_shape: shape of one sample.
         num_classes: number of classes; 0 if unconditional.
-        class_names: the classes' names, where known.
+        class_names: the names of the classes, if known.
         images: whether samples are images in [-1, 1].
-        condition_shape: shape of the float condition of each sample; None without one, and always with classes.
-        augment_dim: width of the augmentation labels that the network takes in training; 0 for none.
+        condition_shape: shape of the float condition of each sample; None if there is none, and for data with classes.
+        augment_dim: width of the augmentation labels of the network in training; 0 for none.
 
     Raises:
         ValueError: a value is out of its range, the names do not fit the classes, or there are both classes and float
@@ -36,7 +37,7 @@ class Model(Choice):
     """
 
     network: Network = DDPMpp()
-    preconditioning: Preconditioning = EDM()
+    preconditioning: Preconditioning = preconditionings.EDM()
     sigma_data: float = 0.5
     event_shape: tuple[int, ...] = (3, 32, 32)
     num_classes: int = 0
@@ -69,20 +70,20 @@ class Model(Choice):
         conditional: bool = True,
         augment_dim: int = 0,
     ) -> "Model":
-        """The description of a denoiser for `dataset`: all shapes, classes and σ_data are taken from the data.
+        """The description of a denoiser for `dataset`, with the shapes, classes and σ_data of the data.
 
         Args:
-            dataset: what will be trained on.
+            dataset: the training data.
             network: the architecture.
             preconditioning: EDM's by default.
-            conditional: whether the denoiser takes the classes or conditions of the data, if they have any.
-            augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without.
+            conditional: whether the denoiser is conditioned on the classes or conditions of the data, if there are any.
+            augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without them.
         """
         num_classes = dataset.num_classes if conditional else 0
         return cls(
             network=network,
-            preconditioning=EDM() if preconditioning is None else preconditioning,
-            # Six digits: the last ones depend on the number of threads, and a resumed run must find the same number.
+            preconditioning=preconditionings.EDM() if preconditioning is None else preconditioning,
+            # Six digits: further ones depend on the number of threads, and a resumed run must compute the same number.
             sigma_data=float(f"{measure(dataset).std:.6g}"),
             event_shape=dataset.event_shape,
             num_classes=num_classes,
@@ -96,7 +97,7 @@ class Model(Choice):
         """A new denoiser; its weights are a function of `seed` alone.
 
         Raises:
-            ValueError: the network cannot be built for these shapes, or takes no float conditions where there are some.
+            ValueError: the network cannot be built for these shapes, or does not support float conditions but has one.
         """
         network = self.network.build(
             self.event_shape,

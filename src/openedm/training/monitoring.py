@@ -1,8 +1,8 @@
-"""What is measured while a run trains, and who receives it: the validation loss, progress and the observers.
+"""Measurements during training, and the observers that receive them: validation loss, progress and snapshots.
 
-The validation loss is that of the same samples with the same noise every time, at fixed noise levels. A loss on fresh
-noise varies from one measurement to the next by more than training improves it. Here the noise is a function of the
-seed, so that differences between two measurements are differences between the denoisers.
+Every measurement of the validation loss has the same samples, noise and noise levels. With new noise the loss would
+vary between two measurements by more than training improves it; with noise that is a function of the seed, differences
+between two measurements are differences between the denoisers.
 """
 
 import math
@@ -23,8 +23,8 @@ from openedm.training.options import ITEMS, VALIDATION
 
 __all__ = ["Observer", "TrainingProgress", "Validation", "ValidationLoss"]
 
-KEPT_BYTES = 2**26
-"""Up to this size noise is kept from one measurement to the next; more is drawn each time."""
+MAX_NOISE_BYTES = 2**26
+"""Noise up to this size is kept in memory between measurements; otherwise it is drawn each time."""
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class ValidationLoss:
 
     Attributes:
         sigmas: the noise levels, increasing: quantiles of p(σ).
-        errors: mean squared error per dimension at each, in squared data units.
-        losses: λ(σ) times that; 1 for an untrained EDM network.
+        errors: mean squared error per dimension at each level, in squared data units.
+        losses: λ(σ) times the errors; 1 for an untrained EDM network.
         loss: the mean of `losses`, an estimate of the objective.
     """
 
@@ -47,17 +47,17 @@ class ValidationLoss:
 class Validation:
     """Measures the loss at the midpoints of `levels` equally likely parts of p(σ).
 
-    Samples and noise are drawn once, where they take little memory, and are the same for every measurement.
+    Samples and noise are the same for every measurement; they are drawn once if they need little memory.
 
     Args:
         dataset: the samples; `samples` of them at even distances are used.
-        objective: gives p(σ) and λ(σ).
+        objective: the objective, with p(σ) and λ(σ).
         sigma_data: standard deviation of the data.
-        device: where the denoisers are.
+        device: the device of the denoisers.
         levels: number of noise levels, ≥ 1.
-        samples: the most samples to use, ≥ 1.
-        seed: of the noise.
-        batch_size: samples evaluated at a time, which bounds the memory; by default 128, and 4096 for vectors.
+        samples: the largest number of samples, ≥ 1.
+        seed: the seed of the noise.
+        batch_size: number of samples in one evaluation, which limits the memory; by default 128, and 4096 for vectors.
 
     Raises:
         ValueError: a count is out of its range.
@@ -78,26 +78,26 @@ class Validation:
         checks.at_least("levels", levels, 1)
         checks.at_least("samples", samples, 1)
         self._dataset, self._device, self._seed = dataset, device, seed
-        # Up to 256 samples in the parts of earlier versions: sums in other parts differ in the last digits.
+        # Up to 256 samples the batches are those of earlier versions: other batches change the last digits of sums.
         default = 4096 if dataset.kind == "vectors" and samples > 256 else 128
         self._batch_size = default if batch_size is None else batch_size
         self._sigmas = objective.noise.quantile((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
         self._weights = objective.weighting.weight(self._sigmas, sigma_data)
         self._chosen = dataset.spread(samples)
         size = 4 * len(self._chosen) * levels * math.prod(dataset.event_shape)
-        self._kept = [(x, c, list(n)) for x, c, n in self._parts()] if size <= KEPT_BYTES else None
+        self._cached_batches = [(x, c, list(n)) for x, c, n in self._batches()] if size <= MAX_NOISE_BYTES else None
 
-    def _parts(self) -> Iterator[tuple[Tensor, Tensor | None, Iterable[Tensor]]]:
-        """Clean samples, their labels or conditions, and the noise of each level; part after part."""
+    def _batches(self) -> Iterator[tuple[Tensor, Tensor | None, Iterable[Tensor]]]:
+        """The batches: clean samples, their labels or conditions, and the noise of each level."""
         for start in range(0, len(self._chosen), self._batch_size):
             part = self._chosen[start : start + self._batch_size]
             with host_seeded(derive_seed(self._seed, VALIDATION, start, ITEMS)):
-                clean, given = self._dataset.fetch(part)
+                clean, labels = self._dataset.fetch(part)
             random = SeededNoise([derive_seed(self._seed, VALIDATION, i) for i in part])
             shape = tuple(clean.shape[1:])
             noises = (random.draw(shape).to(self._device) for _ in range(len(self._sigmas)))
-            clean, given = clean.to(self._device), None if given is None else given.to(self._device)
-            yield clean, given, noises
+            clean, labels = clean.to(self._device), None if labels is None else labels.to(self._device)
+            yield clean, labels, noises
 
     @torch.no_grad()
     def measure(self, denoiser: Denoiser) -> ValidationLoss:
@@ -105,8 +105,8 @@ class Validation:
         errors = torch.zeros(len(self._sigmas), dtype=torch.float64)
         ones = torch.ones(self._batch_size, dtype=torch.float64)
         conditional = denoiser.num_classes > 0 or denoiser.condition_shape is not None
-        for clean, given, noises in self._parts() if self._kept is None else self._kept:
-            condition = given if conditional else None
+        for clean, labels, noises in self._batches() if self._cached_batches is None else self._cached_batches:
+            condition = labels if conditional else None
             for i, (sigma, noise) in enumerate(zip(self._sigmas, noises, strict=True)):
                 denoised = denoiser(clean + float(sigma) * noise, sigma, condition)
                 errors[i] += float(denoising_loss(denoised, clean, ones[: len(clean)]).weighted.cpu().double().sum())
@@ -118,16 +118,16 @@ class Validation:
 
 @dataclass(frozen=True)
 class TrainingProgress:
-    """Where a run stands after a step.
+    """The progress of a run after a step.
 
     Attributes:
-        images: images seen.
-        step: optimiser steps taken or skipped.
+        images: number of images seen.
+        step: number of optimiser steps taken or skipped.
         loss: λ ‖D − y‖²/n of the batch.
-        gradient_norm: before clipping.
-        learning_rate: of this step.
-        images_per_second: of this step.
-        skipped: steps skipped so far because the loss or gradient was not finite.
+        gradient_norm: norm of the gradient before clipping.
+        learning_rate: learning rate of this step.
+        images_per_second: speed of this step.
+        skipped: number of steps skipped so far because the loss or gradient was not finite.
     """
 
     images: int
@@ -140,7 +140,7 @@ class TrainingProgress:
 
 
 class Observer:
-    """Methods that a `Trainer` calls on the main process while it trains. Override some; by default they do nothing."""
+    """Methods that a `Trainer` calls on the main process in training. By default they have no effect; override some."""
 
     def on_progress(self, progress: TrainingProgress) -> None:
         """Called after every step."""
@@ -149,7 +149,7 @@ class Observer:
         """Called after a measurement of the validation loss."""
 
     def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
-        """Called every `snapshot_every` images with the averaged denoiser, in evaluation mode: draw samples here."""
+        """Called every `snapshot_every` images with the averaged denoiser, in evaluation mode."""
 
     def on_checkpoint(self, images: int, path: Path) -> None:
         """Called after a checkpoint was written."""

@@ -1,4 +1,4 @@
-"""How a run trains, apart from what it trains: the numbers of Karras et al. 2022, Table 7."""
+"""The options of training, without model and data: those of Karras et al. 2022, Table 7, and more."""
 
 import math
 from dataclasses import dataclass
@@ -17,51 +17,53 @@ from openedm.training.model import Model
 __all__ = ["Options", "check_compatibility"]
 
 DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS, AUGMENT = range(7)
-"""Streams of random numbers. Every step derives its generators anew from the seed, the stream and its number, so that
-a run has no random state to save."""
+"""Streams of random numbers. Every step derives its generators from the seed, the stream and its number, so that a run
+has no random state to save."""
 
 
 @dataclass(frozen=True)
 class Options(Choice):
-    """How to train. Every length is a number of images seen, so that it means the same at any batch size.
+    """The options of training. Lengths are numbers of images seen, so that they do not depend on the batch size.
 
-    The defaults suit runs of minutes to hours; the paper's are 200 million images, batch 512, ramp-up 10 million.
+    The defaults suit runs of minutes to hours; the paper has 200 million images, batch 512, ramp-up 10 million.
 
     Args:
-        images: how many images to train on in all; rounded up to whole batches.
-        batch_size: images in one optimiser step, over all processes and accumulation rounds.
-        accumulate: split each process's share of a batch into so many rounds; less memory, the same step.
+        images: number of images to train on, rounded up to whole batches.
+        batch_size: number of images in one optimiser step, over all processes and accumulation rounds.
+        accumulate: number of rounds into which the part of a batch of each process is split, for less memory; the step
+            is the same.
         learning_rate: Adam's, after the ramp-up; > 0.
         beta_1: Adam's β₁.
         beta_2: Adam's β₂.
         epsilon: Adam's ε.
-        rampup: the learning rate rises linearly over the first so many images.
-        schedule: of the learning rate after the ramp-up: "constant", or "cosine", which falls to 0 at `images`.
-        weight_decay: each step shrinks the weights by so much times the learning rate (AdamW); 0 is plain Adam.
-        average: the weight average that samples are drawn from.
-        power_average: further averages, snapshots of which are kept in the run folder, so that `openedm ema` can
+        rampup: number of images over which the learning rate rises linearly at the start.
+        schedule: the learning rate after the ramp-up: "constant", or "cosine", which decreases to 0 at `images`.
+        weight_decay: each step shrinks the weights by this number times the learning rate (AdamW); 0 is plain Adam.
+        average: the weight average for sampling.
+        power_average: further averages, whose snapshots are written to the run folder, so that `openedm ema` can
             rebuild an average of any width after training; None for none.
-        augmentation: transforms of the training images, whose parameters the network takes as labels; None for none.
-            Samples and the validation loss are of images as they are.
-        label_dropout: probability that a sample's class is hidden in training, for classifier-free guidance.
-        clip_norm: gradients are scaled down to this norm; None leaves them.
+        augmentation: transforms of the training images, whose parameters are labels of the network; None for none.
+            Samples and the validation loss have no transforms.
+        label_dropout: probability that a sample is trained without its class, for classifier-free guidance.
+        clip_norm: gradients are scaled down to this norm; None leaves them unchanged.
         precision: "fp32", or "bf16" for automatic mixed precision (weights and optimiser stay fp32).
         compile: compile the network with torch.compile; the first steps are slow.
-        sharding: "none", where each process holds all weights, moments and averages, or "fsdp", where each holds its
-            slice of them (FSDP2), for networks that would not fit. The steps are the same; one process holds all.
-        seed: of the weights, the data's order and all noise.
-        validate_every: images between two measurements of the validation loss; 0 for never.
-        validate_samples: samples that the validation loss is measured on, at most.
-        validate_levels: noise levels that it is measured at.
-        keep_best: whether the averaged weights with the lowest validation loss so far are what training returns and
-            what is sampled from a checkpoint, in place of the last ones.
-        stop_after: training ends after so many measurements in a row without a new lowest validation loss; 0 for never.
-        checkpoint_every: images between two checkpoints; one is always written at the end.
-        snapshot_every: images between two snapshots (sample grids); 0 for none.
-        keep: how many checkpoints to keep; 0 keeps all.
-        workers: processes that load data; 0 loads in the main process.
-        patience: consecutive steps with a loss or gradient that is not finite after which training gives up. Each such
-            step is skipped and counted.
+        sharding: "none": each process has all weights, moments and averages. "fsdp": each process has a slice of them
+            (FSDP2), for networks too large for one device. The steps are the same.
+        seed: seed of the weights, the order of the data and all noise.
+        validate_every: number of images between two measurements of the validation loss; 0 for never.
+        validate_samples: largest number of samples for the validation loss.
+        validate_levels: number of noise levels for the validation loss.
+        keep_best: whether training returns, and checkpoints contain for sampling, the averaged weights with the lowest
+            validation loss so far instead of the last ones.
+        stop_after: number of consecutive measurements without a new lowest validation loss after which training ends; 0
+            for never.
+        checkpoint_every: number of images between two checkpoints; one is always written at the end.
+        snapshot_every: number of images between two snapshots (sample grids); 0 for none.
+        keep: number of checkpoints to keep; 0 keeps all.
+        workers: number of processes that load data; 0 loads in the main process.
+        patience: number of consecutive steps with a loss or gradient that is not finite after which training fails.
+            Each such step is skipped and counted.
 
     Raises:
         ValueError: a value is out of its range.
@@ -126,7 +128,7 @@ class Options(Choice):
 
     @property
     def augment_dim(self) -> int:
-        """The width of the augmentation labels that the model's network must take."""
+        """The width of the augmentation labels that the model must have."""
         return 0 if self.augmentation is None else LABEL_DIM
 
     @property
@@ -139,8 +141,8 @@ class Options(Choice):
         rate = self.learning_rate * min(images_seen / max(self.rampup, 1), 1.0)
         if self.schedule == "constant":
             return rate
-        share = min(max((images_seen - self.rampup) / (self.images - self.rampup), 0.0), 1.0)
-        return rate * 0.5 * (1 + math.cos(math.pi * share))
+        fraction = min(max((images_seen - self.rampup) / (self.images - self.rampup), 0.0), 1.0)
+        return rate * 0.5 * (1 + math.cos(math.pi * fraction))
 
 
 def check_compatibility(
@@ -149,9 +151,9 @@ def check_compatibility(
     """Check before any step that data, objective and options fit the model.
 
     Raises:
-        ValueError: shapes, classes or conditions differ, labels are to be dropped from data without labels, samples to
-            be augmented are not images or the network takes no augmentation labels, or a tenth or more of the noise
-            levels lie outside the model's range.
+        ValueError: shapes, classes or conditions differ; there is label dropout without labels; there is augmentation
+            of samples that are not images, or of a network without augmentation labels; or a tenth or more of the noise
+            levels are outside the model's range.
     """
     for name, data in (("dataset", dataset), ("validation", validation)):
         if data is not None and data.event_shape != model.event_shape:
@@ -163,7 +165,7 @@ def check_compatibility(
                 f"{name} must have conditions of shape {model.condition_shape}, got {data.condition_shape}"
             )
     if options.label_dropout > 0 and model.num_classes == 0:
-        raise ValueError(f"label_dropout has no effect without classes, must be 0, got {options.label_dropout}")
+        raise ValueError(f"label_dropout must be 0 without classes, got {options.label_dropout}")
     if options.augmentation is not None and (len(model.event_shape) != 3 or min(model.event_shape[1:]) < 2):
         raise ValueError(f"augmentation must be None for samples of shape {model.event_shape}: it transforms images")
     if options.augmentation is not None and model.augment_dim != options.augment_dim:
@@ -173,9 +175,9 @@ def check_compatibility(
         )
     low, high = model.preconditioning.sigma_min, model.preconditioning.sigma_max
     sigmas = objective.noise.quantile((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
-    outside = float(((sigmas < low * (1 - 1e-9)) | (sigmas > high * (1 + 1e-9))).double().mean())
-    if outside > 0.1:
+    fraction_outside = float(((sigmas < low * (1 - 1e-9)) | (sigmas > high * (1 + 1e-9))).double().mean())
+    if fraction_outside > 0.1:
         raise ValueError(
-            f"objective: {outside:.0%} of the noise levels of {objective.noise} lie outside [{low:.4g}, {high:.4g}], "
-            f"the range of {model.preconditioning}: give both the same schedule or range"
+            f"objective: {fraction_outside:.0%} of the noise levels of {objective.noise} are outside "
+            f"[{low:.4g}, {high:.4g}], the range of {model.preconditioning}: give both the same schedule or range"
         )

@@ -1,9 +1,9 @@
-"""Averages of any width after training, from snapshots of a few   (Karras et al. 2024, arXiv 2312.02696, Section 3).
+"""Averages of any width, from snapshots of averages of a few   (Karras et al. 2024, arXiv 2312.02696, Section 3).
 
 The average of width σ_rel after t steps weighs the weights of step τ by p(τ) = (γ + 1) τ^γ / t^{γ+1}, τ ∈ [0, t]. Any
 other profile p is nearly a linear combination Σ x_i p_i of those of the snapshots; the same combination of the
-snapshots is its average. x minimises ‖Σ x_i p_i − p‖² with a small penalty, and with Σ x_i = 1, so that weights that
-never moved come out as they are. Of two profiles the inner product is, with γ' that of the later time,
+snapshots is its average. x minimises ‖Σ x_i p_i − p‖² with a small penalty, and with Σ x_i = 1, so that constant
+weights are reproduced. The inner product of two profiles is, with γ' that of the later time,
 
     ⟨p₁, p₂⟩ = (γ₁ + 1)(γ₂ + 1)/(γ₁ + γ₂ + 1) · (min t / max t)^{γ'} / max t.
 
@@ -28,8 +28,8 @@ from openedm.training.averaging import MovingAverage, PowerFunction, exponent
 from openedm.training.checkpoints import find_checkpoint, load_weights, read_model, read_weights
 
 __all__ = [
-    "Combination",
     "PowerAverages",
+    "ProfileCombination",
     "Snapshot",
     "combine",
     "list_snapshots",
@@ -41,8 +41,8 @@ __all__ = [
 FORMAT = "openedm-averages-1"
 FOLDER = "averages"
 PENALTY = 1e-9
-"""On x, for snapshots scaled to profiles of norm 1: far below what the profiles miss, far above float64's rounding."""
-REACHABLE = 0.05
+"""The weight of the penalty for profiles of norm 1: far below the error of a combination, far above rounding."""
+MAX_PROFILE_ERROR = 0.05
 """A width is reachable if ‖Σ x_i p_i − p‖/‖p‖ is at most this; averages of random walks then differ by about 1 %."""
 
 Array = np.ndarray[tuple[int, ...], np.dtype[np.float64]]
@@ -59,11 +59,11 @@ class PowerAverages:
     def __init__(self, choice: PowerFunction, network: nn.Module) -> None:
         self.choice = choice
         self.networks = [copy.deepcopy(network).eval().requires_grad_(False) for _ in choice.sigma_rel]
-        self._moving = [MovingAverage(average, network) for average in self.networks]
+        self._moving_averages = [MovingAverage(average, network) for average in self.networks]
 
     def update(self, step: int) -> None:
         """Update all averages after step number `step`, from 1: average ← β average + (1 − β) parameters."""
-        for moving, width in zip(self._moving, self.choice.sigma_rel, strict=True):
+        for moving, width in zip(self._moving_averages, self.choice.sigma_rel, strict=True):
             moving.update(self.choice.decay(width, step))
 
     def save(self, run: Path, images: int, step: int, *, write: bool = True) -> None:
@@ -71,9 +71,9 @@ class PowerAverages:
 
         Args:
             run: the run folder.
-            images: images seen, which name it.
-            step: the steps taken.
-            write: whether this process writes; where parameters are sharded, the others only send their slices.
+            images: number of images seen, the name of the file.
+            step: number of steps taken.
+            write: whether this process writes; if parameters are sharded, the others only send their slices.
         """
         path = run / FOLDER / f"{images:012d}.safetensors"
         dtype = torch.float16 if self.choice.precision == "fp16" else torch.float32
@@ -84,21 +84,21 @@ class PowerAverages:
         }
         if not write:
             return
-        about = {"step": step, "sigma_rel": self.choice.sigma_rel}
+        header = {"step": step, "sigma_rel": self.choice.sigma_rel}
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
-            save_file(tensors, temporary, {FORMAT: json.dumps(about)})  # one entry: the order of more is random
+            save_file(tensors, temporary, {FORMAT: json.dumps(header)})  # one entry: the order of several is random
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A file of averages, as its header describes it.
+    """The description of a file of averages, from its header.
 
     Attributes:
         path: the file.
-        images: images seen.
-        step: steps taken.
-        sigma_rel: the widths that it holds.
+        images: number of images seen.
+        step: number of steps taken.
+        sigma_rel: the widths of the averages.
     """
 
     path: Path
@@ -115,11 +115,11 @@ def list_snapshots(run: str | Path) -> list[Snapshot]:
     """
     folder = Path(run) / FOLDER
     found = [_read_snapshot(path) for path in sorted(folder.glob("*.safetensors")) if path.stem.isdigit()]
-    return [snapshot for snapshot in found if snapshot.step > 0]  # before any step there is nothing to average
+    return [snapshot for snapshot in found if snapshot.step > 0]  # a snapshot before the first step has no average
 
 
 def remove_snapshots(run: Path, after: int) -> None:
-    """Delete snapshots beyond `after` images seen: a run that resumes there writes them again."""
+    """Delete the snapshots after `after` images seen: a run that resumes there writes them again."""
     for path in (run / FOLDER).glob("*.safetensors"):
         if path.stem.isdigit() and int(path.stem) > after:
             path.unlink()
@@ -128,16 +128,16 @@ def remove_snapshots(run: Path, after: int) -> None:
 def _read_snapshot(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
-            about = json.loads((file.metadata() or {})[FORMAT])
-        widths = tuple(float(width) for width in about["sigma_rel"])
-        return Snapshot(path, int(path.stem), int(about["step"]), widths)
+            header = json.loads((file.metadata() or {})[FORMAT])
+        widths = tuple(float(width) for width in header["sigma_rel"])
+        return Snapshot(path, int(path.stem), int(header["step"]), widths)
     except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a snapshot of averages: {error!r}") from error
 
 
 @dataclass(frozen=True)
-class Combination:
-    """A profile as a linear combination of those of snapshots.
+class ProfileCombination:
+    """A profile as a linear combination of the profiles of snapshots.
 
     Attributes:
         weights: x, one row for each snapshot, with one number for each of its widths.
@@ -148,13 +148,13 @@ class Combination:
     error: float
 
 
-def combine(snapshots: list[Snapshot], sigma_rel: float, step: float) -> Combination:
-    """The combination of snapshots that is nearest to the average of width `sigma_rel` after `step` steps.
+def combine(snapshots: list[Snapshot], sigma_rel: float, step: float) -> ProfileCombination:
+    """The combination of snapshots that is closest to the average of width `sigma_rel` after `step` steps.
 
     Args:
-        snapshots: at least one.
+        snapshots: the snapshots, at least one.
         sigma_rel: the width, above 0 and at most 0.288.
-        step: of the average, > 0.
+        step: the number of steps at which the average ends, > 0.
 
     Raises:
         ValueError: `sigma_rel` is out of its range.
@@ -162,17 +162,17 @@ def combine(snapshots: list[Snapshot], sigma_rel: float, step: float) -> Combina
     gammas = np.array([exponent(width) for s in snapshots for width in s.sigma_rel])
     times = np.array([float(s.step) for s in snapshots for _ in s.sigma_rel])
     gamma, end = np.array([exponent(sigma_rel)]), np.array([float(step)])
-    gram, aim = _inner(gammas[:, None], times[:, None], gammas, times), _inner(gammas, times, gamma, end)
+    gram, target = _inner(gammas[:, None], times[:, None], gammas, times), _inner(gammas, times, gamma, end)
     scale = 1 / np.sqrt(np.diagonal(gram))
-    # The conditions of the minimum, with a multiplier for Σ x_i = 1; unknown are the x_i over `scale`.
+    # The conditions of the minimum, with a multiplier for Σ x_i = 1; the unknowns are x_i / `scale`.
     system = np.zeros((len(scale) + 1, len(scale) + 1))
     system[:-1, :-1] = gram * scale[:, None] * scale + PENALTY * np.eye(len(scale))
     system[-1, :-1] = system[:-1, -1] = scale
-    x = np.linalg.solve(system, np.append(aim * scale, 1.0))[:-1] * scale
+    x = np.linalg.solve(system, np.append(target * scale, 1.0))[:-1] * scale
     size = float(_inner(gamma, end, gamma, end)[0])
-    error = math.sqrt(max(float(x @ gram @ x - 2 * x @ aim) + size, 0.0) / size)
+    error = math.sqrt(max(float(x @ gram @ x - 2 * x @ target) + size, 0.0) / size)
     rows = iter(x.tolist())
-    return Combination(tuple(tuple(next(rows) for _ in s.sigma_rel) for s in snapshots), error)
+    return ProfileCombination(tuple(tuple(next(rows) for _ in s.sigma_rel) for s in snapshots), error)
 
 
 def _inner(gamma_1: Array, t_1: Array, gamma_2: Array, t_2: Array) -> Array:
@@ -183,9 +183,9 @@ def _inner(gamma_1: Array, t_1: Array, gamma_2: Array, t_2: Array) -> Array:
 
 
 def reachable(snapshots: list[Snapshot], step: float) -> tuple[float, float] | None:
-    """The smallest and the largest σ_rel, in steps of 0.005, whose profile the snapshots reproduce; None if none."""
+    """The smallest and the largest σ_rel, in steps of 0.005, whose profile the snapshots reproduce, or None."""
     widths = [i / 200 for i in range(1, 58)]
-    reached = [width for width in widths if combine(snapshots, width, step).error <= REACHABLE]
+    reached = [width for width in widths if combine(snapshots, width, step).error <= MAX_PROFILE_ERROR]
     return (reached[0], reached[-1]) if reached else None
 
 
@@ -198,42 +198,42 @@ def reconstruct(run: str | Path, sigma_rel: float, images: int | None = None) ->
         images: the images seen at the snapshot at which the average ends; None means the last one.
 
     Raises:
-        ValueError: there are no snapshots or checkpoints, none has seen `images` images, or the width cannot be rebuilt
-            from them; lists the snapshots and the widths that can.
+        ValueError: there are no snapshots or checkpoints, there is no snapshot at `images`, or the width cannot be
+            rebuilt from them; the message lists the snapshots and the widths that can.
     """
     snapshots = list_snapshots(run)
     if not snapshots:
-        raise ValueError(f"{run} holds no snapshots of averages: train with options.power_average")
+        raise ValueError(f"{run} has no snapshots of averages: train with options.power_average")
     exponent(sigma_rel)
     step = _step_at(snapshots, images)
     found = combine(snapshots, sigma_rel, step)
-    if not found.error <= REACHABLE:
+    if not found.error <= MAX_PROFILE_ERROR:
         reached = reachable(snapshots, step)
         within = f"between {reached[0]:.3f} and {reached[1]:.3f}" if reached else "none"
         raise ValueError(
             f"sigma_rel={sigma_rel} cannot be rebuilt at {snapshots[-1].images if images is None else images} images: "
-            f"reachable is {within}, with {_listed(snapshots)}"
+            f"possible widths: {within}, with {_format_snapshots(snapshots)}"
         )
-    return _combined(Path(run), snapshots, found)
+    return _combine_weights(Path(run), snapshots, found)
 
 
 def _step_at(snapshots: list[Snapshot], images: int | None) -> int:
-    """The steps taken at `images` images seen. Only at a snapshot does a combination end as abruptly as a profile."""
+    """The number of steps at `images` images seen; a combination can only end at a snapshot, as its profiles do."""
     steps = {s.images: s.step for s in snapshots}
     if images is not None and images not in steps:
-        raise ValueError(f"images must be those of a snapshot, got {images}: there are {_listed(snapshots)}")
+        raise ValueError(f"images must be that of a snapshot, got {images}; found {_format_snapshots(snapshots)}")
     return snapshots[-1].step if images is None else steps[images]
 
 
-def _listed(snapshots: list[Snapshot]) -> str:
+def _format_snapshots(snapshots: list[Snapshot]) -> str:
     widths = sorted({width for s in snapshots for width in s.sigma_rel})
-    at = [f"{s.images:,}" for s in snapshots]
-    shown = ", ".join(at if len(at) <= 8 else [*at[:3], "…", *at[-3:]])
+    counts = [f"{s.images:,}" for s in snapshots]
+    shown = ", ".join(counts if len(counts) <= 8 else [*counts[:3], "…", *counts[-3:]])
     return f"{len(snapshots)} snapshots of sigma_rel {', '.join(map(str, widths))} at {shown} images"
 
 
-def _combined(run: Path, snapshots: list[Snapshot], found: Combination) -> dict[str, Tensor]:
-    """Σ x_i snapshot_i in float64, one file after the other, in the dtypes of the network."""
+def _combine_weights(run: Path, snapshots: list[Snapshot], found: ProfileCombination) -> dict[str, Tensor]:
+    """Σ x_i snapshot_i, computed in float64 one file after the other, in the dtypes of the network."""
     folder = find_checkpoint(run)
     network = read_model(folder).build().network
     load_weights(network, read_weights(folder), folder)

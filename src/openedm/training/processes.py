@@ -1,9 +1,9 @@
-"""The processes of a run, through accelerate, and what they share: work, and with FSDP2 also weights.
+"""The processes of a run, through accelerate: how they share the work and, with FSDP2, the weights.
 
-With FSDP2 (torch's `fully_shard`) each process holds a slice of every weight, gradient, moment and average along its
-first axis, and all of one block's weights while that block computes. A step is that of one process; checkpoints hold
-complete tensors, under the names and in the dtypes that one process writes. `fully_shard` itself rather than
-accelerate's plugin, which works on accelerators only.
+With FSDP2 (torch's `fully_shard`) each process stores a slice of every weight, gradient, moment and average along its
+first axis, and all weights of one block while that block computes. A step is that of a single process; checkpoints
+contain complete tensors, with the names and dtypes of a single process. The plugin of accelerate is not used, because
+it works on accelerators only.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -20,12 +20,12 @@ from openedm.denoiser import Preconditioned
 from openedm.optimisation import full_tensor
 from openedm.training.model import Model
 
-__all__ = ["full_copy", "full_state_dict", "make_accelerator", "placed_like", "shard", "share_of"]
+__all__ = ["full_copy", "full_state_dict", "make_accelerator", "shard", "shard_like", "share_of"]
 
 Item = TypeVar("Item")
-PATIENCE = timedelta(hours=12)
-"""How long processes wait for one that works alone (fitting levels, training a classifier, writing a checkpoint): after
-NCCL's default of ten minutes the job would be ended."""
+PROCESS_TIMEOUT = timedelta(hours=12)
+"""How long processes wait for a single one (which fits levels, trains a classifier or writes a checkpoint); NCCL would
+end the job after ten minutes."""
 
 
 def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = None) -> Accelerator:
@@ -36,7 +36,7 @@ def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = 
 
     Args:
         tracker: accelerate's name of a tracker; None for none.
-        folder: where the tracker writes.
+        folder: the folder of the tracker.
     """
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
@@ -44,7 +44,7 @@ def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = 
         dynamo_backend="no",
         log_with=tracker,
         project_dir=folder,
-        kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=PATIENCE)],
+        kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=PROCESS_TIMEOUT)],
     )
 
 
@@ -55,10 +55,10 @@ def share_of(items: Sequence[Item], batch_size: int, rank: int, processes: int) 
     over batches of another size would be rounded differently.
 
     Args:
-        items: all of them, the same on every process.
-        batch_size: items in a batch, ≥ 1.
-        rank: the process.
-        processes: how many there are.
+        items: all items, the same on every process.
+        batch_size: number of items in a batch, ≥ 1.
+        rank: the number of this process.
+        processes: the number of processes.
     """
     starts = range(rank * batch_size, len(items), processes * batch_size)
     return [item for start in starts for item in items[start : start + batch_size]]
@@ -68,33 +68,33 @@ def shard(modules: Iterable[nn.Module], device: torch.device, processes: int) ->
     """Keep a slice of all parameters of these modules on each process, in place. Buffers are not sharded.
 
     Args:
-        modules: the same on all processes; each is called as a whole or not at all.
-        device: where they are.
-        processes: how many there are.
+        modules: the modules, the same on all processes; each is only called as a whole.
+        device: the device of the modules.
+        processes: the number of processes.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (processes,))
     for module in modules:
-        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # fully_shard takes no other
+        module.to(memory_format=torch.contiguous_format)  # type: ignore[call-overload]  # required by fully_shard
         for block in _blocks(module):
             fully_shard(block, mesh=mesh)
         fully_shard(module, mesh=mesh)
 
 
 def _blocks(module: nn.Module) -> list[nn.Module]:
-    """The elements of innermost lists: those of outer ones fill lists that they are given, and would fill copies."""
+    """The elements of innermost lists: outer ones append to lists that they receive, and would append to copies."""
     elements = [block for parent in module.modules() if isinstance(parent, nn.ModuleList) for block in parent]
     return [block for block in elements if not any(isinstance(inner, nn.ModuleList) for inner in block.modules())]
 
 
 def full_state_dict(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict[str, Tensor]:
-    """The tensors, sharded ones complete and on the host; they are gathered one after the other.
+    """The tensors; sharded ones are complete and on the host, gathered one after the other.
 
     Args:
-        tensors: with the same names on all processes, all of which must call.
-        keep: whether this process needs them; if not, it only sends its slices and returns nothing.
+        tensors: the tensors, with the same names on all processes, all of which must call.
+        keep: whether this process needs the result; if not, it only sends its slices and returns an empty dict.
     """
     found = {}
     for name, tensor in tensors.items():
@@ -104,7 +104,7 @@ def full_state_dict(tensors: Mapping[str, Tensor], *, keep: bool = True) -> dict
     return found
 
 
-def placed_like(reference: Tensor, value: Tensor) -> Tensor:
+def shard_like(reference: Tensor, value: Tensor) -> Tensor:
     """`value`, complete on every process, sharded as `reference` is: this process's slice of it, or `value` itself."""
     if not (hasattr(reference, "device_mesh") and hasattr(reference, "placements")):
         return value
@@ -118,7 +118,7 @@ def full_copy(denoiser: Preconditioned, model: Model) -> Preconditioned:
     """A frozen denoiser in evaluation mode with the complete weights of a sharded one; all processes must call.
 
     Args:
-        denoiser: the sharded one.
+        denoiser: the sharded denoiser.
         model: its description.
     """
     weights = full_state_dict(denoiser.network.state_dict())

@@ -1,4 +1,4 @@
-"""What observers keep of a run: a log of losses, and curves for a tracker."""
+"""Observers that record a run: a log of losses, and curves for a tracker."""
 
 import json
 from pathlib import Path
@@ -14,7 +14,7 @@ __all__ = ["RunLog", "RunTracker"]
 
 
 class RunLog(Observer):
-    """log.jsonl: one JSON object a line, training loss averaged over up to 1/2000 of the run, and validations."""
+    """Writes log.jsonl, one JSON object a line: losses averaged over up to 1/2000 of the run, and validations."""
 
     def __init__(self, path: Path, options: Options) -> None:
         self.path = path
@@ -24,7 +24,7 @@ class RunLog(Observer):
         self._steps = max(1, options.images // options.batch_size // 2000)
 
     def start(self, images: int) -> None:
-        """Keep what an earlier part of the run wrote up to `images`; later lines will be written again."""
+        """Keep the lines that an earlier part of the run wrote up to `images`; later lines are written again."""
         lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
         kept = [line for line in lines if _images(line) <= images]
         for row in map(json.loads, kept):
@@ -73,24 +73,24 @@ def _validation(values: dict[str, Any]) -> ValidationLoss:
 def _images(line: str) -> float:
     try:
         return float(json.loads(line)["images"])
-    except (ValueError, KeyError, TypeError):  # a line cut short when the process was killed
+    except (ValueError, KeyError, TypeError):  # an incomplete line of a killed process
         return float("inf")
 
 
 class RunTracker(Observer):
-    """Sends curves to the tracker that accelerate was set up with."""
+    """Sends curves to the tracker that accelerate was configured with."""
 
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
 
     def on_progress(self, progress: TrainingProgress) -> None:
-        """Every tenth step."""
+        """Log the progress at every tenth step."""
         if progress.step % 10 == 0:
             names = ("loss", "gradient_norm", "learning_rate", "images_per_second", "skipped")
             values = {f"train/{name}": getattr(progress, name) for name in names}
             self._accelerator.log(values, step=progress.images)
 
     def on_validation(self, images: int, loss: ValidationLoss) -> None:
-        """The mean, and the loss at each noise level."""
+        """Log the mean loss, and the loss at each noise level."""
         levels = {f"validation/sigma_{s:.3g}": v for s, v in zip(loss.sigmas, loss.losses, strict=True)}
         self._accelerator.log({"validation/loss": loss.loss, **levels}, step=images)

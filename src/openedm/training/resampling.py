@@ -19,11 +19,11 @@ from torch.nn import functional
 __all__ = ["warp"]
 
 TAPS = 8
-"""Fine samples that each point sums along each axis: an error of the order of float32's rounding."""
+"""Number of fine samples in the sum for a point along each axis; the error is of the order of float32's rounding."""
 BETA = 0.75 * math.pi * TAPS
-"""The kernel's shape: the best for a grid twice as fine (Beatty et al. 2005, eq. 5, to leading order)."""
-ROWS = 64
-"""Images warped at a time, which bounds the memory."""
+"""The kernel's shape, optimal for a grid twice as fine (Beatty et al. 2005, eq. 5, to leading order)."""
+CHUNK_SIZE = 64
+"""Number of images that are warped at a time, which limits the memory."""
 
 
 @torch.no_grad()
@@ -32,14 +32,14 @@ def warp(
     linear: Float[Tensor, "batch 2 2"],
     shift: Float[Tensor, "batch 2"],
 ) -> Float[Tensor, "batch channels height width"]:
-    """Each image seen at the points M (p − c − t) + c, where p are the pixels, c the centre and (M, t) the image's own.
+    """Each image evaluated at the points M (p − c − t) + c, with pixels p, centre c, and M and t of the image.
 
-    Exact, up to rounding, for an image whose continuation by reflection is band-limited and a warp that does not shrink
-    it; where it shrinks, frequencies beyond the new pixels' Nyquist square are left out. As with every band-limited
-    filter, values overshoot at sharp edges.
+    It is exact, up to rounding, for an image whose continuation by reflection is band-limited and a warp that does not
+    shrink it; where it shrinks, frequencies beyond the new pixels' Nyquist square are left out. As with every
+    band-limited filter, values overshoot at sharp edges.
 
     Args:
-        images: any range of values; at least two pixels along each side.
+        images: the images, with any range of values and at least two pixels along each side.
         linear: M, from offsets (right, down) in the result to offsets in the image, in pixels; float64 keeps it exact.
         shift: t, in pixels (right, down).
 
@@ -48,7 +48,7 @@ def warp(
     """
     if min(images.shape[-2:]) < 2:
         raise ValueError(f"images must have sides of at least 2 pixels, got {tuple(images.shape[-2:])}")
-    parts = (slice(start, start + ROWS) for start in range(0, len(images), ROWS))
+    parts = (slice(start, start + CHUNK_SIZE) for start in range(0, len(images), CHUNK_SIZE))
     return torch.cat([_warp(images[rows], linear[rows], shift[rows]) for rows in parts]) if len(images) else images
 
 
@@ -71,20 +71,20 @@ def _warp(
 def _fine_grid(
     images: Float[Tensor, "batch channels height width"], linear: Float[Tensor, "batch 2 2"]
 ) -> Float[Tensor, "batch channels fine_height fine_width"]:
-    """The reflected images' low-passed samples on the grid twice as fine, with the kernel's transform divided out."""
+    """The reflected images' low-passed samples on the grid twice as fine, divided by the kernel's transform."""
     reflected = torch.cat([images, images[..., 1:-1].flip(-1)], -1)
     reflected = torch.cat([reflected, reflected[..., 1:-1, :].flip(-2)], -2)
     rows, columns = reflected.shape[-2] // 2, reflected.shape[-1] // 2
     spectrum = torch.fft.rfft2(reflected)
-    # The Nyquist frequency stands for both of its signs, half each. Transforms of real images hold columns ≥ 0 only.
+    # The Nyquist frequency is split into both signs, half each. Transforms of real images have columns ≥ 0 only.
     spectrum = torch.cat([spectrum[..., : rows + 1, :], spectrum[..., rows:, :]], -2)
     spectrum[..., rows : rows + 2, :] *= 0.5
     spectrum[..., columns] *= 0.5
-    like: dict[str, Any] = {"device": images.device, "dtype": images.dtype}
-    down = torch.cat([torch.arange(0, rows + 1, **like), torch.arange(-rows, 0, **like)]) * (math.pi / rows)
-    right = torch.arange(0, columns + 1, **like) * (math.pi / columns)
+    options: dict[str, Any] = {"device": images.device, "dtype": images.dtype}
+    down = torch.cat([torch.arange(0, rows + 1, **options), torch.arange(-rows, 0, **options)]) * (math.pi / rows)
+    right = torch.arange(0, columns + 1, **options) * (math.pi / columns)
     inside = _inside(right, down[:, None], linear)
-    # Twice the points along each axis: an inverse transform that divides by their number has to be multiplied by 4.
+    # Twice the points along each axis: the inverse transform, which divides by their number, is multiplied by 4.
     gain = 4 * inside / (_kernel_transform(right / 2) * _kernel_transform(down / 2)[:, None])
     spectrum = spectrum * gain[:, None]
     gap = spectrum.new_zeros(()).expand(*spectrum.shape[:2], 4 * rows - len(down), columns + 1)
@@ -97,7 +97,7 @@ def _fine_grid(
 def _inside(
     right: Float[Tensor, " columns"], down: Float[Tensor, "lines 1"], linear: Float[Tensor, "batch 2 2"]
 ) -> Bool[Tensor, "batch lines columns"]:
-    """Which frequencies ω have Mᵀω in the Nyquist square of the result; those on its border count as inside."""
+    """Which frequencies ω have Mᵀω in the Nyquist square of the result; its border is included."""
     limit = math.pi * (1 + 1e-4)
     m = linear[:, :, :, None, None]
     across, along = m[:, 0, 0] * right + m[:, 1, 0] * down, m[:, 0, 1] * right + m[:, 1, 1] * down

@@ -1,4 +1,4 @@
-"""The random numbers of one training step, and the loss of a denoiser under them."""
+"""The random numbers of one training step, and the loss of a denoiser with them."""
 
 from dataclasses import dataclass
 
@@ -18,7 +18,7 @@ __all__ = ["LossModule", "StepNoise"]
 
 
 class LossModule(nn.Module):
-    """Denoiser and loss in one module, so that data-parallel wrappers see one forward call.
+    """Denoiser and loss in one module, so that data-parallel wrappers have a single forward call.
 
     Args:
         denoiser: D, with its raw weights.
@@ -46,7 +46,7 @@ class LossModule(nn.Module):
             noise: n ~ N(0, I).
             sigma: the noise level of each sample.
             condition: classes or conditions of the samples.
-            augment: augmentation labels, for a network that takes them.
+            augment: augmentation labels, for a network with such an input.
         """
         network_kwargs = {} if augment is None else {"augment": augment}
         denoised = self.denoiser(clean + per_sample(sigma, clean) * noise, sigma, condition, **network_kwargs)
@@ -60,11 +60,10 @@ class LossModule(nn.Module):
 class StepNoise:
     """The random numbers of one step, for the whole batch.
 
-    Every process draws all of them and uses those of its own rows, so that they do not depend on how many processes
-    share the batch.
+    Every process draws all of them and uses those of its rows, so that they do not depend on the number of processes.
 
     Attributes:
-        sigma: noise levels, in float64 where the device has it, else on the host.
+        sigma: noise levels in float64, on the device if it has float64, otherwise on the host.
         noise: n ~ N(0, I), on the device.
         hidden: which samples are trained without their label, on the device; None for none.
         augmented: transforms of the images; None without augmentation.
@@ -95,15 +94,15 @@ class StepNoise:
     def augment(
         self, clean: Float[Tensor, "rows *event"], rows: slice, augment_dim: int
     ) -> tuple[Float[Tensor, "rows *event"], Float[Tensor, "rows label"] | None]:
-        """Some samples of the batch transformed, and their augmentation labels for a network that takes them.
+        """Some samples of the batch, transformed, and their augmentation labels for a network with such an input.
 
         Args:
             clean: the samples.
-            rows: where they are in the batch.
+            rows: their rows in the batch.
             augment_dim: width of the labels.
         """
         if self.augmented is not None:
             chosen = self.augmented[rows]
             return chosen.apply(clean), chosen.label.to(clean.device, clean.dtype, non_blocking=True)
-        # Zeros are what None means; with zeros every weight of the network has a gradient, as several processes need.
+        # Zeros mean the same as None, but give every weight a gradient, which several processes need.
         return clean, clean.new_zeros(len(clean), augment_dim) if augment_dim else None

@@ -1,9 +1,9 @@
 """Training: any dataset × denoiser × objective   (Karras et al. 2022, Section 5 and Appendix F.2).
 
-One step: σ ~ p(σ), n ~ N(0, I); the gradient of λ(σ) ‖D(y + σ n; σ) − y‖² averaged over the batch; Adam; the average
-of the weights. A run is a function of its seed: killed and resumed, or spread over several processes, it takes the same
-steps. On a GPU some gradients are summed in no fixed order, so that two runs differ by rounding, unless
-`torch.use_deterministic_algorithms(True)` is set.
+One step: σ ~ p(σ), n ~ N(0, I); the gradient of λ(σ) ‖D(y + σ n; σ) − y‖² averaged over the batch; Adam; the average of
+the weights. A run is a function of its seed: its steps are the same if it is interrupted and resumed, or runs on
+several processes. On a GPU the order of some sums of gradients is not fixed, so that two runs differ by rounding,
+unless `torch.use_deterministic_algorithms(True)` is set.
 """
 
 import copy
@@ -19,12 +19,13 @@ import torch
 from accelerate import Accelerator
 from torch import Tensor, nn
 
+from openedm import objective as objectives
 from openedm.data import Dataset
 from openedm.denoiser import Preconditioned
 from openedm.ground.seeding import derive_seed, seed_global
 from openedm.ground.storage import read_tensors
-from openedm.objective import EDM, Loss, Objective
-from openedm.optimisation import Step, minimise
+from openedm.objective import Loss, Objective
+from openedm.optimisation import OptimiserStep, minimise
 from openedm.training.averaging import MovingAverage
 from openedm.training.checkpoints import (
     FOLDER,
@@ -34,12 +35,12 @@ from openedm.training.checkpoints import (
     flatten_optimizer,
     list_checkpoints,
     load_weights,
-    part_of,
     read_progress,
     read_weights,
     remove_checkpoints,
     restore_optimizer,
     save_checkpoint,
+    tensors_with_prefix,
 )
 from openedm.training.loading import Prefetcher, batches, rows_of
 from openedm.training.model import Model
@@ -56,18 +57,18 @@ class Trainer:
     """Trains one denoiser.
 
     Args:
-        model: what to train; built with `options.seed`.
-        dataset: what to train on.
+        model: the denoiser to train; built with `options.seed`.
+        dataset: the training data.
         objective: p(σ), λ(σ).
-        options: how to train.
-        run: folder for checkpoints; None writes none.
-        validation: data for the validation loss; None takes the training data.
-        observers: called as training proceeds.
+        options: the options of training.
+        run: the folder for checkpoints; None for none.
+        validation: data for the validation loss; None means the training data.
+        observers: objects with methods that are called in training.
         accelerator: devices and processes; by default the machine's GPU if it has one, and all processes that
             `torchrun` or `accelerate launch` started.
 
     Raises:
-        ValueError: the data do not fit the model, a tenth or more of the objective's noise levels lie outside the range
+        ValueError: the data do not fit the model, a tenth or more of the objective's noise levels are outside the range
             of the model's preconditioning, the batch does not divide over processes and rounds, or `run` already holds
             checkpoints (call `resume`).
     """
@@ -76,7 +77,7 @@ class Trainer:
         self,
         model: Model,
         dataset: Dataset,
-        objective: Objective = EDM(),
+        objective: Objective = objectives.EDM(),
         options: Options = Options(),
         *,
         run: str | Path | None = None,
@@ -105,16 +106,16 @@ class Trainer:
         if len(self.model.event_shape) == 3:
             denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
-        self._plain = LossModule(denoiser, self.objective).to(device).train()
+        self._loss_module = LossModule(denoiser, self.objective).to(device).train()
         choice = options.power_average
-        self._powers = None if choice is None else PowerAverages(choice, denoiser.network)
+        self._power_averages = None if choice is None else PowerAverages(choice, denoiser.network)
         self._sharded = options.sharding == "fsdp" and self.accelerator.num_processes > 1
         if self._sharded:
-            powers = [] if self._powers is None else self._powers.networks
-            shard([self._plain, self.average, *powers], device, self.accelerator.num_processes)
-        self._moving = MovingAverage(self.average, denoiser)
-        trained = {name: p for name, p in self._plain.named_parameters() if p.requires_grad}
-        self._names = list(trained)
+            powers = [] if self._power_averages is None else self._power_averages.networks
+            shard([self._loss_module, self.average, *powers], device, self.accelerator.num_processes)
+        self._moving_average = MovingAverage(self.average, denoiser)
+        trained = {name: p for name, p in self._loss_module.named_parameters() if p.requires_grad}
+        self._parameter_names = list(trained)
         settings: dict[str, Any] = {
             "lr": options.learning_rate,
             "betas": (options.beta_1, options.beta_2),
@@ -126,17 +127,19 @@ class Trainer:
             if options.weight_decay > 0
             else torch.optim.Adam(trained.values(), **settings)
         )
-        self._wrapped: nn.Module = self._plain if self._sharded else self.accelerator.prepare_model(self._plain)
+        self._wrapped: nn.Module = (
+            self._loss_module if self._sharded else self.accelerator.prepare_model(self._loss_module)
+        )
         self._loss = torch.compile(self._wrapped) if options.compile else self._wrapped
 
     @property
     def denoiser(self) -> Preconditioned:
-        """The denoiser with the raw weights of the last step. `average` is the one to sample from."""
-        return self._plain.denoiser
+        """The denoiser with the raw weights of the last step; `average` is the denoiser for sampling."""
+        return self._loss_module.denoiser
 
     @property
     def best_loss(self) -> float | None:
-        """The lowest validation loss so far, with `keep_best` or `stop_after`; None before any."""
+        """The lowest validation loss so far, with `keep_best` or `stop_after`; None before the first."""
         return self.state.best_loss
 
     @property
@@ -146,7 +149,7 @@ class Trainer:
         return stalled or self.state.images >= self.options.images
 
     def fit(self, should_stop: Callable[[], bool] = lambda: False) -> Preconditioned:
-        """Train until the end; returns the averaged denoiser, in evaluation mode. Continues a run that stopped early.
+        """Train until the end, and return the averaged denoiser in evaluation mode. Continues a run that stopped early.
 
         With `options.keep_best` the result is a copy, with the averaged weights of the lowest validation loss so far.
 
@@ -154,12 +157,12 @@ class Trainer:
             should_stop: called after every step; if it returns True, a checkpoint is written and training ends early.
 
         Raises:
-            ValueError: `run` holds checkpoints of an earlier run that was not resumed.
+            ValueError: `run` has checkpoints of an earlier run that was not resumed.
             FloatingPointError: `options.patience` steps in a row were not finite.
         """
         if self.run is not None and self.state.images == 0 and list_checkpoints(self.run):
-            raise ValueError(f"run={self.run} holds checkpoints already: call resume() first, or choose another folder")
-        if self.run is not None and self._powers is not None and self.accelerator.is_main_process:
+            raise ValueError(f"run={self.run} already has checkpoints: call resume() first, or choose another folder")
+        if self.run is not None and self._power_averages is not None and self.accelerator.is_main_process:
             remove_snapshots(self.run, self.state.images)
         device = self.accelerator.device
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -167,7 +170,7 @@ class Trainer:
                 for observer in self.observers:
                     observer.on_progress(progress)
                 stopping = self._any_process(should_stop())
-                self._periodic(stopping=stopping)
+                self._run_periodic(stopping=stopping)
                 if stopping:
                     break
         average = self._full_average()
@@ -208,26 +211,26 @@ class Trainer:
             started = time.perf_counter()
 
     def _gradient(self, loader: Prefetcher, step: int) -> Tensor:
-        """Accumulate the gradient of one batch; returns its loss."""
+        """Accumulate the gradient of one batch, and return its loss."""
         options, accelerator = self.options, self.accelerator
         device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-        drawn = StepNoise.draw(self.model, self.objective, options, step, device)
+        step_noise = StepNoise.draw(self.model, self.objective, options, step, device)
         total = torch.zeros((), device=device)
         seed_global(derive_seed(options.seed, DROPOUT, step, rank), device)
         for round_ in range(options.accumulate):
             rows = rows_of(round_, rank, processes, options)
-            clean, given = next(loader)
+            clean, labels = next(loader)
             clean = clean.to(device, non_blocking=True)
             condition = None
-            if given is not None and (self.model.num_classes or self.model.condition_shape is not None):
-                condition = given.to(device, non_blocking=True)
-                if drawn.hidden is not None:
-                    condition = condition.masked_fill(drawn.hidden[rows], -1)
-            clean, augment = drawn.augment(clean, rows, self.model.augment_dim)
+            if labels is not None and (self.model.num_classes or self.model.condition_shape is not None):
+                condition = labels.to(device, non_blocking=True)
+                if step_noise.hidden is not None:
+                    condition = condition.masked_fill(step_noise.hidden[rows], -1)
+            clean, augment = step_noise.augment(clean, rows, self.model.augment_dim)
             last = round_ == options.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(self._wrapped):
                 with torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext():
-                    loss: Loss = self._loss(clean, drawn.noise[rows], drawn.sigma[rows], condition, augment)
+                    loss: Loss = self._loss(clean, step_noise.noise[rows], step_noise.sigma[rows], condition, augment)
                 # Not accelerator.backward, which divides by a number that an environment variable may set.
                 (loss.total.sum() * (processes / options.batch_size)).backward()
             total += loss.weighted.sum() / options.batch_size
@@ -235,16 +238,16 @@ class Trainer:
             loader.fetch()  # while the device computes
         return total if processes == 1 else accelerator.reduce(total, reduction="sum")
 
-    def _update(self, step: Step) -> None:
-        """Count a step, and let the averages follow the weights if it was taken."""
+    def _update(self, step: OptimiserStep) -> None:
+        """Count a step, and update the averages if it was taken."""
         options, state = self.options, self.state
         state.images += options.batch_size
         state.step += 1
         if step.taken:
             state.skipped_in_a_row = 0
-            self._moving.update(options.average.decay(options.batch_size, state.images))
-            if self._powers is not None:
-                self._powers.update(state.step - state.skipped)
+            self._moving_average.update(options.average.decay(options.batch_size, state.images))
+            if self._power_averages is not None:
+                self._power_averages.update(state.step - state.skipped)
             return
         state.skipped += 1
         state.skipped_in_a_row += 1
@@ -255,31 +258,31 @@ class Trainer:
                 "clip_norm, or use precision='fp32'"
             )
 
-    def _periodic(self, *, stopping: bool) -> None:
-        """Validation, checkpoint and snapshot where they are due; all of them when training has finished.
+    def _run_periodic(self, *, stopping: bool) -> None:
+        """Validate, and write a checkpoint and a snapshot, whichever are due; all of them when training has finished.
 
-        Validation comes before the checkpoint, which holds the best loss and weights.
+        Validation comes before the checkpoint, which contains the best loss and weights.
         """
-        options, images, busy = self.options, self.state.images, stopping
+        options, images, any_due = self.options, self.state.images, stopping
 
         def due(every: int) -> bool:
-            nonlocal busy
+            nonlocal any_due
             is_due = every > 0 and (self.finished or images // every != (images - options.batch_size) // every)
-            busy |= is_due
+            any_due |= is_due
             return is_due
 
         if (not stopping or self.finished or options.tracks_best) and due(options.validate_every):
             self._validate()
-        main, powers = self.accelerator.is_main_process, self._powers
-        if self.run is not None and powers is not None and (main or self._sharded) and due(powers.choice.every):
-            powers.save(self.run, images, self.state.step - self.state.skipped, write=main)
+        is_main, powers = self.accelerator.is_main_process, self._power_averages
+        if self.run is not None and powers is not None and (is_main or self._sharded) and due(powers.choice.every):
+            powers.save(self.run, images, self.state.step - self.state.skipped, write=is_main)
         if self.run is not None and (stopping or due(options.checkpoint_every)):
             self.save()
         if (not stopping or self.finished) and due(options.snapshot_every):
             average = self._full_average()
             for observer in self.observers:
                 observer.on_snapshot(images, average)
-        if busy and self.accelerator.num_processes > 1:
+        if any_due and self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
 
     @cached_property
@@ -302,7 +305,7 @@ class Trainer:
             measured = self._validation.measure(average)
             loss = measured.loss
         if self.options.tracks_best:
-            if accelerator.num_processes > 1:  # all must know the same number, to stop together
+            if accelerator.num_processes > 1:  # all need the same number, to stop at the same step
                 shared = torch.tensor(loss, dtype=torch.float64, device=accelerator.device)
                 loss = float(accelerator.reduce(shared, reduction="sum"))
             self._track_best(loss)
@@ -310,7 +313,7 @@ class Trainer:
             observer.on_validation(self.state.images, measured)
 
     def _track_best(self, loss: float) -> None:
-        """Compare a validation loss with the lowest one, and with `keep_best` keep the averaged weights of that."""
+        """Compare a validation loss with the lowest one; with `keep_best`, copy the averaged weights if it is lower."""
         if self.state.best.update(torch.tensor(loss, dtype=torch.float64)) and self.options.keep_best:
             self._best = {name: t.clone() for name, t in self.average.network.state_dict().items()}
 
@@ -319,32 +322,32 @@ class Trainer:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0)
 
-    def _parts(self) -> dict[str, nn.Module]:
-        """The modules whose tensors a checkpoint holds for resuming, by their prefix there."""
+    def _checkpoint_modules(self) -> dict[str, nn.Module]:
+        """The modules whose tensors a checkpoint contains for resuming, by their prefix in it."""
         parts: dict[str, nn.Module] = {"network": self.denoiser.network}
         if self.options.keep_best:
             parts["average"] = self.average.network
-        if self._powers is not None:
-            parts |= {f"power.{i}": network for i, network in enumerate(self._powers.networks)}
-        if self._plain.uncertainty is not None:
-            parts["uncertainty"] = self._plain.uncertainty
+        if self._power_averages is not None:
+            parts |= {f"power.{i}": network for i, network in enumerate(self._power_averages.networks)}
+        if self._loss_module.uncertainty is not None:
+            parts["uncertainty"] = self._loss_module.uncertainty
         return parts
 
     def save(self) -> None:
-        """Write a checkpoint named by the images seen, unless it is there already, and remove those no longer kept."""
+        """Write a checkpoint named by the images seen, unless it exists, and remove those that are no longer kept."""
         if self.run is None:
             raise ValueError("run must be given to save checkpoints, got None")
         path = self.run / FOLDER / f"{self.state.images:012d}"
-        main = self.accelerator.is_main_process
-        done = path.exists() if main else not self._sharded  # where weights are sharded, all send their slices
+        is_main = self.accelerator.is_main_process
+        done = path.exists() if is_main else not self._sharded  # if weights are sharded, all send their slices
         if self._any_process(done) if self._sharded else done:
             return
-        parts = self._parts().items()
+        parts = self._checkpoint_modules().items()
         tensors = {f"{part}.{name}": t for part, module in parts for name, t in module.state_dict().items()}
-        tensors = full_state_dict(tensors | flatten_optimizer(self.optimizer, self._names), keep=main)
+        tensors = full_state_dict(tensors | flatten_optimizer(self.optimizer, self._parameter_names), keep=is_main)
         weights = self.average.network.state_dict() if self._best is None else self._best
-        weights = full_state_dict(weights, keep=main)
-        if not main:
+        weights = full_state_dict(weights, keep=is_main)
+        if not is_main:
             return
         training = (tensors, self.state.to_json(self.objective, self.options))
         save_checkpoint(path, self.model, weights, training)
@@ -355,14 +358,14 @@ class Trainer:
     def resume(self, path: str | Path | None = None) -> None:
         """Continue from a checkpoint: all later weights are bit-identical to those of a run that was not interrupted.
 
-        On a GPU this needs `torch.use_deterministic_algorithms(True)`; without it they differ by rounding.
+        On a GPU this requires `torch.use_deterministic_algorithms(True)`; otherwise they differ by rounding.
 
         Args:
-            path: a checkpoint or a run; None means this trainer's own run.
+            path: a checkpoint or a run; None means the run of this trainer.
 
         Raises:
-            ValueError: no checkpoint there, or it was written by another model, objective or by options that change the
-                steps of the run; says which.
+            ValueError: there is no checkpoint, or it was written with another model, another objective, or options that
+                change the steps of the run; the message lists them.
         """
         origin = self.run if path is None else path
         if origin is None:
@@ -373,9 +376,9 @@ class Trainer:
         state, weights = RunState.from_json(content, folder), read_weights(folder)
         if not self.options.keep_best:
             load_weights(self.average.network, weights, folder)
-        for part, module in self._parts().items():
-            load_weights(module, part_of(tensors, part), folder)
-        restore_optimizer(self.optimizer, self._names, tensors, folder)
+        for part, module in self._checkpoint_modules().items():
+            load_weights(module, tensors_with_prefix(tensors, part), folder)
+        restore_optimizer(self.optimizer, self._parameter_names, tensors, folder)
         if state.step > state.skipped and not self.optimizer.state:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
         self.state = state
