@@ -173,7 +173,7 @@ def test_without_budget_and_tolerance_it_takes_32_evaluations() -> None:
         (lambda: Auto(12, tolerance=1e-3), "nfe and tolerance are mutually exclusive, got nfe=12 and tolerance=0.001"),
         (lambda: Auto(tolerance=0.0), "tolerance must be finite and > 0, got 0.0"),
         (lambda: Auto(12, sigma_min=3.0, sigma_max=2.0), "sigma_min must be < sigma_max"),
-        (lambda: Auto(tolerance=1e-3).fit(circle()), "tolerance must be None for levels to be fitted, got 0.001"),
+        (lambda: Auto(tolerance=1e-3).fit(circle()), "tolerance must be None for a fit, got 0.001"),
     ],
 )
 def test_what_cannot_be_chosen_is_refused(make: Callable[[], object], message: str) -> None:

@@ -26,7 +26,17 @@ from openedm.sampling import (
     Sampler,
     SeededNoise,
 )
-from openedm.sampling.brownian import LEAVES, PIECES, ROWS, WEYL, _bridges, _library, _mixed, _normals, clock
+from openedm.sampling.brownian import (
+    NUM_BRIDGES,
+    NUM_LEAVES,
+    NUM_PIECES,
+    WEYL,
+    _bridges,
+    _hash_copy,
+    _library,
+    _normals,
+    clock,
+)
 
 TIMES = st.floats(0, 1)
 SEEDS = st.lists(st.integers(0, 2**70), min_size=1, max_size=6)
@@ -252,9 +262,9 @@ def test_a_sampler_says_whether_a_path_makes_a_difference(sampler: Sampler, foll
 
 def test_a_bit_of_the_hash_depends_on_every_bit() -> None:
     n = 4096
-    x = _mixed(torch.arange(n))
-    flipped = _mixed(x[:, None] ^ (torch.ones(64, dtype=torch.int64) << torch.arange(64)))
-    changed = flipped ^ _mixed(x)[:, None]
+    x = _hash_copy(torch.arange(n))
+    flipped = _hash_copy(x[:, None] ^ (torch.ones(64, dtype=torch.int64) << torch.arange(64)))
+    changed = flipped ^ _hash_copy(x)[:, None]
     for bit in range(64):
         share = ((changed >> bit) & 1).double().mean(0)
         assert ((share - 0.5).abs() < 5 * 0.5 / math.sqrt(n)).all()
@@ -263,7 +273,7 @@ def test_a_bit_of_the_hash_depends_on_every_bit() -> None:
 def test_the_hash_is_splitmix64() -> None:
     # The first three numbers of the published generator from the state 0.
     expected = [0xE220A8397B1DCDAF, 0x6E789E6AA1B965F4, 0x06C45D188009454F]
-    assert [x % 2**64 for x in _mixed(torch.arange(1, 4) * WEYL).tolist()] == expected
+    assert [x % 2**64 for x in _hash_copy(torch.arange(1, 4) * WEYL).tolist()] == expected
 
 
 def test_the_tables_have_the_moments_of_their_laws() -> None:
@@ -271,16 +281,16 @@ def test_the_tables_have_the_moments_of_their_laws() -> None:
     assert torch.equal(normals, -normals.flip(0))
     assert float(normals.square().mean()) == pytest.approx(1, abs=1e-7)
     assert float(normals.pow(4).mean()) == pytest.approx(3, abs=3e-3)
-    library, t = _library(CPU).double(), torch.arange(PIECES + 1, dtype=torch.float64) / PIECES
+    library, t = _library(CPU).double(), torch.arange(NUM_PIECES + 1, dtype=torch.float64) / NUM_PIECES
     covariance = torch.minimum(t[:, None], t) - t[:, None] * t
-    assert torch.allclose(library @ library.T / ROWS, covariance, rtol=0, atol=1e-7)
+    assert torch.allclose(library @ library.T / NUM_BRIDGES, covariance, rtol=0, atol=1e-7)
 
 
 @settings(max_examples=30)
 @given(TIMES, TIMES)
 def test_the_fixed_bridges_have_the_variances_of_a_brownian_bridge(s: float, t: float) -> None:
     width = abs(s - t)
-    if width < PIECES**-2 or width > 1 - PIECES**-2:
+    if width < NUM_PIECES**-2 or width > 1 - NUM_PIECES**-2:
         return
     difference = (_bridges(t, 1.0, CPU) - _bridges(s, 1.0, CPU)).double()
     assert float(difference.mean()) == pytest.approx(0, abs=1e-6)
@@ -320,7 +330,7 @@ def test_memory_does_not_grow_with_the_steps() -> None:
     for a, b in pairwise(irregular(200)):
         noise.increment(b, a, (4,))
     assert noise._path is not None
-    assert len(noise._path._points) <= LEAVES.bit_length() + 1
+    assert len(noise._path._tree_values) <= NUM_LEAVES.bit_length() + 1
 
 
 @pytest.mark.parametrize(

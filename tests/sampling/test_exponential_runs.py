@@ -220,7 +220,7 @@ def test_inversion_passes_the_levels_from_the_lowest_up_and_evaluates_below_the_
 @pytest.mark.parametrize("solver", [DDIM(eta=1.0), DPMSolverPP2M(eta=0.5)], ids=repr)
 def test_a_run_with_noise_needs_seeds_and_has_no_inverse(solver: Multistep) -> None:
     assert solver.stochastic
-    with pytest.raises(ValueError, match=r"seeds must be given when noise is added on the way"):
+    with pytest.raises(ValueError, match=r"seeds must be given if a run adds noise"):
         Sampler(solver=solver).sample(MIXTURE, noise=unit_noise())
     with pytest.raises(ValueError, match=r"solver must be deterministic for inversion, got .*eta="):
         Sampler(solver=solver).invert(MIXTURE, unit_noise())
@@ -236,7 +236,7 @@ def test_a_run_with_noise_needs_seeds_and_has_no_inverse(solver: Multistep) -> N
         ({"schedule": schedules.VP()}, "schedule has no effect on {}, whose steps do not depend on the schedule"),
         ({"scaling": schedules.VPScaling()}, "scaling has no effect on {}"),
         ({"final": "euler"}, "final has no effect on {}"),
-        ({"churn": Churn(5.0)}, "churn requires a Runge-Kutta solver: s_churn must be 0 for {}"),
+        ({"churn": Churn(5.0)}, "s_churn must be 0 for {}, since churn requires a Runge-Kutta solver"),
     ],
 )
 def test_options_that_cannot_take_effect_are_refused(solver: Solver, options: dict[str, Any], message: str) -> None:
@@ -257,7 +257,7 @@ def test_options_that_cannot_take_effect_are_refused(solver: Solver, options: di
         (lambda: Multistep(eta=-0.1), ValueError, "eta must be >= 0, got -0.1"),
         (lambda: Multistep(eta=math.nan), ValueError, "eta must be >= 0, got nan"),
         (lambda: Multistep(eta=math.inf), ValueError, "eta must be a finite number, got inf"),
-        (lambda: UniPC(eta=1.0), ValueError, "corrector must be 0 where eta > 0 (noise is not corrected), got 3"),
+        (lambda: UniPC(eta=1.0), ValueError, "corrector must be 0 if eta > 0 (noise is not corrected), got 3"),
     ],
 )
 def test_settings_out_of_range_are_refused(make: Callable[[], Any], error: type[Exception], message: str) -> None:

@@ -131,7 +131,7 @@ def test_levels_that_are_better_than_those_found_are_kept() -> None:
 
 def test_a_denoiser_that_returns_nan_is_refused() -> None:
     broken = FunctionDenoiser(lambda x, sigma, _: x * torch.nan, (2,))
-    with pytest.raises(ValueError, match="denoiser must lead the pilots to finite samples"):
+    with pytest.raises(ValueError, match="denoiser must give finite samples for a fit"):
         fit_levels(broken, Sampler(Karras(8)))
 
 
@@ -140,9 +140,9 @@ def test_a_denoiser_that_returns_nan_is_refused() -> None:
     [
         (
             Sampler(Karras(8), solver=Ancestral()),
-            "solver must be deterministic, on fixed levels, for them to be fitted",
+            "solver must be deterministic and on fixed levels for a fit",
         ),
-        (Sampler(Karras(8), churn=Churn(4.0)), "solver must be deterministic, on fixed levels, for them to be fitted"),
+        (Sampler(Karras(8), churn=Churn(4.0)), "solver must be deterministic and on fixed levels for a fit"),
         (Sampler(Karras(2)), "num_steps of fitted levels must be >= 3, got 2"),
     ],
     ids=["stochastic", "churn", "two levels"],

@@ -114,7 +114,7 @@ def test_one_level_has_no_way_up_and_is_refused() -> None:
 
 
 def test_what_cannot_be_inverted_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"churn must be off for inversion: s_churn must be 0, got 5.0"):
+    with pytest.raises(ValueError, match=r"s_churn must be 0 for inversion, got 5.0"):
         Sampler(churn=Churn(5.0)).invert(MIXTURE, DATA)
     with pytest.raises(ValueError, match=r"x must have shape \(batch, 2\), got \(1, 3\)"):
         Sampler().invert(MIXTURE, torch.zeros(1, 3))

@@ -28,13 +28,13 @@ etas = st.one_of(st.just(0.0), st.floats(0.1, 3.0))
 
 
 @st.composite
-def steps(draw: st.DrawFn, most: int = 4) -> Ends:
+def steps(draw: st.DrawFn, max_nodes: int = 4) -> Ends:
     """σ, σ' and nodes σ_0 = σ < σ_1 < …, sometimes with σ' before them, as a corrector has."""
     start = draw(log_uniform(0.02, 60.0))
     end = start * math.exp(-draw(st.floats(0.05, 2.0)))
-    gaps = draw(st.lists(st.floats(0.1, 1.0), max_size=most - 1))
+    gaps = draw(st.lists(st.floats(0.1, 1.0), max_size=max_nodes - 1))
     nodes = start * np.exp(np.cumsum([0.0, *gaps]))
-    corrects = len(nodes) < most and draw(st.booleans())
+    corrects = len(nodes) < max_nodes and draw(st.booleans())
     return start, end, (end, *nodes) if corrects else tuple(nodes)
 
 

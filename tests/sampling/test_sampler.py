@@ -329,11 +329,11 @@ def test_the_state_is_float64_whatever_the_network_and_the_noise() -> None:
         (lambda: Sampler().sample(MIXTURE), "seeds or noise must be given"),
         (
             lambda: Sampler(churn=Churn(5.0)).sample(MIXTURE, noise=unit_noise()),
-            "seeds must be given when noise is added on the way (s_churn > 0 or a stochastic solver)",
+            "seeds must be given if a run adds noise (s_churn > 0 or a stochastic solver)",
         ),
         (
             lambda: Sampler().sample(FunctionDenoiser(lambda x, sigma, condition: x), [0]),
-            "event_shape must be given: the denoiser does not know the shape of a sample",
+            "event_shape must be given for a denoiser without event_shape",
         ),
         (lambda: Sampler().sample(MIXTURE, []), "seeds must hold at least one seed, got none"),
         (lambda: Sampler().sample(MIXTURE, [-1]), "seeds must be >= 0, got -1"),
@@ -345,7 +345,7 @@ def test_the_state_is_float64_whatever_the_network_and_the_noise() -> None:
         ),
         (
             lambda: Sampler(VE(5, 0.02, 10.0)).sample(Counting(20.0, 30.0), [0]),
-            "levels between 0.02 and 10 lie outside the denoiser's range [20, 30]",
+            "levels between 0.02 and 10 are outside the denoiser's range [20, 30]",
         ),
         (lambda: Sampler(IDDPM(400)).sample(Counting(1.0, 2.0), [0]), "num_steps must be at most"),
         (lambda: next(sample_batches(Sampler(), MIXTURE, [0], batch_size=0)), "batch_size must be >= 1, got 0"),

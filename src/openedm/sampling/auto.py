@@ -1,8 +1,8 @@
 """The sampler that chooses solver and levels by rule, from a budget of evaluations or a tolerance.
 
 With a budget of N evaluations: exponential multistep in the velocity ε − D/σ_d of rectified flow and its time σ/(σ+σ_d)
-(or in EDM's F and the angle atan(σ/σ_d) where N is small), on levels at the quantiles of a logistic distribution of
-ln σ. High orders with a corrector need close levels; the fewer the evaluations, the lower the order:
+(or in EDM's F and the angle atan(σ/σ_d) where N is small), on levels at the quantiles of a logistic distribution of ln
+σ. High orders with a corrector need close levels, so that the order is lower for fewer evaluations:
 
 | N | q | u | predictor, corrector | centre/σ_d, spread of the levels |
 |---|---|---|---|---|
@@ -15,14 +15,15 @@ With a tolerance: Dormand & Prince's pair, with a step size for each sample (`ad
 
 The rule was chosen on 50 exact problems of 1 to 64 dimensions, 40 of them random, for a small geometric mean of the
 ratio of its median error to that of the best published sampler for the same problem and budget, and no ratio far above
-1. How it does on problems that had no part in this is in `benchmarks/README.md`. Levels fitted to the denoiser
-(`fit_levels`) do better.
+1. Its errors on other problems are in `benchmarks/README.md`. Levels fitted to the denoiser (`fit_levels`) have lower
+errors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.progress import Progress, no_progress
@@ -32,15 +33,15 @@ from openedm.sampling.fitted import Fit, fit_levels
 from openedm.sampling.methods.adaptive import DormandPrince
 from openedm.sampling.methods.multistep import Multistep
 from openedm.sampling.sampler import Sampler, SamplerChoice
-from openedm.schedules import VP, Angle, FlowTime
+from openedm.schedules import Angle, FlowTime
 
 __all__ = ["Auto"]
 
 
 class Setting(NamedTuple):
-    """The solver and levels for budgets of up to `most` evaluations; None for all larger ones."""
+    """The solver and levels for budgets of up to `max_nfe` evaluations; None for all larger ones."""
 
-    most: int | None
+    max_nfe: int | None
     prediction: type[VelocityPrediction] | type[NetworkPrediction]
     variable: type[FlowTime] | type[Angle]
     predictor: int
@@ -55,20 +56,20 @@ SETTINGS = (
     Setting(27, VelocityPrediction, FlowTime, 3, 4, centre=0.42, spread=1.5),
     Setting(None, VelocityPrediction, FlowTime, 4, 5, centre=0.4, spread=2.0),
 )
-NFE = 32
+DEFAULT_NFE = 32
 
 
 @dataclass(frozen=True)
 class Auto(SamplerChoice):
-    """The default way to sample: give the cost, or the tolerance, and the rest is chosen.
+    """The default sampler: a rule chooses solver and levels from the number of evaluations or the tolerance.
 
     Args:
-        nfe: the number of network evaluations, ≥ 3; None for 32, or where a tolerance is given.
-        tolerance: the error of a sample, a root mean square over its coordinates, in data units; most err by a tenth of
-            it or less. None where the number of evaluations counts.
+        nfe: the number of network evaluations, ≥ 3; None means 32, or is required with a tolerance.
+        tolerance: the error of a sample, a root mean square over its coordinates, in data units; most samples have an
+            error of a tenth of it or less. None means a fixed number of evaluations.
         sigma_min: the lowest noise level, in data units, cut to what the denoiser supports; None means EDM's 0.002, or
-            0.04 σ_data where that is lower.
-        sigma_max: the highest; None means EDM's 80, or 40 σ_data where that is higher.
+            0.04 σ_data if that is lower.
+        sigma_max: the highest noise level; None means EDM's 80, or 40 σ_data if that is higher.
 
     Raises:
         ValueError: both `nfe` and `tolerance`, or a value is out of its range.
@@ -99,16 +100,18 @@ class Auto(SamplerChoice):
             checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
     def choose(self, denoiser: Denoiser) -> Sampler:
-        """The sampler that the rule picks for a denoiser, from its range and σ_data, without an evaluation."""
+        """The sampler that the rule gives for a denoiser, from its range and σ_data, without an evaluation."""
         width = denoiser.sigma_data
         low = min(0.002, 0.04 * width) if self.sigma_min is None else self.sigma_min
         high = max(80.0, 40 * width) if self.sigma_max is None else self.sigma_max
         if self.tolerance is not None:
             return Sampler(Logistic(2, low, high), solver=DormandPrince(self.tolerance))
-        nfe = self.nfe or NFE
-        rule = next(setting for setting in SETTINGS if setting.most is None or nfe <= setting.most)
+        nfe = self.nfe or DEFAULT_NFE
+        rule = next(setting for setting in SETTINGS if setting.max_nfe is None or nfe <= setting.max_nfe)
         solver = Multistep(rule.prediction(width), rule.variable(width), rule.predictor, rule.corrector)
-        return Sampler(_known(denoiser, Logistic(nfe, low, high, rule.centre * width, rule.spread)), solver=solver)
+        return Sampler(
+            _supported_levels(denoiser, Logistic(nfe, low, high, rule.centre * width, rule.spread)), solver=solver
+        )
 
     def fit(
         self,
@@ -119,51 +122,51 @@ class Auto(SamplerChoice):
         event_shape: tuple[int, ...] | None = None,
         progress: Progress = no_progress,
     ) -> Fit:
-        """The sampler whose levels, and whose solver among a few, fit the denoiser best, and what the fit found.
+        """The sampler whose levels, and whose solver among a few, fit the denoiser best, and the errors of the fit.
 
-        Arguments as for `fit_levels`. Some 10² N evaluations of the pilots: seconds for small networks.
+        Arguments as for `fit_levels`. It needs about 10² N evaluations of the pilots: seconds for small networks.
 
         Raises:
             ValueError: a tolerance is given instead of a number of evaluations, or as for `fit_levels`.
         """
         if self.tolerance is not None:
-            raise ValueError(f"tolerance must be None for levels to be fitted, got {self.tolerance}: give nfe instead")
+            raise ValueError(f"tolerance must be None for a fit, got {self.tolerance}: give nfe instead")
         rule = self.choose(denoiser)
         fits: list[Fit] = []
-        for solver in _candidates(self.nfe or NFE, denoiser.sigma_data, rule):
+        for solver in _candidates(self.nfe or DEFAULT_NFE, denoiser.sigma_data, rule):
             fit = fit_levels(
                 denoiser,
                 replace(rule, solver=solver),
                 seeds=seeds,
                 condition=condition,
                 event_shape=event_shape,
-                progress=_shifted(progress, sum(f.evaluations for f in fits)),
+                progress=_add_offset(progress, sum(f.evaluations for f in fits)),
             )
             fits.append(fit)
         best = min(fits, key=lambda fit: fit.error)
-        # The rule's own solver comes first: its error before the fit is what the rule would have given.
+        # The first solver is that of the rule: its error before the fit is the error of the rule.
         return replace(best, error_before=fits[0].error_before, evaluations=sum(f.evaluations for f in fits))
 
 
-def _known(denoiser: Denoiser, levels: Logistic) -> Levels:
-    """The levels; without repetitions where the denoiser supports too few between them."""
+def _supported_levels(denoiser: Denoiser, levels: Logistic) -> Levels:
+    """The levels; without repetitions if the denoiser supports fewer levels in their range."""
     inside = levels.within(denoiser.sigma_min, denoiser.sigma_max)
     rounded = denoiser.round_sigma(inside.sigmas()).tolist()
     different = tuple(dict.fromkeys(rounded))
     return levels if len(different) == len(rounded) else Explicit(different)
 
 
-def _shifted(progress: Progress, spent: int) -> Progress:
-    def shifted(name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
+def _add_offset(progress: Progress, spent: int) -> Progress:
+    def report(name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
         progress(name, spent + done, total, **counts)
 
-    return shifted
+    return report
 
 
 def _candidates(nfe: int, width: float, rule: Sampler) -> list[Multistep]:
-    """The solvers that a fit tries: the rule's own, and those that won on some of the mixtures it was made on."""
+    """The solvers that a fit compares: that of the rule, and those that were best on some problems of its design."""
     assert isinstance(rule.solver, Multistep)
     network, angle = NetworkPrediction(width), Angle(width)
     if nfe < 10:
-        return [rule.solver, Multistep(network, angle, 2, 3), Multistep(DataPrediction(), VP(), 3, 4)]
+        return [rule.solver, Multistep(network, angle, 2, 3), Multistep(DataPrediction(), schedules.VP(), 3, 4)]
     return [rule.solver, Multistep(network, angle, 2, 3), Multistep(network, angle, 3, 3)]

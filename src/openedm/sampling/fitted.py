@@ -1,17 +1,18 @@
-"""Levels that fit a denoiser and a solver: a few numbers that place them, chosen so that the sampler errs least.
+"""Levels fitted to a denoiser and a solver: a few parameters of the levels that minimise the error of the sampler.
 
-For pilot starts x^(m) let y^(m) be the converged solution and x̂^(m)(θ) what the solver makes of levels θ. Minimised is
+For pilot samples with initial states x^(m) let y^(m) be the converged solution and x̂^(m)(θ) the result of the solver
+with levels θ. The objective is
 
     E(θ) = (mean_m ‖x̂^(m)(θ) − y^(m)‖^½)²,   ‖·‖ the root mean square over coordinates,
 
-over the centre, spread and warp of `Logistic` levels. The true end error is measured rather than estimated from local
-errors: these add up with signs and are carried to σ = 0 by the flow, which no local criterion sees (Tong et al. 2024,
-"Learning to discretize denoising diffusion ODEs", optimise the same by gradients through network and solver). The power
-½ keeps the few pilots that cross to another mode from deciding for all.
+as a function of the centre, spread and warp of `Logistic` levels. It is the true error at the end and not an estimate
+from local errors: these have signs and are transported to σ = 0 by the flow, which local criteria neglect (Tong et al.
+2024, "Learning to discretize denoising diffusion ODEs", minimise the same by gradients through network and solver). The
+power ½ limits the influence of the few pilots that end in another mode.
 
 The minimum is found by Levenberg–Marquardt steps on the residuals r^(m) = x̂^(m) − y^(m), reweighted by ‖r^(m)‖^{−3/2}
 so that weighted squares have the gradient of E (iteratively reweighted least squares), with forward differences in the
-five numbers: about N evaluations of all pilots a difference, no derivative of the network.
+five parameters: about N evaluations of all pilots for each, and no derivatives of the network.
 """
 
 import math
@@ -34,22 +35,22 @@ from openedm.schedules import FlowTime
 
 __all__ = ["Fit", "fit_levels", "pilot_seeds"]
 
-WARPS = 3
+NUM_WARPS = 3
 STARTS = tuple((centre, spread) for centre in (0.25, 0.5, 1.0) for spread in (1.0, 1.5, 2.2))
 DIFFERENCES = (0.02, 0.02, 0.01, 0.01, 0.01)
-LONGEST_STEP = 0.5
-FLOOR = 0.3
+MAX_STEP = 0.5
+MIN_RELATIVE_NORM = 0.3
 
 
 @dataclass(frozen=True)
 class Fit:
-    """What a fit found.
+    """The result of a fit.
 
     Attributes:
-        sampler: the sampler with its levels fitted; as given where none were found on which it errs less.
-        error: E of it, in data units.
-        error_before: E of the sampler that was given.
-        evaluations: how many times the pilots were put through the denoiser.
+        sampler: the sampler with fitted levels; with its original levels if the fit did not reduce the error.
+        error: its error E, in data units.
+        error_before: the error E of the original sampler.
+        evaluations: the number of evaluations of the denoiser for all pilots.
     """
 
     sampler: Sampler
@@ -68,15 +69,17 @@ def fit_levels(
     iterations: int = 6,
     progress: Progress = no_progress,
 ) -> Fit:
-    """Fit the levels of a sampler to a denoiser and to the solver that will use them.
+    """Fit the levels of a sampler to a denoiser and to the sampler's solver.
 
     Args:
         denoiser: any denoiser.
-        sampler: a deterministic sampler on fixed levels; it gives the solver and the number and range of its levels.
-        seeds: the pilots; None for `pilot_seeds` of the event's size, from 2³¹ up, apart from the seeds people sample.
-        condition: one row a pilot; a single row for all where the denoiser has a `condition_shape`.
-        event_shape: the shape of one sample; needed where the denoiser does not tell it.
-        iterations: how many Levenberg–Marquardt steps at most, ≥ 0; 0 only compares nine placements.
+        sampler: a deterministic sampler on fixed levels; the fit keeps its solver and the number and range of its
+            levels.
+        seeds: the seeds of the pilots; None means `pilot_seeds` of the event's size, which start at 2³¹, far from usual
+            seeds of samples.
+        condition: one row a pilot; a single row for all if the denoiser has a `condition_shape`.
+        event_shape: the shape of one sample; required if the denoiser has no `event_shape`.
+        iterations: the largest number of Levenberg–Marquardt steps, ≥ 0; 0 only compares nine sets of levels.
         progress: called with the number of evaluations so far.
 
     Raises:
@@ -84,41 +87,41 @@ def fit_levels(
             returns NaN or supports too few levels, or as for its `sample`.
     """
     if sampler.stochastic or not isinstance(sampler.solver, PlannedSolver):
-        raise ValueError(f"solver must be deterministic, on fixed levels, for them to be fitted to it, got {sampler}")
+        raise ValueError(f"solver must be deterministic and on fixed levels for a fit, got {sampler}")
     checks.at_least("num_steps of fitted levels", sampler.levels.num_steps, 3)
     checks.at_least("iterations", iterations, 0)
     shape = denoiser.event_shape if event_shape is None else event_shape
     if shape is None:
-        raise ValueError("event_shape must be given: the denoiser does not know the shape of a sample")
+        raise ValueError("event_shape must be given for a denoiser without event_shape, got None")
     pilots = _Pilots(denoiser, sampler, pilot_seeds(shape) if seeds is None else seeds, condition, shape, progress)
     before = pilots.error(pilots.residuals(sampler.levels))
     width = denoiser.sigma_data
-    starts = [pilots.placed(c * width, w) for c, w in STARTS]
-    given = sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max)
-    if isinstance(given, Logistic):
-        starts.append(replace(given, warp=(*given.warp, *[0.0] * (WARPS - len(given.warp)))))
+    starts = [pilots.make_levels(c * width, w) for c, w in STARTS]
+    original = sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max)
+    if isinstance(original, Logistic):
+        starts.append(replace(original, warp=(*original.warp, *[0.0] * (NUM_WARPS - len(original.warp)))))
     residuals = [pilots.residuals(start) for start in starts]
     errors = [pilots.error(r) for r in residuals]
     best = min(range(len(starts)), key=errors.__getitem__)
-    found = _minimise(pilots, starts[best], residuals[best], iterations)
-    # Sums of many terms differ in the last bit from call to call: what is kept does not.
-    kept = _rounded(found)
-    error = pilots.error(pilots.residuals(kept))
+    minimum = _minimise(pilots, starts[best], residuals[best], iterations)
+    # Sums of many terms may differ in the last bit between calls; rounded levels do not.
+    fitted = _round(minimum)
+    error = pilots.error(pilots.residuals(fitted))
     if not math.isfinite(min(error, before)):
         raise ValueError(f"num_steps must suit the solver and the levels that the denoiser supports, got {sampler}")
-    if before <= error:  # levels given one by one, or of a fit
-        return Fit(replace(sampler, levels=given), before, before, pilots.evaluations)
-    return Fit(replace(sampler, levels=kept), error, before, pilots.evaluations)
+    if before <= error:  # for explicit levels, or those of an earlier fit
+        return Fit(replace(sampler, levels=original), before, before, pilots.evaluations)
+    return Fit(replace(sampler, levels=fitted), error, before, pilots.evaluations)
 
 
 def pilot_seeds(event_shape: tuple[int, ...]) -> range:
-    """As many pilots as give about 1,024 residuals: between 8, for images, and 64, for a few dimensions."""
+    """The seeds of pilots with about 1,024 residuals: between 8, for images, and 64, for a few dimensions."""
     count = min(max(1024 // math.prod(event_shape), 8), 64)
     return range(2**31, 2**31 + count)
 
 
 class _Pilots:
-    """The pilots' converged solutions, and how far from them the solver ends."""
+    """The pilots' converged solutions, and the errors of the solver."""
 
     def __init__(
         self,
@@ -133,20 +136,18 @@ class _Pilots:
         self.seeds, self.progress = seeds, progress
         self.evaluations = 0
         width = denoiser.sigma_data
-        fine = replace(self.placed(width / 2, 1.5), num_steps=max(128, 6 * sampler.levels.num_steps))
-        # Each level once: a denoiser of few levels defines no more of its flow.
-        known = sorted(set(denoiser.round_sigma(fine.sigmas()).tolist()), reverse=True)
+        fine = replace(self.make_levels(width / 2, 1.5), num_steps=max(128, 6 * sampler.levels.num_steps))
+        # Each level once: rounding to the levels of the denoiser may repeat some.
+        supported = sorted(set(denoiser.round_sigma(fine.sigmas()).tolist()), reverse=True)
         solver = Multistep(VelocityPrediction(width), FlowTime(width), 4, 5)
-        self.solution = self._run(Sampler(Explicit(tuple(known)), solver=solver))
+        self.solution = self._run(Sampler(Explicit(tuple(supported)), solver=solver))
         if not bool(self.solution.isfinite().all()):
-            raise ValueError(
-                "denoiser must lead the pilots to finite samples for levels to be fitted, got NaN or infinity"
-            )
+            raise ValueError("denoiser must give finite samples for a fit of levels, got NaN or infinity")
 
-    def placed(self, centre: float, spread: float) -> Logistic:
-        """Levels of the sampler's number and range, placed so."""
+    def make_levels(self, centre: float, spread: float) -> Logistic:
+        """Levels with the sampler's number and range, and this centre and spread."""
         levels = self.sampler.levels.within(self.denoiser.sigma_min, self.denoiser.sigma_max)
-        return Logistic(levels.num_steps, levels.sigma_min, levels.sigma_max, centre, spread, (0.0,) * WARPS)
+        return Logistic(levels.num_steps, levels.sigma_min, levels.sigma_max, centre, spread, (0.0,) * NUM_WARPS)
 
     def _run(self, sampler: Sampler) -> Float64[Tensor, "pilots *event"]:
         x = sampler.sample(self.denoiser, self.seeds, condition=self.condition, event_shape=self.event_shape)
@@ -155,7 +156,7 @@ class _Pilots:
         return x
 
     def residuals(self, levels: Levels) -> Float64[Tensor, "pilots features"]:
-        """(x̂ − y)/√n of every pilot; infinite where the solver diverges or meets a level twice."""
+        """(x̂ − y)/√n of every pilot; infinite if the solver diverges or a level is repeated."""
         try:
             difference = (self._run(replace(self.sampler, levels=levels)) - self.solution).flatten(1)
         except ValueError:
@@ -172,14 +173,14 @@ def _parameters(levels: Logistic) -> list[float]:
     return [math.log(levels.centre), math.log(levels.spread), *levels.warp]
 
 
-def _rounded(levels: Logistic) -> Logistic:
-    """The levels with six significant digits in each of their numbers."""
+def _round(levels: Logistic) -> Logistic:
+    """The levels with their parameters rounded to six significant digits."""
     centre, spread, *warp = (float(f"{value:.6g}") for value in (levels.centre, levels.spread, *levels.warp))
     return replace(levels, centre=centre, spread=spread, warp=tuple(warp))
 
 
-def _placed(levels: Logistic, parameters: Sequence[float]) -> Logistic | None:
-    """The levels at these parameters; None where they would not fall strictly."""
+def _with_parameters(levels: Logistic, parameters: Sequence[float]) -> Logistic | None:
+    """The levels with these parameters; None if they would not decrease strictly."""
     try:
         return replace(
             levels, centre=math.exp(parameters[0]), spread=math.exp(parameters[1]), warp=tuple(parameters[2:])
@@ -189,42 +190,42 @@ def _placed(levels: Logistic, parameters: Sequence[float]) -> Logistic | None:
 
 
 def _minimise(pilots: _Pilots, levels: Logistic, residuals: Tensor, iterations: int) -> Logistic:
-    """Levenberg–Marquardt on the reweighted squares; returns the best levels seen."""
+    """The best levels found by Levenberg–Marquardt steps on the reweighted squares."""
     damping, error = 1e-2, pilots.error(residuals)
     for _ in range(iterations):
-        jacobian = _differences(pilots, levels, residuals)
+        jacobian = _jacobian(pilots, levels, residuals)
         norms = residuals.norm(dim=1)
         if jacobian is None or not bool(norms.isfinite().all()) or error == 0:
             break
-        weights = norms.clamp(min=FLOOR * float(norms.median()) + 1e-300).pow(-1.5)
+        weights = norms.clamp(min=MIN_RELATIVE_NORM * float(norms.median()) + 1e-300).pow(-1.5)
         weights = weights / weights.mean()
         curvature = torch.einsum("m,pmn,qmn->pq", weights, jacobian, jacobian).cpu()
         gradient = torch.einsum("m,pmn,mn->p", weights, jacobian, residuals).cpu()
         improved = False
         while not improved and damping < 1e4:
             damped = curvature + torch.diag(damping * curvature.diag() + 1e-300)
-            step = torch.linalg.lstsq(damped, -gradient[:, None]).solution[:, 0].clamp(-LONGEST_STEP, LONGEST_STEP)
-            moved = [p + s for p, s in zip(_parameters(levels), step.tolist(), strict=True)]
-            candidate = _placed(levels, moved)
+            step = torch.linalg.lstsq(damped, -gradient[:, None]).solution[:, 0].clamp(-MAX_STEP, MAX_STEP)
+            parameters = [p + s for p, s in zip(_parameters(levels), step.tolist(), strict=True)]
+            candidate = _with_parameters(levels, parameters)
             if candidate is not None:
-                there = pilots.residuals(candidate)
-                if pilots.error(there) < error:
-                    levels, residuals, error, improved = candidate, there, pilots.error(there), True
+                new_residuals = pilots.residuals(candidate)
+                if pilots.error(new_residuals) < error:
+                    levels, residuals, error, improved = candidate, new_residuals, pilots.error(new_residuals), True
             damping = max(damping / 5, 1e-4) if improved else damping * 5
         if not improved:
             break
     return levels
 
 
-def _differences(pilots: _Pilots, levels: Logistic, residuals: Tensor) -> Tensor | None:
-    """∂r/∂θ by forward differences, backward where forward levels would not fall; (parameters, pilots, features)."""
+def _jacobian(pilots: _Pilots, levels: Logistic, residuals: Tensor) -> Tensor | None:
+    """∂r/∂θ by forward differences, or backward ones if levels would not decrease; (parameters, pilots, features)."""
     rows = []
     for k in range(len(_parameters(levels))):
         h = DIFFERENCES[min(k, len(DIFFERENCES) - 1)]
         for signed in (h, -h):
-            moved = _parameters(levels)
-            moved[k] += signed
-            candidate = _placed(levels, moved)
+            parameters = _parameters(levels)
+            parameters[k] += signed
+            candidate = _with_parameters(levels, parameters)
             if candidate is not None:
                 rows.append((pilots.residuals(candidate) - residuals) / signed)
                 break

@@ -1,4 +1,4 @@
-"""Noise in which every sample has its own seed, so that a sample does not depend on the batch it is drawn in."""
+"""Noise with one seed for each sample, so that a sample does not depend on the batch."""
 
 from collections.abc import Sequence
 from numbers import Integral
@@ -13,7 +13,7 @@ __all__ = ["NoiseSource", "PathNoise", "SeededNoise", "class_labels", "initial_n
 
 @runtime_checkable
 class NoiseSource(Protocol):
-    """Where a sampler takes unit Gaussian noise from, draw after draw."""
+    """A source of unit Gaussian noise for a sampler, draw after draw."""
 
     def draw(self, event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
         """The next unit Gaussian noise, one row a sample, on the host."""
@@ -39,13 +39,13 @@ class PathNoise(NoiseSource, Protocol):
 def unit_noise(
     source: NoiseSource | None, x: Float[Tensor, "batch *event"], between: tuple[float, float] | None = None
 ) -> Float[Tensor, "batch *event"]:
-    """Unit noise for the state x, on its device: of the step between two noise levels where the source has paths.
+    """Unit noise for the state x, on its device; for a source with paths, that of the step between two noise levels.
 
     Raises:
         ValueError: there is no source, or its noise has another shape.
     """
     if source is None:
-        raise ValueError("seeds must be given: this sampler adds noise")
+        raise ValueError("seeds must be given for a sampler that adds noise, got None")
     shape = tuple(x.shape[1:])
     if between is not None and isinstance(source, PathNoise):
         noise = source.step_noise(*between, shape, x.device, x.dtype)
@@ -57,7 +57,7 @@ def unit_noise(
 
 
 class SeededNoise:
-    """One host generator for each sample: row i is a function of `seeds[i]` and of how many draws came before it.
+    """One host generator for each sample: row i is a function of `seeds[i]` and the number of earlier draws.
 
     The stream of a seed is torch's CPU generator seeded with seed mod 2³², drawn in float32: the noise of the published
     EDM samples for the same seeds, on every device.
@@ -67,7 +67,7 @@ class SeededNoise:
 
     Raises:
         TypeError: a seed is not an integer.
-        ValueError: no seeds, or a negative one.
+        ValueError: there are no seeds, or one is negative.
 
     >>> alone, together = SeededNoise([7]).draw((2,)), SeededNoise([3, 7]).draw((2,))
     >>> bool((alone[0] == together[1]).all())
@@ -90,14 +90,14 @@ class SeededNoise:
 
 
 def initial_noise(seeds: Sequence[int], event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
-    """The unit noise that sampling with `seeds` starts from."""
+    """The unit noise from which sampling with `seeds` starts."""
     return SeededNoise(seeds).draw(event_shape)
 
 
 def class_labels(
     seeds: Sequence[int], classes: Sequence[int] | None, num_classes: int
 ) -> Int64[Tensor, "seeds"] | None:
-    """The class of each seed, a function of the seed alone: the classes in turn, `classes[seed mod len(classes)]`.
+    """The class of each seed, a function of the seed alone: `classes[seed mod len(classes)]`.
 
     Args:
         seeds: one seed a sample.
@@ -109,7 +109,7 @@ def class_labels(
     """
     if num_classes == 0:
         if classes is not None:
-            raise ValueError(f"classes must not be given: the model is unconditional, got {list(classes)}")
+            raise ValueError(f"classes must be None for an unconditional model, got {list(classes)}")
         return None
     chosen = list(range(num_classes)) if classes is None else list(classes)
     wrong = [c for c in chosen if not 0 <= c < num_classes]

@@ -1,4 +1,4 @@
-"""The sampler: follows dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ) from σ_max to 0.
+"""The sampler, which solves dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ) from σ_max to 0.
 
 Karras et al. 2022, Algorithms 1–3 and eq. 81: x(t) = s(t) (y + σ(t) n); the solver steps between the times
 t_i = σ⁻¹(σ_i) of the levels, and the last step returns D at the last level.
@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from openedm import schedules
 from openedm.denoiser import Condition, Denoiser, check_condition_type, check_evaluation_mode
 from openedm.ground import checks
 from openedm.ground.choices import Choice
@@ -19,14 +20,14 @@ from openedm.levels import Karras, Levels
 from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver, Solver, State, unscaled
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise
-from openedm.schedules import EDM, Scaling, Schedule
+from openedm.schedules import Scaling, Schedule
 
 __all__ = ["Sampler", "SamplerChoice", "sample_batches"]
 
 
 @dataclass(frozen=True)
 class SamplerChoice(Choice):
-    """What draws samples: a `Sampler`, or a rule that makes one for a denoiser, such as `Auto`."""
+    """A `Sampler`, or a rule that makes one for a denoiser, such as `Auto`."""
 
     def choose(self, denoiser: Denoiser) -> "Sampler":
         """The sampler for a denoiser."""
@@ -43,20 +44,20 @@ class SamplerChoice(Choice):
         event_shape: tuple[int, ...] | None = None,
         callback: Callable[[State], None] | None = None,
     ) -> Float[Tensor, "batch *event"]:
-        """Draw samples; returns them in float64 (float32 on devices without it), on the denoiser's device.
+        """Draw samples, in float64 (float32 on devices without it), on the denoiser's device.
 
         Args:
             denoiser: any denoiser.
-            seeds: one seed a sample; a sample depends on its seed and condition alone. Or any source of noise.
-            noise: unit Gaussian noise to start from instead of the seeds' first draw.
-            condition: one row a sample, passed to the denoiser; a single row for all where it has a `condition_shape`.
-            event_shape: the shape of one sample; needed where neither the denoiser nor `noise` has it.
+            seeds: one seed a sample, or a source of noise. A sample depends on its seed and condition alone.
+            noise: unit Gaussian noise at the start, instead of the first draw of the seeds.
+            condition: one row a sample, passed to the denoiser; a single row for all if it has a `condition_shape`.
+            event_shape: the shape of one sample; required if neither the denoiser nor `noise` has it.
             callback: called with the `State` at every level and at the end.
 
         Raises:
             TypeError: seeds are neither a sequence nor a source of noise.
-            ValueError: neither seeds nor noise, churn without seeds, a shape that does not fit, dropout left on, or a
-                solver that steps outside the schedule's domain.
+            ValueError: there are neither seeds nor noise, or churn without seeds; a shape does not fit; dropout is
+                active; or the solver needs times outside the schedule's domain.
         """
         final: Tensor | None = None
         for state in self.steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape):
@@ -75,9 +76,9 @@ class SamplerChoice(Choice):
         condition: Condition = None,
         event_shape: tuple[int, ...] | None = None,
     ) -> Iterator[State]:
-        """The run as an iterator over its N + 1 states. Arguments as for `sample`; differentiable where autograd is on.
+        """The run as an iterator over its N + 1 states. Arguments as for `sample`; differentiable if autograd is on.
 
-        Everything is checked before the first evaluation.
+        All arguments are checked before the first evaluation.
         """
         check_evaluation_mode(denoiser)
         return self.choose(denoiser).steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape)
@@ -85,21 +86,21 @@ class SamplerChoice(Choice):
 
 @dataclass(frozen=True)
 class Sampler(SamplerChoice):
-    """How samples are drawn: any levels × any schedule and scaling × any solver × churn, on any denoiser.
+    """A sampler: any levels × any schedule and scaling × any solver × churn, for any denoiser.
 
     The defaults are the deterministic EDM sampler (35 evaluations).
 
     Args:
         levels: the noise levels, with their number and range. The range is cut to what the denoiser supports.
-        schedule: σ(t); which curve the solver sees.
-        scaling: s; None means the schedule's own.
+        schedule: σ(t), in whose time Runge–Kutta solvers step.
+        scaling: s; None means that of the schedule.
         solver: the method.
-        churn: stochasticity, of Runge–Kutta solvers.
-        final: the last step, from the lowest level to 0. "denoise" returns D there; "euler" takes the plain Euler step
-            in t of the reference implementation, which for schedules other than σ(t) = t leaves noise behind.
+        churn: stochasticity, for Runge–Kutta solvers.
+        final: the last step, from the lowest level to 0. "denoise" returns D at that level; "euler" is the Euler step
+            in t of the reference implementation, after which some noise remains unless σ(t) = t.
 
     Raises:
-        ValueError: `final` is neither.
+        ValueError: `final` is neither of these, or an option has no effect on the solver.
 
     >>> from openedm.exact import GaussianMixture
     >>> Sampler().sample(GaussianMixture([1.0], [[3.0]], [[[1e-4]]]), seeds=[0, 1]).round(decimals=1)
@@ -108,7 +109,7 @@ class Sampler(SamplerChoice):
     """
 
     levels: Levels = Karras()
-    schedule: Schedule = EDM()
+    schedule: Schedule = schedules.EDM()
     scaling: Scaling | None = None
     solver: Solver = Heun()
     churn: Churn = Churn()
@@ -119,7 +120,7 @@ class Sampler(SamplerChoice):
         name = type(self.solver).__name__
         if not self.solver.uses_schedule:
             for option, value, is_default in (
-                ("schedule", self.schedule, self.schedule == EDM()),
+                ("schedule", self.schedule, self.schedule == schedules.EDM()),
                 ("scaling", self.scaling, self.scaling is None),
                 ("final", self.final, self.final == "denoise"),
             ):
@@ -129,11 +130,11 @@ class Sampler(SamplerChoice):
                         f"be left at its default, got {value!r}"
                     )
         if self.churn.s_churn > 0 and not self.solver.allows_churn:
-            raise ValueError(f"churn requires a Runge-Kutta solver: s_churn must be 0 for {name}")
+            raise ValueError(f"s_churn must be 0 for {name}, since churn requires a Runge-Kutta solver")
 
     @property
     def nfe(self) -> int | None:
-        """The number of network evaluations of one run; None where the solver decides while it runs."""
+        """The number of network evaluations of one run; None if it depends on the samples."""
         return self.solver.evaluations(self.levels.num_steps)
 
     @property
@@ -143,7 +144,7 @@ class Sampler(SamplerChoice):
 
     @property
     def uses_path_noise(self) -> bool:
-        """Whether pieces of paths are drawn from a source of noise that has them, such as `BrownianNoise`."""
+        """Whether the noise is an increment of a path for a source with paths, such as `BrownianNoise`."""
         return self.churn.s_churn > 0 or self.solver.uses_path_noise
 
     def choose(self, denoiser: Denoiser) -> "Sampler":
@@ -168,14 +169,14 @@ class Sampler(SamplerChoice):
         if source is not None and not isinstance(source, NoiseSource):
             raise TypeError(f"seeds must be a sequence of integers or a NoiseSource, got {type(source).__name__}")
         if source is None and self.stochastic:
-            raise ValueError("seeds must be given when noise is added on the way (s_churn > 0 or a stochastic solver)")
+            raise ValueError("seeds must be given if a run adds noise (s_churn > 0 or a stochastic solver), got None")
         device, dtype = _device_and_dtype(denoiser, noise)
         if noise is None:
             if source is None:
-                raise ValueError("seeds or noise must be given: sampling draws from nothing else")
+                raise ValueError("seeds or noise must be given, got None for both")
             shape = denoiser.event_shape if event_shape is None else event_shape
             if shape is None:
-                raise ValueError("event_shape must be given: the denoiser does not know the shape of a sample")
+                raise ValueError("event_shape must be given for a denoiser without event_shape, got None")
             noise = source.draw(shape)
         denoiser.check_condition(condition, len(noise))
         x = noise.to(device, dtype) * (grid.sigmas[0] * grid.scale(grid.sigmas[0]))
@@ -191,9 +192,10 @@ class Sampler(SamplerChoice):
         condition: Condition = None,
         callback: Callable[[State], None] | None = None,
     ) -> Float[Tensor, "batch *event"]:
-        """The unit noise from which `sample(noise=…)` returns x: the same ODE, followed upward from σ_min to σ_max.
+        """The unit noise from which `sample(noise=…)` returns x: the same ODE, solved from σ_min to σ_max.
 
-        x is taken as a state at the lowest level, so sampling returns x up to σ_min and the solver's error.
+        x is a state at the lowest level, so that sampling returns x except for an error of σ_min and the solver's
+        error.
 
         Args:
             denoiser: any denoiser.
@@ -202,10 +204,10 @@ class Sampler(SamplerChoice):
             callback: called with the `State` at every level, from the lowest up; its index counts from 0.
 
         Raises:
-            ValueError: churn is on (a noisy path has no inverse), or as for `sample`.
+            ValueError: there is churn (a noisy path has no inverse), or as for `sample`.
         """
         if self.churn.s_churn > 0:
-            raise ValueError(f"churn must be off for inversion: s_churn must be 0, got {self.churn.s_churn}")
+            raise ValueError(f"s_churn must be 0 for inversion, got {self.churn.s_churn}")
         if self.stochastic:
             raise ValueError(f"solver must be deterministic for inversion, got {self.solver}")
         checks.at_least("num_steps of an inversion", self.levels.num_steps, 2)
@@ -231,10 +233,10 @@ class Sampler(SamplerChoice):
         return last / (top * grid.scale(top))
 
     def grid(self, denoiser: Denoiser, *, upward: bool = False) -> Grid:
-        """The levels of a run, cut to the denoiser's range and rounded to what it supports, and the curve through them.
+        """The levels of a run, cut to the denoiser's range and rounded to its levels, and the curve through them.
 
         Raises:
-            ValueError: the levels lie outside the denoiser's range.
+            ValueError: the levels are outside the denoiser's range.
         """
         levels = self.levels.within(denoiser.sigma_min, denoiser.sigma_max)
         sigmas = tuple(denoiser.round_sigma(levels.sigmas()).tolist())
@@ -251,15 +253,17 @@ class Sampler(SamplerChoice):
         """Every number of a run that does not depend on x, in float64 on the host.
 
         Raises:
-            TypeError: the solver decides its steps while it runs.
-            ValueError: the levels lie outside the denoiser's range, or do not suit the solver.
+            TypeError: the steps of the solver depend on x.
+            ValueError: the levels are outside the denoiser's range, or do not suit the solver.
         """
         if not isinstance(self.solver, PlannedSolver):
-            raise TypeError(f"solver must plan its steps beforehand, which {type(self.solver).__name__} does not")
+            raise TypeError(
+                f"solver must be a PlannedSolver, whose steps do not depend on x, got {type(self.solver).__name__}"
+            )
         return self.solver.planned(self.grid(denoiser, upward=upward))
 
     def check(self, denoiser: Denoiser) -> None:
-        """Raise, without an evaluation, where a denoiser cannot be sampled like this.
+        """Raise an error, without an evaluation, if this sampler does not support a denoiser.
 
         Raises:
             ValueError: as for `sample`.
@@ -268,7 +272,7 @@ class Sampler(SamplerChoice):
 
 
 def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
-    """On the host, before the run: a network on a device cannot look at its labels without waiting for them."""
+    """Check labels on the host before the run, because on a device the check would need a synchronisation."""
     check_condition_type(condition)
     if condition is None or condition.ndim != 1 or condition.is_floating_point() or condition.device.type != "cpu":
         return
@@ -280,7 +284,7 @@ def _check_classes(denoiser: Denoiser, condition: Condition) -> None:
 
 
 def _device_and_dtype(denoiser: Denoiser, given: Tensor | None) -> tuple[torch.device, torch.dtype]:
-    """Where the state lives: the denoiser's device, in float64 (float32 where the device has no float64)."""
+    """The device and dtype of the state: the denoiser's device, and float64 (float32 on a device without it)."""
     device = device_of(denoiser, given)
     return device, float64_on(device)
 
@@ -294,15 +298,15 @@ def sample_batches(
     batch_size: int = 64,
     noise: Callable[[Sequence[int]], NoiseSource] = SeededNoise,
 ) -> Iterator[tuple[Sequence[int], Float64[Tensor, "batch *event"]]]:
-    """Sample many seeds in batches; yields (seeds, samples) batch after batch, on the host.
+    """Sample many seeds in batches, and yield (seeds, samples) for each batch, on the host.
 
     Args:
-        sampler: how to sample.
-        denoiser: what to sample; it must know its event shape.
+        sampler: the sampler.
+        denoiser: the denoiser, with an `event_shape`.
         seeds: one seed a sample.
         condition: one row a sample, or a single one as for `Sampler.sample`.
-        batch_size: samples drawn at a time, ≥ 1; changes memory and speed, not the samples.
-        noise: the source of noise of some seeds, such as `BrownianNoise`.
+        batch_size: number of samples in a batch, ≥ 1; it changes memory and speed, not the samples.
+        noise: a function from seeds to a source of noise, such as `BrownianNoise`.
     """
     checks.at_least("batch_size", batch_size, 1)
     check_condition_type(condition)

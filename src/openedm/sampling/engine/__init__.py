@@ -1,1 +1,1 @@
-"""How runs are computed. Private, but for `plan`, which a new solver on fixed levels is written with."""
+"""The computation of a sampling run. Private, except `plan`, with which a new solver on fixed levels is written."""

@@ -1,13 +1,13 @@
 """An adaptive integrator of batches in which every sample has its own step size.
 
-A step of an embedded pair of order p (`engine.pairs`) is accepted where its error ratio e = ‖error/tolerance‖ is at
-most 1. The next step of a sample is its last one times
+A step of an embedded pair of order p (`engine.pairs`) is accepted if its error ratio e = ‖error/tolerance‖ is at most
+1. The size of the next step of a sample is that of the last one times
 
     0.9 e^{−0.6/p} e_before^{0.2/p}    after an accepted step, within [1/5, 8]; not above 1 after a rejection,
     0.9 e^{−1/p}                       after a rejected one, within [1/5, 1],
 
-Söderlind's PI controller 4.2 (Söderlind 2003, Digital filters in adaptive time-stepping, Table II), e_before being the
-ratio of the accepted step before. Times and step sizes are float64, the state keeps its own dtype.
+Söderlind's PI controller 4.2 (Söderlind 2003, Digital filters in adaptive time-stepping, Table II), with e_before the
+ratio of the previous accepted step. Times and step sizes are float64; the dtype of the state is unchanged.
 
 Only the samples that have not reached the end are evaluated, and the result of a sample does not depend on the others.
 """
@@ -32,30 +32,30 @@ Slope = Callable[[Float[Tensor, "rows"], Float[Tensor, "rows *event"], Int64[Ten
 Norm = Callable[[Float[Tensor, "rows *event"]], Float[Tensor, "rows"]]
 Scale = Callable[[Float[Tensor, "rows"]], Float[Tensor, "rows"]]
 
-SAFETY, SHRINK, GROW = 0.9, 0.2, 8.0
-PROPORTIONAL, MEMORY = 0.6, 0.2
-SMALLEST_STEP = 16 * 2.0**-52
+SAFETY_FACTOR, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 8.0
+CURRENT_EXPONENT, PREVIOUS_EXPONENT = 0.6, 0.2
+MIN_RELATIVE_STEP = 16 * 2.0**-52
 
 
 def root_mean_square(values: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows"]:
-    """√ of the mean square over a sample."""
+    """The root of the mean square of a sample."""
     return values.flatten(1).square().mean(1).sqrt()
 
 
 @dataclass(frozen=True)
 class Solution:
-    """The states that an adaptive integrator reached, and what it took.
+    """The states that an adaptive integrator reached, and its statistics.
 
     Attributes:
         x: the state of each sample.
-        time: where its last step ended, the end for finished samples; the noise level where the equation is in σ.
-        finished: whether the end was reached.
-        failed: whether the step size shrank to nothing, or the slope at the start was not finite. A sample that is
-            neither finished nor failed used up its evaluations.
-        nfe: evaluations of the slope, for each sample.
-        accepted: steps taken.
-        rejected: steps tried and rejected.
-        dense: the states at the times of `at`, NaN where a sample did not get that far; None if none were.
+        time: the time at the end of its last step; the noise level if the equation is in σ.
+        finished: whether the sample reached the end.
+        failed: whether the step size fell below rounding, or the slope at the start was not finite. A sample that is
+            neither finished nor failed reached the limit of evaluations.
+        nfe: number of evaluations of the slope, for each sample.
+        accepted: number of accepted steps.
+        rejected: number of rejected steps.
+        dense: the states at the times of `at`, NaN if a sample did not reach a time; None without `at`.
     """
 
     x: Float[Tensor, "batch *event"]
@@ -68,28 +68,28 @@ class Solution:
     dense: Float[Tensor, "times batch *event"] | None = None
 
     def check(self, time: str = "sigma =", slope: str = "denoiser") -> "Solution":
-        """The solution itself, unless a sample failed.
+        """Return the solution, or raise an error if a sample failed.
 
         Args:
-            time: what the error calls the time.
-            slope: what it calls the function that is not finite.
+            time: the name of the time in the message.
+            slope: the name of the slope in the message.
 
         Raises:
-            FloatingPointError: a sample failed; names the first, and where.
+            FloatingPointError: a sample failed; the message names the first one and its time.
         """
         if bool(self.failed.any()):
             first = int(self.failed.nonzero()[0])
             raise FloatingPointError(
-                f"the step size of {int(self.failed.sum())} of {len(self.failed)} samples shrank to nothing, of "
-                f"sample {first} at {time} {float(self.time[first]):.6g}: the {slope} there is not finite, or changes "
-                "faster than numbers can tell; a larger tolerance may help"
+                f"the step size of {int(self.failed.sum())} of {len(self.failed)} samples fell below rounding, of "
+                f"sample {first} at {time} {float(self.time[first]):.6g}: the {slope} is not finite there, or varies "
+                "too fast; a larger tolerance may help"
             )
         return self
 
 
 @dataclass(frozen=True)
 class _Rows:
-    """The samples that have not stopped. `slope` is that of the state where it is not `stale`."""
+    """The samples that have not stopped. `slope` is the slope at the state, except for rows that are `stale`."""
 
     index: Int64[Tensor, "rows"]
     time: Float[Tensor, "rows"]
@@ -126,23 +126,26 @@ def integrate(
     """Solve y' = L y + N(t, y) from `start` to `end`, forward or backward, with a step size for each sample.
 
     Args:
-        slope: N, or dy/dt where L = 0; called as `slope(time, y, rows)`, with one time a row and the numbers of the
-            rows in the batch. Only samples that have not stopped are passed.
+        slope: N, or dy/dt for L = 0; called as `slope(time, y, rows)`, with one time a row and the numbers of the rows
+            in the batch. Only samples that have not stopped are passed.
         y0: the states at the start, floating point.
-        start: where they are.
-        end: where to integrate to; may lie below `start`.
+        start: the time of these states.
+        end: the time to integrate to, above or below `start`.
         method: the embedded pair.
-        tolerance: of the error of a step, > 0; a tensor of the shape of a sample weighs its parts.
-        norm: of the error of a sample, divided by the tolerance.
-        scale: what the tolerance is multiplied by at a time, one value a row, > 0; None means 1.
-        linear: L; other than 0 only for exponential pairs.
-        first_step: its size, > 0; None means chosen by one more evaluation (Hairer, Nørsett & Wanner, II.4).
-        max_evaluations: of each sample, ≥ 1; one that needs more stops where it is. None means no limit.
-        at: times between `start` and `end`, in that order, whose states are returned too, by dense output.
+        tolerance: the tolerance of the error of a step, > 0; a tensor of the shape of a sample for one value an entry.
+        norm: the norm of the error of a sample, divided by the tolerance.
+        scale: the factor of the tolerance at a time, one value a row, > 0; None means 1.
+        linear: L; must be 0 unless the pair is exponential.
+        first_step: the size of the first step, > 0; None means that one more evaluation determines it (Hairer, Nørsett
+            & Wanner, II.4).
+        max_evaluations: the limit of evaluations of each sample, ≥ 1; a sample that needs more stops before the end.
+            None means no limit.
+        at: times between `start` and `end`, in that order, whose states are also returned, by dense output.
 
     Raises:
         TypeError: y0 is not floating point, or max_evaluations is not an integer.
-        ValueError: an argument is out of its range, L ≠ 0 with a pair that is not exponential, or times not in order.
+        ValueError: an argument is out of its range, L ≠ 0 with a pair that is not exponential, or times are not in
+            order.
 
     >>> solution = integrate(lambda t, y, rows: -y, torch.ones(1, 1, dtype=torch.float64), 0.0, 1.0)
     >>> solution.x, solution.nfe
@@ -153,8 +156,8 @@ def integrate(
     if at is not None:
         at = at.to(y0.device, times)
         check_times(at, start, end)
-    allowed = torch.as_tensor(tolerance).to(y0)
-    run = _Run(slope, start, end, method, allowed, norm, scale, linear, max_evaluations, at)
+    tolerances = torch.as_tensor(tolerance).to(y0)
+    run = _Run(slope, start, end, method, tolerances, norm, scale, linear, max_evaluations, at)
     rows = run.first(y0, times, first_step)
     result = Solution(
         x=y0.clone(),
@@ -169,13 +172,13 @@ def integrate(
     if result.dense is not None and at is not None:
         result.dense[at == start] = y0
     while len((rows := run.without_stopped(rows, result)).index):
-        rows = run.step(run.refreshed(rows), result.dense)
+        rows = run.step(run.with_slopes(rows), result.dense)
     return result
 
 
 @dataclass(frozen=True)
 class _Run:
-    """The problem and how it is solved; see `integrate`."""
+    """The problem and the settings of the solver; see `integrate`."""
 
     slope: Slope
     start: float
@@ -206,30 +209,30 @@ class _Run:
             evaluations += 1
         else:
             step = torch.full_like(time, first_step)
-        # A slope that is not finite has no step: the sample fails here, and nothing is compared with NaN.
+        # If the slope is not finite, the step is 0, so that the sample fails without comparisons with NaN.
         step = torch.where(slope.flatten(1).isfinite().all(1), step, 0.0).nan_to_num(nan=0.0)
-        no = torch.zeros_like(index, dtype=torch.bool)
+        none = torch.zeros_like(index, dtype=torch.bool)
         one = torch.ones_like(time)
-        return _Rows(index, time, step, y, slope, no, one, no, count + evaluations, count, count)
+        return _Rows(index, time, step, y, slope, none, one, none, count + evaluations, count, count)
 
     def without_stopped(self, rows: _Rows, result: Solution) -> _Rows:
-        """Write the samples that stop here into the result, and keep the others."""
+        """Write the samples that stop here to the result, and return the others."""
         finished = rows.time == self.end
-        smallest = SMALLEST_STEP * torch.maximum(rows.time.abs(), torch.full_like(rows.time, abs(self.end)))
+        smallest = MIN_RELATIVE_STEP * torch.maximum(rows.time.abs(), torch.full_like(rows.time, abs(self.end)))
         failed = ~finished & ~(rows.step > smallest)
         stopped = finished | failed
         if self.max_evaluations is not None:
             stopped |= rows.nfe + rows.stale + len(self.method.c) - 1 > self.max_evaluations
         if not bool(stopped.any()):
             return rows
-        # Found once: a mask as an index waits for the device each time.
-        leaving, staying = stopped.nonzero()[:, 0], (~stopped).nonzero()[:, 0]
-        gone = rows[leaving]
+        # Computed once: every index by a mask synchronises a device.
+        stopped_index, active_index = stopped.nonzero()[:, 0], (~stopped).nonzero()[:, 0]
+        stopped_rows = rows[stopped_index]
         for name in ("x", "time", "nfe", "accepted", "rejected"):
-            getattr(result, name)[gone.index] = getattr(gone, name)
-        result.finished[gone.index] = finished[leaving]
-        result.failed[gone.index] = failed[leaving]
-        return rows[staying]
+            getattr(result, name)[stopped_rows.index] = getattr(stopped_rows, name)
+        result.finished[stopped_rows.index] = finished[stopped_index]
+        result.failed[stopped_rows.index] = failed[stopped_index]
+        return rows[active_index]
 
     def first_step(
         self,
@@ -238,26 +241,26 @@ class _Run:
         slope: Float[Tensor, "rows *event"],
         index: Int64[Tensor, "rows"],
     ) -> Float[Tensor, "rows"]:
-        """The step after which an Euler step's error is expected to be about 0.01 tolerances."""
+        """The size of a step for which Euler's method is expected to have an error of about 0.01 tolerances."""
         order, span = self.method.order, abs(self.end - self.start)
         full = slope + self.linear * y
-        size, speed = self.measured(y, time), self.measured(full, time)
-        trial = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).clamp(max=0.1 * span)
-        trial = trial.to(time)
-        ahead = y + _wide(self.direction * trial, y) * full
-        change = self.slope(time + self.direction * trial, ahead, index) + self.linear * ahead - full
-        curvature = self.measured(change, time) / trial
-        steepest = torch.maximum(speed, curvature)
-        step = torch.where(steepest <= 1e-15, (1e-3 * trial).clamp(min=1e-6), (0.01 / steepest) ** (1 / order))
-        return torch.minimum(100 * trial, step.to(time)).clamp(max=span)
+        size, speed = self.error_norm(y, time), self.error_norm(full, time)
+        trial_step = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).clamp(max=0.1 * span)
+        trial_step = trial_step.to(time)
+        euler_state = y + _broadcast(self.direction * trial_step, y) * full
+        change = self.slope(time + self.direction * trial_step, euler_state, index) + self.linear * euler_state - full
+        curvature = self.error_norm(change, time) / trial_step
+        rate = torch.maximum(speed, curvature)
+        step = torch.where(rate <= 1e-15, (1e-3 * trial_step).clamp(min=1e-6), (0.01 / rate) ** (1 / order))
+        return torch.minimum(100 * trial_step, step.to(time)).clamp(max=span)
 
-    def measured(self, values: Float[Tensor, "rows *event"], time: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+    def error_norm(self, values: Float[Tensor, "rows *event"], time: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
         """The norm of `values` in units of the tolerance."""
         ratio = self.norm(values / self.tolerance).to(time)
         return ratio if self.scale is None else ratio / self.scale(time)
 
-    def refreshed(self, rows: _Rows) -> _Rows:
-        """With the slopes that the last step did not leave behind."""
+    def with_slopes(self, rows: _Rows) -> _Rows:
+        """The rows with slopes computed where the last step did not compute them."""
         if self.method.first_same_as_last or not bool(rows.stale.any()):
             return rows
         stale = rows.stale
@@ -267,52 +270,56 @@ class _Run:
 
     def step(self, rows: _Rows, dense: Float[Tensor, "times batch *event"] | None) -> _Rows:
         """One step of every row, accepted or rejected."""
-        left = (self.end - rows.time).abs()
-        last = rows.step >= SAFETY * left  # so that no very short step is left for the end
-        length = torch.where(last, left, rows.step) * self.direction
+        remaining = (self.end - rows.time).abs()
+        last = rows.step >= SAFETY_FACTOR * remaining  # so that the last step is never very short
+        length = torch.where(last, remaining, rows.step) * self.direction
         time = torch.where(last, self.end, rows.time + length)
         z = length * self.linear if self.linear else None
         weights = self.method.weights(z)
         slopes, y = [rows.slope], rows.x
         for i, c in enumerate(self.method.c[1:], start=1):
             decay = None if weights.decay is None else weights.decay[i]
-            y = _moved(rows.x, length, decay, weights.a[i], slopes)
+            y = _weighted_sum(rows.x, length, decay, weights.a[i], slopes)
             slopes.append(self.slope(time if abs(c - 1) < 1e-12 else rows.time + c * length, y, rows.index))
         if not self.method.first_same_as_last:
-            y = _moved(rows.x, length, None if weights.decay is None else weights.decay[-1], weights.b, slopes)
-        error = _moved(None, length, None, weights.error, slopes)
-        ratio = self.measured(error, time)
+            y = _weighted_sum(rows.x, length, None if weights.decay is None else weights.decay[-1], weights.b, slopes)
+        error = _weighted_sum(None, length, None, weights.error, slopes)
+        ratio = self.error_norm(error, time)
         accepted = (ratio <= 1) & y.flatten(1).isfinite().all(1)
         if dense is not None:
             self.write_dense(dense, rows, time, length, z, slopes, accepted)
-        wide = accepted.reshape(-1, *[1] * (y.ndim - 1))
-        taken = accepted.to(torch.int64)
+        accepted_mask = accepted.reshape(-1, *[1] * (y.ndim - 1))
+        num_accepted = accepted.to(torch.int64)
         return replace(
             rows,
             time=torch.where(accepted, time, rows.time),
             step=length.abs() * self.factor(ratio, accepted, rows),
-            x=torch.where(wide, y, rows.x),
-            slope=torch.where(wide, slopes[-1], rows.slope) if self.method.first_same_as_last else rows.slope,
+            x=torch.where(accepted_mask, y, rows.x),
+            slope=torch.where(accepted_mask, slopes[-1], rows.slope) if self.method.first_same_as_last else rows.slope,
             stale=accepted & (not self.method.first_same_as_last),
             last_ratio=torch.where(accepted, ratio.clamp(min=1e-4), rows.last_ratio),
             last_rejected=~accepted,
             nfe=rows.nfe + len(self.method.c) - 1,
-            accepted=rows.accepted + taken,
-            rejected=rows.rejected + 1 - taken,
+            accepted=rows.accepted + num_accepted,
+            rejected=rows.rejected + 1 - num_accepted,
         )
 
     def factor(
         self, ratio: Float[Tensor, "rows"], accepted: Bool[Tensor, "rows"], rows: _Rows
     ) -> Float[Tensor, "rows"]:
-        """What the step size is multiplied by."""
+        """The factor of the step size."""
         order = self.method.order
         ratio = ratio.nan_to_num(nan=math.inf).clamp(min=1e-10)
-        onward = SAFETY * ratio ** (-PROPORTIONAL / order) * rows.last_ratio ** (MEMORY / order)
-        onward = torch.where(rows.last_rejected, onward.clamp(max=1.0), onward).clamp(SHRINK, GROW)
-        back = (SAFETY * ratio ** (-1 / order)).clamp(SHRINK, 1.0)
-        # A step whose result was not finite although its error was small is shortened the most.
-        back = torch.where(ratio <= 1, SHRINK, back)
-        return torch.where(accepted, onward, back)
+        accepted_factor = (
+            SAFETY_FACTOR * ratio ** (-CURRENT_EXPONENT / order) * rows.last_ratio ** (PREVIOUS_EXPONENT / order)
+        )
+        accepted_factor = torch.where(rows.last_rejected, accepted_factor.clamp(max=1.0), accepted_factor).clamp(
+            MIN_FACTOR, MAX_FACTOR
+        )
+        rejected_factor = (SAFETY_FACTOR * ratio ** (-1 / order)).clamp(MIN_FACTOR, 1.0)
+        # If the result was not finite although the error was small, the factor is the smallest.
+        rejected_factor = torch.where(ratio <= 1, MIN_FACTOR, rejected_factor)
+        return torch.where(accepted, accepted_factor, rejected_factor)
 
     def write_dense(
         self,
@@ -324,41 +331,43 @@ class _Run:
         slopes: list[Tensor],
         accepted: Bool[Tensor, "rows"],
     ) -> None:
-        """Fill in the states at the times of `at` that the accepted steps passed."""
+        """Write the states at the times of `at` that the accepted steps passed."""
         assert self.at is not None
-        ahead = (self.at - rows.time[:, None]) * self.direction
-        passed = (ahead > 0) & ((self.at - time[:, None]) * self.direction <= 0) & accepted[:, None]
+        euler_state = (self.at - rows.time[:, None]) * self.direction
+        passed = (euler_state > 0) & ((self.at - time[:, None]) * self.direction <= 0) & accepted[:, None]
         row, number = passed.nonzero(as_tuple=True)
         theta = (self.at[number] - rows.time[row]) / length[row]
         decay, weights = self.method.dense(theta, None if z is None else z[row])
-        dense[number, rows.index[row]] = _moved(rows.x[row], length[row], decay, weights, [k[row] for k in slopes])
+        dense[number, rows.index[row]] = _weighted_sum(
+            rows.x[row], length[row], decay, weights, [k[row] for k in slopes]
+        )
 
 
-def _wide(values: Float[Tensor, "rows"], y: Float[Tensor, "rows *event"]) -> Tensor:
-    """One value a row, shaped to be multiplied with y."""
+def _broadcast(values: Float[Tensor, "rows"], y: Float[Tensor, "rows *event"]) -> Tensor:
+    """One value a row, in a shape that broadcasts against y."""
     return values.to(y.dtype).reshape(-1, *[1] * (y.ndim - 1))
 
 
-def _moved(
+def _weighted_sum(
     y: Float[Tensor, "rows *event"] | None,
     h: Float[Tensor, "rows"],
     decay: float | Tensor | None,
     weights: Row,
     slopes: list[Tensor],
 ) -> Float[Tensor, "rows *event"]:
-    """decay · y + h Σ_i weights_i k_i; without y the sum alone."""
+    """decay · y + h Σ_i weights_i k_i; without y only the sum."""
     total: Tensor | None = None
     for weight, slope in zip(weights, slopes, strict=False):
         if isinstance(weight, Tensor):
-            part = slope * _wide(weight, slope)
+            part = slope * _broadcast(weight, slope)
             total = part if total is None else total + part
         elif weight != 0:
             total = slope * weight if total is None else torch.add(total, slope, alpha=weight)
     assert total is not None
-    moved = total * _wide(h, total)
+    moved = total * _broadcast(h, total)
     if y is None:
         return moved
-    return moved + (y * _wide(decay, y) if isinstance(decay, Tensor) else y)
+    return moved + (y * _broadcast(decay, y) if isinstance(decay, Tensor) else y)
 
 
 def _check(

@@ -3,14 +3,14 @@
 A step of size h from y, with stages at t + c_i h and slopes k_i, of y' = L y + N(t, y), k = N, z = L h:
 
     stage i      Y_i = e^{c_i z} y + h Σ_{j<i} a_ij(z) k_j
-    result       e^z y + h Σ_i b_i(z) k_i                        of order p, with which the step goes on
+    result       e^z y + h Σ_i b_i(z) k_i                        of order p, the start of the next step
     its error    h Σ_i (b_i − b̂_i)(z) k_i                        with the result of order p − 1; ∝ h^p
     in between   e^{θz} y + h Σ_i β_i(θ, z) k_i, 0 ≤ θ ≤ 1        dense output
 
 | pair | orders | stages | evaluations a step | dense output | L |
 |---|---|---|---|---|---|
 | DORMAND_PRINCE (Dormand & Prince 1980) | 5(4) | 7 | 6, the last slope is the next step's first | order 4 | 0 |
-| TSIT5 (Tsitouras 2011) | 5(4) | 7 | 6, likewise | order 4 | 0 |
+| TSIT5 (Tsitouras 2011) | 5(4) | 7 | 6, for the same reason | order 4 | 0 |
 | EXPONENTIAL (Lu et al. 2022, DPM-Solver-12/23) | 3(2) | 3 | 3 | order 2 | any |
 
 With φ_0 = e^z and φ_{k+1}(z) = (φ_k(z) − 1/k!)/z, the exponential pair has c = 0, ⅓, ⅔ and interpolates N linearly:
@@ -50,9 +50,9 @@ class PairWeights(NamedTuple):
     """The coefficients of one step, plain numbers or one value a row.
 
     Attributes:
-        decay: e^{c_i z} of each stage, and last e^z; None where z = 0.
-        a: row i holds a_i0 … a_i,i−1; the first row is empty.
-        b: of the result.
+        decay: e^{c_i z} of each stage, and e^z as the last entry; None for z = 0.
+        a: row i contains a_i0 … a_i,i−1; the first row is empty.
+        b: the weights of the result.
         error: b − b̂.
     """
 
@@ -66,9 +66,9 @@ class Pair(ABC):
     """An embedded pair.
 
     Attributes:
-        order: p, of the result that the step goes on with; the error estimate is ∝ h^p.
-        c: where the stages lie in the step.
-        first_same_as_last: whether the last stage is the result, so that its slope serves the next step.
+        order: the order p of the result; the error estimate is ∝ h^p.
+        c: the nodes of the stages, relative to the step.
+        first_same_as_last: whether the last stage is the result, so that its slope is the first of the next step.
         exponential: whether L ≠ 0 is allowed.
     """
 
@@ -88,14 +88,14 @@ class Pair(ABC):
 
 @dataclass(frozen=True)
 class EmbeddedTableau(Pair):
-    """An explicit Runge–Kutta pair, given by its coefficients.
+    """An explicit Runge–Kutta pair.
 
     Args:
         order: p.
-        a: row i holds a_i0 … a_i,i−1; the first row is empty.
+        a: row i contains a_i0 … a_i,i−1; the first row is empty.
         b: weights of the result.
         b_hat: weights of the result of order p − 1.
-        interpolant: row i holds the coefficients of θ, θ², … in β_i(θ).
+        interpolant: row i contains the coefficients of θ, θ², … in β_i(θ).
     """
 
     order: int
@@ -116,7 +116,7 @@ class EmbeddedTableau(Pair):
 
     @property
     def exponential(self) -> bool:  # type: ignore[override]
-        """No."""
+        """False."""
         return False
 
     def weights(self, z: Float[Tensor, "rows"] | None) -> PairWeights:
@@ -165,7 +165,7 @@ def _scaled(z: Tensor | None, by: float) -> Tensor | None:
 
 
 def _phi(z: Tensor | None, k: int) -> Weight:
-    """φ_k(z); 1/k! at z = 0, which None stands for."""
+    """φ_k(z); 1/k! for None, which means z = 0."""
     return 1 / math.factorial(k) if z is None else phi(z, k)
 
 

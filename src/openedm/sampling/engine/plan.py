@@ -1,15 +1,14 @@
-"""The numbers of a sampling run that do not depend on x: planned once, in float64, on the host; and their execution.
+"""The numbers of a sampling run that do not depend on x, planned once in float64 on the host, and their execution.
 
-Every method on fixed levels is one linear program. A step evaluates the denoiser at one or more stages and keeps of
-each a direction r = x + q D (or D itself); states are weighted sums of the present state and of known directions,
-newest first:
+A step of a method on fixed levels evaluates the denoiser at one or more stages. Each stage gives a direction r = x + q
+D (or D itself); states are weighted sums of the present state and of known directions, newest first:
 
     x_{i+1} = a x_i + Σ_j w_j r_j + noise.
 
-Runge–Kutta methods forget their directions at the end of a step; multistep methods remember them. Weights are numbers,
-or tensors that broadcast over the batch, one weight for each coordinate.
+Runge–Kutta methods discard their directions at the end of a step; multistep methods keep them. Weights are numbers, or
+tensors that broadcast over the batch, one weight for each coordinate.
 
-A new method on fixed levels is a `PlannedSolver`: it makes a `Plan` from a `Grid`, and the rest is done here.
+A new method on fixed levels is a `PlannedSolver`, which makes a `Plan` from a `Grid`; this module executes the plan.
 """
 
 import math
@@ -23,11 +22,12 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.sampling.noise import NoiseSource, unit_noise
-from openedm.schedules import EDM, NoScaling, Scaling, Schedule
+from openedm.schedules import NoScaling, Scaling, Schedule
 
 __all__ = [
     "Churn",
@@ -86,7 +86,7 @@ class Churn(Choice):
         return min(self.s_churn / num_steps, math.sqrt(2) - 1) if inside else 0.0
 
 
-def _unrounded(sigma: Tensor) -> Tensor:
+def _identity(sigma: Tensor) -> Tensor:
     return sigma
 
 
@@ -95,20 +95,20 @@ class Grid:
     """The levels of one run and the curve through them.
 
     Attributes:
-        sigmas: σ_0 … σ_{N−1}, already rounded to what the denoiser supports; downward, or upward for an inversion.
+        sigmas: σ_0 … σ_{N−1}, rounded to levels that the denoiser supports; decreasing, or increasing for an inversion.
         schedule: σ(t).
         scaling: s(σ).
-        churn: how much noise each level gets.
+        churn: the amount of noise that is added at each level.
         final: the step from the lowest level to 0.
         round_sigma: the denoiser's rounding, applied to levels that a solver adds.
     """
 
     sigmas: tuple[float, ...]
-    schedule: Schedule = EDM()
+    schedule: Schedule = schedules.EDM()
     scaling: Scaling = NoScaling()
     churn: Churn = Churn()
     final: Final = "denoise"
-    round_sigma: Callable[[Tensor], Tensor] = field(default=_unrounded, compare=False)
+    round_sigma: Callable[[Tensor], Tensor] = field(default=_identity, compare=False)
 
     def rounded(self, sigma: float) -> float:
         """The nearest level that the denoiser supports."""
@@ -121,7 +121,7 @@ class Grid:
 
 @dataclass(frozen=True)
 class State:
-    """Where a run stands at one level, before the step from it.
+    """The state of a run at one level, before the step from it.
 
     Attributes:
         index: i, from 0 (pure noise) to N (the finished sample).
@@ -129,7 +129,7 @@ class State:
         sigma: σ_i; 0 at the end.
         scale: s(t_i); 1 at the end.
         x: the state x(t_i); the noisy sample in data units is x / scale.
-        denoised: D at this level (of the churned state where churn is on); x itself at the end.
+        denoised: D at this level (of the churned state with churn); x itself at the end.
     """
 
     index: int
@@ -150,7 +150,7 @@ class Combination:
     def __call__(
         self, x: Float[Tensor, "batch *event"], directions: Sequence[Float[Tensor, "batch *event"]]
     ) -> Float[Tensor, "batch *event"]:
-        """The sum; x and the directions are left as they are."""
+        """The sum; x and the directions are not modified."""
         keep, total = self.keep, x
         if isinstance(keep, Tensor):
             total = x * keep.to(x)
@@ -169,9 +169,9 @@ class Noise:
     """Noise that a step adds: `rescale` · x + `std` · n, with n unit Gaussian.
 
     Attributes:
-        std: its standard deviation, > 0.
-        rescale: the factor of x, where the noise leads to a level of another scale s.
-        between: the two levels whose piece of a Brownian path n is, for sources that have one; None for new noise.
+        std: the standard deviation, > 0.
+        rescale: the factor of x, other than 1 if the scale s changes with the noise level.
+        between: the two levels of the increment of a Brownian path, for sources with paths; None for new noise.
     """
 
     std: float
@@ -186,13 +186,13 @@ class Noise:
 
 @dataclass(frozen=True)
 class Stage:
-    """One evaluation D(x/`scale`; `sigma`), kept as x + `of_denoised` · D; as D itself where that is None.
+    """One evaluation D(x/`scale`; `sigma`), with the direction x + `of_denoised` · D, or D if `of_denoised` is None.
 
     Attributes:
-        sigma: its noise level.
-        scale: s there.
+        sigma: the noise level.
+        scale: s at this level.
         of_denoised: the weight of D in the direction, in units of the weight of x.
-        point: how its x is made from the state at the start of the step and the directions known by then.
+        point: x, as a combination of the state at the start of the step and the directions known so far.
     """
 
     sigma: Float64[Tensor, ""]
@@ -203,7 +203,7 @@ class Stage:
     def direction(
         self, x: Float[Tensor, "batch *event"], denoised: Float[Tensor, "batch *event"]
     ) -> Float[Tensor, "batch *event"]:
-        """What is kept of the evaluation."""
+        """The direction of the evaluation."""
         weight = self.of_denoised
         if weight is None:
             return denoised
@@ -218,13 +218,14 @@ class Step:
         time: t_i.
         sigma: σ_i.
         scale: s(t_i).
-        stages: its evaluations, in order, the first at the start of the step.
+        stages: the evaluations, in order, the first at the start of the step.
         advance: x_{i+1}; None for the last step, which returns D.
-        correct: a better x_i from x_{i−1} and the directions known after the first evaluation; None without corrector.
-        before: noise added before the first evaluation, which is then at a higher level than σ_i; None for none.
+        correct: the corrected x_i from x_{i−1} and the directions known after the first evaluation; None without
+            corrector.
+        before: noise added before the first evaluation, which is then at a level above σ_i; None for none.
         after: noise added at the end of the step; None for none.
-        remember: how many directions the next step may use.
-        reported: whether the run yields a `State` here; not where the step stays at the level of the next one.
+        remember: the number of directions that the next step may use.
+        reported: whether the run yields a `State` here; false if the next step starts at the same level.
     """
 
     time: float
@@ -252,7 +253,7 @@ class Plan:
 def execute(
     plan: Plan, denoiser: Denoiser, x: Float[Tensor, "batch *event"], condition: Condition, source: NoiseSource | None
 ) -> Iterator[State]:
-    """Carry a plan out from state x; yields the states at its levels and the one at its end."""
+    """Execute a plan from state x, and yield the states at its levels and at its end."""
     index, previous = 0, x
     known: tuple[Tensor, ...] = ()  # directions, newest first
     for step in plan.steps:
@@ -272,7 +273,7 @@ def execute(
             known = (stage.direction(point, denoised), *known)
         if step.correct is not None:
             start = step.correct(previous, known)
-        previous = start  # before the sum: the state before it is not needed any more
+        previous = start  # assigned before the sum, which frees the state before it
         x = step.advance(start, known)
         if step.after is not None:
             x = step.after.add(x, source)
@@ -286,7 +287,7 @@ def unscaled(x: Float[Tensor, "batch *event"], scale: float) -> Float[Tensor, "b
 
 
 class Solver(Choice, ABC):
-    """Follows the sampling equation from the first level of a grid to the last, and on to 0."""
+    """A method that solves the sampling equation from the first level of a grid to the last, and then to 0."""
 
     @property
     @abstractmethod
@@ -295,12 +296,12 @@ class Solver(Choice, ABC):
 
     @property
     def one_step(self) -> bool:
-        """Whether a step depends on nothing but the state at its start."""
+        """Whether a step depends on the state at its start alone."""
         return False
 
     @property
     def uses_schedule(self) -> bool:
-        """Whether the schedule and the scaling change what it does; else they must be left at their defaults."""
+        """Whether the steps depend on the schedule and the scaling; otherwise these must be left at their defaults."""
         return False
 
     @property
@@ -310,20 +311,20 @@ class Solver(Choice, ABC):
 
     @property
     def stochastic(self) -> bool:
-        """Whether it draws noise of its own."""
+        """Whether the solver draws noise itself, without churn."""
         return False
 
     @property
     def uses_path_noise(self) -> bool:
-        """Whether noise of its own belongs to steps from level to level, so that it can be taken from a path."""
+        """Whether that noise belongs to steps from level to level, so that it can be the increment of a path."""
         return self.stochastic
 
     @abstractmethod
     def evaluations(self, num_steps: int) -> int | None:
-        """The number of evaluations of a run through `num_steps` levels; None where it depends on the sample."""
+        """The number of evaluations of a run through `num_steps` levels; None if it depends on the sample."""
 
     def check(self, grid: Grid) -> None:
-        """Raise, before any evaluation, where the solver cannot follow a grid.
+        """Raise an error, before any evaluation, if the solver does not support a grid.
 
         Raises:
             ValueError: the grid does not suit the solver.
@@ -338,7 +339,7 @@ class Solver(Choice, ABC):
         condition: Condition,
         source: NoiseSource | None,
     ) -> Iterator[State]:
-        """The states at the levels of the grid, from x at the first one, and then the sample."""
+        """The states at the levels of the grid, starting from x at the first one, and then the sample."""
 
     @abstractmethod
     def run_upward(
@@ -348,11 +349,11 @@ class Solver(Choice, ABC):
 
 
 class PlannedSolver(Solver):
-    """A solver all of whose numbers are known before it starts."""
+    """A solver whose numbers do not depend on x, so that all are known before it starts."""
 
     @property
     def adds_levels(self) -> bool:
-        """Whether it visits levels of its own, rounded to what the denoiser supports."""
+        """Whether it evaluates D at levels that are not in the grid, rounded to those that the denoiser supports."""
         return False
 
     @abstractmethod
@@ -364,13 +365,13 @@ class PlannedSolver(Solver):
         """
 
     def planned(self, grid: Grid) -> Plan:
-        """The plan; kept for the next run where all levels are the grid's own, which the denoiser has rounded."""
+        """The plan; cached if all levels are those of the grid, which the denoiser has rounded."""
         if grid.churn.s_churn > 0 or self.adds_levels:
             return self.plan(grid)
-        return _kept_plan(self, replace(grid, round_sigma=_unrounded))  # The grid's would keep a denoiser alive.
+        return _cached_plan(self, replace(grid, round_sigma=_identity))  # A cached grid would keep its denoiser alive.
 
     def check(self, grid: Grid) -> None:
-        """Make the plan, which raises where the solver cannot follow the grid."""
+        """Make the plan, which raises an error if the solver does not support the grid."""
         self.planned(grid)
 
     def run(
@@ -381,18 +382,18 @@ class PlannedSolver(Solver):
         condition: Condition,
         source: NoiseSource | None,
     ) -> Iterator[State]:
-        """Carry out the plan."""
+        """Execute the plan."""
         return execute(self.planned(grid), denoiser, x, condition, source)
 
     def run_upward(
         self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], grid: Grid, condition: Condition
     ) -> Iterator[State]:
-        """Carry out the plan without its last step, which would leave the highest level."""
+        """Execute the plan without its last step, which would start at the highest level."""
         *steps, top = self.planned(grid).steps
         return execute(Plan(tuple(steps), top.time, top.sigma, top.scale), denoiser, x, condition, None)
 
 
 @lru_cache(maxsize=64)
 @torch.inference_mode(False)
-def _kept_plan(solver: PlannedSolver, grid: Grid) -> Plan:
+def _cached_plan(solver: PlannedSolver, grid: Grid) -> Plan:
     return solver.plan(grid)

@@ -12,7 +12,8 @@ is linear in x and q, so from σ to σ'
     noise variance  ∫_σ'^σ (Φ(σ')/Φ(s))² 2η s ds.
 
 q is interpolated by a polynomial in the time u(σ) of a schedule, through its values at past levels; the integrals are
-taken by Gauss–Legendre quadrature in ln s. η is constant within a step, which is one more member of the family.
+taken by Gauss–Legendre quadrature in ln s. η is constant within a step, so that the equation of the step is a member of
+the family.
 """
 
 import math
@@ -31,16 +32,16 @@ from openedm.schedules import Schedule
 
 __all__ = ["RULES", "Rule", "RuleName", "StepWeights", "stages_at", "step_weights", "unit_of"]
 
-QUADRATURE = 48
-"""Points of the quadrature in ln s."""
+NUM_POINTS = 48
+"""The number of points of the quadrature in ln s."""
 
 
 class Rule(NamedTuple):
-    """How the moments ∫ K τ^p of a step's kernel K are taken.
+    """The rule for the moments ∫ K τ^p of a step's kernel K.
 
     Attributes:
-        shortcut: for a number n of nodes the n×n matrix that makes the moments of the exact ones.
-        even: whether nodes are taken to lie at equal steps of τ, wherever they are.
+        shortcut: for n nodes, the n×n matrix that maps the exact moments to those of the rule.
+        even: whether nodes are assumed to be equally spaced in τ.
     """
 
     shortcut: Callable[[int], Float64[Tensor, "n n"]]
@@ -48,17 +49,17 @@ class Rule(NamedTuple):
 
 
 def _exact(n: int) -> Float64[Tensor, "n n"]:
-    """m_p itself."""
+    """m_p, the exact moments."""
     return torch.eye(n, dtype=torch.float64)
 
 
 def _midpoint(n: int) -> Float64[Tensor, "n n"]:
-    """With two nodes m_1 = m_0/2."""
+    """m_1 = m_0/2 for two nodes."""
     return torch.tensor([[1.0, 0.0], [0.5, 0.0]], dtype=torch.float64) if n == 2 else _exact(n)
 
 
 def _dpm_solver_pp(n: int) -> Float64[Tensor, "n n"]:
-    """As the midpoint rule with two nodes, with three half of m_2."""
+    """m_1 = m_0/2 for two nodes, and half of m_2 for three."""
     return torch.tensor([1.0, 1.0, 0.5], dtype=torch.float64).diag() if n == 3 else _midpoint(n)
 
 
@@ -76,11 +77,11 @@ RULES: dict[RuleName, Rule] = {
     "dpm-solver++": Rule(_dpm_solver_pp),
     "adams-bashforth": Rule(_adams, even=True),
 }
-"""The published methods' own shortcuts beside the exact moments:
+"""The exact moments, and the approximations of published methods:
 
 - "midpoint": DPM-Solver-2, DPM-Solver++(2M), UniPC with B(h) = e^h − 1;
 - "dpm-solver++": DPM-Solver++(3M) as published;
-- "adams-bashforth": τ_j = −j, as if the steps were equal (iPNDM); τ_j = 1 − j where the first node is the end, which is
+- "adams-bashforth": τ_j = −j, as if the steps were equal (iPNDM); τ_j = 1 − j if the first node is the end, which is
   Adams–Moulton.
 """
 
@@ -113,24 +114,24 @@ def step_weights(
         variable: u, the time of a schedule.
         start: σ > 0.
         end: σ' > 0.
-        nodes: levels where q is known, different within a row.
-        rule: how the moments are taken (`RULES`).
-        eta: η ≥ 0, of all steps or of each; 0 is the ODE.
+        nodes: levels at which q is known, different within a row.
+        rule: the rule for the moments (`RULES`).
+        eta: η ≥ 0, one for all steps or for each; 0 is the ODE.
 
     Raises:
-        ValueError: a step ends where it starts.
+        ValueError: the start and the end of a step are equal.
     """
     repeated = start[start == end]
     if len(repeated) > 0:
         raise ValueError(
             f"levels must differ for an exponential solver, got sigma = {float(repeated[0]):g} twice in a row: use "
-            "fewer steps, the denoiser supports no level between them"
+            "fewer steps, because the denoiser does not support levels between them"
         )
     drift = 1 + torch.as_tensor(eta, dtype=torch.float64).expand_as(start)
-    points, masses = _legendre(QUADRATURE)
+    points, quadrature_weights = _legendre(NUM_POINTS)
     low, high = end.log()[:, None], start.log()[:, None]
     s = (high + (low - high) * points).exp()
-    ds = (low - high) * masses * s
+    ds = (low - high) * quadrature_weights * s
     growth = (drift[:, None] * (prediction.log_growth(end)[:, None] - prediction.log_growth(s))).exp()
     keep = (drift * (prediction.log_growth(end) - prediction.log_growth(start))).exp()
     kernel = -drift[:, None] * growth * ds / (prediction.coefficients(s)[1] * s)
@@ -139,21 +140,25 @@ def step_weights(
     length = variable.time(end)[:, None] - origin
     powers = torch.arange(nodes.shape[1], dtype=torch.float64)
     moments = (kernel[:, :, None] * ((variable.time(s) - origin) / length)[:, :, None] ** powers).sum(1)
-    taken = RULES[rule]
-    tau = (nodes[:, :1] == end[:, None]).to(powers) - powers if taken.even else (variable.time(nodes) - origin) / length
+    chosen_rule = RULES[rule]
+    tau = (
+        (nodes[:, :1] == end[:, None]).to(powers) - powers
+        if chosen_rule.even
+        else (variable.time(nodes) - origin) / length
+    )
     vandermonde = (tau[:, :, None] ** powers).mT
-    of_past = torch.linalg.solve(vandermonde, moments @ taken.shortcut(nodes.shape[1]).T)
+    of_past = torch.linalg.solve(vandermonde, moments @ chosen_rule.shortcut(nodes.shape[1]).T)
     return StepWeights(keep, of_past, variance.clamp(min=0).sqrt())
 
 
 def unit_of(prediction: Prediction, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
-    """The factor of a stage's direction x + (b/a) D, or D where a = 0, in q = a x + b D."""
+    """The factor of a stage's direction x + (b/a) D, or D if a = 0, in q = a x + b D."""
     of_x, of_denoised = prediction.coefficients(sigma)
     return torch.where(of_x != 0, of_x, of_denoised)
 
 
 def stages_at(prediction: Prediction, sigmas: Float64[Tensor, "levels"]) -> list[Stage]:
-    """Evaluations at some levels whose directions are q, up to `unit_of`."""
+    """Evaluations at some levels, whose directions are q divided by `unit_of`."""
     of_x, of_denoised = prediction.coefficients(sigmas)
     ratios = (of_denoised / of_x).tolist()
     return [Stage(s, 1.0, r if math.isfinite(r) else None) for s, r in zip(sigmas.unbind(), ratios, strict=True)]
@@ -162,5 +167,5 @@ def stages_at(prediction: Prediction, sigmas: Float64[Tensor, "levels"]) -> list
 @cache
 def _legendre(count: int) -> tuple[Float64[Tensor, " count"], Float64[Tensor, " count"]]:
     """Gauss–Legendre points and masses on [0, 1]."""
-    points, masses = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(count))
-    return (points + 1) / 2, masses / 2
+    points, quadrature_weights = (torch.from_numpy(values) for values in np.polynomial.legendre.leggauss(count))
+    return (points + 1) / 2, quadrature_weights / 2

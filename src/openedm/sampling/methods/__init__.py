@@ -1,1 +1,1 @@
-"""Solvers, one page a family, each as in its paper."""
+"""Solvers, one module a family, each as in its paper."""

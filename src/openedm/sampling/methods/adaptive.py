@@ -1,25 +1,24 @@
 """Adaptive solvers of the probability-flow ODE dx/dσ = (x − D(x; σ))/σ, with steps chosen for each sample.
 
-What an error at σ does to the sample is not its size: along the flow of data of width σ_d an error in x is carried to
-σ = 0 shrunk by c(σ) = σ_d/√(σ² + σ_d²), the ratio of the widths. So errors are those of w = c(σ) x, which become errors
-of the sample about as they are, and the tolerance is the same at all noise levels. Runge–Kutta pairs step w itself, in
-a variable τ of which σ is a function:
+Along the flow of data of width σ_d an error in x at σ shrinks by c(σ) = σ_d/√(σ² + σ_d²), the ratio of the widths,
+until σ = 0. So the tolerance is for errors of w = c(σ) x, whose size remains about the same, and it is the same at all
+noise levels. Runge–Kutta pairs step w itself, in a variable τ of which σ is a function:
 
     dw/dτ = c (c² x − D(x; σ))/σ · dσ/dτ        (= −c² F dσ/dτ, with F the network's output, Karras et al. 2022, eq. 7)
 
-It vanishes where the data are one Gaussian of mean 0 and width σ_d. The default τ = atan(σ/σ_d)^½ keeps large σ, where
-w depends on 1/σ, in a short interval, and spreads small σ as √σ, between even steps in σ and in ln σ. In ln σ, error
-estimates of long first steps are too small at loose tolerances, and whole modes are missed.
+It vanishes where the data are one Gaussian of mean 0 and width σ_d. The default τ = atan(σ/σ_d)^½ maps large σ, where w
+depends on 1/σ, to a short interval, and is √σ for small σ, between σ and ln σ. In ln σ, error estimates of long first
+steps are too small at loose tolerances, and whole modes are missed.
 
 The exponential pair steps in u = ln σ, that is −λ, with D or ε = (x − D)/σ interpolated (L = 1 or −1):
 
     dx/du = x − D,    d(x/σ)/du = −x/σ + ε.
 
-A step's error is held below a share of the tolerance, 0.1 for the pairs 5(4), 0.25 for the exponential pair, such that
-the median error of the samples is below a tenth of the tolerance. Where modes divide, the flow separates neighbours and
-enlarges the errors of single samples, by a factor e^∫(J − c²) d ln σ, J a derivative of D, that has no bound. Measured
-at tolerance 1e-3 on twelve exact denoisers of 1 to 256 dimensions (`benchmarks/solvers`): median errors 1e-6 to 9e-5
-with 34 to 62 evaluations, the worst of all 4,300 samples 2.7e-3.
+The error of a step is at most a fraction of the tolerance, 0.1 for the pairs 5(4), 0.25 for the exponential pair, so
+that the median error of the samples is below a tenth of the tolerance. Where modes separate, the flow enlarges the
+errors of single samples by a factor e^∫(J − c²) d ln σ, J a derivative of D, that has no bound. Measured at tolerance
+1e-3 on twelve exact denoisers of 1 to 256 dimensions (`benchmarks/solvers`): median errors 1e-6 to 9e-5 with 34 to 62
+evaluations, the worst of all 4,300 samples 2.7e-3.
 """
 
 from abc import abstractmethod
@@ -44,16 +43,16 @@ __all__ = ["AdaptiveSolver", "DormandPrince", "Exponential23", "Tsit5", "adaptiv
 
 @dataclass(frozen=True)
 class Formulation:
-    """The ODE as an integrator sees it: y' = L y + N in the time τ of a schedule, with y = x · `factor`(σ).
+    """The ODE in the form of the integrator: y' = L y + N in the time τ of a schedule, with y = x · `factor`(σ).
 
     Attributes:
         pair: the embedded pair.
         variable: the schedule σ(τ).
-        factor: of x in y.
-        slope: N of (x, D, σ, dσ/dτ), all but D and x one value a row made to broadcast.
+        factor: the factor of x in y, a function of σ.
+        slope: N as a function of (x, D, σ, dσ/dτ); the last two have one value a row and broadcast against x.
         linear: L.
-        scale: what the tolerance of y is multiplied by, a function of τ; None for 1.
-        share: of the tolerance, allowed to a step.
+        scale: the factor of the tolerance of y, a function of τ; None for 1.
+        share: the fraction of the tolerance that is the tolerance of a step.
     """
 
     pair: Pair
@@ -62,19 +61,21 @@ class Formulation:
     slope: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
     linear: float = 0.0
     scale: Scale | None = None
-    share: float = 0.1
+    tolerance_fraction: float = 0.1
 
 
 @dataclass(frozen=True)
 class AdaptiveSolver(Solver):
-    """A solver that chooses its steps for each sample, to a tolerance. Of the levels only the first and last count.
+    """A solver that chooses its steps for each sample, to a tolerance. It uses the first and the last level only.
 
     Args:
         tolerance: the error of a finished sample, as a root mean square over its coordinates, in data units, > 0: most
-            samples err by a tenth of it or less, samples close to the border between two modes by more. For networks
-            in float32 not below about 1e-5 of the data's width.
-        max_nfe: of each sample, ≥ 2; one that needs more is denoised at the level it has reached. None means no limit.
-        first_step: the size of the first step in the solver's variable, > 0; None means chosen by one more evaluation.
+            samples have an error of a tenth of it or less, samples close to the border between two modes a larger one.
+            For networks in float32 it should be at least 1e-5 of the data's width.
+        max_nfe: the limit of evaluations of each sample, ≥ 2; a sample that needs more is denoised at the level that it
+            has reached. None means no limit.
+        first_step: the size of the first step in the solver's variable, > 0; None means that one more evaluation
+            determines it.
 
     Raises:
         TypeError: max_nfe is not an integer.
@@ -94,15 +95,15 @@ class AdaptiveSolver(Solver):
 
     @abstractmethod
     def formulation(self, sigma_data: float) -> Formulation:
-        """The equation that is integrated, for data of that width."""
+        """The equation that is integrated, for data of width `sigma_data`."""
 
     @property
     def order(self) -> int:
-        """Of the pair's result; the error is proportional to the tolerance."""
+        """The order of the pair's result; the error is proportional to the tolerance."""
         return self.formulation(1.0).pair.order
 
     def evaluations(self, num_steps: int) -> None:
-        """Unknown beforehand."""
+        """None: the number depends on the sample."""
         return
 
     def run(
@@ -116,7 +117,7 @@ class AdaptiveSolver(Solver):
         """The states at the first and the last level, and the sample.
 
         Raises:
-            FloatingPointError: a sample's step size shrank to nothing.
+            FloatingPointError: the step size of a sample fell below rounding.
         """
         first, last = grid.sigmas[0], grid.sigmas[-1]
         if len(grid.sigmas) > 1:
@@ -134,17 +135,17 @@ class AdaptiveSolver(Solver):
     def run_upward(
         self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], grid: Grid, condition: Condition
     ) -> Iterator[State]:
-        """The states at the lowest and the highest level; the denoised one of the latter is not evaluated, but x.
+        """The states at the lowest and the highest level; D is not evaluated at the latter, whose `denoised` is x.
 
         Raises:
-            FloatingPointError: a sample's step size shrank to nothing.
-            ValueError: a sample used up its evaluations before the highest level.
+            FloatingPointError: the step size of a sample fell below rounding.
+            ValueError: a sample reached the limit of evaluations before the highest level.
         """
         first, last = grid.sigmas[0], grid.sigmas[-1]
         solution, denoised = _flow(denoiser, x, first, last, self, condition)
         solution.check()
         if not bool(solution.finished.all()):
-            raise ValueError(f"max_nfe must suffice for an inversion, got {self.max_nfe}")
+            raise ValueError(f"max_nfe must be large enough for an inversion, got {self.max_nfe}")
         yield State(0, first, first, 1.0, x, denoised)
         yield State(1, last, last, 1.0, solution.x, solution.x)
 
@@ -158,8 +159,8 @@ def _scaled_flow(pair: Pair, variable: Schedule | None, sigma_data: float) -> Fo
     """dw/dτ, w = c(σ) x."""
 
     def slope(x: Tensor, denoised: Tensor, sigma: Tensor, speed: Tensor) -> Tensor:
-        shrink = width_ratio(sigma, sigma_data)
-        return (x * shrink.square() - denoised) * (shrink * speed / sigma)
+        ratio = width_ratio(sigma, sigma_data)
+        return (x * ratio.square() - denoised) * (ratio * speed / sigma)
 
     return Formulation(
         pair=pair,
@@ -175,8 +176,8 @@ class DormandPrince(AdaptiveSolver):
 
     Args:
         tolerance: see `AdaptiveSolver`.
-        max_nfe: see there.
-        first_step: see there.
+        max_nfe: see `AdaptiveSolver`.
+        first_step: see `AdaptiveSolver`.
         variable: the schedule in whose time τ it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
     """
 
@@ -193,8 +194,8 @@ class Tsit5(AdaptiveSolver):
 
     Args:
         tolerance: see `AdaptiveSolver`.
-        max_nfe: see there.
-        first_step: see there.
+        max_nfe: see `AdaptiveSolver`.
+        first_step: see `AdaptiveSolver`.
         variable: the schedule in whose time τ it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
     """
 
@@ -211,12 +212,12 @@ class Exponential23(AdaptiveSolver):
 
     Args:
         tolerance: see `AdaptiveSolver`.
-        max_nfe: see there.
-        first_step: see there.
-        prediction: what is interpolated, ε or D.
+        max_nfe: see `AdaptiveSolver`.
+        first_step: see `AdaptiveSolver`.
+        prediction: the quantity that is interpolated, ε or D.
 
     Raises:
-        TypeError: another prediction.
+        TypeError: `prediction` is another one.
     """
 
     prediction: Prediction = EpsilonPrediction()
@@ -228,19 +229,19 @@ class Exponential23(AdaptiveSolver):
 
     def formulation(self, sigma_data: float) -> Formulation:
         """dx/du = x − D, or d(x/σ)/du = −x/σ + ε."""
-        of_noise = isinstance(self.prediction, EpsilonPrediction)
+        uses_epsilon = isinstance(self.prediction, EpsilonPrediction)
 
         def slope(x: Tensor, denoised: Tensor, sigma: Tensor, speed: Tensor) -> Tensor:
-            return (x - denoised) / sigma if of_noise else -denoised
+            return (x - denoised) / sigma if uses_epsilon else -denoised
 
         def factor(sigma: Tensor) -> Tensor:
-            return sigma.reciprocal() if of_noise else torch.ones_like(sigma)
+            return sigma.reciprocal() if uses_epsilon else torch.ones_like(sigma)
 
         def scale(time: Tensor) -> Tensor:
             sigma = time.exp()
             return factor(sigma) / width_ratio(sigma, sigma_data)
 
-        return Formulation(EXPONENTIAL, LogSigma(), factor, slope, -1.0 if of_noise else 1.0, scale, 0.25)
+        return Formulation(EXPONENTIAL, LogSigma(), factor, slope, -1.0 if uses_epsilon else 1.0, scale, 0.25)
 
 
 def adaptive_flow(
@@ -258,14 +259,15 @@ def adaptive_flow(
     Args:
         denoiser: any denoiser; its σ_data is the width σ_d.
         x: states at σ_start, in data units, floating point.
-        sigma_start: > 0.
-        sigma_end: > 0.
-        solver: how to integrate.
-        condition: one row a sample; a single row for all where the denoiser has a `condition_shape`.
-        at: levels between the two, in that order, whose states are returned too, by dense output.
+        sigma_start: the noise level at the start, > 0.
+        sigma_end: the noise level at the end, > 0.
+        solver: the solver.
+        condition: one row a sample; a single row for all if the denoiser has a `condition_shape`.
+        at: levels between the two, in that order, whose states are also returned, by dense output.
 
     Raises:
-        ValueError: a level is not > 0, the two are the same, levels are not in order, or condition has not x's rows.
+        ValueError: a level is not > 0, the two are equal, levels are not in order, or the rows of condition do not fit
+            x.
     """
     return _flow(denoiser, x, sigma_start, sigma_end, solver, condition, at)[0]
 
@@ -281,7 +283,7 @@ def adaptive_sample(
     condition: Condition = None,
     at: Float[Tensor, "levels"] | None = None,
 ) -> Solution:
-    """The samples to which the ODE takes x: `adaptive_flow` down to σ_end, and D there, one evaluation more.
+    """The samples to which the ODE takes x: `adaptive_flow` to σ_end, and D at that level, one evaluation more.
 
     Arguments as for `adaptive_flow`. Samples that did not reach σ_end are denoised at the level they reached.
     """
@@ -299,7 +301,7 @@ def _flow(
     condition: Condition,
     at: Float[Tensor, "levels"] | None = None,
 ) -> tuple[Solution, Float[Tensor, "batch *event"]]:
-    """See `adaptive_flow`; and D at the start."""
+    """The result of `adaptive_flow`, and D at the start."""
     denoiser.check_condition(condition, len(x))
     check_no_per_sample_settings(denoiser)
     checks.positive("sigma_start", sigma_start)
@@ -315,7 +317,7 @@ def _flow(
     first: list[Tensor] = []
 
     def sigma_at(time: Tensor) -> Tensor:
-        """σ(τ), at both ends without rounding, which might lead out of the denoiser's range."""
+        """σ(τ), exact at both ends, because rounding might leave the denoiser's range."""
         sigma = form.variable.sigma(time)
         return torch.where(time == start, sigma_start, torch.where(time == end, sigma_end, sigma))
 
@@ -334,7 +336,7 @@ def _flow(
         start,
         end,
         method=form.pair,
-        tolerance=solver.tolerance * form.share,
+        tolerance=solver.tolerance * form.tolerance_fraction,
         scale=form.scale,
         linear=form.linear,
         first_step=solver.first_step,

@@ -1,8 +1,8 @@
-"""Exponential multistep methods: one evaluation a step, the directions of past steps remembered.
+"""Exponential multistep methods: one evaluation a step, and the directions of past steps.
 
-A step from σ_i interpolates q (see `engine.quadrature`) at the levels σ_i, σ_{i−1}, …, as many as `predictor` says, and
-integrates; with a corrector, once D is known at the new level, the step is taken again with that value among the
-nodes (the evaluation is not repeated: PEC). Named methods are settings of the one engine:
+A step from σ_i interpolates q (see `engine.quadrature`) at the `predictor` levels σ_i, σ_{i−1}, …, and integrates; with
+a corrector, once D is known at the new level, the step is taken again with that value among the nodes (the evaluation
+is not repeated: PEC). Named methods are settings of the same engine:
 
 | solver | q | u | predictor, corrector | rule | source |
 |---|---|---|---|---|---|
@@ -14,13 +14,13 @@ nodes (the evaluation is not repeated: PEC). Named methods are settings of the o
 | DPMSolverPP2M | D | ln σ | 2, 0 | midpoint | Lu et al. 2022b |
 | DPMSolverPP3M | D | ln σ | 3, 0 | dpm-solver++ | Lu et al. 2022b |
 | UniPC | D | ln σ | 2, 3 | midpoint | Zhao et al. 2023, B(h) = e^h − 1 |
-| AdamsBashforth | F | σ^{1/7} | 3, 0 | exact | in the network's own output |
+| AdamsBashforth | F | σ^{1/7} | 3, 0 | exact | in the network's output |
 
-Each class gives its published update too, with λ = −ln σ, h = λ_{i+1} − λ_i = ln(σ_i/σ_{i+1}), r = (λ_i − λ_{i−1})/h
+Each class also gives its published update, with λ = −ln σ, h = λ_{i+1} − λ_i = ln(σ_i/σ_{i+1}), r = (λ_i − λ_{i−1})/h
 and ε_i = (x_i − D_i)/σ_i. Papers write x in their own scale; here it is s = 1, their α = 1.
 
 Start: the first steps interpolate as many levels as there are (a step of order 1, then 2, …); at σ_max, where the path
-is nearly straight, this costs next to nothing. End: the last step, to 0, returns D at the lowest level.
+is nearly straight, this adds almost no error. End: the last step, to 0, returns D at the lowest level.
 """
 
 from dataclasses import dataclass
@@ -48,7 +48,7 @@ __all__ = [
     "UniPC",
 ]
 
-MAX_LEVELS = 6
+MAX_NODES = 6
 
 
 @dataclass(frozen=True)
@@ -57,12 +57,13 @@ class Multistep(PlannedSolver):
 
     Args:
         prediction: q, the quantity that is interpolated.
-        variable: the schedule in whose time u it is.
-        predictor: how many levels the predictor interpolates, 1 to 6.
-        corrector: how many levels the corrector interpolates, the new one included, 2 to 6; 0 for no corrector.
-        rule: how integrals of the interpolant are taken (`engine.quadrature`); anything but "exact" is a published
-            method's own shortcut.
-        eta: η ≥ 0; 0 follows the ODE, 1 the reverse SDE, and so on (`engine.quadrature`).
+        variable: the schedule in whose time u it is interpolated.
+        predictor: the number of levels that the predictor interpolates, 1 to 6.
+        corrector: the number of levels that the corrector interpolates, including the new one, 2 to 6; 0 for no
+            corrector.
+        rule: the rule for integrals of the interpolant (`engine.quadrature`); rules other than "exact" are the
+            approximations of published methods.
+        eta: η ≥ 0; 0 is the ODE, 1 the reverse SDE (`engine.quadrature`).
 
     Raises:
         ValueError: a value is out of its range, or a corrector is given for an SDE.
@@ -77,18 +78,19 @@ class Multistep(PlannedSolver):
 
     def __post_init__(self) -> None:
         checks.integer("predictor", self.predictor)
-        checks.between("predictor", self.predictor, 1, MAX_LEVELS)
+        checks.between("predictor", self.predictor, 1, MAX_NODES)
         checks.integer("corrector", self.corrector)
-        checks.one_of("corrector", self.corrector, (0, *range(2, MAX_LEVELS + 1)))
+        checks.one_of("corrector", self.corrector, (0, *range(2, MAX_NODES + 1)))
         checks.one_of("rule", self.rule, tuple(RULES))
         checks.at_least("eta", self.eta, 0)
         checks.finite("eta", self.eta)
         if self.eta > 0 and self.corrector > 0:
-            raise ValueError(f"corrector must be 0 where eta > 0 (noise is not corrected), got {self.corrector}")
+            raise ValueError(f"corrector must be 0 if eta > 0 (noise is not corrected), got {self.corrector}")
 
     @property
     def order(self) -> int:
-        """Of the ODE: min(corrector, predictor + 1), or predictor without corrector, each at most 2 by a shortcut.
+        """The order for the ODE: min(corrector, predictor + 1), or predictor without corrector; at most 2 for some
+        rules.
 
         The start by lower orders adds an error ∝ N^{−2}, or N^{−3} with a corrector, small where σ_max ≫ σ_data.
         """
@@ -111,14 +113,14 @@ class Multistep(PlannedSolver):
         return self.eta > 0
 
     def evaluations(self, num_steps: int) -> int:
-        """One a level."""
+        """One evaluation a level."""
         return num_steps
 
     def plan(self, grid: Grid) -> Plan:
         """Every weight of the run.
 
         Raises:
-            ValueError: two neighbouring levels are equal (after rounding to what the denoiser supports).
+            ValueError: two neighbouring levels are equal (after rounding to those that the denoiser supports).
         """
         sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
         *stages, last = stages_at(self.prediction, sigmas)
@@ -142,9 +144,9 @@ class Multistep(PlannedSolver):
     def _combinations(
         self, sigmas: Float64[Tensor, "levels"], count: int, newest: int
     ) -> list[tuple[Combination, float]]:
-        """Every step i → i+1 from `count` levels, σ_{i+newest} first, or as many as there are; and its noise.
+        """Every step i → i+1 from up to `count` levels, σ_{i+newest} first, and its noise.
 
-        One quadrature serves all steps that have equally many past levels.
+        All steps with the same number of past levels are computed together.
         """
         known = (torch.arange(len(sigmas) - 1) + 1 + newest).clamp(max=count)
         found: list[tuple[Combination, float]] = []
@@ -172,7 +174,7 @@ class DDIM(Multistep):
 
 @dataclass(frozen=True)
 class LMS(Multistep):
-    """Linear multistep in σ (Crowson 2022): Adams–Bashforth on ε with the levels' own spacing; order 4.
+    """Linear multistep in σ (Crowson 2022): Adams–Bashforth on ε for the spacing of the levels; order 4.
 
     x_{i+1} = x_i + Σ_j ε_{i−j} ∫_{σ_i}^{σ_{i+1}} ℓ_j(σ) dσ, ℓ_j the Lagrange polynomials of σ_i … σ_{i−3}.
     """
@@ -217,8 +219,8 @@ class DPMSolver2M(Multistep):
 class DPMSolverPP2M(Multistep):
     """DPM-Solver++(2M) (Lu et al. 2022b, Algorithm 2): D in ln σ; order 2. With η = 1 it is its SDE variant.
 
-    x_{i+1} = σ_{i+1}/σ_i x_i − (e^{−h} − 1) ((1 + 1/(2r)) D_i − 1/(2r) D_{i−1});
-    SDE: σ_{i+1}/σ_i e^{−ηh} x_i − (e^{−(1+η)h} − 1) (the same) + σ_{i+1} √(1 − e^{−2ηh}) n.
+    x_{i+1} = σ_{i+1}/σ_i x_i − (e^{−h} − 1) ((1 + 1/(2r)) D_i − 1/(2r) D_{i−1}); SDE: σ_{i+1}/σ_i e^{−ηh} x_i −
+    (e^{−(1+η)h} − 1) (as above) + σ_{i+1} √(1 − e^{−2ηh}) n.
     """
 
     prediction: Prediction = DataPrediction()
@@ -248,7 +250,7 @@ class UniPC(Multistep):
 
     x_{i+1} = σ_{i+1}/σ_i x_i − (e^{−h} − 1) (D_i + Σ_k ρ_k (D(r_k) − D_i)/r_k), with D at λ_i + r_k h: past levels in
     UniP, and D_{i+1} at r_k = 1 in UniC. Σ_k ρ_k r_k^{n−1} = n! ψ_n/(e^{−h} − 1), n = 1, 2, …, with ψ_0 = e^{−h} − 1
-    and ψ_n = −ψ_{n−1}/h − 1/n!; but ρ_1 = ½ where there is one r_k.
+    and ψ_n = −ψ_{n−1}/h − 1/n!; but ρ_1 = ½ if there is only one r_k.
 
     The default is p = 2; `predictor=3, corrector=4` is UniPC-3.
     """
@@ -261,7 +263,7 @@ class UniPC(Multistep):
 
 @dataclass(frozen=True)
 class AdamsBashforth(Multistep):
-    """Adams–Bashforth on the network's own output F in σ^{1/7}; order 3.
+    """Adams–Bashforth on the network's output F in σ^{1/7}; order 3.
 
     x_{i+1} = Φ_{i+1} (x_i/Φ_i − σ_d Σ_j F_{i−j} ∫_{σ_i}^{σ_{i+1}} ℓ_j(σ^{1/7}) dσ/Φ²), Φ = √(σ² + σ_d²), ℓ_j the
     Lagrange polynomials of σ_i^{1/7} … σ_{i−2}^{1/7}.

@@ -1,4 +1,4 @@
-"""Restart sampling: the ODE, and noise all at once instead of in every step (Xu et al. 2023, Algorithm 1).
+"""Restart sampling: the ODE, with noise at one level instead of in every step (Xu et al. 2023, Algorithm 1).
 
 x ~ N(0, σ_max² I); x = the solver's run from σ_max to σ_low
 K times: x = x + √(σ_high² − σ_low²) n; x = the solver's run from σ_high to σ_low
@@ -18,17 +18,17 @@ __all__ = ["Restart"]
 
 @dataclass(frozen=True)
 class Restart(PlannedSolver):
-    """Restart sampling (Xu et al. 2023): a solver of the ODE, and noise all at once instead of in every step.
+    """Restart sampling (Xu et al. 2023): a solver of the ODE, with noise at one level instead of in every step.
 
-    Where the levels first fall to `low` or below, noise of variance high² − low² is added and the solver goes down from
-    `high` again, on levels of its own, `repeats` times.
+    At the first level ≤ `low`, noise of variance high² − low² is added and the solver runs from `high` again, on
+    separate levels, `repeats` times.
 
     Args:
         solver: any deterministic solver on fixed levels.
-        low: σ_low > 0, where noise is added. The level of the grid next below it is taken.
-        high: σ_high > low, how far up it leads.
-        repeats: K ≥ 1.
-        num_steps: steps from σ_high to σ_low, ≥ 1, at Karras's levels.
+        low: σ_low > 0, the level at which noise is added; the first level of the grid at or below it is used.
+        high: σ_high > low, the level after noise is added.
+        repeats: K ≥ 1, the number of restarts.
+        num_steps: number of steps from σ_high to σ_low, ≥ 1, at Karras's levels.
 
     Raises:
         ValueError: a value is out of its range, or the solver is stochastic.
@@ -55,16 +55,16 @@ class Restart(PlannedSolver):
 
     @property
     def order(self) -> int:
-        """The solver's."""
+        """The order of the solver."""
         return self.solver.order
 
     @property
     def uses_schedule(self) -> bool:
-        """As the solver."""
+        """Whether the solver uses the schedule."""
         return self.solver.uses_schedule
 
     def evaluations(self, num_steps: int) -> int:
-        """The solver's, and those of the repeated segments."""
+        """The evaluations of the solver and of the repeated segments."""
         per_step = (self.solver.evaluations(3) or 0) - (self.solver.evaluations(2) or 0)
         return (self.solver.evaluations(num_steps) or 0) + self.repeats * self.num_steps * per_step
 
@@ -78,24 +78,26 @@ class Restart(PlannedSolver):
         below = grid.sigmas[len(above) :]
         if not above or not below or grid.sigmas[0] < self.high:
             raise ValueError(
-                f"low={self.low:g} and high={self.high:g} must lie inside the levels, which go from "
+                f"low={self.low:g} and high={self.high:g} must be inside the levels, which go from "
                 f"{grid.sigmas[0]:g} to {grid.sigmas[-1]:g}"
             )
         low = below[0]
-        again = tuple(grid.rounded(sigma) for sigma in Karras(self.num_steps + 1, low, self.high).sigmas().tolist())
-        # D is not evaluated at the end of a segment but the last: noise is added to what has arrived there.
-        *start, arrived = self._segment(grid, (*above, low))
-        *repeated, _ = self._from(arrived, self._segment(grid, again))
-        end = self._from(arrived, self._segment(grid, (*again, *below[1:])))
+        restart_levels = tuple(
+            grid.rounded(sigma) for sigma in Karras(self.num_steps + 1, low, self.high).sigmas().tolist()
+        )
+        # D is not evaluated at the end of a segment, except the last: noise is added to the state.
+        *start, last = self._segment(grid, (*above, low))
+        *repeated, _ = self._with_noise(last, self._segment(grid, restart_levels))
+        end = self._with_noise(last, self._segment(grid, (*restart_levels, *below[1:])))
         return Plan((*start, *repeated * (self.repeats - 1), *end))
 
     def _segment(self, grid: Grid, sigmas: tuple[float, ...]) -> tuple[Step, ...]:
         return self.solver.planned(replace(grid, sigmas=sigmas)).steps
 
-    def _from(self, arrived: Step, segment: tuple[Step, ...]) -> tuple[Step, ...]:
-        """The segment from σ_high, begun by noise at σ_low, where `arrived` is: one step with a very high churn."""
+    def _with_noise(self, last: Step, segment: tuple[Step, ...]) -> tuple[Step, ...]:
+        """The segment from σ_high, with noise added at the step `last` at σ_low: one step with a very high churn."""
         first, *further = segment
-        std = math.sqrt(first.sigma**2 - arrived.sigma**2) * first.scale
-        noise = Noise(std, rescale=first.scale / arrived.scale)
-        first = replace(first, time=arrived.time, sigma=arrived.sigma, scale=arrived.scale, before=noise)
+        std = math.sqrt(first.sigma**2 - last.sigma**2) * first.scale
+        noise = Noise(std, rescale=first.scale / last.scale)
+        first = replace(first, time=last.time, sigma=last.sigma, scale=last.scale, before=noise)
         return (first, *further)

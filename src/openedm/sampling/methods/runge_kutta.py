@@ -12,9 +12,9 @@ c_i = Σ_j a_ij and dx/dt = (σ̇/σ + ṡ/s) x − (σ̇ s/σ) D(x/s; σ)  (eq.
         d = dx/dt(x̂, t̂)                                                   D at (x̂/s; σ̂)
         x = x̂ + h d                                                        Euler's step
         if t_{i+1} ≠ 0:
-            d' = dx/dt(x̂ + α h d, t̂ + α h)                                D once more; α = 1 is Heun
+            d' = dx/dt(x̂ + α h d, t̂ + α h)                                second evaluation; α = 1 is Heun
             x = x̂ + h ((1 − 1/(2α)) d + 1/(2α) d')
-    return x                                                               or D of the last level: `Sampler.final`
+    return x                                                               or D at the last level: `Sampler.final`
 
 | solver | order | a | b |
 |---|---|---|---|
@@ -41,7 +41,7 @@ class Tableau(NamedTuple):
     """An explicit Runge–Kutta method.
 
     Attributes:
-        a: row i holds a_i0 … a_i,i−1; the first row is empty.
+        a: row i contains a_i0 … a_i,i−1; the first row is empty.
         b: the weights of the slopes; they sum to 1.
     """
 
@@ -55,7 +55,7 @@ class Tableau(NamedTuple):
 
 
 class RungeKutta(PlannedSolver):
-    """A one-step solver in the time t of the schedule on x(t) = s(t) (y + σ(t) n), given by its tableau."""
+    """A one-step solver in the time t of the schedule on x(t) = s(t) (y + σ(t) n), defined by its tableau."""
 
     one_step = True
     uses_schedule = True
@@ -64,24 +64,26 @@ class RungeKutta(PlannedSolver):
     @property
     @abstractmethod
     def tableau(self) -> Tableau:
-        """Its coefficients."""
+        """The coefficients."""
 
     def evaluations(self, num_steps: int) -> int:
-        """One a stage, and one for the last step."""
+        """One evaluation a stage, and one for the last step."""
         return (num_steps - 1) * len(self.tableau.b) + 1
 
     def plan(self, grid: Grid) -> Plan:
         """Steps between the times of the levels.
 
         Raises:
-            ValueError: a stage falls where the schedule has no finite σ > 0, for example below t = 0, or where it
-                stands still because σ is clipped; or an Euler step to 0 would be infinitely long.
+            ValueError: at a stage the schedule does not have a finite σ > 0, for example below t = 0, or σ is constant
+                because it is clipped; or an Euler step to 0 would be infinitely long.
         """
         times = grid.schedule.time(torch.tensor(grid.sigmas, dtype=torch.float64)).tolist()
         end = grid.schedule.time_of_zero
         if math.isinf(end):
             if grid.final == "euler":
-                raise ValueError(f"final must be 'denoise' for {grid.schedule}, which reaches σ = 0 at no finite time")
+                raise ValueError(
+                    f"final must be 'denoise' for {grid.schedule}, which does not reach σ = 0 in finite time"
+                )
             end = times[-1]
         times.append(end)
         return Plan(tuple(self._step(grid, i, times[i], times[i + 1]) for i in range(len(grid.sigmas))))
@@ -98,7 +100,7 @@ class RungeKutta(PlannedSolver):
         h = time_next - time_hat
         slopes = [_slope(grid, i, time_hat + c * h, sigma_hat if c == 0 else None) for c in tableau.c]
         stages = tuple(
-            Stage(torch.tensor(s.sigma, dtype=torch.float64), s.scale, s.of_denoised, _moved(h, row, slopes))
+            Stage(torch.tensor(s.sigma, dtype=torch.float64), s.scale, s.of_denoised, _combine(h, row, slopes))
             for s, row in zip(slopes, tableau.a, strict=True)
         )
         added = math.sqrt(max(sigma_hat**2 - sigma**2, 0.0)) * slopes[0].scale * grid.churn.s_noise
@@ -108,13 +110,13 @@ class RungeKutta(PlannedSolver):
             sigma=sigma,
             scale=scale,
             stages=stages,
-            advance=None if is_final and grid.final == "denoise" else _moved(h, tableau.b, slopes),
+            advance=None if is_final and grid.final == "denoise" else _combine(h, tableau.b, slopes),
             before=Noise(added, slopes[0].scale / scale, between) if added > 0 else None,
         )
 
 
 class _Slope(NamedTuple):
-    """dx/dt = `weight` · (x + `of_denoised` · D), or `weight` · D where `of_denoised` is None."""
+    """dx/dt = `weight` · (x + `of_denoised` · D), or `weight` · D if `of_denoised` is None."""
 
     sigma: float
     scale: float
@@ -123,7 +125,7 @@ class _Slope(NamedTuple):
 
 
 def _slope(grid: Grid, index: int, time: float, sigma: float | None) -> _Slope:
-    """The ODE's coefficients at `time`; `sigma` is given where it is known exactly."""
+    """The ODE's coefficients at `time`; `sigma` is given if it is known exactly."""
     level = float(grid.schedule.sigma(time)) if sigma is None else sigma
     speed = float(grid.schedule.sigma_derivative(time))
     if not (
@@ -135,14 +137,14 @@ def _slope(grid: Grid, index: int, time: float, sigma: float | None) -> _Slope:
             "or levels that the schedule reaches"
         )
     scale = grid.scale(level)
-    stretch = float(grid.scaling.derivative(level)) * speed / scale
-    of_x, of_denoised = speed / level + stretch, -speed * scale / level
+    scale_rate = float(grid.scaling.derivative(level)) * speed / scale
+    of_x, of_denoised = speed / level + scale_rate, -speed * scale / level
     if of_x == 0:
         return _Slope(level, scale, of_denoised, None)
     return _Slope(level, scale, of_x, of_denoised / of_x)
 
 
-def _moved(h: float, weights: tuple[float, ...], slopes: list[_Slope]) -> Combination:
+def _combine(h: float, weights: tuple[float, ...], slopes: list[_Slope]) -> Combination:
     """x + h Σ_j weights_j k_j, the directions newest first."""
     return Combination(1.0, tuple(h * w * s.weight for w, s in reversed(list(zip(weights, slopes, strict=False)))))
 
@@ -164,8 +166,8 @@ class Alpha(RungeKutta):
     """The family of two-stage methods of order 2 (Karras et al. 2022, Algorithm 3).
 
     Args:
-        alpha: where the second slope is taken, as a fraction of the step; > 0. 1 is Heun, ½ midpoint, ⅔ Ralston. Values
-            above 1 look beyond the step's end; a step that would end below t = 0 is refused when sampling starts.
+        alpha: the node of the second slope, as a fraction of the step; > 0. 1 is Heun, ½ midpoint, ⅔ Ralston. Values
+            above 1 are beyond the end of the step; a stage below t = 0 is an error when sampling starts.
 
     Raises:
         ValueError: alpha is not > 0.

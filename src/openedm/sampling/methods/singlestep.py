@@ -1,7 +1,7 @@
 """Exponential Runge–Kutta methods: the stages of a step interpolate q (see `engine.quadrature`) at earlier stages.
 
 A tableau here is a list of nodes c_i in the step, in units of u = ln σ, and for every stage after the first, and for
-the end of the step, which of the earlier stages its interpolant passes through:
+the end of the step, the earlier stages that its interpolant passes through:
 
 | solver | c | stages | end | rule |
 |---|---|---|---|---|
@@ -41,9 +41,9 @@ class ExponentialTableau(NamedTuple):
     """An explicit exponential Runge–Kutta method.
 
     Attributes:
-        nodes: c_1, c_2, …: where the further stages lie in the step, 0 < c < 1.
-        stencils: for each of these, and last for the end of the step, the stages through which q is interpolated.
-        rule: how the integrals are taken.
+        nodes: c_1, c_2, …: the nodes of the further stages, relative to the step, 0 < c < 1.
+        stencils: for each of these, and finally for the end of the step, the stages through which q is interpolated.
+        rule: the rule for the integrals.
     """
 
     nodes: tuple[float, ...]
@@ -52,7 +52,7 @@ class ExponentialTableau(NamedTuple):
 
 
 class ExponentialRungeKutta(PlannedSolver):
-    """A one-step exponential solver in u = ln σ, given by its tableau and its predicted quantity."""
+    """A one-step exponential solver in u = ln σ, defined by its tableau and its predicted quantity."""
 
     prediction: Prediction
     one_step = True
@@ -60,17 +60,17 @@ class ExponentialRungeKutta(PlannedSolver):
     @property
     @abstractmethod
     def tableau(self) -> ExponentialTableau:
-        """Its coefficients."""
+        """The coefficients."""
 
     def evaluations(self, num_steps: int) -> int:
-        """One a stage, and one for the last step."""
+        """One evaluation a stage, and one for the last step."""
         return (num_steps - 1) * len(self.tableau.stencils) + 1
 
     def plan(self, grid: Grid) -> Plan:
-        """The stages lie at σ (σ'/σ)^c.
+        """Steps between the levels, with stages at σ (σ'/σ)^c.
 
         Raises:
-            ValueError: two neighbouring levels are equal (after rounding to what the denoiser supports).
+            ValueError: two neighbouring levels are equal (after rounding to those that the denoiser supports).
         """
         sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
         start, end = sigmas[:-1], sigmas[1:]
@@ -79,22 +79,22 @@ class ExponentialRungeKutta(PlannedSolver):
         steps, count = [], len(self.tableau.stencils)
         for i, (*points, advance) in enumerate(self._points(levels)):
             sigma, (first, *further) = grid.sigmas[i], stages[count * i : count * (i + 1)]
-            moved = (replace(stage, point=point) for stage, point in zip(further, points, strict=True))
-            steps.append(Step(sigma, sigma, 1.0, (first, *moved), advance))
+            later_stages = (replace(stage, point=point) for stage, point in zip(further, points, strict=True))
+            steps.append(Step(sigma, sigma, 1.0, (first, *later_stages), advance))
         return Plan((*steps, Step(grid.sigmas[-1], grid.sigmas[-1], 1.0, (last,), None)))
 
     def _points(self, levels: Float64[Tensor, "steps points"]) -> list[list[Combination]]:
-        """For every step: x at the second stage, at the third, …, and at the end, of the directions known by then."""
+        """For every step: x at the second stage, the third, …, and the end, as combinations of earlier directions."""
         units = unit_of(self.prediction, levels)
         points: list[list[Combination]] = [[] for _ in levels]
         for known, stencil in enumerate(self.tableau.stencils, start=1):
             nodes = list(stencil)
             ends = levels[:, 0], levels[:, known]
-            found = step_weights(self.prediction, LogSigma(), *ends, levels[:, nodes], rule=self.tableau.rule)
+            step = step_weights(self.prediction, LogSigma(), *ends, levels[:, nodes], rule=self.tableau.rule)
             of_stages = torch.zeros(len(levels), known, dtype=torch.float64)
-            of_stages[:, nodes] = found.of_past * units[:, nodes]
+            of_stages[:, nodes] = step.of_past * units[:, nodes]
             newest_first = of_stages.flip(1).tolist()
-            for row, keep, weights in zip(points, found.keep.tolist(), newest_first, strict=True):
+            for row, keep, weights in zip(points, step.keep.tolist(), newest_first, strict=True):
                 row.append(Combination(keep, tuple(weights)))
         return points
 
@@ -107,7 +107,7 @@ class DPMSolver2S(ExponentialRungeKutta):
     x_{i+1} = x_i − σ_{i+1} (e^h − 1) ε(x_i; σ_i) − σ_{i+1} (e^h − 1)/(2r) (ε(u; s) − ε(x_i; σ_i)).
 
     Args:
-        r: where the second stage lies, 0 < r < 1; ½ is the exponential midpoint method.
+        r: the node of the second stage, 0 < r < 1; ½ is the exponential midpoint method.
         prediction: the quantity that is interpolated.
 
     Raises:
@@ -129,7 +129,7 @@ class DPMSolver2S(ExponentialRungeKutta):
 
 @dataclass(frozen=True)
 class DPMSolverPP2S(DPMSolver2S):
-    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1): the same on D.
+    """DPM-Solver++(2S) (Lu et al. 2022b, Algorithm 1): `DPMSolver2S` on D.
 
     u = s/σ_i x_i − (e^{−rh} − 1) D(x_i; σ_i),
     x_{i+1} = σ_{i+1}/σ_i x_i − (e^{−h} − 1) ((1 − 1/(2r)) D(x_i; σ_i) + 1/(2r) D(u; s)).
@@ -148,8 +148,8 @@ class DPMSolver3S(ExponentialRungeKutta):
     x_{i+1} = x_i − σ_{i+1} (e^h − 1) ε_i − σ_{i+1}/r_2 ((e^h − 1)/h − 1) d_2.
 
     Args:
-        r1: where the second stage lies.
-        r2: where the third stage lies, 0 < r1 < r2 < 1. The order is 3 for r2 = ⅔.
+        r1: the node of the second stage.
+        r2: the node of the third stage, 0 < r1 < r2 < 1. The order is 3 for r2 = ⅔.
         prediction: the quantity that is interpolated.
 
     Raises:
@@ -171,13 +171,13 @@ class DPMSolver3S(ExponentialRungeKutta):
 
     @property
     def order(self) -> int:
-        """3 where r2 = ⅔, else 2."""
+        """3 if r2 = ⅔, otherwise 2."""
         return 3 if abs(self.r2 - 2 / 3) < 1e-12 else 2
 
 
 @dataclass(frozen=True)
 class DPMSolverPP3S(DPMSolver3S):
-    """DPM-Solver++ with three stages a step: the same on D.
+    """DPM-Solver++ with three stages a step: `DPMSolver3S` on D.
 
     With d_1 = D(u_1; s_1) − D_i, d_2 = D(u_2; s_2) − D_i:
     u_1 = s_1/σ_i x_i − (e^{−r_1 h} − 1) D_i,

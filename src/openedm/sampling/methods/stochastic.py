@@ -1,4 +1,4 @@
-"""Stochastic samplers beside EDM's churn: all have p(x; σ) as their marginals, in the limit of many steps.
+"""Stochastic samplers other than EDM's churn: their marginals are p(x; σ) in the limit of many steps.
 
 The family (Karras et al. 2022, eq. 6), with β(t) = η(σ) σ̇/σ and η any function ≥ 0 of σ:
 
@@ -10,7 +10,7 @@ The family (Karras et al. 2022, eq. 6), with β(t) = η(σ) σ̇/σ and η any f
 | `Multistep(eta=η)`, such as `DPMSolverPP2M(eta=1)` | exact linear part and noise, any order in q |
 | Ancestral(η) | D + σ_down ε + σ_up n, σ_up = min(σ', η √(σ'²(σ²−σ'²)/σ²)), σ_down² = σ'² − σ_up² |
 | PredictorCorrector | a solver's step, then M times x + δ s + √(2δ) n with the score s, δ = 2 (r σ)² |
-| `Restart` | where σ first falls to σ_low, K times: noise up to σ_high, then the solver down to σ_low again |
+| `Restart` | at the first level ≤ σ_low, K times: noise up to σ_high, then the solver from σ_high to σ_low |
 
 Sources: Song et al. 2021a (DDIM's η; ancestral at η = 1), Song et al. 2021b (predictor–corrector, Algorithms 2 and 4),
 Xu et al. 2023 (Restart), Lu et al. 2022b (SDE-DPM-Solver++).
@@ -31,7 +31,7 @@ __all__ = ["Ancestral", "BandEta", "ConstantEta", "Eta", "EulerMaruyama", "Predi
 
 
 class Eta(Choice, ABC):
-    """How strongly noise is replaced, η(σ) ≥ 0: β(t) = η(σ(t)) σ̇(t)/σ(t) of the sampling SDE."""
+    """The rate at which noise is replaced, η(σ) ≥ 0: β(t) = η(σ(t)) σ̇(t)/σ(t) of the sampling SDE."""
 
     @abstractmethod
     def value(self, sigma: float) -> float:
@@ -67,7 +67,7 @@ class BandEta(Eta):
     Args:
         eta: η ≥ 0.
         low: the lowest level with noise, ≥ 0.
-        high: the highest.
+        high: the highest level with noise.
 
     Raises:
         ValueError: a value is out of its range.
@@ -84,19 +84,19 @@ class BandEta(Eta):
         checks.ordered("low", self.low, "high", self.high)
 
     def value(self, sigma: float) -> float:
-        """η where low ≤ σ ≤ high."""
+        """η if low ≤ σ ≤ high, otherwise 0."""
         return self.eta if self.low <= sigma <= self.high else 0.0
 
 
-class _OneEvaluation(PlannedSolver):
-    """One evaluation a step; x' = x + w ε + noise."""
+class _OneEvaluationSolver(PlannedSolver):
+    """A solver with one evaluation a step: x' = x + w ε + noise."""
 
     order = 1
     one_step = True
     stochastic = True
 
     def evaluations(self, num_steps: int) -> int:
-        """One a level."""
+        """One evaluation a level."""
         return num_steps
 
     @abstractmethod
@@ -106,9 +106,9 @@ class _OneEvaluation(PlannedSolver):
     def plan(self, grid: Grid) -> Plan:
         """Steps between neighbouring levels; the last returns D."""
         steps = []
-        for sigma, following in pairwise(grid.sigmas):
-            weight, std = self.weights(sigma, following)
-            noise = Noise(std, between=(sigma, following)) if std > 0 else None
+        for sigma, sigma_next in pairwise(grid.sigmas):
+            weight, std = self.weights(sigma, sigma_next)
+            noise = Noise(std, between=(sigma, sigma_next)) if std > 0 else None
             advance = Combination(1.0, (weight / sigma,))
             steps.append(Step(sigma, sigma, 1.0, (_residual(sigma),), advance, after=noise))
         last = grid.sigmas[-1]
@@ -121,11 +121,11 @@ def _residual(sigma: float) -> Stage:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(_OneEvaluation):
+class EulerMaruyama(_OneEvaluationSolver):
     """The Euler–Maruyama method on the sampling SDE with any η(σ); strong order 1 (the noise is additive).
 
     Args:
-        eta: η(σ), taken at the start of each step.
+        eta: η(σ), evaluated at the start of each step.
     """
 
     eta: Eta = ConstantEta()
@@ -137,7 +137,7 @@ class EulerMaruyama(_OneEvaluation):
 
 
 @dataclass(frozen=True)
-class Ancestral(_OneEvaluation):
+class Ancestral(_OneEvaluationSolver):
     """Ancestral sampling (DDPM at η = 1; DDIM's interpolation for 0 < η < 1): each step ends exactly at noise level σ'.
 
     Args:
@@ -165,9 +165,9 @@ class PredictorCorrector(PlannedSolver):
     With δ = 2 (r σ)² and the score s = (D − x)/σ², x + δ s + √(2δ) n = x − 2r² (x − D) + 2rσ n.
 
     The paper's step size 2 (r ‖n‖/‖s‖)² has norms averaged over the batch. Here ‖n‖/‖s‖ is σ, its value for data near a
-    manifold of few dimensions, such as images: then a sample does not depend on its neighbours, and the step is as
-    stable in two dimensions, where single norms vary and would bias the samples, as in thousands. Langevin steps
-    widen p(x; σ): variances come out up to 1/(1 − r²) times too large, and without bound at r = 1.
+    manifold of few dimensions, such as images: then a sample does not depend on the batch, and the step is as stable in
+    two dimensions, where norms vary between samples and would bias them, as in thousands. Langevin steps widen p(x; σ):
+    variances are up to 1/(1 − r²) times too large, and diverge at r = 1.
 
     Args:
         predictor: any one-step solver on fixed levels.
@@ -192,21 +192,21 @@ class PredictorCorrector(PlannedSolver):
 
     @property
     def order(self) -> int:
-        """The predictor's."""
+        """The order of the predictor."""
         return self.predictor.order
 
     @property
     def uses_path_noise(self) -> bool:
-        """The predictor may; Langevin steps stay at their level."""
+        """Whether the predictor uses it; Langevin steps do not change the level."""
         return self.predictor.uses_path_noise
 
     @property
     def adds_levels(self) -> bool:
-        """As the predictor."""
+        """Whether the predictor adds levels."""
         return self.predictor.adds_levels
 
     def evaluations(self, num_steps: int) -> int:
-        """The predictor's, and M at every level but the first."""
+        """The evaluations of the predictor, and M at every level except the first."""
         return (self.predictor.evaluations(num_steps) or 0) + self.corrections * (num_steps - 1)
 
     def plan(self, grid: Grid) -> Plan:
