@@ -443,7 +443,7 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
         ),
         (
             lambda: log_prob(FunctionDenoiser(lambda x, s, c: x, sigma_max=1e-3), noise(1, 2)),
-            "noise levels from 0.002 to 80 lie outside the denoiser's range [0, 0.001]",
+            "noise levels from 0.002 to 80 are outside the denoiser's range [0, 0.001]",
         ),
         (lambda: bits_per_dim(pixels(0.3), quantised(0.3, 2), seeds=[1]), "seeds must be one an image (2), got 1"),
         (

@@ -40,7 +40,7 @@ def test_a_damaged_picture_is_named_and_dropped_on_request(openedm, folder, tmp_
     [
         (["--size", "8", "--crop", "wide"], "height must be given with crop='wide'"),
         ([], "size must be given with crop='centre'"),
-        (["--size", "8", "--labels", "json"], "labels='json' needs a dataset.json"),
+        (["--size", "8", "--labels", "json"], "labels='json' requires a dataset.json"),
     ],
 )
 def test_arguments_that_do_not_fit_are_refused_before_anything_is_written(

@@ -31,9 +31,9 @@ def test_an_average_becomes_a_checkpoint_that_the_other_commands_open(openedm, r
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--sigma_rel=0.28"], "sigma_rel=0.28 cannot be rebuilt at 4096 images: reachable is between"),
+        (["--sigma_rel=0.28"], "sigma_rel=0.28 cannot be rebuilt at 4096 images: possible widths: between"),
         (["--sigma_rel=0.3"], "sigma_rel"),
-        (["--images=100"], "images must be those of a snapshot, got 100: there are 8 snapshots"),
+        (["--images=100"], "images must be that of a snapshot, got 100; found 8 snapshots"),
     ],
 )
 def test_what_cannot_be_rebuilt_is_an_error_and_writes_nothing(openedm, run, tmp_path, arguments, message):

@@ -63,7 +63,7 @@ def dataset_log_prob(
         dequantisation: of images; None for other data.
         batch_size: samples at a time; changes memory and speed, not the numbers.
         seed: of the dequantisation and the probes.
-        progress: called after each batch with how many are done, and how many there are.
+        progress: called after each batch with the number of finished batches and of all batches.
     """
     parts, batches = [], torch.split(indices, batch_size)
     for done, part in enumerate(batches, start=1):

@@ -231,7 +231,7 @@ class Likelihood(Choice):
         low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
         if low >= high:
             raise ValueError(
-                f"noise levels from {self.sigma_min:g} to {self.sigma_max:g} lie outside the denoiser's range "
+                f"noise levels from {self.sigma_min:g} to {self.sigma_max:g} are outside the denoiser's range "
                 f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
             )
         return low, high
