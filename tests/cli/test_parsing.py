@@ -363,6 +363,8 @@ def test_a_choice_inside_a_chosen_class_has_a_help_too():
 def test_the_help_of_a_class_that_does_not_exist_names_those_that_do():
     with pytest.raises(ArgumentError, match=r"must be followed by one of .*Heun.*, got 'Huen'"):
         read(sample, "--sampler.solver.help", "Huen")
+    with pytest.raises(ArgumentError, match=r"--sampler.solver.variable.help: there is no choice sampler.solver.var"):
+        read(sample, "run", "out", "--sampler.solver.variable.help")  # Heun's method has no variable.
 
 
 @pytest.mark.parametrize(("program", "command"), list(commands()))

@@ -86,9 +86,13 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     parser = parser_for(program, command)
     plain, others = merge(command, arguments)
     for names, text, _ in _typed(others):
-        if names[-1] == "help" and _is_choice(kind := _kind_at(options_of(command), plain, names[:-1])):
-            print(_help(kind, ".".join(names[:-1]), text))
-            parser.exit()
+        if names[-1] != "help" or len(names) == 1:
+            continue
+        option = ".".join(names[:-1])
+        if not _is_choice(kind := _kind_at(options_of(command), plain, names[:-1])):
+            raise ArgumentError(None, f"--{option}.help: there is no choice {option} with the classes chosen here")
+        print(_help(kind, option, text))
+        parser.exit()
     read = parser.parse_args([f"--config={yaml.safe_dump(plain)}", *others])
     values: dict[str, Any] = parser.instantiate(read).as_dict()
     values.pop("config", None)
