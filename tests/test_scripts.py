@@ -1,6 +1,8 @@
-"""Benchmarks and examples are scripts that few tests run: each must at least be importable as the library is now."""
+"""Benchmarks, examples and documents, few of which a test runs, use names that the library has."""
 
 import importlib
+import pkgutil
+import re
 from pathlib import Path
 
 import pytest
@@ -30,3 +32,24 @@ def test_a_script_can_be_imported(name: str, monkeypatch: pytest.MonkeyPatch) ->
 
 def test_the_scripts_are_found() -> None:
     assert {"benchmarks.speed", "benchmarks.solvers.ours", "examples.influenza"} <= set(SCRIPTS)
+
+
+DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_the_names_in_a_document_exist(document: Path) -> None:
+    text = document.read_text(encoding="utf-8")
+    for name in re.findall(r"\bopenedm(?:\.[A-Za-z_]\w*)+", text):
+        assert find(name) is not None, name
+    for room, names in re.findall(r"^from (openedm[\w.]*) import (.+)$", text, re.MULTILINE):
+        for name in names.split(", "):
+            assert find(f"{room}.{name}") is not None, f"{room}.{name}"
+
+
+def find(name: str) -> object:
+    """What a dotted name stands for; None where there is no such thing."""
+    try:
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError):
+        return None
