@@ -1,4 +1,4 @@
-"""How samples of a posterior are drawn: noise that is a function of (seed, observation, i) alone, and the flow from it.
+"""The noise of a posterior's samples: a function of (seed, observation, i) alone.
 
 Each observation has a seed of its own, a hash of the given seed and of the observation's values, so that different
 observations get independent noise: with the noise shared, the ranks of simulation-based calibration would all carry the
@@ -12,12 +12,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.seeding import hash_seed
-from openedm.sampling import SamplerChoice
 
-__all__ = ["BLOCK", "SampleNoise", "flow", "numbered_seeds", "observation_seeds", "section_seeds"]
+__all__ = ["BLOCK", "SampleNoise", "numbered_seeds", "observation_seeds", "section_seeds"]
 
 BLOCK = 64
 
@@ -85,16 +83,3 @@ class SampleNoise:
             for block, generator in zip(row.split(BLOCK), generators, strict=True):
                 block.copy_(torch.randn(BLOCK, *event_shape, generator=generator)[: len(block)])
         return noise.flatten(0, 1)
-
-
-def flow(
-    denoiser: Denoiser, sampler: SamplerChoice, noise: Float[Tensor, "rows dim"], condition: Condition
-) -> Float[Tensor, "rows dim"]:
-    """One sample for each row of unit noise, by the flow from the denoiser's own mean at σ_max and noise there.
-
-    From zero and noise, as samplers start, the mean of samples would be short by |mean|/σ_max standard deviations.
-    """
-    chosen = sampler.choose(denoiser)
-    top = float(chosen.levels.within(denoiser.sigma_min, denoiser.sigma_max).sigmas().max())
-    centre = denoiser(torch.zeros_like(noise), top, condition)
-    return chosen.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=noise.shape[1:])

@@ -20,7 +20,7 @@ from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
-from openedm.inference.draws import SampleNoise, flow, observation_seeds
+from openedm.inference.draws import SampleNoise, observation_seeds
 from openedm.inference.maps import Columns, Coordinates, DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
@@ -258,9 +258,17 @@ class DenoiserPosterior(Posterior):
     def _flow(
         self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
     ) -> Float64[Tensor, "observations n dim"]:
-        noise = SampleNoise(seeds, n).draw(self.parts.denoiser.event_shape or (self.dim,)).to(y)
+        """u by the flow from the denoiser's own mean at σ_max and noise there.
+
+        From zero and noise, as samplers start, the mean of samples would be short by |mean|/σ_max standard deviations.
+        """
+        denoiser, sampler = self.parts.denoiser, self.sampler.choose(self.parts.denoiser)
+        noise = SampleNoise(seeds, n).draw(denoiser.event_shape or (self.dim,)).to(y)
         condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
-        r = flow(self.parts.denoiser, self.sampler, noise, condition)
+        top = float(sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max).sigmas().max())
+        centre = denoiser(torch.zeros_like(noise), top, condition)
+        shape = noise.shape[1:]
+        r = sampler.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=shape)
         u: Tensor = r.reshape(len(y), n, -1)[..., : self.dim].double()
         if self.parts.base is not None:
             mean, factor, _ = self._base(self.parts.base, y)
