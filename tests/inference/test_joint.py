@@ -13,6 +13,7 @@ from openedm.inference.joint import Conditional, Joint, fit_joint
 from openedm.inference.maps import Columns, Coordinates
 from openedm.inference.masks import JointModel, Latent, MaskedData, Masks, Pinned
 from openedm.inference.priors import Box
+from openedm.inference.trained import SCORE_LEVEL
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer
 from openedm.sampling import Auto, Heun
@@ -91,6 +92,20 @@ def test_every_conditional_of_the_exact_joint_denoiser_is_the_closed_form(wanted
     )
     points = exact.sample((20,))
     torch.testing.assert_close(conditional.log_prob(points, values), exact.log_prob(points), atol=2e-3, rtol=0)
+
+
+def test_the_mode_of_a_conditional_is_found_by_the_gradient_of_its_density():
+    conditional = _exact(density=Likelihood(sigma_min=1e-3)).conditional([3, 0], [1, 2])
+    values = torch.tensor([1.0, -0.5])
+    theta = torch.tensor([[0.5, 1.5]], requires_grad=True)
+    exact = _given([3, 0], [1, 2], values)
+    conditional.log_prob(theta, values).sum().backward()
+    # The score is that at a low level of noise, in the coordinates of the denoiser.
+    blurred = exact.covariance_matrix + (SCORE_LEVEL * torch.tensor([SCALES[3], SCALES[0]])).square().diag_embed()
+    slope = torch.linalg.solve(blurred, exact.mean - theta.detach()[0].double())
+    torch.testing.assert_close(theta.grad[0].double(), slope, atol=1e-3, rtol=1e-3)
+    error = (conditional.map(values).double() - exact.mean) / exact.variance.sqrt()
+    assert error.abs().max() < 0.02
 
 
 def test_what_is_neither_wanted_nor_known_is_integrated_out():

@@ -46,7 +46,7 @@ OBJECTIVE = EDM(noise=LogNormal(-0.6, 1.6))
 class KnownVariables(DataMap):
     """The values of known variables, x_shape, as the condition of `Latent`: one unbounded coordinate each."""
 
-    coordinates: Coordinates = field(kw_only=True)
+    bijection: Bijection = field(kw_only=True)
     names: tuple[str, ...] = field(kw_only=True)
 
     @property
@@ -61,7 +61,7 @@ class KnownVariables(DataMap):
             ValueError: a value lies outside its support.
         """
         values = x.flatten(1)
-        z = self.coordinates.forward(values).float()
+        z = self.columns.forward(self.bijection.forward(values.double())).float()
         if bool(z.isnan().any()):
             row, column = (int(i) for i in z.isnan().nonzero()[0])
             raise ValueError(
@@ -182,10 +182,9 @@ class Joint:
     ) -> Conditional:
         others = [i for i in range(len(self.names)) if i not in wanted and i not in known]
         known_names = tuple(self.names[i] for i in known)
-        coordinates = self.coordinates.part(known)
-        data = KnownVariables(
-            x_shape or (len(known),), (), coordinates.columns, coordinates=coordinates, names=known_names
-        )
+        of_known = self.coordinates.part(known)
+        x_shape = (len(known),) if x_shape is None else x_shape
+        data = KnownVariables(x_shape, (), of_known.columns, bijection=of_known.bijection, names=known_names)
         denoiser = Latent(self.denoiser, [*wanted, *others], known).to(device_of(self.denoiser)).eval()
         return Conditional(
             Parts(denoiser, self.coordinates.part(wanted), data),
@@ -298,8 +297,9 @@ def fit_joint(
     constant = [labels[i] for i in constant_columns(variables)]
     if constant:
         raise ValueError(f"every variable must vary, but {', '.join(constant)} did not: leave them out")
-    warp = [prior is None] * dim + [True] * data
-    coordinates = Coordinates.fitted(variables, _bijection(dim, data, prior), warp)
+    known = Bijection.unbounded(dim) if prior is None else prior.bijection
+    support = Bijection((*known.low, *(-math.inf,) * data), (*known.high, *(math.inf,) * data))
+    coordinates = Coordinates.fitted(variables, support, [prior is None] * dim + [True] * data)
     options = _default_options(len(parameters)) if options is None else options
     options = options if seed is None else replace(options, seed=seed)
     vectors = coordinates.forward(variables).float()
@@ -364,13 +364,6 @@ def _default_options(simulations: int) -> Options:
         snapshot_every=0,
         checkpoint_every=images // 10,
     )
-
-
-def _bijection(dim: int, data: int, prior: Prior | None) -> Bijection:
-    """The prior's bijection for the parameters, and the identity for the data."""
-    low, high = ((), ()) if prior is None else (prior.bijection.low, prior.bijection.high)
-    unbounded = data if prior is not None else dim + data
-    return Bijection((*low, *(-math.inf,) * unbounded), (*high, *(math.inf,) * unbounded))
 
 
 def _names(dim: int, data: int, prior: Prior | None, names: Sequence[str] | None) -> tuple[str, ...]:

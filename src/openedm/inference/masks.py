@@ -9,7 +9,7 @@ E[latent | noisy latent, known], for every m that training sees   (Gloeckler et 
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, astuple, dataclass
 from typing import Any
 
 import torch
@@ -51,14 +51,10 @@ class Masks(Choice):
     random: float = 0.3
 
     def __post_init__(self) -> None:
-        for name in ("posterior", "likelihood", "joint", "random"):
-            checks.finite(name, getattr(self, name))
-            checks.at_least(name, getattr(self, name), 0)
-        checks.positive("the sum of posterior, likelihood, joint and random", sum(self._shares))
-
-    @property
-    def _shares(self) -> tuple[float, ...]:
-        return self.posterior, self.likelihood, self.joint, self.random
+        for name, share in asdict(self).items():
+            checks.finite(name, share)
+            checks.at_least(name, share, 0)
+        checks.positive("the sum of posterior, likelihood, joint and random", sum(astuple(self)))
 
     def draw(
         self, rows: int, dim: int, data: int, generator: torch.Generator | None = None
@@ -69,9 +65,8 @@ class Masks(Choice):
             rows, dim, data: counts, ≥ 1.
             generator: on the CPU; None means the global one, which training seeds for every batch.
         """
-        kinds = torch.multinomial(
-            torch.tensor(self._shares, dtype=torch.float64), rows, replacement=True, generator=generator
-        )
+        shares = torch.tensor(astuple(self), dtype=torch.float64)
+        kinds = torch.multinomial(shares, rows, replacement=True, generator=generator)
         chances = torch.rand(rows, 1, generator=generator)
         random = (torch.rand(rows, dim + data, generator=generator) < chances).float()
         random[random.all(1)] = 0.0
