@@ -261,8 +261,7 @@ class Store:
             self._write("failures", {"index": index, "seed": seeds, "theta": theta, "error": errors})
 
     def _describe(self, manifest: Manifest) -> None:
-        with replacing(self.path / "manifest.json") as temporary:
-            write_json(temporary, {"format": FORMAT, **asdict(manifest)})
+        write_json(self.path / "manifest.json", {"format": FORMAT, **asdict(manifest)})
 
     def _write(self, kind: str, columns: Mapping[str, Any]) -> None:
         import pyarrow

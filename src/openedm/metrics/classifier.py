@@ -9,10 +9,10 @@ import math
 import os
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 from typing import TypeVar, cast
 
 import safetensors
-import safetensors.torch
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor, nn
@@ -21,7 +21,7 @@ from torch.nn import functional
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import replacing
+from openedm.ground.storage import write_tensors
 from openedm.optimisation import minimise
 
 __all__ = ["Classifier", "train_classifier"]
@@ -91,9 +91,7 @@ class Classifier(nn.Module):
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write weights and, as JSON in the header, the arguments, as one safetensors file: complete or not at all."""
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.state_dict().items()}
-        with replacing(path) as temporary:
-            temporary.write_bytes(safetensors.torch.save(tensors, {HEADER: json.dumps(self.config)}))
+        write_tensors(Path(path), self.state_dict(), {HEADER: json.dumps(self.config)})
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> "Classifier":

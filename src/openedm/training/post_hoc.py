@@ -19,10 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from openedm.ground.storage import replacing
+from openedm.ground.storage import write_tensors
 from openedm.optimisation import full_tensor
 from openedm.training.averaging import MovingAverage, PowerFunction, exponent
 from openedm.training.checkpoints import find_checkpoint, load_weights, read_model, read_weights
@@ -85,9 +84,7 @@ class PowerAverages:
         if not write:
             return
         header = {"step": step, "sigma_rel": self.choice.sigma_rel}
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(path) as temporary:
-            save_file(tensors, temporary, {FORMAT: json.dumps(header)})  # one entry: the order of several is random
+        write_tensors(path, tensors, {FORMAT: json.dumps(header)})  # one entry: the order of several is random
 
 
 @dataclass(frozen=True)
