@@ -103,6 +103,7 @@ def test_a_stochastic_sampler_can_follow_a_path(openedm, toy_run, tmp_path):
         (["--nfe=9", "--sampler.solver=Euler"], "nfe and sampler options are mutually exclusive"),
         (["--nfe=32", "--sampler.solver=Euler"], "nfe and sampler options are mutually exclusive"),
         (["--nfe=9", "--sampler.solver=Heun"], "got --nfe 9 and --sampler.solver Heun"),  # the default itself
+        (["--nfe=9", '--sampler={"solver": "Heun"}'], "nfe and sampler options are mutually exclusive, got --nfe 9"),
         (["--tolerance=1e-3", "--sampler.levels.rho=7"], "got --tolerance 1e-3 and --sampler.levels.rho 7"),
         (["--tolerance=1e-3", "--nfe=9"], "tolerance and nfe are mutually exclusive"),
         (["--tolerance=1e-3", "--nfe=32"], "tolerance and nfe are mutually exclusive"),

@@ -77,3 +77,9 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
     torch.testing.assert_close(both(x, 0.3, y), (narrow(x, 0.3, y) + wide(x, 0.3, y)) / 2)
     with pytest.raises(ValueError, match="number of members"):
         Average([])
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_a_solver_is_not_a_sampler() -> None:
+    with pytest.raises(TypeError, match=r"sampler must be a Sampler or Auto, got Heun\(\)"):
+        posterior_of(ConditionalGaussian(0.5)).with_sampler(Heun())  # type: ignore[arg-type]

@@ -278,7 +278,8 @@ def _check_exclusive(options: Mapping[str, Option], typed: Sequence[tuple[Names,
     given = {names[0]: text for names, text, _ in typed if len(names) == 1}
     for names, text, _ in typed:
         for name, option in options.items():
-            if len(names) > 1 and names[0] in option.unless and _loaded(given.get(name, "null")) is not None:
+            described = names[0] in option.unless and _is_choice(options[names[0]].kind)
+            if described and _loaded(given.get(name, "null")) is not None:
                 shown = f"--{name} {given[name]} and --{'.'.join(names)} {text}"
                 raise ValueError(f"{name} and {names[0]} options are mutually exclusive, got {shown}")
 

@@ -170,7 +170,13 @@ class DenoiserPosterior(Posterior):
         return self._with(parts=replace(self.parts, refinement=refinement))
 
     def with_sampler(self, sampler: SamplerChoice) -> "DenoiserPosterior":
-        """The same posterior, drawn with another sampler of the library."""
+        """The same posterior, drawn with another sampler of the library.
+
+        Raises:
+            TypeError: it is not a sampler, such as a solver alone.
+        """
+        if not isinstance(sampler, SamplerChoice):
+            raise TypeError(f"sampler must be a Sampler or Auto, got {sampler!r}")
         return self._with(sampler=sampler)
 
     def _with(self, **changes: Any) -> "DenoiserPosterior":
