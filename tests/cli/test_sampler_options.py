@@ -113,7 +113,7 @@ def test_a_stochastic_sampler_can_follow_a_path(openedm, toy_run, tmp_path):
         (["--tolerance=0"], "tolerance must be finite and > 0, got 0.0"),
         (["--noise=path"], "noise='path' has no effect"),
         (["--noise=path", "--sampler.solver=Restart"], "noise='path' has no effect"),
-        (["--levels=fitted", "--sampler.solver=Ancestral"], "solver must be deterministic, on fixed levels"),
+        (["--levels=fitted", "--sampler.solver=Ancestral"], "solver must be deterministic and on fixed levels"),
     ],
 )
 def test_options_that_cannot_take_effect_are_refused(openedm, toy_run, tmp_path, options, message):
