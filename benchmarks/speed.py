@@ -21,6 +21,7 @@ from torch import Tensor
 
 from openedm.data import InMemory
 from openedm.denoiser import FunctionDenoiser
+from openedm.ground.devices import keep_freed_memory
 from openedm.levels import Karras
 from openedm.networks import DDPMpp
 from openedm.sampling import Euler, Heun, Sampler
@@ -102,6 +103,7 @@ def main() -> None:
     parser.add_argument("--threads", type=int, help="torch's threads; all cores by default")
     parser.add_argument("--seconds", type=float, default=5.0, help="measuring time of each case")
     arguments = parser.parse_args()
+    keep_freed_memory()  # As the command line does.
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     rows = sampling(arguments.seconds) + training(arguments.seconds)
