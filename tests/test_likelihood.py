@@ -330,7 +330,7 @@ def test_a_sample_that_runs_out_of_evaluations_has_no_density() -> None:
     found = log_prob(PLANE, x, solver=DormandPrince(1e-4, max_nfe=30))
     assert bool(found.log_prob.isnan().all())
     assert not bool(found.finished.any())
-    with pytest.raises(ValueError, match="max_nfe must suffice to go from one end to the other, got DormandPrince"):
+    with pytest.raises(ValueError, match="max_nfe must be large enough for the whole range of noise levels"):
         Likelihood(solver=DormandPrince(1e-4, max_nfe=30)).encode(PLANE, x)
 
 
@@ -439,7 +439,7 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
         ),
         (
             lambda: log_prob(pixels(100.0), noise(2, 1, 2, 2)),
-            "sigma_max must be far above the denoiser's sigma_data, 100, for the density there to be known, got 80",
+            "sigma_max must be far above the denoiser's sigma_data, 100, where the density is known, got 80",
         ),
         (
             lambda: log_prob(FunctionDenoiser(lambda x, s, c: x, sigma_max=1e-3), noise(1, 2)),

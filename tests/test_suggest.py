@@ -210,7 +210,7 @@ class TestPictures:
         assert digits.p_mean == pytest.approx(-1.2, abs=0.2)
         assert digits.reducible.p_std == pytest.approx(1.2, abs=0.2)
         assert digits.p_std == pytest.approx((math.log(digits.sigma_max) - digits.p_mean) / 3)
-        assert digits.reasons()["p_std"].endswith("σ_max is to be within 3 of it of p_mean, to be trained on at all")
+        assert digits.reasons()["p_std"].endswith("σ_max is within 3 of it of p_mean and occurs in training")
         assert digits.sigma_min == pytest.approx(0.125 / math.sqrt(12), rel=1e-6)
         assert digits.lowest.bound == "rounding"
         assert digits.sigma_max == pytest.approx(36.8, abs=0.5)
@@ -239,7 +239,7 @@ class TestPictures:
         found = suggest(Toy("eight_gaussians", num_samples=2000).load())
         assert 0.1 < math.exp(found.p_mean) < 1.0
         assert found.p_std == pytest.approx((found.p_mean - math.log(found.sigma_min)) / 3)
-        assert found.reasons()["p_std"].endswith("σ_min is to be within 3 of it of p_mean, to be trained on at all")
+        assert found.reasons()["p_std"].endswith("σ_min is within 3 of it of p_mean and occurs in training")
         assert found.lowest.bound == "ratio"
         assert found.sigma_min == pytest.approx(found.sigma_data / 250)
 
@@ -323,7 +323,7 @@ class TestErrors:
 
     @pytest.mark.parametrize("sample", [torch.zeros(3), torch.arange(3.0)])
     def test_samples_that_are_all_the_same(self, sample):
-        with pytest.raises(ValueError, match="data must vary, but all 100 samples that were used are the same"):
+        with pytest.raises(ValueError, match="data must not be constant, but all 100 samples that were used are equal"):
             suggest(InMemory(sample.expand(100, 3).clone()))
 
     def test_values_that_are_not_finite(self):

@@ -26,7 +26,7 @@ def test_text_that_is_no_list_of_numbers_is_an_error_that_names_the_argument(tex
 
 
 def test_a_range_that_runs_backward_is_an_error():
-    with pytest.raises(ValueError, match="seeds: the range '9-3' runs backward"):
+    with pytest.raises(ValueError, match="seeds must have increasing ranges, got '9-3'"):
         parse_integers("seeds", "1,9-3")
 
 

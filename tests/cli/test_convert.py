@@ -39,7 +39,11 @@ def test_a_checkpoint_goes_out_and_comes_back_the_same(openedm, pickled, tmp_pat
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [
-        ("evil.pkl", [], "evil.pkl: the file names 'posix.system', which is no part of a published network, at byte 2"),
+        (
+            "evil.pkl",
+            [],
+            "evil.pkl: the file names 'posix.system', which is not part of a published network, at",
+        ),
         ("missing.pkl", [], "source must be a file or a checkpoint"),
         ("other.pt", [], "path must end in .pkl or .safetensors"),
         ("evil.pkl", ["--weights=raw"], "weights must be 'ema' for a file"),

@@ -26,4 +26,4 @@ def test_the_demo_trains_samples_and_scores_through_the_other_commands_and_goes_
     assert f"{report['accuracy']:.1%}" in again.out
     more = openedm("demo", "--out", out, "--images", 512)
     assert more.status == 1
-    assert "holds a demo of fewer images (256)" in more.err
+    assert "has a demo with fewer images (256)" in more.err

@@ -182,7 +182,7 @@ def test_numbers_come_from_text_and_files(tmp_path):
         assert numbers_of("x", str(tmp_path / name)).tolist() == [0, 1, 2]
     np.save(tmp_path / "object.npy", np.array([{}], dtype=object), allow_pickle=True)
     for text, message in [
-        ("1,two", "x must be numbers with commas between"),
+        ("1,two", "x must be numbers separated by commas"),
         (None, "x must be given"),
         (str(tmp_path / "none.npy"), "cannot be read"),
         (str(tmp_path / "object.npy"), "cannot be read"),
@@ -197,7 +197,7 @@ def test_a_simulator_that_is_not_there_is_an_error(made, tmp_path):
     (tmp_path / "json.py").write_text("def f(theta):\n    return theta\n")
     for text, message in [
         ("noisy", "must be file.py:function"),
-        (f"{made.folder}/nothing.py:noisy", "there is no file"),
+        (f"{made.folder}/nothing.py:noisy", "does not exist"),
         (f"{made.file}:nois", "has no function 'nois'"),
         (f"{made.file}:number", "has no function 'number'"),
         (f"{tmp_path}/json.py:f", "another module is called 'json'"),
@@ -252,7 +252,7 @@ def test_simulate_interrupted_says_how_to_go_on(openedm, tmp_path, monkeypatch):
     monkeypatch.setattr("openedm.inference.simulation.simulate", interrupted)
     result = openedm("inference", "simulate", tmp_path / "store", "--num=20", "--task=two_moons")
     assert result.status == 130
-    assert result.out == f"20 of 20 simulations are done: {tmp_path / 'store'}; the same command goes on\n"
+    assert result.out == f"20 of 20 simulations are done: {tmp_path / 'store'}; the same command continues\n"
 
 
 @pytest.mark.parametrize(
@@ -260,7 +260,7 @@ def test_simulate_interrupted_says_how_to_go_on(openedm, tmp_path, monkeypatch):
     [
         ([], "simulator and prior must be given, or a task"),
         (["--simulator=a.py:f"], "simulator and prior must be given, or a task"),
-        (["--task=slcp", *BOX], "task must not be given with simulator, prior or batched"),
+        (["--task=slcp", *BOX], "task and simulator, prior or batched are mutually exclusive"),
         (["--task=nothing"], "task must be one of"),
     ],
 )
@@ -309,7 +309,7 @@ def test_fit_refuses_before_it_works(openedm, made, tmp_path):
 
     refuses(run(made.store, made.posterior), "exists already: a posterior is never overwritten")
     refuses(run(tmp_path / "none.npz", tmp_path / "out"), "cannot be read")
-    refuses(run(made.store, tmp_path / "out", "--num=500"), "that gave a result, but num=500")
+    refuses(run(made.store, tmp_path / "out", "--num=500"), "must have num=500 results")
     refuses(run(made.store, tmp_path / "out", "--task=two_moons", *BOX), "prior and task are mutually exclusive")
     refuses(run(made.store, tmp_path / "out", "--settings.imags=3"), "does not accept option 'imags'")
     np.savez(tmp_path / "part.npz", theta=np.zeros((3, 2)))
@@ -332,7 +332,7 @@ def test_fit_interrupted_keeps_its_run_and_goes_on(openedm, made, tmp_path, monk
         patch.setattr("openedm.cli.inference.fit.Bars", Interrupting)
         result = openedm(*arguments)
     assert result.status == 130
-    assert "the same command with --resume true goes on" in result.out
+    assert "the same command with --resume true continues" in result.out
     assert not (tmp_path / "posterior").exists()
     resumed = openedm(*arguments, "--resume=true")
     assert resumed.status == 0, resumed.err
@@ -391,7 +391,7 @@ def test_sample_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run("--x=1,2", out="s.csv"), "out must end in .npz")
     refuses(run("--x=1,2", "--figure=f.gif"), "figure must end in .png or .pdf or .svg")
     refuses(run("--x=1,2", "--truth=1,2"), "truth requires a figure")
-    refuses(run(f"--x={tmp_path / 'x.npy'}", f"--figure={tmp_path / 'f.png'}"), "figure shows one observation")
+    refuses(run(f"--x={tmp_path / 'x.npy'}", f"--figure={tmp_path / 'f.png'}"), "figure requires a single observation")
     refuses(openedm("inference", "sample", tmp_path, tmp_path / "s.npz", "--x=1,2"), "holds no posterior")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npy"]
 

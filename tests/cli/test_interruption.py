@@ -131,7 +131,7 @@ def test_control_c_saves_a_checkpoint_says_so_and_exits_with_130(runs):
     assert status == 130
     assert out.splitlines()[-2:] == [
         f"stopped at {images:,} images; the run is in {runs['folder'] / 'interrupted'}",
-        "go on with the same command and --resume true",
+        "continue with the same command and --resume true",
     ]
     assert "Traceback" not in err
 
@@ -149,7 +149,7 @@ def test_a_run_that_is_there_is_not_started_again_without_resume(runs, openedm):
     result = openedm("train", folder, *ARGUMENTS)
     assert result.status == 1
     assert result.err == (
-        f"openedm train: error: out={folder} holds a run already: pass --resume true to go on with it, "
+        f"openedm train: error: out={folder} already has a run: pass --resume true to continue it, "
         "or choose another folder\n"
     )
     assert {p: p.stat().st_mtime_ns for p in folder.rglob("*")} == before

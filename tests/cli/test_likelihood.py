@@ -68,7 +68,7 @@ def test_samples_that_used_up_their_evaluations_are_left_out_of_the_mean(openedm
     out = tmp_path / "numbers.json"
     result = openedm("likelihood", toy_run, *TOY, "--method.solver.max_nfe=10", f"--out={out}")
     assert result.status == 0
-    assert "(without 20 that used up their evaluations)" in result.out
+    assert "(without 20 that reached the limit of evaluations)" in result.out
     assert json.loads(out.read_text())["samples"]["log_prob"] == [None] * 20
 
 

@@ -257,7 +257,7 @@ def test_a_file_is_never_overwritten(format_, name, openedm, digits_run, tmp_pat
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--seeds=3-1"], "seeds: the range '3-1' runs backward"),
+        (["--seeds=3-1"], "seeds must have increasing ranges, got '3-1'"),
         (["--seeds=all"], "seeds must be numbers >= 0"),
         (["--classes=3-12"], "classes must be between 0 and 9, got [10, 11, 12]"),
         (["--format=npz"], "out must end in .npz"),

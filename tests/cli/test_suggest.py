@@ -45,7 +45,7 @@ def test_it_prints_the_numbers_of_the_library_with_their_reasons(rings):
     for name, (number, reason) in table(result.out).items():
         assert float(number) == pytest.approx(getattr(found, name), rel=0.006, abs=0.006 if name[0] == "p" else 0)
         assert " ".join(reason.split()) == found.reasons()[name]
-    assert result.out.startswith("data: 400 vectors of 2 in 3 classes, 400 of them looked at\n")
+    assert result.out.startswith("data: 400 vectors of 2 in 3 classes, 400 of them used\n")
 
 
 def test_it_writes_the_evidence_and_the_figure(rings):

@@ -136,7 +136,7 @@ def test_figures_of_an_earlier_run_are_not_replaced(finished, capsys):
     assert again.status == 1
     assert again.printed == ""
     error = capsys.readouterr().err
-    assert f"out={finished.folder} holds figures of an earlier run (toy-1d.png" in error
+    assert f"out={finished.folder} has figures of an earlier run (toy-1d.png" in error
     assert "--overwrite true" in error
     assert {path: path.stat().st_mtime_ns for path in finished.folder.iterdir()} == before
 

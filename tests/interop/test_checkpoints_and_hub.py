@@ -175,5 +175,5 @@ def test_a_denoiser_comes_from_a_hub_and_only_its_two_files(checkpoint: Path, mo
     monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
     assert_same(Pretrained.from_pretrained("someone/digits", revision="v1"), checkpoint)
     assert set(asked) == {("someone/digits", name, "v1") for name in ("config.json", "model.safetensors")}
-    with pytest.raises(ValueError, match=r"no further options, got \['size'\]"):
+    with pytest.raises(ValueError, match=r"options of from_pretrained must be among .*, got \['size'\]"):
         Pretrained.from_pretrained("someone/digits", size=3)

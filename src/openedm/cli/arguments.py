@@ -1,4 +1,4 @@
-"""How numbers, files and functions are written on the command line."""
+"""Parsing of numbers, files and functions on the command line."""
 
 import importlib
 import sys
@@ -15,7 +15,7 @@ def parse_integers(name: str, text: str) -> list[int]:
     """Integers from a list of numbers and ranges, both ends included: "0-3,7" is [0, 1, 2, 3, 7].
 
     Raises:
-        ValueError: the text is no such list, or a range runs backward.
+        ValueError: the text is not such a list, or a range is decreasing.
     """
     values: list[int] = []
     for part in text.split(","):
@@ -23,46 +23,48 @@ def parse_integers(name: str, text: str) -> list[int]:
         if not low.isdecimal() or (dash and not high.isdecimal()):
             raise ValueError(f"{name} must be numbers >= 0 and ranges such as 0-63,100, got {text!r}")
         if dash and int(high) < int(low):
-            raise ValueError(f"{name}: the range {part.strip()!r} runs backward")
+            raise ValueError(f"{name} must have increasing ranges, got {part.strip()!r}")
         values.extend(range(int(low), int(high if dash else low) + 1))
     return values
 
 
 def simulator_of(text: str) -> Callable[..., Any]:
-    """The user's own function `file.py:function`. The file is imported, with its folder first on the path.
+    """The user's function `file.py:function`. The file is imported, with its folder first on the path.
 
     Raises:
-        ValueError: there is no such file or function, or another module has the file's name.
+        ValueError: the file or function does not exist, or another module has the file's name.
     """
     file, colon, name = text.rpartition(":")
     path = Path(file).resolve()
     if not colon or path.suffix != ".py":
         raise ValueError(f"simulator must be file.py:function, got {text!r}")
     if not path.is_file():
-        raise ValueError(f"simulator: there is no file {file}")
+        raise ValueError(f"simulator must be file.py:function, but {file} does not exist")
     if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # as Python does for scripts; worker processes find the module so, too
+        sys.path.insert(0, str(path.parent))  # as Python does for scripts, so that worker processes find the module
     module = importlib.import_module(path.stem)
     if Path(getattr(module, "__file__", None) or "").resolve() != path:
-        raise ValueError(f"simulator: another module is called {path.stem!r}; give the file {file} another name")
+        raise ValueError(
+            f"simulator must be in a file with a unique name, but another module is called {path.stem!r}: rename {file}"
+        )
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"simulator: {file} has no function {name!r}")
+        raise ValueError(f"simulator must be file.py:function, but {file} has no function {name!r}")
     return function  # type: ignore[no-any-return]
 
 
 def numbers_of(name: str, text: str | None) -> Tensor:
-    """Numbers from a file, .npy or .npz (the array of that name), or with commas between: "1.0,-2.0".
+    """Numbers from a file, .npy or .npz (the array of that name), or separated by commas: "1.0,-2.0".
 
     Args:
-        name: of the argument, for messages.
+        name: the name of the argument, for messages.
         text: the file or the numbers.
 
     Raises:
-        ValueError: there is nothing, no such file, or no numbers.
+        ValueError: the text is None, the file does not exist, or there are no numbers.
     """
     if text is None:
-        raise ValueError(f"{name} must be given: numbers with commas between, --{name}=-1.0,2.0, or a .npy file")
+        raise ValueError(f"{name} must be given: numbers separated by commas, --{name}=-1.0,2.0, or a .npy file")
     if text.endswith((".npy", ".npz")):
         arrays = arrays_of(name, text)
         if name not in arrays:
@@ -71,11 +73,11 @@ def numbers_of(name: str, text: str | None) -> Tensor:
     try:
         return torch.tensor([float(part) for part in text.split(",")], dtype=torch.float64)
     except ValueError as error:
-        raise ValueError(f"{name} must be numbers with commas between, or a .npy or .npz file, got {text!r}") from error
+        raise ValueError(f"{name} must be numbers separated by commas, or a .npy or .npz file, got {text!r}") from error
 
 
 def arrays_of(name: str, path: str) -> dict[str, np.ndarray]:
-    """The arrays of a file; a .npy file holds one, called `name`."""
+    """The arrays of a file; that of a .npy file is called `name`."""
     try:
         with open(path, "rb") as file:
             content = np.load(file, allow_pickle=False)

@@ -11,21 +11,21 @@ from openedm.training import list_checkpoints
 
 
 def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
-    """Train a small DDPM++ on handwritten digits, draw new ones, and score them: the whole library in minutes.
+    """Train a small DDPM++ on handwritten digits, draw new ones, and score them, in minutes.
 
-    Runs the commands it prints; each can be typed by hand. Run again, it goes on where it stopped.
+    It prints the commands that it runs; each can also be run separately. After an interruption it continues.
 
     Args:
         out: folder for the run, the samples and the figures.
-        images: how many images to train on.
-        seed: of training and scoring.
+        images: number of images to train on.
+        seed: seed of training and scoring.
     """
     folder = Path(out)
     run, samples, report = folder / "run", folder / "samples", folder / "report.json"
     trajectory, grid = folder / "trajectory.png", folder / "grid.png"
     trained = [int(path.name) for path in list_checkpoints(run)]
     if report.exists() and trained and trained[-1] < images:
-        raise ValueError(f"out={out} holds a demo of fewer images ({trained[-1]}): choose another folder")
+        raise ValueError(f"out={out} has a demo with fewer images ({trained[-1]}): choose another folder")
     started = time.perf_counter()
     commands = [
         ["train", str(run), *TRAINING, f"--options.images={images}", f"--options.seed={seed}", "--resume=true"],

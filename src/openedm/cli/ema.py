@@ -9,16 +9,16 @@ from openedm.training import combine, find_checkpoint, list_snapshots, read_mode
 def ema(run: str, out: str, sigma_rel: float = 0.10, images: int | None = None) -> None:
     """Rebuild the average of any width of a run that was trained with `--options.power_average PowerFunction`.
 
-    Writes a checkpoint that can be sampled and evaluated like any other; nothing is overwritten.
+    Writes a checkpoint that can be sampled and evaluated like any other. Existing folders are never overwritten.
 
     Args:
         run: the run folder.
-        out: the checkpoint folder to make.
+        out: the checkpoint folder to create.
         sigma_rel: the width of the average relative to the length of training, above 0 and at most 0.288.
-        images: the end of the average: the images seen at a snapshot; by default at the last one.
+        images: the images seen at the snapshot at which the average ends; by default the last one.
     """
     if not Path(run).is_dir():
-        raise ValueError(f"run must be the folder of a run, got {run!r}, which is no folder")
+        raise ValueError(f"run must be the folder of a run, got {run!r}")
     new_path("out", out, what="a checkpoint")
     weights = reconstruct(run, sigma_rel, images)
     save_checkpoint(Path(out), read_model(find_checkpoint(run)), weights)

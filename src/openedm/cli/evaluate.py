@@ -26,11 +26,11 @@ def evaluate(
     """Score generated images against real ones.
 
     Prints the Fréchet distance in the features of a network, kernel distance, precision, recall, density, coverage and
-    Inception score, each beside what real images score against other real images at the same number; and, with a
-    classifier of the data, how often it finds the class that an image was made for.
+    Inception score, each beside the score of real images against other real images of the same number; and, with a
+    classifier of the data, the fraction of images whose class it finds.
 
     Grey images are compared by a small classifier trained on the real data, RGB images by EfficientNet-Lite0. Numbers
-    can be compared only where the network is the same: the report has its fingerprint.
+    can only be compared for the same network, whose fingerprint is in the report.
 
     Under `torchrun` or `accelerate launch` the processes share the images, batch by batch, and the report is
     bit-identical to that of a single process.
@@ -38,14 +38,14 @@ def evaluate(
     Args:
         samples: a checkpoint or run folder, from which images are drawn and scored without being written; or a folder
             or zip of images or an npz file of arrays, such as `openedm sample` writes.
-        data: the real data to compare with: what the model was trained on.
-        held_out: labelled data for the classifier's accuracy on real images; the test split of `data` by default, where
-            it has one.
+        data: the real data to compare with: the training data of the model.
+        held_out: labelled data for the classifier's accuracy on real images; by default the test split of `data`, if
+            there is one.
         num: the number of images drawn from a checkpoint, with seeds 0 … num − 1 and the classes in turn; 1000 by
             default.
         out: also write the report to this JSON file.
-        sampling: how images are drawn from a checkpoint, as in `openedm sample`.
-        scoring: how images are compared.
+        sampling: options of sampling from a checkpoint, as in `openedm sample`.
+        scoring: options of the comparison.
     """
     target = new_path("out", out, what="a report")
     checks.at_least("num", 2 if num is None else num, 2)

@@ -10,10 +10,10 @@ from openedm.training.checkpoints import read_progress
 
 
 def info(checkpoint: str) -> None:
-    """Describe a checkpoint: what the denoiser is, what it was trained on, and how far.
+    """Describe a checkpoint: the denoiser, its data, and the progress of training.
 
     Args:
-        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
+        checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
     """
     folder = find_checkpoint(checkpoint)
     model = read_model(folder)
@@ -41,7 +41,7 @@ def _training(folder: Path) -> dict[str, str]:
             "objective": str(from_config(Objective, training["objective"])),
         }
     except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'training.json'} does not say how training went: {error!r}") from error
+        raise ValueError(f"{folder / 'training.json'} does not describe the progress of training: {error!r}") from error
 
 
 def _classes(count: int, names: tuple[str, ...] | None) -> str:

@@ -34,22 +34,23 @@ def likelihood(
     """Compute log-likelihoods of data under a trained model, by the change of variables along its flow.
 
     Prints the mean in nats, and for images in bits per dimension, with the standard error over the samples. Images are
-    dequantised: uniform noise fills the bins of their values, so that bits per dimension bound a code length.
-    What is computed is the density of data plus noise of `method.sigma_min`. The number of a sample depends on its
-    place in the data and the seed, not on the batch.
+    dequantised with uniform noise in the bins of their values, so that bits per dimension bound a code length. The
+    result is the density of data plus noise of `method.sigma_min`. The number of a sample depends on its index in the
+    data and the seed, not on the batch.
 
     Args:
-        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
-        data: the data; conditional models are given the labels.
-        num: the number of samples, picked at random; all of them if there are no more.
+        checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
+        data: the data; conditional models are conditioned on the labels.
+        num: number of samples, chosen at random; all if there are fewer.
         method: trace (exact, or Hutchinson's estimate), solver, noise levels.
-        draws: how often each image is dequantised.
-        importance: the closer, importance-weighted bound for images; it needs an exact trace and two draws or more.
-        num_values: the number of values that a pixel of an image can have; None means 256, and 17 for the digits.
+        draws: number of dequantisations of each image.
+        importance: compute the tighter, importance-weighted bound for images; it requires an exact trace and at least
+            two draws.
+        num_values: number of values that a pixel of an image can have; None means 256, and 17 for the digits.
         out: also write the numbers of every sample to this file, .json or .npz.
         weights: ema, the averaged weights, or raw, those of the last step.
-        batch_size: samples at a time; changes memory and speed, not the numbers.
-        seed: of the choice of samples, the dequantisation and the probes.
+        batch_size: number of samples in a batch; it changes memory and speed, not the numbers.
+        seed: seed of the choice of samples, the dequantisation and the probes.
     """
     for name, value, low in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         checks.at_least(name, value, low)
@@ -86,7 +87,7 @@ def _levels(data: Source) -> int:
 
 
 def _check_fit(model: Model, dataset: Dataset) -> bool:
-    """Whether the samples are images; refuses data of another shape than the model's."""
+    """Whether the samples are images; ValueError for data of another shape than the model's."""
     if dataset.event_shape != model.event_shape:
         raise ValueError(
             f"data must have the shape of the model's samples, {model.event_shape}, got {dataset.event_shape}"
@@ -110,7 +111,7 @@ def _mean(values: Tensor) -> str:
     known = values[values.isfinite()]
     missing = len(values) - len(known)
     error = float(known.std() / math.sqrt(len(known))) if len(known) > 1 else math.nan
-    left_out = f" (without {missing} that used up their evaluations)" if missing else ""
+    left_out = f" (without {missing} that reached the limit of evaluations)" if missing else ""
     return f"{float(known.mean()):.5g} ± {error:.2g}{left_out}"
 
 

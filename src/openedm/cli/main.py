@@ -1,4 +1,4 @@
-"""`openedm COMMAND …`: finds the command, reads its arguments, runs it, and turns errors into one clear line."""
+"""`openedm COMMAND …`: find the command, parse its arguments, run it, and print errors on one line."""
 
 import difflib
 import importlib
@@ -15,8 +15,8 @@ COMMANDS = {
     "evaluate": "score samples against real data",
     "likelihood": "compute log-likelihoods of data under a trained model",
     "suggest": "suggest noise levels for your data",
-    "data": "prepare training data; has commands of its own",
-    "inference": "fit and sample posteriors of a simulator's parameters; has commands of its own",
+    "data": "prepare training data; has sub-commands",
+    "inference": "fit and sample posteriors of a simulator's parameters; has sub-commands",
     "toy": "draw figures that explain diffusion, in one and two dimensions",
     "convert": "convert published EDM networks into checkpoints, without running code from the files, and back",
     "ema": "rebuild an average of any width of a run's weights",
@@ -25,7 +25,7 @@ COMMANDS = {
 }
 
 GROUPS = {"data": data.COMMANDS, "inference": inference.COMMANDS}
-"""Commands that have commands of their own."""
+"""The commands that have sub-commands."""
 
 USAGE = """usage: {program} COMMAND [options]
 
@@ -44,7 +44,7 @@ ABOUT = {
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line; returns the exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
+    """Run the command line, and return the exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if arguments[:1] == ["--version"]:
         from openedm import __version__
@@ -103,13 +103,13 @@ def _run(program: str, arguments: list[str]) -> int:
 
 
 def configure_process(options: Iterable[object] = ()) -> None:
-    """Set what holds for the whole process; no other function of the package does.
+    """Set the options of the process; no other function of the package changes them.
 
     Args:
-        options: the values of a command's options, once they are known. Where one of them has a true `full_float32`,
-            because numbers are compared that are closer than TF32's rounding, GPUs convolve in float32.
+        options: the values of a command's options, once they are known. If one of them has a true `full_float32`, GPUs
+            convolve in float32, because the rounding of TF32 is larger than the accuracy of the result.
     """
-    # Idle OpenMP threads sleep instead of spinning: on a machine that runs anything else, several times faster. The
+    # Idle OpenMP threads sleep instead of spinning: on a machine with other load this is several times faster. The
     # OpenMP runtime reads this when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     from openedm.ground.devices import keep_freed_memory, use_full_float32

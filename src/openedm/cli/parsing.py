@@ -1,4 +1,4 @@
-"""Options from signatures: a command is a function, its options are the function's parameters (jsonargparse)."""
+"""Options from signatures: a command is a function, and its options are the function's parameters (jsonargparse)."""
 
 import dataclasses
 import difflib
@@ -28,18 +28,18 @@ PRESETS = Path(__file__).parents[1] / "presets"
 Command = Callable[..., Any]
 Names = tuple[str, ...]
 Plain = dict[str, Any]
-"""Values as YAML holds them: choices by name are {"class_path": …, "init_args": {…}}, other choices their fields."""
+"""Values in their YAML form: choices by name are {"class_path": …, "init_args": {…}}, others their fields."""
 
 if TYPE_CHECKING:
     Changes = dict[str, Any]
 else:
-    Changes = dict  # jsonargparse would make choices of the values in a dict[str, Any]
+    Changes = dict  # jsonargparse would turn the values of a dict[str, Any] into choices
 
 REQUIRED = inspect.Parameter.empty
 
 
 class Option(NamedTuple):
-    """An option of a command: its type, its default, and the options that end the default where they are given."""
+    """An option of a command: its type, its default, and the options that replace the default by null if given."""
 
     kind: Any
     default: Any = REQUIRED
@@ -47,7 +47,7 @@ class Option(NamedTuple):
 
 
 def options_of(command: Command) -> dict[str, Option]:
-    """The options of a command by name, those of its `Flat` parameters among them."""
+    """The options of a command by name, including those of its `Flat` parameters."""
     hints, flat, found = get_type_hints(command), _flat(command), {}
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in flat:
@@ -77,7 +77,8 @@ def parser_for(program: str, command: Command) -> ArgumentParser:
 
 
 def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str, Any]:
-    """The command's arguments as Python values, checked. An option that ends in `.help` prints and ends the program.
+    """The command's arguments as Python values, checked. An option that ends in `.help` prints a help text and ends the
+    program.
 
     Raises:
         ArgumentError: an argument is unknown, missing or of the wrong type.
@@ -85,11 +86,11 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     """
     parser = parser_for(program, command)
     plain, others = merge(command, arguments)
-    for names, text, _ in _typed(others):
+    for names, text, _ in _parse_options(others):
         if names[-1] != "help" or len(names) == 1:
             continue
         option = ".".join(names[:-1])
-        if not _is_choice(kind := _kind_at(options_of(command), plain, names[:-1])):
+        if not _is_choice(kind := _type_of(options_of(command), plain, names[:-1])):
             raise ArgumentError(None, f"--{option}.help: there is no choice {option} with the classes chosen here")
         print(_help(kind, option, text))
         parser.exit()
@@ -102,39 +103,39 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
 
 
 def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]:
-    """The options of a command as plain values, and the typed arguments that are left to jsonargparse.
+    """The options of a command as plain values, and the arguments of the command line that jsonargparse parses.
 
-    The layers are, from the lowest: the defaults, a preset, the files that --config names, and what is typed, wherever
-    it stands. jsonargparse alone does not do this:
+    The layers are, from the lowest: the defaults, a preset, the files of --config, and the options of the command line
+    in any position. jsonargparse alone differs from this:
 
     * It keeps the options of one class for another class that has options of the same names: with the default
-      `levels=Karras()`, `--levels VP` would keep Karras's range. Here a class that is named starts from its own
-      defaults, so classes are chosen first, from the outside in.
-    * It applies files and typed options in the order in which they are typed.
-    * Class names of older versions are replaced by those of today (`openedm.ground.legacy`).
-    * Some options are abbreviated: `--preset NAME` is a file of this package, a path is a source of data, and where no
-      argument is positional, a first argument is the value of the first option: `openedm suggest a.npy`.
-    * The default of some options ends where others are given: `nfe` is null beside a tolerance.
-    * It reads `inf` as a text.
+      `levels=Karras()`, `--levels VP` would keep Karras's range. Here every class starts from its defaults, so classes
+      are chosen first, from the outside in.
+    * It applies files and options in the order of the command line. * It does not replace class names of older versions
+    by present ones (`openedm.ground.legacy`). * It has no abbreviations: `--preset NAME` is a file of this package, a
+    path is a source of data, and if no argument
+      is positional, a first argument is the value of the first option: `openedm suggest a.npy`.
+    * It has no defaults that depend on other options: `nfe` is null if a tolerance is given. * It parses `inf` as a
+    string.
 
     Raises:
-        ArgumentError: a file cannot be read, or there is no such preset.
+        ArgumentError: a file cannot be read, or a preset is unknown.
         ValueError: options are typed of which one ends the other.
     """
     options = options_of(command)
     files, arguments = _split(options, arguments)
     plain = {name: to_plain(option.default) for name, option in options.items() if option.default is not REQUIRED}
-    for content in map(_read, files):
-        plain |= _ended(options, content)
+    for content in map(_read_yaml, files):
+        plain |= _replaced_defaults(options, content)
         for name, value in content.items():
             plain[name] = overlay(options[name].kind if name in options else None, plain.get(name), value)
-    typed = sorted(_typed(arguments), key=lambda option: len(option[0]))
-    plain |= _ended(options, {names[0] for names, _, _ in typed})
+    typed = sorted(_parse_options(arguments), key=lambda option: len(option[0]))
+    plain |= _replaced_defaults(options, {names[0] for names, _, _ in typed})
     _check_exclusive(options, typed)
     left: list[str | None] = list(arguments)
     for names, text, where in typed:
-        kind = _kind_at(options, plain, names)
-        value = _spelled_out(kind, _loaded(text))
+        kind = _type_of(options, plain, names)
+        value = _expand(kind, _parse_yaml(text))
         if kind is dict or (isinstance(value, dict) and _is_choice(kind)):
             nested = functools.reduce(lambda inner, name: {name: inner}, reversed(names[1:]), value)
             plain[names[0]] = overlay(options[names[0]].kind, plain.get(names[0]), nested)
@@ -145,11 +146,12 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
 
 
 def overlay(kind: Any, old: Any, new: Any) -> Any:
-    """The plain value `new` laid over `old`, where a value of the type `kind` belongs.
+    """The plain value `old` of the type `kind`, updated by `new`.
 
-    A mapping changes the fields that it names. Where it names another class, it starts from that class's defaults.
+    A mapping changes the fields that it names. If it names another class, the result starts from the defaults of that
+    class.
     """
-    new = _spelled_out(kind, new)
+    new = _expand(kind, new)
     if not isinstance(new, dict):
         return new
     if kind is dict:
@@ -167,7 +169,7 @@ def overlay(kind: Any, old: Any, new: Any) -> Any:
 
 
 def build(cls: type[C], name: str, plain: Plain) -> C:
-    """The choice that plain values describe, checked; errors call it `name`.
+    """The choice that plain values describe, checked; `name` is its name in errors.
 
     Raises:
         ArgumentError: a field is unknown or of the wrong type.
@@ -180,7 +182,7 @@ def build(cls: type[C], name: str, plain: Plain) -> C:
 
 
 def to_plain(value: Any) -> Any:
-    """A value as YAML holds it."""
+    """A value in its YAML form."""
     if isinstance(value, Choice):
         fields = {name: to_plain(getattr(value, name)) for name in _arguments(type(value))}
         return {"class_path": class_path(type(value)), "init_args": fields} if _is_abstract(type(value)) else fields
@@ -190,23 +192,23 @@ def to_plain(value: Any) -> Any:
 
 
 def dump(values: dict[str, Any]) -> str:
-    """The YAML that gives a command these values: a run keeps it, and `--config` reads it."""
+    """The options of a command as YAML, which is written to a run and read by `--config`."""
     text: str = yaml.safe_dump(to_plain(values), sort_keys=False, allow_unicode=True)
     return text
 
 
 def explain(command: Command, message: str) -> str:
-    """jsonargparse's message on one line, with the names to choose from where a class is not known."""
+    """jsonargparse's message on one line, with the known class names if a class is unknown."""
     text = " ".join(line.strip() for line in message.splitlines())
     named = re.match(r'Parser key "([\w.]+)"', text)
-    kind: Any = _kind_at(options_of(command), {}, tuple(named[1].split("."))) if named else None
+    kind: Any = _type_of(options_of(command), {}, tuple(named[1].split("."))) if named else None
     if _is_abstract(kind) and "Problem with given class_path" not in text:
         text += f" (known: {', '.join(c.__name__ for c in _classes(kind))})"
     return text
 
 
 def preset_names() -> list[str]:
-    """The presets there are."""
+    """The names of all presets."""
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 
@@ -219,7 +221,7 @@ def _preset(name: str) -> str:
 
 
 def _split(options: Mapping[str, Option], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
-    """The files that --preset and --config name, and the other arguments."""
+    """The files of --preset and --config, and the other arguments."""
     presets, files, others, rest = [], [], [], iter(arguments)
     if arguments and not arguments[0].startswith("-") and all(o.default is not REQUIRED for o in options.values()):
         others.append(f"--{next(iter(options))}={next(rest)}")
@@ -236,8 +238,8 @@ def _split(options: Mapping[str, Option], arguments: Sequence[str]) -> tuple[lis
     return [*map(_preset, presets), *files], others
 
 
-def _typed(arguments: Sequence[str]) -> Iterator[tuple[Names, str, slice]]:
-    """The options among the arguments: `--a.b=1` and `--a.b 1` are (("a", "b"), "1", their place in the list)."""
+def _parse_options(arguments: Sequence[str]) -> Iterator[tuple[Names, str, slice]]:
+    """The options among the arguments: `--a.b=1` and `--a.b 1` are (("a", "b"), "1", their positions in the list)."""
     for i, argument in enumerate(arguments):
         if argument.startswith("--"):
             name, equals, text = argument[2:].partition("=")
@@ -250,7 +252,7 @@ def _typed(arguments: Sequence[str]) -> Iterator[tuple[Names, str, slice]]:
                 yield tuple(name.split(".")), following, slice(i, i + 2)
 
 
-def _read(file: str) -> Plain:
+def _read_yaml(file: str) -> Plain:
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -260,15 +262,15 @@ def _read(file: str) -> Plain:
     return content
 
 
-def _loaded(text: str) -> Any:
+def _parse_yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
 
 
-def _ended(options: Mapping[str, Option], given: Collection[str]) -> Plain:
-    """Null for the options whose defaults end because others are given."""
+def _replaced_defaults(options: Mapping[str, Option], given: Collection[str]) -> Plain:
+    """Null for the options whose defaults are replaced because others are given."""
     names = (name for name, option in options.items() if name not in given and any(n in given for n in option.unless))
     return dict.fromkeys(names)
 
@@ -279,15 +281,15 @@ def _check_exclusive(options: Mapping[str, Option], typed: Sequence[tuple[Names,
     for names, text, _ in typed:
         for name, option in options.items():
             described = names[0] in option.unless and _is_choice(options[names[0]].kind)
-            if described and _loaded(given.get(name, "null")) is not None:
+            if described and _parse_yaml(given.get(name, "null")) is not None:
                 shown = f"--{name} {given[name]} and --{'.'.join(names)} {text}"
                 raise ValueError(f"{name} and {names[0]} options are mutually exclusive, got {shown}")
 
 
-def _spelled_out(kind: Any, value: Any) -> Any:
-    """A plain value without abbreviations: class names and paths of data become mappings, old names those of today."""
+def _expand(kind: Any, value: Any) -> Any:
+    """A plain value without abbreviations: class names and paths of data become mappings, old names present ones."""
     if kind is dict and isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
-        return _read(value)
+        return _read_yaml(value)
     if isinstance(value, str) and _is_abstract(kind):
         spec = upgrade({"class_path": value})
         if _class_of(kind, spec) is not None:
@@ -301,7 +303,7 @@ def _spelled_out(kind: Any, value: Any) -> Any:
 
 
 def _help(kind: type[Choice], option: str, name: str) -> str:
-    """The classes to choose from, or the options of the one that is named."""
+    """The help text of an option: the classes to choose from, or the options of the class `name`."""
     cls = _class_of(kind, {"class_path": name} if name else {})
     if cls is None and name:
         known = ", ".join(c.__name__ for c in _classes(kind))
@@ -315,8 +317,8 @@ def _help(kind: type[Choice], option: str, name: str) -> str:
     return parser.format_help()
 
 
-def _kind_at(options: Mapping[str, Option], plain: Plain, names: Names) -> Any:
-    """The type of an option or of a field inside its value, None left out; None where there is no such thing."""
+def _type_of(options: Mapping[str, Option], plain: Plain, names: Names) -> Any:
+    """The type of an option or of a field inside its value, without None; None if the option or field is unknown."""
     kind, value = options[names[0]].kind if names[0] in options else None, plain.get(names[0])
     for name in names[1:]:
         if kind is dict:
@@ -344,7 +346,7 @@ def _is_choice(kind: Any) -> bool:
 
 
 def _is_abstract(kind: Any) -> bool:
-    """Whether one of several classes is chosen by name."""
+    """Whether a value is one of several classes, chosen by name."""
     return _is_choice(kind) and issubclass(kind, ABC)
 
 
@@ -354,7 +356,7 @@ def _classes(kind: type[Choice]) -> list[type[Choice]]:
 
 
 def _class_of(kind: Any, value: Any) -> type[Choice] | None:
-    """The class that a plain value describes; None where it names none that fits."""
+    """The class that a plain value describes; None if it does not name such a class."""
     if not _is_choice(kind) or not isinstance(value, dict):
         return None
     if "class_path" not in value:
@@ -365,7 +367,7 @@ def _class_of(kind: Any, value: Any) -> type[Choice] | None:
 
 
 def _fields(value: Plain) -> Plain:
-    """The fields of a plain choice, whether they stand in `init_args` or beside the class."""
+    """The fields of a plain choice, in `init_args` or beside `class_path`."""
     beside = {name: v for name, v in value.items() if name not in ("class_path", "init_args")}
     return beside | dict(value.get("init_args") or {})
 
@@ -376,5 +378,5 @@ def _defaults(cls: type[Choice]) -> Plain:
 
 
 def _arguments(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a choice that are given when it is made."""
+    """The fields of a choice that are arguments of its constructor."""
     return {field.name: field for field in dataclasses.fields(cls) if field.init}

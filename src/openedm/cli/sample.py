@@ -25,25 +25,25 @@ def sample(
     """Draw samples from a checkpoint.
 
     A sample depends on its seed, its class and the sampler alone, not on the batch size, the order or the number of
-    processes. Seed s gets class `classes[s mod number of classes]`. Interrupted and run again, the command draws only
-    the seeds that are missing. Under `torchrun` or `accelerate launch` the processes share the seeds, batch by batch,
-    and the files are bit-identical to those of a single process.
+    processes. Seed s has class `classes[s mod number of classes]`. After an interruption, the same command draws only
+    the missing seeds. Under `torchrun` or `accelerate launch` the processes share the seeds, batch by batch, and the
+    files are bit-identical to those of a single process.
 
     Args:
-        checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
+        checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
         out: a folder of PNG files, with the classes in dataset.json; or the file to write, for npz and grid.
         seeds: the seeds of the samples: numbers and ranges, such as 0-63,100.
         classes: the classes, in the same form, drawn in turn; all by default.
-        noise: what a stochastic sampler adds: independent draws, or the pieces of one Brownian path a seed, so that
-            more steps refine the same sample.
+        noise: noise of a stochastic sampler: independent draws, or the increments of one Brownian path a seed, so that
+            samples converge as the number of steps grows.
         format: png, one file a seed; npz, arrays `samples`, `seeds` and `labels` in one file (also for data that are
             not images); grid, one PNG with all images.
-        batch_size: samples drawn at a time; changes memory and speed, not the samples. Several processes all have work
-            if there are as many batches.
-        trajectory: also draw the noisy and denoised images of the first seeds at each noise level, into this PNG file.
-        options: how samples are drawn.
+        batch_size: number of samples in a batch; it changes memory and speed, not the samples. To use several processes
+            there must be at least as many batches.
+        trajectory: also plot the noisy and denoised images of the first seeds at each noise level to this PNG file.
+        options: options of sampling.
     """
-    wanted = parse_integers("seeds", seeds)
+    seed_list = parse_integers("seeds", seeds)
     chosen = None if classes is None else parse_integers("classes", classes)
     source = CheckpointSampler(checkpoint, options, chosen, noise)
     files = SampleFiles(source, out, format)
@@ -54,14 +54,14 @@ def sample(
         prepared = source.prepare(accelerator, bars)
         if accelerator.is_main_process and prepared.origin:
             bars.log(f"{prepared.origin}: {prepared.sampler}")
-        count = files.write(prepared, wanted, batch_size=batch_size, accelerator=accelerator, progress=bars)
+        count = files.write(prepared, seed_list, batch_size=batch_size, accelerator=accelerator, progress=bars)
     if not accelerator.is_main_process:
         return
-    there = len(set(wanted)) - count
-    kept = f", {there} were there already" if there else ""
+    existing = len(set(seed_list)) - count
+    kept = f", {existing} already existed" if existing else ""
     network = "network" if options.guidance.is_one else "guided network"
     cost = "" if prepared.sampler.nfe is None else f" with {prepared.sampler.nfe} {network} evaluations each"
     print(f"drew {count} samples{cost}{kept}: {out}")
     if trajectory is not None:
-        save_figure(denoising_trajectory(source.trajectory(prepared, wanted[:6])), trajectory)
+        save_figure(denoising_trajectory(source.trajectory(prepared, seed_list[:6])), trajectory)
         print(f"denoising trajectory: {trajectory}")

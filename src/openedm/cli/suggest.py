@@ -1,4 +1,4 @@
-"""`openedm suggest`: noise levels that suit some data."""
+"""`openedm suggest`: suggest noise levels for some data."""
 
 import shlex
 import textwrap
@@ -8,13 +8,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from openedm import objective
 from openedm.cli.parsing import dump
 from openedm.data import Digits, Source
 from openedm.ground import checks
 from openedm.ground.choices import class_path
 from openedm.ground.storage import new_path, write_json
 from openedm.levels import Karras
-from openedm.objective import EDM, LogNormal
 from openedm.plots import reducible_loss, save_figure
 from openedm.suggest import Suggestion
 from openedm.suggest import suggest as suggestion_for
@@ -35,26 +35,27 @@ def suggest(
 
     `openedm suggest Digits`, `openedm suggest data.npy`, `openedm suggest pictures/`: the data can be given first, as a
     source, a .npy or .npz file, or a folder or .zip of pictures; further options of the source follow, such as
-    `--data.split test`. Nothing is trained; it takes seconds. Prints what to pass to `openedm train`.
+    `--data.split test`. It takes seconds, without training, and prints options for `openedm train`.
 
     Args:
-        data: where the data come from.
-        terminal_nats: how far from the data, in nats, the start of sampling may leave the samples; sets sigma_max.
-        max_samples: at most so many samples are looked at, drawn at random.
-        levels: how many noise levels the reducible loss is measured at.
-        seed: of the draws.
+        data: the source of the data.
+        terminal_nats: allowed divergence of samples from the data, in nats, that is caused by the start of sampling;
+            determines sigma_max.
+        max_samples: largest number of samples that are used, drawn at random.
+        levels: number of noise levels of the reducible loss.
+        seed: seed of the draws.
         json: also write the numbers and the evidence to this JSON file.
-        figure: also draw the reducible loss to this file.
+        figure: also plot the reducible loss to this file.
     """
     _check(json, figure)
     dataset = data.load()
     found = suggestion_for(dataset, terminal_nats=terminal_nats, max_samples=max_samples, levels=levels, seed=seed)
-    print(f"data: {dataset.describe()}, {found.looked_at} of them looked at\n")
+    print(f"data: {dataset.describe()}, {found.looked_at} of them used\n")
     print(_table(found))
-    noise = LogNormal(round(found.p_mean, 2), round(found.p_std, 2))
+    noise = objective.LogNormal(round(found.p_mean, 2), round(found.p_std, 2))
     ends = {"sigma_min": float(f"{found.sigma_min:.3g}"), "sigma_max": float(f"{found.sigma_max:.3g}")}
-    print(f"\ntrain with:\n  {shlex.join(_command(data, noise, ends))}\nor --config a file with:\n")
-    print(textwrap.indent(_fragment(data, noise, ends), "  "), end="")
+    print(f"\ntrain with:\n  {shlex.join(_train_command(data, noise, ends))}\nor --config a file with:\n")
+    print(textwrap.indent(_options_as_yaml(data, noise, ends), "  "), end="")
     sampling = ["openedm", "sample", "RUN", "SAMPLES", *(f"--{name}={value:g}" for name, value in ends.items())]
     print(f"\nand sample with:\n  {shlex.join(sampling)}")
     if json is not None:
@@ -66,7 +67,7 @@ def suggest(
 
 
 def _check(json: str | None, figure: str | None) -> None:
-    """What can be known to fail is refused before the work."""
+    """Check the output files before any work."""
     new_path("json", json)
     new_path("figure", figure)
     if figure is not None:
@@ -75,7 +76,7 @@ def _check(json: str | None, figure: str | None) -> None:
 
 
 def _table(found: Suggestion) -> str:
-    """A line a number, with its reason; and the warnings."""
+    """One line for each number, with its reason; and the warnings."""
     lines = []
     for name, reason in found.reasons().items():
         value = getattr(found, name)
@@ -87,7 +88,7 @@ def _table(found: Suggestion) -> str:
     return "\n".join(lines)
 
 
-def _command(data: Source, noise: LogNormal, ends: Mapping[str, float]) -> list[str]:
+def _train_command(data: Source, noise: objective.LogNormal, ends: Mapping[str, float]) -> list[str]:
     """`openedm train` with these choices; it measures sigma_data itself."""
     return [
         *("openedm", "train", "RUN", *_source_options(data)),
@@ -98,7 +99,7 @@ def _command(data: Source, noise: LogNormal, ends: Mapping[str, float]) -> list[
 
 
 def _source_options(data: Source) -> Iterator[str]:
-    """The source as options: those of its fields that are not at their defaults."""
+    """The source as options: its fields that differ from their defaults."""
     yield f"--data={type(data).__name__}"
     for field in fields(data):
         value = getattr(data, field.name)
@@ -106,12 +107,12 @@ def _source_options(data: Source) -> Iterator[str]:
             yield f"--data.{field.name}={value}"
 
 
-def _fragment(data: Source, noise: LogNormal, ends: Mapping[str, float]) -> str:
-    """The same as YAML."""
+def _options_as_yaml(data: Source, noise: objective.LogNormal, ends: Mapping[str, float]) -> str:
+    """The suggested options as YAML."""
     return dump(
         {
             "data": data,
-            "objective": {"class_path": class_path(EDM), "init_args": {"noise": noise}},
+            "objective": {"class_path": class_path(objective.EDM), "init_args": {"noise": noise}},
             "sampler": {"levels": {"class_path": class_path(Karras), "init_args": dict(ends)}},
         }
     )

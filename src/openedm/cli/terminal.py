@@ -1,4 +1,4 @@
-"""What commands show on the terminal: progress bars and tables; and how a run is asked to stop."""
+"""Progress bars and tables on the terminal, and signals that stop a run."""
 
 import math
 import signal
@@ -13,12 +13,12 @@ from tqdm.auto import tqdm
 
 from openedm.training import Observer, Options, TrainingProgress
 
-SHARE = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-COUNT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+FRACTION_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
+COUNT_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
 
 
-def pause(on_file: float = 15.0) -> float:
-    """Seconds between two states of a bar: few on a terminal, many where they are written to a file."""
+def update_interval(on_file: float = 15.0) -> float:
+    """Seconds between two updates of a bar: `on_file` if the error stream is not a terminal."""
     return 0.5 if sys.stderr.isatty() else on_file
 
 
@@ -26,7 +26,7 @@ class Bars:
     """Progress bars on the terminal's error stream, one at a time; as a context manager it closes the last one.
 
     Args:
-        shown: whether anything is shown.
+        shown: whether bars are shown.
     """
 
     def __init__(self, *, shown: bool = True) -> None:
@@ -34,22 +34,22 @@ class Bars:
         self._bar: tqdm[Any] | None = None
 
     def __call__(self, name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
-        """Move the bar of that name; another name begins another bar.
+        """Update the bar of this name; another name starts a new bar.
 
         Args:
-            name: of the work.
-            done: how much is done.
-            total: how many there are, an integer; 1.0 where `done` is a share, None where it is not known.
-            counts: shown behind the bar, unless they are 0.
+            name: the name of the work.
+            done: the amount of finished work.
+            total: the amount of all work, an integer; 1.0 if `done` is a fraction, None if it is not known.
+            counts: further numbers to show, unless they are 0.
         """
         if self._bar is None or name != self._name:
             self.close()
             share = isinstance(total, float)
-            form = None if total is None else SHARE if share else COUNT
+            form = None if total is None else FRACTION_FORMAT if share else COUNT_FORMAT
             self._bar = tqdm(
                 total=total,
                 desc=name,
-                mininterval=pause(),
+                mininterval=update_interval(),
                 bar_format=form,
                 leave=not share,
                 disable=not self._shown,
@@ -87,7 +87,9 @@ class TrainingBar(Observer):
     def on_progress(self, progress: TrainingProgress) -> None:
         """Advance to the images seen; the loss shown is averaged over about 50 steps."""
         if self._bar is None:
-            self._bar = tqdm(total=self._total, unit="img", unit_scale=True, smoothing=0.05, mininterval=pause())
+            self._bar = tqdm(
+                total=self._total, unit="img", unit_scale=True, smoothing=0.05, mininterval=update_interval()
+            )
             self._bar.n = self._bar.initial = min(progress.images, self._total)
         if math.isfinite(progress.loss):
             self._loss = progress.loss if math.isnan(self._loss) else self._loss + 0.02 * (progress.loss - self._loss)
@@ -96,16 +98,16 @@ class TrainingBar(Observer):
         self._bar.update(min(progress.images, self._total) - self._bar.n)
 
     def close(self) -> None:
-        """Leave the bar as it stands, so that what is printed next comes below it."""
+        """End the bar, so that later output is printed below it."""
         if self._bar is not None:
             self._bar.close()
 
 
 class StopSignal:
-    """While active, the first Ctrl-C (or SIGTERM) asks the run to stop at the next step; a later one ends it at once.
+    """While active, the first Ctrl-C (or SIGTERM) stops the run at the next step; a later one ends it at once.
 
-    Under `torchrun` one Ctrl-C arrives twice, from the terminal and from the launcher: signals that follow the first
-    within a second are taken as one with it.
+    Under `torchrun` one Ctrl-C arrives twice, from the terminal and from the launcher: signals within a second after
+    the first have no effect.
     """
 
     def __init__(self) -> None:
@@ -114,7 +116,7 @@ class StopSignal:
         self._previous: dict[int, Any] = {}
 
     def is_set(self) -> bool:
-        """Whether the run was asked to stop."""
+        """Whether the run should stop."""
         return self._event.is_set()
 
     def __enter__(self) -> "StopSignal":

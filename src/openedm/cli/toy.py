@@ -1,4 +1,4 @@
-"""`openedm toy`: the figures that explain diffusion, in one and two dimensions."""
+"""`openedm toy`: draw figures that explain diffusion, in one and two dimensions."""
 
 from functools import partial
 from pathlib import Path
@@ -23,20 +23,21 @@ def toy(
 ) -> None:
     """Draw the figures that explain diffusion, in one and two dimensions, in about half a minute.
 
-    Trains a small network on toy data and sets it beside the exact denoiser of the same data, which is known in closed
-    form. Writes toy-1d.png and toy-2d.png (noise is added to data; the probability-flow paths lead back),
-    curvature.png (the same paths under the VP, VE and EDM schedules, and under yours), error-versus-nfe.png (how fast
-    solvers converge with an exact denoiser) and loss-per-sigma.png; prints the numbers behind them.
+    Trains a small network on toy data and compares it with the exact denoiser of the same data, which is known in
+    closed form. Writes toy-1d.png and toy-2d.png (data with noise, and paths of the probability flow), curvature.png
+    (the same paths under the VP, VE and EDM schedules, and under that of `sampler`), error-versus-nfe.png (convergence
+    of solvers with an exact denoiser) and loss-per-sigma.png; prints their numbers.
 
     Args:
         out: the folder for the figures.
-        data: data in two dimensions. For a Toy that is a mixture of Gaussians the exact denoiser is the mixture's, else
-            that of the finite set of samples, which draws these samples again; its cost grows with their number.
-        data_1d: data in one dimension, likewise.
+        data: data in two dimensions. For a Toy that is a mixture of Gaussians the exact denoiser is that of the
+            mixture, otherwise that of the finite set of samples, which reproduces these samples and whose cost grows
+            with their number.
+        data_1d: data in one dimension, with the same rule.
         sampler: schedule, scaling, levels and solver of the paths.
-        images: how many samples each network is trained on.
-        sigma_shown: toy-1d.png shows noise levels up to this.
-        seed: of the networks, the training and the noise.
+        images: number of samples that each network is trained on.
+        sigma_shown: highest noise level in toy-1d.png.
+        seed: seed of the networks, the training and the noise.
         overwrite: replace figures of an earlier run in the folder.
     """
     folder = Path(out)
@@ -45,7 +46,7 @@ def toy(
     found = [name for name in FIGURES if (folder / name).exists()]
     if found and not overwrite:
         raise ValueError(
-            f"out={folder} holds figures of an earlier run ({', '.join(found)}): pass --overwrite true to replace "
+            f"out={folder} has figures of an earlier run ({', '.join(found)}): pass --overwrite true to replace "
             "them, or choose another folder"
         )
     figures = toy_figures(

@@ -6,15 +6,16 @@ from typing import Literal
 
 from accelerate.tracking import get_available_trackers
 
+from openedm import objective as objectives
+from openedm import preconditioning as preconditionings
 from openedm.cli.parsing import dump
 from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Digits, Source
 from openedm.ground.storage import replacing
 from openedm.networks import DDPMpp, Network
-from openedm.objective import EDM as EDMObjective
 from openedm.objective import Objective
 from openedm.plots.runs import RunFigures
-from openedm.preconditioning import EDM, Preconditioning
+from openedm.preconditioning import Preconditioning
 from openedm.sampling import Sampler
 from openedm.training import Model, Options, Trainer, list_checkpoints, make_accelerator, num_parameters
 from openedm.training.records import RunLog, RunTracker
@@ -25,8 +26,8 @@ def train(
     data: Source = Digits(),
     validation: Source | None = None,
     network: Network = DDPMpp(),
-    preconditioning: Preconditioning = EDM(),
-    objective: Objective = EDMObjective(),
+    preconditioning: Preconditioning = preconditionings.EDM(),
+    objective: Objective = objectives.EDM(),
     options: Options = Options(),
     sampler: Sampler = Sampler(),
     conditional: bool = True,
@@ -38,28 +39,28 @@ def train(
 
     Writes into the run folder: config.yaml (all options; `openedm train NEW_RUN --config RUN/config.yaml` repeats the
     run), checkpoints/, log.jsonl, figures/ (loss curves, sample grids) and the tracker's files. Ctrl-C saves a
-    checkpoint and stops; `--resume true` goes on exactly where a run stopped or was killed. Starts on the GPU if there
-    is one, and in several processes under `torchrun` or `accelerate launch`.
+    checkpoint and stops; `--resume true` continues a run that stopped or was killed, with the same steps. The GPU is
+    used if there is one, and several processes under `torchrun` or `accelerate launch`.
 
     Args:
         out: the run folder.
-        data: where the training data come from.
-        validation: where the data of the validation loss come from; without, a part of the training data is used.
+        data: the source of the training data.
+        validation: the source of the data of the validation loss; by default a part of the training data.
         network: the architecture; its shape follows from the data.
-        preconditioning: how the network becomes a denoiser.
+        preconditioning: the preconditioning that turns the network into a denoiser.
         objective: noise levels and weights in training.
-        options: how to train.
-        sampler: how the sample grids of the run are drawn.
-        conditional: condition on the classes of the data, where it has some.
-        resume: go on from the newest checkpoint in the run folder, if there is one.
-        tracker: where curves are sent besides the run folder.
-        preset: start from a configuration of Karras et al. 2022, which all other options and --config overrule:
-            cifar10-ddpmpp, cifar10-ncsnpp, the same with -cond for class-conditional ones, ffhq64-ddpmpp,
-            ffhq64-ncsnpp, afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
+        options: options of training.
+        sampler: the sampler of the sample grids of the run.
+        conditional: condition on the classes of the data, if there are any.
+        resume: continue from the newest checkpoint in the run folder, if there is one.
+        tracker: the tracker that also receives the curves.
+        preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
+            cifar10-ddpmpp, cifar10-ncsnpp, with -cond for class-conditional ones, ffhq64-ddpmpp, ffhq64-ncsnpp,
+            afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
     """
     values = {name: value for name, value in locals().items() if name != "preset"} | {"resume": False}
-    if preset is not None:  # on the command line it has become a --config file by now
-        raise ValueError(f"preset must be given on the command line as --preset {preset}, not in a --config file")
+    if preset is not None:  # on the command line it is replaced by a --config file
+        raise ValueError(f"preset must be given on the command line, as --preset {preset}, and not in a --config file")
     run = Path(out)
     earlier = _check(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
@@ -97,12 +98,10 @@ def train(
 
 
 def _check(run: Path, tracker: str, *, resume: bool) -> bool:
-    """Whether the folder holds checkpoints to go on from; refuses those that nobody asked to go on with."""
+    """Whether the folder has checkpoints; ValueError if it has some but not `resume`, or for an unknown tracker."""
     earlier = bool(list_checkpoints(run))
     if earlier and not resume:
-        raise ValueError(
-            f"out={run} holds a run already: pass --resume true to go on with it, or choose another folder"
-        )
+        raise ValueError(f"out={run} already has a run: pass --resume true to continue it, or choose another folder")
     if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:
         raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
     return earlier
@@ -112,7 +111,7 @@ def _outcome(trainer: Trainer) -> str:
     where = f"{trainer.state.images:,} images; the run is in {trainer.run}"
     if trainer.finished:
         return f"trained on {where}"
-    return f"stopped at {where}\ngo on with the same command and --resume true"
+    return f"stopped at {where}\ncontinue with the same command and --resume true"
 
 
 def _describe(trainer: Trainer, data: str) -> None:

@@ -1,4 +1,4 @@
-"""Networks and samples from elsewhere: the files that the EDM authors published, and the model hub."""
+"""Networks of other sources: the files that the EDM authors published, and the model hub."""
 
 from openedm.interop.edm import (
     edm_choice,

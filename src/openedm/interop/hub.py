@@ -1,6 +1,6 @@
-"""Denoisers to and from the model hub, by huggingface_hub's mixin: safetensors and JSON, the files of a checkpoint.
+"""Denoisers on the model hub, through huggingface_hub's mixin: safetensors and JSON, the files of a checkpoint.
 
-Its `PyTorchModelHubMixin` would do all of it, but with a configuration of its own that `load_denoiser` does not read.
+`PyTorchModelHubMixin` writes a different configuration, which `load_denoiser` does not read.
 """
 
 from pathlib import Path
@@ -33,7 +33,7 @@ denoiser = Pretrained.from_pretrained("ID OF THIS REPOSITORY")
 x = Auto(nfe=32).sample(denoiser, seeds=range(4))
 ```
 
-`config.json` says what it is; the weights are safetensors. Reading them runs no code.
+`config.json` describes the denoiser; the weights are safetensors. Reading them runs no code.
 """
 
 
@@ -44,14 +44,14 @@ class Pretrained(
     tags=["diffusion", "edm"],
     model_card_template=CARD,
 ):
-    """A denoiser with its description, that can be saved for others and pushed to a model hub.
+    """A denoiser with its description, which can be saved and pushed to a model hub.
 
     `Pretrained.from_pretrained("folder or hub id")` loads one; `save_pretrained(folder)` and `push_to_hub(id)` write
-    one. A folder is a checkpoint: `openedm sample` and `load_denoiser` read it, too. Reading runs no code.
+    one. A folder is a checkpoint: `openedm sample` and `load_denoiser` also read it. Reading runs no code.
 
     Args:
-        description: what the denoiser is.
-        network: its network; None to build one.
+        description: the description of the denoiser.
+        network: its network; None means a new one.
 
     Raises:
         ValueError: the description cannot be built.
@@ -73,7 +73,7 @@ class Pretrained(
         """The denoiser of a checkpoint or run, in evaluation mode.
 
         Raises:
-            ValueError: as `load_denoiser`.
+            ValueError: as for `load_denoiser`.
         """
         folder = find_checkpoint(path)
         return cls(read_model(folder), load_denoiser(folder, weights).network).eval()
@@ -86,7 +86,7 @@ class Pretrained(
     def _from_pretrained(cls, *, model_id: str, **options: Any) -> "Pretrained":
         unknown = sorted(options.keys() - HUB_OPTIONS)
         if unknown:
-            raise ValueError(f"from_pretrained takes no further options, got {unknown}")
+            raise ValueError(f"options of from_pretrained must be among {sorted(HUB_OPTIONS)}, got {unknown}")
         if Path(model_id).is_dir():
             return cls.from_checkpoint(model_id)
         files = [hf_hub_download(repo_id=model_id, filename=name, **options) for name in (WEIGHTS, CONFIG)]

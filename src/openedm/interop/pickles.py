@@ -1,17 +1,17 @@
-"""Pickles as data: a machine for the opcodes of protocols 2 to 5 that runs nothing.
+"""Pickles as data: a machine for the opcodes of protocols 2 to 5 that runs no code from the file.
 
-A pickle is a program for a stack machine, and Python's own reader calls every function that it names. This one has a
-short list of names, each with a function here that makes inert data; any other name is an error.
-So are opcodes that no published file needs (extensions, objects with keyword arguments, byte arrays, the text forms
-of protocol 0).
+A pickle is a program for a stack machine, and Python's reader calls every function that it names. This machine has a
+short list of names, each with a function of this library that makes plain data; any other name is an error, and so are
+opcodes that no published file needs (extensions, objects with keyword arguments, byte arrays, the text forms of
+protocol 0).
 
-Memory and time are bounded by the limits below for every file: numbers and lengths are compared with what the
-file holds before anything is made, bytes are never copied (they are views of the file), keys are strings, and nothing
-here recurses, hashes or compares what the file has built.
+Memory and time are bounded by the limits below for every file: numbers and lengths are compared with the size of the
+file before objects are made, bytes are never copied (they are views of the file), keys are strings, and no objects from
+the file are hashed, compared or visited recursively.
 
-No library gives these bounds. Python's `Unpickler` with `find_class` overridden and torch's weights-only unpickler run
-nothing either, but copy the bytes and hash, nest and memoise without limit; fickling judges a file and then leaves the
-reading to `pickle`. The names of the opcodes are from `pickletools`, whose readers of arguments check no total.
+No library has these bounds. Python's `Unpickler` with `find_class` overridden and torch's weights-only unpickler also
+run no code, but copy the bytes and hash, nest and memoise without limit; fickling checks a file and then reads it with
+`pickle`. The names of the opcodes are from `pickletools`, whose readers of arguments check no total.
 """
 
 import pickletools
@@ -24,7 +24,7 @@ __all__ = [
     "Buildable",
     "Bytes",
     "DamagedFileError",
-    "Known",
+    "KnownGlobal",
     "Machine",
     "UnreadableFileError",
     "UnsafeFileError",
@@ -34,12 +34,12 @@ __all__ = [
 Bytes = memoryview | bytes
 
 MAX_OPCODES = 1_000_000
-"""The published files have some 10⁵."""
+"""The published files have about 10⁵."""
 MAX_STACK = 100_000
 MAX_MARKS = 1_000
 MAX_MEMO = 500_000
 MAX_TEXT = 2**26
-"""Bytes of all strings of a file together. In protocol 2, which no published file has, the weights are strings, too."""
+"""Bytes of all strings of a file. In protocol 2, which no published file has, the weights are also strings."""
 MAX_NAME = 256
 MAX_INTEGER_BYTES = 16
 
@@ -48,8 +48,8 @@ class UnreadableFileError(ValueError):
     """A file that cannot be read as data.
 
     Attributes:
-        problem: what is wrong with it.
-        position: the byte at which that was found; None where the whole file is meant.
+        problem: the description of the problem.
+        position: the byte at which it was found; None for the whole file.
     """
 
     def __init__(self, problem: str, position: int | None = None) -> None:
@@ -59,21 +59,21 @@ class UnreadableFileError(ValueError):
 
 
 class UnsafeFileError(UnreadableFileError):
-    """The file names something to be run, or holds something that only code needs."""
+    """The file names a function to run, or contains objects that only code needs."""
 
 
 class DamagedFileError(UnreadableFileError):
-    """The file is incomplete, contradicts itself, or holds more than such a file may."""
+    """The file is incomplete or inconsistent, or exceeds a limit."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Known:
+class KnownGlobal:
     """A global that a file may name.
 
     Attributes:
         name: its module and name.
-        call: what calling it with a tuple of arguments makes; None where it must not be called.
-        new: what a new object of this class is, likewise.
+        call: makes the result of a call with a tuple of arguments; None if calls are not allowed.
+        new: makes a new object of this class from a tuple of arguments; None if that is not allowed.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Known:
 
 
 class Buildable:
-    """Base class of what takes a state from a file."""
+    """Base class of objects that receive a state from a file."""
 
     __slots__ = ()
 
     def build(self, machine: "Machine", state: Any) -> None:
-        """Take the state, or raise by `machine.damaged`."""
+        """Set the state, or raise an error through `machine.damaged`."""
         raise NotImplementedError
 
 
@@ -95,21 +95,21 @@ class Machine:
     """Reads one pickle from `content`, starting at byte `start`.
 
     Args:
-        content: the file, or the part of it that holds the pickle.
+        content: the file, or the part of it with the pickle.
         known: the globals that it may name, by "module name".
-        start: where the pickle starts.
+        start: the first byte of the pickle.
         origin: the position of `content` in the file, for messages.
-        persistent: what a persistent id stands for; None where they are not allowed.
+        persistent: maps a persistent id to an object; None if such ids are not allowed.
 
     Attributes:
         end: the first byte after the pickle, once it is read.
-        shared: what the globals' functions keep between their calls.
+        shared: objects that the globals' functions share between their calls.
     """
 
     def __init__(
         self,
         content: Bytes,
-        known: Mapping[str, Known],
+        known: Mapping[str, KnownGlobal],
         *,
         start: int = 0,
         origin: int = 0,
@@ -144,17 +144,17 @@ class Machine:
         """Count `size` more bytes of strings.
 
         Raises:
-            DamagedFileError: they are more than a file may hold.
+            DamagedFileError: the strings of the file exceed the limit.
         """
         self._text += size
         if self._text > MAX_TEXT:
-            self.damaged(f"strings of more than {MAX_TEXT} bytes in all")
+            self.damaged(f"strings must have at most {MAX_TEXT} bytes in total")
 
     def set_of(self, items: Any) -> set[str]:
         """The set of the strings of a list, which are counted again: one opcode copies them all.
 
         Raises:
-            DamagedFileError: `items` is no list of strings, or `charge` raises.
+            DamagedFileError: `items` is not a list of strings, or the strings of the file exceed the limit.
         """
         if type(items) is not list or any(type(item) is not str for item in items):
             self.damaged("a set must hold strings")
@@ -162,11 +162,11 @@ class Machine:
         return set(items)
 
     def read(self, opcodes: int = MAX_OPCODES) -> Any:
-        """What the pickle holds.
+        """The object of the pickle.
 
         Raises:
             UnsafeFileError: it names a global that is not known, or has an opcode that no such file needs.
-            DamagedFileError: it is no complete pickle, or exceeds a limit.
+            DamagedFileError: it is not a complete pickle, or exceeds a limit.
         """
         if bytes(self.content[self.end : self.end + 1]) != b"\x80":
             self.damaged("no pickle of protocol 2 to 5 begins here")
@@ -177,12 +177,12 @@ class Machine:
                 if len(self._stack) != 1 or self._marked:
                     self.damaged(f"the pickle must end with one value, but ends with {len(self._stack)}")
                 return self._stack.pop()
-            name = NAMES.get(opcode)
+            name = OPCODE_NAMES.get(opcode)
             if name is None:
-                self.damaged(f"0x{opcode:02x} is no opcode of a pickle")
-            if name not in STEPS:
-                self.unsafe(f"opcode {name} is refused")
-            STEPS[name](self)
+                self.damaged(f"0x{opcode:02x} is not an opcode of a pickle")
+            if name not in OPCODE_FUNCTIONS:
+                self.unsafe(f"opcode {name} is not allowed")
+            OPCODE_FUNCTIONS[name](self)
             if len(self._stack) > MAX_STACK or len(self._marked) > MAX_MARKS or len(self._memo) > MAX_MEMO:
                 self.damaged("the stack or the memo is larger than any such file needs")
         raise DamagedFileError(f"more than {opcodes} opcodes", self.position)
@@ -200,7 +200,7 @@ class Machine:
         ahead = bytes(self.content[self.end : self.end + MAX_NAME])
         line, newline, _ = ahead.partition(b"\n")
         if not newline or not line.isascii():
-            self.damaged("a name is no line of ASCII")
+            self.damaged("a name must be a line of ASCII")
         self.end += len(line) + 1
         return line.decode("ascii")
 
@@ -257,13 +257,13 @@ class Machine:
     def _append(self, items: list[Any]) -> None:
         target = self._top()
         if type(target) is not list:
-            self.unsafe(f"appending to {describe(target)} is refused")
+            self.unsafe(f"appending to {describe(target)} is not allowed")
         target.extend(items)
 
     def _set_items(self, items: list[Any]) -> None:
         target = self._top()
         if not isinstance(target, dict):
-            self.unsafe(f"setting items of {describe(target)} is refused")
+            self.unsafe(f"setting items of {describe(target)} is not allowed")
         if len(items) % 2:
             self.damaged("a key has no value")
         for key, value in zip(items[::2], items[1::2], strict=True):
@@ -274,7 +274,7 @@ class Machine:
     def _add_items(self, items: list[Any]) -> None:
         target = self._top()
         if type(target) is not set:
-            self.unsafe(f"adding to {describe(target)} is refused")
+            self.unsafe(f"adding to {describe(target)} is not allowed")
         target |= self.set_of(items)
 
     def _get(self, index: int) -> None:
@@ -287,19 +287,19 @@ class Machine:
 
     def _global(self, module: Any, name: Any) -> None:
         if type(name) is not str or type(module) is not str:
-            self.unsafe(f"a global named by {describe(module)} and {describe(name)} is refused")
+            self.unsafe(f"a global named by {describe(module)} and {describe(name)} is not allowed")
         found = self.known.get(f"{module} {name}")
         if found is None:
-            self.unsafe(f"the file names {f'{module}.{name}'[:MAX_NAME]!r}, which is no part of a published network")
+            self.unsafe(f"the file names {f'{module}.{name}'[:MAX_NAME]!r}, which is not part of a published network")
         self._push(found)
 
     def _call(self, way: str) -> None:
         function, arguments = self._pop(2)
-        if type(function) is not Known:
-            self.unsafe(f"calling {describe(function)} is refused")
+        if type(function) is not KnownGlobal:
+            self.unsafe(f"calling {describe(function)} is not allowed")
         make = function.call if way == "call" else function.new
         if make is None:
-            self.unsafe(f"calling {function.name!r} in this way is refused")
+            self.unsafe(f"calling {function.name!r} in this way is not allowed")
         if type(arguments) is not tuple:
             self.damaged(f"the arguments of {function.name!r} must be a tuple, are {describe(arguments)}")
         self._push(make(self, arguments))
@@ -308,25 +308,25 @@ class Machine:
         (state,) = self._pop(1)
         target = self._top()
         if not isinstance(target, Buildable):
-            self.unsafe(f"setting the state of {describe(target)} is refused")
+            self.unsafe(f"setting the state of {describe(target)} is not allowed")
         target.build(self, state)
 
     def _persistent_id(self) -> None:
         if self.persistent is None:
-            self.unsafe("a persistent id is refused")
+            self.unsafe("a persistent id is not allowed")
         self._push(self.persistent(self, *self._pop(1)))
 
 
 def describe(value: Any) -> str:
-    """What a value from a file is, without looking into it: its representation could be endless."""
-    if isinstance(value, Known):
+    """The type of a value from a file, without its content, whose representation could be endless."""
+    if isinstance(value, KnownGlobal):
         return repr(value.name)
     return {memoryview: "bytes", type(None): "None"}.get(type(value), type(value).__name__)
 
 
-NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
+OPCODE_NAMES = {ord(opcode.code): opcode.name for opcode in pickletools.opcodes}
 STOP = ord(".")
-STEPS: dict[str, Callable[[Machine], object]] = {
+OPCODE_FUNCTIONS: dict[str, Callable[[Machine], object]] = {
     "PROTO": Machine._protocol,
     "FRAME": Machine._frame,
     "MARK": Machine._mark,
@@ -371,4 +371,4 @@ STEPS: dict[str, Callable[[Machine], object]] = {
     "BUILD": Machine._build,
     "BINPERSID": Machine._persistent_id,
 }
-"""What each opcode does that pickles of networks need."""
+"""The functions of the opcodes that pickles of networks need."""

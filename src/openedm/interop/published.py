@@ -1,11 +1,11 @@
-"""Published networks: files of the EDM releases read as data, and what they hold made into denoisers and checkpoints.
+"""Published networks: files of the EDM releases, read as data and converted to denoisers and checkpoints.
 
     pickle → records (`records`) → class, constructor arguments and state dict (`Published`) → denoiser, `Model`
 
 The same content also goes to and from a pair of files without any pickle: NAME.safetensors, its weights by their
-published names (safetensors reads and writes them), and NAME.json,
-{"format": …, "class_name": "EDMPrecond", "network_name": "SongUNet", "init_kwargs": {…}, "dataset_kwargs": {…}}.
-Walking the modules and naming their tensors is left to no library: the classes that could do it are those of the file.
+published names (safetensors reads and writes them), and NAME.json, {"format": …, "class_name": "EDMPrecond",
+"network_name": "SongUNet", "init_kwargs": {…}, "dataset_kwargs": {…}}. Modules are visited and their tensors named
+here, because libraries would need the classes of the file.
 """
 
 import math
@@ -18,11 +18,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from openedm import preconditioning
 from openedm.denoiser import Preconditioned
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import new_path, read_json, read_tensors, write_json, write_tensors
 from openedm.interop.edm import (
-    FREQUENCIES,
+    FREQUENCIES_NAME,
     PRECONDITIONINGS,
     check_arguments,
     edm_choice,
@@ -34,7 +35,6 @@ from openedm.interop.edm import (
 from openedm.interop.pickles import Bytes, DamagedFileError, Machine, UnreadableFileError, describe
 from openedm.interop.records import Record, StoredTensor, known_globals, plain
 from openedm.networks import ADM, DDPMpp, NCSNpp, SongUNet, UNet
-from openedm.preconditioning import IDDPM
 from openedm.training import Model
 
 __all__ = ["Published", "parse_pickle", "publish", "published_model", "read_published", "write_published"]
@@ -43,7 +43,7 @@ FORMAT = "openedm-published-1"
 MAX_TENSORS = 100_000
 KINDS = ("_parameters", "_buffers", "_modules")
 MAX_ENTRIES = 200_000
-"""In all dicts of all modules; the published networks have some 10⁴."""
+"""Entries of all dicts of all modules; the published networks have about 10⁴."""
 MAX_MODULES = 100_000
 MAX_DEPTH = 32
 MAX_NAME = 500
@@ -54,11 +54,11 @@ class Published:
     """A published network: the content of its file, as data.
 
     Attributes:
-        class_name: the class that preconditions it, "EDMPrecond" for example.
-        network_name: the class of the network itself, "SongUNet" for example; None where the file does not say.
-        kwargs: the constructor arguments by their published names; those left out have the class's defaults.
-        state_dict: the weights by their published names, as the file has them.
-        dataset_kwargs: what it was trained on, where the file says so.
+        class_name: the class of its preconditioning, such as "EDMPrecond".
+        network_name: the class of the network itself, such as "SongUNet"; None if the file does not contain it.
+        kwargs: the constructor arguments by their published names; the others have the class's defaults.
+        state_dict: the weights by their published names, unchanged.
+        dataset_kwargs: the description of the training data, if the file contains it.
     """
 
     class_name: str
@@ -74,23 +74,23 @@ class Published:
         """The denoiser, in evaluation mode, by `edm_denoiser`.
 
         Raises:
-            ValueError: it is of a class that is none of EDM's (EDM2's `Precond`, for example), its arguments are
-                unknown or out of range, or its weights do not fit them.
+            ValueError: its class is not one of EDM's (for example EDM2's `Precond`), its arguments are unknown or out
+                of range, or its weights do not fit them.
         """
         if self.class_name not in PRECONDITIONINGS:
             raise ValueError(
                 f"class {self.class_name!r} with network {self.network_name!r} is not supported: networks can be "
-                f"built for {', '.join(PRECONDITIONINGS)}; the tensors of the file can be read all the same"
+                f"built for {', '.join(PRECONDITIONINGS)}; the tensors of the file can still be read"
             )
         try:
             check_arguments(self.class_name, self.kwargs, self.state_dict)
             return edm_denoiser(self.class_name, self.kwargs, self.state_dict)
         except (ArithmeticError, TypeError, RuntimeError) as error:
-            raise DamagedFileError(f"no network has these constructor arguments: {error}") from error
+            raise DamagedFileError(f"constructor arguments must describe a network: {error}") from error
 
 
 def read_published(path: str | Path, key: str = "ema", progress: Progress = no_progress) -> Published:
-    """Read a published network from a pickle (.pkl) or from safetensors and JSON; nothing in the file is run.
+    """Read a published network from a pickle (.pkl) or from safetensors and JSON; no code in the file is run.
 
     Args:
         path: NAME.pkl; or NAME.safetensors, with NAME.json beside it.
@@ -99,9 +99,9 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
             not loaded: beside the weights themselves, memory holds one storage at a time.
 
     Raises:
-        UnsafeFileError: the pickle names something to be run; the message has its name and position.
+        UnsafeFileError: the pickle names a function to run; the message has its name and position.
         DamagedFileError: the pickle cannot be read as a published network.
-        ValueError: the other files cannot, or the name ends in something else.
+        ValueError: the other files cannot be read, or the name has another suffix.
         OSError: a pickle cannot be opened.
     """
     path = Path(path)
@@ -126,7 +126,7 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
 
 
 def new_published(path: str | Path) -> tuple[Path, Path]:
-    """The two files that a published network is written to.
+    """The two new files for a published network.
 
     Raises:
         ValueError: the name does not end in .safetensors, or a file is there already.
@@ -167,21 +167,21 @@ def _read_pickle(path: Path, key: str, progress: Progress) -> Published:
 
 
 def parse_pickle(content: Bytes, key: str = "ema", progress: Progress = no_progress) -> Published:
-    """The same for what a file holds.
+    """The published network in the content of a pickle.
 
     Raises:
-        UnsafeFileError, DamagedFileError: as `read_pickle`.
+        UnsafeFileError, DamagedFileError: as for `read_published`.
     """
     if bytes(content[:2]) == b"PK":
-        raise DamagedFileError("a zip archive (torch.save writes them), not one of the published pickles", 0)
+        raise DamagedFileError("the file must be a published pickle, got a zip archive, as of torch.save", 0)
     machine = Machine(content, known_globals())
     top = machine.read()
     if machine.end != len(content):
-        raise DamagedFileError("the file goes on where it should end", machine.end)
+        raise DamagedFileError("the file must end with the pickle, but is longer", machine.end)
     if not isinstance(top, dict):
-        raise DamagedFileError(f"the file must hold a dict with {key!r}, holds {describe(top)}")
+        raise DamagedFileError(f"the file must contain a dict with {key!r}, got {describe(top)}")
     if not isinstance(top.get(key), Record):
-        raise DamagedFileError(f"entry {key!r} must be a network, is {describe(top.get(key))}")
+        raise DamagedFileError(f"entry {key!r} must be a network, got {describe(top.get(key))}")
     record: Record = top[key]
     kwargs = _named_arguments(
         record.class_name,
@@ -209,7 +209,7 @@ def _named_arguments(class_name: str, args: Any, kwargs: Any) -> dict[str, Any]:
         names += (*published.names, *published.denoiser_names, "model_type")
     given = dict(zip(names, args, strict=False))
     if len(args) > len(names) or given.keys() & kwargs.keys():
-        raise DamagedFileError(f"{class_name} has too many constructor arguments, or one of them twice")
+        raise DamagedFileError(f"constructor arguments of {class_name} must be unique and at most {len(names)}")
     return given | kwargs
 
 
@@ -220,34 +220,34 @@ def _network_name(record: Record) -> str | None:
 
 
 def _named_tensors(record: Record) -> dict[str, StoredTensor]:
-    """The tensors of a module and of all modules below it, by their dotted names.
+    """The tensors of a module and of all modules in it, by their dotted names.
 
-    Walks `_modules`, `_parameters` and `_buffers` as `Module.state_dict` does, without recursion.
+    It visits `_modules`, `_parameters` and `_buffers` in the order of `Module.state_dict`, without recursion.
     """
     found: dict[str, StoredTensor] = {}
     pending, num_modules = [("", record, 0)], 0
-    entries = 0  # of all modules, as often as they are walked: modules may be shared, and hold themselves
+    entries = 0  # of all visits: modules may be shared, and contain themselves
     while pending:
         prefix, module, depth = pending.pop()
         num_modules += 1
         if num_modules > MAX_MODULES or depth > MAX_DEPTH or len(found) > MAX_TENSORS or len(prefix) > MAX_NAME:
-            raise DamagedFileError("the network has more modules, or deeper ones, than any published network")
+            raise DamagedFileError("the network must not have more or deeper modules than any published network")
         entries += sum(len(d) for kind in KINDS if isinstance(d := module.state.get(kind), dict))
         if entries > MAX_ENTRIES:
-            raise DamagedFileError(f"the network's modules have more than {MAX_ENTRIES} entries")
+            raise DamagedFileError(f"the network's modules must have at most {MAX_ENTRIES} entries")
         transient = module.state.get("_non_persistent_buffers_set")
         for kind in ("_parameters", "_buffers"):
             for name, value in _entries(module, kind):
                 if value is None or (kind == "_buffers" and isinstance(transient, set) and name in transient):
                     continue
                 if not isinstance(value, StoredTensor):
-                    raise DamagedFileError(f"{prefix}{name} must be a tensor, is {describe(value)}")
+                    raise DamagedFileError(f"{prefix}{name} must be a tensor, got {describe(value)}")
                 found[prefix + name] = value
         for name, value in reversed(_entries(module, "_modules")):
             if value is None:
                 continue
             if not isinstance(value, Record):
-                raise DamagedFileError(f"{prefix}{name} must be a module, is {describe(value)}")
+                raise DamagedFileError(f"{prefix}{name} must be a module, got {describe(value)}")
             pending.append((f"{prefix}{name}.", value, depth + 1))
     return found
 
@@ -255,12 +255,12 @@ def _named_tensors(record: Record) -> dict[str, StoredTensor]:
 def _entries(module: Record, kind: str) -> list[tuple[str, Any]]:
     entries = module.state.get(kind, {})
     if not isinstance(entries, dict) or any(len(name) > MAX_NAME for name in entries):
-        raise DamagedFileError(f"{kind} of {module.class_name} must be a dict with names, is {describe(entries)}")
+        raise DamagedFileError(f"{kind} of {module.class_name} must be a dict with names, got {describe(entries)}")
     return list(entries.items())
 
 
 def _read_tensors(found: Mapping[str, StoredTensor], progress: Progress) -> dict[str, Tensor]:
-    """All tensors, each storage read once."""
+    """All tensors; each storage is read once."""
     sizes = {id(t.storage): len(t.storage.content) for t in found.values()}
     total, done = sum(sizes.values()), 0
     tensors, elements = {}, 0
@@ -268,7 +268,9 @@ def _read_tensors(found: Mapping[str, StoredTensor], progress: Progress) -> dict
         tensors[name] = stored.read()
         elements += tensors[name].nbytes
         if elements > total:
-            raise DamagedFileError(f"{name} and others have more elements than their storages", stored.position)
+            raise DamagedFileError(
+                f"{name} and others must not have more elements than their storages", stored.position
+            )
         done += sizes.pop(id(stored.storage), 0)
         progress("reading", done / max(total, 1))
     return tensors
@@ -279,16 +281,16 @@ def published_model(published: Published, denoiser: Preconditioned) -> Model:
 
     Args:
         published: the network.
-        denoiser: what it made.
+        denoiser: its denoiser.
 
     Raises:
-        ValueError: the file limits the noise levels, which a checkpoint does not keep.
+        ValueError: the file limits the noise levels, which a checkpoint cannot store.
     """
     own = denoiser.preconditioning
     if (denoiser.sigma_min, denoiser.sigma_max) != (own.sigma_min, own.sigma_max):
         raise ValueError(
             f"sigma_min and sigma_max must be {own.sigma_min} and {own.sigma_max} for {own}, got {denoiser.sigma_min} "
-            f"and {denoiser.sigma_max}: a checkpoint keeps no range of its own; build the denoiser in Python instead"
+            f"and {denoiser.sigma_max}: a checkpoint cannot store another range; build the denoiser in Python instead"
         )
     network: UNet = denoiser.network  # type: ignore[assignment]
     return Model(
@@ -302,14 +304,14 @@ def published_model(published: Published, denoiser: Preconditioned) -> Model:
 
 
 def publish(model: Model, denoiser: Preconditioned) -> Published:
-    """A network of this library by the published names, for `write_published`.
+    """A network of this library with the published names, for `write_published`.
 
     Args:
-        model: its description, as `read_model` gives it.
+        model: its description.
         denoiser: the network with its weights.
 
     Raises:
-        ValueError: it is no U-Net for square images with one of EDM's preconditionings.
+        ValueError: it is not a U-Net for square images with one of EDM's preconditionings.
     """
     precond, choice, network = model.preconditioning, model.network, denoiser.network
     classes = {published.kind: name for name, published in PRECONDITIONINGS.items()}
@@ -332,10 +334,10 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
     elif model.sigma_data != Preconditioned.sigma_data:
         raise ValueError(f"sigma_data must be 0.5 for {class_name}, which has no such argument, got {model.sigma_data}")
     state = {f"model.{name}": network.state_dict()[own] for own, name in published_names(network).items()}
-    if f"model.{FREQUENCIES}" in state:
-        state[f"model.{FREQUENCIES}"] = state[f"model.{FREQUENCIES}"] / (2 * math.pi)
+    if f"model.{FREQUENCIES_NAME}" in state:
+        state[f"model.{FREQUENCIES_NAME}"] = state[f"model.{FREQUENCIES_NAME}"] / (2 * math.pi)
     state |= {f"model.{name}": kernel for name, kernel in published_filters(network).items()}
-    if isinstance(precond, IDDPM) and precond.table is not None:
+    if isinstance(precond, preconditioning.IDDPM) and precond.table is not None:
         state["u"] = torch.tensor(precond.table, dtype=torch.float64)
     return Published(class_name, kwargs, state, kwargs["model_type"])
 

@@ -1,4 +1,4 @@
-"""Likelihood: densities, bits per dimension and latent noise of samples, by the flow of any denoiser."""
+"""Likelihood: densities, bits per dimension and latent noise of samples, by the probability flow of any denoiser."""
 
 from openedm.likelihood.bits import BitsPerDim, bits_per_dim
 from openedm.likelihood.dataset import Dequantisation, dataset_log_prob

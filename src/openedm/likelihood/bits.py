@@ -1,10 +1,10 @@
 """Bits per dimension of images, by uniform dequantisation.
 
-An image of whole levels, x = 2b/(L − 1) − 1 with b = 0 … L − 1 and L = 256, stands for the bin of width δ = 2/(L − 1)
-about each of its values. With u uniform on the bin, y = x + u, P(x) = ∫ p(y) du = δⁿ E_u p(y), so that
+An image of whole levels, x = 2b/(L − 1) − 1 with b = 0 … L − 1 and L = 256, represents a bin of width δ = 2/(L − 1)
+around each of its values. With u uniform on the bin, y = x + u, P(x) = ∫ p(y) du = δⁿ E_u p(y), so that
 
     ln P(x) ≥ E_u ln p(y) + n ln δ                                           (Theis et al. 2016, eq. 3)
-    ln P(x) ≥ E ln ((1/K) Σ_k p(y_k)) + n ln δ                               (Burda et al. 2016), closer with K,
+    ln P(x) ≥ E ln ((1/K) Σ_k p(y_k)) + n ln δ                               (Burda et al. 2016), tighter with K,
 
 and bits per dimension are −ln P(x)/(n ln 2). Publications that scale images to 2(b + u)/256 − 1 have δ = 2/256, another
 density, and the same P(x).
@@ -28,14 +28,15 @@ __all__ = ["BitsPerDim", "bits_per_dim"]
 
 @dataclass(frozen=True)
 class BitsPerDim:
-    """Bits per dimension and what they come from.
+    """Bits per dimension, and the log-densities from which they are computed.
 
     Attributes:
-        bits_per_dim: an upper bound of −log₂ P(x)/n, in expectation; NaN where a sample used up its evaluations.
-        standard_error: of the mean over draws, dequantisation and probes together; with a single draw that over its
-            probes alone. NaN where there is only one number, and for importance-weighted bounds.
+        bits_per_dim: an upper bound of −log₂ P(x)/n, in expectation; NaN for a sample that reached the limit of
+            evaluations.
+        standard_error: the standard error of the mean over draws, of dequantisation and probes together; for a single
+            draw, that of the mean over its probes. NaN for a single number, and for importance-weighted bounds.
         log_prob: ln p(y_k) of every draw, in nats.
-        nfe: evaluations of the denoiser, for each image.
+        nfe: number of evaluations of the denoiser, for each image.
     """
 
     bits_per_dim: Float[Tensor, "batch"]
@@ -55,18 +56,18 @@ def bits_per_dim(
     importance: bool = False,
     num_values: int = 256,
 ) -> BitsPerDim:
-    """An upper bound of the bits per dimension that the model's density gives images.
+    """An upper bound of the bits per dimension of images under the density of a model.
 
     Args:
         denoiser: any denoiser that is differentiable in x.
-        images: in [−1, 1], at whole levels x = 2b/(L − 1) − 1.
+        images: images in [−1, 1], at whole levels x = 2b/(L − 1) − 1.
         condition: one row an image.
-        seeds: one an image, of the dequantisation and the probes.
-        likelihood: how densities are computed.
-        draws: K ≥ 1, how often each image is dequantised.
-        importance: the closer, importance-weighted bound; it requires an exact trace, because the noise of random
-            probes does not average out in a mean of densities, and at least two draws.
-        num_values: L ≥ 2, how many values a pixel can have.
+        seeds: seeds of the dequantisation and the probes, one an image.
+        likelihood: the method for densities.
+        draws: K ≥ 1, the number of dequantisations of each image.
+        importance: whether to compute the tighter, importance-weighted bound; it requires an exact trace, because the
+            noise of random probes does not average out in a mean of densities, and at least two draws.
+        num_values: L ≥ 2, the number of values that a pixel can have.
 
     Raises:
         ValueError: a value is out of its range, images are not at whole levels, or as for `Likelihood.log_prob`.
@@ -110,10 +111,10 @@ def bits_per_dim(
 
 def _check_values(images: Tensor, num_values: int) -> None:
     bins = (images + 1) * ((num_values - 1) / 2)
-    # Float32 images in [-1, 1] are off by up to 2⁻²⁴, of a bin 2⁻²⁴ (L − 1)/2.
+    # Float32 images in [-1, 1] have errors of up to 2⁻²⁴, or 2⁻²⁴ (L − 1)/2 bins.
     off = (bins - bins.round()).abs().amax()
     if bool(images.abs().amax() > 1 + 1e-6) or bool(off > max(1e-3, 2.0**-22 * num_values)):
         raise ValueError(
             f"images must be in [-1, 1] and at whole levels 2 b / {num_values - 1} - 1, but a value is "
-            f"{float(off):.2g} of a level off, and the largest is {float(images.abs().amax()):g}"
+            f"{float(off):.2g} levels away from one, and the largest is {float(images.abs().amax()):g}"
         )

@@ -1,4 +1,4 @@
-"""Log-likelihoods of the samples of a dataset, batch after batch, as columns of numbers."""
+"""Log-likelihoods of the samples of a dataset, computed in batches, as columns of numbers."""
 
 from dataclasses import dataclass
 
@@ -18,12 +18,12 @@ __all__ = ["Dequantisation", "dataset_log_prob"]
 
 @dataclass(frozen=True)
 class Dequantisation:
-    """Uniform noise that fills the bins of an image's values, so that its density bounds a code length.
+    """Uniform noise in the bins of an image's values, so that its density bounds a code length.
 
     Args:
         num_values: the number of values that a pixel can have, ≥ 2.
-        draws: how often each image is dequantised, ≥ 1.
-        importance: whether the closer, importance-weighted bound is taken; it needs two draws or more.
+        draws: the number of dequantisations of each image, ≥ 1.
+        importance: whether to compute the tighter, importance-weighted bound; it requires at least two draws.
 
     Raises:
         ValueError: a value is out of its range.
@@ -53,12 +53,12 @@ def dataset_log_prob(
 ) -> dict[str, Tensor]:
     """Columns of numbers, one row a sample: index, log_prob, standard_error and nfe; bits_per_dim for images.
 
-    A row depends on the sample's place in the data and the seed, not on the batch.
+    A row depends on the index of the sample and the seed, not on the batch.
 
     Args:
-        denoiser: the model; one with classes is given the labels of the data.
+        denoiser: the model; if it has classes, it is conditioned on the labels of the data.
         dataset: the data.
-        indices: which samples.
+        indices: the indices of the samples.
         method: trace, solver and noise levels.
         dequantisation: of images; None for other data.
         batch_size: samples at a time; changes memory and speed, not the numbers.
@@ -69,7 +69,7 @@ def dataset_log_prob(
     for done, part in enumerate(batches, start=1):
         x, labels = dataset.fetch(part)
         condition = labels if denoiser.num_classes > 0 else None
-        # A seed for each place in the data, and other ones for another seed.
+        # A seed for each index, different for every `seed`.
         seeds = [seed * len(dataset) + int(index) for index in part]
         columns = {"index": part}
         found: LogProb | BitsPerDim

@@ -4,8 +4,8 @@ Along dx/dσ = (x − D(x; σ))/σ the density at the moving point changes by mi
 
     d ln p(x(σ); σ)/dσ = −(n − tr ∂D/∂x)/σ                                  (Chen et al. 2018; Song et al. 2021, eq. 39)
 
-With c(σ) = σ_d/√(σ²+σ_d²), of which d ln(σ c)/dσ = c²/σ, the part that Gaussian data of width σ_d would have is taken
-exactly, and the integral is over what is left:
+With c(σ) = σ_d/√(σ²+σ_d²), of which d ln(σ c)/dσ = c²/σ, the part for Gaussian data of width σ_d is computed exactly,
+and the integral is over the remainder:
 
     ln p(x; σ_min) = ln p(x_T; σ_max) + n ln (c(σ_min)/c(σ_max)) + ∫_σ_min^σ_max (n c² − tr ∂D/∂x) dσ/σ.
 
@@ -15,10 +15,10 @@ D(−x), D(0), D(x). And ln p(0; σ) is that of a Gaussian with the same D(0) an
 
     ln p(0; σ) ≈ −(n/2) ln (2πσ²/(1 − j)) − |D(0)|²/(2σ²(1 − j)).
 
-This is exact for isotropic Gaussian data; what it leaves is of order n (λ/σ²)² and (|y|/σ)⁴, λ the data's variances.
-The customary N(0, σ_max² I) errs by m·x/σ² and n λ/(2σ²), m the data's mean.
+This is exact for isotropic Gaussian data; the error is of order n (λ/σ²)² and (|y|/σ)⁴, λ the data's variances. The
+usual N(0, σ_max² I) has errors of m·x/σ² and n λ/(2σ²), m the data's mean.
 
-What is found is the density of data plus noise of σ_min. Since ∂p/∂(σ²/2) = Δp, that of the data themselves is
+The result is the density of data plus noise of σ_min. Since ∂p/∂(σ²/2) = Δp, that of the data themselves is
 
     ln p(x; 0) = ln p(x; σ_min) − ½ (tr ∂D/∂x − n + |D − x|²/σ_min²) + O(σ_min⁴).
 """
@@ -48,15 +48,15 @@ MAX_EXACT_SIZE = 16
 
 @dataclass(frozen=True)
 class LogProb:
-    """Log-densities and how sure they are.
+    """Log-densities and their standard errors.
 
     Attributes:
-        log_prob: ln p(x), in nats; NaN where a sample used up its evaluations.
-        standard_error: of the mean over random probes; 0 for exact traces, NaN for a single probe.
-        num_probes: how many there were; 0 for exact traces.
-        noise: the unit noise x(σ_max)/σ_max from which x comes.
-        nfe: evaluations of the denoiser, for each sample; each has the trace's backward passes besides.
-        finished: whether σ_max was reached.
+        log_prob: ln p(x), in nats; NaN for a sample that reached the limit of evaluations.
+        standard_error: the standard error of the mean over random probes; 0 for exact traces, NaN for a single probe.
+        num_probes: the number of probes; 0 for exact traces.
+        noise: the unit noise x(σ_max)/σ_max that the flow maps to x.
+        nfe: number of evaluations of the denoiser, for each sample, without the backward passes of the trace.
+        finished: whether the sample reached σ_max.
     """
 
     log_prob: Float[Tensor, "batch"]
@@ -67,40 +67,42 @@ class LogProb:
     finished: Bool[Tensor, "batch"]
 
     def interval(self, level: float = 0.95) -> tuple[Float[Tensor, "batch"], Float[Tensor, "batch"]]:
-        """The two ends of an interval that covers what an exact trace would give, at that rate (Student's t).
+        """The two ends of an interval that covers the result of an exact trace with probability `level` (Student's t).
 
         Args:
-            level: between 0 and 1.
+            level: the probability, between 0 and 1.
 
         Raises:
-            ValueError: the level is no probability, or there was a single probe.
+            ValueError: the level is not a probability, or there was a single probe.
         """
         checks.between("level", level, 0.0, 1.0)
         if self.num_probes == 1:
             raise ValueError("num_probes must be >= 2 for an interval, got 1")
-        reach = float(student.ppf(0.5 + level / 2, self.num_probes - 1)) if self.num_probes else 0.0
-        return self.log_prob - reach * self.standard_error, self.log_prob + reach * self.standard_error
+        quantile = float(student.ppf(0.5 + level / 2, self.num_probes - 1)) if self.num_probes else 0.0
+        return self.log_prob - quantile * self.standard_error, self.log_prob + quantile * self.standard_error
 
 
 @dataclass(frozen=True)
 class Likelihood(Choice):
-    """How densities are computed: any trace, any solver, between two noise levels.
+    """A method for log-densities: any trace and any solver, between two noise levels.
 
     Args:
-        trace: how tr ∂D/∂x is found; None means exactly for samples of up to 16 coordinates, and by 8 of Hutchinson's
-            probes for larger ones. Up to twice as many coordinates as Hutchinson's probes the trace is exact too.
-        solver: `DormandPrince` or `Tsit5`, whose tolerance is in nats here, or a Runge–Kutta solver with fixed steps.
-        num_steps: the number of steps of a Runge–Kutta solver, even in atan(σ/σ_d)^½; None for the others.
-        sigma_min: the noise level at which x is taken to be, > 0; cut to what the denoiser supports.
-        sigma_max: where the density is known, far above the size of the data; likewise cut.
-        terminal: the density there: "moments", computed from the denoiser itself; or "noise", N(0, σ_max² I), which
-            makes the result the density of what samplers draw with the ODE, guided denoisers too.
+        trace: the method for tr ∂D/∂x; None means the exact trace for samples of up to 16 coordinates, and 8 of
+            Hutchinson's probes for larger ones. The exact trace is also used if the number of coordinates is at most
+            twice that of Hutchinson's probes.
+        solver: `DormandPrince` or `Tsit5`, with a tolerance in nats, or a Runge–Kutta solver with fixed steps.
+        num_steps: the number of steps of a Runge–Kutta solver, evenly spaced in atan(σ/σ_d)^½; None for other solvers.
+        sigma_min: the noise level of x, > 0; cut to the range of the denoiser.
+        sigma_max: the noise level at which the density is known, far above the size of the data; cut to the range of
+            the denoiser.
+        terminal: the density at σ_max: "moments", computed from the denoiser; or "noise", N(0, σ_max² I), with which
+            the result is the density of samples of the ODE, also for guided denoisers.
         extrapolate: whether to compute the density of the data without the noise of σ_min, to order σ_min⁴; for
             densities that are smooth at that scale.
 
     Raises:
-        TypeError: another solver, or num_steps is not an integer.
-        ValueError: a value is out of its range, or num_steps does not go with the solver.
+        TypeError: the solver is another one, or num_steps is not an integer.
+        ValueError: a value is out of its range, or num_steps does not fit the solver.
 
     >>> from openedm.exact import GaussianMixture
     >>> Likelihood().log_prob(GaussianMixture([1.0], [[0.0]], [[[1.0]]]), torch.zeros(1, 1)).log_prob
@@ -108,7 +110,7 @@ class Likelihood(Choice):
     """
 
     full_float32: ClassVar[bool] = True
-    """Numbers are compared that are closer than TF32's rounding."""
+    """Whether float32 convolutions must not be rounded to TF32, whose error is larger than that of the result."""
 
     trace: Trace | None = None
     solver: Solver = DormandPrince(1e-4)
@@ -132,7 +134,7 @@ class Likelihood(Choice):
             checks.integer("num_steps", self.num_steps, 1)
 
     def trace_for(self, event_shape: Sequence[int]) -> Trace:
-        """The trace that is used for samples of that shape."""
+        """The trace that is used for samples of a shape."""
         size = math.prod(event_shape)
         if self.trace is None:
             return ExactTrace() if size <= MAX_EXACT_SIZE else Hutchinson()
@@ -152,29 +154,30 @@ class Likelihood(Choice):
         Args:
             denoiser: any denoiser that is differentiable in x.
             x: samples, in data units.
-            condition: one row a sample; a single row for all where the denoiser has a `condition_shape`.
-            seeds: of the probes, one a sample, or any source of noise; needed for random traces, unused by others.
+            condition: one row a sample; a single row for all if the denoiser has a `condition_shape`.
+            seeds: the seeds of the probes, one a sample, or any source of noise; required for random traces.
 
         Raises:
-            FloatingPointError: a sample's step size shrank to nothing.
+            FloatingPointError: the step size of a sample fell below rounding.
             TypeError: the denoiser is not differentiable.
-            ValueError: x or the condition has no row a sample, seeds are missing or not one a sample, the noise levels
-                lie outside the denoiser's range, or σ_max is below σ_d, where the moments do not determine the density.
+            ValueError: the rows of x and the condition do not fit, seeds are missing or not one a sample, the noise
+                levels are outside the denoiser's range, or σ_max is below σ_d, where the moments do not determine the
+                density.
         """
         x, condition = _on_device(denoiser, x, condition)
         low, high = self._range(denoiser)
         if self.terminal == "moments" and high < denoiser.sigma_data:
             raise ValueError(
-                f"sigma_max must be far above the denoiser's sigma_data, {denoiser.sigma_data:g}, for the density "
-                f"there to be known, got {high:g}"
+                f"sigma_max must be far above the denoiser's sigma_data, {denoiser.sigma_data:g}, where the density is "
+                f"known, got {high:g}"
             )
         trace = self.trace_for(x.shape[1:])
-        probes = trace.probes(_source(trace, seeds, len(x)), x)
+        probes = trace.probes(_noise_source(trace, seeds, len(x)), x)
         flow = ProbabilityFlow(denoiser, condition, tuple(x.shape[1:]), trace, probes)
-        end, gathered, solution = flow.follow(x, low, high, self.solver, self.num_steps)
-        known = self.terminal == "noise"
-        top = _noise_log_prob(end, high)[:, None] if known else _terminal_log_prob(flow, end, high)
-        values = gathered + x[0].numel() * math.log(flow.shrink(low) / flow.shrink(high)) + top
+        end, integral, solution = flow.follow(x, low, high, self.solver, self.num_steps)
+        uses_noise = self.terminal == "noise"
+        top = _noise_log_prob(end, high)[:, None] if uses_noise else _terminal_log_prob(flow, end, high)
+        values = integral + x[0].numel() * math.log(flow.shrink(low) / flow.shrink(high)) + top
         if self.extrapolate:
             values = values + _extrapolation(flow, x, low)
         values = torch.where(solution.finished[:, None], values, math.nan)
@@ -185,7 +188,7 @@ class Likelihood(Choice):
             standard_error=error if trace.random else torch.zeros_like(error),
             num_probes=count if trace.random else 0,
             noise=end / high,
-            nfe=solution.nfe + (0 if known else 3) + self.extrapolate,
+            nfe=solution.nfe + (0 if uses_noise else 3) + self.extrapolate,
             finished=solution.finished,
         )
 
@@ -193,17 +196,17 @@ class Likelihood(Choice):
     def encode(
         self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], condition: Condition = None
     ) -> Float[Tensor, "batch *event"]:
-        """The unit noise x(σ_max)/σ_max from which x(σ_min) = x comes. The trace is not used.
+        """The unit noise x(σ_max)/σ_max that the flow maps to x(σ_min) = x. The trace is not used.
 
         Arguments as for `log_prob`.
 
         Raises:
-            FloatingPointError: a sample's step size shrank to nothing.
-            ValueError: a sample used up its evaluations, the noise levels lie outside the denoiser's range, or x or the
-                condition has no row a sample.
+            FloatingPointError: the step size of a sample fell below rounding.
+            ValueError: a sample reached the limit of evaluations, the noise levels are outside the denoiser's range, or
+                the rows of x and the condition do not fit.
         """
         low, high = self._range(denoiser)
-        return self._moved(denoiser, x, condition, low, high) / high
+        return self._transport(denoiser, x, condition, low, high) / high
 
     @torch.no_grad()
     def decode(
@@ -214,18 +217,18 @@ class Likelihood(Choice):
         Arguments and errors as for `encode`.
         """
         low, high = self._range(denoiser)
-        return self._moved(denoiser, noise * high, condition, high, low)
+        return self._transport(denoiser, noise * high, condition, high, low)
 
-    def _moved(self, denoiser: Denoiser, x: Tensor, condition: Condition, start: float, end: float) -> Tensor:
+    def _transport(self, denoiser: Denoiser, x: Tensor, condition: Condition, start: float, end: float) -> Tensor:
         x, condition = _on_device(denoiser, x, condition)
         flow = ProbabilityFlow(denoiser, condition, tuple(x.shape[1:]))
-        moved, _, solution = flow.follow(x, start, end, self.solver, self.num_steps)
+        x_end, _, solution = flow.follow(x, start, end, self.solver, self.num_steps)
         if not bool(solution.finished.all()):
-            raise ValueError(f"max_nfe must suffice to go from one end to the other, got {self.solver}")
-        return moved
+            raise ValueError(f"max_nfe must be large enough for the whole range of noise levels, got {self.solver}")
+        return x_end
 
     def _range(self, denoiser: Denoiser) -> tuple[float, float]:
-        """σ_min and σ_max, cut to the denoiser's range; raises where nothing is left or a dropout is on."""
+        """σ_min and σ_max, cut to the denoiser's range; ValueError if they do not overlap or a dropout is active."""
         check_evaluation_mode(denoiser)
         check_no_per_sample_settings(denoiser)
         low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
@@ -254,7 +257,7 @@ def log_prob(
     return Likelihood(**choices).log_prob(denoiser, x, condition, seeds=seeds)
 
 
-def _source(trace: Trace, seeds: Sequence[int] | NoiseSource | None, count: int) -> NoiseSource | None:
+def _noise_source(trace: Trace, seeds: Sequence[int] | NoiseSource | None, count: int) -> NoiseSource | None:
     if not trace.random:
         return None
     if seeds is None:
@@ -267,7 +270,7 @@ def _source(trace: Trace, seeds: Sequence[int] | NoiseSource | None, count: int)
 
 
 def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
-    """On the denoiser's device, x in float64 (float32 where the device has no float64)."""
+    """x and the condition on the denoiser's device, x in float64 (float32 on devices without it)."""
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
     denoiser.check_condition(condition, len(x))
@@ -284,12 +287,12 @@ def _terminal_log_prob(flow: ProbabilityFlow, x: Tensor, sigma: float) -> Tensor
     """ln p(x; σ) at a high level, for each estimate of the trace (batch, estimates); three evaluations."""
     rows, level = torch.arange(len(x), device=x.device), torch.tensor(sigma, dtype=torch.float64)
     centre, traces = flow.evaluate(torch.zeros_like(x), level, rows)
-    ahead, behind = (flow.denoiser(point, level, flow.condition) for point in (x, -x))
-    odd, even = (ahead - behind) / 2, (ahead + behind) / 2
+    denoised_plus, denoised_minus = (flow.denoiser(point, level, flow.condition) for point in (x, -x))
+    odd, even = (denoised_plus - denoised_minus) / 2, (denoised_plus + denoised_minus) / 2
     line = x * (centre + odd / 2 + (even - centre) / 3 - x / 2) / sigma**2
-    kept = 1 - traces / x[0].numel()
-    at_zero = 0.5 * x[0].numel() * (kept.log() - math.log(2 * math.pi * sigma**2))
-    at_zero = at_zero - centre.flatten(1).square().sum(1, keepdim=True) / (2 * sigma**2 * kept)
+    complement = 1 - traces / x[0].numel()
+    at_zero = 0.5 * x[0].numel() * (complement.log() - math.log(2 * math.pi * sigma**2))
+    at_zero = at_zero - centre.flatten(1).square().sum(1, keepdim=True) / (2 * sigma**2 * complement)
     return line.flatten(1).sum(1, keepdim=True) + at_zero
 
 

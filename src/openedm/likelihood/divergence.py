@@ -1,10 +1,10 @@
 """The trace of a denoiser's Jacobian, tr ∂D/∂x, exactly or by random probes.
 
-- Exact: tr J = Σ_i e_iᵀ J e_i, by one backward pass for each of the n coordinates of a sample, some of them at a time.
+- Exact: tr J = Σ_i e_iᵀ J e_i, by one backward pass for each of the n coordinates of a sample, several at a time.
 - Hutchinson (1990): E[vᵀ J v] = tr J for any v with E[v vᵀ] = I, one backward pass for each probe v. The variance of
   one probe is Σ_{i≠j} ½ (J_ij + J_ji)² for Rademacher signs, and Σ_ij ½ (J_ij + J_ji)² for Gaussian ones.
 
-Samples do not act on one another in a denoiser, so a backward pass serves the whole batch.
+The samples of a batch do not depend on each other in a denoiser, so that a backward pass serves the whole batch.
 """
 
 from abc import ABC, abstractmethod
@@ -27,12 +27,12 @@ Denoise = Callable[[Tensor], Tensor]
 
 
 class Trace(Choice, ABC):
-    """How the trace of the Jacobian is found."""
+    """A method for the trace of the Jacobian."""
 
     @property
     @abstractmethod
     def estimates(self) -> int:
-        """How many estimates of the trace there are; one where it is exact."""
+        """The number of estimates of the trace; 1 for an exact trace."""
 
     @property
     @abstractmethod
@@ -41,7 +41,7 @@ class Trace(Choice, ABC):
 
     @abstractmethod
     def probes(self, source: NoiseSource | None, like: Float[Tensor, "batch *event"]) -> Tensor | None:
-        """The probes of a run, (estimates, batch, *event); None where there are none."""
+        """The probes of a run, (estimates, batch, *event); None for an exact trace."""
 
     @abstractmethod
     def __call__(
@@ -58,9 +58,9 @@ class ExactTrace(Trace):
     """All n diagonal elements, by n backward passes, `chunk` of them at a time.
 
     Args:
-        chunk: ≥ 1; bounds the memory, which is that of `chunk` backward passes. 1 needs nothing of the denoiser but a
-            derivative; larger numbers are faster, and have its operations batched by `torch.func.vmap`. Those that
-            cannot be batched, such as convolutions in channels-last memory, are differentiated one vector at a time.
+        chunk: number of backward passes at a time, ≥ 1, which determines the memory. 1 works for any differentiable
+            denoiser; larger numbers are faster, and batch its operations by `torch.func.vmap`. If an operation cannot
+            be batched, such as a convolution in channels-last memory, vectors are differentiated one by one.
 
     Raises:
         ValueError: chunk < 1.
@@ -84,30 +84,30 @@ class ExactTrace(Trace):
         # The fused attention kernels have no batched derivative.
         with torch.enable_grad(), sdpa_kernel(SDPBackend.MATH):
             x = x.detach().requires_grad_(True)
-            denoised = _differentiable(denoise(x))
+            denoised = _check_differentiable(denoise(x))
             rows, size = len(x), x[0].numel()
             flat = denoised.reshape(rows, size)
             total = torch.zeros(rows, dtype=x.dtype, device=x.device)
             for start in range(0, size, self.chunk):
                 which = torch.arange(start, min(start + self.chunk, size), device=x.device)
-                columns = _backward(flat, x, _units(which, flat)).reshape(len(which), rows, size)
+                columns = _backward(flat, x, _unit_vectors(which, flat)).reshape(len(which), rows, size)
                 total = total + columns[torch.arange(len(which)), :, which].sum(0)
         return denoised.detach(), total[:, None]
 
 
 @dataclass(frozen=True)
 class Hutchinson(Trace):
-    """The mean of vᵀ J v over random probes v, the same all along a path, a function of the sample's seed.
+    """The mean of vᵀ J v over random probes v, which are constant along a path and functions of the sample's seed.
 
-    For many coordinates: up to twice as many as probes, `Likelihood` takes the exact trace instead. Above, no two of a
-    sample's probes of ±1 are equal up to sign while there are fewer of them than coordinates: their estimates would be
-    equal.
-    An interval supposes that many entries of J contribute to the error: where a single pair of coordinates is coupled,
-    k probes of ±1 agree on it with probability 2^{1−k}, and then the interval has length 0; Gaussian ones never do.
+    It is for many coordinates: up to twice as many as probes, `Likelihood` uses the exact trace instead. If there are
+    fewer probes of ±1 than coordinates, no two of a sample are equal up to sign, because their estimates would be
+    equal. Confidence intervals assume that many entries of J contribute to the error: if a single pair of coordinates
+    is coupled, k probes of ±1 give the same estimate with probability 2^{1−k}, and the interval then has length 0;
+    Gaussian probes never do.
 
     Args:
-        num_probes: k ≥ 1; 2 or more give a standard error.
-        distribution: of the entries of v: "rademacher", ±1, or "gaussian", whose variance is larger.
+        num_probes: k ≥ 1; a standard error requires at least 2.
+        distribution: the distribution of the entries of v: "rademacher", ±1, or "gaussian", with a larger variance.
 
     Raises:
         ValueError: a value is not allowed.
@@ -134,9 +134,9 @@ class Hutchinson(Trace):
         drawn = torch.stack([source.draw(tuple(like.shape[1:])) for _ in range(self.num_probes)]).to(like)
         if self.distribution == "gaussian":
             return drawn
-        # The sign of 0 is +1: a probe has no zeros.
+        # The sign of 0 is +1, so that a probe has no zeros.
         signs = torch.where(drawn < 0, -1.0, 1.0).to(like)
-        return _distinct(signs, drawn) if self.num_probes < like[0].numel() else signs
+        return _make_distinct(signs, drawn) if self.num_probes < like[0].numel() else signs
 
     def __call__(
         self, denoise: Denoise, x: Float[Tensor, "rows *event"], probes: Tensor | None
@@ -145,7 +145,7 @@ class Hutchinson(Trace):
         assert probes is not None
         with torch.enable_grad():
             x = x.detach().requires_grad_(True)
-            denoised = _differentiable(denoise(x))
+            denoised = _check_differentiable(denoise(x))
             found = [
                 (torch.autograd.grad(denoised, x, probe, retain_graph=i + 1 < len(probes))[0] * probe).flatten(1).sum(1)
                 for i, probe in enumerate(probes)
@@ -153,18 +153,18 @@ class Hutchinson(Trace):
         return denoised.detach(), torch.stack(found, 1)
 
 
-def _distinct(signs: Float[Tensor, "k batch *event"], drawn: Tensor) -> Float[Tensor, "k batch *event"]:
-    """The probes; in one that repeats an earlier one up to sign, the entry nearest 0 that makes it new changes sign.
+def _make_distinct(signs: Float[Tensor, "k batch *event"], drawn: Tensor) -> Float[Tensor, "k batch *event"]:
+    """The probes; if one repeats an earlier one up to sign, the entry nearest 0 that makes it different changes sign.
 
     Magnitudes are independent of signs, and the change commutes with changes of sign, so that each probe stays uniform.
-    There is always such an entry where k < n: there are more of them than earlier probes that a change could lead to.
+    For k < n there is always such an entry, because there are more entries than earlier probes.
     """
     flat, sizes = signs.flatten(2).clone(), drawn.flatten(2).abs()
     n = flat.shape[2]
     for j in range(1, len(flat)):
         # |vᵀ w| = n where v = ±w.
-        alike = (torch.einsum("kbn,bn->kb", flat[:j], flat[j]).abs() > n - 0.5).any(0)
-        for row in alike.nonzero()[:, 0].tolist():
+        repeated = (torch.einsum("kbn,bn->kb", flat[:j], flat[j]).abs() > n - 0.5).any(0)
+        for row in repeated.nonzero()[:, 0].tolist():
             for entry in sizes[j, row].argsort().tolist():
                 flat[j, row, entry] *= -1
                 if not bool(((flat[:j, row] @ flat[j, row]).abs() > n - 0.5).any()):
@@ -173,26 +173,28 @@ def _distinct(signs: Float[Tensor, "k batch *event"], drawn: Tensor) -> Float[Te
     return flat.reshape(signs.shape)
 
 
-def _units(which: Tensor, flat: Tensor) -> Tensor:
-    """e_i for every row of the batch, i in `which`: (chunk, rows, n), a view of (chunk, 1, n)."""
+def _unit_vectors(which: Tensor, flat: Tensor) -> Tensor:
+    """e_i for every row of the batch and every i in `which`: (chunk, rows, n), a view of (chunk, 1, n)."""
     units = torch.zeros(len(which), 1, flat.shape[1], dtype=flat.dtype, device=flat.device)
     units[torch.arange(len(which)), 0, which] = 1.0
     return units.expand(-1, len(flat), -1)
 
 
 def _backward(outputs: Tensor, x: Tensor, vectors: Tensor) -> Tensor:
-    """vᵀ ∂outputs/∂x for every v; the graph is kept."""
+    """vᵀ ∂outputs/∂x for every v; the graph is retained."""
     if len(vectors) > 1:
         try:
             return torch.autograd.grad(outputs, x, vectors, retain_graph=True, is_grads_batched=True)[0]
         except torch.OutOfMemoryError:
             raise
         except RuntimeError:
-            pass  # What fails for another reason than batching fails below again, with its own message.
+            pass  # An error with another cause than batching is raised again below.
     return torch.stack([torch.autograd.grad(outputs, x, vector, retain_graph=True)[0] for vector in vectors])
 
 
-def _differentiable(denoised: Tensor) -> Tensor:
+def _check_differentiable(denoised: Tensor) -> Tensor:
     if not denoised.requires_grad:
-        raise TypeError("denoiser must be differentiable in x for a likelihood, but its result carries no gradient")
+        raise TypeError(
+            "denoiser must be differentiable in x for a likelihood, but its result does not require gradients"
+        )
     return denoised

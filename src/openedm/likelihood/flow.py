@@ -1,10 +1,10 @@
-"""The probability-flow ODE with its divergence beside it: y = (w, ℓ_1 … ℓ_k), one ℓ for each estimate of the trace.
+"""The probability-flow ODE together with its divergence: y = (w, ℓ_1 … ℓ_k), one ℓ for each estimate of the trace.
 
     dw/dτ = c (c² x − D)/σ · dσ/dτ,    dℓ/dτ = (n c² − tr ∂D/∂x)/σ · dσ/dτ,    w = c(σ) x,  c = σ_d/√(σ² + σ_d²)
 
-See `openedm.sampling.methods.adaptive` for w and τ. A sample's step is accepted where the error of w, a root mean
-square over its coordinates in units of σ_d, and the error of every ℓ, in nats, are below a share of the tolerance: an
-error δ of w in one coordinate moves ln p by about δ/σ_d times a unit Gaussian.
+See `openedm.sampling.methods.adaptive` for w and τ. A sample's step is accepted if the error of w, a root mean square
+over its coordinates in units of σ_d, and the error of every ℓ, in nats, are below a fraction of the tolerance: an error
+δ of w in one coordinate moves ln p by about δ/σ_d times a unit Gaussian.
 """
 
 import math
@@ -24,8 +24,8 @@ from openedm.schedules import Angle, Schedule
 
 __all__ = ["ProbabilityFlow"]
 
-SHARE = 0.03
-"""Of the tolerance, allowed to a step: in nats samples then err by a tenth of the tolerance, few by all of it."""
+TOLERANCE_FRACTION = 0.03
+"""The fraction of the tolerance allowed to a step: most results then have an error of a tenth of the tolerance."""
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class ProbabilityFlow:
     Attributes:
         denoiser: D.
         condition: one row a sample, or a single one for a denoiser with a `condition_shape`.
-        event_shape: of a sample.
-        trace: how tr ∂D/∂x is found; None for the flow alone.
-        probes: of the trace.
+        event_shape: the shape of a sample.
+        trace: the method for tr ∂D/∂x; None for the flow alone.
+        probes: the probes of the trace.
     """
 
     denoiser: Denoiser
@@ -71,7 +71,7 @@ class ProbabilityFlow:
         """The states at noise level `end`, the ℓ integrated from `start`, and the statistics.
 
         Raises:
-            FloatingPointError: a sample's step size shrank to nothing.
+            FloatingPointError: the step size of a sample fell below rounding.
         """
         estimates = 0 if self.trace is None else self.trace.estimates
         y = torch.cat([x.flatten(1) * self.shrink(start), x.new_zeros(len(x), estimates)], 1)
@@ -90,12 +90,12 @@ class ProbabilityFlow:
         form = solver.formulation(self.width)
         first, last = form.variable.time(torch.tensor([start, end], dtype=torch.float64)).tolist()
         size = math.prod(self.event_shape)
-        allowed = torch.full((y.shape[1],), SHARE * solver.tolerance, dtype=y.dtype, device=y.device)
-        allowed[:size] *= self.width
+        tolerances = torch.full((y.shape[1],), TOLERANCE_FRACTION * solver.tolerance, dtype=y.dtype, device=y.device)
+        tolerances[:size] *= self.width
 
         def norm(ratio: Tensor) -> Tensor:
-            moved = root_mean_square(ratio[:, :size])
-            return torch.maximum(moved, ratio[:, size:].abs().amax(1)) if ratio.shape[1] > size else moved
+            state_slope = root_mean_square(ratio[:, :size])
+            return torch.maximum(state_slope, ratio[:, size:].abs().amax(1)) if ratio.shape[1] > size else state_slope
 
         return integrate(
             self._slope(form.variable, start, end),
@@ -103,7 +103,7 @@ class ProbabilityFlow:
             first,
             last,
             method=form.pair,
-            tolerance=allowed,
+            tolerance=tolerances,
             norm=norm,
             first_step=solver.first_step,
             max_evaluations=solver.max_nfe,
@@ -112,7 +112,7 @@ class ProbabilityFlow:
     def _fixed(
         self, y: Float[Tensor, "batch augmented"], start: float, end: float, solver: RungeKutta, num_steps: int
     ) -> Solution:
-        """Even steps in the default variable of adaptive solvers."""
+        """Equal steps in the default variable of adaptive solvers."""
         variable, tableau = Angle(self.width, rho=2.0), solver.tableau
         first, last = variable.time(torch.tensor([start, end], dtype=torch.float64)).tolist()
         slope = self._slope(variable, start, end)
@@ -120,7 +120,7 @@ class ProbabilityFlow:
         for i in range(num_steps):
             slopes: list[Tensor] = []
             for row, c in zip(tableau.a, tableau.c, strict=True):
-                # The ends are met exactly.
+                # The last time is exact.
                 time = last if i + 1 == num_steps and c == 1 else first + (i + c) * h
                 point = y + h * sum(a * k for a, k in zip(row, slopes, strict=True)) if slopes else y
                 slopes.append(slope(torch.full_like(y[:, 0], time), point, rows))
@@ -142,12 +142,12 @@ class ProbabilityFlow:
         size = math.prod(self.event_shape)
 
         def slope(time: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-            sigma = variable.sigma(time).clamp(low, high)  # rounding must not lead out of the denoiser's range
+            sigma = variable.sigma(time).clamp(low, high)  # rounding must not leave the denoiser's range
             shrink = per_sample(width_ratio(sigma, self.width), y)
             x = (y[:, :size] / shrink).reshape(len(y), *self.event_shape)
             denoised, traces = self.evaluate(x, sigma, rows)
             speed = per_sample(variable.sigma_derivative(time) / sigma, y)
-            moved = shrink * (shrink.square() * x.flatten(1) - denoised.flatten(1)) * speed
-            return torch.cat([moved, (size * shrink.square() - traces) * speed], 1)
+            state_slope = shrink * (shrink.square() * x.flatten(1) - denoised.flatten(1)) * speed
+            return torch.cat([state_slope, (size * shrink.square() - traces) * speed], 1)
 
         return slope

@@ -1,4 +1,4 @@
-"""Which σ_data, σ_min, σ_max, P_mean and P_std suit some data, from the data alone and with the evidence for each."""
+"""Suggestions of σ_data, σ_min, σ_max, P_mean and P_std for some data, with the evidence for each."""
 
 from openedm.suggest.limits import Highest, Lowest
 from openedm.suggest.reducible import Reducible

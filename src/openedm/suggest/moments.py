@@ -1,12 +1,11 @@
 """First and second moments of a sample of the data, for the range of noise levels and the linear denoiser.
 
-y has mean μ and covariance Σ = U diag(λ) Uᵀ. The eigenvalues of a sample's covariance spread further than those of Σ;
-drawing them together, λ' = (1 − a) λ + a tr(Σ)/n, with the oracle-approximating a of Chen, Wiesel, Eldar and Hero 2010
-(eq. 23)
+y has mean μ and covariance Σ = U diag(λ) Uᵀ. The eigenvalues of a sample's covariance are more spread out than those of
+Σ; shrinkage, λ' = (1 − a) λ + a tr(Σ)/n, with the oracle-approximating a of Chen, Wiesel, Eldar and Hero 2010 (eq. 23)
 
     a = ((1 − 2/n) tr(Σ²) + tr²(Σ)) / ((N + 1 − 2/n) (tr(Σ²) − tr²(Σ)/n)),  at most 1,
 
-undoes that on average. a ≈ 1 where N samples cannot tell Σ from a multiple of I, and a → 0 as N grows.
+corrects this on average. a ≈ 1 if N samples do not distinguish Σ from a multiple of I, and a → 0 as N grows.
 """
 
 from collections.abc import Iterator
@@ -21,10 +20,10 @@ from openedm.data import Dataset
 __all__ = ["Moments", "Noisy", "draw", "moments", "noisy", "parts"]
 
 MAX_NUMBERS = 2**25
-"""How many numbers of the data are kept at most: a quarter of a gibibyte."""
+"""The largest number of values of the data in memory: a quarter of a gibibyte."""
 
 MAX_DIRECT_DIMENSIONS = 2048
-"""The number of dimensions up to which the covariance itself is decomposed; above, the Gram matrix of some samples."""
+"""The largest dimension for which the covariance is decomposed; above it, the Gram matrix of some samples is."""
 
 MAX_GRAM_SAMPLES = 2048
 
@@ -59,12 +58,12 @@ class Moments:
 
     Attributes:
         mean: μ.
-        basis: U, the eigenvectors of Σ that were found, as columns.
-        measured: λ, the eigenvalues of the sample's covariance along them.
-        values: λ', the same drawn together.
-        rest: λ' of the n − k directions that were not found (0 where all were).
-        variance: tr(Σ)/n, the variance of a dimension about its own mean, on average.
-        count: N, how many samples they were measured on.
+        basis: U, the computed eigenvectors of Σ, as columns.
+        measured: λ, the eigenvalues of the sample's covariance.
+        values: λ', the eigenvalues after shrinkage.
+        rest: λ' of the n − k directions without a computed eigenvector (0 if there are none).
+        variance: tr(Σ)/n, the mean over dimensions of the variance about their means.
+        count: N, the number of samples.
     """
 
     mean: Float64[Tensor, "n"]
@@ -77,21 +76,21 @@ class Moments:
 
     @property
     def others(self) -> int:
-        """How many directions were not found."""
+        """The number of directions without a computed eigenvector."""
         return self.basis.shape[0] - self.basis.shape[1]
 
     @property
     def squared_mean(self) -> float:
-        """‖μ‖², less what the error of a mean of N samples adds to it, tr(Σ)/N; at least 0."""
+        """‖μ‖², minus the contribution tr(Σ)/N of the error of a mean of N samples; at least 0."""
         spread = self.variance * len(self.mean) / self.count
         return max(float(self.mean.square().sum()) - spread, 0.0)
 
     def gains(self, sigma: float, *, shrunk: bool) -> tuple[Float64[Tensor, "k"], float]:
-        """The best linear denoiser, μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ): its gains along U, and in all other directions.
+        """The best linear denoiser, μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ): its gains along U and in all other directions.
 
         Args:
             sigma: noise level.
-            shrunk: whether the eigenvalues are those drawn together, or those measured.
+            shrunk: whether to use the eigenvalues after shrinkage.
         """
         values, rest = (self.values, self.rest) if shrunk else (self.measured, 0.0)
         return values / (values + sigma**2), rest / (rest + sigma**2)
@@ -99,12 +98,12 @@ class Moments:
 
 @dataclass(frozen=True, eq=False)
 class Noisy:
-    """Samples y and unit noise n, in the coordinates of some moments: x = y + σ n at every σ without another product.
+    """Samples y and unit noise n in the coordinates of some moments, for x = y + σ n at every σ.
 
     Attributes:
         clean: Uᵀ (y − μ).
         noise: Uᵀ n.
-        rest: ‖y'‖², y'·n' and ‖n'‖² of what lies in no direction of U.
+        rest: ‖y'‖², y'·n' and ‖n'‖² of the components y' and n' orthogonal to U.
     """
 
     clean: Float64[Tensor, "batch k"]
@@ -114,14 +113,16 @@ class Noisy:
     def error(self, sigma: float, gains: Float64[Tensor, "k"], outside: float) -> Float64[Tensor, "batch"]:
         """‖D − y‖² of D = μ + U diag(gains) Uᵀ (x − μ) + outside x'."""
         inside = (gains * (self.clean + sigma * self.noise) - self.clean).square().sum(1)
-        kept = outside - 1
+        factor = outside - 1
         squares, products, noises = self.rest
-        beyond: Tensor = kept**2 * squares + 2 * kept * outside * sigma * products + (outside * sigma) ** 2 * noises
-        return inside + beyond
+        outside_error: Tensor = (
+            factor**2 * squares + 2 * factor * outside * sigma * products + (outside * sigma) ** 2 * noises
+        )
+        return inside + outside_error
 
-    def error_of(self, answer: Float64[Tensor, "batch k"]) -> Float64[Tensor, "batch"]:
+    def error_of(self, coordinates: Float64[Tensor, "batch k"]) -> Float64[Tensor, "batch"]:
         """‖D − y‖² of D = μ + U answer."""
-        return (answer - self.clean).square().sum(1) + self.rest[0]
+        return (coordinates - self.clean).square().sum(1) + self.rest[0]
 
 
 def noisy(moments: Moments, clean: Float64[Tensor, "batch n"], noise: Float64[Tensor, "batch n"]) -> Noisy:
@@ -130,8 +131,12 @@ def noisy(moments: Moments, clean: Float64[Tensor, "batch n"], noise: Float64[Te
     inside, along = centred @ moments.basis, noise @ moments.basis
     if not moments.others:
         return Noisy(inside, along, torch.zeros(3, len(clean), dtype=clean.dtype))
-    left, over = centred - inside @ moments.basis.T, noise - along @ moments.basis.T
-    return Noisy(inside, along, torch.stack([left.square().sum(1), (left * over).sum(1), over.square().sum(1)]))
+    clean_rest, noise_rest = centred - inside @ moments.basis.T, noise - along @ moments.basis.T
+    return Noisy(
+        inside,
+        along,
+        torch.stack([clean_rest.square().sum(1), (clean_rest * noise_rest).sum(1), noise_rest.square().sum(1)]),
+    )
 
 
 def moments(rows: Float[Tensor, "count n"]) -> Moments:
@@ -143,10 +148,10 @@ def moments(rows: Float[Tensor, "count n"]) -> Moments:
     if count >= n:
         measured, basis = torch.linalg.eigh(centred.T @ centred / count)
     else:
-        squares, left = torch.linalg.eigh(centred @ centred.T / count)
-        kept = squares > 1e-12 * squares[-1]
-        measured = squares[kept]
-        basis = centred.T @ (left[:, kept] / (measured * count).sqrt())
+        squares, clean_rest = torch.linalg.eigh(centred @ centred.T / count)
+        factor = squares > 1e-12 * squares[-1]
+        measured = squares[factor]
+        basis = centred.T @ (clean_rest[:, factor] / (measured * count).sqrt())
     measured = measured.clamp(min=0)
     variance = float(measured.sum()) / n
     a = _shrinkage(measured, n, count)
@@ -154,7 +159,7 @@ def moments(rows: Float[Tensor, "count n"]) -> Moments:
 
 
 def _shrinkage(values: Float64[Tensor, "k"], n: int, count: int) -> float:
-    """The oracle-approximating a; 1 where all eigenvalues are equal."""
+    """The oracle-approximating a; 1 if all eigenvalues are equal."""
     trace, squares = float(values.sum()), float(values.square().sum())
     spread = (count + 1 - 2 / n) * (squares - trace**2 / n)
     return min(1.0, ((1 - 2 / n) * squares + trace**2) / spread) if spread > 1e-12 * squares else 1.0

@@ -1,30 +1,31 @@
-"""Where the loss is reducible: the gap between a trivial denoiser and what better ones achieve, at every σ.
+"""The reducible loss: the difference between the losses of a trivial denoiser and of better ones, at every σ.
 
-Training sees the loss λ(σ) E‖D − y‖²/n with λ = (σ²+σ_d²)/(σ σ_d)². Karras et al. 2022 (section 5 and Fig. 5a) put p(σ)
-where it falls during training: at low σ the noise is too small to be told from the data, at high σ every answer tends
-to the mean. The trivial denoiser that knows no more than this is
+Training minimises the loss λ(σ) E‖D − y‖²/n with λ = (σ²+σ_d²)/(σ σ_d)². Karras et al. 2022 (section 5 and Fig. 5a) put
+p(σ) where the loss falls during training: at low σ the noise cannot be distinguished from the data, at high σ every
+output tends to the mean. The corresponding trivial denoiser is
 
     T(x; σ) = μ + v/(v + σ²) (x − μ),  v = tr(Σ)/n,
 
-the data's mean at high σ and x at low σ, what an untrained EDM network is but for the mean. With D* the best of the
-denoisers below,
+the data's mean at high σ and x at low σ; for μ = 0 it is an untrained EDM network. With D* the best of the denoisers
+below,
 
     reducible(σ) = λ(σ)/n (E‖T − y‖² − E‖D* − y‖²).
 
 Both expectations are taken over held-out samples y, each with noise n and −n, the same for T and D* and at every σ:
-what is odd in n, which at low σ is most of the difference of two errors, cancels. A denoiser that has memorised its own
-samples gains nothing there, and since each of them is a function of x alone, E‖D* − y‖² is never below what is
-possible, so that reducible(σ) errs on the low side. The denoisers:
+terms that are odd in n, most of the difference of two errors at low σ, cancel. Memorised samples do not reduce the
+error of a denoiser on held-out samples, and since each denoiser is a function of x alone, E‖D* − y‖² is never below the
+least possible error, so that reducible(σ) is never too large. The denoisers:
 
 - linear: μ + U diag(λ/(λ+σ²)) Uᵀ (x − μ), the best of all for Gaussian data;
 - exact: the posterior mean over the other samples (Appendix B.3), best at high σ, and in few dimensions;
-- mixture: of `COMPONENTS` Gaussians, fitted to the other samples, in up to `MAX_MIXTURE_DIMENSIONS` dimensions;
-- windows: for images, a mixture fitted to windows of 5×5 pixels from anywhere, which sees of x only the window around a
-  pixel. Levin and Nadler 2011 estimate in this way how well images can be denoised, and Zoran and Weiss 2011 show how
-  good such mixtures are.
+- mixture: a mixture of `COMPONENTS` Gaussians, fitted to the other samples, in up to `MAX_MIXTURE_DIMENSIONS`
+  dimensions;
+- windows: for images, a mixture fitted to windows of 5×5 pixels, whose input is the window of x around a pixel. Levin
+  and Nadler 2011 estimate the limits of denoising in this way, and Zoran and Weiss 2011 show that such mixtures are
+  accurate.
 
-The log-normal with the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max], puts
-training where the loss can still fall.
+The log-normal with the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max], concentrates
+training where the loss can be reduced.
 """
 
 import math
@@ -37,7 +38,7 @@ from jaxtyping import Float64, Int
 from torch import Tensor
 from torch.nn.functional import pad
 
-from openedm.exact import GaussianMixture
+from openedm import exact
 from openedm.objective import EDMWeighting
 from openedm.suggest.limits import Posteriors
 from openedm.suggest.moments import Moments, Noisy, parts
@@ -48,16 +49,16 @@ COMPONENTS = 16
 MAX_MIXTURE_DIMENSIONS = 64
 WINDOW_SIZE = 5
 MAX_WINDOWS = 8192
-"""How many windows a mixture is fitted to at most."""
+"""The largest number of windows to which a mixture is fitted."""
 
 PIXELS_PER_IMAGE = 8
-"""How many pixels of each noisy image are denoised from their windows."""
+"""The number of pixels of each noisy image that are denoised from their windows."""
 
 MIN_REDUCIBLE = 0.02
-"""The least reducible loss, at some σ, from which moments are computed: those of less would be those of noise."""
+"""The least maximum of the reducible loss for which its moments are computed; below it they would be random."""
 
 JACKKNIFE_GROUPS = 16
-"""Number of groups of held-out samples, one of which the jackknife leaves out at a time."""
+"""The number of groups of held-out samples in the jackknife, which leaves out one at a time."""
 
 
 @dataclass(frozen=True)
@@ -67,13 +68,13 @@ class Reducible:
     Attributes:
         sigmas: noise levels, increasing, evenly spaced in ln σ from σ_min to σ_max.
         trivial: λ(σ) E‖T − y‖²/n = λ(σ) v σ²/(v + σ²): 1 at low σ, v/σ_d² at high.
-        values: reducible(σ), ≥ 0; `trivial` less this is the loss that D* achieves.
+        values: reducible(σ), ≥ 0; `trivial` minus this is the loss of D*.
         errors: standard errors of `values`.
-        by: the name of D* at each σ; "trivial" where none is better than T.
-        p_mean: mean of ln σ under reducible(σ); None where that is below `MIN_REDUCIBLE` at every σ.
-        p_std: standard deviation of the same, likewise.
+        by: the name of D* at each σ; "trivial" if no denoiser is better than T.
+        p_mean: mean of ln σ under reducible(σ); None if reducible(σ) is below `MIN_REDUCIBLE` at every σ.
+        p_std: standard deviation of ln σ under reducible(σ), or None as for p_mean.
         p_mean_error: standard error of p_mean, from the held-out samples.
-        p_std_error: standard error of p_std, likewise.
+        p_std_error: standard error of p_std, from the held-out samples.
         held_out: the number of held-out samples.
     """
 
@@ -91,16 +92,16 @@ class Reducible:
 
 @dataclass(frozen=True, eq=False)
 class HeldOut:
-    """Samples that no denoiser was made from, their noise, and what the denoisers are made from.
+    """Held-out samples, their noise, and the other samples, from which the denoisers are computed.
 
     Attributes:
-        clean: y, every sample twice: all of them, and all again.
-        noise: n, of unit variance, and then −n.
+        clean: y, all samples twice.
+        noise: unit noise n for the first half, and −n for the second.
         rows: the other samples.
-        moments: of `rows`.
+        moments: the moments of `rows`.
         noisy: `clean` and `noise` in the coordinates of `moments`.
-        against: their posteriors over some of `rows`.
-        shape: of one sample.
+        against: the posteriors of the noisy samples over some of `rows`.
+        shape: the shape of one sample.
     """
 
     clean: Float64[Tensor, "twice n"]
@@ -120,19 +121,19 @@ def reducible(held: HeldOut, sigmas: Sequence[float], sigma_data: float, seed: i
     """reducible(σ) at `sigmas`, evenly spaced in ln σ, and the log-normal of its moments.
 
     Args:
-        held: held-out samples and what denoisers are made from.
+        held: the held-out samples and the other samples.
         sigmas: the noise levels, increasing.
         sigma_data: σ_d of the weighting.
-        seed: of the windows and mixtures.
+        seed: the seed of the windows and mixtures.
     """
     levels = torch.tensor(sigmas, dtype=torch.float64)
     weight = EDMWeighting().weight(levels, sigma_data)
     names, gains = _best(_gains(held, sigmas, seed))
     gains = weight[:, None] * gains
     v = held.moments.variance
-    some = float(gains.mean(1).max()) >= MIN_REDUCIBLE
-    mean, std = log_normal_of(levels, gains.mean(1)) if some else (None, None)
-    mean_error, std_error = _jackknife(levels, gains) if some else (0.0, 0.0)
+    is_reducible = float(gains.mean(1).max()) >= MIN_REDUCIBLE
+    mean, std = log_normal_of(levels, gains.mean(1)) if is_reducible else (None, None)
+    mean_error, std_error = _jackknife(levels, gains) if is_reducible else (0.0, 0.0)
     return Reducible(
         sigmas=tuple(sigmas),
         trivial=tuple((weight * v * levels.square() / (v + levels.square())).tolist()),
@@ -148,9 +149,9 @@ def reducible(held: HeldOut, sigmas: Sequence[float], sigma_data: float, seed: i
 
 
 def log_normal_of(sigmas: Float64[Tensor, "levels"], values: Float64[Tensor, "levels"]) -> tuple[float, float]:
-    """Mean and standard deviation of ln σ under the density `values` ≥ 0 (less is taken as 0), by the trapezoidal rule.
+    """Mean and standard deviation of ln σ under the density max(`values`, 0), by the trapezoidal rule.
 
-    σ is evenly spaced in ln σ; some value is > 0.
+    σ is evenly spaced in ln σ; at least one value is > 0.
     """
     weights = values.clamp(min=0)
     weights[[0, -1]] /= 2
@@ -160,7 +161,7 @@ def log_normal_of(sigmas: Float64[Tensor, "levels"], values: Float64[Tensor, "le
 
 
 def _jackknife(sigmas: Float64[Tensor, "levels"], gains: Float64[Tensor, "levels batch"]) -> tuple[float, float]:
-    """Standard errors of the two moments: without one group of samples at a time."""
+    """Standard errors of the two moments, by leaving out one group of samples at a time."""
     groups = min(JACKKNIFE_GROUPS, gains.shape[1])
     number = torch.arange(gains.shape[1]) % groups
     found = torch.tensor([log_normal_of(sigmas, gains[:, number != g].mean(1)) for g in range(groups)])
@@ -169,7 +170,7 @@ def _jackknife(sigmas: Float64[Tensor, "levels"], gains: Float64[Tensor, "levels
 
 
 def _best(gains: dict[str, Float64[Tensor, "levels batch"]]) -> tuple[tuple[str, ...], Float64[Tensor, "levels batch"]]:
-    """At each σ, the name and the gains of the denoiser that gains most; the trivial one gains 0."""
+    """At each σ, the name and the gains of the denoiser with the largest gain; the trivial denoiser has gain 0."""
     names = ("trivial", *gains)
     stacked = torch.stack([torch.zeros_like(next(iter(gains.values()))), *gains.values()])
     chosen = stacked.mean(2).argmax(0)
@@ -177,7 +178,7 @@ def _best(gains: dict[str, Float64[Tensor, "levels batch"]]) -> tuple[tuple[str,
 
 
 def _gains(held: HeldOut, sigmas: Sequence[float], seed: int) -> dict[str, Float64[Tensor, "levels batch"]]:
-    """(‖T − y‖² − ‖D − y‖²)/n of each denoiser D, at each σ, for each held-out sample, on average over n and −n."""
+    """(‖T − y‖² − ‖D − y‖²)/n of each denoiser D, at each σ, for each held-out sample, averaged over n and −n."""
     windows = _windows(held, sigmas[0], seed) if len(held.shape) == 3 and min(held.shape[1:]) >= WINDOW_SIZE else None
     mixture = fit_mixture(held.rows, sigmas[0], seed) if held.rows.shape[1] <= MAX_MIXTURE_DIMENSIONS else None
     n = held.rows.shape[1]
@@ -199,11 +200,11 @@ def _gains(held: HeldOut, sigmas: Sequence[float], seed: int) -> dict[str, Float
     return {name: torch.stack(values).reshape(len(sigmas), 2, -1).mean(1) for name, values in rows.items()}
 
 
-def fit_mixture(rows: Float64[Tensor, "count n"], sigma_min: float, seed: int) -> GaussianMixture:
+def fit_mixture(rows: Float64[Tensor, "count n"], sigma_min: float, seed: int) -> exact.GaussianMixture:
     """A mixture of up to `COMPONENTS` Gaussians with full covariances, by expectation maximisation (scikit-learn).
 
-    (σ_min/3)² is added to the variances, which is little at every σ ≥ σ_min: without it, components of pixels that
-    never change have no density.
+    (σ_min/3)² is added to the variances, which is negligible at every σ ≥ σ_min: without it, components with constant
+    pixels have no density.
     """
     from sklearn import mixture
 
@@ -215,55 +216,57 @@ def fit_mixture(rows: Float64[Tensor, "count n"], sigma_min: float, seed: int) -
         random_state=seed,
     )
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # 20 rounds are enough whether or not they have converged.
+        warnings.simplefilter("ignore")  # 20 iterations are enough, even without convergence.
         fitted.fit(rows[:MAX_WINDOWS].numpy())
     covariances = torch.from_numpy(fitted.covariances_)
     means = torch.from_numpy(fitted.means_)
-    return GaussianMixture(torch.from_numpy(fitted.weights_), means, (covariances + covariances.mT) / 2)
+    return exact.GaussianMixture(torch.from_numpy(fitted.weights_), means, (covariances + covariances.mT) / 2)
 
 
 @dataclass(frozen=True, eq=False)
 class Windows:
-    """Denoises the pixel in the middle of a window, from the window alone.
+    """Denoises the pixel at the centre of a window, from the window alone.
 
     Attributes:
-        mixture: the density of windows, all channels of them.
-        clean: windows of y, those of one image after those of another.
+        mixture: the density of windows with all channels.
+        clean: windows of y, image by image.
         noise: the same windows of n.
         mean: the same windows of μ.
-        images: how many images they are of.
+        images: the number of images.
     """
 
-    mixture: GaussianMixture
+    mixture: exact.GaussianMixture
     clean: Float64[Tensor, "windows n"]
     noise: Float64[Tensor, "windows n"]
     mean: Float64[Tensor, "windows n"]
     images: int
 
     def gains(self, sigma: float, trivial: float) -> Float64[Tensor, "images"]:
-        """(‖T − y‖² − ‖D − y‖²)/n over the pixels in the middle, where T = μ + trivial (x − μ)."""
+        """(‖T − y‖² − ‖D − y‖²)/n over the central pixels, where T = μ + trivial (x − μ)."""
         x = self.clean + sigma * self.noise
-        answer = torch.cat([self.mixture(part, sigma) for part in parts(x, 512)])
+        denoised = torch.cat([self.mixture(part, sigma) for part in parts(x, 512)])
         t = self.mean + trivial * (x - self.mean)
         middle = slice(WINDOW_SIZE**2 // 2, None, WINDOW_SIZE**2)
-        gains = (t - self.clean)[:, middle].square() - (answer - self.clean)[:, middle].square()
+        gains = (t - self.clean)[:, middle].square() - (denoised - self.clean)[:, middle].square()
         return gains.reshape(self.images, -1).mean(1)
 
 
 def _windows(held: HeldOut, sigma_min: float, seed: int) -> Windows:
     generator = torch.Generator().manual_seed(seed)
     images = held.rows[:MAX_WINDOWS].reshape(-1, *held.shape)
-    seen = windows_at(images, _places(len(images), -(-MAX_WINDOWS // len(images)), held.shape, generator))
-    places = _places(len(held.clean), PIXELS_PER_IMAGE, held.shape, generator)
+    training_windows = windows_at(
+        images, _random_pixels(len(images), -(-MAX_WINDOWS // len(images)), held.shape, generator)
+    )
+    places = _random_pixels(len(held.clean), PIXELS_PER_IMAGE, held.shape, generator)
     mean = held.moments.mean.expand_as(held.clean)
     clean, noise, mean = (windows_at(x.reshape(-1, *held.shape), places) for x in (held.clean, held.noise, mean))
-    return Windows(fit_mixture(seen, sigma_min, seed), clean, noise, mean, images=len(held.clean))
+    return Windows(fit_mixture(training_windows, sigma_min, seed), clean, noise, mean, images=len(held.clean))
 
 
-def _places(
+def _random_pixels(
     images: int, pixels: int, shape: tuple[int, ...], generator: torch.Generator
 ) -> Int[Tensor, "images pixels 2"]:
-    """Random pixels: row and column."""
+    """The row and the column of random pixels."""
     return torch.stack([torch.randint(size, (images, pixels), generator=generator) for size in shape[1:]], -1)
 
 
@@ -273,9 +276,9 @@ def windows_at(
     """The windows around some pixels of each image, flat; images are continued by reflection at their edges."""
     margin = WINDOW_SIZE // 2
     padded = pad(images, (margin, margin, margin, margin), mode="reflect")
-    reach = torch.arange(WINDOW_SIZE)
-    rows = places[..., 0, None, None] + reach[:, None]
-    columns = places[..., 1, None, None] + reach
+    offsets = torch.arange(WINDOW_SIZE)
+    rows = places[..., 0, None, None] + offsets[:, None]
+    columns = places[..., 1, None, None] + offsets
     image = torch.arange(len(images))[:, None, None, None]
     found = padded[image, :, rows, columns]  # (batch, pixels, window, window, channels)
     return found.movedim(-1, 2).flatten(0, 1).flatten(1)

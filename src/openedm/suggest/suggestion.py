@@ -1,4 +1,4 @@
-"""σ_data, σ_min, σ_max, P_mean and P_std that suit some data, with the evidence for each."""
+"""Suggestions of σ_data, σ_min, σ_max, P_mean and P_std for some data, with the evidence for each."""
 
 import dataclasses
 import math
@@ -9,9 +9,9 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
+from openedm import objective
 from openedm.data import Dataset, measure
 from openedm.ground import checks
-from openedm.objective import LogNormal
 from openedm.suggest.limits import UNIFORM_SHARE, Highest, Lowest, comparable, highest, lowest, posteriors
 from openedm.suggest.moments import draw, moments, noisy
 from openedm.suggest.reducible import HeldOut, Reducible, reducible
@@ -19,16 +19,16 @@ from openedm.suggest.reducible import HeldOut, Reducible, reducible
 __all__ = ["Scale", "Suggestion", "suggest"]
 
 MIN_SAMPLES = 64
-"""The least number of samples."""
+"""The smallest number of samples."""
 
 HELD_OUT_SAMPLES = (192, 512)
-"""How many samples are held out, in many dimensions and in few."""
+"""The numbers of held-out samples in many dimensions and in few."""
 
 MAX_WEIGHTS = 2**21
-"""How many weights of the exact denoiser are computed at a time: held-out samples times data points."""
+"""The largest number of weights of the exact denoiser at a time: held-out samples times data points."""
 
 COVERED_STDS = 3.0
-"""How many standard deviations of the suggested p(σ) reach σ_min and σ_max."""
+"""The largest distance of σ_min and σ_max from P_mean, in standard deviations of the suggested p(σ)."""
 
 MAX_UNEVENNESS = 3.0
 """The ratio of the scales of two dimensions above which a warning is given."""
@@ -36,18 +36,18 @@ MAX_UNEVENNESS = 3.0
 
 @dataclass(frozen=True)
 class Scale:
-    """What σ_data follows from, and how far the data are from zero mean and equal scale, which EDM's scaling assumes.
+    """The evidence for σ_data, and the deviation from zero mean and equal scales, which EDM's scaling assumes.
 
     Attributes:
-        sigma_data: standard deviation of all values about their common mean, as training measures it.
+        sigma_data: standard deviation of all values about their common mean, as measured in training.
         error: its standard error, from the samples that were used.
-        mean: that common mean.
+        mean: the common mean.
         rms: √E[x²], about zero.
-        within: root mean square of the standard deviations of the dimensions, each about its own mean: √(tr(Σ)/n).
+        within: root mean square of the standard deviations of the dimensions about their means: √(tr(Σ)/n).
         smallest: the smallest standard deviation of a dimension that is not constant.
-        largest: the largest.
-        constant: how many dimensions are constant.
-        dimensions: n.
+        largest: the largest standard deviation of a dimension.
+        constant: the number of constant dimensions.
+        dimensions: n, the number of dimensions.
     """
 
     sigma_data: float
@@ -62,27 +62,27 @@ class Scale:
 
     @property
     def unevenness(self) -> float:
-        """The largest standard deviation of a dimension by the smallest."""
+        """The ratio of the largest standard deviation of a dimension to the smallest."""
         return self.largest / self.smallest
 
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Noise levels that suit some data, in data units, and why.
+    """Suggested noise levels for some data, in data units, with the evidence.
 
     Attributes:
-        sigma_data: for the preconditioning; training measures the same number.
+        sigma_data: σ_data of the preconditioning; training measures the same number.
         sigma_min: lowest noise level of sampling.
         sigma_max: highest noise level of sampling.
-        p_mean: of the log-normal p(σ) of training.
-        p_std: of the same.
+        p_mean: P_mean of the log-normal p(σ) of training.
+        p_std: P_std of the same distribution.
         scale: evidence for sigma_data.
         lowest: evidence for sigma_min.
         highest: evidence for sigma_max.
         reducible: evidence for p_mean and p_std.
         samples: the number of samples in the data.
-        looked_at: how many of them were used.
-        warnings: where the data do not fit EDM's assumptions.
+        looked_at: the number of samples that were used.
+        warnings: deviations of the data from EDM's assumptions.
     """
 
     sigma_data: float
@@ -99,9 +99,9 @@ class Suggestion:
     warnings: tuple[str, ...]
 
     @property
-    def noise(self) -> LogNormal:
+    def noise(self) -> objective.LogNormal:
         """The suggested p(σ)."""
-        return LogNormal(self.p_mean, self.p_std)
+        return objective.LogNormal(self.p_mean, self.p_std)
 
     def reasons(self) -> dict[str, str]:
         """One line that explains each of the five numbers."""
@@ -114,36 +114,36 @@ class Suggestion:
         }
 
     def to_dict(self) -> dict[str, Any]:
-        """Everything as plain data, ready for JSON."""
+        """All fields as plain data, for JSON."""
         return dataclasses.asdict(self)
 
 
 def suggest(
     data: Dataset, *, terminal_nats: float = 0.01, max_samples: int = 10_000, levels: int = 24, seed: int = 0
 ) -> Suggestion:
-    """σ_data, σ_min, σ_max, P_mean and P_std that suit `data`, with the evidence for each.
+    """Suggested σ_data, σ_min, σ_max, P_mean and P_std for `data`, with the evidence for each.
 
-    - σ_data: the standard deviation of all values about their common mean (`data.measure`), what training measures and
-      c_in, c_skip and λ(σ) take to be the scale of every dimension about zero (Karras et al. 2022, Table 1).
+    - σ_data: the standard deviation of all values about their common mean (`data.measure`), as measured in training;
+      c_in, c_skip and λ(σ) assume that it is the scale of every dimension about zero (Karras et al. 2022, Table 1).
     - σ_min, σ_max: see `openedm.suggest.limits`.
-    - P_mean: the mean of ln σ where the loss is reducible (`openedm.suggest.reducible`).
-    - P_std: the standard deviation of the same, but large enough that σ_min and σ_max lie within 3 P_std of P_mean.
-      Where nothing is reducible a network still has to learn the trivial answer, and it does not at levels that are
-      never drawn: trained with the bare standard deviation, small networks are wrong at the ends of the range, most of
-      all at σ_max, where sampling begins.
+    - P_mean: the mean of ln σ under the reducible loss (`openedm.suggest.reducible`).
+    - P_std: the corresponding standard deviation, but large enough that σ_min and σ_max are within 3 P_std of P_mean.
+      Where the loss is not reducible a network still has to learn the trivial denoiser, which it does not at levels
+      that are never drawn: with the smaller standard deviation, small networks have large errors at the ends of the
+      range, mostly at σ_max, where sampling starts.
 
-    Where next to nothing of the loss is reducible, P_mean and P_std are EDM's in units of σ_data, −1.2 + ln(σ_data/½)
-    and 1.2, the latter with the same bound.
+    If almost none of the loss is reducible, P_mean and P_std are EDM's in units of σ_data, −1.2 + ln(σ_data/½) and 1.2,
+    the latter with the same bound.
 
-    Data scaled by c are given noise levels scaled by c, and P_mean + ln c.
+    For data scaled by c the noise levels are scaled by c, and ln c is added to P_mean.
 
     Args:
-        data: at least 64 samples of one shape; images may have one more estimate, of windows.
-        terminal_nats: the divergence from the data that the start of sampling may cost, in (0, 1]; 0.01 nats is at most
-            7 % in total variation.
-        max_samples: how many samples are used at most, drawn at random; ≥ 64.
-        levels: how many noise levels the reducible loss is measured at, ≥ 8.
-        seed: of the draws, ≥ 0.
+        data: at least 64 samples of one shape; for images there is one more estimate, from windows.
+        terminal_nats: the allowed divergence from the data that is caused by the start of sampling, in (0, 1]; 0.01
+            nats are at most 7 % in total variation.
+        max_samples: the largest number of samples, drawn at random; ≥ 64.
+        levels: the number of noise levels of the reducible loss, ≥ 8.
+        seed: the seed of the draws, ≥ 0.
 
     Raises:
         ValueError: an argument is out of its range; or the data are too few, constant or not finite.
@@ -161,7 +161,7 @@ def suggest(
     checks.at_least("the number of samples in data", len(data), MIN_SAMPLES)
     rows = draw(data, max_samples, seed)
     if bool((rows == rows[0]).all()):
-        raise ValueError(f"data must vary, but all {len(rows)} samples that were used are the same")
+        raise ValueError(f"data must not be constant, but all {len(rows)} samples that were used are equal")
     held = _held_out(rows, data.event_shape, seed)
     scale = _scale(rows, data)
     low = lowest(held.clean, held.rows, scale.sigma_data)
@@ -208,7 +208,7 @@ def _scale(rows: Float64[Tensor, "count n"], data: Dataset) -> Scale:
     measured = measure(data)
     std = rows.std(0, correction=0)
     varying = std[std > 1e-6 * std.max()]
-    # σ² is a mean over samples of what each has, and σ's error is that of σ² by 2 σ.
+    # σ² is a mean over samples, and the error of σ is that of σ² divided by 2 σ.
     squares = (rows - rows.mean()).square().mean(1)
     return Scale(
         sigma_data=measured.std,
@@ -232,47 +232,49 @@ def _scale_reason(scale: Scale) -> str:
 
 def _lowest_reason(low: Lowest) -> str:
     if low.bound == "rounding":
-        return f"values come in steps of {low.step:.4g}: rounding to them is noise of step/√12"
+        return f"values are multiples of {low.step:.4g}: rounding to this step is noise of step/√12"
     if low.bound == "neighbours":
-        return f"moves a sample by a tenth of its distance {low.neighbour:.3g} to the nearest other"
+        return f"displaces a sample by a tenth of its distance {low.neighbour:.3g} to the nearest other"
     if low.step is not None:
-        return f"σ_data/10: values come in steps of {low.step:.4g}, so coarse that step/√12 is more"
-    return f"σ_data/250, EDM's ratio: a tenth of the distance {low.neighbour:.2g} between neighbours asks for another"
+        return f"σ_data/10: values are multiples of {low.step:.4g}, and step/√12 is larger"
+    return (
+        f"σ_data/250, EDM's ratio, since a tenth of the distance {low.neighbour:.2g} between neighbours is out of range"
+    )
 
 
 def _highest_reason(high: Highest) -> str:
-    mean = f", {high.mean_share:.0%} of them the mean's (centred: {high.centred:.3g})" if high.mean_share > 0.1 else ""
+    mean = f", {high.mean_share:.0%} by the mean (centred: {high.centred:.3g})" if high.mean_share > 0.1 else ""
     return (
-        f"± {high.error:.1g}; the start N(0, σ²) costs {high.nats:g} nats{mean}; largest distance {high.farthest:.3g}, "
-        f"posterior uniform to {UNIFORM_SHARE:.0%} from {high.uniform:.3g}"
+        f"± {high.error:.1g}; the start N(0, σ²) causes {high.nats:g} nats{mean}; largest distance "
+        f"{high.farthest:.3g}, posterior uniform to {UNIFORM_SHARE:.0%} from {high.uniform:.3g}"
     )
 
 
 def _mean_reason(found: Suggestion) -> str:
     curve = found.reducible
     if curve.p_mean is None:
-        return "EDM's −1.2 in units of σ_data: next to nothing of the loss is reducible"
+        return "EDM's −1.2 in units of σ_data: almost none of the loss is reducible"
     peak = max(range(len(curve.values)), key=lambda i: curve.values[i])
     return (
-        f"mean of ln σ where the loss is reducible, ± {curve.p_mean_error:.1g}; most, {curve.values[peak]:.0%}, at "
+        f"mean of ln σ under the reducible loss, ± {curve.p_mean_error:.1g}; largest, {curve.values[peak]:.0%}, at "
         f"σ = {curve.sigmas[peak]:.2g}"
     )
 
 
 def _std_reason(found: Suggestion) -> str:
-    own = found.reducible.p_std
-    if own is None:
+    p_std = found.reducible.p_std
+    if p_std is None:
         reason = "EDM's"
     else:
         curve = found.reducible
         half = [s for s, value in zip(curve.sigmas, curve.values, strict=True) if value >= max(curve.values) / 2]
         reason = (
-            f"standard deviation of the same, {own:.2f} ± {curve.p_std_error:.1g} (half as much is reducible from "
+            f"standard deviation of ln σ, {p_std:.2f} ± {curve.p_std_error:.1g} (half as much is reducible from "
             f"σ = {half[0]:.2g} to {half[-1]:.2g})"
         )
-    if found.p_std > (1.2 if own is None else own):
+    if found.p_std > (1.2 if p_std is None else p_std):
         far = "σ_max" if math.log(found.sigma_max * found.sigma_min) > 2 * found.p_mean else "σ_min"
-        return f"{reason}, widened: {far} is to be within {COVERED_STDS:g} of it of p_mean, to be trained on at all"
+        return f"{reason}, increased so that {far} is within {COVERED_STDS:g} of it of p_mean and occurs in training"
     return reason
 
 
@@ -282,7 +284,7 @@ def _warnings(scale: Scale, kind: str, curve: Reducible) -> tuple[str, ...]:
         advice = (
             "usual for images with empty borders"
             if kind == "images"
-            else "one σ_data cannot suit them all: divide each dimension by its standard deviation"
+            else "one σ_data does not fit all of them: divide each dimension by its standard deviation"
         )
         found.append(
             f"the dimensions differ in scale by {scale.unevenness:.3g} × ({scale.smallest:.2g} … {scale.largest:.2g}): "
@@ -290,14 +292,14 @@ def _warnings(scale: Scale, kind: str, curve: Reducible) -> tuple[str, ...]:
         )
     if kind == "vectors" and abs(scale.mean) > scale.sigma_data / 2:
         found.append(
-            f"the mean {scale.mean:.2g} is not small against sigma_data = {scale.sigma_data:.2g}, and EDM's scaling "
-            "takes it to be 0: subtract the mean of each dimension"
+            f"the mean {scale.mean:.2g} is not small compared with sigma_data = {scale.sigma_data:.2g}, but EDM's "
+            "scaling assumes 0: subtract the mean of each dimension"
         )
     if scale.constant:
         found.append(f"{scale.constant} of {scale.dimensions} dimensions are constant")
     if curve.p_mean is None:
         found.append(
-            "no denoiser that was tried is better than a multiple of x about the mean: the data look like isotropic "
-            "Gaussian noise, or there are too few samples; p_mean and p_std are EDM's in units of sigma_data"
+            "no denoiser is better than a multiple of x about the mean: the data are similar to isotropic Gaussian "
+            "noise, or there are too few samples; p_mean and p_std are EDM's in units of sigma_data"
         )
     return tuple(found)

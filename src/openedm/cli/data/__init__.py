@@ -1,4 +1,4 @@
-"""`openedm data …`: preparing training data. One command a file."""
+"""`openedm data …`: prepare training data. One command a file."""
 
 COMMANDS = {
     "convert": "crop and resize images into shards with a manifest",

@@ -26,30 +26,30 @@ def convert(
 ) -> None:
     """Crop and resize pictures into shards with a manifest, for `--data Shards --data.path OUT`.
 
-    Shards are plain tar archives, which WebDataset reads as well. Pictures are turned upright; transparent parts become
-    white; 16 bits a channel become 8; palettes, CMYK and grey become RGB, or what `channels` says. After Ctrl-C the
-    same command with `--resume true` goes on.
+    Shards are plain tar archives, which WebDataset also reads. Pictures are rotated upright; transparent parts become
+    white; 16 bits a channel become 8; palettes, CMYK and grey become RGB, or the mode of `channels`. After Ctrl-C the
+    same command with `--resume true` continues.
 
     Args:
         source: a folder of pictures, a .zip or .tar file, a folder of .tar files, Parquet or Arrow files, or the name
-            of a set on the Hugging Face Hub (tables need `pip install openedm[images]`).
+            of a set on the Hugging Face Hub (tables require `pip install openedm[images]`).
         out: the folder for the shards; a new or empty one.
-        size: side of the results in pixels; needed unless crop is none.
+        size: side of the results in pixels; required unless crop is none.
         crop: centre: the central square, Lanczos. adm: as ADM and EDM prepare ImageNet. wide: a wide part with black
-            bars above and below. none: nothing is cut off.
-        height: of the part between the bars, for wide.
+            bars above and below. none: the whole picture.
+        height: height of the part between the bars, for wide.
         channels: 1 (grey), 3 (RGB) or 4 (with alpha).
-        encoding: of the results, without loss.
-        labels: where classes come from in folders and archives: sub-folders, dataset.json, or the .cls of WebDataset.
-        subset: of a set on the Hub, where it has several.
-        split: of a set on the Hub or of a folder of tables.
+        encoding: lossless encoding of the results.
+        labels: the source of classes in folders and archives: sub-folders, dataset.json, or the .cls of WebDataset.
+        subset: subset of a set on the Hub, if it has several.
+        split: split of a set on the Hub or of a folder of tables.
         image: column of pictures in a table.
-        label: column of classes in a table; "none" for none.
-        per_shard: pictures a shard.
-        damaged: refuse: a picture that cannot be decoded ends the conversion, by name. drop: it is left out, and stands
-            in the manifest.
-        threads: how many decode and encode.
-        resume: go on with an interrupted conversion.
+        label: column of classes in a table; "none" for no classes.
+        per_shard: number of pictures in a shard.
+        damaged: refuse: a picture that cannot be decoded ends the conversion with an error. drop: it is left out and
+            listed in the manifest.
+        threads: number of threads that decode and encode.
+        resume: continue an interrupted conversion.
     """
     form = Form(size=size, crop=crop, height=height, channels=channels, encoding=encoding)
     images = encoded_images(source, labels, Table(source, subset=subset, split=split, image=image, label=label))
@@ -67,7 +67,7 @@ def convert(
                 progress=bars,
             )
         except KeyboardInterrupt:
-            bars.log(f"stopped; the same command with --resume true goes on: {out}")
+            bars.log(f"stopped; the same command with --resume true continues: {out}")
             raise
     shape = "×".join(map(str, manifest["shape"]))
     classes = f"in {manifest['num_classes']} classes" if manifest["num_classes"] else "without classes"

@@ -1,4 +1,4 @@
-"""What the inference commands make of their arguments: tasks, settings, simulations, posteriors."""
+"""Arguments of the inference commands: tasks, settings, simulations, posteriors."""
 
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -16,13 +16,13 @@ from openedm.inference.tasks import Task
 from openedm.inference.trained import DenoiserPosterior
 
 
-class Given(NamedTuple):
-    """A posterior and the observation that it is given.
+class ObservedPosterior(NamedTuple):
+    """A posterior and an observation.
 
     Attributes:
-        posterior: on its device, without refinement where that is left out.
+        posterior: the posterior on its device, without refinement if that is left out.
         x: one observation, or a batch of them.
-        single: whether it is one.
+        single: whether it is a single observation.
     """
 
     posterior: DenoiserPosterior
@@ -31,10 +31,10 @@ class Given(NamedTuple):
 
 
 def task_of(name: str | None) -> Task | None:
-    """The benchmark task, or None where none is named.
+    """The benchmark task of this name; None for None.
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: the task is unknown.
     """
     if name is None:
         return None
@@ -46,7 +46,7 @@ def tasks_of(names: str) -> list[Task]:
     """The benchmark tasks of a list such as "slcp,two_moons", or "all".
 
     Raises:
-        ValueError: there is no such task.
+        ValueError: a task is unknown.
     """
     listed = tasks.names() if names == "all" else [name.strip() for name in names.split(",")]
     return [task for name in dict.fromkeys(listed) if (task := task_of(name)) is not None]
@@ -55,11 +55,10 @@ def tasks_of(names: str) -> list[Task]:
 def settings_of(
     changes: dict[str, Any] | None, simulations: int, dim: int, x_shape: tuple[int, ...]
 ) -> Settings | None:
-    """The rule's settings with some changed; None without changes.
+    """The settings of the rule with some changes; None without changes.
 
     Args:
-        changes: fields of `Settings` as YAML holds them; a field that is another class as its name or as
-            {"class_path": …, …}.
+        changes: fields of `Settings` in their YAML form; a class is given by its name or as {"class_path": …, …}.
         simulations: the number of simulations.
         dim: the number of parameters.
         x_shape: shape of one observation.
@@ -79,10 +78,10 @@ def simulations_of(path: str, num: int | None = None) -> Simulations:
 
     Args:
         path: the folder or file.
-        num: take the first so many alone.
+        num: the number of simulations, the first ones; None for all.
 
     Raises:
-        ValueError: there are none, or not as many.
+        ValueError: there are no simulations, or fewer than `num`.
     """
     if Path(path).is_dir():
         found = Store(path).load()
@@ -94,17 +93,17 @@ def simulations_of(path: str, num: int | None = None) -> Simulations:
     if num is None:
         return found
     if len(found) < num:
-        raise ValueError(f"simulations: {path} holds {len(found)} that gave a result, but num={num}")
+        raise ValueError(f"simulations: {path} must have num={num} results, got {len(found)}")
     return Simulations.of(found.theta[:num], found.x[:num], found.prior)
 
 
-def load_given(posterior: str, x: str | None, device: str, *, plain: bool) -> Given:
-    """The posterior of a folder and the observation that is written in `x`.
+def load_observed(posterior: str, x: str | None, device: str, *, plain: bool) -> ObservedPosterior:
+    """The posterior of a folder and the observation `x`.
 
     Raises:
-        ValueError: there is no such posterior or observation, or the observation has another shape.
+        ValueError: the posterior or the observation cannot be read, or the observation has another shape.
     """
     loaded = DenoiserPosterior.load(posterior, device)
     observed = numbers_of("x", x)
-    loaded._observations(observed)  # refuses what does not fit, before any work
-    return Given(loaded.plain() if plain else loaded, observed, tuple(observed.shape) == loaded.x_shape)
+    loaded._observations(observed)  # an error if the shape does not fit, before any work
+    return ObservedPosterior(loaded.plain() if plain else loaded, observed, tuple(observed.shape) == loaded.x_shape)

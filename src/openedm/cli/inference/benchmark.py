@@ -29,23 +29,22 @@ def benchmark(
 ) -> None:
     """Simulate, fit, sample and score on the benchmark tasks of sbibm (Lueckmann et al. 2021).
 
-    The score is C2ST against reference samples of the posterior: the accuracy of a classifier that tells the two apart,
-    0.5 for perfect samples, 1 for useless ones. Ctrl-C ends it after writing what is done.
+    The score is C2ST against reference samples of the posterior: the accuracy of a classifier that distinguishes the
+    two, 0.5 for perfect samples and 1 for the worst. After Ctrl-C the results of finished tasks are written.
 
     Args:
-        task: names of tasks with commas between, or all.
-        simulations: how many are drawn for each task.
+        task: names of tasks separated by commas, or all.
+        simulations: number of simulations for each task.
         observations: a folder with <task>.npz each, arrays observations, true_parameters and reference_samples; the
             folder sbibm in the one that OPENEDM_GOLDEN names (default ../shared) if none is given.
-        first: take the first few observations alone.
-        num_samples: drawn for each observation, and taken of its reference samples.
-        seed: of simulations, fit and samples.
-        calibration: test by SBC and TARP on so many fresh simulations, too; at least 20, or 0 for not.
-        calibration_samples: posterior samples for each of them.
-        settings: what is to differ from the rule by which a fit is made, such as --settings.images 1000000; or a YAML
-            file of such fields.
-        out: a JSON file for all numbers, with versions and machine; renewed after each task.
-        posteriors: a folder to keep the posteriors in, one folder a task.
+        first: number of observations, the first ones; by default all.
+        num_samples: number of samples for each observation, and of reference samples.
+        seed: seed of simulations, fit and samples.
+        calibration: number of new simulations for tests by SBC and TARP, at least 20; 0 for no tests.
+        calibration_samples: number of posterior samples for each of them.
+        settings: settings that differ from the rule, such as --settings.images 1000000; or a YAML file of such fields.
+        out: a JSON file for all numbers, with versions and machine; rewritten after each task.
+        posteriors: a folder for the posteriors, with one folder a task.
     """
     for name, value in (("simulations", simulations), ("num_samples", num_samples), ("first", first)):
         checks.at_least(name, 1 if value is None else value, 1)
@@ -53,31 +52,31 @@ def benchmark(
     if calibration:
         checks.at_least("calibration", calibration, 20)
     chosen, target, folder = tasks_of(task), new_path("out", out, [".json"]), reference_folder(observations)
-    known = {one.name: references(one, folder, num_samples, first) for one in chosen}
-    changed = {one.name: settings_of(settings, simulations, one.dim, one.x_shape) for one in chosen}
-    kept = {one.name: None if posteriors is None else Path(posteriors) / one.name for one in chosen}
+    known = {item.name: references(item, folder, num_samples, first) for item in chosen}
+    changed = {item.name: settings_of(settings, simulations, item.dim, item.x_shape) for item in chosen}
+    kept = {item.name: None if posteriors is None else Path(posteriors) / item.name for item in chosen}
     for path in kept.values():
         new_path("posteriors", path, what="a posterior")
     content: dict[str, Any] = {"machine": machine(), "seed": seed, "simulations": simulations, "tasks": []}
     rows: list[dict[str, Any]] = content["tasks"]
     try:
-        for one in chosen:
+        for item in chosen:
             with Bars() as bars:
                 row = benchmark_task(
-                    one,
-                    known[one.name],
+                    item,
+                    known[item.name],
                     simulations,
-                    settings=changed[one.name],
+                    settings=changed[item.name],
                     calibration=calibration,
                     calibration_samples=calibration_samples,
-                    keep=kept[one.name],
+                    keep=kept[item.name],
                     seed=seed,
                     progress=bars,
                 )
             rows.append(row)
-            print(f"{one.name}: C2ST {' '.join(f'{v:.3f}' for v in row['c2st'])}, chosen: {row['report']['chosen']}")
+            print(f"{item.name}: C2ST {' '.join(f'{v:.3f}' for v in row['c2st'])}, chosen: {row['report']['chosen']}")
             if target is not None:
-                write_json(target, _finite(content))
+                write_json(target, _replace_nonfinite(content))
     finally:
         if rows:
             print(f"\n{_table(rows)}")
@@ -112,10 +111,10 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
     return table(header, lines)
 
 
-def _finite(content: Any) -> Any:
-    """JSON has no NaN and no infinity: null."""
+def _replace_nonfinite(content: Any) -> Any:
+    """The content with null instead of NaN and infinity, which JSON does not have."""
     if isinstance(content, dict):
-        return {key: _finite(value) for key, value in content.items()}
+        return {key: _replace_nonfinite(value) for key, value in content.items()}
     if isinstance(content, list | tuple):
-        return [_finite(value) for value in content]
+        return [_replace_nonfinite(value) for value in content]
     return None if isinstance(content, float) and not math.isfinite(content) else content

@@ -30,19 +30,19 @@ def calibrate(
     the coverage of regions around random points (TARP).
 
     Args:
-        posterior: the folder that `openedm inference fit` made.
-        task: the benchmark task that it is of: fresh simulations are drawn.
-        simulations: or simulations that took no part in the fit: a store made with another seed, or an npz file with
-            the arrays theta and x.
-        num: how many simulations at most, and at least 20; those with NaN or infinities are left out.
-        num_samples: posterior samples for each.
-        num_density_samples: how many of them have their density computed, for the coverage of highest-density regions;
-            0 leaves these out.
-        level: of the verdict.
-        seed: of the samples and fresh simulations.
-        plain: leave refinement out.
-        figure: also draw the tests, into this .png, .pdf or .svg file.
-        device: where to compute, cpu or cuda.
+        posterior: the folder that `openedm inference fit` wrote.
+        task: the benchmark task of the posterior, for new simulations.
+        simulations: or simulations that were not used in the fit: a store with another seed, or an npz file with the
+            arrays theta and x.
+        num: largest number of simulations, at least 20; those with NaN or infinities are left out.
+        num_samples: number of posterior samples for each.
+        num_density_samples: number of posterior samples whose density is computed, for the coverage of highest-density
+            regions; 0 for none.
+        level: significance level of the tests.
+        seed: seed of the samples and new simulations.
+        plain: leave out refinement.
+        figure: also plot the tests to this .png, .pdf or .svg file.
+        device: cpu or cuda.
     """
     drawing = new_path("figure", figure, [".png", ".pdf", ".svg"])
     checks.between("level", level, 0.0, 1.0)
@@ -53,7 +53,10 @@ def calibrate(
     fitted, known = loaded.plain() if plain else loaded, task_of(task)
     if known is not None:
         if (known.dim, known.x_shape) != (fitted.dim, fitted.x_shape):
-            raise ValueError(f"task {task!r} has {known.dim} parameters and x {known.x_shape}, the posterior others")
+            raise ValueError(
+                f"task must fit the posterior, with {fitted.dim} parameters and x {fitted.x_shape}, got {task!r} with "
+                f"{known.dim} and {known.x_shape}"
+            )
         found = simulation.simulate(known.simulate, known.prior, num, seed=FRESH + seed, batched=True)
         theta, x = found.theta, found.x
     else:

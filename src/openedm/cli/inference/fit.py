@@ -26,27 +26,27 @@ def fit(
 ) -> None:
     """Fit a posterior to simulations.
 
-    Everything is chosen by rule from the number of simulations and their shape, and judged on some that are held out;
-    what was chosen is printed. With `--run`, Ctrl-C keeps what was trained, and the same command with `--resume true`
-    goes on from there.
+    A rule chooses the settings from the number of simulations and their shape, and candidates are compared on held-out
+    simulations; the choices are printed. With `--run`, training continues after Ctrl-C by the same command with
+    `--resume true`.
 
     Args:
-        simulations: a store that `openedm inference simulate` made, or an npz file with the arrays theta and x.
-        out: the folder for the posterior, a new one.
-        prior: of the parameters, such as --prior Box --prior.low [0,0] --prior.high [1,5]. By default the task's or the
-            store's; an npz file needs none, but a posterior without a prior cannot be refined.
-        task: the benchmark task that the simulations are of, for its prior.
-        num: fit to the first so many simulations alone.
-        seed: of everything random.
-        on_nonfinite: whether simulations with NaN or infinities are refused or left out.
-        settings: what is to differ from the rule, such as --settings.images 1000000; or a YAML file of such fields.
+        simulations: a store that `openedm inference simulate` wrote, or an npz file with the arrays theta and x.
+        out: a new folder for the posterior.
+        prior: prior of the parameters, such as --prior Box --prior.low [0,0] --prior.high [1,5]. By default that of the
+            task or the store; it is optional for an npz file, but a posterior without a prior cannot be refined.
+        task: the benchmark task of the simulations, for its prior.
+        num: number of simulations, the first ones; by default all.
+        seed: seed of all random numbers.
+        on_nonfinite: error: simulations with NaN or infinities are an error. drop: they are left out.
+        settings: settings that differ from the rule, such as --settings.images 1000000; or a YAML file of such fields.
         run: a folder for checkpoints.
-        resume: go on from the checkpoints in `run`.
+        resume: continue from the checkpoints in `run`.
     """
     new_path("out", out, what="a posterior")
     known = task_of(task)
     if known is not None and prior is not None:
-        raise ValueError("prior and task are mutually exclusive: a task has its own prior")
+        raise ValueError("prior and task are mutually exclusive, because a task has a prior")
     found = simulations_of(simulations, num)
     chosen = prior or (None if known is None else known.prior) or found.prior
     changed = settings_of(settings, len(found), found.theta.shape[-1], tuple(found.x.shape[1:]))
@@ -65,7 +65,7 @@ def fit(
             )
         except KeyboardInterrupt:
             if run is not None:
-                bars.log(f"stopped; what was trained is in {run}: the same command with --resume true goes on")
+                bars.log(f"stopped; the checkpoints are in {run}: the same command with --resume true continues")
             raise
     posterior.save(out)
     print(rows({"prior": "none" if chosen is None else type(chosen).__name__, **_report(posterior), "posterior": out}))

@@ -1,7 +1,7 @@
 """`openedm inference log_prob`: log-densities of parameters under a posterior."""
 
 from openedm.cli.arguments import numbers_of
-from openedm.cli.inference.arguments import load_given
+from openedm.cli.inference.arguments import load_observed
 from openedm.ground.storage import new_path, write_array
 
 
@@ -18,16 +18,16 @@ def log_prob(
     Prints one number a line; minus infinity outside the prior's support.
 
     Args:
-        posterior: the folder that `openedm inference fit` made.
-        x: the observation, numbers with commas between, --x=-1.0,2.0; or a .npy file.
-        theta: the parameters, numbers with commas between; or a .npy file of one (d,) or many (n, d).
-        plain: leave refinement out.
-        out: write the numbers into this .npy file instead of printing them.
-        device: where to compute, cpu or cuda.
+        posterior: the folder that `openedm inference fit` wrote.
+        x: the observation, numbers separated by commas, --x=-1.0,2.0; or a .npy file.
+        theta: the parameters, numbers separated by commas; or a .npy file of one (d,) or many (n, d).
+        plain: leave out refinement.
+        out: write the numbers to this .npy file instead of printing them.
+        device: cpu or cuda.
     """
     target = new_path("out", out, [".npy"])
-    given, points = load_given(posterior, x, device, plain=plain), numbers_of("theta", theta)
-    values = given.posterior.log_prob(points, given.x).detach().cpu()
+    observed, points = load_observed(posterior, x, device, plain=plain), numbers_of("theta", theta)
+    values = observed.posterior.log_prob(points, observed.x).detach().cpu()
     if target is None:
         print("\n".join(f"{value:.6g}" for value in values.flatten().tolist()))
         return

@@ -7,7 +7,7 @@ import numpy as np
 from jaxtyping import Float64
 
 from openedm.cli.arguments import numbers_of
-from openedm.cli.inference.arguments import load_given
+from openedm.cli.inference.arguments import load_observed
 from openedm.cli.terminal import table
 from openedm.ground import checks
 from openedm.ground.storage import new_path, write_arrays
@@ -30,30 +30,31 @@ def sample(
     Writes the arrays samples, x and names, and prints mean, standard deviation and quantiles of each parameter.
 
     Args:
-        posterior: the folder that `openedm inference fit` made.
+        posterior: the folder that `openedm inference fit` wrote.
         out: the npz file to write.
-        x: the observation, numbers with commas between, --x=-1.0,2.0; or a .npy file of one or a batch of them.
-        num_samples: how many samples of each observation.
-        seed: of the samples.
-        plain: leave refinement out: faster, from the denoiser alone.
-        figure: also draw pairs of parameters with regions of 50 and 90 %, into this .png, .pdf or .svg file.
-        truth: known parameters to mark in the figure, numbers with commas between or a .npy file.
-        device: where to compute, cpu or cuda.
+        x: the observation, numbers separated by commas, --x=-1.0,2.0; or a .npy file of one observation or a batch of
+            them.
+        num_samples: number of samples for each observation.
+        seed: seed of the samples.
+        plain: leave out refinement, for faster samples of the denoiser alone.
+        figure: also plot pairs of parameters with regions of 50 and 90 % to this .png, .pdf or .svg file.
+        truth: known parameters to mark in the figure, numbers separated by commas or a .npy file.
+        device: cpu or cuda.
     """
     target, drawing = Path(out), new_path("figure", figure, [".png", ".pdf", ".svg"])
     new_path("out", out, [".npz"])
     checks.at_least("num_samples", num_samples, 2)
-    given = load_given(posterior, x, device, plain=plain)
-    if drawing is not None and not given.single:
-        raise ValueError(f"figure shows one observation, got a batch of {len(given.x)}")
+    observed = load_observed(posterior, x, device, plain=plain)
+    if drawing is not None and not observed.single:
+        raise ValueError(f"figure requires a single observation, got a batch of {len(observed.x)}")
     if truth is not None and drawing is None:
         raise ValueError("truth requires a figure")
-    known, names = None if truth is None else numbers_of("truth", truth), given.posterior.names
-    samples = given.posterior.sample(given.x, num_samples, seed=seed).cpu()
-    write_arrays(target, {"samples": samples.numpy(), "x": given.x.numpy(), "names": np.array(names)})
-    if given.single:
+    known, names = None if truth is None else numbers_of("truth", truth), observed.posterior.names
+    samples = observed.posterior.sample(observed.x, num_samples, seed=seed).cpu()
+    write_arrays(target, {"samples": samples.numpy(), "x": observed.x.numpy(), "names": np.array(names)})
+    if observed.single:
         print(_summary(samples.double().numpy(), names))
-    print(f"{num_samples} samples{'' if given.single else f' of each of {len(given.x)} observations'}: {out}")
+    print(f"{num_samples} samples{'' if observed.single else f' of each of {len(observed.x)} observations'}: {out}")
     if drawing is not None:
         save_figure(pair_plot(samples, names, known), drawing)
         print(f"figure: {drawing}")

@@ -29,27 +29,29 @@ def simulate(
 ) -> None:
     """Draw parameters from a prior and run a simulator, into a store.
 
-    The simulator is your own function of the parameters, or that of a benchmark task. Your file is imported, so its
-    code runs. Simulations that fail are reported and the rest goes on. What is done is on the disk: after Ctrl-C, or to
-    have more, run the same command again.
+    The simulator is your function of the parameters, or that of a benchmark task. Your file is imported, so its code is
+    run. Simulations that fail are reported, and the others continue. Finished simulations are on the disk: after
+    Ctrl-C, or for more simulations, run the same command again.
 
     Args:
-        store: the folder for the simulations; a new one, or one to go on with.
-        num: how many simulations it shall hold.
+        store: the folder for the simulations: a new one, or one to continue.
+        num: number of simulations in the store at the end.
         simulator: your function, as file.py:function. It takes parameters (d,) and returns data; an argument `seed`
-            gets the simulation's seed.
-        prior: of the parameters, such as --prior Box --prior.low [0,0] --prior.high [1,5]; the task's with a task.
+            receives the seed of the simulation.
+        prior: prior of the parameters, such as --prior Box --prior.low [0,0] --prior.high [1,5]; not with a task.
         task: a benchmark task, such as slcp, instead of simulator and prior.
-        seed: of everything random.
-        batched: whether the function takes many parameters (b, d) at once.
-        batch_size: how many simulations a process gets at a time.
-        workers: how many processes; -1 for one a core.
-        arrays: what the function gets, torch tensors or numpy arrays.
-        retry_failures: whether simulations that failed before are tried again.
+        seed: seed of all random numbers.
+        batched: whether the function takes a batch of parameters (b, d).
+        batch_size: number of simulations that a process receives at a time.
+        workers: number of processes; -1 for one a core.
+        arrays: whether the function receives torch tensors or numpy arrays.
+        retry_failures: whether failed simulations are run again.
     """
     known = task_of(task)
     if known is not None and (simulator is not None or prior is not None or batched):
-        raise ValueError("task must not be given with simulator, prior or batched: it has its own")
+        raise ValueError(
+            "task and simulator, prior or batched are mutually exclusive, because a task has a simulator and a prior"
+        )
     if known is None and (simulator is None or prior is None):
         raise ValueError("simulator and prior must be given, or a task")
     function: Any = TaskSimulator(known) if known is not None else simulator_of(str(simulator))
@@ -69,7 +71,7 @@ def simulate(
                 progress=bars,
             )
         except KeyboardInterrupt:
-            bars.log(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command goes on")
+            bars.log(f"{len(Store(store).done())} of {num} simulations are done: {store}; the same command continues")
             raise
         except RuntimeError as error:  # each simulation failed
             raise ValueError(f"simulator={simulator!r}: {error}") from error
@@ -79,7 +81,7 @@ def simulate(
 
 
 class TaskSimulator:
-    """A benchmark task's simulator, by the task's name: stores tell simulators apart by name.
+    """The simulator of a benchmark task, with the task's name, by which stores distinguish simulators.
 
     Args:
         task: the task.
