@@ -282,7 +282,7 @@ class TestTheResult:
     def test_data_far_from_zero_are_warned_about(self):
         found = suggest(gaussian([1.0, 1.5], mean=4.0, count=200), levels=8)
         assert any("subtract the mean" in warning for warning in found.warnings)
-        assert "of them the mean's" in found.reasons()["sigma_max"]
+        assert "by the mean (centred" in found.reasons()["sigma_max"]
 
     def test_the_figure_shows_the_curve_the_density_and_the_levels(self, found):
         figure = reducible_loss(found)

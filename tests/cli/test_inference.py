@@ -450,7 +450,7 @@ def test_calibrate_refuses_what_does_not_fit(openedm, made):
 
     refuses(run(), "either task or simulations must be given")
     refuses(run("--task=two_moons", f"--simulations={made.store}"), "either task or simulations must be given")
-    refuses(run("--task=slcp"), "task 'slcp' has 5 parameters")
+    refuses(run("--task=slcp"), "task must fit the posterior, with 2 parameters")
     refuses(run("--task=two_moons", "--num=5"), "num must be >= 20, got 5")
     refuses(run("--task=two_moons", "--level=2"), "level must be between")
 
@@ -554,7 +554,7 @@ def test_tables_line_up():
 
 
 def test_json_holds_no_numbers_that_it_cannot():
-    assert benchmarking._finite({"a": [float("nan"), 1.0], "b": (float("inf"), "c")}) == {
+    assert benchmarking._replace_nonfinite({"a": [float("nan"), 1.0], "b": (float("inf"), "c")}) == {
         "a": [None, 1.0],
         "b": [None, "c"],
     }

@@ -166,7 +166,7 @@ def test_run_again_it_draws_only_the_seeds_that_are_missing(openedm, digits_run,
     (out / "000001.png").write_bytes(b"mine")  # to see that it is left alone
     result = openedm("sample", digits_run, out, "--seeds=0-7", STEPS)
     assert result.status == 0
-    assert "drew 3 samples with 7 network evaluations each, 5 were there already" in result.out
+    assert "drew 3 samples with 7 network evaluations each, 5 already existed" in result.out
     after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.glob("*.png")}
     assert (out / "000001.png").read_bytes() == b"mine"
     for seed in (0, 2, 4, 5):
@@ -212,7 +212,7 @@ def test_an_interrupted_npz_goes_on_from_its_parts(openedm, digits_run, tmp_path
     assert (result.status, result.err.splitlines()[-1]) == (130, "interrupted")
     assert not (tmp_path / "a.npz").exists()
     result = openedm(*arguments)
-    assert "drew 3 samples with 7 network evaluations each, 3 were there already" in result.out
+    assert "drew 3 samples with 7 network evaluations each, 3 already existed" in result.out
     x = expected(digits_run, range(6), list(range(6)))
     np.testing.assert_allclose(numbers(tmp_path / "a.npz")["samples"], x.numpy(), atol=1e-5)
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]

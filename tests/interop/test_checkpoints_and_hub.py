@@ -78,7 +78,7 @@ def test_nothing_is_overwritten_and_the_pair_of_files_belongs_together(tmp_path:
         ({"class_name": 3}, "must hold a class_name"),
         ({"network_name": []}, "must hold a class_name"),
         ({"init_kwargs": []}, "must hold a class_name, a network_name and init_kwargs"),
-        ({"init_kwargs": {"a": [[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]}}, "init_kwargs hold more"),
+        ({"init_kwargs": {"a": [[[[[[[[[[[[[[[[[[[1]]]]]]]]]]]]]]]]]]]}}, "init_kwargs must not exceed"),
         ({"dataset_kwargs": [1]}, "dataset_kwargs must be an object"),
     ],
 )
@@ -115,7 +115,7 @@ def test_a_range_of_noise_levels_that_a_checkpoint_cannot_keep_is_refused() -> N
     kwargs = {"img_resolution": 8, "img_channels": 1, "model_type": "SongUNet", "model_channels": 8}
     kwargs |= {"channel_mult": [1], "num_blocks": 1}
     published = Published("EDMPrecond", {**kwargs, "sigma_max": 80.0}, weights(kwargs))
-    with pytest.raises(ValueError, match="a checkpoint keeps no range of its own"):
+    with pytest.raises(ValueError, match="a checkpoint cannot store another range"):
         published_model(published, published.denoiser())
 
 
