@@ -140,11 +140,14 @@ def test_a_checkpoint_gets_its_name_in_one_step_when_it_is_whole(tmp_path, monke
     rename, named = os.replace, []
 
     def watched(source, target):
+        if not source.is_dir():  # each file of the checkpoint is replaced as well, inside the unnamed folder
+            assert source.parent.name.startswith(".")
+            return rename(source, target)
         assert {p.name for p in source.iterdir()} == {"config.json", "model.safetensors"}
         assert load_file(source / "model.safetensors").keys() == MODEL.build().network.state_dict().keys()
         assert not target.exists()
         named.append(target)
-        rename(source, target)
+        return rename(source, target)
 
     monkeypatch.setattr(os, "replace", watched)
     path = save(tmp_path / "checkpoints" / "000000000001")
