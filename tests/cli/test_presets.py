@@ -111,7 +111,9 @@ def test_a_preset_inside_a_file_is_refused(openedm, tmp_path):
     file.write_text("preset: ffhq64-ddpmpp\n")
     result = openedm("train", tmp_path / "run", "--config", file)
     assert result.status == 1
-    assert "preset must be given on the command line as --preset ffhq64-ddpmpp, not in a --config file" in result.err
+    assert (
+        "preset must be given on the command line, as --preset ffhq64-ddpmpp, and not in a --config file" in result.err
+    )
 
 
 def test_the_help_names_every_preset(openedm):
