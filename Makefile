@@ -23,11 +23,11 @@ demo: .venv/installed  ## train, sample and score on the digits, in minutes
 test: .venv/installed  ## the tests, without those that compare with reference numbers
 	$(PYTEST) -m 'not golden'
 
-# Laws and examples of the small rooms, each law on five examples: a third of the tests in a minute.
-FAST := src tests/ground tests/data tests/properties tests/sampling/test_plan.py tests/sampling/test_solvers.py \
-  tests/sampling/test_multistep.py tests/sampling/test_quadrature.py tests/test_checks.py tests/test_denoiser.py \
-  tests/test_exact.py tests/test_guidance.py tests/test_levels.py tests/test_measurements.py tests/test_objective.py \
-  tests/test_optimisation.py tests/test_package.py tests/test_preconditioning.py tests/test_schedules.py
+# Laws and examples of the small rooms and of sampling, each law on five examples: half of the tests in a minute.
+FAST := src tests/ground tests/data tests/generation tests/properties tests/sampling tests/test_checks.py \
+  tests/test_denoiser.py tests/test_exact.py tests/test_guidance.py tests/test_levels.py tests/test_measurements.py \
+  tests/test_objective.py tests/test_optimisation.py tests/test_package.py tests/test_preconditioning.py \
+  tests/test_schedules.py
 
 check: lint types imports  ## what to run every few minutes: lint, types, import rules, a fast part of the tests
 	OPENEDM_EXAMPLES=5 $(PYTEST) -m 'not golden and not slow' $(FAST)
