@@ -20,6 +20,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from openedm import preconditioning
 from openedm.data import Pairs
 from openedm.denoiser import Denoiser
 from openedm.ground.progress import Progress
@@ -29,7 +30,6 @@ from openedm.inference.refine import evidence
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.preconditioning import EDM
 from openedm.training import Model, Observer, Trainer, TrainingProgress
 
 __all__ = ["Candidates", "Job", "Verdict", "is_certain_gain", "judge", "train_candidates"]
@@ -192,7 +192,7 @@ def _train(
     settings = data.settings
     model = Model(
         network=settings.network,
-        preconditioning=EDM(),
+        preconditioning=preconditioning.EDM(),
         sigma_data=1.0,
         event_shape=training.event_shape,
         condition_shape=training.condition_shape,

@@ -15,6 +15,7 @@ from accelerate import Accelerator
 from jaxtyping import Float
 from torch import Tensor
 
+from openedm import objective
 from openedm.denoiser import Denoiser
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.devices import device_of
@@ -29,7 +30,7 @@ from openedm.inference.priors import Prior
 from openedm.inference.trained import DenoiserPosterior, Parts
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer, Network
-from openedm.objective import EDM, LogNormal, Objective
+from openedm.objective import Objective
 from openedm.sampling import Auto, SamplerChoice
 from openedm.training import HalfLife, Model, Observer, Options, Trainer, list_checkpoints
 
@@ -38,7 +39,7 @@ __all__ = ["KIND", "OBJECTIVE", "Conditional", "Joint", "fit_joint", "load", "sa
 KIND = "joint"
 """The kind of folders that hold a joint distribution."""
 
-OBJECTIVE = EDM(noise=LogNormal(-0.6, 1.6))
+OBJECTIVE = objective.EDM(noise=objective.LogNormal(-0.6, 1.6))
 """σ from 0.02 to 15 standard deviations: from what known data leave of a latent's width to where it is all noise."""
 
 

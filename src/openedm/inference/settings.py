@@ -3,16 +3,17 @@
 import math
 from dataclasses import dataclass, field
 
+from openedm import objective
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference.refine import Refinement
 from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, VectorSummary
-from openedm.objective import EDM, LogNormal, Objective
+from openedm.objective import Objective
 from openedm.training import HalfLife, Options
 
 __all__ = ["CLOSE", "NOISE", "MixtureOptions", "Settings"]
 
-NOISE = EDM(noise=LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
+NOISE = objective.EDM(noise=objective.LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
 """σ from 0.02 to 15 with σ_data = 1: from fine structure of posteriors to where D must equal E[θ | x]."""
 
 CLOSE = 1.0
