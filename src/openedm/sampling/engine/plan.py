@@ -1,32 +1,26 @@
-"""The numbers of a sampling run that do not depend on x, planned once in float64 on the host, and their execution.
+"""Solvers on fixed levels: each plans its numbers before it starts, in float64 on the host.
 
-A step of a method on fixed levels evaluates the denoiser at one or more stages. Each stage gives a direction r = x + q
-D (or D itself); states are weighted sums of the present state and of known directions, newest first:
-
-    x_{i+1} = a x_i + Σ_j w_j r_j + noise.
-
-Runge–Kutta methods discard their directions at the end of a step; multistep methods keep them. Weights are numbers, or
-tensors that broadcast over the batch, one weight for each coordinate.
-
-A new method on fixed levels is a `PlannedSolver`, which makes a `Plan` from a `Grid`; this module executes the plan.
+A new method on fixed levels is a `PlannedSolver`, which makes a `Plan` from a `Grid`; `engine.steps` has what a plan is
+made of and executes it.
 """
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float
 from torch import Tensor
 
 from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.sampling.noise import NoiseSource, unit_noise
+from openedm.sampling.engine.steps import Combination, Noise, Plan, Stage, State, Step, execute, unscaled
+from openedm.sampling.noise import NoiseSource
 from openedm.schedules import NoScaling, Scaling, Schedule
 
 __all__ = [
@@ -45,7 +39,6 @@ __all__ = [
 ]
 
 Final = Literal["denoise", "euler"]
-Weight = float | Tensor
 
 
 @dataclass(frozen=True)
@@ -117,173 +110,6 @@ class Grid:
     def scale(self, sigma: float) -> float:
         """s(σ)."""
         return float(self.scaling.scale(sigma))
-
-
-@dataclass(frozen=True)
-class State:
-    """The state of a run at one level, before the step from it.
-
-    Attributes:
-        index: i, from 0 (pure noise) to N (the finished sample).
-        time: t_i; 0 at the end.
-        sigma: σ_i; 0 at the end.
-        scale: s(t_i); 1 at the end.
-        x: the state x(t_i); the noisy sample in data units is x / scale.
-        denoised: D at this level (of the churned state with churn); x itself at the end.
-    """
-
-    index: int
-    time: float
-    sigma: float
-    scale: float
-    x: Float[Tensor, "batch *event"]
-    denoised: Float[Tensor, "batch *event"]
-
-
-@dataclass(frozen=True)
-class Combination:
-    """`keep` · x + Σ_j `weights`[j] · r_j, with r_0 the newest direction; x itself by default."""
-
-    keep: Weight = 1.0
-    weights: tuple[Weight, ...] = ()
-
-    def __call__(
-        self, x: Float[Tensor, "batch *event"], directions: Sequence[Float[Tensor, "batch *event"]]
-    ) -> Float[Tensor, "batch *event"]:
-        """The sum; x and the directions are not modified."""
-        keep, total = self.keep, x
-        if isinstance(keep, Tensor):
-            total = x * keep.to(x)
-        elif keep != 1:
-            total = x * keep
-        for weight, direction in zip(self.weights, directions, strict=False):
-            if isinstance(weight, Tensor):
-                total = torch.addcmul(total, direction, weight.to(x))
-            elif weight != 0:
-                total = torch.add(x, direction, alpha=weight) if total is x else total.add_(direction, alpha=weight)
-        return total
-
-
-@dataclass(frozen=True)
-class Noise:
-    """Noise that a step adds: `rescale` · x + `std` · n, with n unit Gaussian.
-
-    Attributes:
-        std: the standard deviation, > 0.
-        rescale: the factor of x, other than 1 if the scale s changes with the noise level.
-        between: the two levels of the increment of a Brownian path, for sources with paths; None for new noise.
-    """
-
-    std: float
-    rescale: float = 1.0
-    between: tuple[float, float] | None = None
-
-    def add(self, x: Float[Tensor, "batch *event"], source: NoiseSource | None) -> Float[Tensor, "batch *event"]:
-        """The noisy state."""
-        noise = unit_noise(source, x, self.between)
-        return torch.add(x if self.rescale == 1 else x * self.rescale, noise, alpha=self.std)
-
-
-@dataclass(frozen=True)
-class Stage:
-    """One evaluation D(x/`scale`; `sigma`), with the direction x + `of_denoised` · D, or D if `of_denoised` is None.
-
-    Attributes:
-        sigma: the noise level.
-        scale: s at this level.
-        of_denoised: the weight of D in the direction, in units of the weight of x.
-        point: x, as a combination of the state at the start of the step and the directions known so far.
-    """
-
-    sigma: Float64[Tensor, ""]
-    scale: float
-    of_denoised: Weight | None
-    point: Combination = Combination()
-
-    def direction(
-        self, x: Float[Tensor, "batch *event"], denoised: Float[Tensor, "batch *event"]
-    ) -> Float[Tensor, "batch *event"]:
-        """The direction of the evaluation."""
-        weight = self.of_denoised
-        if weight is None:
-            return denoised
-        return torch.addcmul(x, denoised, weight.to(x)) if isinstance(weight, Tensor) else x.add(denoised, alpha=weight)
-
-
-@dataclass(frozen=True)
-class Step:
-    """One step, from a level to the next.
-
-    Attributes:
-        time: t_i.
-        sigma: σ_i.
-        scale: s(t_i).
-        stages: the evaluations, in order, the first at the start of the step.
-        advance: x_{i+1}; None for the last step, which returns D.
-        correct: the corrected x_i from x_{i−1} and the directions known after the first evaluation; None without
-            corrector.
-        before: noise added before the first evaluation, which is then at a level above σ_i; None for none.
-        after: noise added at the end of the step; None for none.
-        remember: the number of directions that the next step may use.
-        reported: whether the run yields a `State` here; false if the next step starts at the same level.
-    """
-
-    time: float
-    sigma: float
-    scale: float
-    stages: tuple[Stage, ...]
-    advance: Combination | None
-    correct: Combination | None = None
-    before: Noise | None = None
-    after: Noise | None = None
-    remember: int = 0
-    reported: bool = True
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A whole run: its steps, and the time, noise level and scale at its end."""
-
-    steps: tuple[Step, ...]
-    time: float = 0.0
-    sigma: float = 0.0
-    scale: float = 1.0
-
-
-def execute(
-    plan: Plan, denoiser: Denoiser, x: Float[Tensor, "batch *event"], condition: Condition, source: NoiseSource | None
-) -> Iterator[State]:
-    """Execute a plan from state x, and yield the states at its levels and at its end."""
-    index, previous = 0, x
-    known: tuple[Tensor, ...] = ()  # directions, newest first
-    for step in plan.steps:
-        start = x if step.before is None else step.before.add(x, source)
-        first, *further = step.stages
-        denoised = denoiser(unscaled(start, first.scale), first.sigma, condition)
-        if step.reported:
-            yield State(index, step.time, step.sigma, step.scale, x, denoised)
-            index += 1
-        if step.advance is None:
-            x = denoised
-            continue
-        known = (first.direction(start, denoised), *known)
-        for stage in further:
-            point = stage.point(start, known)
-            denoised = denoiser(unscaled(point, stage.scale), stage.sigma, condition)
-            known = (stage.direction(point, denoised), *known)
-        if step.correct is not None:
-            start = step.correct(previous, known)
-        previous = start  # assigned before the sum, which frees the state before it
-        x = step.advance(start, known)
-        if step.after is not None:
-            x = step.after.add(x, source)
-        known = known[: step.remember]
-    yield State(index, plan.time, plan.sigma, plan.scale, x, x)
-
-
-def unscaled(x: Float[Tensor, "batch *event"], scale: float) -> Float[Tensor, "batch *event"]:
-    """x / s."""
-    return x if scale == 1 else x / scale
 
 
 class Solver(Choice, ABC):
