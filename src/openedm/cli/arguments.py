@@ -1,14 +1,13 @@
 """Parsing of numbers, files and functions on the command line."""
 
-import importlib
-import sys
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from openedm.cli.importing import import_file
 
 
 def parse_integers(name: str, text: str) -> list[int]:
@@ -35,18 +34,9 @@ def simulator_of(text: str) -> Callable[..., Any]:
         ValueError: the file or function does not exist, or another module has the file's name.
     """
     file, colon, name = text.rpartition(":")
-    path = Path(file).resolve()
-    if not colon or path.suffix != ".py":
+    if not colon or not file.endswith(".py"):
         raise ValueError(f"simulator must be file.py:function, got {text!r}")
-    if not path.is_file():
-        raise ValueError(f"simulator must be file.py:function, but {file} does not exist")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # as Python does for scripts, so that worker processes find the module
-    module = importlib.import_module(path.stem)
-    if Path(getattr(module, "__file__", None) or "").resolve() != path:
-        raise ValueError(
-            f"simulator must be in a file with a unique name, but another module is called {path.stem!r}: rename {file}"
-        )
+    module = import_file("simulator", file)
     function = getattr(module, name, None)
     if not callable(function):
         raise ValueError(f"simulator must be file.py:function, but {file} has no function {name!r}")

@@ -1,9 +1,12 @@
 """`openedm info`: describe a checkpoint."""
 
 from pathlib import Path
+from typing import Any
+
+import yaml
 
 from openedm.cli.terminal import rows
-from openedm.ground.choices import from_config
+from openedm.ground.choices import from_config, is_outside, to_config
 from openedm.objective import Objective
 from openedm.training import find_checkpoint, num_parameters, read_model
 from openedm.training.checkpoints import read_progress
@@ -26,6 +29,8 @@ def info(checkpoint: str) -> None:
         "classes": _classes(model.num_classes, model.class_names),
         "sigma_data": f"{model.sigma_data:.6g}",
     }
+    if modules := _imports(folder, to_config(model)):
+        values["imports"] = " ".join(f"--import {module}" for module in modules)
     if (folder / "training.json").is_file():
         values |= _training(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
@@ -42,6 +47,29 @@ def _training(folder: Path) -> dict[str, str]:
         }
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'training.json'} does not describe the progress of training: {error!r}") from error
+
+
+def _imports(folder: Path, config: Any) -> list[str]:
+    """What --import was given by the run of a checkpoint; without its config.yaml, the modules of the model's classes.
+
+    The files are read as data: nothing that they name is imported.
+    """
+    try:
+        recorded = yaml.safe_load((folder.parent.parent / "config.yaml").read_text(encoding="utf-8"))["import"]
+    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        return sorted(_outside_modules(config))
+    return [repr(module)[1:-1] for module in recorded] if isinstance(recorded, list) else []
+
+
+def _outside_modules(config: Any) -> set[str]:
+    """The modules outside openedm whose classes a configuration names."""
+    if isinstance(config, list):
+        return set().union(*map(_outside_modules, config))
+    if not isinstance(config, dict):
+        return set()
+    name = config.get("class_path")
+    own = {str(name).rpartition(".")[0]} if is_outside(name) else set()
+    return own.union(*map(_outside_modules, config.values()))
 
 
 def _classes(count: int, names: tuple[str, ...] | None) -> str:

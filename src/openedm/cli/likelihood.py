@@ -15,6 +15,7 @@ from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.storage import new_path, write_arrays, write_json
 from openedm.likelihood import Dequantisation, Likelihood, dataset_log_prob
+from openedm.likelihood.bits import at_levels
 from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
 
 
@@ -34,7 +35,8 @@ def likelihood(
     """Compute log-likelihoods of data under a trained model, by the change of variables along its flow.
 
     Prints the mean in nats, and for images in bits per dimension, with the standard error over the samples. Images are
-    dequantised with uniform noise in the bins of their values, so that bits per dimension bound a code length. The
+    dequantised with uniform noise in the bins of their values, so that bits per dimension bound a code length; images
+    of floats between those values are data like others, unless an option of dequantisation is given. The
     result is the density of data plus noise of `method.sigma_min`. The number of a sample depends on its index in the
     data and the seed, not on the batch.
 
@@ -60,10 +62,12 @@ def likelihood(
     images = _check_fit(read_model(folder), dataset)
     if not images and (draws, importance, num_values) != (1, False, None):
         raise ValueError("draws, importance and num_values require images: other data are not dequantised")
+    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num].sort().values
+    if images and (draws, importance, num_values) == (1, False, None):
+        images = _is_dequantised(dataset, chosen[:batch_size], dequantisation.num_values)
     if importance and method.trace_for(dataset.event_shape).random:
         raise ValueError(f"importance requires an exact trace, got {method.trace_for(dataset.event_shape)!r}")
     denoiser = load_denoiser(folder, weights).to(make_accelerator().device)
-    chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num].sort().values
     with Bars() as bars:
         table = dataset_log_prob(
             denoiser,
@@ -84,6 +88,16 @@ def likelihood(
 
 def _levels(data: Source) -> int:
     return 17 if isinstance(data, Digits) else 256
+
+
+def _is_dequantised(dataset: Dataset, chosen: Tensor, num_values: int) -> bool:
+    """Whether the first images are at the levels of dequantisation; if not, a line says what is computed instead."""
+    found = at_levels(dataset.fetch(chosen)[0], num_values)
+    if not found:
+        print(
+            f"the images are not at {num_values} levels of [-1, 1]: their density is computed, not bits per dimension"
+        )
+    return found
 
 
 def _check_fit(model: Model, dataset: Dataset) -> bool:

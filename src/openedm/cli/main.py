@@ -81,9 +81,11 @@ def _run(program: str, arguments: list[str]) -> int:
     configure_process()
     from jsonargparse import ArgumentError
 
+    from openedm.cli.importing import recorded
     from openedm.cli.parsing import explain, parse
 
     path = program.split(" ")[1:]
+    recorded.set(())
     module = importlib.import_module(".".join(["openedm.cli", *path]))
     command = getattr(module, path[-1])
     try:

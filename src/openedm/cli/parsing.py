@@ -13,9 +13,11 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args,
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from openedm.cli.importing import HELP as IMPORT_HELP
+from openedm.cli.importing import check_known_classes, import_modules, is_record, listed_imports, take_imports
 from openedm.data import Arrays, ImageFolder, Source
-from openedm.ground.choices import Choice, class_path, subclasses
-from openedm.ground.legacy import room_name, upgrade
+from openedm.ground.choices import Choice, class_path, classes_named, subclasses
+from openedm.ground.legacy import upgrade
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice)
@@ -70,6 +72,7 @@ def parser_for(program: str, command: Command) -> ArgumentParser:
     description = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0]
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="read options from this YAML file")
+    parser.add_argument("--import", metavar="MODULE", help=IMPORT_HELP)  # `parse` takes it out of the arguments
     parser.add_function_arguments(command, as_positional=True, skip=set(_flat(command)))
     for cls in _flat(command).values():
         parser.add_class_arguments(cls)
@@ -85,7 +88,9 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
         ValueError: a value is out of its range.
     """
     parser = parser_for(program, command)
-    plain, others = merge(command, arguments)
+    modules, others = take_imports(arguments)
+    import_modules(modules)
+    plain, others = merge(command, others)
     for names, text, _ in _parse_options(others):
         if names[-1] != "help" or len(names) == 1:
             continue
@@ -96,7 +101,8 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
         parser.exit()
     read = parser.parse_args([f"--config={yaml.safe_dump(plain)}", *others])
     values: dict[str, Any] = parser.instantiate(read).as_dict()
-    values.pop("config", None)
+    for name in ("config", "import"):
+        values.pop(name, None)
     for name, cls in _flat(command).items():
         values[name] = cls(**{argument: values.pop(argument) for argument in _arguments(cls)})
     return values
@@ -125,7 +131,11 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     options = options_of(command)
     files, arguments = _split(options, arguments)
     plain = {name: to_plain(option.default) for name, option in options.items() if option.default is not REQUIRED}
-    for content in map(_read_yaml, files):
+    contents = [_read_yaml(file) for file in files]
+    import_modules([name for pair in zip(files, contents, strict=True) for name in listed_imports(*pair)])
+    for file, content in zip(files, contents, strict=True):
+        if is_record(file):
+            check_known_classes(file, content)
         plain |= _replaced_defaults(options, content)
         for name, value in content.items():
             plain[name] = overlay(options[name].kind if name in options else None, plain.get(name), value)
@@ -203,7 +213,7 @@ def explain(command: Command, message: str) -> str:
     named = re.match(r'Parser key "([\w.]+)"', text)
     kind: Any = _type_of(options_of(command), {}, tuple(named[1].split("."))) if named else None
     if _is_abstract(kind) and "Problem with given class_path" not in text:
-        text += f" (known: {', '.join(c.__name__ for c in _classes(kind))})"
+        text += f" (known: {', '.join(c.__name__ for c in _classes(kind))}; of a module of your own: --import MODULE)"
     return text
 
 
@@ -361,8 +371,7 @@ def _class_of(kind: Any, value: Any) -> type[Choice] | None:
         return None
     if "class_path" not in value:
         return None if _is_abstract(kind) else kind
-    name = value["class_path"]
-    named = [c for c in _classes(kind) if name == c.__name__ or room_name(str(name)) == room_name(class_path(c))]
+    named = classes_named(kind, value["class_path"])
     return named[0] if len(named) == 1 else None
 
 

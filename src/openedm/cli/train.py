@@ -8,6 +8,7 @@ from accelerate.tracking import get_available_trackers
 
 from openedm import objective as objectives
 from openedm import preconditioning as preconditionings
+from openedm.cli.importing import recorded
 from openedm.cli.parsing import dump
 from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Digits, Source
@@ -59,6 +60,7 @@ def train(
             afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
     """
     values = {name: value for name, value in locals().items() if name != "preset"} | {"resume": False}
+    values |= {"import": list(recorded.get())} if recorded.get() else {}
     if preset is not None:  # on the command line it is replaced by a --config file
         raise ValueError(f"preset must be given on the command line, as --preset {preset}, and not in a --config file")
     run = Path(out)

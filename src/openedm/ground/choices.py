@@ -78,14 +78,10 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
     """
     config = upgrade(config)
     name = config.get("class_path")
-    known: dict[str, type[C]] = {class_path(c): c for c in subclasses(base) if not inspect.isabstract(c)}
-    matches = [c for path, c in known.items() if name == c.__name__ or room_name(str(name)) == room_name(path)]
+    matches = classes_named(base, name)
     if len(matches) != 1:
         problem = "is ambiguous" if matches else "is not known"
-        raise ValueError(
-            f"class_path {name!r} {problem} for a {base.__name__}; known: {', '.join(sorted(known))}; "
-            "classes outside openedm are known once their module is imported"
-        )
+        raise ValueError(f"class_path {name!r} {problem} for a {base.__name__}; {_hint(base, name)}")
     cls = matches[0]
     arguments = dict(config.get("init_args") or {})
     unknown = set(arguments) - {f.name for f in dataclasses.fields(cls) if f.init}
@@ -106,11 +102,54 @@ def class_path(cls: type) -> str:
     return f"{next(exporting, cls.__module__)}.{cls.__qualname__}"
 
 
+def classes_named(base: type[C], name: object) -> list[type[C]]:
+    """The classes of this kind that have been defined so far and have this name, of which there should be one.
+
+    Args:
+        base: the kind of choice.
+        name: a class path, or a class name. The module of a class outside openedm may have moved since the name was
+            written, or been a script, `__main__`: if no class has the path, one with the class name is meant.
+    """
+    known = {class_path(c): c for c in subclasses(base) if not inspect.isabstract(c)}
+    exact = [c for path, c in known.items() if name == c.__name__ or room_name(str(name)) == room_name(path)]
+    if exact or not is_outside(name):
+        return exact
+    last = str(name).rpartition(".")[2]
+    return [c for path, c in known.items() if c.__name__ == last and is_outside(path)]
+
+
+def is_outside(name: object) -> bool:
+    """Whether a class path names a class that is neither of openedm nor of Python itself."""
+    root, dot, _ = str(name).partition(".")
+    return bool(dot) and root != "openedm" and root not in sys.stdlib_module_names
+
+
+def how_to_import(name: str) -> str:
+    """How the module of a class outside openedm is imported: the end of an error's sentence."""
+    module = name.rpartition(".")[0]
+    if module in sys.modules and module != "__main__":
+        return f"the module {module} is imported but has no such class: give the module that has it, --import MODULE"
+    option = "PATH/SCRIPT.py, the file that defines it" if module == "__main__" else module
+    python = "" if module == "__main__" else f", in Python, import {module} before"
+    return (
+        f"it is a class of the module {module}, which no file makes openedm import: on the command line, add "
+        f"--import {option}{python}"
+    )
+
+
 def subclasses(base: type[C]) -> Iterator[type[C]]:
     """The class itself and all classes below it that have been defined so far."""
     yield base
     for subclass in base.__subclasses__():
         yield from subclasses(subclass)
+
+
+def _hint(base: type[Choice], name: object) -> str:
+    """What to give instead of an unknown name."""
+    if is_outside(name):
+        return how_to_import(str(name))
+    known = sorted(class_path(c) for c in subclasses(base) if not inspect.isabstract(c))
+    return f"known: {', '.join(known)}; classes outside openedm are known once their module is imported"
 
 
 @functools.cache

@@ -109,12 +109,22 @@ def bits_per_dim(
     )
 
 
-def _check_values(images: Tensor, num_values: int) -> None:
-    bins = (images + 1) * ((num_values - 1) / 2)
+def at_levels(images: Float[Tensor, "batch *event"], num_values: int) -> bool:
+    """Whether images are in [−1, 1] and at whole levels x = 2b/(L − 1) − 1 with L = `num_values`, up to rounding."""
     # Float32 images in [-1, 1] have errors of up to 2⁻²⁴, or 2⁻²⁴ (L − 1)/2 bins.
-    off = (bins - bins.round()).abs().amax()
-    if bool(images.abs().amax() > 1 + 1e-6) or bool(off > max(1e-3, 2.0**-22 * num_values)):
+    return bool(images.abs().amax() <= 1 + 1e-6) and _off_levels(images, num_values) <= max(1e-3, 2.0**-22 * num_values)
+
+
+def _off_levels(images: Tensor, num_values: int) -> float:
+    """The largest distance from a whole level, in levels."""
+    bins = (images + 1) * ((num_values - 1) / 2)
+    return float((bins - bins.round()).abs().amax())
+
+
+def _check_values(images: Tensor, num_values: int) -> None:
+    if not at_levels(images, num_values):
         raise ValueError(
             f"images must be in [-1, 1] and at whole levels 2 b / {num_values - 1} - 1, but a value is "
-            f"{float(off):.2g} levels away from one, and the largest is {float(images.abs().amax()):g}"
+            f"{_off_levels(images, num_values):.2g} levels away from one, and the largest is "
+            f"{float(images.abs().amax()):g}"
         )

@@ -4,8 +4,8 @@ network (a frozen choice)  +  signature (the data's shapes)  →  module F(x; c_
 """
 
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
-from typing import ClassVar
+from dataclasses import dataclass, fields
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
@@ -94,7 +94,7 @@ class Signature:
 class Network(Choice, ABC):
     """A kind of network with its sizes; the shapes of the data are given when it is built.
 
-    A subclass defines `module`, which builds the network.
+    A subclass defines `module`, which builds the network; or `build`, if no check of the axes is wanted.
 
     Attributes:
         axes: the names of the axes of a sample; None if samples of any shape are allowed.
@@ -103,6 +103,11 @@ class Network(Choice, ABC):
 
     axes: ClassVar[tuple[str, ...] | None] = None
     takes_conditions: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        if "build" in cls.__dict__ and cls.module is Network.module:  # how a network was defined at first
+            cls.module = _module_by_build  # type: ignore[method-assign]
 
     def build(
         self,
@@ -148,6 +153,12 @@ class Network(Choice, ABC):
         Raises:
             ValueError: the shapes do not fit the sizes.
         """
+
+
+def _module_by_build(self: Network, signature: Signature, seed: int | None) -> nn.Module:
+    """`module` of a network that defines `build` itself."""
+    shapes = {field.name: getattr(signature, field.name) for field in fields(signature) if field.name != "event_shape"}
+    return self.build(signature.event_shape, seed=seed, **shapes)
 
 
 class RawNetwork(nn.Module):
