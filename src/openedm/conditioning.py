@@ -58,7 +58,7 @@ class Conditioned(Denoiser, ABC):
         self.rows = len(measurement.y) if len(measurement.y) > 1 else denoiser.rows
         self.event_shape = denoiser.event_shape
         self.num_classes = denoiser.num_classes
-        self.condition_shape = denoiser.condition_shape
+        self.condition_shape, self.condition_dropout = denoiser.condition_shape, denoiser.condition_dropout
         self.sigma_data = denoiser.sigma_data
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
 

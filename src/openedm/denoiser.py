@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
+from openedm.conditions import ConditionLayout
 from openedm.ground import checks
 from openedm.preconditioning import Preconditioning
 from openedm.schedules import Values, float64
@@ -20,8 +21,9 @@ from openedm.schedules import Values, float64
 __all__ = ["Condition", "Denoiser", "FunctionDenoiser", "Preconditioned", "configure_execution", "per_sample"]
 
 Condition = Shaped[Tensor, "conditions *features"] | None
-"""What a denoiser is conditioned on, one row a sample: integer class labels (−1 for none), one-hot rows or vectors.
-A denoiser with a `condition_shape` takes a single row for all samples, too."""
+"""What a denoiser is conditioned on, one row a sample: integer class labels (−1 for none), one-hot rows or floats; with
+classes and floats, those of `openedm.conditions.pack`. A denoiser with a `condition_shape` takes a single row for all
+samples, too."""
 
 
 class Denoiser(nn.Module, ABC):
@@ -32,7 +34,10 @@ class Denoiser(nn.Module, ABC):
         sigma_max: highest noise level it supports.
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes it can be conditioned on; 0 if none.
-        condition_shape: the shape of the floats that it must be conditioned on; None if there are none.
+        condition_shape: the shape of the floats that it must be conditioned on; with classes too, the shape of a packed
+            condition (`openedm.conditions`); None if there are none.
+        condition_dropout: whether it was trained without condition, too, so that None means no condition and a row of
+            NaN none for a sample; for denoisers with a `condition_shape`.
         sigma_data: standard deviation of the data, which sets the scale of noise levels; EDM's 0.5 where it is unknown.
         rows: the number of samples for which it has individual settings, such as guidance weights; None if it has none.
     """
@@ -44,6 +49,12 @@ class Denoiser(nn.Module, ABC):
     event_shape: tuple[int, ...] | None = None
     num_classes: int = 0
     condition_shape: tuple[int, ...] | None = None
+    condition_dropout: bool = False
+
+    @property
+    def condition_layout(self) -> ConditionLayout:
+        """What a condition holds: classes, floats or both."""
+        return ConditionLayout.from_packed(self.num_classes, self.condition_shape)
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """The nearest noise level that the denoiser supports; σ itself unless it was trained at discrete levels."""
@@ -64,7 +75,7 @@ class Denoiser(nn.Module, ABC):
             x: noisy samples y + σ n, in data units.
             sigma: noise level in data units: a number, a tensor of shape () or one value a sample.
             condition: one row a sample, or None. With a `condition_shape`, (batch or 1, *condition_shape): a single row
-                is that of all samples.
+                is that of all samples, and None is allowed with `condition_dropout` only.
             options: passed on to `denoise`; networks take `augment`, the augmentation label, in training.
 
         Raises:
@@ -90,7 +101,7 @@ class Denoiser(nn.Module, ABC):
         Raises:
             TypeError: it is not a tensor of rows.
             ValueError: it does not have one row a sample; or, with a `condition_shape`, it is missing, has another
-                shape or neither one row a sample nor a single one.
+                shape, neither one row a sample nor a single one, or no class where there is one (on the host).
         """
         check_condition_type(condition)
         shape = self.condition_shape
@@ -99,11 +110,16 @@ class Denoiser(nn.Module, ABC):
                 raise ValueError(f"condition must have one row a sample ({count}), got {condition.shape[0]} rows")
             return
         if condition is None:
+            if self.condition_dropout:
+                return
             raise ValueError(f"condition must be given, {_format_shape('batch or 1', shape)}: got None")
         if tuple(condition.shape[1:]) != shape or condition.shape[0] not in (1, count):
+            packed = "" if self.num_classes == 0 else ", made by openedm.conditions.pack(classes, values)"
             raise ValueError(
-                f"condition must have shape {_format_shape(f'{count} or 1', shape)}, got {tuple(condition.shape)}"
+                f"condition must have shape {_format_shape(f'{count} or 1', shape)}{packed}, "
+                f"got {tuple(condition.shape)}"
             )
+        self.condition_layout.check_classes(condition)
 
     def condition_of(
         self, condition: Condition, rows: slice | Int64[Tensor, "rows"]
@@ -197,7 +213,9 @@ class Preconditioned(Denoiser):
         event_shape: the shape of one sample; None if any.
         num_classes: the number of classes of the condition; 0 if none.
         condition_shape: the shape of one float condition. The network receives it in the network's dtype, (batch or 1,
-            *condition_shape). None if there is no such condition.
+            *condition_shape); with classes too, the packed condition in float32 or better, as half precision would
+            round its classes. None if there is no such condition.
+        condition_dropout: whether None and rows of NaN mean no condition, with a `condition_shape`.
 
     Raises:
         ValueError: sigma_data is not > 0, or num_classes < 0. When called: the condition does not fit, or the network
@@ -212,16 +230,20 @@ class Preconditioned(Denoiser):
         event_shape: tuple[int, ...] | None = None,
         num_classes: int = 0,
         condition_shape: tuple[int, ...] | None = None,
+        condition_dropout: bool = False,
     ) -> None:
         super().__init__()
         checks.positive("sigma_data", sigma_data)
         checks.at_least("num_classes", num_classes, 0)
+        if condition_dropout and condition_shape is None:
+            raise ValueError("condition_dropout must be false without a condition_shape, got True")
         self.network = network
         self.preconditioning = preconditioning
         self.sigma_data = sigma_data
         self.event_shape = event_shape
         self.num_classes = num_classes
         self.condition_shape = condition_shape
+        self.condition_dropout = condition_dropout
         self.sigma_min = preconditioning.sigma_min
         self.sigma_max = preconditioning.sigma_max
         self._autocast: torch.dtype | None = None
@@ -249,7 +271,7 @@ class Preconditioned(Denoiser):
             rows = len(condition) if condition is not None and _broadcasts(self.network) else x.shape[0]
             c_noise = torch.full((rows,), float(c_noise), dtype=dtype, device=x.device)
         if condition is not None and self.condition_shape is not None:
-            condition = condition.to(parameter.dtype)
+            condition = condition.to(dtype if self.num_classes else parameter.dtype)
         noisy, c_noise = (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, dtype)
         with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
             predicted: Tensor = self.network(noisy, c_noise, condition, **options)

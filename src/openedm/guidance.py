@@ -30,6 +30,7 @@ import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from openedm.conditions import ConditionLayout
 from openedm.denoiser import Condition, Denoiser, per_sample
 from openedm.ground import checks
 from openedm.ground.choices import Choice
@@ -184,9 +185,9 @@ class Guided(Denoiser):
         weight: w ≥ 0: a function of σ, a number, or one value a sample, (batch,).
 
     Raises:
-        ValueError: both are the same denoiser with the same condition; they differ in the shape of a sample or in the
-            number of classes, have no noise level in common, or support different discrete levels; the weight is out of
-            its range. When called: the number of weights is not that of the batch.
+        ValueError: both are the same denoiser with the same condition; they differ in the shape of a sample, the
+            number of classes or the shape of their floats, have no noise level in common, or support different discrete
+            levels; the weight is out of its range. When called: the number of weights is not that of the batch.
 
     >>> from openedm.exact import GaussianMixture
     >>> narrow, wide = (GaussianMixture([1.0], [[0.0]], [[[v]]]) for v in (1.0, 3.0))
@@ -202,7 +203,7 @@ class Guided(Denoiser):
         num_weights = len(self.weight) if isinstance(self.weight, Tensor) and self.weight.ndim == 1 else None
         self.rows = next((rows for rows in (num_weights, main.rows, guiding.rows) if rows is not None), None)
         self.num_classes = main.num_classes
-        self.condition_shape = main.condition_shape
+        self.condition_shape, self.condition_dropout = main.condition_shape, main.condition_dropout
         self.sigma_data = main.sigma_data
         self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape
         self.sigma_min = max(main.sigma_min, guiding.sigma_min)
@@ -219,10 +220,10 @@ class Guided(Denoiser):
             raise ValueError(
                 f"guiding must have main's {main.num_classes} classes, or none, got num_classes={guiding.num_classes}"
             )
-        if guiding.condition_shape not in (None, main.condition_shape):
+        if guiding.condition_layout.shape not in (None, main.condition_layout.shape):
             raise ValueError(
-                f"guiding must have main's condition_shape, {main.condition_shape}, or None, "
-                f"got {guiding.condition_shape}"
+                f"guiding must have main's condition_shape, {main.condition_layout.shape}, or None, "
+                f"got {guiding.condition_layout.shape}"
             )
         if not self.sigma_min < self.sigma_max:
             raise ValueError(
@@ -270,10 +271,11 @@ class Guided(Denoiser):
         return main.index_add(0, rows, per_sample(weights[rows.to(weights.device)] - 1, x) * (main[rows] - guiding))
 
     def guiding_condition(self, condition: Condition) -> Condition:
-        """The condition of the guiding denoiser: the same, or None if that denoiser is unconditional."""
-        no_floats = self.guiding.condition_shape is None and self.main.condition_shape is not None
-        no_classes = self.guiding.num_classes == 0 < self.main.num_classes
-        return None if no_floats or no_classes else condition
+        """The condition of the guiding denoiser: the same, its classes or its floats; None if it is unconditional."""
+        layout, guiding = self.main.condition_layout, self.guiding.condition_layout
+        if layout == guiding == ConditionLayout():  # Neither says what its condition is, as functions do not.
+            return condition
+        return layout.select(condition, guiding)
 
     def _evaluate_both(
         self, x: Tensor, sigma: Tensor, condition: Condition, other: Condition, rows: slice | Tensor
@@ -293,27 +295,33 @@ class ClassifierFree(Guided):
     """Classifier-free guidance (Ho & Salimans 2022): a conditional denoiser guided by itself without the condition.
 
     The denoiser must also have been trained without a condition (`openedm train --options.label_dropout 0.1`). One call
-    with the rows of both evaluates D₁ and D₀.
+    with the rows of both evaluates D₁ and D₀. Classes and floats are left out together.
 
     Args:
         denoiser: D, conditional.
         weight: w, as for `Guided`.
         null: the row that means no condition, of the shape of one sample's condition. None means class −1 for integer
-            labels and zeros for rows of class weights, as in the networks of this library; it is required for a
-            denoiser with any other condition.
+            labels, zeros for rows of class weights and NaN for floats, as in the networks of this library; it is
+            required for a denoiser that does not say what its condition is, or was trained without dropout of floats.
 
     Raises:
-        ValueError: the denoiser has no classes and `null` is not given, or as for `Guided`. When called: there is no
-            condition, or `null` does not fit it.
+        ValueError: the denoiser is unconditional or has floats without `condition_dropout`, and `null` is not given; or
+            as for `Guided`. When called: there is no condition, or `null` does not fit it.
     """
 
     null: Tensor | None
 
     def __init__(self, denoiser: Denoiser, weight: Weight, null: Tensor | None = None) -> None:
         super().__init__(denoiser, denoiser, weight)
-        if null is None and denoiser.num_classes == 0:
+        floats = denoiser.condition_shape is not None
+        if null is None and denoiser.num_classes == 0 and not floats:
             raise ValueError(
                 "denoiser must be conditional: it has num_classes=0; if its condition is not a class, give `null`"
+            )
+        if null is None and floats and not denoiser.condition_dropout:
+            raise ValueError(
+                "denoiser must have been trained without its condition, too: it has condition_dropout=False; train it "
+                "with label_dropout > 0, or give the row that means no condition as `null`"
             )
         self.register_buffer("null", null, persistent=False)
 
@@ -328,9 +336,7 @@ class ClassifierFree(Guided):
                     f"got {tuple(self.null.shape)}"
                 )
             return self.null.to(condition).expand_as(condition)
-        if condition.is_floating_point():
-            return torch.zeros_like(condition)
-        return torch.full_like(condition, -1)
+        return self.main.condition_layout.null(condition)
 
 
 def _check_weight(name: str, weight: float) -> None:

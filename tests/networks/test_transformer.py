@@ -149,7 +149,7 @@ def test_inputs_that_do_not_fit_are_refused_by_name(inputs, message):
     [
         (Transformer(), {"event_shape": (3, 8, 8)}, r"event_shape must be \(features,\), each >= 1, got \(3, 8, 8\)"),
         (Transformer(), {"condition_shape": (0,)}, r"condition_shape must hold sizes >= 1, got \(0,\)"),
-        (Transformer(), {"condition_shape": (2,), "num_classes": 3}, r"num_classes must be 0 if condition_shape"),
+        (Transformer(), {"condition_dropout": True}, r"condition_dropout must be false without a condition_shape"),
         (Transformer(), {"out_channels": 4}, r"out_channels must be a multiple of the number of features, 3, got 4"),
         (JointTransformer(), {"condition_shape": (3,)}, r"condition_shape must be \(6,\), values and flags"),
         (JointTransformer(), {}, r"condition_shape must be \(6,\), values and flags, .* got None"),

@@ -136,16 +136,18 @@ def test_a_model_may_leave_the_conditions_of_its_data_aside():
 
 def test_what_does_not_go_with_conditions_is_refused():
     pairs = linear_gaussian(64)
-    with pytest.raises(ValueError, match=r"condition_shape must be None for .*MLP, .* got \(1,\)"):
-        Model.for_data(pairs, MLP(8, 1)).build()
+    with pytest.raises(ValueError, match=r"condition_shape must be \(features,\), a vector for MLP, got \(2, 3\)"):
+        Model(MLP(8, 1), event_shape=(1,), condition_shape=(2, 3)).build()
     model = Model.for_data(pairs, Told())
     with pytest.raises(ValueError, match=r"dataset must have conditions of shape \(1,\), got None"):
         Trainer(model, InMemory(torch.randn(8, 1)))
     with pytest.raises(ValueError, match=r"validation must have conditions of shape \(1,\), got \(2,\)"):
         Trainer(model, pairs, validation=Pairs(torch.zeros(4, 1), torch.zeros(4, 2)))
-    with pytest.raises(ValueError, match="label_dropout must be 0 without classes"):
+    with pytest.raises(ValueError, match=r"condition_dropout=True with label_dropout=0.1, got False: Model\.for_data"):
         Trainer(model, pairs, options=Options(label_dropout=0.1))
+    with pytest.raises(ValueError, match="label_dropout must be 0 without classes or conditions"):
+        Trainer(Model.for_data(pairs, MLP(8, 1), conditional=False), pairs, options=Options(label_dropout=0.1))
     with pytest.raises(ValueError, match=r"condition_shape must hold sizes >= 1, got \(0,\)"):
         Model(Told(), condition_shape=(0,))
-    with pytest.raises(ValueError, match="num_classes must be 0 with a condition_shape, got 3"):
-        Model(Told(), condition_shape=(2,), num_classes=3)
+    with pytest.raises(ValueError, match="condition_dropout must be false without a condition_shape, got True"):
+        Model(Told(), condition_dropout=True)

@@ -52,7 +52,7 @@ def train(
         objective: noise levels and weights in training.
         options: options of training.
         sampler: the sampler of the sample grids of the run.
-        conditional: condition on the classes of the data, if there are any.
+        conditional: condition on the classes or conditions of the data, if there are any.
         resume: continue from the newest checkpoint in the run folder, if there is one.
         tracker: the tracker that also receives the curves.
         preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
@@ -67,17 +67,25 @@ def train(
     earlier = _check(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
     dataset = data.load()
-    model = Model.for_data(dataset, network, preconditioning, conditional=conditional, augment_dim=options.augment_dim)
+    model = Model.for_data(
+        dataset,
+        network,
+        preconditioning,
+        conditional=conditional,
+        augment_dim=options.augment_dim,
+        condition_dropout=options.label_dropout > 0,
+    )
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
     curves = [] if tracker == "none" else [RunTracker(accelerator)]
+    shown = dataset if validation is None else validation.load()
     trainer = Trainer(
         model,
         dataset,
         objective,
         options,
         run=run,
-        validation=None if validation is None else validation.load(),
-        observers=[bar, log, RunFigures(run / "figures", log, objective, sampler), *curves],
+        validation=shown,
+        observers=[bar, log, RunFigures(run / "figures", log, objective, sampler, shown), *curves],
         accelerator=accelerator,
     )
     if earlier:

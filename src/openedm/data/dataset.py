@@ -15,6 +15,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from openedm.conditions import ConditionLayout
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
@@ -73,8 +74,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         num_classes: labels are 0 … num_classes − 1; 0 when there are no labels.
         class_names: one name per class, if the source has names.
         kind: "images" are in [-1, 1] and can be shown; "vectors" are all other data.
-        condition_shape: shape of the float condition that each sample has in place of a label, with `num_classes` 0;
-            None when there is none.
+        condition_shape: shape of the float condition that each sample has in place of a label, or beside it with
+            `num_classes` > 0; None when there is none.
         chunks: the grouping of samples in storage, if training should follow it; None if any order is as fast.
     """
 
@@ -85,6 +86,11 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     condition_shape: tuple[int, ...] | None = None
     chunks: Chunks | None = None
 
+    @property
+    def condition_layout(self) -> ConditionLayout:
+        """What the second value of a batch holds: classes, floats or both."""
+        return ConditionLayout(self.num_classes, self.condition_shape)
+
     @abstractmethod
     def __len__(self) -> int:
         """Number of samples."""
@@ -93,14 +99,18 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     def fetch(self, indices: Indices) -> Batch:
         """The samples at `indices`, in that order, as float32 `(batch, *event)`, and their int64 labels or None.
 
-        With a `condition_shape`: and their float32 conditions `(batch, *condition_shape)`.
+        With a `condition_shape`: and their float32 conditions `(batch, *condition_shape)`; with classes, too, those of
+        `openedm.conditions.pack`.
 
         Raises:
             IndexError: an index is outside 0 … len − 1.
         """
 
     def __getitem__(self, index: int) -> tuple[Tensor, int | Tensor | None]:
-        """Sample `index` (counted from the end if negative) and its label or condition; None if it has neither."""
+        """Sample `index` (counted from the end if negative) and its label or condition; None if it has neither.
+
+        A sample with both has the packed condition.
+        """
         index = operator.index(index)
         x, labels = self.fetch([index + len(self) if index < 0 else index])
         if labels is None or self.condition_shape is not None:
@@ -129,7 +139,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         shape = "×".join(map(str, self.event_shape))
         classes = f"in {self.num_classes} classes" if self.num_classes else "without labels"
         if self.condition_shape is not None:
-            classes = f"with conditions of {'×'.join(map(str, self.condition_shape))}"
+            floats = f"with conditions of {'×'.join(map(str, self.condition_shape))}"
+            classes = f"{classes} {floats}" if self.num_classes else floats
         return f"{len(self)} {self.kind} of {shape} {classes}"
 
 

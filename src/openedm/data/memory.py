@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
+from openedm.conditions import pack
 from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_float, as_index
 
 __all__ = ["InMemory", "Pairs", "wrap"]
@@ -78,7 +79,9 @@ class InMemory(Dataset):
 
 
 class Pairs(InMemory):
-    """Samples x, each with a float condition, in memory.
+    """Samples x, each with a float condition and perhaps a class, in memory.
+
+    With classes, `fetch` returns conditions of `openedm.conditions.pack`.
 
     >>> import torch
     >>> pairs = Pairs(torch.zeros(5, 2), torch.arange(15.0).reshape(5, 3))
@@ -86,10 +89,17 @@ class Pairs(InMemory):
     (tensor([[0., 0.]]), tensor([[3., 4., 5.]]))
     >>> pairs.describe()
     '5 vectors of 2 with conditions of 3'
+    >>> both = Pairs(torch.zeros(5, 2), torch.arange(15.0).reshape(5, 3), torch.tensor([0, 1, 0, 1, 1]))
+    >>> both.fetch([1])
+    (tensor([[0., 0.]]), tensor([[1., 3., 4., 5.]]))
+    >>> both.describe()
+    '5 vectors of 2 in 2 classes with conditions of 3'
 
     Args:
         x: `(num_samples, *event)`, as for `InMemory`.
-        condition: `(num_samples, *condition)`, floating point, in any units; kept in float32.
+        condition: `(num_samples, *condition)`, floating point, in any units; kept in float32. A vector (features,) is
+            for the embedding of a network; an image with the spatial sizes of x is for its input.
+        labels, num_classes, class_names: as for `InMemory`.
         allow_nan: whether a condition may have NaN, which marks absent entries, such as members of a set.
         kind: as for `InMemory`.
 
@@ -105,18 +115,24 @@ class Pairs(InMemory):
         self,
         x: Shaped[Tensor, "samples *event"],
         condition: Float[Tensor, "rows *condition"],
+        labels: Shaped[Tensor, "rows ..."] | None = None,
         *,
+        num_classes: int | None = None,
+        class_names: Sequence[str] | None = None,
         allow_nan: bool = False,
         kind: Kind | None = None,
     ) -> None:
-        super().__init__(x, kind=kind)
+        super().__init__(x, labels, num_classes=num_classes, class_names=class_names, kind=kind)
         self._condition = _check_condition(condition, len(x), allow_nan)
         self.condition_shape = tuple(condition.shape[1:])
 
     def fetch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """The samples at `indices`, and their conditions."""
         index = as_index(indices, len(self))
-        return as_float(self._x[index]), self._condition[index]
+        condition = self._condition[index]
+        if self._labels is not None:
+            condition = pack(self._labels[index], condition)
+        return as_float(self._x[index]), condition
 
 
 class _WrappedDataset(Dataset):

@@ -68,6 +68,7 @@ class Average(Denoiser):
         self.members = nn.ModuleList(members)
         first = members[0]
         self.event_shape, self.condition_shape = first.event_shape, first.condition_shape
+        self.condition_dropout = all(member.condition_dropout for member in members)
         self.sigma_data, self.num_classes = first.sigma_data, first.num_classes
         self.sigma_min, self.sigma_max = max(m.sigma_min for m in members), min(m.sigma_max for m in members)
 

@@ -56,7 +56,7 @@ def dataset_log_prob(
     A row depends on the index of the sample and the seed, not on the batch.
 
     Args:
-        denoiser: the model; if it has classes, it is conditioned on the labels of the data.
+        denoiser: the model; if it has classes or floats as its condition, it is conditioned on those of the data.
         dataset: the data.
         indices: the indices of the samples.
         method: trace, solver and noise levels.
@@ -68,7 +68,7 @@ def dataset_log_prob(
     parts, batches = [], torch.split(indices, batch_size)
     for done, part in enumerate(batches, start=1):
         x, labels = dataset.fetch(part)
-        condition = labels if denoiser.num_classes > 0 else None
+        condition = dataset.condition_layout.select(labels, denoiser.condition_layout)
         # A seed for each index, different for every `seed`.
         seeds = [seed * len(dataset) + int(index) for index in part]
         columns = {"index": part}

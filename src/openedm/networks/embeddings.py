@@ -1,4 +1,4 @@
-"""Embeddings of the inputs of a network other than the sample: the noise level, the class and the augmentation.
+"""Embeddings of the inputs of a network other than the sample: noise level, class, augmentation, vector condition.
 
     positional   [cos ω_k c, sin ω_k c],  ω_k = 10000^(−k/(n/2 − e)), k = 0 … n/2 − 1, e = 1 (endpoint) or 0
     Fourier      [cos 2πf_k c, sin 2πf_k c],  f_k ~ N(0, 16²), drawn once
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.layers import ZERO, Init, Linear
+from openedm.networks.conditions import classes_of, values_of
+from openedm.networks.layers import KAIMING, ZERO, Init, Linear
 from openedm.networks.network import Labels, Signature, check_rows
 
 __all__ = [
@@ -148,16 +149,20 @@ class ClassVector(nn.Module):
 
 
 class Embedding(nn.Module):
-    """The second input of every block: an embedding of the noise level, the class and the augmentation.
+    """The second input of every block: an embedding of noise level, class, augmentation and vector condition.
 
-    Early classes: e = silu(L1 silu(L0(noise(c_noise) + L_class(√k · rows) + L_augment(a)))).
-    Late classes, as in ADM: e = silu(L1 silu(L0(noise(c_noise) + L_augment(a))) + L_class(rows)), where L_augment
-    starts at zero, the rows of L_class at N(0, 1), and neither has a bias.
+    Early classes: e = silu(L1 silu(L0(noise(c_noise) + L_class(√k · rows) + L_augment(a)) + L_v v)).
+    Late classes, as in ADM: e = silu(L1 silu(L0(noise(c_noise) + L_augment(a)) + L_v v) + L_class(rows)), where
+    L_augment starts at zero, the rows of L_class at N(0, 1), and neither has a bias.
+
+    A vector condition v joins where the layer is widest, [L0 | L_v], so that two layers follow it in every design. For
+    v of unit variance L_v v starts at unit variance, about the size of what L0 gives. With dropout, L_a a is added,
+    a = 1 for samples without condition.
 
     Args:
         noise: the embedding of c_noise.
         out_channels: the channels of e.
-        signature: the widths of the other two inputs.
+        signature: the widths of the other inputs. Images among the conditions are not for the embedding.
         init: the initialisation of the other linear maps.
         late_classes: whether the classes are added after L1 instead of before L0.
     """
@@ -167,7 +172,7 @@ class Embedding(nn.Module):
     ) -> None:
         super().__init__()
         channels, num_classes, augment_dim = noise.num_channels, signature.num_classes, signature.augment_dim
-        self.noise = noise
+        self.noise, self.signature = noise, signature
         self.late_classes, self.class_scale = late_classes, 1 if late_classes else math.sqrt(num_classes)
         self.class_vector = ClassVector(num_classes) if num_classes else None
         self.classes = Linear(num_classes, channels, init=init) if num_classes and not late_classes else None
@@ -178,20 +183,41 @@ class Embedding(nn.Module):
         if num_classes and late_classes:
             unit = Init("kaiming_normal", weight_gain=math.sqrt(num_classes))
             self.classes = Linear(num_classes, out_channels, init=unit, bias=False)
+        shape = signature.condition_shape if signature.condition_kind == "vector" else None
+        self.vector = None if shape is None else Linear(shape[0], out_channels, init=KAIMING, bias=False)
+        flagged = shape is not None and signature.condition_dropout
+        self.absent = Linear(1, out_channels, init=KAIMING, bias=False) if flagged else None
 
     def forward(
-        self, c_noise: Float[Tensor, " batch"], condition: Labels | None, augment: Tensor | None
+        self,
+        c_noise: Float[Tensor, " batch"],
+        condition: Labels | Float[Tensor, "rows *features"] | None,
+        augment: Tensor | None,
     ) -> Float[Tensor, "batch channels"]:
-        """The embedding e, in the dtype of the weights (or of autocast)."""
+        """The embedding e, in the dtype of the weights (or of autocast).
+
+        Args:
+            c_noise: the noise level as computed by the preconditioning.
+            condition: the condition of the network, as for `RawNetwork.forward`.
+            augment: the augmentation labels.
+        """
+        classes = classes_of(self.signature, condition, len(c_noise))
         e = self.noise(c_noise).to(self.layer0.weight.dtype)
         if not self.late_classes:
-            e = self._with_class(e, condition)
+            e = self._with_class(e, classes)
         if self.augment is not None and augment is not None:
             e = e + self.augment(augment.to(self.layer0.weight.dtype))
-        e = self.layer1(functional.silu(self.layer0(e)))
+        e = self.layer1(functional.silu(self._with_vector(self.layer0(e), condition)))
         if self.late_classes:
-            e = self._with_class(e, condition)
+            e = self._with_class(e, classes)
         return functional.silu(e)
+
+    def _with_vector(self, e: Float[Tensor, "batch c"], condition: Tensor | None) -> Float[Tensor, "batch c"]:
+        if self.vector is None:
+            return e
+        values, present = values_of(self.signature, condition, self.vector.weight)
+        e = e + self.vector(values)
+        return e if self.absent is None else e + self.absent(1 - present)
 
     def _with_class(self, e: Float[Tensor, "batch c"], condition: Labels | None) -> Float[Tensor, "batch c"]:
         if self.class_vector is None or self.classes is None:

@@ -1,6 +1,6 @@
 """Residual networks for vectors, such as the parameters of a simulator, with or without data y as a condition.
 
-    without data  e = silu(L1 silu(L0(embedding(c_noise) + L_class(√k · onehot) + L_augment(a)))),   h = L_in x
+    without data  e = silu(L1 silu(L0(embedding(c_noise) + L_class(√k · onehot) + L_augment(a)) + L_v v)), h = L_in x
     with data y   e = silu(L_e silu(summary(y) + L_c embedding(c_noise))),                           h = L_in x + L_y e
     h ← h + L_b silu(L_a silu((1 + scale) · h + shift)),  (scale, shift) = L_m e,   num_blocks times
     F = L_out silu((1 + scale) · h + shift),              (scale, shift) = L_m e
@@ -12,15 +12,18 @@ and a sample costs the h-path only. The modulation is FiLM (Perez et al. 2018, a
 block that of He et al. 2016 (arXiv 1603.05027).
 """
 
+import math
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, cast
 
+import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.embeddings import Embedding, SmoothEmbedding
+from openedm.networks.conditions import classes_of, values_of
+from openedm.networks.embeddings import ClassVector, Embedding, SmoothEmbedding
 from openedm.networks.layers import KAIMING, ZERO, Linear, seeded
 from openedm.networks.network import Labels, Network, RawNetwork, Signature
 from openedm.networks.summaries import Summary, VectorSummary
@@ -30,7 +33,7 @@ __all__ = ["MLP", "ConditionalMLP", "ConditionalResidualMLP", "Modulation", "Res
 
 @dataclass(frozen=True)
 class MLP(Network):
-    """A residual multi-layer perceptron for vectors, `ResidualMLP`.
+    """A residual multi-layer perceptron for vectors, `ResidualMLP`, which classes and a vector v may condition.
 
     Args:
         width: the width of its hidden layers.
@@ -48,6 +51,7 @@ class MLP(Network):
     num_blocks: int = 4
 
     axes: ClassVar = ("features",)
+    condition_kinds: ClassVar = ("vector",)
 
     def __post_init__(self) -> None:
         checks.at_least("width", self.width, 1)
@@ -92,16 +96,14 @@ class ConditionalMLP(Network):
         """The network for vectors, called as `network(x, c_noise, condition)`; see `Network.build`.
 
         Raises:
-            ValueError: `condition_shape` is None, or there are classes or augmentation labels.
+            ValueError: `condition_shape` is None, or there are augmentation labels.
         """
         if signature.condition_shape is None:
             raise ValueError(
                 "condition_shape must be given for a ConditionalMLP, got None; MLP is the network without conditions"
             )
-        if signature.num_classes or signature.augment_dim:
-            raise ValueError(
-                f"num_classes and augment_dim must be 0, got {signature.num_classes} and {signature.augment_dim}"
-            )
+        if signature.augment_dim:
+            raise ValueError(f"augment_dim must be 0 for a ConditionalMLP, got {signature.augment_dim}")
         summary = self.summary.build(signature.condition_shape, self.width, seed=seed)
         with seeded(seed):
             return ConditionalResidualMLP(self, signature, summary)
@@ -130,7 +132,7 @@ class ResidualMLP(RawNetwork):
         self,
         x: Float[Tensor, "batch *event"],
         c_noise: Float[Tensor, " batch"],
-        condition: Labels | None = None,
+        condition: Labels | Float[Tensor, "conditions *shape"] | None = None,
         augment: Float[Tensor, "rows augment_dim"] | None = None,
     ) -> Float[Tensor, "batch *out"]:
         """F(x; c_noise), of shape (batch, out_channels); see `RawNetwork.forward`."""
@@ -169,27 +171,51 @@ class ConditionalResidualMLP(RawNetwork):
         self.blocks = nn.ModuleList(_MLPBlock(width) for _ in range(choice.num_blocks))
         self.modulation_out = Modulation(width, width)
         self.layer_out = Linear(width, signature.out_channels, init=ZERO)
+        count = signature.num_classes
+        self.class_vector = ClassVector(count) if count else None
+        self.layer_classes = Linear(count, width, init=KAIMING, bias=False) if count else None
+        self.absent = nn.Parameter(torch.randn(width)) if signature.condition_dropout else None
 
-    def forward(  # type: ignore[override]  # It requires a condition and has no augmentation labels.
+    def forward(  # type: ignore[override]  # It has no augmentation labels.
         self,
         x: Float[Tensor, "batch features"],
         c_noise: Float[Tensor, " levels"],
-        condition: Float[Tensor, "conditions ..."],
+        condition: Float[Tensor, "conditions ..."] | None = None,
     ) -> Float[Tensor, "batch out"]:
         """F, of shape (batch, out_channels).
 
         Args:
             x: vectors (batch, in_channels).
             c_noise: the noise level as computed by the preconditioning, (batch,), or (1,) for all samples.
-            condition: the condition (batch, *condition_shape), or one row for all samples.
+            condition: the condition (batch, *condition_shape), or one row for all samples; with classes too, those of
+                `openedm.conditions.pack`. With `condition_dropout`, a row of NaN or None is no condition.
         """
         noise: Tensor = self.layer_noise(self.noise(c_noise.to(x.dtype)).to(x.dtype))
-        e: Tensor = functional.silu(self.layer_embedding(functional.silu(self.summary(condition) + noise)))
+        e: Tensor = functional.silu(self.layer_embedding(functional.silu(self._summarise(condition, x) + noise)))
         h: Tensor = self.layer_in(x) + self.layer_condition(e)
         for block in self.blocks:
             h = block(h, e)
         result: Tensor = self.layer_out(functional.silu(self.modulation_out(h, e)))
         return result
+
+    def _summarise(
+        self, condition: Float[Tensor, "conditions ..."] | None, x: Float[Tensor, "batch features"]
+    ) -> Float[Tensor, "conditions width"]:
+        """The summary of the floats, or the learned one of no floats, and the classes."""
+        signature = self.signature
+        if condition is None and self.absent is None:
+            raise ValueError("condition must be given, got None: the network was built without condition_dropout")
+        if self.absent is None and self.class_vector is None:
+            return cast(Tensor, self.summary(condition))
+        values, present = values_of(signature, condition, x, absent_entries=True)
+        summary: Tensor = self.summary(values)
+        if self.absent is not None:
+            summary = torch.where(present > 0, summary, self.absent.to(summary))
+        if self.class_vector is not None and self.layer_classes is not None:
+            classes = classes_of(signature, condition, len(summary))
+            rows = self.class_vector(classes, like=summary[:, 0])
+            summary = summary + self.layer_classes(rows * math.sqrt(signature.num_classes))
+        return summary
 
 
 class Modulation(nn.Module):

@@ -5,17 +5,19 @@ network (a frozen choice)  +  signature (the data's shapes)  →  module F(x; c_
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Integer
 from torch import Tensor, nn
 
+from openedm.conditions import ConditionLayout
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
-__all__ = ["Labels", "Network", "RawNetwork", "Signature", "check_axes", "check_rows"]
+__all__ = ["ConditionKind", "Labels", "Network", "RawNetwork", "Signature", "check_axes", "check_rows"]
 
 Labels = Integer[Tensor, " rows"] | Float[Tensor, "rows classes"]
+ConditionKind = Literal["vector", "image", "other"]
 
 
 @dataclass(frozen=True)
@@ -27,10 +29,11 @@ class Signature:
         out_channels: the channels of the output, whose other axes are those of the sample.
         num_classes: the number of classes, 0 for a network without classes.
         augment_dim: the width of the augmentation labels, 0 for a network without them.
-        condition_shape: the shape of one condition of floats, None for a network without such conditions.
+        condition_shape: the shape of one condition of floats, without classes; None for a network without floats.
+        condition_dropout: whether a sample may have no condition, with a `condition_shape`.
 
     Raises:
-        ValueError: a number is out of its range, or there are both classes and a `condition_shape`.
+        ValueError: a number is out of its range, or there is `condition_dropout` without a `condition_shape`.
     """
 
     event_shape: tuple[int, ...]
@@ -38,6 +41,7 @@ class Signature:
     num_classes: int = 0
     augment_dim: int = 0
     condition_shape: tuple[int, ...] | None = None
+    condition_dropout: bool = False
 
     def __post_init__(self) -> None:
         check_axes("event_shape", self.event_shape)
@@ -46,13 +50,39 @@ class Signature:
         checks.at_least("augment_dim", self.augment_dim, 0)
         if self.condition_shape is not None:
             check_axes("condition_shape", self.condition_shape)
-            if self.num_classes:
-                raise ValueError(f"num_classes must be 0 if condition_shape is given, got {self.num_classes}")
+        elif self.condition_dropout:
+            raise ValueError("condition_dropout must be false without a condition_shape, got True")
 
     @property
     def in_channels(self) -> int:
         """The channels of a sample."""
         return self.event_shape[0]
+
+    @property
+    def layout(self) -> ConditionLayout:
+        """What a condition holds."""
+        return ConditionLayout(self.num_classes, self.condition_shape)
+
+    @property
+    def condition_kind(self) -> ConditionKind | None:
+        """What the floats of a condition are.
+
+        "vector" has one axis, for the embedding; "image" has the axes and spatial sizes of a sample, any number of
+        channels, for further input channels; "other" has another shape; None means that there are none.
+        """
+        if self.condition_shape is None:
+            return None
+        if len(self.condition_shape) == 1:
+            return "vector"
+        same = len(self.condition_shape) == len(self.event_shape) and self.condition_shape[1:] == self.event_shape[1:]
+        return "image" if same else "other"
+
+    @property
+    def joined_channels(self) -> int:
+        """The channels of a sample joined with those of an image condition and, with dropout, one for its presence."""
+        if self.condition_shape is None or self.condition_kind != "image":
+            return self.in_channels
+        return self.in_channels + self.condition_shape[0] + self.condition_dropout
 
     def check(
         self,
@@ -79,15 +109,27 @@ class Signature:
                 )
             check_rows("augment", augment, (len(x), self.augment_dim))
         if self.condition_shape is not None:
-            if condition is None:
-                layout = ", ".join(("batch", *map(str, self.condition_shape)))
-                raise ValueError(f"condition must have shape ({layout}), got None")
-            if len(condition) != 1 or condition.shape[1:] != self.condition_shape:
-                check_rows("condition", condition, (len(x), *self.condition_shape))
+            self._check_floats(x, condition)
         elif condition is not None and not self.num_classes:
             raise ValueError(
                 "condition must be None: the network was built without it (num_classes=0, condition_shape=None)"
             )
+
+    def _check_floats(self, x: Tensor, condition: Tensor | None) -> None:
+        shape = self.layout.packed_shape
+        assert shape is not None  # as the caller checks
+        if condition is None:
+            if self.condition_dropout:
+                return
+            layout = ", ".join(("batch", *map(str, shape)))
+            raise ValueError(
+                f"condition must have shape ({layout}), got None: the network was built without condition_dropout"
+            )
+        if self.condition_kind == "image":
+            shape = (shape[0], *x.shape[2:])
+        if len(condition) != 1 or condition.shape[1:] != shape:
+            check_rows("condition", condition, (len(x), *shape))
+        self.layout.check_classes(condition)
 
 
 @dataclass(frozen=True)
@@ -98,11 +140,13 @@ class Network(Choice, ABC):
 
     Attributes:
         axes: the names of the axes of a sample; None if samples of any shape are allowed.
-        takes_conditions: whether it can be conditioned on floats.
+        takes_conditions: whether it can be conditioned on floats of any shape.
+        condition_kinds: otherwise, the kinds of floats that it can be conditioned on; see `Signature.condition_kind`.
     """
 
     axes: ClassVar[tuple[str, ...] | None] = None
     takes_conditions: ClassVar[bool] = False
+    condition_kinds: ClassVar[tuple[ConditionKind, ...]] = ()
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -116,6 +160,7 @@ class Network(Choice, ABC):
         num_classes: int = 0,
         augment_dim: int = 0,
         condition_shape: tuple[int, ...] | None = None,
+        condition_dropout: bool = False,
         out_channels: int | None = None,
         seed: int | None = None,
     ) -> nn.Module:
@@ -125,7 +170,8 @@ class Network(Choice, ABC):
             event_shape: the shape of one sample, channels first.
             num_classes: the number of classes that it can be conditioned on.
             augment_dim: the width of the augmentation labels.
-            condition_shape: the shape of one condition of floats; None for a network without such conditions.
+            condition_shape: the shape of one condition of floats, without classes; None for a network without floats.
+            condition_dropout: whether a sample may have no condition, for guidance; requires a `condition_shape`.
             out_channels: the channels of its output; None means those of the data.
             seed: the seed of the initial weights, which leaves the global generator unchanged; None means to draw them
                 from the global generator.
@@ -134,13 +180,22 @@ class Network(Choice, ABC):
             ValueError: the network does not support a shape, or a count is out of its range.
         """
         check_axes("event_shape", event_shape, self.axes)
-        if condition_shape is not None and not self.takes_conditions:
+        channels = event_shape[0] if out_channels is None else out_channels
+        signature = Signature(event_shape, channels, num_classes, augment_dim, condition_shape, condition_dropout)
+        kind = signature.condition_kind
+        if kind is not None and not self.takes_conditions and kind not in self.condition_kinds:
             raise ValueError(
-                f"condition_shape must be None for {type(self).__name__}, which does not support float conditions, "
+                f"condition_shape must be {self._allowed_conditions(event_shape)} for {type(self).__name__}, "
                 f"got {condition_shape}"
             )
-        channels = event_shape[0] if out_channels is None else out_channels
-        return self.module(Signature(event_shape, channels, num_classes, augment_dim, condition_shape), seed)
+        return self.module(signature, seed)
+
+    def _allowed_conditions(self, event_shape: tuple[int, ...]) -> str:
+        """The condition shapes that the network takes for samples of a shape, in words."""
+        image = f"({', '.join(('channels', *map(str, event_shape[1:])))}), an image of the size of the data"
+        allowed = {"vector": "(features,), a vector", "image": image}
+        kinds = [allowed[kind] for kind in self.condition_kinds if kind in allowed]
+        return " or ".join(kinds) if kinds else "None, as float conditions are not supported,"
 
     @abstractmethod
     def module(self, signature: Signature, seed: int | None) -> nn.Module:
@@ -158,6 +213,8 @@ class Network(Choice, ABC):
 def _module_by_build(self: Network, signature: Signature, seed: int | None) -> nn.Module:
     """`module` of a network that defines `build` itself."""
     shapes = {field.name: getattr(signature, field.name) for field in fields(signature) if field.name != "event_shape"}
+    if not signature.condition_dropout:  # an argument that came later
+        del shapes["condition_dropout"]
     return self.build(signature.event_shape, seed=seed, **shapes)
 
 
@@ -187,7 +244,9 @@ class RawNetwork(nn.Module):
             c_noise: the noise level as computed by the preconditioning, (batch,).
             condition: for a network with classes, (batch,) integers with −1 for no class, or (batch, num_classes) rows,
                 all zero for no class, or None for no class. For a network with float conditions, (batch,
-                *condition_shape), or a single row for all samples. None for a network with neither.
+                *condition_shape), or a single row for all samples; with classes too, those of
+                `openedm.conditions.pack`. With `condition_dropout` a row of NaN is no condition, and None is none for
+                all samples. None for a network with neither.
             augment: augmentation labels (batch, augment_dim). None and zeros mean that x is not augmented.
 
         Raises:

@@ -12,7 +12,7 @@ al. 2024 (Simformer, arXiv 2404.09636).
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
+from openedm.networks.conditions import classes_of, values_of
 from openedm.networks.embeddings import Embedding, SmoothEmbedding
 from openedm.networks.layers import KAIMING, ZERO, Linear, seeded
 from openedm.networks.mlp import Modulation
@@ -118,8 +119,11 @@ class ConditionalTransformer(RawNetwork):
             raise ValueError(
                 f"out_channels must be a multiple of the number of features, {features}, got {signature.out_channels}"
             )
-        self.embedding = Embedding(SmoothEmbedding(), choice.width, signature, init=KAIMING)
+        # The floats of the condition are tokens, and not in the embedding.
+        self.without_floats = replace(signature, condition_shape=None, condition_dropout=False)
+        self.embedding = Embedding(SmoothEmbedding(), choice.width, self.without_floats, init=KAIMING)
         self.tokens = _Tokens(choice, self.num_variables, signature.out_channels // features)
+        self.absent = nn.Parameter(torch.randn(choice.width)) if signature.condition_dropout else None
 
     @property
     def num_variables(self) -> int:
@@ -137,11 +141,13 @@ class ConditionalTransformer(RawNetwork):
         """F, of shape (batch, outputs · features): all first outputs, then all second ones."""
         signature = self.signature
         signature.check(x, c_noise, condition, augment, Transformer.axes)
-        e = self.embedding(c_noise, condition if signature.num_classes else None, augment)
-        if signature.condition_shape is None or condition is None:
-            data = x.new_zeros(len(x), 0)
-        else:
-            data = condition.to(x.dtype).expand(len(x), *signature.condition_shape)
+        e = self.embedding(c_noise, classes_of(signature, condition, len(x)), augment)
+        data = x.new_zeros(len(x), 0)
+        if signature.condition_shape is not None:
+            given, present = values_of(signature, condition, x)
+            data = given.expand(len(x), *signature.condition_shape)
+            if self.absent is not None:
+                e = e + (1 - present) * self.absent
         values, known = self.split(x, data)
         result: Tensor = self.tokens(values, known, e)[:, : signature.in_channels]
         return result.mT.flatten(1)

@@ -1,6 +1,6 @@
 """The U-Nets DDPM++, NCSN++ and ADM: an encoder, a decoder and the skips between them.
 
-    e = embedding of c_noise, class and augmentation
+    e = embedding of c_noise, class, augmentation and vector condition;  x ← [x, image condition]
     encoder, level ℓ = 0, 1, …:  conv3×3 (ℓ = 0) or a block that halves the size, then the auxiliary path:
         residual   x ← aux ← (x + down(conv3×3(aux)))/√2      aux starts as the network's input
         skip       x ← x + conv1×1(aux), aux ← down(aux)
@@ -25,6 +25,7 @@ from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.networks.blocks import EMBEDDINGS, ResidualBlock, UNetStyle
+from openedm.networks.conditions import join_image
 from openedm.networks.embeddings import Embedding
 from openedm.networks.layers import Conv2d, Downsample, FusedDownConv2d, Upsample, group_norm, seeded
 from openedm.networks.network import Labels, Network, RawNetwork, Signature
@@ -48,6 +49,7 @@ class UNetNetwork(Network):
     dropout: float = 0.10
 
     axes: ClassVar = ("channels", "height", "width")
+    condition_kinds: ClassVar = ("vector", "image")
     attends_near: ClassVar[tuple[int, ...]] = (16,)
 
     @property
@@ -138,7 +140,7 @@ class UNet(RawNetwork):
             late_classes=style.late_classes,
         )
         stem_channels = channels[0] if style.stem_multiplied else choice.model_channels
-        self.conv_in = Conv2d(signature.in_channels, stem_channels, 3, init=style.init)
+        self.conv_in = Conv2d(signature.joined_channels, stem_channels, 3, init=style.init)
         block = partial(
             ResidualBlock,
             embedding_channels=choice.model_channels * choice.channel_mult_emb,
@@ -148,7 +150,7 @@ class UNet(RawNetwork):
 
         self.encoder = nn.ModuleList()
         skip_channels: list[int] = []
-        current, aux_channels = stem_channels, signature.in_channels
+        current, aux_channels = stem_channels, signature.joined_channels
         for level, width in enumerate(channels):
             down = block(current, current, resample="down") if level > 0 else None
             auxiliary: nn.Module | None = None
@@ -183,12 +185,13 @@ class UNet(RawNetwork):
         self,
         x: Float[Tensor, "batch *event"],
         c_noise: Float[Tensor, " batch"],
-        condition: Labels | None = None,
+        condition: Labels | Float[Tensor, "conditions *shape"] | None = None,
         augment: Float[Tensor, "rows augment_dim"] | None = None,
     ) -> Float[Tensor, "batch *out"]:
         """F(x; c_noise), of shape (batch, out_channels, height, width); see `RawNetwork.forward`."""
         self.signature.check(x, c_noise, condition, augment, self.choice.axes)
         e = self.embedding(c_noise, condition, augment)
+        x = join_image(self.signature, x, condition)
         x, aux = self.conv_in(x), x
         skips: list[Tensor] = []
         for level in self.encoder:

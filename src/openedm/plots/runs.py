@@ -1,14 +1,17 @@
 """Figures of a run that are renewed while it trains."""
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
-from openedm.data import save_image
+from openedm.data import Dataset, save_image
 from openedm.data.pictures import grid_columns, image_grid
-from openedm.denoiser import Preconditioned
+from openedm.denoiser import Condition, Preconditioned
 from openedm.ground.storage import write_array
 from openedm.objective import Objective
+from openedm.plots.conditional import conditional_samples
 from openedm.plots.losses import loss_curve, loss_per_sigma
 from openedm.plots.style import save_figure
 from openedm.sampling import Sampler, class_labels, sample_batches
@@ -21,10 +24,21 @@ GRID_ROWS = 8
 
 
 class RunFigures(Observer):
-    """figures/: loss.png and loss_per_sigma.png, renewed as the run goes on, and a grid of samples a snapshot."""
+    """figures/: loss.png and loss_per_sigma.png, renewed as the run goes on, and a grid of samples a snapshot.
 
-    def __init__(self, folder: Path, log: RunLog, objective: Objective, sampler: Sampler) -> None:
-        self._folder, self._log, self._objective, self._sampler = folder, log, objective, sampler
+    Args:
+        folder: where the figures are written.
+        log: the numbers of the run.
+        objective: p(σ), which the loss at each σ is compared with.
+        sampler: the sampler of the grids.
+        data: the data whose conditions the samples of a model with float conditions have. Without them there are no
+            grids of such a model, unless it has `condition_dropout`: then the samples have no condition.
+    """
+
+    def __init__(
+        self, folder: Path, log: RunLog, objective: Objective, sampler: Sampler, data: Dataset | None = None
+    ) -> None:
+        self._folder, self._log, self._objective, self._sampler, self._data = folder, log, objective, sampler, data
 
     def on_validation(self, images: int, loss: ValidationLoss) -> None:
         """Draw the curves anew."""
@@ -36,14 +50,29 @@ class RunFigures(Observer):
         save_figure(loss_per_sigma(moments, self._objective), self._folder / "loss_per_sigma.png")
 
     def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
-        """Draw the same seeds every time: a column a class, or a square."""
-        self._folder.mkdir(parents=True, exist_ok=True)
+        """Draw the same seeds every time: a column a class or a condition of the data, or a square.
+
+        With images as conditions a row has the condition, the sample of the data and samples of the model.
+        """
+        if denoiser.condition_shape is None:
+            self._write(images, *self._of_classes(denoiser))
+        elif self._data is not None:
+            self._write(images, *conditional_samples(denoiser, self._data, self._sampler))
+        elif denoiser.condition_dropout:
+            self._write(images, self._sample(denoiser, range(GRID_ROWS**2), None), GRID_ROWS)
+
+    def _of_classes(self, denoiser: Preconditioned) -> tuple[Tensor, int]:
         every = class_labels(range(denoiser.num_classes), None, denoiser.num_classes)
         columns = grid_columns(every) or GRID_ROWS
         seeds = range(columns * GRID_ROWS)
-        labels = class_labels(seeds, None, denoiser.num_classes)
-        batches = sample_batches(self._sampler, denoiser, seeds, condition=labels)
-        x = torch.cat([samples for _, samples in batches])
+        return self._sample(denoiser, seeds, class_labels(seeds, None, denoiser.num_classes)), columns
+
+    def _sample(self, denoiser: Preconditioned, seeds: Sequence[int], condition: Condition) -> Tensor:
+        batches = sample_batches(self._sampler, denoiser, seeds, condition=condition)
+        return torch.cat([samples for _, samples in batches])
+
+    def _write(self, images: int, x: Tensor, columns: int) -> None:
+        self._folder.mkdir(parents=True, exist_ok=True)
         name = f"samples-{images:012d}"
         if len(x.shape) == 4 and x.shape[1] in (1, 3, 4):
             save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self._folder / f"{name}.png")

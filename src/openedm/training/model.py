@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from openedm import preconditioning as preconditionings
+from openedm.conditions import ConditionLayout
 from openedm.data import Dataset, measure
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
@@ -28,12 +29,14 @@ class Model(Choice):
         num_classes: number of classes; 0 if unconditional.
         class_names: the names of the classes, if known.
         images: whether samples are images in [-1, 1].
-        condition_shape: shape of the float condition of each sample; None if there is none, and for data with classes.
+        condition_shape: shape of the float condition of each sample, without its class; None if there is none.
+        condition_dropout: whether training also leaves float conditions out (`options.label_dropout` > 0), so that the
+            denoiser works without condition.
         augment_dim: width of the augmentation labels of the network in training; 0 for none.
 
     Raises:
-        ValueError: a value is out of its range, the names do not fit the classes, or there are both classes and float
-            conditions.
+        ValueError: a value is out of its range, the names do not fit the classes, or there is `condition_dropout`
+            without a `condition_shape`.
     """
 
     network: Network = DDPMpp()
@@ -45,6 +48,7 @@ class Model(Choice):
     images: bool = True
     condition_shape: tuple[int, ...] | None = None
     augment_dim: int = 0
+    condition_dropout: bool = False
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -57,8 +61,13 @@ class Model(Choice):
         if self.condition_shape is not None:
             if not self.condition_shape or min(self.condition_shape) < 1:
                 raise ValueError(f"condition_shape must hold sizes >= 1, got {self.condition_shape}")
-            if self.num_classes:
-                raise ValueError(f"num_classes must be 0 with a condition_shape, got {self.num_classes}")
+        elif self.condition_dropout:
+            raise ValueError("condition_dropout must be false without a condition_shape, got True")
+
+    @property
+    def condition_layout(self) -> ConditionLayout:
+        """What a condition holds: classes, floats or both."""
+        return ConditionLayout(self.num_classes, self.condition_shape)
 
     @classmethod
     def for_data(
@@ -69,6 +78,7 @@ class Model(Choice):
         *,
         conditional: bool = True,
         augment_dim: int = 0,
+        condition_dropout: bool = False,
     ) -> "Model":
         """The description of a denoiser for `dataset`, with the shapes, classes and σ_data of the data.
 
@@ -78,7 +88,10 @@ class Model(Choice):
             preconditioning: EDM's by default.
             conditional: whether the denoiser is conditioned on the classes or conditions of the data, if there are any.
             augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without them.
+            condition_dropout: whether training also leaves conditions out, `options.label_dropout > 0`. It has an
+                effect with float conditions only; networks with classes alone always take samples without class.
         """
+        condition_shape = dataset.condition_shape if conditional else None
         num_classes = dataset.num_classes if conditional else 0
         return cls(
             network=network,
@@ -89,8 +102,9 @@ class Model(Choice):
             num_classes=num_classes,
             class_names=dataset.class_names if num_classes else None,
             images=dataset.kind == "images",
-            condition_shape=dataset.condition_shape if conditional else None,
+            condition_shape=condition_shape,
             augment_dim=augment_dim,
+            condition_dropout=condition_dropout and condition_shape is not None,
         )
 
     def build(self, seed: int | None = 0) -> Preconditioned:
@@ -99,6 +113,8 @@ class Model(Choice):
         Raises:
             ValueError: the network cannot be built for these shapes, or does not support float conditions but has one.
         """
+        # A network of one's own may define `build` without this argument.
+        optional: dict[str, bool] = {"condition_dropout": True} if self.condition_dropout else {}
         network = self.network.build(
             self.event_shape,
             num_classes=self.num_classes,
@@ -106,6 +122,7 @@ class Model(Choice):
             condition_shape=self.condition_shape,
             out_channels=self.event_shape[0] * self.preconditioning.outputs_per_channel,
             seed=seed,
+            **optional,
         )
         return self.wrap(network)
 
@@ -117,7 +134,8 @@ class Model(Choice):
             self.sigma_data,
             event_shape=self.event_shape,
             num_classes=self.num_classes,
-            condition_shape=self.condition_shape,
+            condition_shape=self.condition_layout.packed_shape,
+            condition_dropout=self.condition_dropout,
         )
 
 

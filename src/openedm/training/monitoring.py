@@ -104,9 +104,9 @@ class Validation:
         """The loss of a denoiser in evaluation mode."""
         errors = torch.zeros(len(self._sigmas), dtype=torch.float64)
         ones = torch.ones(self._batch_size, dtype=torch.float64)
-        conditional = denoiser.num_classes > 0 or denoiser.condition_shape is not None
+        layout = self._dataset.condition_layout
         for clean, labels, noises in self._batches() if self._cached_batches is None else self._cached_batches:
-            condition = labels if conditional else None
+            condition = layout.select(labels, denoiser.condition_layout)
             for i, (sigma, noise) in enumerate(zip(self._sigmas, noises, strict=True)):
                 denoised = denoiser(clean + float(sigma) * noise, sigma, condition)
                 errors[i] += float(denoising_loss(denoised, clean, ones[: len(clean)]).weighted.cpu().double().sum())

@@ -44,7 +44,8 @@ class Options(Choice):
             rebuild an average of any width after training; None for none.
         augmentation: transforms of the training images, whose parameters are labels of the network; None for none.
             Samples and the validation loss have no transforms.
-        label_dropout: probability that a sample is trained without its class, for classifier-free guidance.
+        label_dropout: probability that a sample is trained without its condition (its class, its floats, or both
+            together), for classifier-free guidance.
         clip_norm: gradients are scaled down to this norm; None leaves them unchanged.
         precision: "fp32", or "bf16" for automatic mixed precision (weights and optimiser stay fp32).
         compile: compile the network with torch.compile; the first steps are slow.
@@ -151,7 +152,8 @@ def check_compatibility(
     """Check before any step that data, objective and options fit the model.
 
     Raises:
-        ValueError: shapes, classes or conditions differ; there is label dropout without labels; there is augmentation
+        ValueError: shapes, classes or conditions differ; there is label dropout without a condition, or of the floats
+        of a model without `condition_dropout`, or the reverse; there is augmentation
             of samples that are not images, or of a network without augmentation labels; or a tenth or more of the noise
             levels are outside the model's range.
     """
@@ -164,8 +166,7 @@ def check_compatibility(
             raise ValueError(
                 f"{name} must have conditions of shape {model.condition_shape}, got {data.condition_shape}"
             )
-    if options.label_dropout > 0 and model.num_classes == 0:
-        raise ValueError(f"label_dropout must be 0 without classes, got {options.label_dropout}")
+    _check_dropout(model, options)
     if options.augmentation is not None and (len(model.event_shape) != 3 or min(model.event_shape[1:]) < 2):
         raise ValueError(f"augmentation must be None for samples of shape {model.event_shape}: it transforms images")
     if options.augmentation is not None and model.augment_dim != options.augment_dim:
@@ -180,4 +181,15 @@ def check_compatibility(
         raise ValueError(
             f"objective: {fraction_outside:.0%} of the noise levels of {objective.noise} are outside "
             f"[{low:.4g}, {high:.4g}], the range of {model.preconditioning}: give both the same schedule or range"
+        )
+
+
+def _check_dropout(model: Model, options: Options) -> None:
+    if options.label_dropout > 0 and model.num_classes == 0 and model.condition_shape is None:
+        raise ValueError(f"label_dropout must be 0 without classes or conditions, got {options.label_dropout}")
+    if model.condition_shape is not None and model.condition_dropout != (options.label_dropout > 0):
+        raise ValueError(
+            f"model must have condition_dropout={options.label_dropout > 0} with label_dropout="
+            f"{options.label_dropout}, got {model.condition_dropout}: "
+            "Model.for_data(…, condition_dropout=options.label_dropout > 0)"
         )

@@ -6,6 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
+from openedm.conditions import ConditionLayout
 from openedm.denoiser import Condition, Preconditioned, per_sample
 from openedm.ground.devices import has_float64
 from openedm.ground.seeding import generator
@@ -65,7 +66,7 @@ class StepNoise:
     Attributes:
         sigma: noise levels in float64, on the device if it has float64, otherwise on the host.
         noise: n ~ N(0, I), on the device.
-        hidden: which samples are trained without their label, on the device; None for none.
+        hidden: which samples are trained without their condition, on the device; None for none.
         augmented: transforms of the images; None without augmentation.
     """
 
@@ -106,3 +107,23 @@ class StepNoise:
             return chosen.apply(clean), chosen.label.to(clean.device, clean.dtype, non_blocking=True)
         # Zeros mean the same as None, but give every weight a gradient, which several processes need.
         return clean, clean.new_zeros(len(clean), augment_dim) if augment_dim else None
+
+    def condition(self, condition: Tensor | None, rows: slice, model: Model) -> Tensor | None:
+        """The conditions of some samples of the batch, as the step trains on them.
+
+        Images are transformed as the samples are, and the condition of a sample without one is left out.
+
+        Args:
+            condition: one row a sample; None for a model without conditions.
+            rows: the rows of the samples in the batch.
+            model: the model, which says what a condition holds.
+        """
+        layout = model.condition_layout
+        if condition is None or layout == ConditionLayout():
+            return None
+        is_image = layout.shape is not None and len(layout.shape) == 3 and layout.shape[1:] == model.event_shape[1:]
+        if self.augmented is not None and is_image:
+            values = layout.unpack(condition)[1]
+            assert values is not None  # as the layout has floats
+            condition = layout.with_values(condition, self.augmented[rows].apply(values))
+        return condition if self.hidden is None else layout.hide(condition, self.hidden[rows])

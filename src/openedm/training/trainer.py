@@ -221,11 +221,9 @@ class Trainer:
             rows = rows_of(round_, rank, processes, options)
             clean, labels = next(loader)
             clean = clean.to(device, non_blocking=True)
-            condition = None
-            if labels is not None and (self.model.num_classes or self.model.condition_shape is not None):
-                condition = labels.to(device, non_blocking=True)
-                if step_noise.hidden is not None:
-                    condition = condition.masked_fill(step_noise.hidden[rows], -1)
+            condition = self.dataset.condition_layout.select(labels, self.model.condition_layout)
+            condition = None if condition is None else condition.to(device, non_blocking=True)
+            condition = step_noise.condition(condition, rows, self.model)
             clean, augment = step_noise.augment(clean, rows, self.model.augment_dim)
             last = round_ == options.accumulate - 1
             with nullcontext() if last else accelerator.no_sync(self._wrapped):
