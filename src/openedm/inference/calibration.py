@@ -139,7 +139,7 @@ def calibrate(
     Args:
         posterior: of the simulator that made x.
         theta: true parameters, drawn from the prior, (N, dim), N ≥ 20.
-        x: the data simulated with them, (N, *x_shape).
+        x: the data simulated with them, (N, *x_shape), such as the posterior takes.
         num_samples: of each observation, ≥ 1.
         num_density_samples: the number of samples whose density is computed, for coverage of highest-density regions; 0
             for none: densities may take much longer than samples.
@@ -273,6 +273,10 @@ def local_c2st(
     checks.integer("num_trials", num_trials, 1)
     _check_simulations(posterior, theta, x)
     _check_observation(posterior, x_observed)
+    if bool(x.isnan().any()) or bool(x_observed.isnan().any()):
+        raise ValueError(
+            "local_c2st supports no data with absent members or values (NaN): its classifiers need numbers"
+        )
     theta_observed = posterior.sample(x_observed, num_samples, seed=seed).to(theta)
     theta_posterior = posterior.sample(x, 1, seed=numbered_seeds(seed, len(x)))[:, 0].to(theta)
     test = LC2ST(
@@ -334,7 +338,8 @@ def predictive_check(
         simulator: `simulator(theta, seed)` gives data (n, *x_shape). Draws that are not finite are left out.
         x_observed: one observation, (*x_shape).
         num_draws: ≥ 1.
-        statistics: from data (n, *x_shape) to (n, k); None means the data themselves, flattened.
+        statistics: from data (n, *x_shape) to (n, k); None means the data themselves, flattened, without members and
+            values that are absent in x_observed.
         seed: of samples and simulations.
 
     Raises:
@@ -347,7 +352,9 @@ def predictive_check(
     data = torch.as_tensor(simulator(theta, seed))
     if tuple(data.shape) != (num_draws, *posterior.x_shape):
         raise ValueError(f"simulator must give {(num_draws, *posterior.x_shape)}, got {tuple(data.shape)}")
-    statistics = statistics or (lambda x: x.flatten(1))
+    (x_observed,), _ = posterior._observations(x_observed)
+    present = ~x_observed.cpu().flatten().isnan()
+    statistics = statistics or (lambda x: x.flatten(1)[:, present.to(x.device)])
     draws, observed = statistics(data).double().cpu(), statistics(x_observed[None].to(data)).double().cpu()
     finite = draws.isfinite().all(1)
     if not bool(finite.any()):
@@ -356,8 +363,9 @@ def predictive_check(
 
 
 def _check_observation(posterior: Posterior, x: Float[Tensor, "..."]) -> None:
-    if tuple(x.shape) != posterior.x_shape:
-        raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {tuple(x.shape)}")
+    shape = tuple(posterior._complete(x).shape)
+    if shape != posterior.x_shape:
+        raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {shape}")
 
 
 def _check_simulations(posterior: Posterior, theta: Float[Tensor, "..."], x: Float[Tensor, "..."]) -> None:
@@ -367,8 +375,7 @@ def _check_simulations(posterior: Posterior, theta: Float[Tensor, "..."], x: Flo
     checks.at_least("the number of simulations", len(theta), 20)
     if tuple(x.shape) != (len(theta), *posterior.x_shape):
         raise ValueError(f"x must be {(len(theta), *posterior.x_shape)}, got {tuple(x.shape)}")
-    for name, values in (("theta", theta), ("x", x)):
-        finite = values.isfinite().reshape(len(values), -1).all(1)
-        if not bool(finite.all()):
-            rows = (~finite).nonzero()[:, 0].tolist()
+    for name, valid in (("theta", theta.isfinite().all(1)), ("x", posterior.accepts(x))):
+        if not bool(valid.all()):
+            rows = (~valid).nonzero()[:, 0].tolist()
             raise ValueError(f"{name} must be finite, got NaN or infinities in {len(rows)} rows, first {rows[:5]}")

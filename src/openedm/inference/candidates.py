@@ -136,7 +136,8 @@ def _from_simulations(data: Prepared, job: Job) -> Parts:
     if data.data.vector and len(data.training) > 20 * y.shape[1]:
         base = _linear_base(u[data.training], y[data.training], data.seed)
         u, _ = _whiten(base, u, y)
-    training, held_out = (Pairs(u[rows], y[rows]) for rows in (data.training, data.held_out))
+    nan = data.data.absence is not None
+    training, held_out = (Pairs(u[rows], y[rows], allow_nan=nan) for rows in (data.training, data.held_out))
     images = min(data.settings.passes * len(training), data.settings.images)
     denoiser, model = _train("simulations", training, held_out, images, 12, data, job)
     return Parts(denoiser, data.parameters, data.data, base, model=model)

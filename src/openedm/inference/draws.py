@@ -24,14 +24,15 @@ def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[
     """One seed for each observation: a hash of `seed` and of the observation's float32 values; below 2⁶³.
 
     Args:
-        x: finite observations; −0 counts as 0.
+        x: observations; −0 counts as 0, and all NaN are one.
         seed: any integer ≥ 0.
 
     >>> one, two = observation_seeds(torch.tensor([[1.0], [2.0]]), 0)
     >>> (one,) == observation_seeds(torch.tensor([[1.0]]), 0), one == two
     (True, False)
     """
-    rows = (x.detach().to("cpu", torch.float32) + 0.0).contiguous().numpy()
+    values = x.detach().to("cpu", torch.float32) + 0.0
+    rows = torch.where(values.isnan(), torch.nan, values).contiguous().numpy()
     return tuple(hash_seed(f"{seed}:".encode() + row.tobytes()) for row in rows)
 
 

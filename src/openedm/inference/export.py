@@ -34,7 +34,7 @@ def to_arviz(
         x_observed: one observation, (*x_shape).
         num_draws: of each chain, ≥ 1.
         num_chains: ≥ 1.
-        simulator: `simulator(theta, seed)`; its draws must all be finite.
+        simulator: `simulator(theta, seed)`; its draws must all be finite: sets filled up with NaN have no predictions.
         seed: of samples, of the prior and of simulations.
 
     Raises:
@@ -48,6 +48,7 @@ def to_arviz(
         raise ImportError("to_arviz needs the arviz package: pip install 'openedm[sbi]'") from error
     for name, number in (("num_draws", num_draws), ("num_chains", num_chains)):
         checks.integer(name, number, 1)
+    x_observed = posterior._complete(x_observed)
     if tuple(x_observed.shape) != posterior.x_shape:
         raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {tuple(x_observed.shape)}")
     total = num_chains * num_draws
@@ -63,7 +64,9 @@ def to_arviz(
     if posterior.prior is not None:
         groups["prior"] = columns(posterior.prior.sample(total, seed))
     if simulator is not None:
-        found = predictive_check(posterior, simulator, x_observed, num_draws=total, seed=seed)
+        found = predictive_check(
+            posterior, simulator, x_observed, num_draws=total, statistics=lambda x: x.flatten(1), seed=seed
+        )
         if len(found.draws) < total:
             raise ValueError(f"simulator must give finite data, got {total - len(found.draws)} draws that are not")
         predicted = found.draws.reshape(num_chains, num_draws, *posterior.x_shape)

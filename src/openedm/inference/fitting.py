@@ -44,14 +44,16 @@ def fit(
 
     Args:
         theta: parameters (n, d), drawn from the prior; or `Simulations`, which hold x and the prior as well.
-        x: what the simulator gave for each, (n, *x_shape): vectors, or series (channels, time), images (c, h, w).
+        x: what the simulator gave for each, (n, *x_shape): vectors, or series (channels, time), images (c, h, w), sets
+            (members, features). NaN mark absent members of sets, whole rows, and values of series that were not
+            measured; the kind follows from their pattern, or from the summary in `settings`.
         prior: of θ: a `Prior`, a torch distribution, a list of one-dimensional ones, a pair (low, high) of a box's
             ends, or None. Samples lie inside its support, and an emulator draws its θ from it.
         seed: of everything random; the same seed and machine give the same posterior.
         settings: how to fit; None means `Settings.of`, the rule.
         names: of the parameters; None means the prior's.
-        on_nonfinite: "error" refuses simulations with NaN or infinities and names them, "drop" leaves them out. The
-            posterior is then conditional on the simulator's success.
+        on_nonfinite: "error" refuses simulations with infinities or other NaN than those and names them, "drop" leaves
+            them out. The posterior is then conditional on the simulator's success.
         run: folder for the trainer's checkpoints; None writes none.
         resume: continue from the checkpoints in `run`, which an earlier call with the same arguments has written.
         observers: of the trainers, for logs and trackers.
@@ -66,7 +68,8 @@ def fit(
             outside the prior's support, or that are constant.
 
     Warns:
-        UserWarning: columns of x that are constant or equal to others, which are left out.
+        UserWarning: columns of x that are constant or equal to others, which are left out; or x with absent members
+            whose rows differ in distribution, or which the settings take as series.
     """
     if isinstance(theta, Simulations):
         if x is not None:
@@ -92,6 +95,8 @@ def fit(
 def _report(data: Prepared, candidates: Candidates, verdict: Verdict) -> Mapping[str, Any]:
     """What was tried and chosen, as plain data."""
     report: dict[str, Any] = {"settings": to_config(data.settings), "simulations": len(data.theta), "seed": data.seed}
+    if (absence := data.data.absence) is not None:
+        report["data"] = absence.describe(data.data.x_shape)
     if (found := candidates.simulator) is not None:
         report["emulated"] = {
             "components": found.fitted.mixture.components,

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice, from_config, to_config
+from openedm.inference.absent import Absence
 from openedm.inference.bijections import Bijection
 
 __all__ = [
@@ -105,10 +106,10 @@ class Columns(Choice):
         """The map that suits these rows.
 
         Args:
-            values: finite, at least two rows. A column without variance gets s = 1.
+            values: at least two rows, finite or NaN, which is left out. A column without variance gets s = 1.
             warp: whether a logarithm, a root or asinh may be chosen.
         """
-        columns = [_fitted_column(column, warp) for column in values.double().T]
+        columns = [_fitted_column(column[~column.isnan()], warp) for column in values.double().T]
         return cls(*zip(*columns, strict=True))
 
     @classmethod
@@ -149,6 +150,8 @@ class Columns(Choice):
 
 def _fitted_column(v: Float64[Tensor, " rows"], warp: bool) -> tuple[str, float, float, float, float]:
     """The kind, c, w, m and s of one column."""
+    if len(v) < 2:
+        return "identity", 0.0, 1.0, 0.0, 1.0
     centre = float(v.median())
     spread = float((v - centre).abs().median()) or float(v.std()) or 1.0
     kinds = ["identity"]
@@ -267,9 +270,12 @@ class DataMap:
     Attributes:
         x_shape: shape of one observation.
         keep: the columns of a vector x that are used; empty where x is not a vector.
-        columns: standardises those; for other shapes a single column, which standardises all values alike.
+        columns: standardises those; for other shapes the values along `axis`.
         counts: which of the kept columns hold counts.
         reduction: maps (y, y², 1) to summaries, (2 columns + 1, summaries); None without summaries.
+        axis: the axis of an observation that is no vector whose entries have a column each: the features of sets, the
+            channels of series and images; None for a single column, which standardises all values alike.
+        absence: what of an observation may be absent, NaN; None for nothing.
     """
 
     x_shape: tuple[int, ...]
@@ -277,16 +283,34 @@ class DataMap:
     columns: Columns
     counts: tuple[bool, ...] = ()
     reduction: Tensor | None = None
+    axis: int | None = None
+    absence: Absence | None = None
 
     @classmethod
-    def of(cls, x: Float[Tensor, "rows *event"], keep: tuple[int, ...]) -> "DataMap":
-        """The standardisation of these data; `keep` names the columns of a vector that are used."""
+    def of(
+        cls,
+        x: Float[Tensor, "rows *event"],
+        keep: tuple[int, ...],
+        absence: Absence | None = None,
+        *,
+        sets: bool = False,
+    ) -> "DataMap":
+        """The standardisation of these data.
+
+        Args:
+            x: finite, or with the NaN that `absence` allows, which are left out.
+            keep: the columns of a vector that are used.
+            absence: what of an observation may be absent.
+            sets: whether observations are sets (members, features), whose features are warped as columns of vectors.
+        """
         shape = tuple(x.shape[1:])
         if len(shape) == 1:
             kept = x[:, list(keep)]
             counts = tuple(is_count(column) for column in kept.T)
             return cls(shape, keep, Columns.of(kept), counts)
-        return cls(shape, (), Columns.of(x[x.isfinite()][:, None], warp=False))
+        axis = len(shape) - 1 if sets else 0
+        columns = Columns.of(x.movedim(axis + 1, -1).flatten(0, -2), warp=sets)
+        return cls(shape, (), columns, axis=axis, absence=absence)
 
     @property
     def vector(self) -> bool:
@@ -302,9 +326,11 @@ class DataMap:
 
     def forward(self, x: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows *y"]:
         """y, float32."""
-        if not self.vector:
+        if self.vector:
+            return self.of_kept(x[:, list(self.keep)])
+        if self.axis is None:
             return self.columns.forward(x[..., None])[..., 0].float()
-        return self.of_kept(x[:, list(self.keep)])
+        return self.columns.forward(x.movedim(self.axis + 1, -1)).movedim(-1, self.axis + 1).float()
 
     def jittered(self, x: Float[Tensor, "rows columns"], seed: int) -> Float64[Tensor, "rows kept"]:
         """The kept columns, with uniform noise in ±½ on counts, so that they have a density."""
@@ -341,13 +367,17 @@ class DataMap:
             "keep": list(self.keep),
             "counts": list(self.counts),
             "columns": to_config(self.columns),
+            "axis": self.axis,
+            "absence": self.absence and to_config(self.absence),
         }
 
     @classmethod
     def from_config(cls, config: dict[str, Any], reduction: Tensor | None) -> "DataMap":
         """What `to_config` described."""
         shape, keep, counts = (tuple(config[name]) for name in ("x_shape", "keep", "counts"))
-        return cls(shape, keep, from_config(Columns, config["columns"]), counts, reduction)
+        columns, absence = from_config(Columns, config["columns"]), config.get("absence")
+        known = absence and from_config(Absence, absence)
+        return cls(shape, keep, columns, counts, reduction, config.get("axis"), known)
 
 
 def _quadratic(y: Float[Tensor, "rows columns"]) -> Float64[Tensor, "rows inputs"]:

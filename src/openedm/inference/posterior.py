@@ -10,19 +10,18 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, TypeGuard
 
-import numpy as np
 import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float, Float64
-from scipy.optimize import minimize
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference.bijections import Bijection
 from openedm.inference.draws import numbered_seeds, observation_seeds, section_seeds
+from openedm.inference.modes import find_mode
 from openedm.inference.priors import Prior
 
-__all__ = ["SECTION", "Posterior", "Values", "as_tensor", "find_mode"]
+__all__ = ["SECTION", "Posterior", "Values", "as_tensor"]
 
 Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float
 """What can be read as a tensor of numbers."""
@@ -272,16 +271,30 @@ class Posterior(ABC):
                 f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor or by x=; a "
                 "first argument that is a tuple of integers is the shape of the samples, as in sbi"
             )
-        values = as_tensor("x", x).detach().to(self.device, torch.float32)
+        values = self._complete(as_tensor("x", x).detach().to(self.device, torch.float32))
         shape = tuple(values.shape)
         single = shape == self.x_shape
         if not single and (len(shape) != len(self.x_shape) + 1 or shape[1:] != self.x_shape or shape[0] == 0):
             batch = ", ".join(map(str, ("b", *self.x_shape)))
             raise ValueError(f"x must be one observation {self.x_shape} or a batch ({batch}), got {shape}")
-        if not bool(values.isfinite().all()):
-            first = tuple((~values.isfinite()).nonzero()[0].tolist())
-            raise ValueError(f"x must be finite, got {values[first].item()} at {list(first)}")
-        return (values[None], True) if single else (values, False)
+        rows = values[None] if single else values
+        self._check_observations(rows)
+        return rows, single
+
+    def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
+        """Which of the observations (b, *x_shape) there is a posterior for: the finite ones."""
+        return x.flatten(1).isfinite().all(1)
+
+    def _complete(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        """One observation or a batch in full size, where a posterior takes smaller ones."""
+        return x
+
+    def _check_observations(self, x: Float[Tensor, "observations ..."]) -> None:
+        """Raise ValueError unless all observations are accepted."""
+        if not bool(x.isfinite().all()):
+            row, *first = (~x.isfinite()).nonzero()[0].tolist()
+            at = first if len(x) == 1 else [row, *first]
+            raise ValueError(f"x must be finite, got {x[(row, *first)].item()} at {at}")
 
     def _samples(
         self, x: Float[Tensor, "observations ..."], n: int, seed: int | Sequence[int]
@@ -331,52 +344,6 @@ class Posterior(ABC):
             inside = self.prior.log_prob(theta.detach()) > -math.inf
         replacement = self.support.inverse(torch.zeros(self.dim)).to(theta)
         return self.support.clamp(torch.where(inside[..., None], theta, replacement)), inside
-
-
-def find_mode(
-    density: Callable[[Tensor], Tensor], draws: Float[Tensor, "draws dim"], support: Bijection
-) -> Float[Tensor, "dim"]:
-    """argmax_θ ln q(θ), searched from the best of `draws` and never lower than that, in z = b(θ), θ = b⁻¹(z).
-
-    L-BFGS (Liu & Nocedal 1989) on the gradient where autograd can follow the density; Nelder & Mead's simplex (1965)
-    where it cannot. Each coordinate of z is divided by its spread, so that steps have the size of the posterior.
-
-    Args:
-        density: ln q of points (n, dim) inside the support, (n,); gradients are used if its result has them.
-        draws: points inside the support, ≥ 1, with the spread of the density.
-        support: b, from the support to all of R^dim.
-    """
-    with torch.no_grad():
-        heights = density(draws)
-    best = int(heights.argmax())
-    z = support.forward(draws).double()
-    spread = z.std(0) if len(z) > 1 else torch.ones_like(z[0])
-    spread = torch.where(spread > 0, spread, 1.0)
-
-    def theta_at(u: Tensor) -> Tensor:
-        return support.inverse(z[best] + spread * u).to(draws.dtype)
-
-    def negative(u: Float64[np.ndarray, "dim"]) -> tuple[float, Any]:
-        leaf = torch.as_tensor(u, dtype=torch.float64, device=draws.device).requires_grad_()
-        with torch.enable_grad():
-            value = density(theta_at(leaf)[None])[0]
-            slope = torch.autograd.grad(value, leaf)[0] if value.requires_grad else None
-        return -float(value.detach()), None if slope is None else -slope.cpu().numpy()
-
-    def negative_value(u: Float64[np.ndarray, "dim"]) -> float:
-        return negative(u)[0]
-
-    start = np.zeros(draws.shape[1])
-    if negative(start)[1] is not None:
-        found = minimize(negative, start, jac=True, method="L-BFGS-B", options={"maxiter": 200})
-    else:
-        simplex, limit = np.vstack([start, start + np.eye(len(start)) / 4]), 200 * len(start)
-        options: Any = {"initial_simplex": simplex, "maxiter": limit, "xatol": 1e-3, "fatol": 1e-4}
-        found = minimize(negative_value, start, method="Nelder-Mead", options=options)
-    with torch.no_grad():
-        peak = theta_at(torch.as_tensor(found.x, device=draws.device))
-        higher = bool(peak.isfinite().all()) and float(density(peak[None])[0]) >= float(heights[best])
-    return peak if higher else draws[best]
 
 
 def _is_shape(value: object) -> TypeGuard[tuple[int, ...]]:

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from openedm.inference.absent import Absence, Kind, describe_refused, kind_in, kind_of, warn_unlike_members
 from openedm.inference.composite import as_prior
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.posterior import Values, as_tensor
@@ -56,6 +57,7 @@ def check_simulations(
     prior: Prior | None,
     *,
     drop_nonfinite: bool = False,
+    absent: Kind | None = None,
     at_least: int = MIN_SIMULATIONS,
     dtype: torch.dtype = torch.float32,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n *event"]]:
@@ -64,6 +66,7 @@ def check_simulations(
     Args:
         theta, x, prior: as for `fit`.
         drop_nonfinite: whether simulations with NaN or infinities are left out, not refused.
+        absent: what NaN in x may mark, "members" of sets or "values"; None for nothing.
         at_least: how many simulations there must be.
         dtype: of both tensors.
 
@@ -81,13 +84,14 @@ def check_simulations(
         raise ValueError(f"theta and x must have one row a simulation, got {len(parameters)} and {len(values)}")
     if prior is not None and prior.dim != parameters.shape[1]:
         raise ValueError(f"prior must have as many parameters as theta, {parameters.shape[1]}, got {prior.dim}")
-    bad = ~(parameters.isfinite().all(1) & values.flatten(1).isfinite().all(1))
+    valid = values.flatten(1).isfinite().all(1) if absent is None else Absence(absent, 1, 1).is_valid(values)
+    bad = ~(parameters.isfinite().all(1) & valid)
     if bool(bad.any()):
         if not drop_nonfinite:
             rows = bad.nonzero()[:, 0].tolist()
             raise ValueError(
                 f"theta and x must be finite, but {len(rows)} of {len(bad)} simulations are not: {_named(rows)}; "
-                "fit(…, on_nonfinite='drop') leaves them out"
+                f"{describe_refused(values, absent)}"
             )
         parameters, values = parameters[~bad], values[~bad]
     if len(parameters) < at_least:
@@ -125,21 +129,42 @@ def prepare(
     Warns:
         UserWarning: columns of x that are constant or equal to others, which are left out.
     """
-    known = as_prior(prior, names)
-    theta, x = check_simulations(theta, x, known, drop_nonfinite=drop_nonfinite)
+    known, values = as_prior(prior, names), as_tensor("x", x)
+    absent = kind_in(values) if settings is None else kind_of(settings.network)
+    theta, x = check_simulations(theta, values, known, drop_nonfinite=drop_nonfinite, absent=absent)
     shape = tuple(x.shape[1:])
-    settings = Settings.of(len(theta), theta.shape[1], shape) if settings is None else settings
+    settings = Settings.of(len(theta), theta.shape[1], shape, absent) if settings is None else settings
     if settings.emulator is not None and len(shape) > 1:
         raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
     keep = _columns_to_keep(x) if len(shape) == 1 else ()
-    if len(shape) > 1 and bool((x == x.flatten()[0]).all()):
+    if len(shape) > 1 and bool((x[~x.isnan()] == x[~x.isnan()][0]).all()):
         raise ValueError("x must vary, but all its values are the same")
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
     held, training = order[:count].sort().values, order[count:].sort().values
     parameters = ParameterMap.of(theta, None if known is None else known.bijection)
-    u, data = parameters.forward(theta), DataMap.of(x[training], keep)
+    u, data = parameters.forward(theta), _data_map(x, training, keep, settings)
     return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names)
+
+
+def _data_map(
+    x: Float[Tensor, "n *event"], training: Int64[Tensor, " most"], keep: tuple[int, ...], settings: Settings
+) -> DataMap:
+    """How data are standardised, and what of them may be absent; warns of sets whose members are not alike."""
+    absent, absence = kind_of(settings.network), None
+    if absent is not None and bool(x.isnan().any()):
+        absence = Absence.of(absent, x)
+        if kind_in(x) == "members":
+            warn_unlike_members(x) if absent == "members" else _warn_of_sets()
+    return DataMap.of(x[training], keep, absence, sets=absent == "members")
+
+
+def _warn_of_sets() -> None:
+    warnings.warn(
+        "x has whole rows of NaN, as absent members of sets, but settings.network takes it as series (channels, time); "
+        "for sets give settings.network=ConditionalMLP(summary=SetSummary())",
+        stacklevel=5,
+    )
 
 
 def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:

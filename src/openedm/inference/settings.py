@@ -6,8 +6,9 @@ from dataclasses import dataclass, field
 from openedm import objective
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.inference.absent import Kind
 from openedm.inference.refine import Refinement
-from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, VectorSummary
+from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, SetSummary, Summary, VectorSummary
 from openedm.objective import Objective
 from openedm.training import HalfLife, Options
 
@@ -133,7 +134,7 @@ class Settings(Choice):
             raise ValueError("compare must be True without an emulator: nothing would be trained")
 
     @classmethod
-    def of(cls, simulations: int, dim: int, x_shape: tuple[int, ...]) -> "Settings":
+    def of(cls, simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None = None) -> "Settings":
         """The rule.
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
@@ -142,13 +143,15 @@ class Settings(Choice):
         * Up to two parameters get a denoiser of width 96, a million samples (60 passes without an emulator) and the
           learned whitening, more 128, 3 million (100) and both whitenings; from 30,000 simulations on 1.6 times the
           samples.
-        * Matrices are series (channels, time), arrays with three axes images.
+        * Matrices are series (channels, time), or sets (members, features) where members are absent; arrays with three
+          axes are images.
         * At least 100 and at most 2000 simulations are held out, a tenth if that is between the two.
 
         Args:
             simulations: how many there are.
             dim: number of parameters.
             x_shape: shape of one observation.
+            absent: what NaN in the data mark, "members" of sets or "values" of series; None where there are no NaN.
         """
         many = simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
@@ -159,7 +162,9 @@ class Settings(Choice):
             steps=steps,
             batch_size=512 if many else 256,
         )
-        summary = {1: VectorSummary(), 2: SeriesSummary(), 3: ImageSummary()}.get(len(x_shape), VectorSummary())
+        matrix = SetSummary() if absent == "members" else SeriesSummary()
+        kinds: dict[int, Summary] = {1: VectorSummary(), 2: matrix, 3: ImageSummary()}
+        summary = kinds.get(len(x_shape), VectorSummary())
         return cls(
             network=ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary),
             bases=("Gaussian",) if dim <= 2 else ("linear", "Gaussian"),

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from openedm.denoiser import Condition, Denoiser
@@ -242,6 +242,22 @@ class DenoiserPosterior(Posterior):
                 likelihood=common.likelihood,
                 report=dict(config["report"]),
             )
+
+    def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
+        """Which of the observations there is a posterior for: finite ones, or not larger than those simulated."""
+        absence = self.parts.data.absence
+        return super().accepts(x) if absence is None else absence.accepts(x)
+
+    def _complete(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+        absence = self.parts.data.absence
+        return x if absence is None else absence.complete(x, self.x_shape)
+
+    def _check_observations(self, x: Float[Tensor, "observations ..."]) -> None:
+        absence = self.parts.data.absence
+        if absence is None:
+            super()._check_observations(x)
+        else:
+            absence.check(x)
 
     def _draw(
         self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]

@@ -27,7 +27,10 @@ from openedm.ground.choices import Choice
 from openedm.networks.layers import KAIMING, ZERO, Conv1d, Conv2d, Downsample, Linear, Residual, seeded
 from openedm.networks.network import check_axes
 
-__all__ = ["ImageSummary", "SeriesSummary", "SetSummary", "Summary", "VectorSummary"]
+__all__ = ["ABSENT", "ImageSummary", "SeriesSummary", "SetSummary", "Summary", "VectorSummary"]
+
+ABSENT = ("members", "values")
+"""What NaN in a condition may mark, where a summary takes them."""
 
 NUM_HEADS = 4
 NUM_WAVES = 8
@@ -42,9 +45,11 @@ class Summary(Choice, ABC):
 
     Attributes:
         axes: the names of the axes of a condition; None if conditions of any shape are allowed.
+        absent: what NaN in a condition marks: "members" of sets (whole rows), or "values"; None if it may have none.
     """
 
     axes: ClassVar[tuple[str, ...] | None] = None
+    absent: ClassVar[str | None] = None
 
     def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
         """A new network that maps conditions (batch, *condition_shape) to summaries (batch, features).
@@ -153,6 +158,7 @@ class SeriesSummary(_SizedSummary):
     num_blocks: int = 3
 
     axes: ClassVar = ("channels", "time")
+    absent: ClassVar = "values"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -186,6 +192,7 @@ class SetSummary(_SizedSummary):
     num_blocks: int = 1
 
     axes: ClassVar = ("count", "features")
+    absent: ClassVar = "members"
 
     def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
         """The network for sets of any count; see `Summary.build`."""

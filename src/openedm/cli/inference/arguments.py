@@ -10,6 +10,7 @@ from openedm.cli.arguments import arrays_of, numbers_of
 from openedm.cli.parsing import build, overlay, to_plain
 from openedm.ground import checks
 from openedm.inference import tasks
+from openedm.inference.absent import Kind
 from openedm.inference.settings import Settings
 from openedm.inference.simulations import Simulations, Store
 from openedm.inference.tasks import Task
@@ -53,7 +54,7 @@ def tasks_of(names: str) -> list[Task]:
 
 
 def settings_of(
-    changes: dict[str, Any] | None, simulations: int, dim: int, x_shape: tuple[int, ...]
+    changes: dict[str, Any] | None, simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None = None
 ) -> Settings | None:
     """The settings of the rule with some changes; None without changes.
 
@@ -62,6 +63,7 @@ def settings_of(
         simulations: the number of simulations.
         dim: the number of parameters.
         x_shape: shape of one observation.
+        absent: what NaN in the data mark, as for `Settings.of`.
 
     Raises:
         ArgumentError: a name is not known, or a value has the wrong type.
@@ -69,7 +71,7 @@ def settings_of(
     """
     if changes is None:
         return None
-    rule = to_plain(Settings.of(simulations, dim, x_shape))
+    rule = to_plain(Settings.of(simulations, dim, x_shape, absent))
     return build(Settings, "settings", overlay(Settings, rule, changes))
 
 
@@ -105,5 +107,5 @@ def load_observed(posterior: str, x: str | None, device: str, *, plain: bool) ->
     """
     loaded = DenoiserPosterior.load(posterior, device)
     observed = numbers_of("x", x)
-    loaded._observations(observed)  # an error if the shape does not fit, before any work
-    return ObservedPosterior(loaded.plain() if plain else loaded, observed, tuple(observed.shape) == loaded.x_shape)
+    _, single = loaded._observations(observed)  # an error if the shape does not fit, before any work
+    return ObservedPosterior(loaded.plain() if plain else loaded, observed, single)

@@ -1,7 +1,5 @@
 """`openedm inference calibrate`: test a posterior by SBC and TARP on simulations that were not fitted."""
 
-import torch
-
 from openedm.cli.inference.arguments import simulations_of, task_of
 from openedm.ground import checks
 from openedm.ground.storage import new_path
@@ -34,7 +32,8 @@ def calibrate(
         task: the benchmark task of the posterior, for new simulations.
         simulations: or simulations that were not used in the fit: a store with another seed, or an npz file with the
             arrays theta and x.
-        num: largest number of simulations, at least 20; those with NaN or infinities are left out.
+        num: largest number of simulations, at least 20; those that the posterior does not take are left out
+            (NaN that do not mark absent members or values, infinities).
         num_samples: number of posterior samples for each.
         num_density_samples: number of posterior samples whose density is computed, for the coverage of highest-density
             regions; 0 for none.
@@ -61,8 +60,8 @@ def calibrate(
         theta, x = found.theta, found.x
     else:
         found = simulations_of(str(simulations))
-        finite = torch.cat([found.theta.flatten(1), found.x.flatten(1)], 1).isfinite().all(1)
-        theta, x = found.theta[finite][:num], found.x[finite][:num]
+        usable = found.theta.isfinite().all(1) & fitted.accepts(found.x)
+        theta, x = found.theta[usable][:num], found.x[usable][:num]
     tests = calibration.calibrate(
         fitted, theta, x, num_samples=num_samples, num_density_samples=num_density_samples, seed=seed
     )

@@ -8,6 +8,7 @@ from openedm.cli.parsing import Changes
 from openedm.cli.terminal import Bars, rows
 from openedm.ground.storage import new_path
 from openedm.inference import fitting
+from openedm.inference.absent import kind_in
 from openedm.inference.priors import Prior
 from openedm.inference.trained import DenoiserPosterior
 
@@ -38,7 +39,8 @@ def fit(
         task: the benchmark task of the simulations, for its prior.
         num: number of simulations, the first ones; by default all.
         seed: seed of all random numbers.
-        on_nonfinite: error: simulations with NaN or infinities are an error. drop: they are left out.
+        on_nonfinite: error: simulations with NaN or infinities are an error, except for NaN that mark absent members of
+            sets or values of series. drop: they are left out.
         settings: settings that differ from the rule, such as --settings.images 1000000; or a YAML file of such fields.
         run: a folder for checkpoints.
         resume: continue from the checkpoints in `run`.
@@ -49,7 +51,7 @@ def fit(
         raise ValueError("prior and task are mutually exclusive, because a task has a prior")
     found = simulations_of(simulations, num)
     chosen = prior or (None if known is None else known.prior) or found.prior
-    changed = settings_of(settings, len(found), found.theta.shape[-1], tuple(found.x.shape[1:]))
+    changed = settings_of(settings, len(found), found.theta.shape[-1], tuple(found.x.shape[1:]), kind_in(found.x))
     with Bars() as bars:
         try:
             posterior = fitting.fit(
