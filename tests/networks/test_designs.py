@@ -120,14 +120,14 @@ def test_attention_at_a_resolution_of_no_level_is_an_error_that_lists_the_levels
 @pytest.mark.parametrize(
     ("network", "shape", "axes"),
     [
-        (DDPMpp(**SMALL), (16, 16), "channels, height, width"),
-        (DDPMpp(**SMALL), (3, 0, 16), "channels, height, width"),
-        (MLP(), (3, 16, 16), "features,"),
-        (MLP(), (), "features,"),
+        (DDPMpp(**SMALL), (16,), r".*\(channels, depth, height, width\)"),
+        (DDPMpp(**SMALL), (3, 0, 16), r".*\(channels, depth, height, width\)"),
+        (MLP(), (3, 16, 16), r"\(features,\)"),
+        (MLP(), (), r"\(features,\)"),
     ],
 )
 def test_data_of_another_kind_is_refused(network, shape, axes):
-    with pytest.raises(ValueError, match=rf"event_shape must be \({axes}\), each >= 1, got "):
+    with pytest.raises(ValueError, match=rf"event_shape must be {axes}, each >= 1, got "):
         network.build(shape)
 
 

@@ -5,11 +5,11 @@ import torch
 from torch.nn import functional
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from openedm.networks.blocks import UNetStyle
 from openedm.networks.layers import (
     MODES,
     Conv2d,
     Downsample,
-    FusedDownConv2d,
     Init,
     Linear,
     Upsample,
@@ -18,6 +18,7 @@ from openedm.networks.layers import (
     group_norm,
     pad_to_even,
 )
+from openedm.networks.unet import ResidualPath
 
 TAPS = [(1, 1), (1, 3, 3, 1), (1, -2, 4, 4, -2, 1)]
 VARIANCE = {
@@ -133,12 +134,13 @@ def test_filters_are_no_part_of_the_state_dict():
 @pytest.mark.parametrize("taps", TAPS)
 def test_the_fused_order_convolves_the_padded_image_and_then_filters_without_padding(taps):
     image = _image(1, 3, 8, 8)
-    layer = FusedDownConv2d(3, 2, 3, init=Init("xavier_uniform", bias_gain=1), taps=taps).double()
+    style = UNetStyle(init=Init("xavier_uniform", bias_gain=1), resample_filter=taps, skip_scale=1.0)
+    path = ResidualPath(3, 2, style).double()
     margin = (len(taps) - 1) // 2
-    convolved = functional.conv2d(image, layer.weight, layer.bias, padding=1 + margin)
+    convolved = functional.conv2d(image, path.conv.weight, path.conv.bias, padding=1 + margin)
     kernel = filter_kernel(taps).double().expand(2, 1, -1, -1)
     expected = functional.conv2d(convolved, kernel, stride=2, groups=2)
-    torch.testing.assert_close(layer(image), expected, rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(path(torch.zeros_like(expected), image)[0], expected, rtol=1e-6, atol=1e-6)
 
 
 def test_group_norm_takes_as_many_groups_as_divide_the_channels():

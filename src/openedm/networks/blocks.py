@@ -24,7 +24,7 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.networks.embeddings import FourierEmbedding, NoiseEmbedding, PositionalEmbedding
 from openedm.networks.layers import (
-    Conv2d,
+    CONVOLUTIONS,
     Downsample,
     Init,
     Linear,
@@ -117,11 +117,12 @@ class UNetStyle:
 
 
 class ResidualBlock(nn.Module):
-    """One block: `block(x, e)` with x (batch, in_channels, h, w) and the embedding e (batch, embedding_channels).
+    """One block: `block(x, e)` with x (batch, in_channels, *size) and the embedding e (batch, embedding_channels).
 
     Args:
         in_channels, out_channels, embedding_channels: the sizes.
         style: the design of the network.
+        dimension: the number of axes in `size`: 1, 2 or 3.
         dropout: the probability of dropout before conv1, in training.
         resample: "down" halves the size (rounded up), "up" doubles it, "none" keeps it.
         has_attention: whether the block ends with attention.
@@ -138,6 +139,7 @@ class ResidualBlock(nn.Module):
         *,
         style: UNetStyle,
         dropout: float,
+        dimension: int = 2,
         resample: str = "none",
         has_attention: bool = False,
     ) -> None:
@@ -145,30 +147,32 @@ class ResidualBlock(nn.Module):
         init, eps, taps = style.init, style.norm_eps, style.resample_filter
         self.style = style
         self.norm0 = group_norm(in_channels, eps)
-        self.conv0 = Conv2d(in_channels, out_channels, 3, init=init, resample=_resample(resample, in_channels, taps))
+        convolution, resampled = CONVOLUTIONS[dimension], partial(_resample, resample, in_channels, taps, dimension)
+        self.conv0 = convolution(in_channels, out_channels, 3, init=init, resample=resampled())
         self.affine = Linear(embedding_channels, out_channels * (2 if style.adaptive_scale else 1), init=init)
         self.norm1 = group_norm(out_channels, eps)
         self.dropout = nn.Dropout(dropout)
-        self.conv1 = Conv2d(out_channels, out_channels, 3, init=style.init_output)
+        self.conv1 = convolution(out_channels, out_channels, 3, init=style.init_output)
         self.skip: nn.Module = nn.Identity()
-        resampling = _resample(resample, in_channels, taps)
+        resampling = resampled()
         if in_channels != out_channels or (resampling is not None and style.projects_resampled):
-            self.skip = Conv2d(in_channels, out_channels, 1, init=init, resample=resampling)
+            self.skip = convolution(in_channels, out_channels, 1, init=init, resample=resampling)
         elif resampling is not None:
             self.skip = resampling
         self.has_attention = has_attention
         self.num_heads = style.num_heads(out_channels) if has_attention else 0
         if has_attention:
             self.norm2 = group_norm(out_channels, eps)
-            self.qkv = Conv2d(out_channels, 3 * out_channels, 1, init=style.init_qkv)
-            self.proj = Conv2d(out_channels, out_channels, 1, init=style.init_output)
+            self.qkv = convolution(out_channels, 3 * out_channels, 1, init=style.init_qkv)
+            self.proj = convolution(out_channels, out_channels, 1, init=style.init_output)
 
     def forward(
-        self, x: Float[Tensor, "batch c h w"], embedding: Float[Tensor, "batch e"]
-    ) -> Float[Tensor, "batch d i j"]:
+        self, x: Float[Tensor, "batch c *size"], embedding: Float[Tensor, "batch e"]
+    ) -> Float[Tensor, "batch d *new"]:
         """The block's output."""
         h = self.conv0(functional.silu(self.norm0(x)))
-        p = self.affine(embedding)[:, :, None, None]
+        p = self.affine(embedding)
+        p = p.reshape(*p.shape, *[1] * (x.ndim - 2))
         if self.style.adaptive_scale:
             scale, shift = p.chunk(2, dim=1)
             h = functional.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
@@ -182,6 +186,6 @@ class ResidualBlock(nn.Module):
         return x
 
 
-def _resample(direction: str, channels: int, taps: Sequence[float]) -> nn.Module | None:
+def _resample(direction: str, channels: int, taps: Sequence[float], dimension: int) -> nn.Module | None:
     makers = {"down": Downsample, "up": Upsample}
-    return makers[direction](channels, taps) if direction in makers else None
+    return makers[direction](channels, taps, dimension=dimension) if direction in makers else None

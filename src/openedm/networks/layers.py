@@ -1,15 +1,19 @@
-"""The layers of U-Nets: weights, convolutions, resampling, normalisation, attention.
+"""The layers of U-Nets in one, two and three dimensions: weights, convolutions, resampling, normalisation, attention.
 
     weights      xavier_uniform U(±√(6/(n_in + n_out))), kaiming_uniform U(±√(3/n_in)),
-                 xavier_normal N(0, 2/(n_in + n_out)), kaiming_normal N(0, 1/n_in); n_in, n_out = channels · k²
-    resampling   F = (f ⊗ f)/(Σf)²;  down: every second value of F ∗ x;  up: 4F ∗ (x with zeros inserted)
-    attention    softmax(qᵀk/√C_head) v, one token for each pixel
+                 xavier_normal N(0, 2/(n_in + n_out)), kaiming_normal N(0, 1/n_in); n_in, n_out = channels · kᵈ
+    resampling   F = (f ⊗ … ⊗ f)/(Σf)ᵈ;  down: every second value of F ∗ x;  up: 2ᵈF ∗ (x with zeros inserted)
+    attention    softmax(qᵀk/√C_head) v, one token for each position
+
+The dimension d is the number of axes besides channels: 1 for series (batch, channels, length), 2 for images (batch,
+channels, height, width), 3 for volumes (batch, channels, depth, height, width).
 
 Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F; Song et al. 2021 (arXiv 2011.13456), Appendix H.
 """
 
+import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -22,13 +26,14 @@ from openedm.ground import checks
 from openedm.ground.seeding import host_seeded
 
 __all__ = [
+    "CONVOLUTIONS",
     "KAIMING",
     "MODES",
     "ZERO",
     "Conv1d",
     "Conv2d",
+    "Conv3d",
     "Downsample",
-    "FusedDownConv2d",
     "Init",
     "Linear",
     "Residual",
@@ -119,16 +124,19 @@ class Linear(_Initialised, nn.Linear):
         super().__init__(in_features, out_features, bias=bias)
 
 
-class Conv1d(_Initialised, nn.Conv1d):
-    """Convolution over three steps at distances of `dilation` that keeps the length."""
+class _Convolution(_Initialised):
+    """A convolution over k values along each axis that keeps the size of `resample(x)`.
 
-    def __init__(self, in_channels: int, out_channels: int, *, init: Init, dilation: int = 1) -> None:
-        self.init = init
-        super().__init__(in_channels, out_channels, 3, padding=dilation, dilation=dilation)
+    Args:
+        in_channels, out_channels: the channels.
+        kernel_size: k, an odd number.
+        init: the initialisation.
+        resample: what is applied to the input first; the identity by default.
+        extra_padding: zeros added at each end of each axis beyond those that keep the size.
+        dilation: the distance between the k values.
+    """
 
-
-class Conv2d(_Initialised, nn.Conv2d):
-    """k×k convolution that keeps the size of `resample(x)`; `resample` defaults to the identity."""
+    resample: nn.Module
 
     def __init__(
         self,
@@ -139,33 +147,33 @@ class Conv2d(_Initialised, nn.Conv2d):
         init: Init,
         resample: nn.Module | None = None,
         extra_padding: int = 0,
+        dilation: int = 1,
     ) -> None:
         self.init = init
-        super().__init__(in_channels, out_channels, kernel_size, padding=kernel_size // 2 + extra_padding)
+        padding = dilation * (kernel_size // 2) + extra_padding
+        super().__init__(in_channels, out_channels, kernel_size, padding=padding, dilation=dilation)
         self.resample = nn.Identity() if resample is None else resample
 
-    def forward(self, input: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
+    def forward(self, input: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch d *new"]:
         """The convolution of the resampled input."""
-        return super().forward(self.resample(input))
-
-
-class FusedDownConv2d(Conv2d):
-    """k×k convolution, then down-sampling by `taps`, with all the padding in front of the convolution.
-
-    The order that NCSN++'s residual encoder path uses; an odd size is first padded to even, as in `Downsample`.
-    """
-
-    def __init__(
-        self, in_channels: int, out_channels: int, kernel_size: int, *, init: Init, taps: Sequence[float]
-    ) -> None:
-        margin = (len(taps) - 1) // 2
-        super().__init__(in_channels, out_channels, kernel_size, init=init, extra_padding=margin)
-        self.down = Downsample(out_channels, taps, padding=0)
-
-    def forward(self, input: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch d i j"]:
-        """The convolved input at half the size, rounded up."""
-        result: Tensor = self.down(super().forward(pad_to_even(input)))
+        result: Tensor = super().forward(self.resample(input))
         return result
+
+
+class Conv1d(_Convolution, nn.Conv1d):
+    """The convolution of series."""
+
+
+class Conv2d(_Convolution, nn.Conv2d):
+    """The convolution of images."""
+
+
+class Conv3d(_Convolution, nn.Conv3d):
+    """The convolution of volumes."""
+
+
+CONVOLUTIONS: Mapping[int, type[Conv1d] | type[Conv2d] | type[Conv3d]] = {1: Conv1d, 2: Conv2d, 3: Conv3d}
+"""The class of the convolution in each number of dimensions."""
 
 
 class Residual(nn.Module):
@@ -181,8 +189,11 @@ class Residual(nn.Module):
         return h + branch
 
 
-def filter_kernel(taps: Sequence[float]) -> Float[Tensor, "k k"]:
-    """The two-dimensional filter F = (f ⊗ f)/(Σf)² of the taps f.
+def filter_kernel(taps: Sequence[float], dimension: int = 2) -> Float[Tensor, "*size"]:
+    """The filter F = (f ⊗ … ⊗ f)/(Σf)ᵈ of the taps f in `dimension` axes.
+
+    >>> filter_kernel((1, 3), dimension=1)
+    tensor([0.2500, 0.7500])
 
     Raises:
         ValueError: the number of taps is odd (the filter would shift the image by half a pixel), or their sum is 0.
@@ -190,16 +201,24 @@ def filter_kernel(taps: Sequence[float]) -> Float[Tensor, "k k"]:
     total = sum(taps)
     if len(taps) == 0 or len(taps) % 2 or total == 0:
         raise ValueError(f"resample_filter must be an even number of taps with a sum other than 0, got {tuple(taps)}")
-    return torch.tensor([[row * column / total**2 for column in taps] for row in taps])
+    values = [math.prod(chosen) / total**dimension for chosen in itertools.product(taps, repeat=dimension)]
+    return torch.tensor(values).reshape([len(taps)] * dimension)
 
 
-def pad_to_even(x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c i j"]:
-    """`x` with its last row and column repeated if their number is odd."""
-    if x.shape[-2] % 2:
-        x = torch.cat([x, x[..., -1:, :]], dim=-2)
-    if x.shape[-1] % 2:
-        x = torch.cat([x, x[..., -1:]], dim=-1)
+def pad_to_even(x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *even"]:
+    """`x` with the last slice of each axis repeated where the axis has an odd size."""
+    for axis in range(2, x.ndim):
+        if x.shape[axis] % 2:
+            x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1)], dim=axis)
     return x
+
+
+class PadToEven(nn.Module):
+    """`pad_to_even` as a module."""
+
+    def forward(self, x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *even"]:
+        """The padded x."""
+        return pad_to_even(x)
 
 
 class _Resample(nn.Module):
@@ -207,12 +226,15 @@ class _Resample(nn.Module):
 
     kernel: Tensor | None
 
-    def __init__(self, channels: int, taps: Sequence[float], gain: float, padding: int | None) -> None:
+    def __init__(
+        self, channels: int, taps: Sequence[float], *, dimension: int, gain: float, padding: int | None
+    ) -> None:
         super().__init__()
-        kernel = filter_kernel(taps) * gain
+        kernel = filter_kernel(taps, dimension) * gain
         is_box = len(taps) == 2 and taps[0] == taps[1]
-        self.register_buffer("kernel", None if is_box else kernel.repeat(channels, 1, 1, 1), persistent=False)
-        self.taps = tuple(taps)
+        copies = None if is_box else kernel.repeat(channels, 1, *[1] * dimension)
+        self.register_buffer("kernel", copies, persistent=False)
+        self.taps, self.dimension = tuple(taps), dimension
         self.padding = (len(taps) - 1) // 2 if padding is None else padding
 
     def extra_repr(self) -> str:
@@ -220,22 +242,37 @@ class _Resample(nn.Module):
         return f"taps={self.taps}"
 
 
+_POOLS: Mapping[int, Callable[..., Tensor]] = {
+    1: functional.avg_pool1d,
+    2: functional.avg_pool2d,
+    3: functional.avg_pool3d,
+}
+_FILTERS: Mapping[int, Callable[..., Tensor]] = {1: functional.conv1d, 2: functional.conv2d, 3: functional.conv3d}
+_TRANSPOSES: Mapping[int, Callable[..., Tensor]] = {
+    1: functional.conv_transpose1d,
+    2: functional.conv_transpose2d,
+    3: functional.conv_transpose3d,
+}
+
+
 class Downsample(_Resample):
     """Half the size by the filter `taps`: (…, h, w) → (…, ⌈h/2⌉, ⌈w/2⌉). Odd sizes are padded by repeating the edge.
+
+    An axis of size 1 keeps it.
 
     >>> Downsample(1, (1, 1))(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])).item()
     4.0
     """
 
-    def __init__(self, channels: int, taps: Sequence[float], padding: int | None = None) -> None:
-        super().__init__(channels, taps, gain=1, padding=padding)
+    def __init__(self, channels: int, taps: Sequence[float], *, dimension: int = 2, padding: int | None = None) -> None:
+        super().__init__(channels, taps, dimension=dimension, gain=1, padding=padding)
 
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c i j"]:
-        """The filtered image at half the size."""
+    def forward(self, x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *half"]:
+        """The filtered input at half the size."""
         x = pad_to_even(x)
         if self.kernel is None:
-            return functional.avg_pool2d(x, 2)
-        return functional.conv2d(x, self.kernel, stride=2, padding=self.padding, groups=x.shape[1])
+            return _POOLS[self.dimension](x, 2)
+        return _FILTERS[self.dimension](x, self.kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
 
 class Upsample(_Resample):
@@ -245,14 +282,14 @@ class Upsample(_Resample):
     [[[[4.0, 4.0], [4.0, 4.0]]]]
     """
 
-    def __init__(self, channels: int, taps: Sequence[float]) -> None:
-        super().__init__(channels, taps, gain=4, padding=None)
+    def __init__(self, channels: int, taps: Sequence[float], *, dimension: int = 2) -> None:
+        super().__init__(channels, taps, dimension=dimension, gain=2**dimension, padding=None)
 
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch c i j"]:
-        """The filtered image at twice the size."""
+    def forward(self, x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *double"]:
+        """The filtered input at twice the size."""
         if self.kernel is None:
             return functional.interpolate(x, scale_factor=2, mode="nearest")
-        return functional.conv_transpose2d(x, self.kernel, stride=2, padding=self.padding, groups=x.shape[1])
+        return _TRANSPOSES[self.dimension](x, self.kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
 
 def group_norm(channels: int, eps: float) -> nn.GroupNorm:
@@ -265,8 +302,8 @@ def group_norm(channels: int, eps: float) -> nn.GroupNorm:
     return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, eps=eps)
 
 
-def attention(qkv: Float[Tensor, "batch c3 h w"], num_heads: int) -> Float[Tensor, "batch c h w"]:
-    """softmax(qᵀk/√C_head) v over the h·w pixels, in the memory format of `qkv`.
+def attention(qkv: Float[Tensor, "batch c3 *size"], num_heads: int) -> Float[Tensor, "batch c *size"]:
+    """softmax(qᵀk/√C_head) v over all positions, in the memory format of `qkv`.
 
     Fused kernels are used. They do not support forward-mode, second or `torch.func.vmap`-batched derivatives; for
     these, call the network under `torch.nn.attention.sdpa_kernel(SDPBackend.MATH)`.
@@ -275,15 +312,17 @@ def attention(qkv: Float[Tensor, "batch c3 h w"], num_heads: int) -> Float[Tenso
         qkv: queries, keys and values; its channels are ordered (head, channel, {q, k, v}), the last fastest.
         num_heads: the number of heads, a divisor of the number of channels C = c3/3.
     """
-    batch, _, height, width = qkv.shape
-    by_role = qkv.reshape(batch, num_heads, -1, 3, height * width).permute(3, 0, 1, 4, 2)
+    batch, _, *size = qkv.shape
+    by_role = qkv.reshape(batch, num_heads, -1, 3, math.prod(size)).permute(3, 0, 1, 4, 2)
     # The fused kernels require unit stride along the channels: one copy serves all three.
     q, k, v = by_role.contiguous().unbind()
     tokens = functional.scaled_dot_product_attention(q, k, v)
-    image = tokens.transpose(-1, -2).reshape(batch, -1, height, width)
-    return image.contiguous(memory_format=_memory_format(qkv))
+    result = tokens.transpose(-1, -2).reshape(batch, -1, *size)
+    return result.contiguous(memory_format=_memory_format(qkv))
 
 
-def _memory_format(x: Float[Tensor, "batch c h w"]) -> torch.memory_format:
-    channels_last = x.is_contiguous(memory_format=torch.channels_last) and not x.is_contiguous()
-    return torch.channels_last if channels_last else torch.contiguous_format
+def _memory_format(x: Float[Tensor, "batch c *size"]) -> torch.memory_format:
+    for axes, channels_last in ((4, torch.channels_last), (5, torch.channels_last_3d)):
+        if x.ndim == axes and x.is_contiguous(memory_format=channels_last) and not x.is_contiguous():
+            return channels_last
+    return torch.contiguous_format

@@ -5,6 +5,7 @@ network (a frozen choice)  +  signature (the data's shapes)  →  module F(x; c_
 
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, fields
+from inspect import isabstract
 from typing import Any, ClassVar, Literal
 
 from jaxtyping import Float, Integer
@@ -12,10 +13,17 @@ from torch import Tensor, nn
 
 from openedm.conditions import ConditionLayout
 from openedm.ground import checks
-from openedm.ground.choices import Choice
+from openedm.ground.choices import Choice, subclasses
 
-__all__ = ["ConditionKind", "Labels", "Network", "RawNetwork", "Signature", "check_axes", "check_rows"]
+__all__ = ["GRIDS", "ConditionKind", "Labels", "Network", "RawNetwork", "Signature", "check_axes", "check_rows"]
 
+Axes = tuple[str, ...]
+GRIDS: tuple[Axes, ...] = (
+    ("channels", "length"),
+    ("channels", "height", "width"),
+    ("channels", "depth", "height", "width"),
+)
+"""The axes of series, images and volumes."""
 Labels = Integer[Tensor, " rows"] | Float[Tensor, "rows classes"]
 ConditionKind = Literal["vector", "image", "other"]
 
@@ -90,16 +98,17 @@ class Signature:
         c_noise: Tensor,
         condition: Tensor | None,
         augment: Tensor | None,
-        axes: tuple[str, ...],
+        axes: Axes | tuple[Axes, ...],
     ) -> None:
-        """Raise ValueError, naming the argument, if an input does not fit; the height and width of x are free.
+        """Raise ValueError, naming the argument, if an input does not fit; axes of x other than channels are free.
 
         Args:
             x, c_noise, condition, augment: the inputs of the network.
-            axes: the names of a sample's axes.
+            axes: the names of a sample's axes, or several such tuples, for samples of different numbers of axes.
         """
-        if x.ndim != 1 + len(axes) or x.shape[1] != self.in_channels:
-            layout = ", ".join(("batch", str(self.in_channels), *axes[1:]))
+        if x.ndim != 1 + len(self.event_shape) or x.shape[1] != self.in_channels:
+            names = next(names for names in _alternatives(axes) if len(names) == len(self.event_shape))
+            layout = ", ".join(("batch", str(self.in_channels), *names[1:]))
             raise ValueError(f"x must have shape ({layout}), got {tuple(x.shape)}")
         check_rows("c_noise", c_noise, (len(x),))
         if augment is not None:
@@ -139,12 +148,13 @@ class Network(Choice, ABC):
     A subclass defines `module`, which builds the network; or `build`, if no check of the axes is wanted.
 
     Attributes:
-        axes: the names of the axes of a sample; None if samples of any shape are allowed.
+        axes: the names of the axes of a sample, or several such tuples if samples of different numbers of axes are
+            allowed; None if samples of any shape are.
         takes_conditions: whether it can be conditioned on floats of any shape.
         condition_kinds: otherwise, the kinds of floats that it can be conditioned on; see `Signature.condition_kind`.
     """
 
-    axes: ClassVar[tuple[str, ...] | None] = None
+    axes: ClassVar[Axes | tuple[Axes, ...] | None] = None
     takes_conditions: ClassVar[bool] = False
     condition_kinds: ClassVar[tuple[ConditionKind, ...]] = ()
 
@@ -179,7 +189,9 @@ class Network(Choice, ABC):
         Raises:
             ValueError: the network does not support a shape, or a count is out of its range.
         """
-        check_axes("event_shape", event_shape, self.axes)
+        if not self.supports(event_shape):
+            wanted = _expected("event_shape", event_shape, self.axes or ("any",))
+            raise ValueError(f"{wanted} for {type(self).__name__}{_others(event_shape)}")
         channels = event_shape[0] if out_channels is None else out_channels
         signature = Signature(event_shape, channels, num_classes, augment_dim, condition_shape, condition_dropout)
         kind = signature.condition_kind
@@ -196,6 +208,16 @@ class Network(Choice, ABC):
         allowed = {"vector": "(features,), a vector", "image": image}
         kinds = [allowed[kind] for kind in self.condition_kinds if kind in allowed]
         return " or ".join(kinds) if kinds else "None, as float conditions are not supported,"
+
+    @classmethod
+    def supports(cls, event_shape: tuple[int, ...]) -> bool:
+        """Whether networks of this kind can be built for samples of this shape, by its number of axes.
+
+        >>> from openedm.networks import MLP, DDPMpp
+        >>> DDPMpp.supports((1, 64)), MLP.supports((1, 64))
+        (True, False)
+        """
+        return bool(event_shape) and (cls.axes is None or _fits(event_shape, cls.axes))
 
     @abstractmethod
     def module(self, signature: Signature, seed: int | None) -> nn.Module:
@@ -256,12 +278,33 @@ class RawNetwork(nn.Module):
         raise NotImplementedError
 
 
-def check_axes(name: str, shape: tuple[int, ...], axes: tuple[str, ...] | None = None) -> None:
+def check_axes(name: str, shape: tuple[int, ...], axes: Axes | tuple[Axes, ...] | None = None) -> None:
     """Raise ValueError unless `shape` has sizes ≥ 1, one for each of `axes` if given."""
-    if axes is not None and (len(shape) != len(axes) or min(shape) < 1):
-        raise ValueError(f"{name} must be ({', '.join(axes)}{',' * (len(axes) == 1)}), each >= 1, got {shape}")
+    if axes is not None and not _fits(shape, axes):
+        raise ValueError(_expected(name, shape, axes))
     if not shape or min(shape) < 1:
         raise ValueError(f"{name} must hold sizes >= 1, got {shape}")
+
+
+def _fits(shape: tuple[int, ...], axes: Axes | tuple[Axes, ...]) -> bool:
+    return any(len(shape) == len(names) for names in _alternatives(axes)) and min(shape) >= 1
+
+
+def _expected(name: str, shape: tuple[int, ...], axes: Axes | tuple[Axes, ...]) -> str:
+    layouts = [f"({', '.join(names)}{',' * (len(names) == 1)})" for names in _alternatives(axes)]
+    *most, last = layouts
+    return f"{name} must be {', '.join(most)}{' or ' if most else ''}{last}, each >= 1, got {shape}"
+
+
+def _others(event_shape: tuple[int, ...]) -> str:
+    """The end of an error that names the networks for samples of this shape, if there are any."""
+    fitting = [c.__name__ for c in subclasses(Network) if not isabstract(c) and c.supports(event_shape)]  # type: ignore[type-abstract]
+    return f"; networks for samples of this shape: {', '.join(sorted(fitting))}" if fitting else ""
+
+
+def _alternatives(axes: Axes | tuple[Axes, ...]) -> tuple[Axes, ...]:
+    """`axes` as a tuple of tuples of names, one for each number of axes that is allowed."""
+    return tuple(a for a in axes if isinstance(a, tuple)) or (tuple(a for a in axes if isinstance(a, str)),)
 
 
 def check_rows(name: str, value: Tensor, shape: tuple[int, ...]) -> None:

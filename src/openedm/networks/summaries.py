@@ -253,8 +253,8 @@ class _SeriesBlock(nn.Module):
 
     def __init__(self, width: int, dilation: int) -> None:
         super().__init__()
-        self.layer0 = Conv1d(width, width, init=KAIMING, dilation=dilation)
-        self.layer1 = Conv1d(width, width, init=ZERO, dilation=dilation)
+        self.layer0 = Conv1d(width, width, 3, init=KAIMING, dilation=dilation)
+        self.layer1 = Conv1d(width, width, 3, init=ZERO, dilation=dilation)
 
     def forward(
         self, h: Float[Tensor, "batch width time"], step: Float[Tensor, "batch 1 time"]
@@ -272,8 +272,8 @@ class _Series(nn.Module):
         # Times are encoded by waves of 8 octaves, which are independent of the length and bounded.
         phase = torch.arange(shape[1]) * (2 * math.pi / 2.0 ** torch.arange(1, NUM_WAVES + 1))[:, None]
         self.register_buffer("waves", math.sqrt(2) * (phase + math.pi / 4).cos()[None], persistent=False)
-        self.layer_in = Conv1d(channels, width, init=KAIMING)
-        self.layer_where = Conv1d(channels + NUM_WAVES, width, init=KAIMING)
+        self.layer_in = Conv1d(channels, width, 3, init=KAIMING)
+        self.layer_where = Conv1d(channels + NUM_WAVES, width, 3, init=KAIMING)
         self.blocks = nn.ModuleList(_SeriesBlock(width, 2**i) for i in range(choice.num_blocks))
         self.attention = Linear(width, NUM_HEADS, init=KAIMING)
         self.values = Linear(width, width, init=KAIMING)

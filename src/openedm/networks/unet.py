@@ -1,4 +1,4 @@
-"""The U-Nets DDPM++, NCSN++ and ADM: an encoder, a decoder and the skips between them.
+"""The U-Nets DDPM++, NCSN++ and ADM, for series, images and volumes: an encoder, a decoder and the skips between them.
 
     e = embedding of c_noise, class, augmentation and vector condition;  x ← [x, image condition]
     encoder, level ℓ = 0, 1, …:  conv3×3 (ℓ = 0) or a block that halves the size, then the auxiliary path:
@@ -8,6 +8,9 @@
     decoder, levels backwards:   two blocks (lowest level) or a block that doubles the size; then num_blocks + 1 blocks,
         each on [x, skip], with the encoder's outputs as skips, in reverse order
     F = conv3×3(silu(norm(x))), or, with the skip decoder, the sum of such images of all levels: F ← up(F) + conv3×3(…)
+
+The papers' networks are two-dimensional. In one dimension conv3×3 means three values, in three dimensions 3×3×3, and
+"size" each axis other than the channels; nothing else differs.
 
 Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (arXiv 2011.13456), Appendix H.
 """
@@ -27,8 +30,8 @@ from openedm.ground import checks
 from openedm.networks.blocks import EMBEDDINGS, ResidualBlock, UNetStyle
 from openedm.networks.conditions import join_image
 from openedm.networks.embeddings import Embedding
-from openedm.networks.layers import Conv2d, Downsample, FusedDownConv2d, Upsample, group_norm, seeded
-from openedm.networks.network import Labels, Network, RawNetwork, Signature
+from openedm.networks.layers import CONVOLUTIONS, Downsample, PadToEven, Upsample, group_norm, seeded
+from openedm.networks.network import GRIDS, Labels, Network, RawNetwork, Signature
 
 __all__ = ["SkipPath", "UNet", "UNetNetwork", "level_resolutions"]
 
@@ -48,7 +51,7 @@ class UNetNetwork(Network):
     attn_resolutions: tuple[int, ...] | None = None
     dropout: float = 0.10
 
-    axes: ClassVar = ("channels", "height", "width")
+    axes: ClassVar = GRIDS
     condition_kinds: ClassVar = ("vector", "image")
     attends_near: ClassVar[tuple[int, ...]] = (16,)
 
@@ -79,11 +82,11 @@ class UNetNetwork(Network):
         return tuple(self.model_channels * multiplier for multiplier in self.channel_mult)
 
     def module(self, signature: Signature, seed: int | None) -> "UNet":
-        """The U-Net for images; see `Network.build`.
+        """The U-Net for series, images or volumes; see `Network.build`.
 
         Raises:
-            ValueError: `attn_resolutions` names a resolution that no level has. A level's resolution is the longer side
-                of its images.
+            ValueError: `attn_resolutions` names a resolution that no level has. A level's resolution is its longest
+                side.
         """
         with seeded(seed):
             return UNet(self, signature)
@@ -108,16 +111,17 @@ class UNetNetwork(Network):
 class UNet(RawNetwork):
     """The raw network F of a U-Net: `unet(x, c_noise, condition=None, augment=None)`.
 
-    The input may have another height and width than those that the network was built for, which may also be unequal:
-    the latter only determine which levels have attention. Odd sizes are padded by one on the way down and cropped on
-    the way up.
+    The input may have other sizes than those that the network was built for, which may also be unequal: the latter only
+    determine which levels have attention. Odd sizes are padded by one on the way down and cropped on the way up; an
+    axis that has reached size 1 keeps it at all lower levels.
 
     Args:
         choice: the sizes and the design.
         signature: the shapes of its inputs and its output.
 
     Attributes:
-        resolutions: the longer side of the images of each level, finest first.
+        dimension: the number of axes besides channels: 1 for series, 2 for images, 3 for volumes.
+        resolutions: the longest side of each level, finest first.
 
     Raises:
         ValueError: `attn_resolutions` names a resolution that no level has, or a level with attention does not divide
@@ -129,6 +133,8 @@ class UNet(RawNetwork):
     def __init__(self, choice: UNetNetwork, signature: Signature) -> None:
         super().__init__(choice, signature)
         style, channels = choice.style, choice.channels
+        self.dimension = len(signature.event_shape) - 1
+        convolution = CONVOLUTIONS[self.dimension]
         self.resolutions = level_resolutions(max(signature.event_shape[1:]), len(channels))
         attending = choice.attention_at(self.resolutions)
         has_attention = [resolution in attending for resolution in self.resolutions]
@@ -140,12 +146,13 @@ class UNet(RawNetwork):
             late_classes=style.late_classes,
         )
         stem_channels = channels[0] if style.stem_multiplied else choice.model_channels
-        self.conv_in = Conv2d(signature.joined_channels, stem_channels, 3, init=style.init)
+        self.conv_in = convolution(signature.joined_channels, stem_channels, 3, init=style.init)
         block = partial(
             ResidualBlock,
             embedding_channels=choice.model_channels * choice.channel_mult_emb,
             style=style,
             dropout=choice.dropout,
+            dimension=self.dimension,
         )
 
         self.encoder = nn.ModuleList()
@@ -155,10 +162,10 @@ class UNet(RawNetwork):
             down = block(current, current, resample="down") if level > 0 else None
             auxiliary: nn.Module | None = None
             if level > 0 and style.encoder == "residual":
-                auxiliary = ResidualPath(aux_channels, current, style)
+                auxiliary = ResidualPath(aux_channels, current, style, self.dimension)
                 aux_channels = current
             elif level > 0 and style.encoder == "skip":
-                auxiliary = SkipPath(aux_channels, current, style)
+                auxiliary = SkipPath(aux_channels, current, style, self.dimension)
             widths = [current, *[width] * choice.num_blocks]
             blocks = [block(c, width, has_attention=has_attention[level]) for c in widths[:-1]]
             self.encoder.append(EncoderLevel(down, auxiliary, blocks))
@@ -175,11 +182,15 @@ class UNet(RawNetwork):
                 attends = has_attention[level] and (style.attends_throughout or index == choice.num_blocks)
                 blocks.append(block(current + skip_channels.pop(), width, has_attention=attends))
                 current = width
-            output = Output(current, signature.out_channels, style) if style.decoder == "skip" and level > 0 else None
+            output: nn.Module | None = None
+            if style.decoder == "skip" and level > 0:
+                output = Output(current, signature.out_channels, style, self.dimension)
             self.decoder.append(DecoderLevel(enter, blocks, output))
         self.norm_out = group_norm(current, style.norm_eps)
-        self.conv_out = Conv2d(current, signature.out_channels, 3, init=style.init_output)
-        self.up_image = Upsample(signature.out_channels, style.resample_filter) if style.decoder == "skip" else None
+        self.conv_out = convolution(current, signature.out_channels, 3, init=style.init_output)
+        self.up_image: Upsample | None = None
+        if style.decoder == "skip":
+            self.up_image = Upsample(signature.out_channels, style.resample_filter, dimension=self.dimension)
 
     def forward(
         self,
@@ -188,7 +199,7 @@ class UNet(RawNetwork):
         condition: Labels | Float[Tensor, "conditions *shape"] | None = None,
         augment: Float[Tensor, "rows augment_dim"] | None = None,
     ) -> Float[Tensor, "batch *out"]:
-        """F(x; c_noise), of shape (batch, out_channels, height, width); see `RawNetwork.forward`."""
+        """F(x; c_noise), of shape (batch, out_channels, *size); see `RawNetwork.forward`."""
         self.signature.check(x, c_noise, condition, augment, self.choice.axes)
         e = self.embedding(c_noise, condition, augment)
         x = join_image(self.signature, x, condition)
@@ -205,42 +216,49 @@ class UNet(RawNetwork):
         return self._add_upsampled(result, image)
 
     def _add_upsampled(
-        self, part: Float[Tensor, "batch c h w"], image: Float[Tensor, "batch c i j"] | None
-    ) -> Float[Tensor, "batch c h w"]:
+        self, part: Float[Tensor, "batch c *size"], image: Float[Tensor, "batch c *half"] | None
+    ) -> Float[Tensor, "batch c *size"]:
         """The sum of one level's part of the output image and, upsampled, of the parts of the levels below it."""
         if image is None or self.up_image is None:
             return part
         below: Tensor = self.up_image(image)
-        return part + below[..., : part.shape[-2], : part.shape[-1]]
+        return part + _crop(below, part)
 
 
 class ResidualPath(nn.Module):
-    """NCSN++'s auxiliary path: x ← aux ← (x + down(conv3×3(aux)))/√2."""
+    """NCSN++'s auxiliary path: x ← aux ← (x + down(conv3×3(aux)))/√2.
 
-    def __init__(self, aux_channels: int, channels: int, style: UNetStyle) -> None:
+    All the padding is in front of the convolution. An odd size is first padded to even, as in `Downsample`.
+    """
+
+    def __init__(self, aux_channels: int, channels: int, style: UNetStyle, dimension: int = 2) -> None:
         super().__init__()
-        self.conv = FusedDownConv2d(aux_channels, channels, 3, init=style.init, taps=style.resample_filter)
+        margin = (len(style.resample_filter) - 1) // 2
+        self.conv = CONVOLUTIONS[dimension](
+            aux_channels, channels, 3, init=style.init, resample=PadToEven(), extra_padding=margin
+        )
+        self.down = Downsample(channels, style.resample_filter, dimension=dimension, padding=0)
         self.scale = style.skip_scale
 
     def forward(
-        self, x: Float[Tensor, "batch c h w"], aux: Float[Tensor, "batch a i j"]
-    ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch c h w"]]:
+        self, x: Float[Tensor, "batch c *size"], aux: Float[Tensor, "batch a *above"]
+    ) -> tuple[Float[Tensor, "batch c *size"], Float[Tensor, "batch c *size"]]:
         """The new x and the new auxiliary image, which are equal in this path."""
-        x = (x + self.conv(aux)) * self.scale
+        x = (x + self.down(self.conv(aux))) * self.scale
         return x, x
 
 
 class SkipPath(nn.Module):
     """The auxiliary path that adds the input at each level's size: aux ← down(aux), x ← x + conv1×1(aux)."""
 
-    def __init__(self, aux_channels: int, channels: int, style: UNetStyle) -> None:
+    def __init__(self, aux_channels: int, channels: int, style: UNetStyle, dimension: int = 2) -> None:
         super().__init__()
-        self.down = Downsample(aux_channels, style.resample_filter)
-        self.conv = Conv2d(aux_channels, channels, 1, init=style.init)
+        self.down = Downsample(aux_channels, style.resample_filter, dimension=dimension)
+        self.conv = CONVOLUTIONS[dimension](aux_channels, channels, 1, init=style.init)
 
     def forward(
-        self, x: Float[Tensor, "batch c h w"], aux: Float[Tensor, "batch a i j"]
-    ) -> tuple[Float[Tensor, "batch c h w"], Float[Tensor, "batch a h w"]]:
+        self, x: Float[Tensor, "batch c *size"], aux: Float[Tensor, "batch a *above"]
+    ) -> tuple[Float[Tensor, "batch c *size"], Float[Tensor, "batch a *size"]]:
         """The new x and the new auxiliary image."""
         aux = self.down(aux)
         return x + self.conv(aux), aux
@@ -249,13 +267,13 @@ class SkipPath(nn.Module):
 class Output(nn.Module):
     """A level's part of the image that the skip decoder returns: conv3×3(silu(norm(x)))."""
 
-    def __init__(self, channels: int, out_channels: int, style: UNetStyle) -> None:
+    def __init__(self, channels: int, out_channels: int, style: UNetStyle, dimension: int = 2) -> None:
         super().__init__()
         self.norm = group_norm(channels, style.norm_eps)
-        self.conv = Conv2d(channels, out_channels, 3, init=style.init_output)
+        self.conv = CONVOLUTIONS[dimension](channels, out_channels, 3, init=style.init_output)
 
-    def forward(self, x: Float[Tensor, "batch c h w"]) -> Float[Tensor, "batch out h w"]:
-        """The part, (batch, out_channels, height, width)."""
+    def forward(self, x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch out *size"]:
+        """The part, (batch, out_channels, *size)."""
         part: Tensor = self.conv(functional.silu(self.norm(x)))
         return part
 
@@ -269,11 +287,11 @@ class EncoderLevel(nn.Module):
 
     def forward(
         self,
-        x: Float[Tensor, "batch c h w"],
-        aux: Float[Tensor, "batch a i j"],
+        x: Float[Tensor, "batch c *size"],
+        aux: Float[Tensor, "batch a *above"],
         e: Float[Tensor, "batch e"],
         skips: list[Tensor],
-    ) -> tuple[Float[Tensor, "batch _ _ _"], Float[Tensor, "batch _ _ _"]]:
+    ) -> tuple[Float[Tensor, "batch _ ..."], Float[Tensor, "batch _ ..."]]:
         """The level's x and auxiliary image. Appends every output of the main path to `skips`."""
         if self.down is not None:
             x = self.down(x, e)
@@ -300,13 +318,12 @@ class DecoderLevel(nn.Module):
         self.enter, self.blocks, self.output = nn.ModuleList(enter), nn.ModuleList(blocks), output
 
     def forward(
-        self, x: Float[Tensor, "batch c h w"], e: Float[Tensor, "batch e"], skips: list[Tensor]
-    ) -> tuple[Float[Tensor, "batch d i j"], Float[Tensor, "batch out i j"] | None]:
+        self, x: Float[Tensor, "batch c *size"], e: Float[Tensor, "batch e"], skips: list[Tensor]
+    ) -> tuple[Float[Tensor, "batch d *new"], Float[Tensor, "batch out *new"] | None]:
         """The level's x and its part of the image, if any. Removes one entry from the end of `skips` for each block."""
         for block in self.enter:
             x = block(x, e)
-        height, width = skips[-1].shape[-2:]
-        x = x[..., :height, :width]  # It is one larger than the skip if that has an odd size.
+        x = _crop(x, skips[-1])  # It is one larger than the skip where that has an odd size.
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), e)
         return x, None if self.output is None else self.output(x)
@@ -319,3 +336,10 @@ def level_resolutions(resolution: int, num_levels: int) -> tuple[int, ...]:
     ((28, 14, 7), (25, 13, 7))
     """
     return tuple(-(-resolution // 2**level) for level in range(num_levels))
+
+
+def _crop(x: Float[Tensor, "batch c *size"], like: Tensor) -> Float[Tensor, "batch c *cropped"]:
+    """The first entries of `x` along each axis, as many as in `like`."""
+    for axis in range(2, x.ndim):
+        x = x.narrow(axis, 0, like.shape[axis])
+    return x
