@@ -428,3 +428,15 @@ sampler:
     assert read(sample, "run", "out", *solver)["options"].sampler.solver.variable == schedules.LogSigma()
     file.write_text("sampler: {solver: {class_path: Multistep, init_args: {variable: ScheduleTime}}}\n")
     assert read(sample, "run", "out", "--config", str(file))["options"].sampler.solver.variable == schedules.VP()
+
+
+@pytest.mark.parametrize(
+    "words", [["--data.range", "0", "1"], ["--data.range=0,1"], ["--data.range", "[0, 1]"], ["--data.range", "0,", "1"]]
+)
+def test_a_tuple_is_spelled_as_words_or_a_list(words):
+    arguments = ["--data", "Arrays", *words, "--data.path", "x.npy", "--data.layout=channels_last", "run"]
+    values = parse("openedm train", train, arguments)
+    assert values["data"] == Arrays("x.npy", layout="channels_last", range=(0.0, 1.0))
+    assert values["out"] == "run"
+    negative = ["run", "--data=x/a.npy", "--data.range", "-1.5", "2e3"]
+    assert parse("openedm train", train, negative)["data"] == Arrays("x/a.npy", range=(-1.5, 2e3))

@@ -47,6 +47,7 @@ def test_channels_on_either_side_are_asked_about(tmp_path):
     assert torch.equal(last, (torch.from_numpy(x) / 127.5 - 1).permute(0, 3, 1, 2))
 
 
+@pytest.mark.filterwarnings("ignore:x has values:UserWarning")
 @settings(deadline=None, max_examples=30)
 @given(
     x=hnp.arrays(
@@ -62,7 +63,7 @@ def test_floating_point_is_taken_as_it_is(tmp_path_factory, x):
 
 
 def test_floating_point_images_with_channels_last_can_be_turned(tmp_path):
-    x = PIXELS.transpose(0, 2, 3, 1) / np.float32(255)
+    x = PIXELS.transpose(0, 2, 3, 1) / np.float32(127.5) - 1
     assert np.array_equal(everything(Arrays(save(tmp_path, x), layout="NHWC"))[0].numpy(), x.transpose(0, 3, 1, 2))
 
 
@@ -96,9 +97,14 @@ def test_data_and_labels_can_be_named(tmp_path):
             {},
             r"data.npz: labels must be 3 integers, got int64 of shape \(2,\)",
         ),
-        (np.zeros((3, 2), dtype=np.int32), {}, {}, "data.npy: the data must be uint8 .* got int32"),
-        (np.zeros((3, 2), dtype=np.uint8), {}, {}, r"data.npy: bytes must be .* got \(3, 2\)"),
-        (np.zeros((3, 2, 5, 5), dtype=np.uint8), {}, {}, r"data.npy: bytes must be .* got \(3, 2, 5, 5\)"),
+        (np.zeros((3, 2), dtype=np.int32), {}, {}, "data.npy: x must be floating point, uint8, .* got torch.int32"),
+        (
+            np.zeros((3, 2), dtype=np.uint8),
+            {},
+            {},
+            r"data.npy: images must have shape .* got \(2,\) of uint8; give range=\(0, 255\)",
+        ),
+        (np.zeros((3, 2, 5, 6), dtype=np.uint8), {}, {}, r"data.npy: \(3, 2, 5, 6\) has channels before or after"),
         (
             np.zeros((3, 2)),
             {},

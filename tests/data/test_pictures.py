@@ -1,10 +1,11 @@
+import imagecodecs
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
 from openedm.data import image_grid, save_image, to_image, to_uint8
-from openedm.data.dataset import as_float
+from openedm.data.stored import Stored, as_float
 from openedm.ground.storage import replacing
 
 
@@ -54,7 +55,6 @@ def test_a_grid_is_about_square_and_no_wider_than_its_images():
 @pytest.mark.parametrize(
     ("x", "arguments", "message"),
     [
-        (torch.zeros(1, 2, 4, 4), {}, "channels of x must be one of 1, 3, 4, got 2"),
         (torch.zeros(0, 1, 4, 4), {}, "number of images in x"),
         (torch.zeros(1, 1, 4, 4), {"columns": 0}, "columns must be >= 1"),
         (torch.zeros(1, 1, 4, 4), {"padding": -1}, "padding must be >= 0"),
@@ -77,6 +77,32 @@ def test_a_saved_picture_reads_back_byte_for_byte(tmp_path, channels, mode):
             pixels = np.asarray(read).reshape(2, 3, channels)
         assert np.array_equal(pixels, to_uint8(x).permute(1, 2, 0).numpy())
     assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "b.PNG"]
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 4), (5, 3), (13, 3)])
+def test_a_grid_shows_the_first_channels_of_more_than_a_file_holds(channels, shown):
+    x = torch.rand(4, channels, 5, 6) * 2 - 1
+    assert np.array_equal(image_grid(x), image_grid(x[:, :shown]))
+    assert image_grid(x).shape[-1] == shown
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_a_sample_of_sixteen_bits_is_written_with_all_of_them(tmp_path, channels):
+    stored = Stored("uint16")
+    pixels = np.random.default_rng(0).integers(0, 65536, (1, channels, 7, 6), dtype=np.uint16)
+    save_image(stored.events(torch.from_numpy(pixels))[0], tmp_path / "a.png", stored)
+    found = np.asarray(imagecodecs.imread(tmp_path / "a.png")).reshape(7, 6, channels)
+    assert np.array_equal(found, pixels[0].transpose(1, 2, 0))
+    with pytest.raises(ValueError, match="the format of 16 bits a channel must be one of 'PNG'"):
+        save_image(torch.zeros(channels, 2, 2), tmp_path / "b.jpg", stored)
+
+
+def test_a_mask_is_written_with_one_bit(tmp_path):
+    stored, mask = Stored("bool"), torch.rand(1, 1, 9, 9) > 0.5
+    save_image(stored.events(mask)[0], tmp_path / "a.png", stored)
+    with PIL.Image.open(tmp_path / "a.png") as image:
+        assert image.mode == "1"
+        assert np.array_equal(np.asarray(image), mask[0, 0].numpy())
 
 
 def test_a_grid_can_be_made_a_picture():

@@ -4,21 +4,27 @@ import numpy as np
 import pytest
 import torch
 
-from openedm.data import Arrays, Toy
+from openedm.data import Arrays, InMemory, Toy
+from openedm.data.stored import FULL_RANGES
 from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions, open_images
 from openedm.levels import Karras
-from openedm.networks import MLP
+from openedm.networks import MLP, DDPMpp
 from openedm.sampling import Auto, Euler, Sampler
 from openedm.training import Model, load_denoiser, save_checkpoint
 
+UNET = DDPMpp(model_channels=4, channel_mult=(1,), num_blocks=1, attn_resolutions=())
 SAMPLER = Sampler(Karras(4), solver=Euler())
 
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory):
     """An untrained MLP for two moons in two classes."""
-    path = tmp_path_factory.mktemp("generation") / "checkpoint"
     model = Model.for_data(Toy(num_samples=64).load(), MLP(width=8, num_blocks=1))
+    return untrained(tmp_path_factory.mktemp("generation") / "checkpoint", model)
+
+
+def untrained(path, model):
+    """A checkpoint with random weights."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         save_checkpoint(path, model, model.build().network.state_dict())
@@ -39,6 +45,49 @@ def test_without_options_the_automatic_sampler_takes_32_evaluations(checkpoint):
     prepared = CheckpointSampler(checkpoint).prepare()
     assert prepared.origin == "sampler"
     assert prepared.sampler == Auto(32).choose(load_denoiser(checkpoint))
+
+
+@pytest.mark.parametrize(
+    ("x", "options"),
+    [
+        (torch.randint(0, 65536, (8, 13, 8, 8)).to(torch.uint16), {}),
+        (torch.rand(8, 1, 8, 8) > 0.5, {}),
+        (torch.rand(8, 3, 8, 8), {"range": (0, 1)}),
+        (torch.randint(0, 4096, (8, 8, 8, 5)), {"range": (0, 4095), "layout": "channels_last"}),
+    ],
+    ids=["uint16", "bool", "range", "integers, channels last"],
+)
+def test_npz_files_hold_the_numbers_and_axes_of_the_data(tmp_path, x, options):
+    data = InMemory(x, **options)
+    path = untrained(tmp_path / "checkpoint", Model.for_data(data, UNET))
+    source = CheckpointSampler(path, SamplingOptions(nfe=5))
+    prepared = source.prepare()
+    SampleFiles(source, tmp_path / "a.npz", "npz").write(prepared, range(6))
+    with np.load(tmp_path / "a.npz") as file:
+        samples = file["samples"]
+    assert samples.shape[1:] == x.shape[1:]
+    assert str(samples.dtype) == str(x.dtype).removeprefix("torch.")
+    [(_, drawn)] = source.draw(prepared, range(6))
+    expected = data.stored.restore(drawn)  # rounding to integers may differ by the last bit of a sample
+    np.testing.assert_allclose(samples.astype("f8"), expected.astype("f8"), atol=1e-5 if x.is_floating_point() else 1)
+    assert (samples == expected).mean() > (0 if x.is_floating_point() else 0.9)
+    images = open_images(tmp_path / "a.npz")
+    assert images.event_shape == data.event_shape
+    [(batch, _)] = images.batches(range(6))
+    if x.is_floating_point():
+        torch.testing.assert_close(batch, drawn.float(), rtol=0, atol=1e-6)
+    else:
+        limits = data.stored.range or FULL_RANGES[data.stored.dtype]
+        assert (batch - drawn.clamp(-1, 1)).abs().max() <= 1.1 / (limits[1] - limits[0])
+
+
+def test_a_png_of_five_channels_is_refused_with_the_formats_to_use(tmp_path):
+    data = InMemory(torch.zeros(8, 5, 8, 8, dtype=torch.uint8))
+    path = untrained(tmp_path / "checkpoint", Model.for_data(data, UNET))
+    source = CheckpointSampler(path, SamplingOptions(nfe=5))
+    with pytest.raises(ValueError, match=r"format must be 'npz' or 'grid', got 'png': .* 1, 3 or 4 .* have 5"):
+        SampleFiles(source, tmp_path / "a")
+    SampleFiles(source, tmp_path / "a.png", "grid").write(source.prepare(), range(4))
 
 
 def test_files_hold_samples_and_are_images_to_score(checkpoint, tmp_path, capsys):

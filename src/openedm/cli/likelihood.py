@@ -48,7 +48,8 @@ def likelihood(
         draws: number of dequantisations of each image.
         importance: compute the tighter, importance-weighted bound for images; it requires an exact trace and at least
             two draws.
-        num_values: number of values that a pixel of an image can have; None means 256, and 17 for the digits.
+        num_values: number of values that a pixel of an image can have; None means 256, 65536 for 16 bits, the whole
+            numbers in the range of other integers, and 17 for the digits.
         out: also write the numbers of every sample to this file, .json or .npz.
         weights: ema, the averaged weights, or raw, those of the last step.
         batch_size: number of samples in a batch; it changes memory and speed, not the numbers.
@@ -56,9 +57,9 @@ def likelihood(
     """
     for name, value, low in (("num", num, 1), ("batch_size", batch_size, 1), ("seed", seed, 0)):
         checks.at_least(name, value, low)
-    dequantisation = Dequantisation(_levels(data) if num_values is None else num_values, draws, importance)
     target = new_path("out", out, [".json", ".npz"])
     folder, dataset = find_checkpoint(checkpoint), data.load()
+    dequantisation = Dequantisation(_num_values(data, dataset) if num_values is None else num_values, draws, importance)
     images = _check_fit(read_model(folder), dataset)
     if not images and (draws, importance, num_values) != (1, False, None):
         raise ValueError("draws, importance and num_values require images: other data are not dequantised")
@@ -86,8 +87,11 @@ def likelihood(
         print(f"numbers of every sample: {out}")
 
 
-def _levels(data: Source) -> int:
-    return 17 if isinstance(data, Digits) else 256
+def _num_values(data: Source, dataset: Dataset) -> int:
+    """The number of values that a pixel can have: of the digits, or of the type and range of the stored numbers."""
+    if isinstance(data, Digits):
+        return 17
+    return 256 if dataset.stored is None else dataset.stored.num_values
 
 
 def _is_dequantised(dataset: Dataset, chosen: Tensor, num_values: int) -> bool:

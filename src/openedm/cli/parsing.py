@@ -4,11 +4,12 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import itertools
 import re
 from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_type_hints
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
@@ -121,6 +122,7 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     by present ones (`openedm.ground.legacy`). * It has no abbreviations: `--preset NAME` is a file of this package, a
     path is a source of data, and if no argument
       is positional, a first argument is the value of the first option: `openedm suggest a.npy`.
+    * It has no tuples of several words: `--data.range 0 1`, or `0,1`.
     * It has no defaults that depend on other options: `nfe` is null if a tolerance is given. * It parses `inf` as a
     string.
 
@@ -152,6 +154,11 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
             left[where] = [None] * (where.stop - where.start)
         elif kind is float and text == "inf":
             left[where.stop - 1] = arguments[where.stop - 1].removesuffix("inf") + ".inf"
+        elif (count := _fixed_length(kind)) and not isinstance(value, list):
+            numbers = [*text.split(","), *_numbers(arguments[where.stop :])][: max(count, text.count(",") + 1)]
+            used = slice(where.start, where.stop + len(numbers) - text.count(",") - 1)
+            joined = f"--{'.'.join(names)}=[{','.join(numbers)}]"
+            left[used] = [joined, *[None] * (used.stop - used.start - 1)]
     return plain, [argument for argument in left if argument is not None]
 
 
@@ -337,6 +344,17 @@ def _type_of(options: Mapping[str, Option], plain: Plain, names: Names) -> Any:
         kind = None if cls is None else _without_none(get_type_hints(cls).get(name))
         value = _fields(value).get(name) if isinstance(value, dict) else None
     return kind
+
+
+def _fixed_length(kind: Any) -> int:
+    """The length of a tuple of fixed length, such as tuple[float, float]; 0 for all other types."""
+    members = get_args(kind)
+    return len(members) if get_origin(kind) is tuple and Ellipsis not in members else 0
+
+
+def _numbers(arguments: Sequence[str]) -> list[str]:
+    """The numbers that the arguments begin with."""
+    return list(itertools.takewhile(lambda text: re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text), arguments))
 
 
 def _without_none(kind: Any) -> Any:

@@ -36,8 +36,9 @@ def sample(
         classes: the classes, in the same form, drawn in turn; all by default.
         noise: noise of a stochastic sampler: independent draws, or the increments of one Brownian path a seed, so that
             samples converge as the number of steps grows.
-        format: png, one file a seed; npz, arrays `samples`, `seeds` and `labels` in one file (also for data that are
-            not images); grid, one PNG with all images.
+        format: png, one file a seed, of 16 bits where the data had them; npz, arrays `samples`, `seeds` and `labels`
+            in one file, for data of any shape, in the numbers and axes of the data where these were not bytes; grid,
+            one PNG with all images (the first three of more than four channels).
         batch_size: number of samples in a batch; it changes memory and speed, not the samples. To use several processes
             there must be at least as many batches.
         trajectory: also plot the noisy and denoised images of the first seeds at each noise level to this PNG file.

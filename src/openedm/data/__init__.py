@@ -10,6 +10,7 @@ from openedm.data.memory import InMemory, Pairs, wrap
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.shards import Shards, TarImages
 from openedm.data.standard import Digits, FashionMNIST
+from openedm.data.stored import Stored
 from openedm.data.table import Table, TableImages
 from openedm.data.toy import Mixture, Toy
 
@@ -31,6 +32,7 @@ __all__ = [
     "Shards",
     "Source",
     "Statistics",
+    "Stored",
     "Table",
     "TableImages",
     "TarImages",

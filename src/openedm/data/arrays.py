@@ -1,15 +1,17 @@
-"""Arrays in files of numpy: images as bytes, or any data in floating point."""
+"""Arrays in files of numpy: images as integers, or any data in floating point."""
 
+import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, cast
 
 import numpy as np
 import torch
 
 from openedm.data.dataset import Source
 from openedm.data.memory import InMemory
+from openedm.data.stored import LAYOUTS, Layout, Range, check_range, find_stored
 from openedm.ground import checks
 
 __all__ = ["Arrays"]
@@ -21,41 +23,66 @@ _CHANNELS = (1, 3, 4)
 class Arrays(Source):
     """An array in a .npy or .npz file, read into memory.
 
-    Bytes (uint8) are images, (samples, height, width) or with 1, 3 or 4 channels before or after height and width, and
-    are scaled to [-1, 1]. Floating point (samples, …) of any shape and units is used unchanged.
+    Bytes (uint8), 16 bits (uint16) and bool are images, (samples, height, width) or with channels before or after
+    height and width, and are scaled from their full range to [-1, 1]. Floating point (samples, …) of any shape and
+    units is used unchanged without a `range`. Samples of a model are written in these numbers and axes again, unless
+    the data were bytes.
 
     Args:
         path: the file. Pickled objects are not read.
         key: name of the data in a .npz; by default its only array besides the labels.
         labels_key: name of the integer labels in a .npz; by default "labels", if present.
-        layout: order of the axes of an array with four. "auto" leaves floating point unchanged and infers the channels
-            of bytes from their number.
+        layout: whether the channels of a sample are its first axis ("channels_first"; "NCHW" of four axes) or its last
+            ("channels_last", "NHWC"), or absent ("NHW"). "auto" infers the channels of images in integers from their
+            number, and takes those of floating point to be the first, unless the shape is clearly that of channels in
+            the last axis, which is an error.
+        range: the two numbers that become −1 and 1, such as [0, 1]; required for other integers. "range" and "layout"
+            in a .npz that `openedm sample` wrote are the defaults.
     """
 
     path: str
     key: str | None = None
     labels_key: str | None = None
-    layout: Literal["auto", "NCHW", "NHWC"] = "auto"
+    layout: Literal["auto", "channels_first", "channels_last", "NCHW", "NHWC", "NHW"] = "auto"
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
-        checks.one_of("layout", self.layout, ("auto", "NCHW", "NHWC"))
+        checks.one_of("layout", self.layout, ("auto", "NHW", *LAYOUTS))
+        check_range(self.range)
 
     def load(self) -> InMemory:
-        x, labels = self._read()
+        arrays = self._read()
+        x, labels = self._pick(arrays)
+        range, layout = self._form_of(arrays)
         try:
-            return InMemory(
-                _to_tensor(self._channels_first(x)), None if labels is None else _check_labels(labels, len(x))
-            )
+            classes = None if labels is None else _check_labels(labels, len(x))
+            tensor, found = _to_tensor(x, layout)
+            if range is not None and self.range is None:  # samples of a model, which may leave the range
+                stored = find_stored(tensor, range, found)
+                dataset = InMemory(stored.events(tensor), classes)
+                dataset.stored = stored
+                return dataset
+            return InMemory(tensor, classes, range=range, layout=found)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: {error}") from error
 
-    def _read(self) -> tuple[np.ndarray, np.ndarray | None]:
+    def _read(self) -> dict[str, np.ndarray]:
+        """The arrays by name; that of a .npy file is called ""."""
         try:
             with open(self.path, "rb") as file:
                 content = np.load(file, allow_pickle=False)
-                arrays = {"": content} if isinstance(content, np.ndarray) else dict(content)
+                return {"": content} if isinstance(content, np.ndarray) else dict(content)
         except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
             raise ValueError(f"path must be a .npy or .npz file, {self.path!r} cannot be read: {error}") from error
+
+    def _form_of(self, arrays: dict[str, np.ndarray]) -> tuple[Range | None, str]:
+        """The range and the layout that are given, or else those in the file."""
+        written = _written_form(arrays)
+        if written is None or self.range is not None or self.layout != "auto":
+            return self.range, self.layout
+        return written
+
+    def _pick(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         if "" in arrays:
             if self.key is not None or self.labels_key is not None:
                 raise ValueError(
@@ -63,9 +90,6 @@ class Arrays(Source):
                     f"{self.labels_key!r}"
                 )
             return arrays[""], None
-        return self._pick(arrays)
-
-    def _pick(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
         names = sorted(arrays)
         for argument, name in (("key", self.key), ("labels_key", self.labels_key)):
             if name is not None and name not in arrays:
@@ -76,32 +100,57 @@ class Arrays(Source):
             raise ValueError(f"key must be one of {rest}, the arrays in {self.path!r}; give the name of the data")
         return arrays[self.key or rest[0]], None if labels_key is None else arrays[labels_key]
 
-    def _channels_first(self, x: np.ndarray) -> np.ndarray:
-        if not (x.dtype == np.uint8 or np.issubdtype(x.dtype, np.floating)):
-            raise TypeError(f"the data must be uint8 (images) or floating point, got {x.dtype}")
-        if self.layout != "auto" and x.ndim != 4:
-            raise ValueError(f"layout={self.layout!r} requires an array with four axes, got shape {x.shape}")
-        if x.dtype == np.uint8 and x.ndim == 3:
-            return x[:, None]
-        last = self.layout == "NHWC"
-        if x.dtype == np.uint8 and self.layout == "auto":
-            last = self._channels_are_last(x.shape)
-        return np.moveaxis(x, -1, 1) if last else x
 
-    @staticmethod
-    def _channels_are_last(shape: tuple[int, ...]) -> bool:
-        first, last = (len(shape) == 4 and shape[axis] in _CHANNELS for axis in (1, 3))
-        if not first and not last:
-            raise ValueError(
-                f"bytes must be (N, H, W), (N, H, W, C) or (N, C, H, W) with C in {_CHANNELS}, got {shape}"
-            )
-        if first and last:
-            raise ValueError(f"{shape} has channels before or after height and width: give layout='NCHW' or 'NHWC'")
-        return last
+def _written_form(arrays: dict[str, np.ndarray]) -> tuple[Range | None, str] | None:
+    """The range and the layout beside samples that `openedm sample` wrote; None if there are none."""
+    if "samples" not in arrays or "seeds" not in arrays or "layout" not in arrays:
+        return None
+    range, layout = arrays.get("range"), str(arrays["layout"])
+    if layout not in LAYOUTS or not (range is None or range.shape == (2,)):
+        return None
+    return None if range is None else (float(range[0]), float(range[1])), layout
 
 
-def _to_tensor(x: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.ascontiguousarray(x, dtype=np.uint8 if x.dtype == np.uint8 else np.float32))
+def _to_tensor(x: np.ndarray, layout: str) -> tuple[torch.Tensor, Layout | None]:
+    """The data as a tensor, and the layout for `InMemory`; bytes are turned here, so that samples are not."""
+    if x.dtype.kind not in "biuf":
+        raise TypeError(f"the data must be floating point, integers or bool, got {x.dtype}")
+    pixels = x.dtype in (np.uint8, np.uint16, np.bool_)
+    if layout == "NHW" or (pixels and layout == "auto" and x.ndim == 3):
+        checks.one_of("the number of axes with layout='NHW'", x.ndim, (3,))
+        x, layout = x[:, None], "channels_first"
+    elif pixels and layout == "auto" and x.ndim == 4:
+        last = _channels_are_last(x.shape)
+        if last and x.dtype == np.uint8:
+            x, last = np.moveaxis(x, -1, 1), False
+        layout = "channels_last" if last else "channels_first"
+    elif layout == "auto" and x.ndim == 3 and x.shape[1] == x.shape[2] >= 8:
+        warnings.warn(
+            f"{x.shape} is taken as samples of {x.shape[1]} channels: give layout='NHW' if they are pictures without "
+            "an axis of channels, or layout='channels_first' if this is right",
+            stacklevel=4,
+        )
+    if x.dtype.kind == "u" and x.dtype.itemsize > 2:
+        x = x.astype(np.int64)
+    elif x.dtype.kind == "f" and x.dtype.itemsize > 8:
+        x = x.astype(np.float64)
+    native = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
+    return torch.from_numpy(native), None if layout == "auto" else cast(Layout, layout)
+
+
+def _channels_are_last(shape: tuple[int, ...]) -> bool:
+    """Whether the channels of pixels are the last axis: 1, 3 or 4 on one side only, or any beside a square.
+
+    Raises:
+        ValueError: both or neither may be the axis of channels.
+    """
+    first, last = shape[1], shape[3]
+    if (first in _CHANNELS) != (last in _CHANNELS):
+        return last in _CHANNELS
+    square_behind, square_before = shape[2] == shape[3], shape[1] == shape[2]
+    if first in _CHANNELS or square_behind == square_before:
+        raise ValueError(f"{shape} has channels before or after height and width: give layout='NCHW' or 'NHWC'")
+    return square_before
 
 
 def _check_labels(labels: np.ndarray, samples: int) -> torch.Tensor:

@@ -12,14 +12,15 @@ from itertools import accumulate
 from typing import Literal
 
 import torch
-from jaxtyping import Float, Int, Shaped
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from openedm.conditions import ConditionLayout
+from openedm.data.stored import Stored
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
-__all__ = ["Batch", "Chunks", "Dataset", "Indices", "Kind", "Source", "Statistics", "as_float", "as_index", "measure"]
+__all__ = ["Batch", "Chunks", "Dataset", "Indices", "Kind", "Source", "Statistics", "as_index", "measure"]
 
 _MAX_PROBED_CHUNKS = 32
 """The largest number of chunks from which `Dataset.spread` takes samples."""
@@ -76,6 +77,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         kind: "images" are in [-1, 1] and can be shown; "vectors" are all other data.
         condition_shape: shape of the float condition that each sample has in place of a label, or beside it with
             `num_classes` > 0; None when there is none.
+        stored: the numbers and axes in which the samples are stored, which samples of a model are converted back to;
+            None for bytes of images, and for data that are used as they are.
         chunks: the grouping of samples in storage, if training should follow it; None if any order is as fast.
     """
 
@@ -84,6 +87,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     class_names: tuple[str, ...] | None
     kind: Kind
     condition_shape: tuple[int, ...] | None = None
+    stored: Stored | None = None
     chunks: Chunks | None = None
 
     @property
@@ -158,11 +162,6 @@ def as_index(indices: Indices, length: int) -> Int[Tensor, " batch"]:
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < length:
         raise IndexError(f"indices must be between 0 and {length - 1}, got {int(index.min())} … {int(index.max())}")
     return index
-
-
-def as_float(x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:
-    """`x` as float32; bytes 0 … 255 are scaled to [-1, 1]."""
-    return x.float().div_(127.5).sub_(1) if x.dtype == torch.uint8 else x.float()
 
 
 @dataclass(frozen=True)

@@ -17,9 +17,10 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
-from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_float, as_index
+from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_index
 from openedm.data.decoding import decode_image, read_shape
 from openedm.data.memory import InMemory
+from openedm.data.stored import as_float
 from openedm.ground import checks
 
 __all__ = ["EncodedImages", "ImageSource", "MemoryImages", "check_class"]

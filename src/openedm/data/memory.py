@@ -1,5 +1,6 @@
 """Datasets in memory, of samples with labels or conditions, and any torch dataset as a `Dataset`."""
 
+import math
 import operator
 from collections.abc import Sequence
 from typing import Any
@@ -10,9 +11,14 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from openedm.conditions import pack
-from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_float, as_index
+from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_index
+from openedm.data.stored import FULL_RANGES, Layout, Range, Stored, as_float, find_stored, warn_of_values
 
 __all__ = ["InMemory", "Pairs", "wrap"]
+
+
+_NUM_PROBED = 8
+"""The number of samples of a wrapped dataset whose values are compared with the range of images."""
 
 
 class InMemory(Dataset):
@@ -26,17 +32,26 @@ class InMemory(Dataset):
     '2 vectors of 2 in 2 classes'
 
     Args:
-        x: `(num_samples, *event)`. Floating point is kept unchanged; uint8 `(num_samples, channels, height, width)` is
-            images, kept as bytes and scaled to [-1, 1] when fetched.
+        x: `(num_samples, *event)`. Floating point is kept unchanged without a `range`; uint8, uint16 and bool
+            `(num_samples, channels, height, width)` are images, kept as they are and scaled from their full range to
+            [-1, 1] when fetched. Other integers require a `range`.
         labels: class of each sample, integers >= 0.
         num_classes: at least 1 + the largest label, which is the default; the number of names if names are given.
         class_names: one name per class.
         kind: "images" or "vectors"; by default samples with three axes and values in [-1, 1] are images.
+        range: the two numbers in `x` that become −1 and 1, such as (0, 1) for pictures of torchvision's ToTensor. (-1,
+            1) says that the values are right as they are.
+        layout: "channels_last" (or "NHWC" for images) if the last axis of `x` is the channels, which becomes the first
+            of an event; "channels_first" (or "NCHW") if a shape such as 32×32×3 does have 32 channels.
 
     Raises:
         TypeError: `x` or `labels` has another dtype.
-        ValueError: there are no samples or there is no event axis, a value is not finite, images are outside [-1, 1],
-            or labels do not fit.
+        ValueError: there are no samples or there is no event axis, a value is not finite or outside `range`, images are
+            outside [-1, 1], the channels seem to be in the last axis and `layout` is not given, or labels do not fit.
+
+    Warns:
+        UserWarning: floating-point images are in another range than [-1, 1], such as [0, 1], and `range` is not given;
+            or so are bytes in [0, 1] and 16 bits in [0, 255].
     """
 
     def __init__(
@@ -47,25 +62,13 @@ class InMemory(Dataset):
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
         kind: Kind | None = None,
+        range: Range | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        if not (x.is_floating_point() or x.dtype == torch.uint8):
-            raise TypeError(f"x must be floating point or uint8, got {x.dtype}")
-        if x.dim() < 2 or x.numel() == 0:
-            raise ValueError(f"x must be (samples, *event) with at least one value, got shape {tuple(x.shape)}")
-        self._x = x.detach() if x.dtype == torch.uint8 else x.detach().float()
-        if x.dtype != torch.uint8:
-            _check_finite("x", self._x)
+        self._x, self.kind, stored = _read(x, kind, range, layout)
+        self.stored = None if stored.is_default else stored
         self._labels = None if labels is None else _check_labels(labels, len(x))
-        self.event_shape = tuple(x.shape[1:])
-        in_range = x.dtype == torch.uint8 or float(self._x.abs().max()) <= 1 + 1e-3
-        self.kind = kind or ("images" if len(self.event_shape) == 3 and in_range else "vectors")
-        if self.kind == "images" and not in_range:
-            raise ValueError(
-                f"images must be in [-1, 1], but x reaches {float(self._x.abs().max()):g}: scale it, for example "
-                "x / 127.5 - 1 for bytes, or give kind='vectors'"
-            )
-        if (x.dtype == torch.uint8 or self.kind == "images") and (len(self.event_shape) != 3 or self.kind != "images"):
-            raise ValueError(f"images must have shape (channels, height, width), got {self.event_shape} of {x.dtype}")
+        self.event_shape = tuple(self._x.shape[1:])
         largest = None if self._labels is None else int(self._labels.max())
         self.num_classes, self.class_names = _classes(largest, num_classes, class_names)
 
@@ -75,7 +78,11 @@ class InMemory(Dataset):
     def fetch(self, indices: Indices) -> Batch:
         index = as_index(indices, len(self))
         labels = None if self._labels is None else self._labels[index]
-        return as_float(self._x[index]), labels
+        return self._events(index), labels
+
+    def _events(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
+        x = self._x.view(torch.int16)[index].view(torch.uint16) if self._x.dtype == torch.uint16 else self._x[index]
+        return as_float(x)
 
 
 class Pairs(InMemory):
@@ -101,7 +108,7 @@ class Pairs(InMemory):
             for the embedding of a network; an image with the spatial sizes of x is for its input.
         labels, num_classes, class_names: as for `InMemory`.
         allow_nan: whether a condition may have NaN, which marks absent entries, such as members of a set.
-        kind: as for `InMemory`.
+        kind, range, layout: as for `InMemory`.
 
     Raises:
         TypeError: `x` or `condition` has another dtype.
@@ -121,8 +128,12 @@ class Pairs(InMemory):
         class_names: Sequence[str] | None = None,
         allow_nan: bool = False,
         kind: Kind | None = None,
+        range: Range | None = None,
+        layout: Layout | None = None,
     ) -> None:
-        super().__init__(x, labels, num_classes=num_classes, class_names=class_names, kind=kind)
+        super().__init__(
+            x, labels, num_classes=num_classes, class_names=class_names, kind=kind, range=range, layout=layout
+        )
         self._condition = _check_condition(condition, len(x), allow_nan)
         self.condition_shape = tuple(condition.shape[1:])
 
@@ -132,7 +143,7 @@ class Pairs(InMemory):
         condition = self._condition[index]
         if self._labels is not None:
             condition = pack(self._labels[index], condition)
-        return as_float(self._x[index]), condition
+        return self._events(index), condition
 
 
 class _WrappedDataset(Dataset):
@@ -142,12 +153,18 @@ class _WrappedDataset(Dataset):
         num_classes: int | None,
         class_names: Sequence[str] | None,
         kind: Kind | None,
+        range: Range | None,
+        layout: Layout | None,
     ) -> None:
         self._dataset = dataset
         self._length = len(dataset)  # type: ignore[arg-type]
         if self._length == 0:
             raise ValueError("dataset has no samples")
-        x, label = _split_item(dataset[0], 0)
+        first, label = _split_item(dataset[0], 0)
+        self._stored = find_stored(first[None], range, layout, name="dataset")
+        self.stored = None if self._stored.is_default else self._stored
+        warn_of_values(self._probe(), self._stored, images=kind != "vectors", name="dataset")
+        x = self._stored.events(first[None])[0]
         names = (
             class_names if class_names is not None else getattr(dataset, "classes", None) if label is not None else None
         )
@@ -165,8 +182,16 @@ class _WrappedDataset(Dataset):
         x = torch.stack([x for x, _ in items]) if items else torch.empty(0, *self.event_shape)
         return x, torch.tensor([label for _, label in items], dtype=torch.int64) if self.num_classes else None
 
+    def _probe(self) -> Shaped[Tensor, "probed *event"]:
+        """Some samples in the axes of events, for their values."""
+        chosen = [i * len(self) // _NUM_PROBED for i in range(min(len(self), _NUM_PROBED))]
+        x = [_split_item(self._dataset[i], i)[0] for i in dict.fromkeys(chosen)]
+        found = torch.stack([one for one in x if one.shape == x[0].shape])
+        return found.movedim(-1, 1) if self._stored.channels_last else found
+
     def _item(self, index: int) -> tuple[Tensor, int | None]:
         x, label = _split_item(self._dataset[index], index)
+        x = self._stored.events(x[None])[0]
         if tuple(x.shape) != self.event_shape:
             raise ValueError(f"dataset[{index}] has shape {tuple(x.shape)}, but dataset[0] has {self.event_shape}")
         if not x.isfinite().all():
@@ -182,35 +207,68 @@ def wrap(
     num_classes: int | None = None,
     class_names: Sequence[str] | None = None,
     kind: Kind | None = None,
+    range: Range | None = None,
+    layout: Layout | None = None,
 ) -> Dataset:
     """A map-style torch dataset whose items are `x`, `(x,)` or `(x, label)`, as a `Dataset`.
 
     Args:
-        dataset: `x` is a tensor or array. Floating point is kept unchanged (scale images to [-1, 1]); uint8
-            (channels, height, width) is scaled from 0 … 255 to [-1, 1].
+        dataset: `x` is a tensor or array. Floating point is kept unchanged without a `range`; uint8, uint16 and bool
+            are scaled from their full range to [-1, 1].
         num_classes: required for labels, unless there are `class_names` or the dataset has a list `classes`.
         class_names: one name per class.
         kind: "images" or "vectors"; by default samples with three axes are images.
+        range, layout: as for `InMemory`, such as range=(0, 1) after torchvision's ToTensor.
 
     Raises:
-        ValueError: `dataset` is empty, or the number of classes is not known. When fetched: a sample differs in shape
-            from the first, is not finite, or has a label that does not fit; the message names the index.
+        ValueError: `dataset` is empty, or the number of classes is not known; or as for `InMemory`. When
+            fetched: a sample differs in shape from the first, is not finite, or has a label that does not fit; the
+            message names the index.
 
     >>> pairs = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
     >>> wrap(pairs, num_classes=5).describe()
     '5 vectors of 2 in 5 classes'
     """
-    return _WrappedDataset(dataset, num_classes, class_names, kind)
+    return _WrappedDataset(dataset, num_classes, class_names, kind, range, layout)
 
 
 def _split_item(item: Any, index: int) -> tuple[Tensor, int | None]:
     x, label = (*item, None)[:2] if isinstance(item, tuple | list) else (item, None)
     if isinstance(x, np.ndarray):
         x = torch.as_tensor(x)
-    if not isinstance(x, Tensor) or not (x.is_floating_point() or x.dtype == torch.uint8):
+    if not isinstance(x, Tensor) or x.is_complex():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"dataset[{index}] must be a floating-point or uint8 tensor or array, got {got}")
-    return as_float(x), None if label is None else operator.index(label)
+        raise TypeError(f"dataset[{index}] must be a floating-point, integer or bool tensor or array, got {got}")
+    return x, None if label is None else operator.index(label)
+
+
+def _read(
+    x: Shaped[Tensor, "samples *stored"], kind: Kind | None, range: Range | None, layout: Layout | None
+) -> tuple[Shaped[Tensor, "samples *event"], Kind, Stored]:
+    """The samples as they are kept in memory, their kind, and how they were stored; all checked."""
+    if x.dim() < 2 or x.numel() == 0:
+        raise ValueError(f"x must be (samples, *event) with at least one value, got shape {tuple(x.shape)}")
+    stored = find_stored(x, range, layout)
+    x = x.detach().movedim(-1, 1) if stored.channels_last else x.detach()
+    if x.is_floating_point():
+        _check_finite("x", x)
+    warn_of_values(x, stored, images=kind != "vectors")
+    full_range = range is None and stored.dtype in FULL_RANGES
+    x = x.contiguous() if full_range else stored.scale(x)
+    highest = 1.0 if full_range else float(x.abs().max())
+    if not math.isfinite(highest):  # in float32
+        _check_finite("x", x)
+    shape = tuple(x.shape[1:])
+    kind = kind or ("images" if len(shape) == 3 and highest <= 1 + 1e-3 else "vectors")
+    if kind == "images" and highest > 1 + 1e-3:
+        raise ValueError(
+            f"images must be in [-1, 1], but x reaches {highest:g}: give the numbers that become -1 and 1, such as "
+            "range=(0, 255) for bytes, or kind='vectors'"
+        )
+    if (full_range or kind == "images") and (len(shape) != 3 or kind != "images"):
+        other = f"; give range={FULL_RANGES[stored.dtype]} for other data in [-1, 1]" if full_range else ""
+        raise ValueError(f"images must have shape (channels, height, width), got {shape} of {stored.dtype}{other}")
+    return x, kind, stored
 
 
 def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: bool = False) -> None:

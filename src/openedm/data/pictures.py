@@ -10,15 +10,19 @@ import torch
 from jaxtyping import Float, Int64, UInt8
 from torch import Tensor
 
+from openedm.data.deep import AnyPixels, encode_deep
+from openedm.data.stored import Stored
 from openedm.ground import checks
 from openedm.ground.storage import replacing
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Pixels", "grid_columns", "image_grid", "save_image", "to_image", "to_uint8"]
+__all__ = ["IMAGE_CHANNELS", "Pixels", "grid_columns", "image_grid", "save_image", "to_image", "to_pixels", "to_uint8"]
 
 Pixels = UInt8[np.ndarray, "rows columns bands"]
+IMAGE_CHANNELS = (1, 3, 4)
+"""The numbers of channels that an image file can hold: grey, RGB, RGB with alpha."""
 
 
 def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
@@ -35,6 +39,22 @@ def to_uint8(x: Float[Tensor, "*shape"]) -> UInt8[Tensor, "*shape"]:
     return ((x.float() + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
 
 
+def to_pixels(x: Float[Tensor, "channels height width"], stored: Stored | None = None) -> AnyPixels:
+    """A sample in [-1, 1] as the pixels of an image file, `(height, width, channels)`.
+
+    Bytes by default, 16 bits for `stored` in uint16, and bool for a mask of one channel. Integers with a range are the
+    stored numbers.
+
+    Raises:
+        ValueError: `x` has NaN.
+    """
+    if stored is None or stored.dtype not in ("bool", "uint8", "uint16") or (stored.bits == 1 and len(x) > 1):
+        pixels: Pixels = to_uint8(x.detach()).cpu().permute(1, 2, 0).numpy()
+        return pixels
+    found: AnyPixels = Stored(stored.dtype, stored.range, channels_last=True).restore(x[None])[0]
+    return found
+
+
 def image_grid(
     x: Float[Tensor, "batch channels height width"],
     columns: int | None = None,
@@ -49,18 +69,19 @@ def image_grid(
     (33, 50, 1)
 
     Args:
-        x: images in [-1, 1] with 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels.
+        x: images in [-1, 1] with 1 (grey), 3 (RGB) or 4 (RGB and alpha) channels. Of any other number of channels the
+            first three are shown as RGB, of two channels the first.
         columns: images in a row; ⌈√batch⌉ by default.
         padding: pixels between images.
         scale: enlarge each image by this whole factor, without smoothing.
         background: the byte between the images and in the empty part of the last row.
 
     Raises:
-        ValueError: an argument is outside its range, there are no images, or they have other channels or NaN.
+        ValueError: an argument is outside its range, there are no images, or they have NaN.
     """
+    x = x if x.shape[1] in IMAGE_CHANNELS else x[:, : 1 if x.shape[1] == 2 else 3]
     batch, channels, height, width = x.shape
     checks.at_least("the number of images in x", batch, 1)
-    checks.one_of("channels of x", channels, (1, 3, 4))
     columns = math.ceil(math.sqrt(batch)) if columns is None else columns
     checks.at_least("columns", columns, 1)
     checks.at_least("padding", padding, 0)
@@ -83,8 +104,8 @@ def grid_columns(labels: Int64[Tensor, "seeds"] | None) -> int | None:
     return classes if 2 <= classes <= 20 else None
 
 
-def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":
-    """A PIL image, from bytes `(height, width, channels)` or a sample in [-1, 1] `(channels, …)`.
+def to_image(image: AnyPixels | Float[Tensor, "channels height width"]) -> "Image":
+    """A PIL image, from bytes or bool `(height, width, channels)` or a sample in [-1, 1] `(channels, …)`.
 
     Raises:
         ValueError: the number of channels is not 1, 3 or 4, or there are NaN.
@@ -92,17 +113,26 @@ def to_image(image: Pixels | Float[Tensor, "channels height width"]) -> "Image":
     import PIL.Image
 
     array = to_uint8(image.detach()).cpu().permute(1, 2, 0).numpy() if isinstance(image, Tensor) else image
-    checks.one_of("channels of image", array.shape[-1], (1, 3, 4))
+    checks.one_of("channels of image", array.shape[-1], IMAGE_CHANNELS)
     return PIL.Image.fromarray(array[:, :, 0] if array.shape[-1] == 1 else array)
 
 
-def save_image(image: Pixels | Float[Tensor, "channels height width"], path: str | os.PathLike[str]) -> None:
-    """Write one image, an argument as for `to_image`, in the format of the suffix of `path`.
+def save_image(
+    image: AnyPixels | Float[Tensor, "channels height width"],
+    path: str | os.PathLike[str],
+    stored: Stored | None = None,
+) -> None:
+    """Write one image in the format of the suffix of `path`.
 
     The file appears complete or not at all.
 
+    Args:
+        image: pixels `(height, width, channels)` in bytes, 16 bits or bool, or a sample in [-1, 1] `(channels, …)`.
+        path: the file to write; 16 bits require .png.
+        stored: how the data of the sample are stored, which decides on the bits of a channel; None for bytes.
+
     Raises:
-        ValueError: as for `to_image`, or the suffix is not that of a known image format.
+        ValueError: as for `to_image`, the suffix is not that of a known image format, or 16 bits are not for .png.
     """
     import PIL.Image
 
@@ -110,6 +140,14 @@ def save_image(image: Pixels | Float[Tensor, "channels height width"], path: str
     image_format = PIL.Image.registered_extensions().get(path.suffix.lower())
     if image_format is None:
         raise ValueError(f"path must end in an image format such as .png, got {str(path)!r}")
-    pil_image = to_image(image)
+    pixels = to_pixels(image, stored) if isinstance(image, Tensor) else image
+    checks.one_of("channels of image", pixels.shape[-1], IMAGE_CHANNELS)
+    if pixels.dtype == np.uint16:
+        checks.one_of("the format of 16 bits a channel", image_format, ("PNG",))
+        content = encode_deep(pixels)
+        with replacing(path) as temporary:
+            temporary.write_bytes(content)
+        return
+    pil_image = to_image(pixels)
     with replacing(path) as temporary:
         pil_image.save(temporary, format=image_format)

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 
-from openedm.data import save_image
-from openedm.data.pictures import grid_columns, image_grid
+from openedm.data import Stored, save_image
+from openedm.data.pictures import IMAGE_CHANNELS, grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
 from openedm.ground.legacy import upgrade
@@ -31,8 +31,10 @@ class SampleFiles:
     Args:
         source: draws the samples.
         out: a folder of PNG files, with the classes in dataset.json; or the file to write, for npz and grid.
-        format: png, one file a seed; npz, arrays `samples`, `seeds` and `labels` in one file (also for data that are
-            not images); grid, one PNG with all images.
+        format: png, one file a seed, of 16 bits a channel or of one bit where the data had them; npz, arrays `samples`,
+            `seeds` and `labels` in one file (also for data that are not images, or have other than 1, 3 or 4 channels),
+            in the numbers and axes of the data, where these were not bytes; grid, one PNG with all images, of which
+            the first three channels are shown.
 
     Raises:
         ValueError: `out` does not fit the format or exists, or the samples are not images.
@@ -42,6 +44,12 @@ class SampleFiles:
         checks.one_of("format", format, get_args(Format))
         if format != "npz":
             _check_images(f"format must be 'npz', got {format!r}", source)
+        channels = source.model.event_shape[0]
+        if format == "png" and channels not in IMAGE_CHANNELS:
+            raise ValueError(
+                f"format must be 'npz' or 'grid', got 'png': a PNG file holds 1, 3 or 4 channels, and samples have "
+                f"{channels}; a grid shows the first three"
+            )
         self.source, self.out, self.format = source, Path(out), format
         if format != "png":
             new_path("out", out, [".npz" if format == "npz" else ".png"])
@@ -90,7 +98,7 @@ class SampleFiles:
         for drawn, x in self.source.draw(prepared, mine, batch_size):
             for seed, one in zip(drawn, x, strict=True):
                 if self.format == "png":
-                    save_image(one, self._path(seed))
+                    save_image(one, self._path(seed), self.source.model.stored)
                 else:
                     write_array(self._path(seed), one)
             done += len(drawn)
@@ -116,16 +124,26 @@ class SampleFiles:
         labels = self.source.labels(seeds)
         if self.format == "npz":
             classes = {} if labels is None else {"labels": labels.numpy()}
-            write_arrays(self.out, {"samples": arrays, "seeds": np.array(seeds), **classes})
+            samples = _restored(arrays, self.source.model.stored)
+            write_arrays(self.out, {**samples, "seeds": np.array(seeds), **classes})
         else:
             x = torch.from_numpy(arrays)
             save_image(image_grid(x, grid_columns(labels), scale=max(1, 32 // x.shape[-1])), self.out)
         shutil.rmtree(self.parts)
 
 
+def _restored(arrays: np.ndarray, stored: Stored | None) -> dict[str, np.ndarray]:
+    """The samples in the numbers and axes of the data, and what `data.Arrays` needs to read them as events again."""
+    if stored is None:
+        return {"samples": arrays}
+    layout = np.array("channels_last" if stored.channels_last else "channels_first")
+    given = {} if stored.range is None else {"range": np.array(stored.range)}
+    return {"samples": stored.restore(torch.from_numpy(arrays)), "layout": layout, **given}
+
+
 def _check_images(what: str, source: CheckpointSampler) -> None:
     shape = source.model.event_shape
-    if not (source.model.images and shape[0] in (1, 3, 4)):
+    if not source.model.images:
         raise ValueError(f"{what}: samples of shape {shape} are not images")
 
 

@@ -74,7 +74,7 @@ class RunFigures(Observer):
     def _write(self, images: int, x: Tensor, columns: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"samples-{images:012d}"
-        if len(x.shape) == 4 and x.shape[1] in (1, 3, 4):
+        if len(x.shape) == 4:
             save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self._folder / f"{name}.png")
         else:
             write_array(self._folder / f"{name}.npy", x)

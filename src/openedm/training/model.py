@@ -7,7 +7,7 @@ from torch import nn
 
 from openedm import preconditioning as preconditionings
 from openedm.conditions import ConditionLayout
-from openedm.data import Dataset, measure
+from openedm.data import Dataset, Stored, measure
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice
@@ -33,6 +33,8 @@ class Model(Choice):
         condition_dropout: whether training also leaves float conditions out (`options.label_dropout` > 0), so that the
             denoiser works without condition.
         augment_dim: width of the augmentation labels of the network in training; 0 for none.
+        stored: the numbers and axes of the training data, in which samples are written; None for images of bytes, and
+            for numbers that are used as they are.
 
     Raises:
         ValueError: a value is out of its range, the names do not fit the classes, or there is `condition_dropout`
@@ -49,6 +51,7 @@ class Model(Choice):
     condition_shape: tuple[int, ...] | None = None
     augment_dim: int = 0
     condition_dropout: bool = False
+    stored: Stored | None = None
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -105,6 +108,7 @@ class Model(Choice):
             condition_shape=condition_shape,
             augment_dim=augment_dim,
             condition_dropout=condition_dropout and condition_shape is not None,
+            stored=dataset.stored,
         )
 
     def build(self, seed: int | None = 0) -> Preconditioned:
