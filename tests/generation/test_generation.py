@@ -82,7 +82,7 @@ def test_npz_files_hold_the_numbers_and_axes_of_the_data(tmp_path, x, options):
 
 
 def test_a_png_of_five_channels_is_refused_with_the_formats_to_use(tmp_path):
-    data = InMemory(torch.zeros(8, 5, 8, 8, dtype=torch.uint8))
+    data = InMemory(torch.randint(0, 256, (8, 5, 8, 8), dtype=torch.uint8))
     path = untrained(tmp_path / "checkpoint", Model.for_data(data, UNET))
     source = CheckpointSampler(path, SamplingOptions(nfe=5))
     with pytest.raises(ValueError, match=r"format must be 'npz' or 'grid', got 'png': .* 1, 3 or 4 .* have 5"):
