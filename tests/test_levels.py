@@ -39,7 +39,7 @@ def test_levels_hit_the_ends_of_their_range_exactly(levels: Levels) -> None:
 @pytest.mark.parametrize("rule", [Karras, VP, VE, LogLinear, IDDPM, Logistic])
 def test_one_step_means_the_highest_level_alone(rule: Callable[..., Levels]) -> None:
     levels = rule(1)
-    highest = max(u for u in iddpm_table() if u <= 81) if rule is IDDPM else levels.sigma_max
+    highest = max(u for u in iddpm_table() if u <= 81) if rule is IDDPM else levels.ends[1]
     assert listed(levels) == [highest]
 
 
@@ -267,5 +267,50 @@ def test_uniform_levels_are_the_named_rules_of_their_schedules(
 
 
 def test_uniform_levels_that_a_clipped_schedule_does_not_reach_are_refused() -> None:
-    with pytest.raises(ValueError, match="schedule must reach all levels"):
-        levels.Uniform(schedules.Cosine(sigma_min=0.1, sigma_max=10.0), 99)
+    narrow = schedules.Cosine(sigma_min=0.1, sigma_max=10.0)
+    with pytest.raises(ValueError, match=r"schedule must reach all levels from 80 to 0\.002"):
+        levels.Uniform(narrow, 99, 0.002, 80.0)
+    with pytest.raises(ValueError, match=r"schedule must reach all levels from 160 to 0\.004"):
+        levels.Uniform(narrow, 99).for_data(1.0)
+
+
+FOLLOWING = {
+    Karras: Karras(9),
+    LogLinear: LogLinear(9),
+    Logistic: Logistic(9, warp=(0.3, -0.1)),
+    levels.Uniform: levels.Uniform(schedules.LogSigma(), 9),
+}
+
+
+@pytest.mark.parametrize("rule", FOLLOWING.values(), ids=lambda rule: type(rule).__name__)
+@given(sigma_data=log_uniform(1e-6, 1e6))
+def test_levels_that_are_not_given_are_those_of_edm_in_units_of_the_data(rule: Levels, sigma_data: float) -> None:
+    resolved = rule.for_data(sigma_data)
+    assert rule.follows_data
+    assert not resolved.follows_data
+    assert resolved.ends == (0.002 * (sigma_data / 0.5), 80.0 * (sigma_data / 0.5))
+    torch.testing.assert_close(resolved.sigmas(), rule.sigmas() * sigma_data / 0.5, rtol=1e-9, atol=0)
+
+
+@pytest.mark.parametrize("rule", FOLLOWING.values(), ids=lambda rule: type(rule).__name__)
+def test_without_data_levels_are_those_of_the_paper(rule: Levels) -> None:
+    assert rule.ends == (0.002, 80.0)
+    assert rule.for_data(0.5).ends == (0.002, 80.0)
+    assert listed(rule) == listed(rule.for_data(0.5))
+
+
+@given(all_levels(), log_uniform(1e-6, 1e6))
+def test_levels_that_are_given_are_taken_as_they_are(rule: Levels, sigma_data: float) -> None:
+    assert rule.for_data(sigma_data) is rule
+
+
+@pytest.mark.parametrize("rule", [VP(9), VE(9), IDDPM(9), Explicit((2.0, 1.0))], ids=repr)
+def test_levels_of_other_papers_do_not_depend_on_the_data(rule: Levels) -> None:
+    assert rule.for_data(10.0) is rule
+
+
+def test_one_end_may_be_given_and_the_other_follow_the_data() -> None:
+    assert Karras(3, sigma_max=20.0).for_data(5.0).ends == (0.02, 20.0)
+    assert Karras(3, sigma_min=1.0).for_data(5.0).ends == (1.0, 800.0)
+    with pytest.raises(ValueError, match=r"sigma_min must be < sigma_max, got sigma_min=0.02 and sigma_max=0.01"):
+        Karras(3, sigma_max=0.01).for_data(5.0)

@@ -159,7 +159,7 @@ def test_the_default_variable_follows_the_width_of_the_data() -> None:
         scaled = GaussianMixture(
             [0.5, 0.5], [[-scale, 0.0], [scale, 0.0]], (0.1 * scale) ** 2 * torch.eye(2).double().expand(2, 2, 2)
         )
-        run = adaptive_sample(scaled, 80 * scale * x, 80 * scale, 0.002 * scale, solver=DormandPrince(1e-3 * scale))
+        run = adaptive_sample(scaled, 80 * scale * x, 80 * scale, 0.002 * scale, solver=DormandPrince(1e-3))
         evaluations.append(run.nfe)
     assert torch.equal(evaluations[0], evaluations[1])
     assert torch.equal(evaluations[1], evaluations[2])
@@ -212,7 +212,8 @@ def test_the_condition_stays_with_its_sample() -> None:
 @pytest.mark.parametrize("solver", SOLVERS, ids=repr)
 def test_a_sample_that_runs_out_of_evaluations_is_denoised_where_it_stands(solver: AdaptiveSolver) -> None:
     x, capped = HIGH * noise(32, 2), type(solver)(**{**vars(solver), "max_nfe": 25})
-    found = adaptive_sample(circle(), x, HIGH, LOW, solver=capped)
+    with pytest.warns(UserWarning, match="max_nfe=25 ended 32 of 32 samples early"):
+        found = adaptive_sample(circle(), x, HIGH, LOW, solver=capped)
     assert not bool(found.finished.any())
     assert not bool(found.failed.any())
     assert int(found.nfe.max()) <= 25
@@ -221,7 +222,8 @@ def test_a_sample_that_runs_out_of_evaluations_is_denoised_where_it_stands(solve
     torch.testing.assert_close(found.x, circle()(stopped.x, stopped.time))
     free = adaptive_sample(circle(), x, HIGH, LOW, solver=solver)
     capped = type(solver)(**{**vars(solver), "max_nfe": int(free.nfe.median())})
-    some = adaptive_sample(circle(), x, HIGH, LOW, solver=capped)
+    with pytest.warns(UserWarning, match="samples early, the worst at noise level .* raise max_nfe or tolerance"):
+        some = adaptive_sample(circle(), x, HIGH, LOW, solver=capped)
     torch.testing.assert_close(some.x[some.finished], free.x[some.finished], rtol=1e-10, atol=1e-12)
     assert torch.equal(some.finished, free.nfe <= capped.max_nfe)
 
@@ -231,10 +233,25 @@ def test_a_sample_that_runs_out_of_evaluations_is_denoised_where_it_stands(solve
 def test_even_the_smallest_caps_are_kept(solver: AdaptiveSolver, max_nfe: int) -> None:
     capped = type(solver)(**{**vars(solver), "max_nfe": max_nfe})
     counting, x = Counting(circle(), 2), HIGH * noise(2, 2)
-    found = adaptive_sample(counting, x, HIGH, LOW, solver=capped, condition=torch.arange(2))
+    with pytest.warns(UserWarning, match=f"max_nfe={max_nfe} ended 2 of 2 samples early"):
+        found = adaptive_sample(counting, x, HIGH, LOW, solver=capped, condition=torch.arange(2))
     assert torch.equal(counting.counts, found.nfe)
     assert found.nfe.tolist() == [max_nfe, max_nfe]
     torch.testing.assert_close(found.x, circle()(x, HIGH))
+
+
+def test_a_sampler_says_that_samples_ran_out_of_evaluations() -> None:
+    sampler = Sampler(Karras(2), solver=DormandPrince(max_nfe=20))
+    with pytest.warns(UserWarning, match="max_nfe=20 ended 8 of 8 samples early"):
+        sampler.sample(circle(), noise=noise(8, 2))
+
+
+def test_a_tolerance_is_in_standard_deviations_of_the_data_unless_it_is_said_to_be_in_data_units() -> None:
+    wide, x = GaussianMixture([1.0], [[0.0]], [[[100.0]]]), noise(8, 1)
+    relative = DormandPrince(1e-3, variable=LogSigma())
+    absolute = DormandPrince(1e-2, variable=LogSigma(), relative=False)
+    first, second = (adaptive_sample(wide, HIGH * x, HIGH, LOW, solver=solver) for solver in (relative, absolute))
+    assert torch.equal(first.x, second.x)
 
 
 @pytest.mark.parametrize("rows", [1, 5])

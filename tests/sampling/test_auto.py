@@ -109,7 +109,7 @@ def test_a_tolerance_is_kept_by_every_sample_and_most_err_by_a_tenth(problem: Ca
 def test_data_in_other_units_are_sampled_in_those_units(nfe: int) -> None:
     noise = SeededNoise(range(20)).draw((2,))
     plain = Auto(nfe).sample(circle(), noise=noise)
-    large = Auto(nfe, sigma_min=0.02, sigma_max=800.0).sample(circle(10.0), noise=noise)
+    large = Auto(nfe).sample(circle(10.0), noise=noise)
     torch.testing.assert_close(large, 10 * plain, rtol=1e-7, atol=1e-9)
 
 
@@ -117,10 +117,20 @@ def test_data_in_other_units_are_sampled_in_those_units(nfe: int) -> None:
 def test_the_range_of_levels_grows_with_data_that_need_it(width: float) -> None:
     gaussian = GaussianMixture([1.0], [[0.0, 0.0]], torch.eye(2, dtype=torch.float64)[None] * width**2)
     x = Auto(24).sample(gaussian, seeds=range(2000))
-    # σ_max = 40 σ_data lacks 1/(2·40²) of the width, and D at 0.04 σ_data takes away 0.04²/2.
     assert float(x.std()) == pytest.approx(width, rel=4 / math.sqrt(2 * 4000) + 0.002)
-    assert Auto(24).choose(circle()).levels.sigma_min == 0.002
-    assert Auto(24).choose(circle()).levels.sigma_max == 80.0
+    levels = Auto(24).choose(gaussian).levels
+    assert levels.ends == pytest.approx((0.004 * width, 160 * width), rel=1e-9)
+    before = Auto(24, relative=False)
+    assert before.choose(circle()).levels.ends == (0.002, 80.0)
+    assert before.choose(gaussian).levels.ends == pytest.approx((min(0.002, 0.04 * width), max(80, 40 * width)))
+
+
+@pytest.mark.parametrize("width", [1e-4, 0.5, 10.0, 1e5])
+@pytest.mark.parametrize("auto", [Auto(), Auto(tolerance=1e-3)], ids=repr)
+def test_a_gaussian_of_any_width_is_sampled_to_a_thousandth_of_it(auto: Auto, width: float) -> None:
+    gaussian = GaussianMixture([1.0], [[0.0]], [[[width**2]]])
+    noise = torch.linspace(-3, 3, 13, dtype=torch.float64)[:, None]
+    torch.testing.assert_close(auto.sample(gaussian, noise=noise) / width, noise, rtol=1e-3, atol=1e-3)
 
 
 @pytest.mark.parametrize("nfe", [8, 40, 200])

@@ -88,6 +88,7 @@ class SampleFiles:
         """
         checks.at_least("batch_size", batch_size, 1)
         accelerator = accelerator or make_accelerator()
+        prepared = self._as_drawn_before(prepared)
         if accelerator.is_main_process:
             _open_folder(self.parts, self.source.settings(prepared.sampler))
         accelerator.wait_for_everyone()
@@ -107,6 +108,14 @@ class SampleFiles:
         if accelerator.is_main_process:
             self._finish(seeds)
         return len(missing)
+
+    def _as_drawn_before(self, prepared: PreparedSampler) -> PreparedSampler:
+        """With the sampler by the rule of version 0.1, where that drew the samples that are there."""
+        path = self.parts / SETTINGS
+        if not path.is_file():
+            return prepared
+        earlier = self.source.by_earlier_rule(prepared)
+        return earlier if _same_settings(path, self.source.settings(earlier.sampler)) else prepared
 
     def _path(self, seed: int) -> Path:
         return self.parts / f"{seed:06d}{'.png' if self.format == 'png' else '.npy'}"
@@ -147,11 +156,15 @@ def _check_images(what: str, source: CheckpointSampler) -> None:
         raise ValueError(f"{what}: samples of shape {shape} are not images")
 
 
+def _same_settings(path: Path, settings: dict[str, Any]) -> bool:
+    return bool(upgrade(read_json(path)) == json.loads(json.dumps(settings)))
+
+
 def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Make the folder, or check that what it holds was drawn with the same settings."""
     path = folder / SETTINGS
     if path.is_file():
-        if upgrade(read_json(path)) != json.loads(json.dumps(settings)):
+        if not _same_settings(path, settings):
             raise ValueError(f"{folder} holds samples drawn with other settings ({path}): choose another folder")
     elif folder.exists() and any(folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no samples of this command: choose another folder")

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -43,9 +43,10 @@ class SamplingOptions(Choice):
 
     Args:
         nfe: the number of network evaluations of a sample; solver and noise levels are then chosen by rule.
-        tolerance: the error that a sample may have instead, in data units; an adaptive solver then takes the steps.
-        sigma_min: the lowest noise level with nfe or tolerance; 0.002 unless the data are very narrow.
-        sigma_max: the highest noise level with nfe or tolerance; 80 unless the data are very wide.
+        tolerance: the error that a sample may have instead, in standard deviations of the data; an adaptive solver then
+            takes the steps.
+        sigma_min: the lowest noise level with nfe or tolerance; null means EDM's 0.002 times σ_data/0.5.
+        sigma_max: the highest noise level with nfe or tolerance; null means EDM's 80 times σ_data/0.5.
         levels: noise levels by rule, or fitted to the checkpoint once, which takes a few hundred times as long as a
             sample; fitted levels are kept beside the checkpoint.
         sampler: levels, schedule, solver and stochasticity one by one, instead of nfe and tolerance. With nfe null and
@@ -189,6 +190,13 @@ class CheckpointSampler:
         sampler.check(denoiser)
         configure_execution(denoiser, precision=options.precision, compile=options.compile)
         return PreparedSampler(denoiser, sampler, origin)
+
+    def by_earlier_rule(self, prepared: PreparedSampler) -> PreparedSampler:
+        """With the sampler that version 0.1 chose, whose noise levels and tolerance were not relative to σ_data."""
+        method = self.options.method
+        if self.options.levels == "fitted" or not isinstance(method, Auto):
+            return prepared
+        return prepared._replace(sampler=replace(method, relative=False).choose(prepared.denoiser))
 
     def draw(
         self, prepared: PreparedSampler, seeds: Sequence[int], batch_size: int = 64

@@ -29,6 +29,14 @@ REWRITTEN: dict[str, Callable[[dict[str, Any]], Any]] = {
 }
 """Old room and class name → a function of its arguments that returns the configuration as it is written now."""
 
+ABSOLUTE: dict[str, frozenset[str]] = {
+    "openedm.sampling.Auto": frozenset({"nfe", "tolerance", "sigma_min", "sigma_max"}),
+    "openedm.sampling.DormandPrince": frozenset({"tolerance", "max_nfe", "first_step", "variable"}),
+    "openedm.sampling.Tsit5": frozenset({"tolerance", "max_nfe", "first_step", "variable"}),
+    "openedm.sampling.Exponential23": frozenset({"tolerance", "max_nfe", "first_step", "prediction"}),
+}
+"""Classes whose tolerances were in data units before `relative` was an argument → all arguments that they had."""
+
 
 def room_name(path: str) -> str:
     """The room and the class of a class path, without the modules between: `openedm.room.Class`.
@@ -53,6 +61,9 @@ def upgrade(config: Any) -> Any:
     old = room_name(_BARE_NAMES.get(name, name))
     if old in REWRITTEN:
         return upgrade(REWRITTEN[old](dict(upgraded.get("init_args") or {})))
+    arguments = upgraded.get("init_args")
+    if old in ABSOLUTE and isinstance(arguments, Mapping) and ABSOLUTE[old] == arguments.keys():
+        return {**upgraded, "init_args": {**arguments, "relative": False}}
     return {**upgraded, "class_path": RENAMED[old]} if old in RENAMED else upgraded
 
 

@@ -288,7 +288,7 @@ class DenoiserPosterior(Posterior):
         denoiser, sampler = self.parts.denoiser, self.sampler.choose(self.parts.denoiser)
         noise = SampleNoise(seeds, n).draw(denoiser.event_shape or (self.dim,)).to(y)
         condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
-        top = float(sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max).sigmas().max())
+        top = float(sampler.levels_for(denoiser).sigmas().max())
         centre = denoiser(torch.zeros_like(noise), top, condition)
         shape = noise.shape[1:]
         r = sampler.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=shape)

@@ -64,12 +64,15 @@ class Auto(SamplerChoice):
     """The default sampler: a rule chooses solver and levels from the number of evaluations or the tolerance.
 
     Args:
-        nfe: the number of network evaluations, ≥ 3; None means 32, or is required with a tolerance.
-        tolerance: the error of a sample, a root mean square over its coordinates, in data units; most samples have an
-            error of a tenth of it or less. None means a fixed number of evaluations.
-        sigma_min: the lowest noise level, in data units, cut to what the denoiser supports; None means EDM's 0.002, or
-            0.04 σ_data if that is lower.
-        sigma_max: the highest noise level; None means EDM's 80, or 40 σ_data if that is higher.
+        nfe: the number of network evaluations, ≥ 3; None means 32, unless there is a tolerance.
+        tolerance: the error of a sample, a root mean square over its coordinates, in units of the denoiser's σ_data;
+            most samples have an error of a tenth of it or less. None means a fixed number of evaluations.
+        sigma_min: the lowest noise level, in data units, cut to what the denoiser supports; None means EDM's 0.002
+            times σ_data/0.5.
+        sigma_max: the highest noise level; None means EDM's 80 times σ_data/0.5.
+        relative: whether the tolerance, and the noise levels that are not given, are relative to σ_data. False is the
+            rule of version 0.1: a tolerance in data units, and levels from 0.002, or 0.04 σ_data if that is lower, to
+            80, or 40 σ_data if that is higher.
 
     Raises:
         ValueError: both `nfe` and `tolerance`, or a value is out of its range.
@@ -83,6 +86,7 @@ class Auto(SamplerChoice):
     tolerance: float | None = None
     sigma_min: float | None = None
     sigma_max: float | None = None
+    relative: bool = True
 
     def __post_init__(self) -> None:
         if self.nfe is not None and self.tolerance is not None:
@@ -102,16 +106,20 @@ class Auto(SamplerChoice):
     def choose(self, denoiser: Denoiser) -> Sampler:
         """The sampler that the rule gives for a denoiser, from its range and σ_data, without an evaluation."""
         width = denoiser.sigma_data
-        low = min(0.002, 0.04 * width) if self.sigma_min is None else self.sigma_min
-        high = max(80.0, 40 * width) if self.sigma_max is None else self.sigma_max
         if self.tolerance is not None:
-            return Sampler(Logistic(2, low, high), solver=DormandPrince(self.tolerance))
+            levels = Logistic(2, *self._range(width)).for_data(width)
+            return Sampler(levels, solver=DormandPrince(self.tolerance, relative=self.relative))
         nfe = self.nfe or DEFAULT_NFE
         rule = next(setting for setting in SETTINGS if setting.max_nfe is None or nfe <= setting.max_nfe)
         solver = Multistep(rule.prediction(width), rule.variable(width), rule.predictor, rule.corrector)
-        return Sampler(
-            _supported_levels(denoiser, Logistic(nfe, low, high, rule.centre * width, rule.spread)), solver=solver
-        )
+        levels = Logistic(nfe, *self._range(width), rule.centre * width, rule.spread).for_data(width)
+        return Sampler(_supported_levels(denoiser, levels), solver=solver)
+
+    def _range(self, width: float) -> tuple[float | None, float | None]:
+        if self.relative:
+            return self.sigma_min, self.sigma_max
+        low = min(0.002, 0.04 * width) if self.sigma_min is None else self.sigma_min
+        return low, max(80.0, 40 * width) if self.sigma_max is None else self.sigma_max
 
     def fit(
         self,

@@ -97,7 +97,7 @@ def fit_levels(
     before = pilots.error(pilots.residuals(sampler.levels))
     width = denoiser.sigma_data
     starts = [pilots.make_levels(c * width, w) for c, w in STARTS]
-    original = sampler.levels.within(denoiser.sigma_min, denoiser.sigma_max)
+    original = sampler.levels_for(denoiser)
     if isinstance(original, Logistic):
         starts.append(replace(original, warp=(*original.warp, *[0.0] * (NUM_WARPS - len(original.warp)))))
     residuals = [pilots.residuals(start) for start in starts]
@@ -146,8 +146,8 @@ class _Pilots:
 
     def make_levels(self, centre: float, spread: float) -> Logistic:
         """Levels with the sampler's number and range, and this centre and spread."""
-        levels = self.sampler.levels.within(self.denoiser.sigma_min, self.denoiser.sigma_max)
-        return Logistic(levels.num_steps, levels.sigma_min, levels.sigma_max, centre, spread, (0.0,) * NUM_WARPS)
+        levels = self.sampler.levels_for(self.denoiser)
+        return Logistic(levels.num_steps, *levels.ends, centre, spread, (0.0,) * NUM_WARPS)
 
     def _run(self, sampler: Sampler) -> Float64[Tensor, "pilots *event"]:
         x = sampler.sample(self.denoiser, self.seeds, condition=self.condition, event_shape=self.event_shape)
@@ -170,11 +170,13 @@ class _Pilots:
 
 
 def _parameters(levels: Logistic) -> list[float]:
+    assert levels.centre is not None
     return [math.log(levels.centre), math.log(levels.spread), *levels.warp]
 
 
 def _round(levels: Logistic) -> Logistic:
     """The levels with their parameters rounded to six significant digits."""
+    assert levels.centre is not None
     centre, spread, *warp = (float(f"{value:.6g}") for value in (levels.centre, levels.spread, *levels.warp))
     return replace(levels, centre=centre, spread=spread, warp=tuple(warp))
 

@@ -91,7 +91,8 @@ class Sampler(SamplerChoice):
     The defaults are the deterministic EDM sampler (35 evaluations).
 
     Args:
-        levels: the noise levels, with their number and range. The range is cut to what the denoiser supports.
+        levels: the noise levels, with their number and range. Numbers that are None follow the denoiser's σ_data, and
+            the range is cut to what it supports.
         schedule: σ(t), in whose time Runge–Kutta solvers step.
         scaling: s; None means that of the schedule.
         solver: the method.
@@ -232,14 +233,21 @@ class Sampler(SamplerChoice):
         assert last is not None
         return last / (top * grid.scale(top))
 
+    def levels_for(self, denoiser: Denoiser) -> Levels:
+        """The levels with all their numbers, those that follow σ_data included, cut to the denoiser's range.
+
+        Raises:
+            ValueError: the levels are outside the denoiser's range.
+        """
+        return self.levels.for_data(denoiser.sigma_data).within(denoiser.sigma_min, denoiser.sigma_max)
+
     def grid(self, denoiser: Denoiser, *, upward: bool = False) -> Grid:
         """The levels of a run, cut to the denoiser's range and rounded to its levels, and the curve through them.
 
         Raises:
             ValueError: the levels are outside the denoiser's range.
         """
-        levels = self.levels.within(denoiser.sigma_min, denoiser.sigma_max)
-        sigmas = tuple(denoiser.round_sigma(levels.sigmas()).tolist())
+        sigmas = tuple(denoiser.round_sigma(self.levels_for(denoiser).sigmas()).tolist())
         return Grid(
             sigmas[::-1] if upward else sigmas,
             self.schedule,
@@ -247,6 +255,7 @@ class Sampler(SamplerChoice):
             self.churn,
             self.final,
             denoiser.round_sigma,
+            denoiser.sigma_data,
         )
 
     def plan(self, denoiser: Denoiser, *, upward: bool = False) -> Plan:

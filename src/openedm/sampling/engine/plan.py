@@ -19,6 +19,7 @@ from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.levels import EDM_SIGMA_DATA
 from openedm.sampling.engine.steps import Combination, Noise, Plan, Stage, State, Step, execute, unscaled
 from openedm.sampling.noise import NoiseSource
 from openedm.schedules import NoScaling, Scaling, Schedule
@@ -94,6 +95,7 @@ class Grid:
         churn: the amount of noise that is added at each level.
         final: the step from the lowest level to 0.
         round_sigma: the denoiser's rounding, applied to levels that a solver adds.
+        sigma_data: the denoiser's σ_data, for numbers of a solver that follow it.
     """
 
     sigmas: tuple[float, ...]
@@ -102,6 +104,7 @@ class Grid:
     churn: Churn = Churn()
     final: Final = "denoise"
     round_sigma: Callable[[Tensor], Tensor] = field(default=_identity, compare=False)
+    sigma_data: float = EDM_SIGMA_DATA
 
     def rounded(self, sigma: float) -> float:
         """The nearest level that the denoiser supports."""

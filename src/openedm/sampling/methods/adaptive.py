@@ -21,9 +21,10 @@ errors of single samples by a factor e^∫(J − c²) d ln σ, J a derivative of
 evaluations, the worst of all 4,300 samples 2.7e-3.
 """
 
+import warnings
 from abc import abstractmethod
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Float
@@ -69,13 +70,14 @@ class AdaptiveSolver(Solver):
     """A solver that chooses its steps for each sample, to a tolerance. It uses the first and the last level only.
 
     Args:
-        tolerance: the error of a finished sample, as a root mean square over its coordinates, in data units, > 0: most
-            samples have an error of a tenth of it or less, samples close to the border between two modes a larger one.
-            For networks in float32 it should be at least 1e-5 of the data's width.
+        tolerance: the error of a finished sample, as a root mean square over its coordinates, in units of the
+            denoiser's σ_data, > 0: most samples have an error of a tenth of it or less, samples close to the border
+            between two modes a larger one. For networks in float32 it should be at least 1e-5.
         max_nfe: the limit of evaluations of each sample, ≥ 2; a sample that needs more is denoised at the level that it
-            has reached. None means no limit.
+            has reached, with a warning. None means no limit.
         first_step: the size of the first step in the solver's variable, > 0; None means that one more evaluation
             determines it.
+        relative: whether the tolerance is in units of σ_data; otherwise it is in data units.
 
     Raises:
         TypeError: max_nfe is not an integer.
@@ -85,6 +87,7 @@ class AdaptiveSolver(Solver):
     tolerance: float = 1e-3
     max_nfe: int | None = None
     first_step: float | None = None
+    relative: bool = field(default=True, kw_only=True)
 
     def __post_init__(self) -> None:
         checks.positive("tolerance", self.tolerance)
@@ -123,6 +126,7 @@ class AdaptiveSolver(Solver):
         if len(grid.sigmas) > 1:
             solution, denoised = _flow(denoiser, x, first, last, self, condition)
             solution.check()
+            _warn_of_stopped(solution, self, last)
             yield State(0, first, first, 1.0, x, denoised)
             x, sigma = solution.x, solution.time
         else:
@@ -178,6 +182,7 @@ class DormandPrince(AdaptiveSolver):
         tolerance: see `AdaptiveSolver`.
         max_nfe: see `AdaptiveSolver`.
         first_step: see `AdaptiveSolver`.
+        relative: see `AdaptiveSolver`.
         variable: the schedule in whose time τ it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
     """
 
@@ -196,6 +201,7 @@ class Tsit5(AdaptiveSolver):
         tolerance: see `AdaptiveSolver`.
         max_nfe: see `AdaptiveSolver`.
         first_step: see `AdaptiveSolver`.
+        relative: see `AdaptiveSolver`.
         variable: the schedule in whose time τ it steps; None means atan(σ/σ_d)^½ with the denoiser's σ_d.
     """
 
@@ -214,6 +220,7 @@ class Exponential23(AdaptiveSolver):
         tolerance: see `AdaptiveSolver`.
         max_nfe: see `AdaptiveSolver`.
         first_step: see `AdaptiveSolver`.
+        relative: see `AdaptiveSolver`.
         prediction: the quantity that is interpolated, ε or D.
 
     Raises:
@@ -285,10 +292,24 @@ def adaptive_sample(
 ) -> Solution:
     """The samples to which the ODE takes x: `adaptive_flow` to σ_end, and D at that level, one evaluation more.
 
-    Arguments as for `adaptive_flow`. Samples that did not reach σ_end are denoised at the level they reached.
+    Arguments as for `adaptive_flow`. Samples that did not reach σ_end are denoised at the level they reached, with a
+    warning.
     """
     solution, _ = _flow(denoiser, x, sigma_start, sigma_end, solver, condition, at)
+    _warn_of_stopped(solution, solver, sigma_end)
     return replace(solution, x=denoiser(solution.x, solution.time, condition), nfe=solution.nfe + 1)
+
+
+def _warn_of_stopped(solution: Solution, solver: AdaptiveSolver, sigma_end: float) -> None:
+    """Warn if samples needed more than `max_nfe` evaluations."""
+    stopped = ~solution.finished & ~solution.failed
+    if bool(stopped.any()):
+        warnings.warn(
+            f"max_nfe={solver.max_nfe} ended {int(stopped.sum())} of {len(stopped)} samples early, the worst at noise "
+            f"level {float(solution.time[stopped].max()):.3g} instead of {sigma_end:.3g}; they were denoised there: "
+            "raise max_nfe or tolerance",
+            stacklevel=2,
+        )
 
 
 @torch.no_grad()
@@ -336,7 +357,7 @@ def _flow(
         start,
         end,
         method=form.pair,
-        tolerance=solver.tolerance * form.tolerance_fraction,
+        tolerance=solver.tolerance * form.tolerance_fraction * (denoiser.sigma_data if solver.relative else 1.0),
         scale=form.scale,
         linear=form.linear,
         first_step=solver.first_step,

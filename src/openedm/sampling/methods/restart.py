@@ -9,7 +9,7 @@ import math
 from dataclasses import dataclass, replace
 
 from openedm.ground import checks
-from openedm.levels import Karras
+from openedm.levels import Karras, numbers_for_data
 from openedm.sampling.engine.plan import Grid, Noise, Plan, PlannedSolver, Step
 from openedm.sampling.methods.runge_kutta import Heun
 
@@ -25,8 +25,9 @@ class Restart(PlannedSolver):
 
     Args:
         solver: any deterministic solver on fixed levels.
-        low: σ_low > 0, the level at which noise is added; the first level of the grid at or below it is used.
-        high: σ_high > low, the level after noise is added.
+        low: σ_low > 0, the level at which noise is added; the first level of the grid at or below it is used. None
+            means 0.06 for σ_data = 0.5, in proportion to σ_data.
+        high: σ_high > low, the level after noise is added; None means 0.3, in the same proportion.
         repeats: K ≥ 1, the number of restarts.
         num_steps: number of steps from σ_high to σ_low, ≥ 1, at Karras's levels.
 
@@ -39,15 +40,17 @@ class Restart(PlannedSolver):
     uses_path_noise = False
 
     solver: PlannedSolver = Heun()
-    low: float = 0.06
-    high: float = 0.3
+    low: float | None = None
+    high: float | None = None
     repeats: int = 2
     num_steps: int = 3
 
     def __post_init__(self) -> None:
-        checks.positive("low", self.low)
-        checks.positive("high", self.high)
-        checks.ordered("low", self.low, "high", self.high)
+        for name, value in (("low", self.low), ("high", self.high)):
+            if value is not None:
+                checks.positive(name, value)
+        if self.low is not None and self.high is not None:
+            checks.ordered("low", self.low, "high", self.high)
         checks.integer("repeats", self.repeats, 1)
         checks.integer("num_steps", self.num_steps, 1)
         if self.solver.stochastic:
@@ -74,16 +77,19 @@ class Restart(PlannedSolver):
         Raises:
             ValueError: the levels do not pass both `low` and `high`.
         """
-        above = tuple(sigma for sigma in grid.sigmas if sigma > self.low)
+        bounds = numbers_for_data(self, grid.sigma_data, {"low": 0.06, "high": 0.3})
+        assert bounds.low is not None
+        assert bounds.high is not None
+        above = tuple(sigma for sigma in grid.sigmas if sigma > bounds.low)
         below = grid.sigmas[len(above) :]
-        if not above or not below or grid.sigmas[0] < self.high:
+        if not above or not below or grid.sigmas[0] < bounds.high:
             raise ValueError(
-                f"low={self.low:g} and high={self.high:g} must be inside the levels, which go from "
+                f"low={bounds.low:g} and high={bounds.high:g} must be inside the levels, which go from "
                 f"{grid.sigmas[0]:g} to {grid.sigmas[-1]:g}"
             )
         low = below[0]
         restart_levels = tuple(
-            grid.rounded(sigma) for sigma in Karras(self.num_steps + 1, low, self.high).sigmas().tolist()
+            grid.rounded(sigma) for sigma in Karras(self.num_steps + 1, low, bounds.high).sigmas().tolist()
         )
         # D is not evaluated at the end of a segment, except the last: noise is added to the state.
         *start, last = self._segment(grid, (*above, low))

@@ -18,13 +18,14 @@ Xu et al. 2023 (Restart), Lu et al. 2022b (SDE-DPM-Solver++).
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import torch
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.levels import EDM_SIGMA_DATA, numbers_for_data
 from openedm.sampling.engine.plan import Combination, Grid, Noise, Plan, PlannedSolver, Stage, Step
 
 __all__ = ["Ancestral", "BandEta", "ConstantEta", "Eta", "EulerMaruyama", "PredictorCorrector"]
@@ -36,6 +37,10 @@ class Eta(Choice, ABC):
     @abstractmethod
     def value(self, sigma: float) -> float:
         """η at noise level σ."""
+
+    def for_data(self, sigma_data: float) -> "Eta":
+        """The same function for data of standard deviation `sigma_data`; itself unless it has levels that follow it."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -66,26 +71,37 @@ class BandEta(Eta):
 
     Args:
         eta: η ≥ 0.
-        low: the lowest level with noise, ≥ 0.
-        high: the highest level with noise.
+        low: the lowest level with noise, ≥ 0; None means EDM's 0.05 for σ_data = 0.5, in proportion to σ_data.
+        high: the highest level with noise; None means EDM's 50, in the same proportion.
 
     Raises:
         ValueError: a value is out of its range.
     """
 
     eta: float = 1.0
-    low: float = 0.05
-    high: float = 50.0
+    low: float | None = None
+    high: float | None = None
 
     def __post_init__(self) -> None:
         checks.at_least("eta", self.eta, 0)
         checks.finite("eta", self.eta)
-        checks.at_least("low", self.low, 0)
-        checks.ordered("low", self.low, "high", self.high)
+        if self.low is not None:
+            checks.at_least("low", self.low, 0)
+        if self.high is not None:
+            checks.positive("high", self.high)
+        if self.low is not None and self.high is not None:
+            checks.ordered("low", self.low, "high", self.high)
+
+    def for_data(self, sigma_data: float) -> "BandEta":
+        """The band with both ends: EDM's times σ_data/0.5 where they are None."""
+        return numbers_for_data(self, sigma_data, {"low": 0.05, "high": 50.0})
 
     def value(self, sigma: float) -> float:
         """η if low ≤ σ ≤ high, otherwise 0."""
-        return self.eta if self.low <= sigma <= self.high else 0.0
+        band = self.for_data(EDM_SIGMA_DATA)
+        assert band.low is not None
+        assert band.high is not None
+        return self.eta if band.low <= sigma <= band.high else 0.0
 
 
 class _OneEvaluationSolver(PlannedSolver):
@@ -99,6 +115,10 @@ class _OneEvaluationSolver(PlannedSolver):
         """One evaluation a level."""
         return num_steps
 
+    def for_data(self, sigma_data: float) -> "_OneEvaluationSolver":
+        """The same solver for data of standard deviation `sigma_data`."""
+        return self
+
     @abstractmethod
     def weights(self, sigma: float, sigma_next: float) -> tuple[float, float]:
         """The weight of ε = (x − D)/σ in x' − x, and the standard deviation of the noise."""
@@ -106,8 +126,9 @@ class _OneEvaluationSolver(PlannedSolver):
     def plan(self, grid: Grid) -> Plan:
         """Steps between neighbouring levels; the last returns D."""
         steps = []
+        solver = self.for_data(grid.sigma_data)
         for sigma, sigma_next in pairwise(grid.sigmas):
-            weight, std = self.weights(sigma, sigma_next)
+            weight, std = solver.weights(sigma, sigma_next)
             noise = Noise(std, between=(sigma, sigma_next)) if std > 0 else None
             advance = Combination(1.0, (weight / sigma,))
             steps.append(Step(sigma, sigma, 1.0, (_residual(sigma),), advance, after=noise))
@@ -129,6 +150,10 @@ class EulerMaruyama(_OneEvaluationSolver):
     """
 
     eta: Eta = ConstantEta()
+
+    def for_data(self, sigma_data: float) -> "EulerMaruyama":
+        """The solver with the η of these data."""
+        return replace(self, eta=self.eta.for_data(sigma_data))
 
     def weights(self, sigma: float, sigma_next: float) -> tuple[float, float]:
         """(1+η) (σ'−σ), √(2η σ (σ−σ'))."""
