@@ -44,7 +44,7 @@ def mixture(dimensions=1):
 
 
 def run(schedule=schedules.EDM(), dimensions=1, count=8, num_steps=12, scaling=None):
-    sampler = Sampler(levels=Karras(num_steps=num_steps), schedule=schedule, scaling=scaling)
+    sampler = Sampler(levels=Karras(num_steps, 0.002, 80.0), schedule=schedule, scaling=scaling)
     return Run(sampler, list(sampler.steps(mixture(dimensions), list(range(count)))))
 
 
