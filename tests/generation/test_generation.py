@@ -9,7 +9,7 @@ from openedm.data.stored import FULL_RANGES
 from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions, open_images
 from openedm.levels import Karras
 from openedm.networks import MLP, DDPMpp
-from openedm.sampling import Auto, Euler, Sampler
+from openedm.sampling import Auto, Churn, Euler, PublishedNoise, Sampler
 from openedm.training import Model, load_denoiser, save_checkpoint
 
 UNET = DDPMpp(model_channels=4, channel_mult=(1,), num_blocks=1, attn_resolutions=())
@@ -126,3 +126,19 @@ def test_numbers_are_compared_in_full_float32_where_steps_adapt_or_levels_are_fi
     assert not SamplingOptions().full_float32
     assert SamplingOptions(levels="fitted").full_float32
     assert SamplingOptions(nfe=None, tolerance=0.1).full_float32
+
+
+def test_published_noise_draws_classes_and_noise_as_the_published_script(checkpoint):
+    sampler = Sampler(Karras(4), churn=Churn(2.0))
+    source = CheckpointSampler(checkpoint, SamplingOptions(nfe=None, sampler=sampler), noise="published")
+    drawn = torch.cat([x for _, x in source.draw(source.prepare(), range(6), batch_size=4)])
+    noise = PublishedNoise(range(6), (2,), 2)
+    expected = sampler.sample(load_denoiser(checkpoint), noise, condition=noise.classes)
+    torch.testing.assert_close(drawn, expected, rtol=0, atol=1e-6)
+    assert source.labels(range(6)).tolist() == noise.classes.tolist()
+    assert source.settings(sampler)["noise"] == "published"
+
+
+def test_published_noise_without_effect_is_refused(checkpoint):
+    with pytest.raises(ValueError, match="noise='published' has no effect"):
+        CheckpointSampler(checkpoint, classes=[0], noise="published")

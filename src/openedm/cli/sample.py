@@ -16,7 +16,7 @@ def sample(
     out: str,
     seeds: str = "0-63",
     classes: str | None = None,
-    noise: Literal["independent", "path"] = "independent",
+    noise: Literal["independent", "path", "published"] = "independent",
     format: Format = "png",
     batch_size: int = 64,
     trajectory: str | None = None,
@@ -34,8 +34,9 @@ def sample(
         out: a folder of PNG files, with the classes in dataset.json; or the file to write, for npz and grid.
         seeds: the seeds of the samples: numbers and ranges, such as 0-63,100.
         classes: the classes, in the same form, drawn in turn; all by default.
-        noise: noise of a stochastic sampler: independent draws, or the increments of one Brownian path a seed, so that
-            samples converge as the number of steps grows.
+        noise: noise of a stochastic sampler: independent draws; path, the increments of one Brownian path a seed, so
+            that samples converge as the number of steps grows; or published, classes and noise drawn as the published
+            sampling script draws them on a CPU, so that its samples of a seed come out again.
         format: png, one file a seed, of 16 bits where the data had them; npz, arrays `samples`, `seeds` and `labels`
             in one file, for data of any shape, in the numbers and axes of the data where these were not bytes; grid,
             one PNG with all images (the first three of more than four channels).

@@ -2,16 +2,17 @@
 
 import hashlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 from accelerate import Accelerator
 from jaxtyping import Float64, Int64
 from torch import Tensor
 
 from openedm.denoiser import Denoiser, configure_execution
+from openedm.ground import checks
 from openedm.ground.choices import Choice, from_config, to_config
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import file_digest, read_json, write_json
@@ -19,6 +20,8 @@ from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.sampling import (
     Auto,
     BrownianNoise,
+    NoiseSource,
+    PublishedNoise,
     Sampler,
     SamplerChoice,
     SeededNoise,
@@ -32,6 +35,8 @@ from openedm.training import Model, find_checkpoint, load_denoiser, make_acceler
 from openedm.training.checkpoints import read_progress
 
 __all__ = ["CheckpointSampler", "PreparedSampler", "SamplingOptions"]
+
+StepNoiseName = Literal["independent", "path", "published"]
 
 FIT_VERSION = 1
 """Version of the fit of levels: fits of another version are made anew."""
@@ -134,8 +139,9 @@ class CheckpointSampler:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
         options: how samples are drawn.
         classes: the classes to draw, in turn; None means all of the model.
-        noise: what a stochastic sampler adds: independent draws, or the pieces of one Brownian path a seed, so that
-            more steps refine the same sample.
+        noise: what a stochastic sampler adds: independent draws; the pieces of one Brownian path a seed ("path"), so
+            that more steps refine the same sample; or "published", with the classes and the noise of all steps drawn as
+            the published sampling script does on a CPU (`openedm.sampling.PublishedNoise`).
 
     Attributes:
         folder: the checkpoint folder.
@@ -151,24 +157,45 @@ class CheckpointSampler:
         checkpoint: str | Path,
         options: SamplingOptions = SamplingOptions(),
         classes: Sequence[int] | None = None,
-        noise: Literal["independent", "path"] = "independent",
+        noise: StepNoiseName = "independent",
     ) -> None:
         method = options.method
+        checks.one_of("noise", noise, get_args(StepNoiseName))
         if noise == "path" and not (isinstance(method, Sampler) and method.uses_path_noise):
             raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {method}")
         self.options, self.classes, self.noise = options, classes, noise
         self.folder = find_checkpoint(checkpoint)
         self.model = read_model(self.folder)
         self.labels([])
+        if noise == "published" and isinstance(method, SamplerChoice) and not self._published_has_effect(method):
+            raise ValueError(f"noise='published' has no effect: neither classes nor noise are drawn, {method}")
         self.source = _source(self.folder, self.model, options)
 
     def labels(self, seeds: Sequence[int]) -> Int64[Tensor, "seeds"] | None:
         """The class of each seed; None for an unconditional model."""
+        if self.noise == "published" and self.classes is None and len(seeds) > 0:
+            return self._published(seeds).classes
         return class_labels(seeds, self.classes, self.model.num_classes)
+
+    def _published(self, seeds: Sequence[int]) -> PublishedNoise:
+        return PublishedNoise(seeds, self.model.event_shape, self.model.num_classes)
+
+    def _published_has_effect(self, method: SamplerChoice) -> bool:
+        draws_classes = self.model.num_classes > 0 and self.classes is None
+        return draws_classes or (isinstance(method, Sampler) and method.churn.s_churn > 0)
+
+    @property
+    def _source_of_noise(self) -> Callable[[Sequence[int]], NoiseSource]:
+        sources: dict[str, Callable[[Sequence[int]], NoiseSource]] = {
+            "independent": SeededNoise,
+            "path": BrownianNoise,
+            "published": self._published,
+        }
+        return sources[self.noise]
 
     def settings(self, sampler: Sampler) -> dict[str, Any]:
         """All that the samples depend on beside their seeds, as plain data."""
-        noise = {"noise": self.noise} if self.noise == "path" else {}
+        noise = {} if self.noise == "independent" else {"noise": self.noise}
         chosen = {**self.source, "classes": self.classes, "sampler": to_config(sampler)}
         return {**chosen, **self.options.execution, **noise}
 
@@ -208,7 +235,7 @@ class CheckpointSampler:
             seeds: one seed a sample.
             batch_size: samples drawn at a time; changes memory and speed, not the samples.
         """
-        labels, noise = self.labels(seeds), BrownianNoise if self.noise == "path" else SeededNoise
+        labels, noise = self.labels(seeds), self._source_of_noise
         return sample_batches(
             prepared.sampler, prepared.denoiser, seeds, condition=labels, batch_size=batch_size, noise=noise
         )
@@ -216,7 +243,7 @@ class CheckpointSampler:
     def trajectory(self, prepared: PreparedSampler, seeds: Sequence[int]) -> list[State]:
         """The states of the samples at each noise level, as the sampler passes through them."""
         states: list[State] = []
-        noise = (BrownianNoise if self.noise == "path" else SeededNoise)(seeds)
+        noise = self._source_of_noise(seeds)
         prepared.sampler.sample(prepared.denoiser, noise, condition=self.labels(seeds), callback=states.append)
         return states
 

@@ -9,6 +9,7 @@ from openedm.interop.edm import (
     published_names,
 )
 from openedm.interop.hub import Pretrained
+from openedm.interop.kdiffusion import SamplerFunction, from_kdiffusion, sampler_function
 from openedm.interop.pickles import DamagedFileError, UnreadableFileError, UnsafeFileError
 from openedm.interop.published import Published, publish, published_model, read_published, write_published
 
@@ -16,16 +17,19 @@ __all__ = [
     "DamagedFileError",
     "Pretrained",
     "Published",
+    "SamplerFunction",
     "UnreadableFileError",
     "UnsafeFileError",
     "edm_choice",
     "edm_denoiser",
     "edm_network",
+    "from_kdiffusion",
     "load_edm_state_dict",
     "publish",
     "published_filters",
     "published_model",
     "published_names",
     "read_published",
+    "sampler_function",
     "write_published",
 ]

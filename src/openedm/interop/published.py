@@ -47,6 +47,22 @@ MAX_ENTRIES = 200_000
 MAX_MODULES = 100_000
 MAX_DEPTH = 32
 MAX_NAME = 500
+SIGNATURES = (
+    (b"pk\x03\x04", "a zip archive, as of torch.save: published files are plain pickles"),
+    (b"\x1f\x8b", "a gzip file: unpack it first, for example with gunzip"),
+    (b"bzh", "a bzip2 file: unpack it first"),
+    (b"\xfd7zxz", "an xz file: unpack it first"),
+    (b"\x28\xb5\x2f\xfd", "a Zstandard file: unpack it first"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: fetch it with git lfs pull"),
+    (b"<!doctype html", "an HTML page, as of a failed download: open the address in a browser and download again"),
+    (b"<html", "an HTML page, as of a failed download: open the address in a browser and download again"),
+    (b"<?xml", "an XML page, as of a failed download"),
+    (b"{", "a JSON text, as of a failed download"),
+    (b"\x89hdf", "an HDF5 file"),
+    (b"\x93numpy", "a NumPy array"),
+)
+"""The first bytes, in lower case, of kinds of files that are taken for pickles, and what to do with them."""
+_MAX_SIGNATURE = 64
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,8 +188,9 @@ def parse_pickle(content: Bytes, key: str = "ema", progress: Progress = no_progr
     Raises:
         UnsafeFileError, DamagedFileError: as for `read_published`.
     """
-    if bytes(content[:2]) == b"PK":
-        raise DamagedFileError("the file must be a published pickle, got a zip archive, as of torch.save", 0)
+    other = _other_kind(bytes(content[:_MAX_SIGNATURE]))
+    if other is not None:
+        raise DamagedFileError(f"the file must be a published pickle, got {other}", 0)
     machine = Machine(content, known_globals())
     top = machine.read()
     if machine.end != len(content):
@@ -181,7 +198,8 @@ def parse_pickle(content: Bytes, key: str = "ema", progress: Progress = no_progr
     if not isinstance(top, dict):
         raise DamagedFileError(f"the file must contain a dict with {key!r}, got {describe(top)}")
     if not isinstance(top.get(key), Record):
-        raise DamagedFileError(f"entry {key!r} must be a network, got {describe(top.get(key))}")
+        found = f"got {describe(top[key])}" if key in top else "the file has no such entry"
+        raise DamagedFileError(f"entry {key!r} must be a network, but {found}: {_entries_by_kind(top)}")
     record: Record = top[key]
     kwargs = _named_arguments(
         record.class_name,
@@ -196,6 +214,25 @@ def parse_pickle(content: Bytes, key: str = "ema", progress: Progress = no_progr
         _network_name(record),
         data if isinstance(data, dict) else {},
     )
+
+
+def _other_kind(start: bytes) -> str | None:
+    """What a file is that begins with these bytes, if it is a known kind other than a pickle."""
+    if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
+        return "safetensors: name it NAME.safetensors, with NAME.json beside it, or load it with its own library"
+    text = start.lstrip().lower()
+    return next((kind for signature, kind in SIGNATURES if text.startswith(signature)), None)
+
+
+def _entries_by_kind(top: Mapping[str, Any]) -> str:
+    """The entries of a file, those that are networks first, for an error."""
+    networks = [name for name, value in top.items() if isinstance(value, Record)]
+    others = [name for name in top if name not in networks]
+    listed = {"networks": networks, "other entries": others}
+    shown = " and ".join(
+        f"{what} {', '.join(repr(name[:40]) for name in names[:20])}" for what, names in listed.items() if names
+    )
+    return f"it has {shown}; name a network as key" if networks else f"it has no network; {shown or 'nothing'}"
 
 
 def _named_arguments(class_name: str, args: Any, kwargs: Any) -> dict[str, Any]:

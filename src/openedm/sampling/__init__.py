@@ -36,7 +36,7 @@ from openedm.sampling.methods.stochastic import (
     EulerMaruyama,
     PredictorCorrector,
 )
-from openedm.sampling.noise import NoiseSource, PathNoise, SeededNoise, class_labels, initial_noise
+from openedm.sampling.noise import NoiseSource, PathNoise, PublishedNoise, SeededNoise, class_labels, initial_noise
 from openedm.sampling.sampler import Sampler, SamplerChoice, sample_batches
 
 __all__ = [
@@ -73,6 +73,7 @@ __all__ = [
     "NoiseSource",
     "PathNoise",
     "PredictorCorrector",
+    "PublishedNoise",
     "Ralston",
     "Restart",
     "RungeKutta",

@@ -8,7 +8,17 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-__all__ = ["NoiseSource", "PathNoise", "SeededNoise", "class_labels", "initial_noise"]
+from openedm.ground import checks
+
+__all__ = [
+    "EveryStepNoise",
+    "NoiseSource",
+    "PathNoise",
+    "PublishedNoise",
+    "SeededNoise",
+    "class_labels",
+    "initial_noise",
+]
 
 
 @runtime_checkable
@@ -36,6 +46,15 @@ class PathNoise(NoiseSource, Protocol):
         ...
 
 
+@runtime_checkable
+class EveryStepNoise(NoiseSource, Protocol):
+    """A source that draws at every step, also where the noise has no effect."""
+
+    def skip(self, event_shape: tuple[int, ...]) -> None:
+        """Draw the noise of a step without churn, and discard it."""
+        ...
+
+
 def unit_noise(
     source: NoiseSource | None, x: Float[Tensor, "batch *event"], between: tuple[float, float] | None = None
 ) -> Float[Tensor, "batch *event"]:
@@ -59,8 +78,9 @@ def unit_noise(
 class SeededNoise:
     """One host generator for each sample: row i is a function of `seeds[i]` and the number of earlier draws.
 
-    The stream of a seed is torch's CPU generator seeded with seed mod 2³², drawn in float32: the noise of the published
-    EDM samples for the same seeds, on every device.
+    The stream of a seed is torch's CPU generator seeded with seed mod 2³², drawn in float32. The first draw, and only
+    the first, is the noise from which the published sampling script starts for the same seed on a CPU; `PublishedNoise`
+    also draws classes and later noise as it does.
 
     Args:
         seeds: one integer ≥ 0 a sample.
@@ -75,18 +95,86 @@ class SeededNoise:
     """
 
     def __init__(self, seeds: Sequence[int]) -> None:
-        if len(seeds) == 0:
-            raise ValueError("seeds must hold at least one seed, got none")
-        for seed in seeds:
-            if not isinstance(seed, Integral) or isinstance(seed, bool):
-                raise TypeError(f"seeds must be integers, got {seed!r}")
-        if min(seeds) < 0:
-            raise ValueError(f"seeds must be >= 0, got {min(seeds)}")
+        check_seeds(seeds)
         self._generators = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]
 
     def draw(self, event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
         """The next unit Gaussian noise, one row a sample, float32 on the host."""
         return torch.stack([torch.randn(event_shape, generator=g, dtype=torch.float32) for g in self._generators])
+
+
+class PublishedNoise:
+    """The draws of the sampling script of the EDM paper's authors, in its order, one generator for each sample.
+
+    Unit noise of the start in float32; the class, uniform over all classes, for a model with classes; then noise in
+    float64 at every step of the sampler, also at steps whose noise level is not raised (γ = 0). With the sampler of
+    Algorithm 2 (`Sampler` with Heun's or Euler's method and churn) the samples of a seed are those of the script.
+
+    Args:
+        seeds: one integer ≥ 0 a sample; a generator is seeded with seed mod 2³².
+        event_shape: the shape of one sample.
+        num_classes: the number of classes of the model, 0 for none. The class is drawn even if the samples get another.
+        device: the device of the generators. The script draws on the device of the network: samples that were drawn on
+            a GPU come out again with "cuda" only, and on the same kind of GPU.
+
+    Attributes:
+        classes: the classes drawn, int64 on the host; None for a model without classes.
+
+    Raises:
+        TypeError, ValueError: as for `SeededNoise`, or num_classes < 0.
+
+    >>> source = PublishedNoise([0, 1], (1, 2, 2), num_classes=10)
+    >>> bool((source.draw((1, 2, 2)) == SeededNoise([0, 1]).draw((1, 2, 2))).all()), source.classes.shape
+    (True, torch.Size([2]))
+    """
+
+    classes: Int64[Tensor, " seeds"] | None
+
+    def __init__(
+        self,
+        seeds: Sequence[int],
+        event_shape: tuple[int, ...],
+        num_classes: int = 0,
+        *,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        check_seeds(seeds)
+        checks.at_least("num_classes", num_classes, 0)
+        self._generators = [torch.Generator(device).manual_seed(int(seed) % 2**32) for seed in seeds]
+        self._start: Tensor | None = self._randn(event_shape, torch.float32)
+        self.classes = None
+        if num_classes > 0:
+            drawn = [torch.randint(num_classes, (), generator=g, device=g.device) for g in self._generators]
+            self.classes = torch.stack(drawn).cpu()
+
+    def _randn(self, shape: tuple[int, ...], dtype: torch.dtype) -> Float[Tensor, "batch *event"]:
+        drawn = [torch.randn(shape, generator=g, dtype=dtype, device=g.device) for g in self._generators]
+        return torch.stack(drawn).cpu()
+
+    def draw(self, event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
+        """The noise of the start, then that of each step, on the host."""
+        start, self._start = self._start, None
+        return self._randn(event_shape, torch.float64) if start is None else start
+
+    def skip(self, event_shape: tuple[int, ...]) -> None:
+        """Draw the noise of a step without churn, and discard it."""
+        self._randn(event_shape, torch.float64)
+
+
+def check_seeds(seeds: Sequence[int]) -> None:
+    """Raise an error unless there are seeds, integers ≥ 0.
+
+    Raises:
+        TypeError: a seed is not an integer.
+        ValueError: there are no seeds, or one is negative.
+    """
+    if len(seeds) == 0:
+        raise ValueError("seeds must hold at least one seed, got none")
+    for seed in seeds:
+        if not isinstance(seed, Integral) or isinstance(seed, bool):
+            raise TypeError(f"seeds must be integers, got {seed!r}")
+    if min(seeds) < 0:
+        raise ValueError(f"seeds must be >= 0, got {min(seeds)}")
 
 
 def initial_noise(seeds: Sequence[int], event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:

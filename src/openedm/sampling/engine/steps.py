@@ -17,7 +17,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
-from openedm.sampling.noise import NoiseSource, unit_noise
+from openedm.sampling.noise import EveryStepNoise, NoiseSource, unit_noise
 
 __all__ = ["Combination", "Noise", "Plan", "Run", "Stage", "State", "Step", "execute", "unscaled"]
 
@@ -238,6 +238,8 @@ class Run:
         self.x = self.point = x
         if not self.finished and self.step.before is not None:
             self.point = self.step.before.add(x, self.source)
+        elif not self.finished and isinstance(self.source, EveryStepNoise):
+            self.source.skip(tuple(x.shape[1:]))
         self._start = self.point
 
 
