@@ -146,7 +146,7 @@ def expanded() -> Persistent:
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (lambda: pickled(net=network()), "entry 'ema' must be a network, but the file has no such entry: it has networks 'net'"),
+        (lambda: pickled(net=network()), "but the file has no such entry: it has networks 'net'"),
         (lambda: pickled(ema={"a": 1}), "entry 'ema' must be a network, but got dict: it has no network"),
         (lambda: pickle.dumps([1], 4), "the file must contain a dict with 'ema', got list"),
         (lambda: pickled(G_ema=network(), step=3), "no such entry: it has networks 'G_ema' and other entries 'step'"),
@@ -156,7 +156,7 @@ def expanded() -> Persistent:
         (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "got a pointer of Git LFS"),
         (lambda: b"\n <!DOCTYPE html><html></html>", "got an HTML page"),
         (lambda: b'{"error": 404}', "got a JSON text"),
-        (lambda: b"\x08" + b"\0" * 7 + b'{"a": {}}', "got safetensors"),
+        (lambda: b"\x08" + bytes(7) + b"{}", "got safetensors"),
         (lambda: pickled(ema=network()) + b"x", "the file must end with the pickle"),
         (lambda: pickled(ema=network(_init_args=[1] * 20)), "constructor arguments of EDMPrecond must be unique"),
         (lambda: pickled(ema=network(_init_args=(8,), _init_kwargs={"img_resolution": 8})), "must be unique"),
