@@ -102,7 +102,8 @@ def test_endless_json_is_an_error_and_no_recursion(tmp_path: Path) -> None:
     [
         (Model(MLP(8, 1), EDM(), event_shape=(2,), images=False), "network must be DDPMpp, NCSNpp, SongUNet or ADM"),
         (Model(DDPMpp(**SIZES), Adapter(), event_shape=(1, 8, 8)), "preconditioning must be one of EDM, VP, VE, IDDPM"),
-        (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8, 6)), "images must be square"),
+        (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8, 6)), "samples must be square images"),
+        (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8)), "samples must be square images"),
         (Model(DDPMpp(**SIZES), VP(), 0.3, (1, 8, 8)), "sigma_data must be 0.5 for VPPrecond"),
     ],
 )

@@ -356,9 +356,9 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
         raise ValueError(f"preconditioning must be one of {', '.join(c.__name__ for c in classes)}, got {precond}")
     if not isinstance(network, UNet) or not isinstance(choice, ADM | DDPMpp | NCSNpp | SongUNet):
         raise ValueError(f"network must be DDPMpp, NCSNpp, SongUNet or ADM to have published names, got {choice}")
-    channels, height, width = model.event_shape
-    if height != width:
-        raise ValueError(f"images must be square to have published names, got {model.event_shape}")
+    if len(model.event_shape) != 3 or model.event_shape[1] != model.event_shape[2]:
+        raise ValueError(f"samples must be square images to have published names, got {model.event_shape}")
+    channels, height, _ = model.event_shape
     class_name = classes[type(precond)]
     kwargs: dict[str, Any] = {"img_resolution": height, "img_channels": channels, "label_dim": model.num_classes}
     kwargs["augment_dim"] = network.signature.augment_dim

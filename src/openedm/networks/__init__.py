@@ -7,6 +7,7 @@ a vector.
 """
 
 from openedm.networks.designs import ADM, DDPMpp, NCSNpp, SongUNet
+from openedm.networks.dit import DiT
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import MLP, ConditionalMLP, ConditionalResidualMLP, ResidualMLP
 from openedm.networks.network import Network, RawNetwork, Signature
@@ -22,6 +23,7 @@ __all__ = [
     "ConditionalResidualMLP",
     "ConditionalTransformer",
     "DDPMpp",
+    "DiT",
     "ImageSummary",
     "JointTransformer",
     "MaskedTransformer",
