@@ -128,9 +128,13 @@ class ConditionLayout:
     ) -> Shaped[Tensor, "rows *part"] | None:
         """What `wanted` holds of a condition of this layout: all of it, its classes, its floats, or None for nothing.
 
+        None is no condition, and stays None.
+
         Raises:
             ValueError: `wanted` holds classes or floats that this layout does not.
         """
+        if condition is None and wanted.shape is None:
+            return None
         if not self.includes(wanted):
             raise ValueError(f"condition must hold {wanted}, but it holds {self}")
         if condition is None or wanted == self:

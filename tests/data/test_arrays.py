@@ -70,8 +70,8 @@ def test_floating_point_images_with_channels_last_can_be_turned(tmp_path):
 @pytest.mark.parametrize("dtype", [np.int64, np.int32, np.uint16, np.uint64, np.uint8])
 def test_labels_of_any_integer_type_come_from_the_archive(tmp_path, dtype):
     path = save(tmp_path, np.zeros((4, 2)), labels=np.array([0, 3, 1, 1], dtype=dtype))
-    assert everything(Arrays(path))[1].tolist() == [0, 3, 1, 1]
-    assert Arrays(path).load().num_classes == 4
+    assert everything(Arrays(path))[1].tolist() == [0, 2, 1, 1]
+    assert Arrays(path).load().describe() == "4 vectors of 2 in 3 classes (labels 0 … 3, renumbered 0 … 2)"
 
 
 def test_data_and_labels_can_be_named(tmp_path):
@@ -90,12 +90,17 @@ def test_data_and_labels_can_be_named(tmp_path):
         (np.zeros((3, 2)), {"y": np.zeros(3)}, {"key": "q"}, r"key must be one of \['x', 'y'\].* got 'q'"),
         (np.zeros((3, 2)), {"y": np.zeros(3)}, {"labels_key": "q"}, "labels_key must be one of .* got 'q'"),
         (np.zeros((3, 2)), {}, {"labels_key": "labels"}, "labels_key must be None for a .npy file, such as .*data.npy"),
-        (np.zeros((3, 2)), {"labels": np.zeros(3)}, {}, "data.npz: labels must be 3 integers, got float64"),
+        (
+            np.zeros((3, 2)),
+            {"labels": np.zeros(3)},
+            {},
+            "data.npz: labels must be integers or one-hot rows, got torch.float32",
+        ),
         (
             np.zeros((3, 2)),
             {"labels": np.array([0, 1])},
             {},
-            r"data.npz: labels must be 3 integers, got int64 of shape \(2,\)",
+            r"data.npz: labels must have shape \(3,\), one per sample, got \(2,\)",
         ),
         (np.zeros((3, 2), dtype=np.int32), {}, {}, "data.npy: x must be floating point, uint8, .* got torch.int32"),
         (

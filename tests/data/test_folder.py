@@ -161,8 +161,8 @@ TABLE = [["cat/1.png", 5], ["cat/2.png", 0], ["ant/deep/3.png", 1], ["bee\\4.png
 def test_dataset_json_names_the_classes(tmp_path, packed, labels, table, prefix):
     extra = {f"{prefix}dataset.json": json.dumps({"labels": table}).encode()}
     dataset = ImageFolder(labelled(tmp_path, packed, extra, prefix), labels=labels).load()
-    assert (dataset.num_classes, dataset.class_names) == (6, None)
-    assert dataset.fetch(range(4))[1].tolist() == [1, 1, 5, 0]
+    assert (dataset.num_classes, dataset.class_names, dataset.renumbered) == (3, ("0", "1", "5"), (0, 1, 5))
+    assert dataset.fetch(range(4))[1].tolist() == [1, 1, 2, 0]
 
 
 def test_dataset_json_may_say_that_there_are_no_labels(tmp_path, packed):

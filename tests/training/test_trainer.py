@@ -291,7 +291,7 @@ def test_an_unconditional_model_trains_on_labelled_data_without_labels(trainer):
 
 
 def test_hiding_labels_that_are_not_there_is_an_error(trainer):
-    with pytest.raises(ValueError, match=r"label_dropout must be 0 without classes, got 0\.1"):
+    with pytest.raises(ValueError, match=r"label_dropout must be 0 without classes or conditions, got 0\.1"):
         trainer(conditional=False, label_dropout=0.1)
 
 

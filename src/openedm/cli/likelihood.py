@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openedm.cli.terminal import Bars, rows
-from openedm.data import Dataset, Digits, Source
+from openedm.data import Dataset, Digits, Source, align_classes
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.storage import new_path, write_arrays, write_json
@@ -42,7 +42,7 @@ def likelihood(
 
     Args:
         checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
-        data: the data; conditional models are conditioned on the labels.
+        data: the data; conditional models are conditioned on their classes and conditions.
         num: number of samples, chosen at random; all if there are fewer.
         method: trace (exact, or Hutchinson's estimate), solver, noise levels.
         draws: number of dequantisations of each image.
@@ -60,7 +60,9 @@ def likelihood(
     target = new_path("out", out, [".json", ".npz"])
     folder, dataset = find_checkpoint(checkpoint), data.load()
     dequantisation = Dequantisation(_num_values(data, dataset) if num_values is None else num_values, draws, importance)
-    images = _check_fit(read_model(folder), dataset)
+    model = read_model(folder)
+    dataset = align_classes(dataset, model.num_classes, model.class_names)
+    images = _check_fit(model, dataset)
     if not images and (draws, importance, num_values) != (1, False, None):
         raise ValueError("draws, importance and num_values require images: other data are not dequantised")
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num].sort().values

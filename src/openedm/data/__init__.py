@@ -1,5 +1,6 @@
 """Data: samples in memory, and encoded images in folders, archives and tables, read, measured and converted."""
 
+from openedm.data.aligned import align_classes
 from openedm.data.arrays import Arrays
 from openedm.data.converting import convert, encoded_images
 from openedm.data.dataset import Batch, Chunks, Dataset, Source, Statistics, measure
@@ -37,6 +38,7 @@ __all__ = [
     "TableImages",
     "TarImages",
     "Toy",
+    "align_classes",
     "convert",
     "encoded_images",
     "image_grid",

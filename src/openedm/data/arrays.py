@@ -31,7 +31,7 @@ class Arrays(Source):
     Args:
         path: the file. Pickled objects are not read.
         key: name of the data in a .npz; by default its only array besides the labels.
-        labels_key: name of the integer labels in a .npz; by default "labels", if present.
+        labels_key: name of the labels in a .npz, integers or one-hot rows; by default "labels", if present.
         layout: whether the channels of a sample are its first axis ("channels_first"; "NCHW" of four axes) or its last
             ("channels_last", "NHWC"), or absent ("NHW"). "auto" infers the channels of images in integers from their
             number, and takes those of floating point to be the first, unless the shape is clearly that of channels in
@@ -55,7 +55,7 @@ class Arrays(Source):
         x, labels = self._pick(arrays)
         range, layout = self._form_of(arrays)
         try:
-            classes = None if labels is None else _check_labels(labels, len(x))
+            classes = None if labels is None else _labels_tensor(labels)
             tensor, found = _to_tensor(x, layout)
             if range is not None and self.range is None:  # samples of a model, which may leave the range
                 stored = find_stored(tensor, range, found)
@@ -153,7 +153,7 @@ def _channels_are_last(shape: tuple[int, ...]) -> bool:
     return square_before
 
 
-def _check_labels(labels: np.ndarray, samples: int) -> torch.Tensor:
-    if not np.issubdtype(labels.dtype, np.integer) or labels.shape != (samples,):
-        raise ValueError(f"labels must be {samples} integers, got {labels.dtype} of shape {labels.shape}")
-    return torch.from_numpy(labels.astype(np.int64))
+def _labels_tensor(labels: np.ndarray) -> torch.Tensor:
+    if labels.dtype.kind not in "iufb":
+        raise TypeError(f"labels must be integers or one-hot rows, got {labels.dtype} of shape {labels.shape}")
+    return torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.float32))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 
 from openedm.data.decoding import Form, decode_upright
 from openedm.data.encoded import EncodedImages
@@ -271,9 +272,10 @@ def _finish(
     }
     classes: dict[str, Any] = {"num_classes": 0}
     if images.labels is not None:
-        number, names = images.num_classes, images.class_names
-        arrays["label"] = images.labels[keys]
-        counts = Counter(images.labels[keys].tolist())
+        numbers = images.class_numbers
+        number, names = numbers.num_classes, numbers.names
+        arrays["label"] = numbers.of(torch.from_numpy(images.labels[keys])).numpy()
+        counts = Counter(arrays["label"].tolist())
         classes = {
             "num_classes": number,
             "class_names": None if names is None else list(names),

@@ -74,6 +74,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         event_shape: shape of one sample; (channels, height, width) for images.
         num_classes: labels are 0 … num_classes − 1; 0 when there are no labels.
         class_names: one name per class, if the source has names.
+        renumbered: the labels of the classes in increasing order, where labels that start at 1 or skip numbers were
+            renumbered; None where a label is its class.
         kind: "images" are in [-1, 1] and can be shown; "vectors" are all other data.
         condition_shape: shape of the float condition that each sample has in place of a label, or beside it with
             `num_classes` > 0; None when there is none.
@@ -85,6 +87,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     event_shape: tuple[int, ...]
     num_classes: int
     class_names: tuple[str, ...] | None
+    renumbered: tuple[int, ...] | None = None
     kind: Kind
     condition_shape: tuple[int, ...] | None = None
     stored: Stored | None = None
@@ -142,6 +145,9 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         """One line such as "1437 images of 1×8×8 in 10 classes"."""
         shape = "×".join(map(str, self.event_shape))
         classes = f"in {self.num_classes} classes" if self.num_classes else "without labels"
+        if self.renumbered is not None:
+            first, last = self.renumbered[0], self.renumbered[-1]
+            classes = f"{classes} (labels {first} … {last}, renumbered 0 … {self.num_classes - 1})"
         if self.condition_shape is not None:
             floats = f"with conditions of {'×'.join(map(str, self.condition_shape))}"
             classes = f"{classes} {floats}" if self.num_classes else floats

@@ -17,6 +17,7 @@ import torch
 from jaxtyping import Int64, UInt8
 from torch import Tensor
 
+from openedm.data.classes import ClassNumbers, number_classes
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_index
 from openedm.data.decoding import decode_image, read_shape
 from openedm.data.memory import InMemory
@@ -87,11 +88,16 @@ class EncodedImages(ABC):
                 yield read_shape(file, self.describe(index))
 
     @property
+    def class_numbers(self) -> ClassNumbers:
+        """The classes: those of the names; without names, one for each label that occurs."""
+        if self.class_names is not None:  # whose labels need not be read yet
+            return ClassNumbers(len(self.class_names), self.class_names)
+        return number_classes(self.labels)
+
+    @property
     def num_classes(self) -> int:
-        """The number of class names; without names, the largest label + 1; 0 without labels."""
-        if self.class_names is not None:
-            return len(self.class_names)
-        return 0 if self.labels is None else int(self.labels.max()) + 1
+        """The number of classes; 0 without labels."""
+        return self.class_numbers.num_classes
 
     def fingerprint(self) -> str:
         """A SHA-256 of names and classes, which an interrupted conversion compares before it continues."""
@@ -204,7 +210,9 @@ class _DecodedImages(Dataset):
     def __init__(self, images: EncodedImages, shape: Shape, resolution: int | None) -> None:
         self._images, self._resolution = images, resolution
         self.event_shape = shape
-        self.num_classes, self.class_names = images.num_classes, images.class_names
+        self._classes = images.class_numbers
+        self.num_classes, self.class_names = self._classes.num_classes, self._classes.names
+        self.renumbered = self._classes.renumbered
 
     def __len__(self) -> int:
         return len(self._images)
@@ -217,7 +225,9 @@ class _DecodedImages(Dataset):
         """All images, decoded and in memory."""
         pixels, labels = self._decode(range(len(self)))
         self._images.close()
-        return InMemory(pixels, labels, num_classes=self.num_classes or None, class_names=self.class_names)
+        dataset = InMemory(pixels, labels, num_classes=self.num_classes or None, class_names=self.class_names)
+        dataset.renumbered = self.renumbered
+        return dataset
 
     def _decode(
         self, indices: Sequence[int]
@@ -231,7 +241,7 @@ class _DecodedImages(Dataset):
                 raise ValueError(f"{name} {_difference(image.shape, self.event_shape, self._images.name(0))}")
             pixels[row] = image
             if label is not None:
-                if label >= self.num_classes:
+                if self._classes.renumbered is None and label >= self.num_classes:
                     raise ValueError(f"the class of {name} must be < {self.num_classes}, got {label}")
                 labels[row] = label
-        return pixels, labels if self.num_classes else None
+        return pixels, self._classes.of(labels) if self.num_classes else None

@@ -11,6 +11,7 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from openedm.conditions import pack
+from openedm.data.classes import number_classes, read_labels
 from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_index
 from openedm.data.stored import FULL_RANGES, Layout, Range, Stored, as_float, find_stored, warn_of_values
 
@@ -35,8 +36,10 @@ class InMemory(Dataset):
         x: `(num_samples, *event)`. Floating point is kept unchanged without a `range`; uint8, uint16 and bool
             `(num_samples, channels, height, width)` are images, kept as they are and scaled from their full range to
             [-1, 1] when fetched. Other integers require a `range`.
-        labels: class of each sample, integers >= 0.
-        num_classes: at least 1 + the largest label, which is the default; the number of names if names are given.
+        labels: class of each sample, integers >= 0 or one-hot rows.
+        num_classes: at least 1 + the largest label; the number of names if names are given. By default one class for
+            each label that occurs: labels that start at 1 or skip numbers are renumbered, and are the names of their
+            classes.
         class_names: one name per class.
         kind: "images" or "vectors"; by default samples with three axes and values in [-1, 1] are images.
         range: the two numbers in `x` that become −1 and 1, such as (0, 1) for pictures of torchvision's ToTensor. (-1,
@@ -57,7 +60,7 @@ class InMemory(Dataset):
     def __init__(
         self,
         x: Shaped[Tensor, "samples *event"],
-        labels: Int[Tensor, " samples"] | None = None,
+        labels: Shaped[Tensor, "..."] | None = None,
         *,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
@@ -67,10 +70,12 @@ class InMemory(Dataset):
     ) -> None:
         self._x, self.kind, stored = _read(x, kind, range, layout)
         self.stored = None if stored.is_default else stored
-        self._labels = None if labels is None else _check_labels(labels, len(x))
+        found, hot = (None, None) if labels is None else read_labels(labels, len(x))
+        known = hot if num_classes is None and class_names is None else num_classes
+        numbers = number_classes(found, known, class_names)
+        self._labels = None if found is None else numbers.of(found)
+        self.num_classes, self.class_names, self.renumbered = numbers.num_classes, numbers.names, numbers.renumbered
         self.event_shape = tuple(self._x.shape[1:])
-        largest = None if self._labels is None else int(self._labels.max())
-        self.num_classes, self.class_names = _classes(largest, num_classes, class_names)
 
     def __len__(self) -> int:
         return len(self._x)
@@ -122,7 +127,7 @@ class Pairs(InMemory):
         self,
         x: Shaped[Tensor, "samples *event"],
         condition: Float[Tensor, "rows *condition"],
-        labels: Shaped[Tensor, "rows ..."] | None = None,
+        labels: Shaped[Tensor, "..."] | None = None,
         *,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
@@ -172,7 +177,8 @@ class _WrappedDataset(Dataset):
             raise ValueError("num_classes must be given: the dataset has labels, but no list `classes`")
         self.event_shape = tuple(x.shape)
         self.kind = kind or ("images" if x.dim() == 3 else "vectors")
-        self.num_classes, self.class_names = _classes(None if label is None else 0, num_classes, names)
+        numbers = number_classes(None if label is None else torch.zeros(1, dtype=torch.int64), num_classes, names)
+        self.num_classes, self.class_names = numbers.num_classes, numbers.names
 
     def __len__(self) -> int:
         return self._length
@@ -277,34 +283,6 @@ def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: b
         row = int(invalid.flatten(1).any(1).nonzero()[0])
         allowed, found = ("finite or NaN", "infinity") if allow_nan else ("finite", "NaN or infinity")
         raise ValueError(f"{name} must be {allowed}, but {name}[{row}] has {found}")
-
-
-def _check_labels(labels: Shaped[Tensor, "..."], samples: int) -> Int[Tensor, " samples"]:
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise TypeError(f"labels must be integers, got {labels.dtype}")
-    if tuple(labels.shape) != (samples,):
-        raise ValueError(f"labels must have shape ({samples},), one per sample, got {tuple(labels.shape)}")
-    if int(labels.min()) < 0:
-        raise ValueError(f"labels must be >= 0, got {int(labels.min())}")
-    return labels.detach().to(torch.int64)
-
-
-def _classes(
-    largest: int | None, num_classes: int | None, names: Sequence[str] | None
-) -> tuple[int, tuple[str, ...] | None]:
-    """The number and names of the classes, from the `largest` label (None without labels)."""
-    if largest is None:
-        if num_classes or names:
-            raise ValueError(
-                f"num_classes and class_names must be None for data without labels, got {num_classes} and {names}"
-            )
-        return 0, None
-    count = num_classes if num_classes is not None else len(names) if names is not None else largest + 1
-    if count <= largest:
-        raise ValueError(f"num_classes must be > the largest label {largest}, got {count}")
-    if names is not None and len(names) != count:
-        raise ValueError(f"class_names must have {count} names, one per class, got {len(names)}")
-    return count, None if names is None else tuple(map(str, names))
 
 
 def _check_condition(

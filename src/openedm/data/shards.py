@@ -18,6 +18,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from openedm.data.archive import FileParts, tar_members
+from openedm.data.classes import ClassNumbers
 from openedm.data.dataset import Chunks
 from openedm.data.decoding import SUFFIXES
 from openedm.data.encoded import EncodedImages, ImageSource, Shape, check_class
@@ -93,8 +94,10 @@ class TarImages(EncodedImages):
         return len(self._places)
 
     @property
-    def num_classes(self) -> int:
-        return super().num_classes if self._num_classes is None or self.labels is None else self._num_classes
+    def class_numbers(self) -> ClassNumbers:
+        if self._num_classes is None or self.labels is None:
+            return super().class_numbers
+        return ClassNumbers(self._num_classes, self.class_names)
 
     def name(self, index: int) -> str:
         return f"{Path(self._file(index)).name}/{self._member(index)}"

@@ -12,7 +12,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from openedm.data import Arrays, Dataset, ImageFolder, Source
+from openedm.data import Arrays, Dataset, ImageFolder, Source, align_classes
 from openedm.generation.options import CheckpointSampler, SamplingOptions
 from openedm.ground import checks
 from openedm.ground.choices import Choice, to_config
@@ -205,6 +205,9 @@ def score(
     held = _test_split(data, extractor) if held_out is None else held_out.load()
     accelerator.wait_for_everyone()  # all have seen which files there are before one of them writes
     network = _network(extractor, options, real, accelerator, progress)
+    if network.predicts_labels:
+        real = align_classes(real, network.num_classes)
+        held = None if held is None else align_classes(held, network.num_classes, name="held_out")
     _check_classes(network, images, real, held, given=held_out is not None)
     applicable_metrics(
         options.metrics, min(images.count, len(real) // 2, options.num_pairwise), network.num_classes > 0

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Int64
 from torch import Tensor
 
-from openedm.data import Dataset
+from openedm.data import Dataset, align_classes
 from openedm.denoiser import Denoiser
 from openedm.ground import checks
 from openedm.ground.progress import Progress, no_progress
@@ -56,7 +56,8 @@ def dataset_log_prob(
     A row depends on the index of the sample and the seed, not on the batch.
 
     Args:
-        denoiser: the model; if it has classes or floats as its condition, it is conditioned on those of the data.
+        denoiser: the model; if it has classes or floats as its condition, it is conditioned on those of the data. Data
+            of fewer classes are matched by number; `openedm.data.align_classes` matches them by name.
         dataset: the data.
         indices: the indices of the samples.
         method: trace, solver and noise levels.
@@ -65,6 +66,8 @@ def dataset_log_prob(
         seed: of the dequantisation and the probes.
         progress: called after each batch with the number of finished batches and of all batches.
     """
+    if dataset.num_classes != denoiser.num_classes:
+        dataset = align_classes(dataset, denoiser.num_classes)
     parts, batches = [], torch.split(indices, batch_size)
     for done, part in enumerate(batches, start=1):
         x, labels = dataset.fetch(part)

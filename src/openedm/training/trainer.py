@@ -20,7 +20,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from openedm import objective as objectives
-from openedm.data import Dataset
+from openedm.data import Dataset, align_classes
 from openedm.denoiser import Preconditioned
 from openedm.ground.seeding import derive_seed, seed_global
 from openedm.ground.storage import read_tensors
@@ -68,9 +68,9 @@ class Trainer:
             `torchrun` or `accelerate launch` started.
 
     Raises:
-        ValueError: the data do not fit the model, a tenth or more of the objective's noise levels are outside the range
-            of the model's preconditioning, the batch does not divide over processes and rounds, or `run` already holds
-            checkpoints (call `resume`).
+        ValueError: the data do not fit the model or have classes that it does not have, a tenth or more of the
+            objective's noise levels are outside the range of the model's preconditioning, the batch does not divide
+            over processes and rounds, or `run` already holds checkpoints (call `resume`).
     """
 
     def __init__(
@@ -85,6 +85,9 @@ class Trainer:
         observers: Sequence[Observer] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
+        dataset = align_classes(dataset, model.num_classes, model.class_names, name="dataset")
+        if validation is not None:
+            validation = align_classes(validation, model.num_classes, model.class_names, name="validation")
         check_compatibility(model, dataset, validation, objective, options)
         self.accelerator = make_accelerator() if accelerator is None else accelerator
         shares = self.accelerator.num_processes * options.accumulate
