@@ -138,7 +138,7 @@ class _Recipe:
             spread = x.new_zeros(*x.shape[:3], 2 * size + len(self.taps) - 2)
             for j, tap in enumerate(self.taps):
                 spread[..., j : j + 2 * size - 1 : 2] += 2 * tap / total * x
-            x = spread[..., margin : margin + 2 * size].transpose(axis, 3)
+            x = spread[..., margin : margin + 2 * size - len(self.taps) % 2].transpose(axis, 3)
         return x
 
     def _norm(self, x: Tensor, name: str) -> Tensor:

@@ -211,7 +211,6 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_change_nothing(change, 
     [
         ({"use_fp8": True}, r"missing \[\], unknown \['use_fp8'\]"),
         ({"model_type": "DhariwalUNet", "encoder_type": "skip"}, r"unknown \['encoder_type'\]"),
-        ({"model_type": "DhariwalUNet"}, "channels with attention must be >= 64, one head, got 16"),
         ({"model_type": "UNet"}, "model_type must be one of 'SongUNet', 'DhariwalUNet', got 'UNet'"),
         ({"encoder_type": "wide"}, "encoder_type must be one of 'standard', 'skip', 'residual', got 'wide'"),
         ({"decoder_type": "residual"}, "decoder_type must be one of 'standard', 'skip', got 'residual'"),
@@ -302,3 +301,13 @@ def test_a_table_for_a_continuous_preconditioning_is_refused():
 def test_an_unknown_preconditioning_is_refused_by_name():
     with pytest.raises(ValueError, match=r"precond must be one of 'EDMPrecond', .* got 'EDM2Precond'"):
         edm_denoiser("EDM2Precond", OPTIONS, {})
+
+
+def test_a_published_adm_of_fewer_channels_than_a_head_has_no_attention_there():
+    options = {"img_resolution": 8, "img_channels": 1, "model_type": "DhariwalUNet", "model_channels": 32}
+    options |= {"channel_mult": [1, 2], "num_blocks": 1, "attn_resolutions": [8, 4]}
+    network = edm_network(options)
+    attending = {name.rpartition(".qkv")[0] for name in network.state_dict() if ".qkv." in name}
+    assert attending == {"encoder.1.blocks.0", "decoder.0.enter.0", "decoder.0.blocks.0", "decoder.0.blocks.1"}
+    assert edm_choice(options).skips_narrow_attention
+    assert not edm_choice({**options, "model_channels": 64}).skips_narrow_attention

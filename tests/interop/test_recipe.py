@@ -49,6 +49,12 @@ def test_the_recipe_is_the_reference(name):
         ),
         {**SMALL, "embedding_type": "fourier", "channel_mult_noise": 2, "channel_mult_emb": 1},
         {**SMALL, "channel_mult_noise": 3, "attn_resolutions": (8, 2)},
+        # Filters of odd length run at sizes that stay odd only: 9, 5, 3, named 9, 4, 2.
+        {**SMALL, "img_resolution": 9, "resample_filter": (1, 2, 1), "encoder_type": "residual"},
+        {**SMALL, "img_resolution": 9, "resample_filter": (1, 2, 3), "encoder_type": "skip", "decoder_type": "skip"},
+        {**SMALL, "img_resolution": 17, "resample_filter": (1, 4, 6, 4, 1)},
+        {**ADM, "model_channels": 16, "channel_mult": (1, 2), "attn_resolutions": (8, 4)},
+        {**ADM, "model_channels": 32, "channel_mult": (1, 2, 1), "attn_resolutions": (4, 2)},
         {**ADM, "model_channels": 64, "channel_mult": (1, 2), "channel_mult_emb": 2},
         {**ADM, "model_channels": 32, "channel_mult": (1, 2, 5), "attn_resolutions": (4, 2)},
     ],
@@ -65,7 +71,8 @@ def test_a_network_with_any_weights_is_what_the_recipe_makes_of_them(options):
     weights = {names[own]: value for own, value in network.state_dict().items()}
     if "map_noise.freqs" in weights:
         weights["map_noise.freqs"] = weights["map_noise.freqs"] / (2 * math.pi)
-    x = torch.randn(2, 3, 8, 8, generator=generator, dtype=torch.float64)
+    size = options["img_resolution"]
+    x = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
     c_noise = torch.tensor([-0.5, 3.0], dtype=torch.float64)
     onehot = torch.eye(5, dtype=torch.float64)[[1, 4]]
     augment = torch.randn(2, 4, generator=generator, dtype=torch.float64)

@@ -143,7 +143,7 @@ def test_ddpmpp_and_ncsnpp_are_points_of_the_design_space():
     ("values", "message"),
     [
         ({"channel_mult_noise": 0}, "channel_mult_noise must be >= 1, got 0"),
-        ({"resample_filter": (1, 2, 1)}, "resample_filter must be an even number of taps"),
+        ({"resample_filter": ()}, "resample_filter must be taps with a sum other than 0"),
         ({"model_channels": 7}, "model_channels must be even"),
     ],
 )

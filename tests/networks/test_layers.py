@@ -116,14 +116,29 @@ def test_odd_sizes_are_downsampled_as_if_the_last_row_and_column_stood_twice(tap
     torch.testing.assert_close(down(image), down(doubled), rtol=0, atol=0)
 
 
+@pytest.mark.parametrize("taps", [(1, 2, 1), (1,), (1, 4, 6, 4, 1)])
+@pytest.mark.parametrize("size", [5, 8, 9])
+def test_an_odd_filter_takes_every_second_pixel_of_the_filtered_image_and_returns_to_its_place(taps, size):
+    position = torch.arange(size, dtype=torch.float64).expand(1, 1, size, size).contiguous()
+    down = Downsample(1, taps).double()(position)
+    up = Upsample(1, taps).double()(down)
+    inner = (..., slice(2, -2), slice(2, -2))
+    assert down.shape[2:] == (-(-size // 2),) * 2
+    assert up.shape[2:] == (2 * down.shape[2] - 1,) * 2
+    torch.testing.assert_close(down[..., 1:-1, 1:-1], position[..., ::2, ::2][..., 1:-1, 1:-1])
+    if len(taps) > 1 and size > 5:
+        cut = up[..., :size, :size][inner][..., 2:-2, 2:-2]
+        torch.testing.assert_close(cut, position[inner][..., 2:-2, 2:-2])
+
+
 def test_an_even_image_is_not_padded():
     image = _image(1, 1, 4, 6)
     assert pad_to_even(image) is image
 
 
-@pytest.mark.parametrize("taps", [(1, 1, 1), (), (1, -1)])
-def test_a_filter_without_centre_or_sum_is_refused(taps):
-    with pytest.raises(ValueError, match="resample_filter must be an even number of taps"):
+@pytest.mark.parametrize("taps", [(), (1, -1)])
+def test_a_filter_without_taps_or_sum_is_refused(taps):
+    with pytest.raises(ValueError, match="resample_filter must be taps with a sum other than 0"):
         Downsample(1, taps)
 
 

@@ -8,7 +8,7 @@ from openedm.networks import SongUNet
 from openedm.networks.unet import SkipPath
 
 each_decoder = pytest.mark.parametrize("decoder", ["standard", "skip"])
-each_filter = pytest.mark.parametrize("resample_filter", [(1, 1), (1, 3, 3, 1)])
+each_filter = pytest.mark.parametrize("resample_filter", [(1, 1), (1, 3, 3, 1), (1, 2, 1)])
 
 
 def _unet(awake=True, **options):

@@ -182,7 +182,7 @@ def test_what_the_network_was_built_without_is_refused(inputs, message):
         ({"num_blocks": 0}, "num_blocks must be >= 1, got 0"),
         ({"dropout": 1.0}, "dropout must be >= 0 and < 1, got 1.0"),
         ({"channel_mult_noise": 0}, "channel_mult_noise must be >= 1, got 0"),
-        ({"resample_filter": (1, 1, 1)}, "resample_filter must be an even number of taps"),
+        ({"resample_filter": (1, -1)}, "resample_filter must be taps with a sum other than 0"),
         ({"num_classes": -1}, "num_classes must be >= 0, got -1"),
     ],
 )

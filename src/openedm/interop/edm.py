@@ -21,6 +21,7 @@ from openedm.ground import checks
 from openedm.interop.pickles import DamagedFileError
 from openedm.networks import ADM, DDPMpp, NCSNpp, Signature, SongUNet, UNet
 from openedm.networks.blocks import DECODERS, ENCODERS
+from openedm.networks.designs import ADM_STYLE
 from openedm.networks.layers import filter_kernel
 from openedm.networks.unet import SkipPath, level_resolutions
 from openedm.preconditioning import Preconditioning
@@ -192,16 +193,28 @@ def edm_choice(kwargs: Mapping[str, Any]) -> SongUNet | ADM:
     (32, 16, 8)
     """
     options = _options(kwargs)
-    resolutions = level_resolutions(options["img_resolution"], len(options["channel_mult"]))
+    own = level_resolutions(options["img_resolution"], len(options["channel_mult"]))
     sizes = {name: options[name] for name in SIZE_ARGUMENTS}
     sizes["channel_mult"] = tuple(sizes["channel_mult"])
-    sizes["attn_resolutions"] = tuple(r for r in sizes["attn_resolutions"] if r in resolutions)
+    attends = [r in sizes["attn_resolutions"] for r in published_resolutions(own)]
+    sizes["attn_resolutions"] = tuple(r for r, has_attention in zip(own, attends, strict=True) if has_attention)
     if options["model_type"] == "DhariwalUNet":
-        return ADM(**sizes)
+        attending = [mult for mult, has in zip(sizes["channel_mult"], attends, strict=True) if has]
+        narrowest = options["model_channels"] * min([*attending, *sizes["channel_mult"][-1:]], default=1)
+        return ADM(**sizes, skips_narrow_attention=narrowest < (ADM_STYLE.head_channels or 0))
     checks.one_of("encoder_type", options["encoder_type"], ENCODERS)
     checks.one_of("decoder_type", options["decoder_type"], DECODERS)
     options["resample_filter"] = tuple(options["resample_filter"])
     return SongUNet(**sizes, **{name: options[published] for published, name in DESIGN_ARGUMENTS.items()})
+
+
+def published_resolutions(resolutions: Sequence[int]) -> list[int]:
+    """The resolutions by which published files name the levels of a U-Net: each half of the one before, rounded down.
+
+    >>> published_resolutions((33, 17, 9))
+    [33, 16, 8]
+    """
+    return [resolutions[0] >> level for level in range(len(resolutions))]
 
 
 def published_names(network: UNet) -> dict[str, str]:
@@ -228,7 +241,7 @@ def published_filters(network: UNet) -> dict[str, Tensor]:
     >>> list(published_filters(edm_network(options)))[:2]
     ['enc.8x8_down.conv0.resample_filter', 'enc.8x8_down.skip.resample_filter']
     """
-    sizes = [f"{r}x{r}" for r in network.resolutions]
+    sizes = [f"{r}x{r}" for r in published_resolutions(network.resolutions)]
     owners = [f"enc.{size}_down.{part}" for size in sizes[1:] for part in ("conv0", "skip")]
     for size, level in zip(sizes[1:], list(network.encoder)[1:], strict=True):
         if level.auxiliary is not None:
@@ -289,7 +302,7 @@ def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
-    sizes = [f"{r}x{r}" for r in network.resolutions]
+    sizes = [f"{r}x{r}" for r in published_resolutions(network.resolutions)]
     yield "embedding.noise.omega", FREQUENCIES_NAME
     yield "embedding.classes", "map_label"
     yield "embedding.augment", "map_augment"

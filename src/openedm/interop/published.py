@@ -11,7 +11,7 @@ here, because libraries would need the classes of the file.
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from openedm.interop.edm import (
     network_arguments,
     published_filters,
     published_names,
+    published_resolutions,
 )
 from openedm.interop.pickles import Bytes, DamagedFileError, Machine, UnreadableFileError, describe
 from openedm.interop.records import Record, StoredTensor, known_globals, plain
@@ -362,9 +363,10 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
     class_name = classes[type(precond)]
     kwargs: dict[str, Any] = {"img_resolution": height, "img_channels": channels, "label_dim": model.num_classes}
     kwargs["augment_dim"] = network.signature.augment_dim
-    choice = replace(choice, attn_resolutions=choice.attention_at(network.resolutions))
     arguments = network_arguments(choice).items()
     kwargs |= {name: list(value) if isinstance(value, tuple) else value for name, value in arguments}
+    names = dict(zip(network.resolutions, published_resolutions(network.resolutions), strict=True))
+    kwargs["attn_resolutions"] = [names[r] for r in choice.attention_at(network.resolutions)]
     kwargs |= {name: getattr(precond, own) for name, own in PRECONDITIONINGS[class_name].names.items()}
     if class_name == "EDMPrecond":
         kwargs["sigma_data"] = model.sigma_data

@@ -56,7 +56,7 @@ class UNetStyle:
         channel_mult_noise: the multiplier of the width of that embedding.
         late_classes: whether the class is added after the embedding's layers, see `Embedding`.
         encoder, decoder: one of `ENCODERS` and of `DECODERS`, see `openedm.networks.unet`.
-        resample_filter: the taps f of the resampling, an even number of them.
+        resample_filter: the taps f of the resampling.
         stem_multiplied: whether the first convolution has the channels of the finest level, or `model_channels`.
         attends_throughout: whether all decoder blocks of a level with attention have attention, or only the last one.
         init: the initialisation of all layers other than those of the next two arguments.
@@ -66,6 +66,8 @@ class UNetStyle:
         norm_eps: the ε of the group normalisations.
         skip_scale: the factor after each addition; √½ keeps the variance.
         head_channels: the channels of a head of the attention, which has ⌊channels/head_channels⌋ heads; None for one.
+        skips_narrow_attention: whether a block with fewer channels than one head has no attention, as in the published
+            code, or is an error.
         adaptive_scale: whether the embedding scales and shifts the output of norm1, or is added to its input.
         projects_resampled: whether the skip of a block that resamples is a 1×1 convolution also where it keeps the
             number of channels.
@@ -88,6 +90,7 @@ class UNetStyle:
     norm_eps: float = 1e-6
     skip_scale: float = math.sqrt(0.5)
     head_channels: int | None = None
+    skips_narrow_attention: bool = False
     adaptive_scale: bool = False
     projects_resampled: bool = True
 
@@ -99,7 +102,7 @@ class UNetStyle:
         filter_kernel(self.resample_filter)  # Raises ValueError for invalid taps.
 
     def num_heads(self, channels: int) -> int:
-        """The number of attention heads for `channels` channels.
+        """The number of attention heads for `channels` channels; 0 for no attention.
 
         Raises:
             ValueError: there are fewer channels than in one head, or their number is not a multiple of the heads.
@@ -107,6 +110,8 @@ class UNetStyle:
         if self.head_channels is None:
             return 1
         heads = channels // self.head_channels
+        if heads == 0 and self.skips_narrow_attention:
+            return 0
         if heads == 0 or channels % heads:
             rule = f">= {self.head_channels}, one head" if heads == 0 else f"a multiple of {heads}, the number of heads"
             raise ValueError(
@@ -159,9 +164,9 @@ class ResidualBlock(nn.Module):
             self.skip = convolution(in_channels, out_channels, 1, init=init, resample=resampling)
         elif resampling is not None:
             self.skip = resampling
-        self.has_attention = has_attention
         self.num_heads = style.num_heads(out_channels) if has_attention else 0
-        if has_attention:
+        self.has_attention = self.num_heads > 0
+        if self.has_attention:
             self.norm2 = group_norm(out_channels, eps)
             self.qkv = convolution(out_channels, 3 * out_channels, 1, init=style.init_qkv)
             self.proj = convolution(out_channels, out_channels, 1, init=style.init_output)

@@ -8,7 +8,7 @@ channels, and unscaled skips. Sources: Karras et al. 2022 (arXiv 2206.00364), Ap
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 from openedm.ground import checks
@@ -106,6 +106,22 @@ class SongUNet(UNetNetwork):
         )
 
 
+ADM_STYLE = UNetStyle(
+    "timestep",
+    late_classes=True,
+    stem_multiplied=True,
+    attends_throughout=True,
+    init=ADM_INIT,
+    init_output=ZERO,
+    init_qkv=ADM_INIT,
+    norm_eps=1e-5,
+    skip_scale=1.0,
+    head_channels=64,
+    adaptive_scale=True,
+    projects_resampled=False,
+)
+
+
 @dataclass(frozen=True)
 class ADM(UNetNetwork):
     """ADM, the U-Net of Dhariwal and Nichol 2021, in the sizes of Karras et al. 2022 for ImageNet at 64².
@@ -113,12 +129,14 @@ class ADM(UNetNetwork):
     Args:
         model_channels: channels that the multipliers multiply, even.
         channel_mult: the multipliers of the levels, finest first. The lowest level and every other level with attention
-            must have at least 64 channels, one head.
+            must have at least 64 channels, one head, unless `skips_narrow_attention`.
         channel_mult_emb: the multiplier of the embedding of the noise level.
         num_blocks: residual blocks in a level of the encoder; the decoder has one more.
         attn_resolutions: resolutions with self-attention. None means the levels with resolutions 32, 16 and 8, or the
             levels nearest to these.
         dropout: probability of dropout, in [0, 1).
+        skips_narrow_attention: whether blocks with fewer than 64 channels have no attention, as in the published code,
+            instead of being an error.
 
     Raises:
         ValueError: a value is out of its range.
@@ -132,19 +150,11 @@ class ADM(UNetNetwork):
     model_channels: int = 192
     channel_mult: tuple[int, ...] = (1, 2, 3, 4)
     num_blocks: int = 3
+    skips_narrow_attention: bool = False
 
     attends_near: ClassVar = (32, 16, 8)
-    style: ClassVar = UNetStyle(
-        "timestep",
-        late_classes=True,
-        stem_multiplied=True,
-        attends_throughout=True,
-        init=ADM_INIT,
-        init_output=ZERO,
-        init_qkv=ADM_INIT,
-        norm_eps=1e-5,
-        skip_scale=1.0,
-        head_channels=64,
-        adaptive_scale=True,
-        projects_resampled=False,
-    )
+
+    @property
+    def style(self) -> UNetStyle:
+        """The design of ADM."""
+        return replace(ADM_STYLE, skips_narrow_attention=self.skips_narrow_attention)

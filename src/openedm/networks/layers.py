@@ -196,11 +196,11 @@ def filter_kernel(taps: Sequence[float], dimension: int = 2) -> Float[Tensor, "*
     tensor([0.2500, 0.7500])
 
     Raises:
-        ValueError: the number of taps is odd (the filter would shift the image by half a pixel), or their sum is 0.
+        ValueError: there are no taps, or their sum is 0.
     """
     total = sum(taps)
-    if len(taps) == 0 or len(taps) % 2 or total == 0:
-        raise ValueError(f"resample_filter must be an even number of taps with a sum other than 0, got {tuple(taps)}")
+    if len(taps) == 0 or total == 0:
+        raise ValueError(f"resample_filter must be taps with a sum other than 0, got {tuple(taps)}")
     values = [math.prod(chosen) / total**dimension for chosen in itertools.product(taps, repeat=dimension)]
     return torch.tensor(values).reshape([len(taps)] * dimension)
 
@@ -214,11 +214,15 @@ def pad_to_even(x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *ev
 
 
 class PadToEven(nn.Module):
-    """`pad_to_even` as a module."""
+    """`pad_to_even` as a module, for filters with an even number of taps; those with an odd number need no padding."""
+
+    def __init__(self, taps: Sequence[float]) -> None:
+        super().__init__()
+        self.has_effect = len(taps) % 2 == 0
 
     def forward(self, x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *even"]:
         """The padded x."""
-        return pad_to_even(x)
+        return pad_to_even(x) if self.has_effect else x
 
 
 class _Resample(nn.Module):
@@ -258,7 +262,8 @@ _TRANSPOSES: Mapping[int, Callable[..., Tensor]] = {
 class Downsample(_Resample):
     """Half the size by the filter `taps`: (…, h, w) → (…, ⌈h/2⌉, ⌈w/2⌉). Odd sizes are padded by repeating the edge.
 
-    An axis of size 1 keeps it.
+    With an odd number of taps the result is the filtered input at every second pixel, from the first one on, and odd
+    sizes are not padded. An axis of size 1 keeps it.
 
     >>> Downsample(1, (1, 1))(torch.tensor([[[[1.0, 3.0], [5.0, 7.0]]]])).item()
     4.0
@@ -269,14 +274,14 @@ class Downsample(_Resample):
 
     def forward(self, x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *half"]:
         """The filtered input at half the size."""
-        x = pad_to_even(x)
+        x = x if len(self.taps) % 2 else pad_to_even(x)
         if self.kernel is None:
             return _POOLS[self.dimension](x, 2)
         return _FILTERS[self.dimension](x, self.kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
 
 class Upsample(_Resample):
-    """Twice the size by the filter `taps`: (…, h, w) → (…, 2h, 2w).
+    """Twice the size by the filter `taps`: (…, h, w) → (…, 2h, 2w); (…, 2h−1, 2w−1) with an odd number of taps.
 
     >>> Upsample(1, (1, 1))(torch.tensor([[[[4.0]]]])).tolist()
     [[[[4.0, 4.0], [4.0, 4.0]]]]

@@ -222,7 +222,7 @@ class UNet(RawNetwork):
         if image is None or self.up_image is None:
             return part
         below: Tensor = self.up_image(image)
-        return part + _crop(below, part)
+        return part + _fit(below, part)
 
 
 class ResidualPath(nn.Module):
@@ -235,7 +235,7 @@ class ResidualPath(nn.Module):
         super().__init__()
         margin = (len(style.resample_filter) - 1) // 2
         self.conv = CONVOLUTIONS[dimension](
-            aux_channels, channels, 3, init=style.init, resample=PadToEven(), extra_padding=margin
+            aux_channels, channels, 3, init=style.init, resample=PadToEven(style.resample_filter), extra_padding=margin
         )
         self.down = Downsample(channels, style.resample_filter, dimension=dimension, padding=0)
         self.scale = style.skip_scale
@@ -323,7 +323,7 @@ class DecoderLevel(nn.Module):
         """The level's x and its part of the image, if any. Removes one entry from the end of `skips` for each block."""
         for block in self.enter:
             x = block(x, e)
-        x = _crop(x, skips[-1])  # It is one larger than the skip where that has an odd size.
+        x = _fit(x, skips[-1])
         for block in self.blocks:
             x = block(torch.cat([x, skips.pop()], dim=1), e)
         return x, None if self.output is None else self.output(x)
@@ -338,8 +338,14 @@ def level_resolutions(resolution: int, num_levels: int) -> tuple[int, ...]:
     return tuple(-(-resolution // 2**level) for level in range(num_levels))
 
 
-def _crop(x: Float[Tensor, "batch c *size"], like: Tensor) -> Float[Tensor, "batch c *cropped"]:
-    """The first entries of `x` along each axis, as many as in `like`."""
+def _fit(x: Float[Tensor, "batch c *size"], like: Tensor) -> Float[Tensor, "batch c *fitted"]:
+    """The first entries of `x` along each axis, as many as in `like`; the last is repeated where one is missing.
+
+    An upsampled image is one larger than an image of odd size; by a filter with an odd number of taps it is one smaller
+    than an image of even size.
+    """
     for axis in range(2, x.ndim):
+        if x.shape[axis] < like.shape[axis]:
+            x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1)], dim=axis)
         x = x.narrow(axis, 0, like.shape[axis])
     return x
