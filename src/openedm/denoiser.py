@@ -3,6 +3,7 @@
 The score is ∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (Karras et al. 2022, eq. 3).
 """
 
+import inspect
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -79,8 +80,12 @@ class Denoiser(nn.Module, ABC):
             options: passed on to `denoise`; networks take `augment`, the augmentation label, in training.
 
         Raises:
-            ValueError: shapes do not fit, or sigma is a negative number or NaN; for networks 0 is an error, too.
+            TypeError: x is not a tensor of floating-point numbers, sigma is not a number or a tensor of numbers, or
+                the result is not a tensor of floating-point numbers.
+            ValueError: shapes do not fit, or sigma is a negative number or NaN; for networks 0 is an error, too; or the
+                result has another shape than x.
         """
+        _check_inputs(x, sigma)
         sigma = float64(sigma)
         if sigma.ndim == 0 and sigma.device.type == "cpu" and not sigma >= 0:
             raise ValueError(f"sigma must be >= 0, got {float(sigma)}")
@@ -93,7 +98,9 @@ class Denoiser(nn.Module, ABC):
                 f"x must have shape (batch, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}"
             )
         self.check_condition(condition, x.shape[0])
-        return self.denoise(x, sigma, condition, **options)
+        denoised = self.denoise(x, sigma, condition, **options)
+        _check_denoised(self, denoised, x)
+        return denoised
 
     def check_condition(self, condition: Condition, count: int) -> None:
         """Raise an error unless the condition fits `count` samples.
@@ -141,6 +148,29 @@ class Denoiser(nn.Module, ABC):
         return (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
 
 
+def _check_inputs(x: object, sigma: object) -> None:
+    if not isinstance(x, Tensor) or not x.is_floating_point():
+        got = f"a tensor of {x.dtype}: write x.float()" if isinstance(x, Tensor) else type(x).__name__
+        raise TypeError(f"x must be a tensor of floating-point numbers, got {got}")
+    if not isinstance(sigma, Tensor | list | tuple):
+        checks.number("sigma", sigma)
+
+
+def _check_denoised(denoiser: Denoiser, denoised: object, x: Tensor) -> None:
+    """Raise an error unless the result of a denoiser is like x: broadcasting would hide another shape."""
+    function = getattr(denoiser, "function", None)
+    name = f"the function of {type(denoiser).__name__}" if function is not None else type(denoiser).__name__
+    call = f"{name}, called as D(x, sigma, condition) with x of shape {tuple(x.shape)} and {x.dtype},"
+    if not isinstance(denoised, Tensor):
+        raise TypeError(f"{call} must return a tensor of that shape, got {type(denoised).__name__}")
+    if denoised.shape != x.shape:
+        raise ValueError(f"{call} must return that shape, got {tuple(denoised.shape)}")
+    if not denoised.is_floating_point():
+        raise TypeError(f"{call} must return floating-point numbers, got {denoised.dtype}")
+    if denoised.device != x.device:
+        raise ValueError(f"{call} must return a tensor on {x.device}, got one on {denoised.device}")
+
+
 def _format_shape(rows: str, shape: tuple[int, ...]) -> str:
     return f"({', '.join((rows, *map(str, shape)))})"
 
@@ -169,6 +199,18 @@ def check_condition_type(condition: object) -> None:
         raise TypeError(f"condition must be a tensor with one row a sample, got a single number, {condition.item()}")
 
 
+def check_denoiser(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is a denoiser; the message says how functions, networks and files become one."""
+    if isinstance(value, Denoiser):
+        return
+    calls = (
+        "a function D(x, sigma) or D(x, sigma, condition) as openedm.FunctionDenoiser(function), a network as "
+        "openedm.Preconditioned(network, preconditioning), a checkpoint as openedm.load_denoiser(path)"
+    )
+    got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+    raise TypeError(f"{name} must be a Denoiser, got {got}: wrap {calls}")
+
+
 def check_evaluation_mode(denoiser: Denoiser) -> None:
     """Raise an error unless `denoiser` is a denoiser in evaluation mode; with dropout every call has another result.
 
@@ -176,11 +218,7 @@ def check_evaluation_mode(denoiser: Denoiser) -> None:
         TypeError: it is not a denoiser.
         ValueError: a dropout is active; the message names it.
     """
-    if not isinstance(denoiser, Denoiser):
-        raise TypeError(
-            f"denoiser must be a Denoiser, got {type(denoiser).__name__}: wrap a function D(x, sigma, condition) as "
-            "openedm.FunctionDenoiser(function), a network as openedm.Preconditioned(network, preconditioning)"
-        )
+    check_denoiser("denoiser", denoiser)
     for name, module in denoiser.named_modules():
         if isinstance(module, DROPOUT_TYPES) and module.training and module.p > 0:
             raise ValueError(f"denoiser must be in evaluation mode, but dropout {name!r} is on: call denoiser.eval()")
@@ -206,7 +244,7 @@ class Preconditioned(Denoiser):
     dtype of x.
 
     Args:
-        network: F, an `nn.Module` called as `network(x, c_noise, condition)`, further options by keyword.
+        network: F, an `nn.Module` or function called as `network(x, c_noise, condition)`, further options by keyword.
         preconditioning: the four functions c_skip, c_out, c_in, c_noise.
         sigma_data: standard deviation of the data, > 0. It is stored here only; weightings receive it from the
             denoiser.
@@ -224,7 +262,7 @@ class Preconditioned(Denoiser):
 
     def __init__(
         self,
-        network: nn.Module,
+        network: nn.Module | Callable[..., Tensor],
         preconditioning: Preconditioning,
         sigma_data: float = 0.5,
         event_shape: tuple[int, ...] | None = None,
@@ -237,6 +275,10 @@ class Preconditioned(Denoiser):
         checks.at_least("num_classes", num_classes, 0)
         if condition_dropout and condition_shape is None:
             raise ValueError("condition_dropout must be false without a condition_shape, got True")
+        network = _as_module(network)
+        checks.instance(
+            "preconditioning", preconditioning, Preconditioning, "a Preconditioning, such as preconditioning.EDM()"
+        )
         self.network = network
         self.preconditioning = preconditioning
         self.sigma_data = sigma_data
@@ -275,10 +317,41 @@ class Preconditioned(Denoiser):
         noisy, c_noise = (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, dtype)
         with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
             predicted: Tensor = self.network(noisy, c_noise, condition, **options)
+        if not isinstance(predicted, Tensor) or predicted.ndim != x.ndim or not predicted.is_floating_point():
+            raise TypeError(_wrong_answer(x, predicted))
         predicted = predicted[:, : x.shape[1]].to(x.dtype)
         if predicted.shape != x.shape:
-            raise ValueError(f"network must return the shape of x, {tuple(x.shape)}, got {tuple(predicted.shape)}")
+            raise ValueError(_wrong_answer(x, predicted))
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * predicted
+
+
+class _FunctionNetwork(nn.Module):
+    """A function in place of a network."""
+
+    def __init__(self, function: Callable[..., Tensor]) -> None:
+        super().__init__()
+        self.function = function
+
+    def forward(self, x: Tensor, c_noise: Tensor, condition: Condition = None, **options: Any) -> Tensor:
+        return self.function(x, c_noise, condition, **options)
+
+
+def _as_module(network: Any) -> nn.Module:
+    """The network; a function as a module without parameters.
+
+    Raises:
+        TypeError: it is neither.
+    """
+    if isinstance(network, nn.Module):
+        return network
+    if callable(network) and not isinstance(network, type):
+        return _FunctionNetwork(network)
+    got = f"the class {network.__name__}" if isinstance(network, type) else type(network).__name__
+    build = ": write network.build(event_shape)" if hasattr(network, "build") else ""
+    raise TypeError(
+        f"network must be an nn.Module or a function, called as network(x, c_noise, condition=None, augment=None), "
+        f"got {got}{build}"
+    )
 
 
 AnyDenoiser = TypeVar("AnyDenoiser", bound=Denoiser)
@@ -318,6 +391,17 @@ def configure_execution(
     return denoiser
 
 
+def _wrong_answer(x: Tensor, predicted: object) -> str:
+    """The message for a network that returns something else than it must."""
+    got = type(predicted).__name__
+    if isinstance(predicted, Tensor):
+        got = f"{tuple(predicted.shape)} of {predicted.dtype}"
+    return (
+        f"network must return the shape of x, {tuple(x.shape)}, got {got}: it is called as network(x, c_noise, "
+        "condition=None, augment=None) and returns floating-point numbers"
+    )
+
+
 def _broadcasts(network: nn.Module) -> bool:
     return bool(getattr(network, "broadcasts", False))
 
@@ -326,7 +410,8 @@ class FunctionDenoiser(Denoiser):
     """A denoiser from any function D(x, sigma, condition), for closed forms and experiments.
 
     Args:
-        function: called as `function(x, sigma, condition)`; sigma is a float64 tensor of shape () or (batch,).
+        function: called as `function(x, sigma, condition)`, or as `function(x, sigma)` if it takes two arguments;
+            sigma is a float64 tensor of shape () or (batch,).
         event_shape: the shape of one sample; None if any.
         sigma_min: lowest noise level the function supports.
         sigma_max: highest noise level the function supports.
@@ -339,7 +424,7 @@ class FunctionDenoiser(Denoiser):
 
     def __init__(
         self,
-        function: Callable[[Tensor, Tensor, Condition], Tensor],
+        function: Callable[[Tensor, Tensor, Condition], Tensor] | Callable[[Tensor, Tensor], Tensor],
         event_shape: tuple[int, ...] | None = None,
         sigma_min: float = 0.0,
         sigma_max: float = math.inf,
@@ -347,8 +432,11 @@ class FunctionDenoiser(Denoiser):
     ) -> None:
         super().__init__()
         checks.positive("sigma_data", sigma_data)
+        if not callable(function) or isinstance(function, type):
+            raise TypeError(f"function must be a function D(x, sigma, condition), got {function!r}")
         self.sigma_data = sigma_data
         self.function = function
+        self._takes_condition = _takes_three(function)
         self.event_shape = event_shape
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
@@ -357,4 +445,27 @@ class FunctionDenoiser(Denoiser):
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
     ) -> Float[Tensor, "batch *event"]:
         """`function(x, sigma, condition)`."""
-        return self.function(x, sigma, condition)
+        if self._takes_condition:
+            return self.function(x, sigma, condition)  # type: ignore[call-arg]
+        if condition is not None:
+            raise ValueError("condition must be None for a function D(x, sigma): write it as D(x, sigma, condition)")
+        return self.function(x, sigma)  # type: ignore[call-arg]
+
+
+def _takes_three(function: Callable[..., Tensor]) -> bool:
+    """Whether a function can be called with three arguments; True where that is not known.
+
+    Raises:
+        TypeError: it can be called with neither two nor three.
+    """
+    try:
+        signature = inspect.signature(function)
+    except (TypeError, ValueError):
+        return True
+    for count in (3, 2):
+        try:
+            signature.bind(*range(count))
+        except TypeError:
+            continue
+        return count == 3
+    raise TypeError(f"function must be called as D(x, sigma, condition) or D(x, sigma), got one with {signature}")

@@ -11,12 +11,14 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
+from openedm.ground.tensors import as_tensor
 from openedm.schedules import Values, float64
 
 __all__ = ["ExactDataset", "GaussianMixture"]
@@ -36,7 +38,7 @@ class ExactDataset(Denoiser):
     """The denoiser of a finite data set: what a network of unlimited capacity would learn.
 
     Args:
-        data: the samples y_i, (count, *event).
+        data: the samples y_i, (count, *event): a tensor, an array or lists of numbers.
         labels: integer classes of the samples; the condition then selects the samples of that class (−1: all).
         num_classes: the number of classes; None means the largest label + 1.
         chunk: how many data points are compared with x at a time, which limits the memory.
@@ -56,13 +58,15 @@ class ExactDataset(Denoiser):
 
     def __init__(
         self,
-        data: Float[Tensor, "count *event"],
-        labels: Int[Tensor, "count"] | None = None,
+        data: Float[Tensor, "count *event"] | np.ndarray | list[Any],
+        labels: Int[Tensor, "count"] | np.ndarray | list[int] | None = None,
         num_classes: int | None = None,
         chunk: int = 8192,
     ) -> None:
         super().__init__()
-        if len(data) == 0:
+        data = as_tensor("data", data)
+        labels = None if labels is None else as_tensor("labels", labels)
+        if data.ndim == 0 or len(data) == 0:
             raise ValueError("data must hold at least one sample, got none")
         _check_finite("data", data)
         checks.at_least("chunk", chunk, 1)

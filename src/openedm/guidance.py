@@ -31,7 +31,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.conditions import ConditionLayout
-from openedm.denoiser import Condition, Denoiser, per_sample
+from openedm.denoiser import Condition, Denoiser, check_denoiser, per_sample
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.schedules import Values, float64
@@ -197,6 +197,8 @@ class Guided(Denoiser):
 
     def __init__(self, main: Denoiser, guiding: Denoiser, weight: Weight) -> None:
         super().__init__()
+        check_denoiser("main", main)
+        check_denoiser("guiding", guiding)
         self.main = main
         self.guiding = guiding
         self.weight = _to_weight(weight)
@@ -312,6 +314,7 @@ class ClassifierFree(Guided):
     null: Tensor | None
 
     def __init__(self, denoiser: Denoiser, weight: Weight, null: Tensor | None = None) -> None:
+        check_denoiser("denoiser", denoiser)
         super().__init__(denoiser, denoiser, weight)
         floats = denoiser.condition_shape is not None
         if null is None and denoiser.num_classes == 0 and not floats:

@@ -19,6 +19,8 @@ from openedm.cli.importing import check_known_classes, import_modules, is_record
 from openedm.data import Arrays, ImageFolder, Source
 from openedm.ground.choices import Choice, class_path, classes_named, subclasses
 from openedm.ground.legacy import upgrade
+from openedm.networks import ModuleNetwork, ModuleSummary, Network, Summary
+from openedm.networks.own import own_class
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice)
@@ -311,12 +313,22 @@ def _expand(kind: Any, value: Any) -> Any:
         spec = upgrade({"class_path": value})
         if _class_of(kind, spec) is not None:
             return spec
+        if (own := _own_module(kind, value)) is not None:
+            return own
         path = Path(value)
         if kind is Source and path.suffix in (".npy", ".npz"):
             return {"class_path": class_path(Arrays), "init_args": {"path": value}}
         if kind is Source and (path.suffix == ".zip" or path.is_dir() or len(path.parts) > 1):
             return {"class_path": class_path(ImageFolder), "init_args": {"path": value}}
     return upgrade(value) if isinstance(value, dict) else value
+
+
+def _own_module(kind: Any, name: str) -> Plain | None:
+    """The choice for a class of modules that the user's imports have defined, such as my_nets.MyModule."""
+    holder = {Network: ModuleNetwork, Summary: ModuleSummary}.get(kind)
+    if holder is None or own_class(name) is None:
+        return None
+    return {"class_path": class_path(holder), "init_args": {"name": name}}
 
 
 def _help(kind: type[Choice], option: str, name: str) -> str:

@@ -14,6 +14,7 @@ from openedm.data.standard import Digits, FashionMNIST
 from openedm.data.stored import Stored
 from openedm.data.table import Table, TableImages
 from openedm.data.toy import Mixture, Toy
+from openedm.data.wrapping import as_dataset
 
 __all__ = [
     "Arrays",
@@ -39,6 +40,7 @@ __all__ = [
     "TarImages",
     "Toy",
     "align_classes",
+    "as_dataset",
     "convert",
     "encoded_images",
     "image_grid",

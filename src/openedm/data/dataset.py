@@ -205,6 +205,7 @@ def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 25
     Raises:
         ValueError: an argument is below 1, or the dataset holds a value that is not finite.
     """
+    checks.instance("dataset", dataset, Dataset, "a Dataset, such as openedm.data.as_dataset(x) makes")
     checks.at_least("max_samples", max_samples, 1)
     checks.at_least("batch_size", batch_size, 1)
     chosen = dataset.spread(max_samples)

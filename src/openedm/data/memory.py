@@ -14,6 +14,10 @@ from openedm.conditions import pack
 from openedm.data.classes import number_classes, read_labels
 from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_index
 from openedm.data.stored import FULL_RANGES, Layout, Range, Stored, as_float, find_stored, warn_of_values
+from openedm.ground.tensors import as_tensor
+
+Array = np.ndarray | list[Any]
+"""What is taken in place of a tensor: `openedm.ground.tensors.as_tensor`."""
 
 __all__ = ["InMemory", "Pairs", "wrap"]
 
@@ -33,9 +37,9 @@ class InMemory(Dataset):
     '2 vectors of 2 in 2 classes'
 
     Args:
-        x: `(num_samples, *event)`. Floating point is kept unchanged without a `range`; uint8, uint16 and bool
-            `(num_samples, channels, height, width)` are images, kept as they are and scaled from their full range to
-            [-1, 1] when fetched. Other integers require a `range`.
+        x: `(num_samples, *event)`, a tensor, an array or lists. Floating point is kept unchanged without a `range`;
+            uint8, uint16 and bool `(num_samples, channels, height, width)` are images, kept as they are and scaled from
+            their full range to [-1, 1] when fetched. Other integers require a `range`.
         labels: class of each sample, integers >= 0 or one-hot rows.
         num_classes: at least 1 + the largest label; the number of names if names are given. By default one class for
             each label that occurs: labels that start at 1 or skip numbers are renumbered, and are the names of their
@@ -59,8 +63,8 @@ class InMemory(Dataset):
 
     def __init__(
         self,
-        x: Shaped[Tensor, "samples *event"],
-        labels: Shaped[Tensor, "..."] | None = None,
+        x: Shaped[Tensor, "samples *event"] | Array,
+        labels: Shaped[Tensor, "..."] | Array | None = None,
         *,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
@@ -68,6 +72,8 @@ class InMemory(Dataset):
         range: Range | None = None,
         layout: Layout | None = None,
     ) -> None:
+        x = as_tensor("x", x)
+        labels = None if labels is None else as_tensor("labels", labels)
         self._x, self.kind, stored = _read(x, kind, range, layout)
         self.stored = None if stored.is_default else stored
         found, hot = (None, None) if labels is None else read_labels(labels, len(x))
@@ -125,9 +131,9 @@ class Pairs(InMemory):
 
     def __init__(
         self,
-        x: Shaped[Tensor, "samples *event"],
-        condition: Float[Tensor, "rows *condition"],
-        labels: Shaped[Tensor, "..."] | None = None,
+        x: Shaped[Tensor, "samples *event"] | Array,
+        condition: Float[Tensor, "rows *condition"] | Array,
+        labels: Shaped[Tensor, "..."] | Array | None = None,
         *,
         num_classes: int | None = None,
         class_names: Sequence[str] | None = None,
@@ -139,6 +145,7 @@ class Pairs(InMemory):
         super().__init__(
             x, labels, num_classes=num_classes, class_names=class_names, kind=kind, range=range, layout=layout
         )
+        x, condition = as_tensor("x", x), as_tensor("condition", condition)
         self._condition = _check_condition(condition, len(x), allow_nan)
         self.condition_shape = tuple(condition.shape[1:])
 

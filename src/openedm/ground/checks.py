@@ -3,6 +3,20 @@
 import math
 from collections.abc import Collection, Sequence
 from itertools import pairwise
+from numbers import Real
+
+
+def instance(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
+    """Raise TypeError unless `value` is an instance of `kind`; `expected` describes what is allowed."""
+    if not isinstance(value, kind):
+        got = f"the class {value.__name__}" if isinstance(value, type) else type(value).__name__
+        raise TypeError(f"{name} must be {expected}, got {got}")
+
+
+def number(name: str, value: object) -> None:
+    """Raise TypeError unless `value` is an int or float, of Python or numpy; True is not."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name} must be a number, got {value!r}")
 
 
 def finite(name: str, value: float) -> None:

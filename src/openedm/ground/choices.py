@@ -14,9 +14,11 @@ import math
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from numbers import Integral
 from types import NoneType, UnionType
 from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 
+from openedm.ground import checks
 from openedm.ground.legacy import room_name, upgrade
 
 
@@ -47,7 +49,16 @@ class Choice:
         for name, kinds in _kinds(type(self)).items():  # type: ignore[arg-type]  # classes are hashable
             value = getattr(self, name)
             if not isinstance(value, kinds):
-                raise TypeError(_wrong_kind(name, value, kinds))
+                object.__setattr__(self, name, _adopted(name, value, kinds))
+        for name, annotation in _plain_fields(type(self)).items():  # type: ignore[arg-type]
+            value = getattr(self, name)
+            if (plain := _checked(name, value, annotation)) is not value:
+                object.__setattr__(self, name, plain)
+
+    @classmethod
+    def adopt(cls, value: object) -> "Choice | None":
+        """The choice of this kind that stands for another value, such as a module for a network; None if none does."""
+        return None
 
 
 C = TypeVar("C", bound=Choice)
@@ -167,13 +178,113 @@ def _kinds(cls: type[Choice]) -> dict[str, tuple[type, ...]]:
     return found
 
 
+@functools.cache
+def _plain_fields(cls: type[Choice]) -> dict[str, Any]:
+    """The annotations of the fields that hold numbers, texts, truth values or tuples of them."""
+    try:
+        hints = get_type_hints(cls)
+    except NameError:
+        return {}
+    names = [field.name for field in dataclasses.fields(cls) if field.init]
+    return {name: hints[name] for name in names if _is_plain(hints[name])}
+
+
+def _is_plain(annotation: Any) -> bool:
+    if get_origin(annotation) in (Union, UnionType):
+        return all(_is_plain(member) for member in get_args(annotation))
+    if get_origin(annotation) is tuple:
+        return all(member is Ellipsis or _is_plain(member) for member in get_args(annotation))
+    return annotation in (int, float, bool, str, NoneType)
+
+
+def _checked(name: str, value: Any, annotation: Any) -> Any:
+    """A plain value of this type: numbers of numpy become those of Python, and lists become tuples.
+
+    Raises:
+        TypeError: the value has another type.
+    """
+    if get_origin(annotation) in (Union, UnionType):
+        members = get_args(annotation)
+        if value is None and NoneType in members:
+            return None
+        errors = []
+        for member in (m for m in members if m is not NoneType):
+            try:
+                return _checked(name, value, member)
+            except TypeError as error:
+                errors.append(error)
+        raise errors[0]
+    if get_origin(annotation) is tuple:
+        return _checked_tuple(name, value, get_args(annotation))
+    if annotation is int:
+        return _checked_integer(name, value)
+    if annotation is float:
+        checks.number(name, value)
+        return value if type(value) in (int, float) else float(value)
+    expected = {bool: "True or False", str: "a string", NoneType: "None"}[annotation]
+    if not isinstance(value, annotation):
+        raise TypeError(f"{name} must be {expected}, got {value!r}")
+    return value
+
+
+def _checked_integer(name: str, value: Any) -> int:
+    if isinstance(value, float) and value.is_integer():
+        raise TypeError(f"{name} must be an integer, got {value!r}: write {int(value)}")
+    if isinstance(value, bool) or not isinstance(value, Integral):
+        raise TypeError(f"{name} must be an integer, got {value!r}")
+    return value if isinstance(value, int) else int(value)
+
+
+def _checked_tuple(name: str, value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
+    if not isinstance(value, tuple | list):
+        inner = getattr(members[0], "__name__", "values") if members else "values"
+        raise TypeError(f"{name} must be a tuple of {inner}, such as ({value!r},), got {value!r}")
+    if Ellipsis in members:
+        members = (members[0],) * len(value)
+    if len(value) != len(members):
+        raise TypeError(f"{name} must hold {len(members)} values, got {value!r}")
+    found = tuple(_checked(f"{name}[{i}]", v, kind) for i, (v, kind) in enumerate(zip(value, members, strict=True)))
+    if isinstance(value, tuple) and all(a is b for a, b in zip(found, value, strict=True)):
+        return value
+    return found
+
+
+def _adopted(name: str, value: object, kinds: tuple[type, ...]) -> Choice:
+    """The choice that stands for a value of another type.
+
+    Raises:
+        TypeError: there is none.
+    """
+    is_choice = isinstance(value, Choice) or (isinstance(value, type) and issubclass(value, Choice))
+    for kind in kinds:
+        choice = kind.adopt(value) if issubclass(kind, Choice) and not is_choice else None
+        if choice is not None:
+            return choice
+    raise TypeError(_wrong_kind(name, value, kinds))
+
+
 def _wrong_kind(name: str, value: object, kinds: tuple[type, ...]) -> str:
     """The message of the error, with a correction."""
     expected = " or ".join("None" if k is NoneType else class_path(k) for k in kinds)
     if isinstance(value, type):
         return f"{name} must be an instance of {expected}, got the class {value.__name__}: write {value.__name__}()"
     given = class_path(type(value)) if isinstance(value, Choice) else type(value).__name__
-    return f"{name} must be an instance of {expected}, got {value!r}, of type {given}"
+    return f"{name} must be an instance of {expected}, got {value!r}, of type {given}{_right_call(name, value, kinds)}"
+
+
+def _right_call(name: str, value: object, kinds: tuple[type, ...]) -> str:
+    """The end of an error's sentence: a class to write, the one whose name was given if there is one."""
+    known = [c for kind in kinds if issubclass(kind, Choice) for c in subclasses(kind) if not inspect.isabstract(c)]
+    if not known:
+        return ""
+    if isinstance(value, str):
+        named = [c for c in known if c.__name__.lower() == value.lower()]
+        if named:
+            return f": write {name}={class_path(named[0])}()"
+    names = sorted({c.__name__ for c in known if not c.__name__.startswith("_")})
+    shown = ", ".join(names if len(names) <= 8 else [*names[:8], "…"])
+    example = f", such as {name}=openedm.Karras({value!r})" if name == "levels" and type(value) is int else ""
+    return f": write an instance of {shown}{example}"
 
 
 def _to_plain(value: Any) -> Any:
@@ -195,4 +306,6 @@ def _from_plain(name: str, value: Any, annotation: Any) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f'init_args {name} must be a {kinds[0].__name__}, {{"class_path": …}}, got {value!r}')
         return from_config(kinds[0], value)
+    if annotation is int and isinstance(value, float) and value.is_integer():
+        return int(value)  # as some older files have it
     return float(value) if value in ("inf", "-inf") else value

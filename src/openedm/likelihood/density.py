@@ -33,7 +33,7 @@ from jaxtyping import Bool, Float, Int64
 from scipy.stats import t as student
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser, check_evaluation_mode, check_no_per_sample_settings
+from openedm.denoiser import Condition, Denoiser, check_denoiser, check_evaluation_mode, check_no_per_sample_settings
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
@@ -164,6 +164,8 @@ class Likelihood(Choice):
                 levels are outside the denoiser's range, or σ_max is below σ_d, where the moments do not determine the
                 density.
         """
+        check_denoiser("denoiser", denoiser)
+        checks.instance("x", x, Tensor, "a tensor (batch, *event)")
         x, condition = _on_device(denoiser, x, condition)
         low, high = self._range(denoiser)
         if self.terminal == "moments" and high < denoiser.sigma_data:

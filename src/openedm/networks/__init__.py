@@ -11,6 +11,7 @@ from openedm.networks.dit import DiT
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import MLP, ConditionalMLP, ConditionalResidualMLP, ResidualMLP
 from openedm.networks.network import Network, RawNetwork, Signature
+from openedm.networks.own import ModuleNetwork, ModuleSummary
 from openedm.networks.summaries import ImageSummary, SeriesSummary, SetSummary, Summary, VectorSummary
 from openedm.networks.transformer import ConditionalTransformer, JointTransformer, MaskedTransformer, Transformer
 from openedm.networks.unet import UNet
@@ -27,6 +28,8 @@ __all__ = [
     "ImageSummary",
     "JointTransformer",
     "MaskedTransformer",
+    "ModuleNetwork",
+    "ModuleSummary",
     "NCSNpp",
     "Network",
     "RawNetwork",

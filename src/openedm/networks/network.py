@@ -163,6 +163,13 @@ class Network(Choice, ABC):
         if "build" in cls.__dict__ and cls.module is Network.module:  # how a network was defined at first
             cls.module = _module_by_build  # type: ignore[method-assign]
 
+    @classmethod
+    def adopt(cls, value: object) -> "Choice | None":
+        """A module, a class of modules or a function that makes one, as a choice."""
+        from openedm.networks.own import ModuleNetwork, is_module_like
+
+        return ModuleNetwork.of(value) if cls is Network and is_module_like(value) else None
+
     def build(
         self,
         event_shape: tuple[int, ...],
@@ -279,7 +286,9 @@ class RawNetwork(nn.Module):
 
 
 def check_axes(name: str, shape: tuple[int, ...], axes: Axes | tuple[Axes, ...] | None = None) -> None:
-    """Raise ValueError unless `shape` has sizes ≥ 1, one for each of `axes` if given."""
+    """Raise an error unless `shape` is a tuple of sizes ≥ 1, one for each of `axes` if given."""
+    if not isinstance(shape, tuple | list) or not all(isinstance(size, int) for size in shape):
+        raise TypeError(f"{name} must be a tuple of integers, such as (3, 32, 32), got {shape!r}")
     if axes is not None and not _fits(shape, axes):
         raise ValueError(_expected(name, shape, axes))
     if not shape or min(shape) < 1:

@@ -51,6 +51,13 @@ class Summary(Choice, ABC):
     axes: ClassVar[tuple[str, ...] | None] = None
     absent: ClassVar[str | None] = None
 
+    @classmethod
+    def adopt(cls, value: object) -> "Choice | None":
+        """A module, a class of modules or a function that makes one, as a choice."""
+        from openedm.networks.own import ModuleSummary, is_module_like
+
+        return ModuleSummary.of(value) if cls is Summary and is_module_like(value) else None
+
     def build(self, condition_shape: tuple[int, ...], features: int, *, seed: int | None = None) -> nn.Module:
         """A new network that maps conditions (batch, *condition_shape) to summaries (batch, features).
 

@@ -166,6 +166,8 @@ class Sampler(SamplerChoice):
         _check_classes(denoiser, condition)
         grid = self.grid(denoiser)
         self.solver.check(grid)
+        if noise is not None:
+            checks.instance("noise", noise, Tensor, "a tensor of unit Gaussian noise (batch, *event)")
         source = SeededNoise(seeds) if isinstance(seeds, Sequence) else seeds
         if source is not None and not isinstance(source, NoiseSource):
             raise TypeError(f"seeds must be a sequence of integers or a NoiseSource, got {type(source).__name__}")

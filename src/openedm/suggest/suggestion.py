@@ -10,7 +10,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from openedm import objective
-from openedm.data import Dataset, measure
+from openedm.data import Dataset, as_dataset, measure
 from openedm.ground import checks
 from openedm.suggest.limits import UNIFORM_SHARE, Highest, Lowest, comparable, highest, lowest, posteriors
 from openedm.suggest.moments import draw, moments, noisy
@@ -153,6 +153,7 @@ def suggest(
     >>> f"{found.sigma_data:.3f} {found.sigma_min:.3f} {found.sigma_max:.0f}"
     '0.752 0.036 37'
     """
+    data = as_dataset(data, "data")
     if not 0 < terminal_nats <= 1:
         raise ValueError(f"terminal_nats must be in (0, 1], got {terminal_nats!r}")
     checks.at_least("max_samples", max_samples, MIN_SAMPLES)

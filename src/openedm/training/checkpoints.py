@@ -15,7 +15,7 @@ import math
 import os
 import shutil
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,19 +127,24 @@ def save_checkpoint(
             write_json(temporary / "training.json", dict(training[1]))
 
 
-def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema") -> Preconditioned:
+def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema", *, network: Any = None) -> Preconditioned:
     """The denoiser of a checkpoint, in evaluation mode, on the host.
 
     Args:
         path: a checkpoint folder, or a run folder, for its newest checkpoint.
         weights: "ema", the averaged weights, or "raw", those of the last step.
+        network: the network that was trained, for one that is a module of the user's own: an `nn.Module`, its class, a
+            function that makes one, or a `Network`; None for the one that the checkpoint describes.
 
     Raises:
+        TypeError: `path` is not a path, or `network` is not a network.
         ValueError: there is no checkpoint, its format is unknown, or its weights do not fit the description.
     """
     checks.one_of("weights", weights, ("ema", "raw"))
     folder = find_checkpoint(path)
     model = read_model(folder)
+    if network is not None:
+        model = replace(model, network=network)
     try:
         denoiser = model.build()
     except (TypeError, ValueError) as error:
@@ -235,6 +240,7 @@ def find_checkpoint(path: str | Path) -> Path:
     Raises:
         ValueError: `path` is neither.
     """
+    checks.instance("path", path, (str, os.PathLike), "the path of a checkpoint or run")
     path = Path(path)
     if (path / "config.json").is_file():
         return path

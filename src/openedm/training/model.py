@@ -1,5 +1,6 @@
 """The description of a denoiser, without its weights: the content of a checkpoint's `config.json`."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -7,11 +8,12 @@ from torch import nn
 
 from openedm import preconditioning as preconditionings
 from openedm.conditions import ConditionLayout
-from openedm.data import Dataset, Stored, measure
+from openedm.data import Dataset, Stored, as_dataset, measure
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
-from openedm.ground.choices import Choice
-from openedm.networks import DDPMpp, Network
+from openedm.ground.choices import Choice, class_path, is_outside
+from openedm.networks import DDPMpp, ModuleNetwork, Network, Signature
+from openedm.networks.own import check_answer
 from openedm.preconditioning import Preconditioning
 
 __all__ = ["Model", "num_parameters"]
@@ -76,7 +78,7 @@ class Model(Choice):
     def for_data(
         cls,
         dataset: Dataset,
-        network: Network,
+        network: Network | nn.Module | Callable[..., nn.Module],
         preconditioning: Preconditioning | None = None,
         *,
         conditional: bool = True,
@@ -86,18 +88,20 @@ class Model(Choice):
         """The description of a denoiser for `dataset`, with the shapes, classes and σ_data of the data.
 
         Args:
-            dataset: the training data.
-            network: the architecture.
+            dataset: the training data, or what `openedm.data.as_dataset` takes.
+            network: the architecture; or an `nn.Module` that is called as `network(x, c_noise, condition=None,
+                augment=None)`, its class, or a function that makes one (`openedm.networks.ModuleNetwork`).
             preconditioning: EDM's by default.
             conditional: whether the denoiser is conditioned on the classes or conditions of the data, if there are any.
             augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without them.
             condition_dropout: whether training also leaves conditions out, `options.label_dropout > 0`. It has an
                 effect with float conditions only; networks with classes alone always take samples without class.
         """
+        dataset = as_dataset(dataset)
         condition_shape = dataset.condition_shape if conditional else None
         num_classes = dataset.num_classes if conditional else 0
         return cls(
-            network=network,
+            network=network,  # type: ignore[arg-type]  # a module is adopted
             preconditioning=preconditionings.EDM() if preconditioning is None else preconditioning,
             # Six digits: further ones depend on the number of threads, and a resumed run must compute the same number.
             sigma_data=float(f"{measure(dataset).std:.6g}"),
@@ -128,7 +132,24 @@ class Model(Choice):
             seed=seed,
             **optional,
         )
-        return self.wrap(network)
+        denoiser = self.wrap(network)
+        if isinstance(self.network, ModuleNetwork) or is_outside(class_path(type(self.network))):
+            self._check_answer(denoiser)
+        return denoiser
+
+    def _check_answer(self, denoiser: Preconditioned) -> None:
+        """Check what a network of the user's own returns, before any long work."""
+        channels = self.event_shape[0] * self.preconditioning.outputs_per_channel
+        signature = Signature(
+            self.event_shape, channels, self.num_classes, self.augment_dim, self.condition_shape, self.condition_dropout
+        )
+        condition = None
+        if denoiser.condition_shape is not None:
+            condition = torch.zeros(2, *denoiser.condition_shape)
+        elif denoiser.num_classes:
+            condition = torch.zeros(2, dtype=torch.int64)
+        name = getattr(self.network, "name", type(self.network).__name__)
+        check_answer(denoiser.network, signature, condition, name=name)
 
     def wrap(self, network: nn.Module) -> Preconditioned:
         """A denoiser around an existing network."""

@@ -20,8 +20,9 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from openedm import objective as objectives
-from openedm.data import Dataset, align_classes
+from openedm.data import Dataset, align_classes, as_dataset
 from openedm.denoiser import Preconditioned
+from openedm.ground import checks
 from openedm.ground.seeding import derive_seed, seed_global
 from openedm.ground.storage import read_tensors
 from openedm.objective import Loss, Objective
@@ -58,7 +59,7 @@ class Trainer:
 
     Args:
         model: the denoiser to train; built with `options.seed`.
-        dataset: the training data.
+        dataset: the training data, or what `openedm.data.as_dataset` takes: a tensor, a pair (x, labels), …
         objective: p(σ), λ(σ).
         options: the options of training.
         run: the folder for checkpoints; None for none.
@@ -85,6 +86,13 @@ class Trainer:
         observers: Sequence[Observer] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
+        checks.instance("model", model, Model, "a Model, such as openedm.Model.for_data(dataset, network)")
+        checks.instance("objective", objective, Objective, "an Objective, such as openedm.objective.EDM()")
+        checks.instance("options", options, Options, "Options, such as openedm.Options(images=100_000)")
+        for observer in observers:
+            checks.instance("observers", observer, Observer, "a sequence of openedm.training.Observer")
+        dataset = as_dataset(dataset)
+        validation = None if validation is None else as_dataset(validation, "validation")
         dataset = align_classes(dataset, model.num_classes, model.class_names, name="dataset")
         if validation is not None:
             validation = align_classes(validation, model.num_classes, model.class_names, name="validation")
