@@ -196,6 +196,7 @@ class Network(Choice, ABC):
         Raises:
             ValueError: the network does not support a shape, or a count is out of its range.
         """
+        _check_sizes("event_shape", event_shape)
         if not self.supports(event_shape):
             wanted = _expected("event_shape", event_shape, self.axes or ("any",))
             raise ValueError(f"{wanted} for {type(self).__name__}{_others(event_shape)}")
@@ -287,12 +288,16 @@ class RawNetwork(nn.Module):
 
 def check_axes(name: str, shape: tuple[int, ...], axes: Axes | tuple[Axes, ...] | None = None) -> None:
     """Raise an error unless `shape` is a tuple of sizes ≥ 1, one for each of `axes` if given."""
-    if not isinstance(shape, tuple | list) or not all(isinstance(size, int) for size in shape):
-        raise TypeError(f"{name} must be a tuple of integers, such as (3, 32, 32), got {shape!r}")
+    _check_sizes(name, shape)
     if axes is not None and not _fits(shape, axes):
         raise ValueError(_expected(name, shape, axes))
     if not shape or min(shape) < 1:
         raise ValueError(f"{name} must hold sizes >= 1, got {shape}")
+
+
+def _check_sizes(name: str, shape: object) -> None:
+    if not isinstance(shape, tuple | list) or not all(isinstance(size, int) for size in shape):
+        raise TypeError(f"{name} must be a tuple of integers, such as (3, 32, 32), got {shape!r}")
 
 
 def _fits(shape: tuple[int, ...], axes: Axes | tuple[Axes, ...]) -> bool:
