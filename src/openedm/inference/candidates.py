@@ -1,6 +1,7 @@
 """Candidate posteriors: what is tried for a set of simulations, how each is trained, and which one is chosen.
 
-* On the simulations themselves: a denoiser of u, whitened by a least-squares fit where there are enough simulations.
+* On the simulations themselves: a denoiser of u; for vectors, where there are enough, another one of what a
+  least-squares fit leaves of u. Where x follows θ by a curve, such a fit spoils what is easy to learn without.
 * On draws of a learned simulator q(y | θ), for vectors (`emulator`): whitened by a conditional Gaussian, linear or
   given by a network, with a denoiser of what that leaves. Fresh draws cannot be memorised.
 
@@ -27,12 +28,16 @@ from openedm.ground.progress import Progress
 from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, fit_mixture, learn_simulator
 from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
 from openedm.inference.refine import evidence
+from openedm.inference.shortfall import Shortfall
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.training import Model, Observer, Trainer, TrainingProgress
 
 __all__ = ["Candidates", "Job", "Verdict", "is_certain_gain", "judge", "train_candidates"]
+
+DIRECT = "simulations"
+"""The name of candidates that learn from the simulations themselves, or its beginning."""
 
 MAX_WHITENED = 10.0
 """Draws of the emulator that the conditional Gaussian puts further away are left out."""
@@ -62,7 +67,7 @@ class Candidates(NamedTuple):
     """The posteriors that were trained.
 
     Attributes:
-        posteriors: by name; "simulations" is the one that learned from the simulations themselves.
+        posteriors: by name; those that learned from the simulations themselves begin with "simulations".
         simulator: what the others learned from; None without.
         seconds: how long each stage took.
     """
@@ -84,7 +89,7 @@ def train_candidates(data: Prepared, job: Job) -> Candidates:
         seconds["emulator"] = round(time.perf_counter() - started, 1)
     if settings.compare:
         started = time.perf_counter()
-        parts["simulations"] = _from_simulations(data, job)
+        parts |= _from_simulations(data, job)
         seconds["simulations"] = round(time.perf_counter() - started, 1)
     posteriors = {name: DenoiserPosterior(each, prior=data.prior, names=data.names) for name, each in parts.items()}
     return Candidates(posteriors, simulator, seconds)
@@ -99,6 +104,7 @@ class Verdict:
         chosen: its name, with how it is refined.
         log_probs: mean held-out ln q(θ | x) of each candidate, in nats.
         gain: what refinement adds to that of the best; None where it was not tried.
+        shortfall: what the chosen one, before refinement, loses for want of simulations.
         seconds: how long judging took.
     """
 
@@ -106,6 +112,7 @@ class Verdict:
     chosen: str
     log_probs: Mapping[str, float]
     gain: float | None
+    shortfall: Shortfall
     seconds: float
 
 
@@ -117,30 +124,44 @@ def judge(candidates: Candidates, data: Prepared, progress: Progress) -> Verdict
     scores = {name: each.log_prob(theta[:, None], x)[:, 0] for name, each in candidates.posteriors.items()}
     means = {name: float(score.mean()) for name, score in scores.items()}
     ranks = {name: mean if math.isfinite(mean) else -math.inf for name, mean in means.items()}
-    chosen = max(ranks, key=lambda name: ranks[name])
+    chosen = chosen_plain = max(ranks, key=lambda name: ranks[name])
     posterior, gain = candidates.posteriors[chosen], None
-    emulated = max((name for name in ranks if name != "simulations"), key=lambda name: ranks[name], default=None)
+    emulated = max((name for name in ranks if not name.startswith(DIRECT)), key=lambda name: ranks[name], default=None)
     if emulated is not None and settings.refinement is not None and data.prior is not None:
         gains, share = _gains_of_refinement(candidates.posteriors[emulated], theta, x, scores[chosen], progress)
         gain = sum(gains) / len(gains)
         if is_certain_gain(gains):
             refinement = settings.refinement.for_share(share)
-            posterior = candidates.posteriors[emulated].with_refinement(refinement)
+            posterior, chosen_plain = candidates.posteriors[emulated].with_refinement(refinement), emulated
             chosen = f"{emulated}, refined by {refinement.num_steps} steps"
-    return Verdict(posterior.parts, chosen, means, gain, round(time.perf_counter() - started, 1))
+    shortfall = _shortfall(posterior.plain(), scores[chosen_plain], data)
+    return Verdict(posterior.parts, chosen, means, gain, shortfall, round(time.perf_counter() - started, 1))
 
 
-def _from_simulations(data: Prepared, job: Job) -> Parts:
-    """A denoiser that learns from the simulations themselves."""
-    u, y, base = data.u.float(), data.data.forward(data.x), None
+def _shortfall(posterior: DenoiserPosterior, held_out: Float[Tensor, " judged"], data: Prepared) -> Shortfall:
+    """By as many simulations that were trained on, from the same part of all."""
+    last = int(data.held_out[: len(held_out)].max())
+    rows = data.training[data.training <= last]
+    rows = rows if len(rows) > len(held_out) else data.training
+    rows = rows[torch.linspace(0, len(rows) - 1, min(len(held_out), len(rows))).long()]
+    trained = posterior.log_prob(data.theta[rows, None], data.x[rows])[:, 0]
+    return Shortfall.of(trained, held_out, data.theta.shape[1], len(data.theta))
+
+
+def _from_simulations(data: Prepared, job: Job) -> dict[str, Parts]:
+    """Denoisers that learn from the simulations themselves: of u, and for vectors of what a linear fit leaves of it."""
+    u, y = data.u.float(), data.data.forward(data.x)
+    bases: dict[str, ConditionalMixture | None] = {DIRECT: None}
     if data.data.vector and len(data.training) > 20 * y.shape[1]:
-        base = _linear_base(u[data.training], y[data.training], data.seed)
-        u, _ = _whiten(base, u, y)
-    nan = data.data.absence is not None
-    training, held_out = (Pairs(u[rows], y[rows], allow_nan=nan) for rows in (data.training, data.held_out))
-    images = min(data.settings.passes * len(training), data.settings.images)
-    denoiser, model = _train("simulations", training, held_out, images, 12, data, job)
-    return Parts(denoiser, data.parameters, data.data, base, model=model)
+        bases[f"{DIRECT}, linear"] = _linear_base(u[data.training], y[data.training], data.seed)
+    nan, parts = data.data.absence is not None, {}
+    images = min(data.settings.passes * len(data.training), data.settings.images // len(bases))
+    for name, base in bases.items():
+        r = u if base is None else _whiten(base, u, y)[0]
+        training, held_out = (Pairs(r[rows], y[rows], allow_nan=nan) for rows in (data.training, data.held_out))
+        denoiser, model = _train(name.replace(", ", "-"), training, held_out, images, 12, data, job)
+        parts[name] = Parts(denoiser, data.parameters, data.data, base, model=model)
+    return parts
 
 
 def _from_simulator(simulator: LearnedSimulator, base: str, data: Prepared, job: Job) -> Parts:
@@ -202,7 +223,11 @@ def _train(
     observers, members = (*job.observers, _Watch(name, images, job.progress)), []
     for member in range(settings.members):
         options = settings.options(
-            images, seed=data.seed + 1000 * member, stop_after=stop_after, samples=min(len(held_out), 2000)
+            images,
+            len(training),
+            seed=data.seed + 1000 * member,
+            stop_after=stop_after,
+            samples=min(len(held_out), 2000),
         )
         run = None if job.run is None else job.run / f"{name}-{member}"
         trainer = Trainer(

@@ -5,9 +5,10 @@
 2. `train_candidates`: denoisers are trained on the simulations and, for vectors, on draws of a learned simulator.
 3. `judge`: the candidate with the highest ln q(θ | x) on held-out simulations is taken, and
 4. refined by prior × learned likelihood, where held-out simulations show that this helps.
-5. The posterior comes with a report of all this.
+5. The posterior comes with a report of all this, and a verdict whether there were enough simulations.
 """
 
+import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -69,7 +70,8 @@ def fit(
 
     Warns:
         UserWarning: columns of x that are constant or equal to others, which are left out; or x with absent members
-            whose rows differ in distribution, or which the settings take as series.
+            whose rows differ in distribution, or which the settings take as series; or that more simulations are
+            needed (`shortfall`): the same words as `.report["verdict"]`.
     """
     if isinstance(theta, Simulations):
         if x is not None:
@@ -89,6 +91,8 @@ def fit(
     candidates = train_candidates(data, job)
     verdict = judge(candidates, data, progress)
     report = _report(data, candidates, verdict)
+    if verdict.shortfall.is_large:
+        warnings.warn(f"{verdict.shortfall}", stacklevel=2)
     return DenoiserPosterior(verdict.parts, prior=data.prior, names=data.names, report=report)
 
 
@@ -108,4 +112,4 @@ def _report(data: Prepared, candidates: Candidates, verdict: Verdict) -> Mapping
     report["held_out_log_prob"] = dict(verdict.log_probs)
     if verdict.gain is not None:
         report["held_out_gain_of_refinement"] = verdict.gain
-    return {**report, "chosen": verdict.chosen}
+    return {**report, "chosen": verdict.chosen, "shortfall": verdict.shortfall.nats, "verdict": f"{verdict.shortfall}"}

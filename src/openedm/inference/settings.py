@@ -79,14 +79,14 @@ class Settings(Choice):
         objective: p(σ), λ(σ).
         members: denoisers that are trained, each from a seed of its own, and averaged.
         images: samples that the denoiser is trained on with an emulator, fresh draws all.
-        passes: how often it is trained on each simulation without one, at most; early stopping ends before.
+        passes: how often one without an emulator is trained on each simulation, at most; early stopping ends before.
         batch_size, learning_rate: of the denoiser's training, with a warm-up and a half cosine to zero.
         emulator: how the learned likelihood is fitted; None for none.
         pool: how many draws of the emulator are made.
         bases: what draws of the emulator are whitened by: "linear", a least-squares fit, "Gaussian", a conditional
             Gaussian learned by a network, or both in turn, and the better one is taken.
         base: how the latter is fitted: one member with one component.
-        compare: whether a denoiser trained on the simulations themselves is tried, too.
+        compare: whether denoisers trained on the simulations themselves are tried, too.
         refinement: the Markov chains that refine samples, where held-out simulations show that they help; None for
             none.
         held_out: share of the simulations that judges the candidates and stops trainings, between 0 and ½.
@@ -140,9 +140,12 @@ class Settings(Choice):
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
           30,000 simulations on 128, with 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between
           2000 and 25,000; other data get none.
-        * Up to two parameters get a denoiser of width 96, a million samples (60 passes without an emulator) and the
-          learned whitening, more 128, 3 million (100) and both whitenings; from 30,000 simulations on 1.6 times the
-          samples.
+        * Up to two parameters get a denoiser of width 96, a million samples (500 a simulation at most) and the learned
+          whitening, more 128, 3 million (1000 a simulation at most) and both whitenings; from 30,000 simulations on 1.6
+          times the samples.
+        * Denoisers of the simulations themselves make 500 · (1000 / n)^1.2 passes, between 30 (60 without an emulator)
+          and 500 for up to two parameters, 50 (100) and 500 for more; where x has more than 100 numbers and there is no
+          emulator, 60 or 100.
         * Matrices are series (channels, time), or sets (members, features) where members are absent; arrays with three
           axes are images.
         * At least 100 and at most 2000 simulations are held out, a tenth if that is between the two.
@@ -155,6 +158,10 @@ class Settings(Choice):
         """
         many = simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
+        samples = min(1_000_000, 500 * simulations) if dim <= 2 else min(3_000_000, 1000 * simulations)
+        fewest = (30 if dim <= 2 else 50) * (1 if len(x_shape) == 1 else 2)
+        cheap = len(x_shape) == 1 or math.prod(x_shape) <= 100
+        passes = max(fewest, min(500, round(500 * (1000 / max(simulations, 1)) ** 1.2))) if cheap else fewest
         steps = round(min(max((5000 if dim <= 2 else 10_000) * (simulations / 10_000) ** 0.5, 2000), 25_000))
         emulator = MixtureOptions(
             components=(1, 8) if x_shape[0] <= 16 else (1,),
@@ -168,32 +175,34 @@ class Settings(Choice):
         return cls(
             network=ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary),
             bases=("Gaussian",) if dim <= 2 else ("linear", "Gaussian"),
-            passes=60 if dim <= 2 else 100,
-            images=round((1_000_000 if dim <= 2 else 3_000_000) * (1.6 if many else 1.0)),
+            passes=passes,
+            images=round(max(samples, 100_000) * (1.6 if many else 1.0)),
             emulator=emulator if len(x_shape) == 1 else None,
             held_out=min(held, 0.5),
         )
 
-    def options(self, images: int, *, seed: int, stop_after: int, samples: int) -> Options:
-        """The trainer's options.
+    def options(self, images: int, rows: int, *, seed: int, stop_after: int, samples: int) -> Options:
+        """The trainer's options. A batch has at most a quarter of the rows, but 64 at least.
 
         Args:
             images: how many samples to train on.
+            rows: how many different ones there are.
             seed: of the training.
             stop_after: measurements of the validation loss without improvement that end it; 0 for never.
             samples: held-out samples that it is measured on.
         """
+        batch_size = min(self.batch_size, max(64, rows // 4))
         return Options(
             images=images,
-            batch_size=self.batch_size,
+            batch_size=batch_size,
             learning_rate=self.learning_rate,
             beta_2=0.99,
             rampup=min(100_000, images // 10),
-            average=HalfLife(half_life=100_000.0),
+            average=HalfLife(half_life=min(100_000.0, images / 25) if stop_after else 100_000.0),
             schedule="cosine",
             clip_norm=5.0,
             seed=seed,
-            validate_every=max(self.batch_size * 50, images // 40 // self.batch_size * self.batch_size),
+            validate_every=max(batch_size * 50, images // 40 // batch_size * batch_size),
             validate_samples=samples,
             validate_levels=16,
             keep_best=True,
