@@ -34,6 +34,20 @@ def sets() -> DenoiserPosterior:
     return fit(*trials(150), Normal([0.0, 0.0], [1.0, 1.0]), settings=SETS)
 
 
+def test_posteriors_of_sets_have_the_mean_and_width_of_their_number_of_trials(without_type_checker) -> None:
+    theta, x = trials(2000, 6, 1)
+    network = ConditionalMLP(width=32, num_blocks=2, summary=SetSummary(width=32))
+    rule = Settings.of(2000, 1, (6, 1), "members")
+    settings = replace(rule, network=network, images=200_000, batch_size=256, learning_rate=3e-3)
+    posterior = fit(theta, x, Normal([0.0], [1.0]), settings=settings)
+    for n in range(1, 7):
+        seen = torch.linspace(-0.5, 1.0, n)[:, None]
+        samples = posterior.sample(seen, 4000)
+        mean, width = float(seen.sum()) / (n + 1), (n + 1) ** -0.5  # exact
+        assert float(samples.mean()) == pytest.approx(mean, abs=0.2 * width)
+        assert float(samples.std()) == pytest.approx(width, rel=0.2)
+
+
 def test_sets_with_absent_members_are_fitted_by_default(monkeypatch) -> None:
     chosen = Settings.of(400, 2, (6, 2), "members")
     assert isinstance(chosen.network.summary, SetSummary)
