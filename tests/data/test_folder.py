@@ -215,10 +215,10 @@ def test_mixed_channels_name_the_first_file_that_differs(tmp_path, packed):
         ImageFolder(path).load()
 
 
-def test_sixteen_bits_are_refused_rather_than_clipped(tmp_path, packed):
-    deep = encode(np.arange(4, dtype=np.uint16).reshape(2, 2) * 16000)
-    with pytest.raises(ValueError, match=r"a.png must have 8 bits a channel, but is of mode 'I;16'"):
-        ImageFolder(build(tmp_path, {"a.png": deep}, packed=packed), channels=1).load()
+def test_sixteen_bits_are_read_with_all_of_them(tmp_path, packed):
+    deep = np.arange(4, dtype=np.uint16).reshape(2, 2) * 16001
+    dataset = ImageFolder(build(tmp_path, {"a.png": encode(deep)}, packed=packed)).load()
+    assert dataset.stored.restore(dataset.fetch([0])[0]).tolist() == [[deep.tolist()]]
 
 
 @pytest.mark.parametrize("content", [b"", b"no picture", encode(pixels(0))[:20]], ids=["empty", "text", "cut header"])

@@ -1,12 +1,14 @@
 import io
+import json
 
 import numpy as np
 import PIL.Image
 import pytest
 import torch
 
-from openedm.data import Form
+from openedm.data import Form, ImageFolder
 from openedm.data.decoding import as_pixels, decode_upright
+from openedm.ground.choices import from_config, to_config
 from picture_files import encode, pixels
 
 
@@ -23,7 +25,7 @@ def test_sixteen_bits_are_rounded_to_eight():
 @pytest.mark.parametrize("kind", [np.int32, np.float32])
 def test_thirty_two_bits_are_refused_by_name(kind):
     content = encode(PIL.Image.fromarray(np.zeros((2, 2), dtype=kind)), "TIFF")
-    with pytest.raises(ValueError, match="a must have 8 bits a channel, but is of mode"):
+    with pytest.raises(ValueError, match=r"a has 1 channels of .*32, which cannot be converted to 3"):
         decoded(content)
 
 
@@ -116,3 +118,38 @@ def test_encodings_lose_nothing(encoding, channels):
 def test_values_out_of_range_are_refused(arguments, message, without_type_checker):
     with pytest.raises(ValueError, match=message):
         Form(**arguments)
+
+
+@pytest.mark.parametrize("size", ["4x10", "4 x 10", "4×10", "[4, 10]", "4,10", (4, 10), [4, 10]])
+def test_a_size_is_height_and_width_however_it_is_written(size):
+    assert Form(size=size).size == (4, 10)
+    assert ImageFolder("a", resolution=size).resolution == (4, 10)
+    assert from_config(Form, json.loads(json.dumps(to_config(Form(size=size))))) == Form(size=(4, 10))
+
+
+@pytest.mark.parametrize("size", [8, "8", "8x8", (8, 8)])
+def test_a_square_has_one_number(size):
+    assert Form(size=size).size == 8
+
+
+@pytest.mark.parametrize("size", ["", "x", "4x", "4x5x6", "a", "-4x3", (4,) * 3, 4.5, True])
+def test_what_is_not_a_size_is_refused(size, without_type_checker):
+    with pytest.raises(ValueError, match="size must be a side or height x width"):
+        Form(size=size)
+
+
+@pytest.mark.parametrize("crop", ["centre", "adm", "pad", "none"])
+@pytest.mark.parametrize("shape", [(20, 40), (41, 20), (9, 9), (3, 50)])
+def test_pictures_of_all_sizes_become_one_rectangle(shape, crop):
+    picture = PIL.Image.fromarray(np.full((*shape, 3), 200, dtype=np.uint8))
+    found = np.asarray(Form(size=(8, 12), crop=crop).apply(picture))
+    assert found.shape == (8, 12, 3)
+    assert (found == 200).all() == (crop != "pad")
+    middle = found[4, 6]
+    assert (middle == 200).all()
+
+
+def test_padding_keeps_the_proportions_and_the_whole_picture():
+    picture = PIL.Image.fromarray(np.full((30, 10, 3), 255, dtype=np.uint8))
+    found = np.asarray(Form(size=(12, 12), crop="pad").apply(picture))[:, :, 0]
+    assert (found.max(0) > 0).tolist() == [False] * 4 + [True] * 4 + [False] * 4

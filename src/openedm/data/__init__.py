@@ -4,9 +4,9 @@ from openedm.data.aligned import align_classes
 from openedm.data.arrays import Arrays
 from openedm.data.converting import convert, encoded_images
 from openedm.data.dataset import Batch, Chunks, Dataset, Source, Statistics, measure
-from openedm.data.decoding import Form
 from openedm.data.encoded import EncodedImages, MemoryImages
 from openedm.data.folder import FolderImages, ImageFolder
+from openedm.data.forms import Form
 from openedm.data.memory import InMemory, Pairs, wrap
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.shards import Shards, TarImages

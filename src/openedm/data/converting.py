@@ -16,9 +16,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from openedm.data.decoding import Form, decode_upright
-from openedm.data.encoded import EncodedImages
+from openedm.data.decoding import as_array, decode_picture, decode_upright
+from openedm.data.encoded import FULL_RANGE_TYPES, EncodedImages
 from openedm.data.folder import FolderImages
+from openedm.data.forms import Form
 from openedm.data.shards import FORMAT, INDEX, MANIFEST, TarImages
 from openedm.data.table import Table, local_files
 from openedm.ground import checks
@@ -135,6 +136,7 @@ class _Shard:
     bytes: int = 0
     sha256: str = ""
     shape: list[int] | None = None
+    dtype: str = ""
     first: str = ""
     keys: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
@@ -176,29 +178,35 @@ class _Writer:
         except ValueError as error:
             return error
 
-    def _encode(self, index: int, content: bytes | ValueError) -> tuple[bytes, list[int]] | ValueError:
-        """The encoded result and its shape, or the error if there is no result."""
+    def _encode(self, index: int, content: bytes | ValueError) -> tuple[bytes, list[int], str] | ValueError:
+        """The encoded result, its shape and its type, or the error if there is no result."""
         if isinstance(content, ValueError):
             return content
         try:
-            image = decode_upright(io.BytesIO(content), self.images.describe(index), self.form.channels)
-            image = self.form.apply(image)
+            decode = decode_upright if self.form.bits == 8 else decode_picture
+            name = self.images.describe(index)
+            picture = self.form.apply(decode(io.BytesIO(content), name, self.form.channels))
+            height, width, channels = as_array(picture).shape
+            dtype = str(as_array(picture).dtype)
+            if dtype not in FULL_RANGE_TYPES:
+                return ValueError(f"{name} has pixels of {dtype}, which shards do not hold: read it by ImageFolder")
+            return self.form.encode(picture), [channels, height, width], dtype
         except ValueError as error:
             return error
-        return self.form.encode(image), [self.form.channels, image.height, image.width]
 
     def _drop(self, index: int, error: ValueError) -> None:
         if self.damaged == "refuse":
             raise ValueError(f"{error}; damaged='drop' leaves such images out") from error
         self.shard.dropped.append({"name": self.images.name(index), "reason": str(error)})
 
-    def _add(self, archive: tarfile.TarFile, index: int, content: bytes, shape: list[int]) -> None:
+    def _add(self, archive: tarfile.TarFile, index: int, content: bytes, shape: list[int], dtype: str) -> None:
         shard, name = self.shard, self.images.describe(index)
         first = self.first or shard
         if first.shape is not None and shape != first.shape:
             sizes = f"is {shape[1]}×{shape[2]}, but {first.first} is {first.shape[1]}×{first.shape[2]}"
             raise ValueError(f"{name} {sizes}: give size and crop to make all sizes equal")
         shard.shape, shard.first = shape, shard.first or name
+        shard.dtype = max(shard.dtype, dtype, key=("", *FULL_RANGE_TYPES).index)
         shard.keys.append(index)
         shard.offsets.append(_append(archive, f"{index:08d}.{self.form.encoding}", content))
         shard.sizes.append(len(content))
@@ -220,6 +228,8 @@ def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
             f"out={out} has an interrupted conversion: resume it (--resume true), or choose another folder"
         )
     before = read_json(state)
+    new = {name: value for name, value in to_config(Form(crop="none"))["init_args"].items() if name in ("bits",)}
+    before["form"] = {**new, **before["form"]} if isinstance(before.get("form"), dict) else None
     changed = [name for name in settings if before.get(name) != settings[name]]
     if changed:
         raise ValueError(
@@ -287,6 +297,7 @@ def _finish(
         "version": 1,
         "images": len(keys),
         "shape": next(shard.shape for shard in shards if shard.shape is not None),
+        "dtype": max((shard.dtype or "uint8" for shard in shards if shard.keys), key=FULL_RANGE_TYPES.index),
         **classes,
         "form": to_config(form)["init_args"],
         **about,

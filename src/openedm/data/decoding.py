@@ -1,32 +1,41 @@
-"""Decoding of images to bytes (channels, height, width), and the form of converted images.
+"""Decoding of image files of any depth: their shape and type from the header, and their pixels.
 
-Pillow decodes and resizes. This module adds the stored orientation, transparency, depths other than 8 bits, crops, and
-errors that name the image.
+Pillow decodes bytes, bool and grey of 16 bits; `deep` the rest. This module adds the stored orientation, transparency,
+and errors that name the image.
 """
 
 import struct
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
-from io import BufferedIOBase, BytesIO
-from typing import IO, TYPE_CHECKING, Literal, cast
+from io import BufferedIOBase
+from typing import IO, TYPE_CHECKING, NamedTuple, cast
 
 import numpy as np
 import torch
-from jaxtyping import UInt8
+from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from openedm.ground import checks
-from openedm.ground.choices import Choice
+from openedm.data.deep import AnyPixels, decode_png, decode_tiff, is_tiff, read_tiff_header
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["SUFFIXES", "Form", "as_pixels", "decode_image", "decode_upright", "read_shape"]
+__all__ = [
+    "SUFFIXES",
+    "Header",
+    "as_array",
+    "as_pixels",
+    "decode_picture",
+    "decode_upright",
+    "read_header",
+    "to_tensor",
+]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
 _ORIENTATION = 0x0112
+_BITS, _PHOTOMETRIC, _BANDS = 258, 262, 277
+"""Tags of TIFF: bits a sample, what the numbers mean, samples a pixel."""
 _FORMATS_WITH_ORIENTATION = (
     "JPEG",
     "MPO",
@@ -34,143 +43,198 @@ _FORMATS_WITH_ORIENTATION = (
 )  # Pillow rotates TIFF itself, and reads the orientation of a PNG only when decoding
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
+_DEEP = "deep"
+"""The type of files that Pillow would reduce to 8 bits, or cannot open."""
 
 
-@dataclass(frozen=True)
-class Form(Choice):
-    """The size, crop, channels and encoding of converted images.
+class Header(NamedTuple):
+    """What the header of an image says about its pixels, as they will be decoded.
 
-    Args:
-        size: side of the square results; None, allowed with `crop` "none" only, keeps the size of the images.
-        crop: "centre": the central square, then Lanczos. "adm": halved by averages of 2×2 while both sides are at least
-            twice `size`, then bicubic until the shorter side is `size`, then the central square, as ImageNet is
-            prepared for ADM and EDM (Dhariwal and Nichol 2021). "wide": the central part with sides `size` : `height`,
-            Lanczos, and black bars above and below that make it a square, as LSUN's cars are prepared. "none": the
-            whole image, so that all images must have the same size; with `size` they are resized, which distorts those
-            that are not square.
-        height: the height of the part between the bars; for "wide" only.
-        channels: 1 (grey), 3 (RGB; transparent parts become white) or 4 (with alpha).
-        encoding: the encoding of the results, both lossless: PNG is faster to decode, WebP is a third smaller.
-
-    Raises:
-        ValueError: a value is out of its range, or `size` and `height` do not fit `crop`.
+    Attributes:
+        channels: 1 for grey, 4 for an image with transparency, else 3; any number for TIFF.
+        height, width: with the stored orientation applied.
+        dtype: "bool", "uint8" or "uint16"; "int32" or "float32", which require a range.
     """
 
-    size: int | None = None
-    crop: Literal["centre", "adm", "wide", "none"] = "centre"
-    height: int | None = None
-    channels: Literal[1, 3, 4] = 3
-    encoding: Literal["png", "webp"] = "png"
-
-    def __post_init__(self) -> None:
-        checks.one_of("crop", self.crop, ("centre", "adm", "wide", "none"))
-        checks.one_of("channels", self.channels, (1, 3, 4))
-        checks.one_of("encoding", self.encoding, ("png", "webp"))
-        if self.size is not None:
-            checks.at_least("size", self.size, 1)
-        elif self.crop != "none":
-            raise ValueError(f"size must be given with crop={self.crop!r}, got None; crop='none' keeps the sizes")
-        if (self.height is not None) != (self.crop == "wide"):
-            raise ValueError(f"height must be given with crop='wide' only, got {self.height} with {self.crop!r}")
-        if self.height is not None and self.size is not None:
-            checks.between("height", self.height, 1, self.size)
-
-    def apply(self, image: "Image") -> "Image":
-        """The cropped and resized image; `image` is upright, in mode L, RGB or RGBA."""
-        if self.size is None:
-            return image
-        if self.crop == "adm":
-            return _crop_adm(image, self.size)
-        if self.crop == "wide":
-            return _crop_wide(image, self.size, self.height or self.size)
-        return _resize(_crop_centre(image, 1, 1) if self.crop == "centre" else image, self.size, self.size)
-
-    def encode(self, image: "Image") -> bytes:
-        """The encoded image."""
-        buffer = BytesIO()
-        if self.encoding == "png":
-            image.save(buffer, format="PNG", optimize=False, compress_level=6)
-        else:
-            image.save(buffer, format="WEBP", lossless=True, exact=True)
-        return buffer.getvalue()
+    channels: int
+    height: int
+    width: int
+    dtype: str = "uint8"
 
 
-def read_shape(file: BufferedIOBase, name: str) -> tuple[int, int, int]:
-    """(channels, height, width) of an image as it will be decoded, from its header alone.
-
-    1 channel for grey, 4 for an image with transparency, else 3.
+def read_header(file: BufferedIOBase, name: str) -> Header:
+    """The shape and type of an image as it will be decoded, from its header alone.
 
     Raises:
-        ValueError: `file` is not an image, or has more than 8 bits a channel; the message begins with `name`.
+        ValueError: `file` is not an image that can be decoded; the message begins with `name`.
     """
     with _open_image(file, name) as image:
-        # The stored orientation may exchange height and width.
-        rotated = image.format in _FORMATS_WITH_ORIENTATION and image.getexif().get(_ORIENTATION, 1) >= 5
-        width, height = image.size[::-1] if rotated else image.size
-        return _num_channels(image, name), height, width
+        dtype = _DEEP if image is None else _dtype(image, name)
+        if image is not None and dtype != _DEEP:
+            # The stored orientation may exchange height and width.
+            rotated = image.format in _FORMATS_WITH_ORIENTATION and image.getexif().get(_ORIENTATION, 1) >= 5
+            width, height = image.size[::-1] if rotated else image.size
+            return Header(_num_channels(image), height, width, dtype)
+        if image is not None and image.format == "PNG":
+            return Header(3 if image.mode == "RGB" else 4, image.height, image.width, "uint16")
+    file.seek(0)
+    return Header(*read_tiff_header(file.read(), name))
 
 
-def decode_image(
-    file: BufferedIOBase, name: str, channels: int, resolution: int | None
-) -> UInt8[Tensor, "channels h w"]:
-    """An image as bytes, with `channels` 1, 3 or 4; transparent parts become white if there are fewer than 4.
+def decode_picture(file: BufferedIOBase, name: str, channels: int) -> "Image | AnyPixels":
+    """An image with all its bits: in mode 1, L, RGB or RGBA, or a deeper array `(rows, columns, channels)`.
 
-    With a `resolution` it is cropped to its central square and resized (Lanczos) to that side. The orientation that a
-    camera stored is applied. The result of an animation is its first frame.
+    Transparent parts become white if there are fewer than 4 channels. The orientation that a camera stored is applied.
+    The result of an animation is its first frame.
 
     Raises:
-        ValueError: as for `read_shape`, or the data is damaged or ends early.
+        ValueError: as for `read_header`, or the data is damaged or ends early, or the channels cannot be converted.
     """
     with _open_image(file, name) as image:
-        _num_channels(image, name)
-        upright = _convert_mode(_rotate_upright(image), channels)
-        if resolution is not None:
-            upright = _resize(_crop_centre(upright, 1, 1), resolution, resolution)
-        return as_pixels(upright)
+        dtype = _DEEP if image is None else _dtype(image, name)
+        if image is not None and dtype in ("bool", "uint8"):
+            if dtype == "bool" and channels == 1:
+                return image.copy()
+            return _convert_mode(_rotate_upright(image), channels)
+        if image is not None and dtype != _DEEP:
+            return _with_channels(np.asarray(image).astype(dtype)[:, :, None], channels, name)
+        is_png = image is not None and image.format == "PNG"
+    file.seek(0)
+    content = file.read()
+    return _with_channels(decode_png(content, name) if is_png else decode_tiff(content, name), channels, name)
 
 
 def decode_upright(file: BufferedIOBase, name: str, channels: int) -> "Image":
-    """An image of any depth with 8 bits a channel, upright, in mode L, RGB or RGBA; otherwise like `decode_image`.
+    """An image of any depth with 8 bits a channel, upright, in mode L, RGB or RGBA; otherwise like `decode_picture`.
 
-    16 bits a channel become 8: grey is rounded; for colour, Pillow keeps the upper byte. Colour profiles are ignored;
-    CMYK becomes RGB by Pillow's plain formula.
+    16 bits a channel are rounded to 8. Colour profiles are ignored; CMYK becomes RGB by Pillow's plain formula.
 
     Raises:
         ValueError: the image has 32 bits a channel, is damaged or ends early; the message begins with `name`.
     """
-    with _open_image(file, name) as image:
-        return _convert_mode(_rotate_upright(_to_eight_bits(image, name)), channels)
+    import PIL.Image
+
+    picture = decode_picture(file, name, channels)
+    if not isinstance(picture, np.ndarray):
+        return picture.convert(_MODES[channels])
+    if picture.dtype != np.uint16:
+        raise ValueError(f"{name} must have 8 or 16 bits a channel, but is of {picture.dtype}")
+    levels = ((picture.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+    return PIL.Image.fromarray(levels[:, :, 0] if channels == 1 else levels)
+
+
+def as_array(picture: "Image | AnyPixels") -> AnyPixels:
+    """The numbers of a picture, `(rows, columns, channels)`."""
+    if isinstance(picture, np.ndarray):
+        return picture
+    return np.array(picture).reshape(picture.height, picture.width, -1)
 
 
 def as_pixels(image: "Image") -> UInt8[Tensor, "channels h w"]:
     """The bytes of an image in mode L, RGB or RGBA."""
-    array = np.array(image).reshape(image.height, image.width, -1)
-    return torch.from_numpy(array).permute(2, 0, 1).contiguous()
+    return to_tensor(as_array(image))
 
 
-class _WrongDepth(ValueError):
-    pass
+def to_tensor(pixels: AnyPixels) -> Shaped[Tensor, "channels h w"]:
+    """Pixels as a tensor with the channels first."""
+    return torch.from_numpy(np.ascontiguousarray(np.moveaxis(pixels, -1, 0)))
 
 
 @contextmanager
-def _open_image(file: BufferedIOBase, name: str) -> "Iterator[Image]":
+def _open_image(file: BufferedIOBase, name: str) -> "Iterator[Image | None]":
+    """The image, opened by Pillow; None for a TIFF that Pillow cannot open."""
     import PIL.Image
 
     try:
         with PIL.Image.open(cast(IO[bytes], file)) as image:
             yield image
-    except _WrongDepth:
+    except _Refused:
         raise
+    except PIL.UnidentifiedImageError as error:
+        file.seek(0)
+        if not is_tiff(file.read(4)):
+            raise ValueError(f"{name} cannot be decoded: {error}") from error
+        yield None
     except (*_DECODING_ERRORS, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
-def _num_channels(image: "Image", name: str) -> int:
+class _Refused(ValueError):
+    """An error that already names the image."""
+
+
+def _dtype(image: "Image", name: str) -> str:
+    """The type of the pixels; `_DEEP` for files that Pillow would reduce to 8 bits."""
+    if image.format == "TIFF":
+        return _dtype_of_tiff(image, name)
+    arguments = str([tile[3] for tile in image.tile])  # type: ignore[attr-defined]
+    if image.mode.startswith("I") and image.format in ("PNG", "PPM"):
+        if "transparency" in image.info:
+            raise _Refused(f"{name} has 16 bits and a transparent grey, which is not supported: save it without")
+        return "uint16"
     if image.mode.startswith(("I", "F")):
-        raise _WrongDepth(f"{name} must have 8 bits a channel, but is of mode {image.mode!r}: convert it first")
+        raise _Refused(f"{name} must have 8 or 16 bits a channel, but is {image.format} of mode {image.mode!r}")
+    if image.format == "PNG" and ";16" in arguments:
+        return _DEEP
+    if image.format == "PPM" and image.mode == "RGB" and not arguments.endswith(("255)]", "'RGB']", "0]")):
+        raise _Refused(f"{name} has more than 8 bits a channel in PPM, which is not supported: save it as PNG")
+    return "bool" if image.mode == "1" else "uint8"
+
+
+def _dtype_of_tiff(image: "Image", name: str) -> str:
+    tags = image.tag_v2  # type: ignore[attr-defined]
+    if _num_pages(image) > 1:
+        raise _Refused(
+            f"{name} has {_num_pages(image)} pages: save each page as a file; or, if they are channels or volumes, all "
+            "as one .npy file for Arrays"
+        )
+    if max(tags.get(_BITS, (1,))) > 8 or tags.get(_BANDS, 1) > 4:
+        if tags.get(_PHOTOMETRIC) == 0:
+            raise _Refused(f"{name} stores white as 0 in more than 8 bits, which is not supported: invert it")
+        deep = {"F": "float32", "I": "int32"}
+        return "uint16" if image.mode.startswith("I;16") else deep.get(image.mode, _DEEP)
+    return "bool" if image.mode == "1" else "uint8"
+
+
+def _num_pages(image: "Image") -> int:
+    """The pages of a TIFF; smaller copies of one are not counted."""
+    count = getattr(image, "n_frames", 1)
+    if count == 1:
+        return 1
+    pages = 0
+    for number in range(count):
+        image.seek(number)
+        pages += not image.tag_v2.get(254, 0) & 1  # type: ignore[attr-defined]
+    image.seek(0)
+    return pages
+
+
+def _num_channels(image: "Image") -> int:
     if image.has_transparency_data:
         return 4
-    return 1 if image.mode in ("1", "L") else 3
+    return 1 if image.mode in ("1", "L", "I", "F") or image.mode.startswith("I;16") else 3
+
+
+def _with_channels(pixels: AnyPixels, channels: int, name: str) -> AnyPixels:
+    """Pixels of any depth with so many channels; transparent parts become white if there are fewer than 4."""
+    found = pixels.shape[-1]
+    if found == channels:
+        return pixels
+    if found not in _MODES or channels not in _MODES or pixels.dtype not in (np.uint16, np.uint8):
+        raise _Refused(
+            f"{name} has {found} channels of {pixels.dtype}, which cannot be converted to {channels}: 1 (grey), 3 "
+            "(RGB) and 4 (with alpha) of 8 or 16 bits can"
+        )
+    full = np.iinfo(pixels.dtype).max
+    colour, alpha = pixels[:, :, : 3 if found > 1 else 1].astype(np.float64), np.full((*pixels.shape[:2], 1), full)
+    if found == 4 and channels < 4:
+        weight = pixels[:, :, 3:] / full
+        colour = colour * weight + full * (1 - weight)
+    if channels == 1 and found > 1:
+        colour = colour @ np.array([[0.299], [0.587], [0.114]])
+    elif channels > 1 and found == 1:
+        colour = colour.repeat(3, axis=-1)
+    return np.concatenate([colour, alpha][: 1 + (channels == 4)], axis=-1).round().astype(pixels.dtype)
 
 
 def _rotate_upright(image: "Image") -> "Image":
@@ -187,50 +251,3 @@ def _convert_mode(image: "Image", channels: int) -> "Image":
         white = PIL.Image.new("RGBA", image.size, "white")
         image = PIL.Image.alpha_composite(white, image.convert("RGBA"))
     return image.convert(_MODES[channels])
-
-
-def _to_eight_bits(image: "Image", name: str) -> "Image":
-    """The image with 8 bits a channel; 16 bits are scaled by 255 / 65535."""
-    import PIL.Image
-
-    # Earlier versions of Pillow open grey PNG of 16 bits in mode I.
-    if not (image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PNG")):
-        _num_channels(image, name)
-        return image
-    levels = (np.asarray(image).astype(np.int64) * 255 + 32767) // 65535
-    return PIL.Image.fromarray(levels.astype(np.uint8))
-
-
-def _crop_centre(image: "Image", across: int, down: int) -> "Image":
-    """The largest part with sides `across` : `down` around the centre, in whole pixels."""
-    width = min(image.width, max(1, round(image.height * across / down)))
-    height = min(image.height, max(1, round(image.width * down / across)))
-    left, top = (image.width - width) // 2, (image.height - height) // 2
-    # Cropped first: the filter of resize(box=…) would use pixels outside the box.
-    return image.crop((left, top, left + width, top + height))
-
-
-def _resize(image: "Image", width: int, height: int) -> "Image":
-    import PIL.Image
-
-    return image.resize((width, height), PIL.Image.Resampling.LANCZOS)
-
-
-def _crop_adm(image: "Image", size: int) -> "Image":
-    import PIL.Image
-
-    while min(image.size) >= 2 * size:
-        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
-    scale = size / min(image.size)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), PIL.Image.Resampling.BICUBIC)
-    left, top = (image.width - size) // 2, (image.height - size) // 2
-    return image.crop((left, top, left + size, top + size))
-
-
-def _crop_wide(image: "Image", width: int, height: int) -> "Image":
-    import PIL.Image
-
-    black = (0, 0, 0, 255) if image.mode == "RGBA" else 0
-    square = PIL.Image.new(image.mode, (width, width), black)
-    square.paste(_resize(_crop_centre(image, width, height), width, height), (0, (width - height) // 2))
-    return square

@@ -4,17 +4,22 @@ imagecodecs and tifffile, of the optional group `images`, read and write them; P
 """
 
 import importlib
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import BytesIO
 from types import ModuleType
-from typing import cast
+from typing import Any, cast
 
 import numpy as np
 from jaxtyping import Shaped, UInt16
 
-__all__ = ["AnyPixels", "encode_deep", "import_images"]
+__all__ = ["AnyPixels", "decode_png", "decode_tiff", "encode_deep", "import_images", "is_tiff", "read_tiff_header"]
 
 AnyPixels = Shaped[np.ndarray, "rows columns bands"]
 """Pixels of bytes, 16 bits, bool or other numbers."""
+
+_TIFF_DTYPES = ("bool", "uint8", "uint16", "int16", "int32", "float32", "float64")
 
 
 def import_images(name: str, what: str) -> ModuleType:
@@ -43,3 +48,88 @@ def encode_deep(pixels: UInt16[np.ndarray, "rows columns bands"]) -> bytes:
         return buffer.getvalue()
     codecs = import_images("imagecodecs", "PNG of 16 bits in colour")
     return cast(bytes, codecs.png_encode(np.ascontiguousarray(pixels), level=6))
+
+
+def decode_png(content: bytes, name: str) -> UInt16[np.ndarray, "rows columns bands"]:
+    """The pixels of a PNG of 16 bits in colour: RGB, or with alpha 4 channels.
+
+    Raises:
+        ValueError: it is damaged, or imagecodecs is not installed; the message begins with `name`.
+    """
+    codecs = import_images("imagecodecs", f"{name} has 16 bits in colour, which")
+    try:
+        pixels: UInt16[np.ndarray, "rows columns bands"] = codecs.png_decode(content)
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} cannot be decoded: {error}") from error
+    if pixels.ndim == 3 and pixels.shape[-1] == 2:  # grey and alpha
+        return pixels[:, :, [0, 0, 0, 1]]
+    return pixels
+
+
+def is_tiff(start: bytes) -> bool:
+    """Whether a file with these first four bytes is a TIFF, of up to 4 GB or larger."""
+    return start in (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+
+
+def read_tiff_header(content: bytes, name: str) -> tuple[int, int, int, str]:
+    """(channels, height, width, dtype) of a TIFF.
+
+    Raises:
+        ValueError: as for `decode_tiff`.
+    """
+    with _open_tiff(content, name) as page:
+        height, width, bands = _shape(page, name)
+        return bands, height, width, str(page.dtype)
+
+
+def decode_tiff(content: bytes, name: str) -> AnyPixels:
+    """The pixels of a TIFF of one page and any number of channels.
+
+    Raises:
+        ValueError: it is damaged, has several pages or another type of numbers, or tifffile is not installed; the
+            message begins with `name`.
+    """
+    with _open_tiff(content, name) as page:
+        _shape(page, name)
+        pixels: AnyPixels = page.asarray()
+        pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
+        return np.ascontiguousarray(np.moveaxis(pixels, 0, -1) if page.axes == "SYX" else pixels)
+
+
+@contextmanager
+def _open_tiff(content: bytes, name: str) -> Iterator[Any]:
+    """The only page of a TIFF."""
+    tifffile = import_images("tifffile", f"{name} is a TIFF of more than 8 bits or 4 channels, which")
+    try:
+        with tifffile.TiffFile(BytesIO(content)) as tiff:
+            pages = [page for page in tiff.pages if not page.is_reduced]
+            if len(pages) != 1:
+                raise _Unsupported(
+                    f"{name} has {len(pages)} pages: save each page as a file; or, if they are channels or volumes, "
+                    "all as one .npy file for Arrays"
+                )
+            yield pages[0]
+    except _Unsupported:
+        raise
+    except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OSError, struct.error) as error:
+        raise ValueError(f"{name} cannot be decoded: {error}") from error
+
+
+class _Unsupported(ValueError):
+    """An error that already names the image."""
+
+
+def _shape(page: Any, name: str) -> tuple[int, int, int]:
+    """(height, width, channels) of a page; its kind is checked."""
+    dtype, orientation = str(page.dtype), page.tags.get("Orientation")
+    if dtype not in _TIFF_DTYPES:
+        raise _Unsupported(f"{name} must hold numbers of {', '.join(_TIFF_DTYPES)}, got {dtype}")
+    if page.axes not in ("YX", "YXS", "SYX"):
+        raise _Unsupported(f"{name} must have rows, columns and channels, got axes {page.axes}")
+    if page.photometric in (0, 3, 5, 6, 8) or (orientation is not None and orientation.value not in (0, 1)):
+        raise _Unsupported(
+            f"{name} must be grey, RGB or channels, upright, got {page.photometric.name}"
+            f"{'' if orientation is None else f' of orientation {orientation.value}'}: convert it first"
+        )
+    bands = page.shape[0] if page.axes == "SYX" else page.shape[2] if page.axes == "YXS" else 1
+    return page.shape[page.axes.index("Y")], page.shape[page.axes.index("X")], bands

@@ -13,6 +13,7 @@ import numpy as np
 from openedm.data.archive import Archive
 from openedm.data.decoding import SUFFIXES
 from openedm.data.encoded import EncodedImages, ImageSource, check_class
+from openedm.data.forms import Crop, Size
 from openedm.ground import checks
 
 __all__ = ["FolderImages", "ImageFolder"]
@@ -29,19 +30,26 @@ class ImageFolder(ImageSource):
 
     Args:
         path: the folder, .zip or .tar file.
-        resolution: crop each image to its central square and resize it to this side. Without it, all must have the same
-            size.
+        resolution: crop and resize each image to a square of this side, or to height x width: "64x96". Without it, all
+            must have the same size.
         channels: convert each image to 1 (grey), 3 (RGB; transparent parts become white) or 4 (with alpha) channels.
             Without it, all must have the same number.
         labels: "folders": the class is the sub-folder. "json": the class is in dataset.json, as {"labels": [["file",
             class], ...]}. "none": there are no classes. "auto": "json" if there is a dataset.json, "folders" if every
             image is in one of several sub-folders, otherwise "none".
+        crop: how images of other proportions become those of `resolution`: "centre", the largest central part with
+            them; "adm", likewise, as for ADM; "pad", the whole image between black bars; "none", the whole image,
+            distorted.
+        range: the numbers of pixels that become −1 and 1; by default the full range of 1, 8 or 16 bits. TIFF of
+            floating point or 32 bits requires it.
     """
 
     path: str
-    resolution: int | None = None
+    resolution: Size | None = None
     channels: int | None = None
     labels: Literal["auto", "folders", "json", "none"] = "auto"
+    crop: Crop = "centre"
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()

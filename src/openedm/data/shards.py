@@ -20,8 +20,9 @@ from jaxtyping import Int64
 from openedm.data.archive import FileParts, tar_members
 from openedm.data.classes import ClassNumbers
 from openedm.data.dataset import Chunks
-from openedm.data.decoding import SUFFIXES
-from openedm.data.encoded import EncodedImages, ImageSource, Shape, check_class
+from openedm.data.decoding import SUFFIXES, Header
+from openedm.data.encoded import EncodedImages, ImageSource, check_class
+from openedm.data.forms import Crop, Size
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
 
@@ -43,17 +44,24 @@ class Shards(ImageSource):
             them: faster for remote files. The order does not depend on the number of processes.
         window: for `streaming`: the number of images that are shuffled together.
         lanes: for `streaming`: the number of shards that are read in parallel; a multiple of the number of processes.
-        resolution: crop each image to its central square and resize it to this side. Without it, all must have the same
-            size.
+        resolution: crop and resize each image to a square of this side, or to height x width: "64x96". Without it, all
+            must have the same size.
         channels: convert each image to 1, 3 or 4 channels. Without it, all must have the same number.
+        crop: how images of other proportions become those of `resolution`: "centre", the largest central part with
+            them; "adm", likewise, as for ADM; "pad", the whole image between black bars; "none", the whole image,
+            distorted.
+        range: the numbers of pixels that become −1 and 1; by default the full range of 1, 8 or 16 bits. TIFF of
+            floating point or 32 bits requires it.
     """
 
     path: str
     streaming: bool = False
     window: int = 8192
     lanes: int = 8
-    resolution: int | None = None
+    resolution: Size | None = None
     channels: int | None = None
+    crop: Crop = "centre"
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -78,7 +86,7 @@ class TarImages(EncodedImages):
         root = Path(path)
         self._parts = FileParts()
         self._names: list[str] | None = None
-        self._shape: Shape | None = None
+        self._shape: Header | None = None
         self._num_classes: int | None = None
         self._files: list[str]
         self._places: Int64[np.ndarray, "images 3"]  # shard, offset and size
@@ -115,7 +123,7 @@ class TarImages(EncodedImages):
                 raise ValueError(f"{self.describe(index)} cannot be read: {error}") from error
             yield content, label
 
-    def shapes(self) -> Iterable[Shape]:
+    def shapes(self) -> Iterable[Header]:
         return super().shapes() if self._shape is None else [self._shape]
 
     def close(self) -> None:
@@ -144,7 +152,8 @@ class TarImages(EncodedImages):
                 self._places = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
                 self._keys, self.labels = arrays["key"], arrays.get("label")
             channels, height, width = manifest["shape"]
-            self._shape, self._num_classes = (channels, height, width), manifest["num_classes"]
+            self._shape = Header(channels, height, width, manifest.get("dtype", "uint8"))
+            self._num_classes = manifest["num_classes"]
             self._files = [str(root / entry["file"]) for entry in manifest["shards"]]
             self._encoding = str(manifest["form"]["encoding"])
             names = manifest.get("class_names")

@@ -25,8 +25,9 @@ from jaxtyping import Int64
 
 from openedm.data import encoded
 from openedm.data.dataset import Chunks, Dataset
-from openedm.data.decoding import read_shape
-from openedm.data.encoded import EncodedImages, ImageSource, Shape, check_class
+from openedm.data.decoding import Header, read_header
+from openedm.data.encoded import EncodedImages, ImageSource, check_class
+from openedm.data.forms import Crop, Size
 from openedm.ground import checks
 
 __all__ = ["ArrowImages", "ParquetImages", "Table", "TableImages", "local_files"]
@@ -57,9 +58,14 @@ class Table(ImageSource):
         window: for `streaming`: the number of images that are shuffled together.
         lanes: for `streaming`: the number of row groups that are read in parallel; a multiple of the number of
             processes.
-        resolution: crop each image to its central square and resize it to this side. Without it, all must have the same
-            size.
+        resolution: crop and resize each image to a square of this side, or to height x width: "64x96". Without it, all
+            must have the same size.
         channels: convert each image to 1, 3 or 4 channels; by default the number of the first image.
+        crop: how images of other proportions become those of `resolution`: "centre", the largest central part with
+            them; "adm", likewise, as for ADM; "pad", the whole image between black bars; "none", the whole image,
+            distorted.
+        range: the numbers of pixels that become −1 and 1; by default the full range of 1, 8 or 16 bits. TIFF of
+            floating point or 32 bits requires it.
     """
 
     path: str
@@ -70,8 +76,10 @@ class Table(ImageSource):
     streaming: bool = False
     window: int = 8192
     lanes: int = 8
-    resolution: int | None = None
+    resolution: Size | None = None
     channels: int | None = None
+    crop: Crop = "centre"
+    range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -136,10 +144,10 @@ class TableImages(EncodedImages):
     def _read_labels(self) -> Int64[np.ndarray, " images"]:
         """The column of classes."""
 
-    def shapes(self) -> Iterable[Shape]:
+    def shapes(self) -> Iterable[Header]:
         """The shape of the first row: to read all headers means to read nearly all of the table."""
         with self.open(0) as file:
-            return [read_shape(file, self.describe(0))]
+            return [read_header(file, self.describe(0))]
 
     def _choose_columns(self, schema: Any, origin: str, image: str | None, label: str | None) -> None:
         """Find the columns, from an Arrow schema and the metadata that `datasets` writes to it."""

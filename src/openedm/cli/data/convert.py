@@ -9,11 +9,12 @@ from openedm.data import Form, Table, converting, encoded_images
 def convert(
     source: str,
     out: str,
-    size: int | None = None,
-    crop: Literal["centre", "adm", "wide", "none"] = "centre",
+    size: int | tuple[int, int] | str | None = None,
+    crop: Literal["centre", "adm", "wide", "pad", "none"] = "centre",
     height: int | None = None,
     channels: Literal[1, 3, 4] = 3,
     encoding: Literal["png", "webp"] = "png",
+    bits: Literal[8] | None = None,
     labels: Literal["auto", "folders", "json", "none"] = "auto",
     subset: str | None = None,
     split: str = "train",
@@ -27,19 +28,21 @@ def convert(
     """Crop and resize pictures into shards with a manifest, for `--data Shards --data.path OUT`.
 
     Shards are plain tar archives, which WebDataset also reads. Pictures are rotated upright; transparent parts become
-    white; 16 bits a channel become 8; palettes, CMYK and grey become RGB, or the mode of `channels`. After Ctrl-C the
+    white; palettes, CMYK and grey become RGB, or the mode of `channels`; 16 bits a channel are kept. After Ctrl-C the
     same command with `--resume true` continues.
 
     Args:
         source: a folder of pictures, a .zip or .tar file, a folder of .tar files, Parquet or Arrow files, or the name
             of a set on the Hugging Face Hub (tables require `pip install openedm[images]`).
         out: the folder for the shards; a new or empty one.
-        size: side of the results in pixels; required unless crop is none.
-        crop: centre: the central square, Lanczos. adm: as ADM and EDM prepare ImageNet. wide: a wide part with black
-            bars above and below. none: the whole picture.
+        size: side of the results in pixels, or height x width: 64x128; required unless crop is none.
+        crop: centre: the largest central part with the proportions of size, Lanczos. adm: as ADM and EDM prepare
+            ImageNet. wide: a wide part with black bars above and below. pad: the whole picture between black bars.
+            none: the whole picture, distorted to size if given.
         height: height of the part between the bars, for wide.
         channels: 1 (grey), 3 (RGB) or 4 (with alpha).
-        encoding: lossless encoding of the results.
+        encoding: lossless encoding of the results; webp has 8 bits a channel.
+        bits: 8 rounds 16 bits a channel to 8; by default they are kept.
         labels: the source of classes in folders and archives: sub-folders, dataset.json, or the .cls of WebDataset.
         subset: subset of a set on the Hub, if it has several.
         split: split of a set on the Hub or of a folder of tables.
@@ -51,7 +54,7 @@ def convert(
         threads: number of threads that decode and encode.
         resume: continue an interrupted conversion.
     """
-    form = Form(size=size, crop=crop, height=height, channels=channels, encoding=encoding)
+    form = Form(size=size, crop=crop, height=height, channels=channels, encoding=encoding, bits=bits)
     images = encoded_images(source, labels, Table(source, subset=subset, split=split, image=image, label=label))
     with Bars() as bars:
         try:
