@@ -120,7 +120,7 @@ def test_values_out_of_range_are_refused(arguments, message, without_type_checke
         Form(**arguments)
 
 
-@pytest.mark.parametrize("size", ["4x10", "4 x 10", "4×10", "[4, 10]", "4,10", (4, 10), [4, 10]])
+@pytest.mark.parametrize("size", ["4x10", "4 x 10", "4×10", "[4, 10]", "4,10", (4, 10)])
 def test_a_size_is_height_and_width_however_it_is_written(size):
     assert Form(size=size).size == (4, 10)
     assert ImageFolder("a", resolution=size).resolution == (4, 10)
