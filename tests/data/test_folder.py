@@ -341,3 +341,9 @@ def test_arguments_outside_their_range_are_refused(arguments, message):
 def test_the_source_survives_its_plain_form():
     source = ImageFolder("pictures", resolution=32, labels="none")
     assert from_config(Source, to_config(source)) == source
+
+
+def test_folders_that_are_numbers_are_classes_in_the_order_of_the_numbers(tmp_path, packed):
+    files = {f"{name}/a.png": encode(pixels(i)) for i, name in enumerate(["10", "2", "1", "030"])}
+    dataset = ImageFolder(build(tmp_path, files, packed=packed)).load()
+    assert dataset.class_names == ("1", "2", "10", "030")

@@ -2,7 +2,7 @@
 
 import json
 import posixpath
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedIOBase
@@ -34,7 +34,8 @@ class ImageFolder(ImageSource):
             must have the same size.
         channels: convert each image to 1 (grey), 3 (RGB; transparent parts become white) or 4 (with alpha) channels.
             Without it, all must have the same number.
-        labels: "folders": the class is the sub-folder. "json": the class is in dataset.json, as {"labels": [["file",
+        labels: "folders": the class is the sub-folder, in the order of the numbers if all are
+            numbers. "json": the class is in dataset.json, as {"labels": [["file",
             class], ...]}. "none": there are no classes. "auto": "json" if there is a dataset.json, "folders" if every
             image is in one of several sub-folders, otherwise "none".
         crop: how images of other proportions become those of `resolution`: "centre", the largest central part with
@@ -57,6 +58,13 @@ class ImageFolder(ImageSource):
 
     def images(self) -> "FolderImages":
         return FolderImages(self.path, self.labels)
+
+
+def _in_order(names: Collection[str]) -> tuple[str, ...]:
+    """The names of classes in their order: that of the numbers if all are numbers, 1, 2, 10; else the alphabet's."""
+    if all(name.isdecimal() for name in names):
+        return tuple(sorted(names, key=lambda name: (int(name), name)))
+    return tuple(sorted(names))
 
 
 class FolderImages(EncodedImages):
@@ -143,7 +151,7 @@ class FolderImages(EncodedImages):
         common = posixpath.commonpath([posixpath.dirname(name) for name in self._names])
         folders = [name[len(common) :].lstrip("/").rpartition("/")[0].partition("/")[0] for name in self._names]
         if all(folders):
-            self.class_names = tuple(sorted(set(folders)))
+            self.class_names = _in_order(set(folders))
             number = {folder: i for i, folder in enumerate(self.class_names)}
             self.labels = np.array([number[folder] for folder in folders], dtype=np.int64)
         elif required:
