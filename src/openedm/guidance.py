@@ -27,7 +27,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from openedm.conditions import ConditionLayout
@@ -272,7 +272,7 @@ class Guided(Denoiser):
         rows = rows.to(x.device)
         return main.index_add(0, rows, per_sample(weights[rows.to(weights.device)] - 1, x) * (main[rows] - guiding))
 
-    def guiding_condition(self, condition: Condition) -> Condition:
+    def guiding_condition(self, condition: Condition) -> Shaped[Tensor, "conditions *part"] | None:
         """The condition of the guiding denoiser: the same, its classes or its floats; None if it is unconditional."""
         layout, guiding = self.main.condition_layout, self.guiding.condition_layout
         if layout == guiding == ConditionLayout():  # Neither says what its condition is, as functions do not.
@@ -280,7 +280,7 @@ class Guided(Denoiser):
         return layout.select(condition, guiding)
 
     def _evaluate_both(
-        self, x: Tensor, sigma: Tensor, condition: Condition, other: Condition, rows: slice | Tensor
+        self, x: Tensor, sigma: Tensor, condition: Condition, other: Tensor | None, rows: slice | Tensor
     ) -> tuple[Tensor, Tensor]:
         """D₁ of all samples, and D₀ of those in `rows`."""
         x_0 = _select_rows(x, rows)
@@ -328,7 +328,7 @@ class ClassifierFree(Guided):
             )
         self.register_buffer("null", null, persistent=False)
 
-    def guiding_condition(self, condition: Condition) -> Condition:
+    def guiding_condition(self, condition: Condition) -> Shaped[Tensor, "conditions *part"]:
         """The null condition, a row a sample."""
         if condition is None:
             raise ValueError("condition must be given for classifier-free guidance, got None")
