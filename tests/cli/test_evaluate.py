@@ -181,7 +181,7 @@ def test_a_report_is_never_overwritten(openedm, real, classifier, drawn, tmp_pat
         (["--extractor=EfficientNetLite0", "--held_out=Digits"], "held_out requires a classifier"),
         (
             ["--data=Toy"],
-            "data must be images in at least 2 classes to train the classifier on, got 10000 vectors of 2",
+            "samples must have the shape of data, (2,), got (1, 8, 8)",
         ),
     ],
 )

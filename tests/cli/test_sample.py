@@ -279,7 +279,7 @@ def test_a_wrong_argument_is_an_error_that_names_it_and_nothing_is_written(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "format must be 'npz', got 'png': samples of shape (2,) are not images"),
+        (["--format=png"], "format must be 'npz', got 'png': samples of shape (2,) are not images"),
         (["--format=grid"], "format must be 'npz'"),
         (["--format=npz", "--trajectory=a.png"], "trajectory must not be given: samples of shape (2,) are not images"),
         (["--format=npz", "--classes=0"], "classes must be None for an unconditional model"),

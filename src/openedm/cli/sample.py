@@ -17,7 +17,7 @@ def sample(
     seeds: str = "0-63",
     classes: str | None = None,
     noise: Literal["independent", "path", "published"] = "independent",
-    format: Format = "png",
+    format: Format | None = None,
     batch_size: int = 64,
     trajectory: str | None = None,
     options: Flat[SamplingOptions] = SamplingOptions(),
@@ -31,7 +31,7 @@ def sample(
 
     Args:
         checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
-        out: a folder of PNG files, with the classes in dataset.json; or the file to write, for npz and grid.
+        out: a folder of PNG files, with the classes in dataset.json; or the file to write, samples.npz or grid.png.
         seeds: the seeds of the samples: numbers and ranges, such as 0-63,100.
         classes: the classes, in the same form, drawn in turn; all by default.
         noise: noise of a stochastic sampler: independent draws; path, the increments of one Brownian path a seed, so
@@ -39,7 +39,8 @@ def sample(
             sampling script draws them on a CPU, so that its samples of a seed come out again.
         format: png, one file a seed, of 16 bits where the data had them; npz, arrays `samples`, `seeds` and `labels`
             in one file, for data of any shape, in the numbers and axes of the data where these were not bytes; grid,
-            one PNG with all images (the first three of more than four channels).
+            one PNG with all images (the first three of more than four channels). By default what the end of `out`
+            says: npz for .npz, grid for .png, otherwise png.
         batch_size: number of samples in a batch; it changes memory and speed, not the samples. To use several processes
             there must be at least as many batches.
         trajectory: also plot the noisy and denoised images of the first seeds at each noise level to this PNG file.

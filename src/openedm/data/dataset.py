@@ -151,7 +151,9 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         if self.condition_shape is not None:
             floats = f"with conditions of {'×'.join(map(str, self.condition_shape))}"
             classes = f"{classes} {floats}" if self.num_classes else floats
-        return f"{len(self)} {self.kind} of {shape} {classes}"
+        names = {2: "series", 3: "fields", 4: "volumes"}
+        kind = "images" if self.kind == "images" else names.get(len(self.event_shape), self.kind)
+        return f"{len(self)} {kind} of {shape} {classes}"
 
 
 class Source(Choice, ABC):

@@ -34,13 +34,17 @@ class SampleFiles:
         format: png, one file a seed, of 16 bits a channel or of one bit where the data had them; npz, arrays `samples`,
             `seeds` and `labels` in one file (also for data that are not images, or have other than 1, 3 or 4 channels),
             in the numbers and axes of the data, where these were not bytes; grid, one PNG with all images, of which
-            the first three channels are shown.
+            the first three channels are shown. None means npz or grid for an `out` that ends in .npz or .png, and png
+            for any other.
 
     Raises:
         ValueError: `out` does not fit the format or exists, or the samples are not images.
     """
 
-    def __init__(self, source: CheckpointSampler, out: str | Path, format: Format = "png") -> None:
+    def __init__(self, source: CheckpointSampler, out: str | Path, format: Format | None = None) -> None:
+        if format is None:
+            by_suffix: dict[str, Format] = {".npz": "npz", ".png": "grid"}
+            format = by_suffix.get(Path(out).suffix.lower(), "png")
         checks.one_of("format", format, get_args(Format))
         if format != "npz":
             _check_images(f"format must be 'npz', got {format!r}", source)
@@ -153,7 +157,9 @@ def _restored(arrays: np.ndarray, stored: Stored | None) -> dict[str, np.ndarray
 def _check_images(what: str, source: CheckpointSampler) -> None:
     shape = source.model.event_shape
     if not source.model.images:
-        raise ValueError(f"{what}: samples of shape {shape} are not images")
+        raise ValueError(
+            f"{what}: samples of shape {shape} are not images; draw them into a file of arrays, such as out=samples.npz"
+        )
 
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> bool:

@@ -27,6 +27,7 @@ from openedm.metrics import (
     Metric,
     Report,
     TrainedClassifier,
+    ValueFeatures,
     applicable_metrics,
     compare,
     extract,
@@ -54,8 +55,8 @@ class ScoringOptions(Choice):
 
     Args:
         extractor: the network whose features are compared: EfficientNetLite0, Inception (published FID, with weights
-            from a file), TrainedClassifier. By default EfficientNet-Lite0 for RGB images, and for grey ones a small
-            classifier trained on the real data.
+            from a file), TrainedClassifier. By default EfficientNet-Lite0 for RGB images, for other images a small
+            classifier trained on the real data, and for vectors, series, fields and volumes their standardised numbers.
         classifier: a file: read the classifier from there, or train it and keep it there.
         metrics: which metrics besides the Fréchet distance: kernel, neighbours, inception; all that apply by default.
         num_pairwise: the most images on either side of kernel and neighbours, whose cost is the square.
@@ -202,7 +203,9 @@ def score(
         raise ValueError(f"samples must have the shape of data, {real.event_shape}, got {images.event_shape}")
     checks.at_least("the number of samples", images.count, 2)
     checks.at_least("the number of images in data", len(real), 4)
-    held = _test_split(data, extractor) if held_out is None else held_out.load()
+    held = None if held_out is None else held_out.load()
+    if held_out is None and real.kind == "images":
+        held = _test_split(data, extractor)
     accelerator.wait_for_everyone()  # all have seen which files there are before one of them writes
     network = _network(extractor, options, real, accelerator, progress)
     if network.predicts_labels:
@@ -216,7 +219,8 @@ def score(
 
     # Arrays and checkpoints hold the sampler's numbers; a picture is cut to [-1, 1], and so are these.
     def clamped(numbers: Sequence[int]) -> Iterator[ImageBatch]:
-        return ((x.clamp(-1, 1), labels) for x, labels in images.batches(numbers))
+        cut = real.kind == "images"
+        return ((x.clamp(-1, 1) if cut else x, labels) for x, labels in images.batches(numbers))
 
     found = shared.extract(clamped, images.count, "samples")
     found = found if real.num_classes > 0 else dataclasses.replace(found, labels=None)
@@ -318,12 +322,14 @@ class _Shared:
 
 
 def _extractor(options: ScoringOptions, real: Dataset) -> Extractor | None:
-    """The extractor to load; None where a classifier has yet to be trained."""
+    """The extractor to load; None where a classifier has yet to be trained, or the numbers themselves are compared."""
     if options.extractor is not None:
         return options.extractor
     if options.classifier is not None and Path(options.classifier).exists():
         return TrainedClassifier(options.classifier)
-    if options.classifier is None and real.kind == "images" and real.event_shape[0] == 3:
+    if options.classifier is None and real.kind != "images":
+        return None
+    if options.classifier is None and real.event_shape[0] == 3:
         return EfficientNetLite0()
     if real.kind != "images" or real.num_classes < 2:
         raise ValueError(f"data must be images in at least 2 classes to train the classifier on, got {real.describe()}")
@@ -333,9 +339,11 @@ def _extractor(options: ScoringOptions, real: Dataset) -> Extractor | None:
 def _network(
     extractor: Extractor | None, options: ScoringOptions, real: Dataset, accelerator: Accelerator, progress: Progress
 ) -> FeatureNetwork:
-    """The network of the extractor, or a classifier that the main process trains for all."""
+    """The network of the extractor, the numbers of what is not images, or a classifier trained by the main process."""
     if extractor is not None:
         return extractor.load().to(accelerator.device)
+    if real.kind != "images":
+        return ValueFeatures(real).to(accelerator.device)
     if accelerator.is_main_process:
         trained = train_classifier(real, seed=options.seed, device=accelerator.device, progress=progress)
         if options.classifier is not None:

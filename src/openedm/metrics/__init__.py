@@ -25,6 +25,7 @@ from openedm.metrics.inception_score import InceptionScore, inception_score
 from openedm.metrics.kernel import KernelDistance, kernel_distance
 from openedm.metrics.neighbours import Neighbours, neighbours
 from openedm.metrics.report import Measure, Report
+from openedm.metrics.values import ValueFeatures
 
 __all__ = [
     "METRICS",
@@ -46,6 +47,7 @@ __all__ = [
     "Neighbours",
     "Report",
     "TrainedClassifier",
+    "ValueFeatures",
     "applicable_metrics",
     "c2st",
     "compare",

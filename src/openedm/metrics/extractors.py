@@ -52,7 +52,7 @@ class FeatureNetwork(nn.Module, ABC):
     predicts_labels: bool = False
 
     @abstractmethod
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Output:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Output:
         """Features `(batch, dim)` and logits `(batch, num_classes)`, or None in their place."""
 
     def fingerprint(self) -> str:
@@ -165,7 +165,7 @@ class ModuleFeatures(FeatureNetwork):
         self.dim, self.num_classes = dim, num_classes
         self.description = {"name": name, "dim": dim, "num_classes": num_classes}
 
-    def forward(self, x: Float[Tensor, "batch channels height width"]) -> Output:
+    def forward(self, x: Float[Tensor, "batch *event"]) -> Output:
         """See `FeatureNetwork`.
 
         Raises:

@@ -27,7 +27,7 @@ from openedm.metrics.frechet import GaussianStatistics
 
 __all__ = ["Features", "ImageBatch", "content_hash", "extract", "image_batches", "kept_features", "stream_statistics"]
 
-ImageBatch = tuple[Float[Tensor, "_ _ _ _"], Int[Tensor, " _"] | None]
+ImageBatch = tuple[Float[Tensor, "_ ..."], Int[Tensor, " _"] | None]
 
 VERSION = 1
 """Version of the cached features: files of another version are not found."""
@@ -185,7 +185,7 @@ def kept_features(
     return features, path, False
 
 
-def _apply(network: FeatureNetwork, x: Float[Tensor, "batch channels height width"], before: int) -> Output:
+def _apply(network: FeatureNetwork, x: Float[Tensor, "batch *event"], before: int) -> Output:
     """Features and logits; errors name images by their number, of which `before` came in earlier batches."""
     if not x.isfinite().all():
         bad = int((~x.isfinite()).flatten(1).any(1).nonzero()[0])

@@ -1,5 +1,6 @@
 """Figures: functions from numbers to matplotlib `Figure`s. They show nothing, write nothing, set nothing global."""
 
+from openedm.plots.arrays import event_grid
 from openedm.plots.calibration import calibration_plot, predictive_plot
 from openedm.plots.images import denoising_trajectory, sample_grid
 from openedm.plots.losses import loss_curve, loss_per_sigma, reducible_loss
@@ -12,6 +13,7 @@ __all__ = [
     "calibration_plot",
     "denoising_trajectory",
     "error_versus_nfe",
+    "event_grid",
     "loss_curve",
     "loss_per_sigma",
     "pair_plot",

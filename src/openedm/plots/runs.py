@@ -11,6 +11,7 @@ from openedm.data.pictures import grid_columns, image_grid
 from openedm.denoiser import Condition, Preconditioned
 from openedm.ground.storage import write_array
 from openedm.objective import Objective
+from openedm.plots.arrays import event_grid
 from openedm.plots.conditional import conditional_samples
 from openedm.plots.losses import loss_curve, loss_per_sigma
 from openedm.plots.style import save_figure
@@ -25,6 +26,8 @@ GRID_ROWS = 8
 
 class RunFigures(Observer):
     """figures/: loss.png and loss_per_sigma.png, renewed as the run goes on, and a grid of samples a snapshot.
+
+    Samples that are not images are arrays, with a figure of lines or slices where they are series, fields or volumes.
 
     Args:
         folder: where the figures are written.
@@ -74,7 +77,9 @@ class RunFigures(Observer):
     def _write(self, images: int, x: Tensor, columns: int) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"samples-{images:012d}"
-        if len(x.shape) == 4:
+        if x.ndim == 4 and (self._data is None or self._data.kind == "images"):
             save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self._folder / f"{name}.png")
-        else:
-            write_array(self._folder / f"{name}.npy", x)
+            return
+        write_array(self._folder / f"{name}.npy", x)
+        if x.ndim in (3, 4, 5) and bool(x.isfinite().all()):
+            save_figure(event_grid(x, columns), self._folder / f"{name}.png")
