@@ -1,9 +1,10 @@
 """Conditioning of any denoiser on a noisy linear measurement of the clean sample, without training.
 
-    y = A x₀ + σ_y n,   D(x; σ | y) = E[x₀ | x, y] = D(x; σ) + σ² ∇ₓ ln p(y | x; σ)
+    y = A x₀ + σ_y n,   D(x; σ | y) = E[x₀ | x, y] = D(x; σ) + (σS)² ∇ₓ ln p(y | x; σ)
 
-With the covariance V = Cov[x₀ | x] = σ² ∂D/∂x (the second-order form of D = E[x₀ | x]) and the residual r = y − A D,
-each algorithm adds V Aᵀ u to D. The algorithms differ in u:
+With the covariance V = Cov[x₀ | x] = (σS)² (∂D/∂x)ᵀ (the second-order form of D = E[x₀ | x]; S is the denoiser's
+`scale`, the width of the noise of each channel at σ = 1) and the residual r = y − A D, each algorithm adds V Aᵀ u to D.
+The algorithms differ in u:
 
 | algorithm | p(y | x; σ) is taken to be | u |
 |---|---|---|
@@ -11,7 +12,7 @@ each algorithm adds V Aᵀ u to D. The algorithms differ in u:
 | `DPS` (Chung et al. 2023), `step="likelihood"` | N(y; A D, σ_y² I) | ζ r/σ_y² |
 | `DPS`, `step="residual"` | | 2ζ r/‖r‖ |
 
-V Aᵀ u = σ² (∂D/∂x)ᵀ Aᵀ u is a vector-Jacobian product: V itself is never formed. MMPS is exact where x₀ given x is
+V Aᵀ u = (σS)² (∂D/∂x)ᵀ Aᵀ u is a vector-Jacobian product: V itself is never formed. MMPS is exact where x₀ given x is
 Gaussian, so for Gaussian data; DPS leaves out that D is uncertain about x₀, and is exact only as σ → 0.
 
 Sources: Rozet et al. 2024, "Learning diffusion priors from observations by expectation maximization"; Chung et al.
@@ -19,7 +20,7 @@ Sources: Rozet et al. 2024, "Learning diffusion priors from observations by expe
 """
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Literal
 
 import torch
@@ -30,6 +31,7 @@ from openedm.denoiser import Condition, Denoiser, per_sample
 from openedm.ground import checks
 from openedm.measurements import Measurement
 from openedm.schedules import Values
+from openedm.units import like
 
 __all__ = ["DPS", "MMPS", "Conditioned", "conjugate_gradients"]
 
@@ -61,6 +63,13 @@ class Conditioned(Denoiser, ABC):
         self.condition_shape, self.condition_dropout = denoiser.condition_shape, denoiser.condition_dropout
         self.sigma_data = denoiser.sigma_data
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
+        self.location, self.scale = denoiser.location, denoiser.scale
+
+    def mean(
+        self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
+    ) -> Tensor | None:
+        """That of the denoiser, without the measurement."""
+        return self.denoiser.mean(sigma_max, condition, event_shape)
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """The denoiser's `round_sigma`."""
@@ -73,9 +82,11 @@ class Conditioned(Denoiser, ABC):
         # A function transform also differentiates inside no_grad, and records no graph there.
         denoised, vjp = torch.func.vjp(lambda x: self.denoiser(x, sigma, condition), x)[:2]
         variance = per_sample(sigma.square(), x)
+        if self.scale is not None:
+            variance = variance * like(self.scale, x).square()
 
         def spread(u: Tensor) -> Tensor:
-            """V Aᵀ u = σ² (∂D/∂x)ᵀ Aᵀ u."""
+            """V Aᵀ u = (σS)² (∂D/∂x)ᵀ Aᵀ u."""
             product: Tensor = variance * vjp(self.measurement.operator.adjoint(u, tuple(x.shape[1:])))[0]
             return product
 

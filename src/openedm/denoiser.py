@@ -1,12 +1,13 @@
-"""Denoisers: D(x; σ, condition) estimates the clean y from x = y + σ n. All rooms use this one interface.
+"""Denoisers: D(x; σ, condition) estimates the clean y from x = y + σ S n. All rooms use this one interface.
 
-The score is ∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (Karras et al. 2022, eq. 3).
+S, the denoiser's `scale`, is one number a channel, so that σ means the same in each; 1 unless data have units of their
+own. The score is ∇ₓ log p(x; σ) = (D(x; σ) − x)/(σS)²  (Karras et al. 2022, eq. 3).
 """
 
 import inspect
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from typing import Any, Literal, TypeVar
 
@@ -16,8 +17,10 @@ from torch import Tensor, nn
 
 from openedm.conditions import ConditionLayout
 from openedm.ground import checks
+from openedm.ground.devices import device_of, float64_on
 from openedm.preconditioning import Preconditioning
 from openedm.schedules import Values, float64
+from openedm.units import Units, from_standard, like, to_standard
 
 __all__ = ["Condition", "Denoiser", "FunctionDenoiser", "Preconditioned", "configure_execution", "per_sample"]
 
@@ -41,6 +44,8 @@ class Denoiser(nn.Module, ABC):
             NaN none for a sample; for denoisers with a `condition_shape`.
         sigma_data: standard deviation of the data, which sets the scale of noise levels; EDM's 0.5 where it is unknown.
         rows: the number of samples for which it has individual settings, such as guidance weights; None if it has none.
+        location: the centre of the data's units, in a shape that broadcasts against a sample; None means 0.
+        scale: S, likewise; None means 1. Noise levels, σ_data and the range of the denoiser are in units of it.
     """
 
     sigma_min: float = 0.0
@@ -51,11 +56,27 @@ class Denoiser(nn.Module, ABC):
     num_classes: int = 0
     condition_shape: tuple[int, ...] | None = None
     condition_dropout: bool = False
+    location: Tensor | None = None
+    scale: Tensor | None = None
 
     @property
     def condition_layout(self) -> ConditionLayout:
         """What a condition holds: classes, floats or both."""
         return ConditionLayout.from_packed(self.num_classes, self.condition_shape)
+
+    def mean(
+        self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
+    ) -> Float[Tensor, "rows *event_or_ones"] | None:
+        """Where its data are, from which samplers start: one row, or one for each row of the condition.
+
+        Here the `location`; None means 0, as for published networks, whose samples start from noise around 0.
+
+        Args:
+            sigma_max: the noise level at which a run starts.
+            condition: one row a sample, or None.
+            event_shape: the shape of one sample, for a denoiser of any shape.
+        """
+        return None if self.location is None else self.location[None]
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """The nearest noise level that the denoiser supports; σ itself unless it was trained at discrete levels."""
@@ -68,15 +89,23 @@ class Denoiser(nn.Module, ABC):
         """D(x; σ, condition), in the dtype of x; σ of shape () or (batch,)."""
 
     def forward(
-        self, x: Float[Tensor, "batch *event"], sigma: Values, condition: Condition = None, **options: Any
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Values,
+        condition: Condition = None,
+        *,
+        standard: bool = False,
+        **options: Any,
     ) -> Float[Tensor, "batch *event"]:
         """The denoised x, an estimate of E[y | x].
 
         Args:
-            x: noisy samples y + σ n, in data units.
-            sigma: noise level in data units: a number, a tensor of shape () or one value a sample.
+            x: noisy samples y + σ S n, in data units.
+            sigma: noise level, in units of S: a number, a tensor of shape () or one value a sample.
             condition: one row a sample, or None. With a `condition_shape`, (batch or 1, *condition_shape): a single row
                 is that of all samples, and None is allowed with `condition_dropout` only.
+            standard: whether x is given, and D returned, in standard units: (D(m + S x; σ) − m)/S with m the location,
+                as in training; the condition is in its own units all the same.
             options: passed on to `denoise`; networks take `augment`, the augmentation label, in training.
 
         Raises:
@@ -86,6 +115,29 @@ class Denoiser(nn.Module, ABC):
                 result has another shape than x.
         """
         _check_inputs(x, sigma)
+        sigma = self._checked(x, sigma, condition)
+        denoise = self.denoise_standardised if standard else self.denoise
+        denoised = denoise(x, sigma, condition, **options)
+        _check_denoised(self, denoised, x)
+        return denoised
+
+    def standardise(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
+        """(x − location)/S, in the dtype of x."""
+        return to_standard(x, self.location, self.scale)
+
+    def denoise_standardised(
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Float64[Tensor, "*batch_or_none"],
+        condition: Condition,
+        **options: Any,
+    ) -> Float[Tensor, "batch *event"]:
+        """(D(m + S x; σ) − m)/S: `denoise` in standard units."""
+        x = from_standard(x, self.location, self.scale)
+        return self.standardise(self.denoise(x, sigma, condition, **options))
+
+    def _checked(self, x: Tensor, sigma: Values, condition: Condition) -> Float64[Tensor, "*batch_or_none"]:
+        """σ as a tensor, after the checks of a call."""
         sigma = float64(sigma)
         if sigma.ndim == 0 and sigma.device.type == "cpu" and not sigma >= 0:
             raise ValueError(f"sigma must be >= 0, got {float(sigma)}")
@@ -93,14 +145,16 @@ class Denoiser(nn.Module, ABC):
             raise ValueError(
                 f"sigma must be a number or one value a sample ({x.shape[0]}), got shape {tuple(sigma.shape)}"
             )
+        self.check_shape(x)
+        self.check_condition(condition, x.shape[0])
+        return sigma
+
+    def check_shape(self, x: Tensor) -> None:
+        """Raise ValueError unless x has samples of the denoiser's shape."""
         if self.event_shape is not None and tuple(x.shape[1:]) != self.event_shape:
             raise ValueError(
                 f"x must have shape (batch, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}"
             )
-        self.check_condition(condition, x.shape[0])
-        denoised = self.denoise(x, sigma, condition, **options)
-        _check_denoised(self, denoised, x)
-        return denoised
 
     def check_condition(self, condition: Condition, count: int) -> None:
         """Raise an error unless the condition fits `count` samples.
@@ -144,8 +198,9 @@ class Denoiser(nn.Module, ABC):
     def score(
         self, x: Float[Tensor, "batch *event"], sigma: Values, condition: Condition = None
     ) -> Float[Tensor, "batch *event"]:
-        """∇ₓ log p(x; σ) = (D(x; σ) − x)/σ²  (eq. 3)."""
-        return (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
+        """∇ₓ log p(x; σ) = (D(x; σ) − x)/(σS)²  (eq. 3)."""
+        score = (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
+        return score if self.scale is None else score / like(self.scale, x).square()
 
 
 def _check_inputs(x: object, sigma: object) -> None:
@@ -238,10 +293,10 @@ def check_no_per_sample_settings(denoiser: Denoiser) -> None:
 
 
 class Preconditioned(Denoiser):
-    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (eq. 7).
+    """D(x; σ) = c_skip x + c_out F(c_in x; c_noise)   (eq. 7), for x and D in standard units.
 
-    The network runs in its own dtype, or in what `configure_execution` has set; the arithmetic around it runs in the
-    dtype of x.
+    With `units` it is called in data units: D(x; σ) = m + S D′((x − m)/S; σ), with D′ as above. The network runs in its
+    own dtype, or in what `configure_execution` has set; the arithmetic around it runs in the dtype of x.
 
     Args:
         network: F, an `nn.Module` or function called as `network(x, c_noise, condition)`, further options by keyword.
@@ -254,10 +309,12 @@ class Preconditioned(Denoiser):
             *condition_shape); with classes too, the packed condition in float32 or better, as half precision would
             round its classes. None if there is no such condition.
         condition_dropout: whether None and rows of NaN mean no condition, with a `condition_shape`.
+        units: location m and scale S of the data; None means 0 and 1.
+        condition_units: those of the float conditions, which are given in their own units; None means 0 and 1.
 
     Raises:
-        ValueError: sigma_data is not > 0, or num_classes < 0. When called: the condition does not fit, or the network
-            does not return the shape of x, possibly with further channels.
+        ValueError: sigma_data is not > 0, num_classes < 0, or units have no shape to fit or do not fit it. When called:
+            the condition does not fit, or the network does not return the shape of x, possibly with further channels.
     """
 
     def __init__(
@@ -269,6 +326,8 @@ class Preconditioned(Denoiser):
         num_classes: int = 0,
         condition_shape: tuple[int, ...] | None = None,
         condition_dropout: bool = False,
+        units: Units | None = None,
+        condition_units: Units | None = None,
     ) -> None:
         super().__init__()
         checks.positive("sigma_data", sigma_data)
@@ -286,6 +345,9 @@ class Preconditioned(Denoiser):
         self.num_classes = num_classes
         self.condition_shape = condition_shape
         self.condition_dropout = condition_dropout
+        self.location, self.scale = _tensors("units", units, event_shape)
+        own = _tensors("condition_units", condition_units, self.condition_layout.shape)
+        self._condition_location, self._condition_scale = own
         self.sigma_min = preconditioning.sigma_min
         self.sigma_max = preconditioning.sigma_max
         self._autocast: torch.dtype | None = None
@@ -301,7 +363,18 @@ class Preconditioned(Denoiser):
         condition: Condition,
         **options: Any,
     ) -> Float[Tensor, "batch *event"]:
-        """c_skip x + c_out F(c_in x; c_noise)."""
+        """m + S D′((x − m)/S; σ)."""
+        denoised = self.denoise_standardised(self.standardise(x), sigma, condition, **options)
+        return from_standard(denoised, self.location, self.scale)
+
+    def denoise_standardised(
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Float64[Tensor, "*batch_or_none"],
+        condition: Condition,
+        **options: Any,
+    ) -> Float[Tensor, "batch *event"]:
+        """D′, c_skip x + c_out F(c_in x; c_noise)."""
         c_skip, c_out, c_in, c_noise = self.preconditioning.coefficients(sigma, self.sigma_data)
         parameter = next(self.network.parameters(), x)
         # c_noise reaches 999 with VP: half precision would round it.
@@ -313,7 +386,7 @@ class Preconditioned(Denoiser):
             rows = len(condition) if condition is not None and _broadcasts(self.network) else x.shape[0]
             c_noise = torch.full((rows,), float(c_noise), dtype=dtype, device=x.device)
         if condition is not None and self.condition_shape is not None:
-            condition = condition.to(dtype if self.num_classes else parameter.dtype)
+            condition = self._standardise_condition(condition).to(dtype if self.num_classes else parameter.dtype)
         noisy, c_noise = (per_sample(c_in, x) * x).to(parameter.dtype), c_noise.to(x.device, dtype)
         with nullcontext() if self._autocast is None else torch.autocast(x.device.type, self._autocast):
             predicted: Tensor = self.network(noisy, c_noise, condition, **options)
@@ -323,6 +396,14 @@ class Preconditioned(Denoiser):
         if predicted.shape != x.shape:
             raise ValueError(_wrong_answer(x, predicted))
         return per_sample(c_skip, x) * x + per_sample(c_out, x) * predicted
+
+    def _standardise_condition(self, condition: Tensor) -> Tensor:
+        """The condition with its floats in standard units."""
+        layout, scale = self.condition_layout, self._condition_scale
+        values = None if scale is None else layout.unpack(condition)[1]
+        if values is None:
+            return condition
+        return layout.with_values(condition, to_standard(values, self._condition_location, scale))
 
 
 class _FunctionNetwork(nn.Module):
@@ -402,6 +483,16 @@ def _wrong_answer(x: Tensor, predicted: object) -> str:
     )
 
 
+def _tensors(name: str, units: Units | None, shape: tuple[int, ...] | None) -> tuple[Tensor | None, Tensor | None]:
+    """Location and scale in a shape that broadcasts against a sample; float64, on the host."""
+    if units is None:
+        return None, None
+    if shape is None:
+        raise ValueError(f"{name} must be None without a shape of what they belong to, got {units}")
+    units.check(name, shape)
+    return units.location_of(shape), units.scale_of(shape)
+
+
 def _broadcasts(network: nn.Module) -> bool:
     return bool(getattr(network, "broadcasts", False))
 
@@ -416,6 +507,8 @@ class FunctionDenoiser(Denoiser):
         sigma_min: lowest noise level the function supports.
         sigma_max: highest noise level the function supports.
         sigma_data: standard deviation of the data, > 0.
+        mean: where its data are, from which samplers start: a number, or a tensor that broadcasts against a sample.
+            None means D(0; σ_max): one evaluation more in each run, with one row for each row of the condition.
 
     >>> shrink = FunctionDenoiser(lambda x, sigma, condition: x / (1 + sigma**2))
     >>> shrink(torch.ones(1, 2), 3.0)
@@ -429,6 +522,7 @@ class FunctionDenoiser(Denoiser):
         sigma_min: float = 0.0,
         sigma_max: float = math.inf,
         sigma_data: float = Denoiser.sigma_data,
+        mean: float | Tensor | None = None,
     ) -> None:
         super().__init__()
         checks.positive("sigma_data", sigma_data)
@@ -440,6 +534,21 @@ class FunctionDenoiser(Denoiser):
         self.event_shape = event_shape
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
+        self._mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64)
+
+    @torch.no_grad()
+    def mean(
+        self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
+    ) -> Float[Tensor, "rows *event_or_ones"]:
+        """The given mean, or D(0; σ_max), one row or one for each row of the condition."""
+        if self._mean is not None:
+            return self._mean[None]
+        shape = self.event_shape if event_shape is None else tuple(event_shape)
+        if shape is None:
+            raise ValueError("event_shape must be given for a denoiser without event_shape, got None")
+        device = device_of(self, condition)
+        origin = torch.zeros(1 if condition is None else len(condition), *shape, device=device)
+        return self(origin.to(float64_on(device)), sigma_max, condition)
 
     def denoise(
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition

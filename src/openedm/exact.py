@@ -86,6 +86,20 @@ class ExactDataset(Denoiser):
             self.num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
             checks.at_least("num_classes", self.num_classes, int(labels.max()) + 1)
 
+    def mean(
+        self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
+    ) -> Float64[Tensor, "rows *event"]:
+        """The mean of the data; with a condition, that of each row's class, or of all for class −1."""
+        self._check_condition(condition)
+        everything = self.data.mean(0, keepdim=True)
+        if condition is None or self.labels is None:
+            return everything.reshape(1, *(self.event_shape or ()))
+        labels, classes = self.labels.to(torch.int64), condition.to(self.data.device, torch.int64)
+        sums = self.data.new_zeros(self.num_classes, self.data.shape[1]).index_add(0, labels, self.data)
+        counts = labels.bincount(minlength=self.num_classes)[:, None]
+        means = torch.where(classes[:, None] < 0, everything, (sums / counts)[classes.clamp(min=0)])
+        return means.reshape(-1, *(self.event_shape or ()))
+
     def denoise(
         self,
         x: Float[Tensor, "batch *event"],
@@ -195,6 +209,12 @@ class GaussianMixture(Denoiser):
     def log_prob(self, x: Float[Tensor, "batch features"], sigma: Values = 0.0) -> Float64[Tensor, "batch"]:
         """ln p(x; σ) in nats; σ a number or one value a sample."""
         return self._log_joint(*self._whitened(x, float64(sigma))).logsumexp(-1)
+
+    def mean(
+        self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
+    ) -> Float64[Tensor, "rows features"]:
+        """Σ_k π_k μ_k."""
+        return (self.weights @ self.means)[None]
 
     def denoise(
         self,

@@ -23,6 +23,7 @@ with added noise: guided samples do not follow p₁^w p₀^{1−w}.
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -208,6 +209,7 @@ class Guided(Denoiser):
         self.condition_shape, self.condition_dropout = main.condition_shape, main.condition_dropout
         self.sigma_data = main.sigma_data
         self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape
+        self.location, self.scale = main.location, main.scale
         self.sigma_min = max(main.sigma_min, guiding.sigma_min)
         self.sigma_max = min(main.sigma_max, guiding.sigma_max)
         if main is guiding and type(self).guiding_condition is Guided.guiding_condition:
@@ -227,6 +229,12 @@ class Guided(Denoiser):
                 f"guiding must have main's condition_shape, {main.condition_layout.shape}, or None, "
                 f"got {guiding.condition_layout.shape}"
             )
+        if not (_equal(main.location, guiding.location) and _equal(main.scale, guiding.scale)):
+            raise ValueError(
+                "guiding must have main's units, location "
+                f"{_listed(main.location)} and scale {_listed(main.scale)}, got {_listed(guiding.location)} and "
+                f"{_listed(guiding.scale)}: noise levels mean something else there"
+            )
         if not self.sigma_min < self.sigma_max:
             raise ValueError(
                 "main and guiding must have noise levels in common, got "
@@ -234,6 +242,17 @@ class Guided(Denoiser):
             )
         probes = torch.logspace(-3, 3, 61, dtype=torch.float64)
         self.round_sigma(probes.clamp(self.sigma_min, self.sigma_max))
+
+    def mean(
+        self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
+    ) -> Tensor | None:
+        """m₁ + (w(σ_max) − 1)(m₁ − m₀), of the means of both; that of D₁ where w = 1 or D₀ has none."""
+        main = self.main.mean(sigma_max, condition, event_shape)
+        weights = self.weight if isinstance(self.weight, Tensor) else self.weight.at(sigma_max)
+        if main is None or _guided_rows(weights) is None:
+            return main
+        guiding = self.guiding.mean(sigma_max, self.guiding_condition(condition), event_shape)
+        return main if guiding is None else main + per_sample(weights - 1, main) * (main - guiding)
 
     def extra_repr(self) -> str:
         """The weight."""
@@ -340,6 +359,14 @@ class ClassifierFree(Guided):
                 )
             return self.null.to(condition).expand_as(condition)
         return self.main.condition_layout.null(condition)
+
+
+def _equal(a: Tensor | None, b: Tensor | None) -> bool:
+    return a is b or (a is not None and b is not None and torch.equal(a, b))
+
+
+def _listed(values: Tensor | None) -> list[float] | None:
+    return None if values is None else values.flatten().tolist()
 
 
 def _check_weight(name: str, weight: float) -> None:

@@ -119,9 +119,10 @@ def test_the_tracker_has_the_curves_of_the_log(finished):
 
 def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
     run, result = finished
-    sigma_data = read_model(list_checkpoints(run)[-1]).sigma_data
+    model = read_model(list_checkpoints(run)[-1])
     assert result.out.splitlines() == [
-        f"data     300 vectors of 2 in 2 classes, sigma_data {sigma_data:.4f}",
+        "data     300 vectors of 2 in 2 classes, sigma_data 0.5000",
+        f"units    {model.units}",
         "network  MLP(width=16, num_blocks=1): 3,237 parameters on cpu",
         f"trained on 320 images; the run is in {run}",
     ]

@@ -88,7 +88,7 @@ def test_ten_evaluations_do_what_edms_sampler_does_in_35(problem: Callable[[], G
 def test_it_takes_the_evaluations_that_it_may_and_no_more(nfe: int) -> None:
     calls = []
     exact = circle()
-    counting = FunctionDenoiser(lambda x, sigma, _: calls.append(float(sigma)) or exact(x, sigma), (2,))
+    counting = FunctionDenoiser(lambda x, sigma, _: calls.append(float(sigma)) or exact(x, sigma), (2,), mean=0.0)
     sampler = Auto(nfe).choose(counting)
     sampler.sample(counting, seeds=[1, 2])
     assert len(calls) == nfe == sampler.nfe
@@ -142,7 +142,7 @@ def test_a_denoiser_that_knows_few_levels_is_asked_for_each_at_most_once(nfe: in
             return float64(sigma).clamp(min=0.01).log10().mul(10).round().div(10).mul(math.log(10)).exp()
 
     exact = circle()
-    denoiser = Discrete(lambda x, sigma, _: calls.append(float(sigma)) or exact(x, sigma), (2,))
+    denoiser = Discrete(lambda x, sigma, _: calls.append(float(sigma)) or exact(x, sigma), (2,), mean=0.0)
     assert Auto(nfe).sample(denoiser, seeds=[0, 1]).isfinite().all()
     assert len(calls) == len(set(calls)) <= min(nfe, 40)
 

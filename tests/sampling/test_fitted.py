@@ -66,7 +66,7 @@ def test_levels_are_fitted_to_the_solver_that_will_use_them() -> None:
 
 def test_a_fit_is_reproducible_and_counts_its_evaluations() -> None:
     counts, calls = [], []
-    counting = FunctionDenoiser(lambda x, sigma, _: calls.append(len(x)) or MIXTURE(x, sigma), (2,))
+    counting = FunctionDenoiser(lambda x, sigma, _: calls.append(len(x)) or MIXTURE(x, sigma), (2,), mean=0.0)
     first = fit_levels(
         counting, Sampler(Karras(8), solver=DEIS()), progress=lambda name, done, total: counts.append(done)
     )
@@ -76,7 +76,7 @@ def test_a_fit_is_reproducible_and_counts_its_evaluations() -> None:
     assert counts == sorted(counts)
 
 
-MIXTURE_LIKE = FunctionDenoiser(MIXTURE.forward, (2,))
+MIXTURE_LIKE = FunctionDenoiser(MIXTURE.forward, (2,), mean=0.0)
 
 
 def test_without_iterations_the_best_of_the_placements_is_taken() -> None:

@@ -39,7 +39,7 @@ from properties.strategies import EPS, all_scalings, all_schedules, all_solvers,
 
 SOLVERS = [Euler(), Alpha(0.3), Midpoint(), Ralston(), Heun(), RK4()]
 MIXTURE = GaussianMixture(
-    [0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
+    [0.3, 0.7], [[-1.4, 0.7], [0.6, -0.3]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
 )
 
 

@@ -42,7 +42,7 @@ from openedm.sampling import (
 from properties.strategies import EPS, log_uniform, stochastic_solvers
 
 MIXTURE = GaussianMixture(
-    [0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
+    [0.3, 0.7], [[-1.4, 0.7], [0.6, -0.3]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
 )
 SIGMAS = (80.0, 31.0, 9.0, 2.5, 1.1, 0.3, 0.05)
 NOISES = torch.randn(20, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64)

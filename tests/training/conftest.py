@@ -44,12 +44,14 @@ def trainer(vectors: InMemory) -> Callable[..., Trainer]:
         run: Path | None = None,
         observers: Any = (),
         validation: Dataset | None = None,
+        standardise: bool = True,
         **options: Any,
     ) -> Trainer:
         chosen = replace(
             Options(images=128, batch_size=16, rampup=64, average=HalfLife(half_life=40), patience=3), **options
         )
-        model = Model.for_data(dataset, network, conditional=conditional, augment_dim=chosen.augment_dim)
+        settings = {"conditional": conditional, "augment_dim": chosen.augment_dim, "standardise": standardise}
+        model = Model.for_data(dataset, network, **settings)
         return Trainer(model, dataset, objective, chosen, run=run, observers=observers, validation=validation)
 
     return make

@@ -61,7 +61,7 @@ def test_the_mean_given_the_data_is_learned(fitted):
         # From data of variance 0.2 about 0.8 x: D(z; σ) = (0.2 z + σ² 0.8 x)/(0.2 + σ²), far above the width.
         sigma, z = 2.0, torch.linspace(-2, 2, 9)[:, None]
         exact = (0.2 * z + sigma**2 * 0.8 * one) / (0.2 + sigma**2)
-        found = fitted(z, sigma, one[None])
+        found = fitted(z, sigma / float(fitted.scale), one[None])
         torch.testing.assert_close(found, exact, rtol=0, atol=0.1)
     drawn = Sampler().sample(fitted, range(2000), condition=x[:1])
     # Standard errors: √(0.2/2000) = 0.01 of the mean, 1.6 % of the deviation; the rest is what the network leaves.

@@ -96,12 +96,13 @@ def test_the_loss_and_gradient_of_a_step_are_those_of_the_formula(trainer, objec
     y, labels, sigma, noise = first_batch(run)
     denoiser = copy.deepcopy(run.denoiser).double()
     weight = (sigma**2 + run.model.sigma_data**2) / (sigma * run.model.sigma_data) ** 2
-    loss = (weight * (denoiser(y + sigma[:, None] * noise, sigma, labels) - y).square().mean(1)).mean()
+    y = run.model.units.standardise(y)
+    loss = (weight * (denoiser(y + sigma[:, None] * noise, sigma, labels, standard=True) - y).square().mean(1)).mean()
     gradients = torch.autograd.grad(loss, list(denoiser.parameters()), allow_unused=True)
     squares = sum(g.square().sum().item() for g in gradients if g is not None)
     if objective.learned_uncertainty:  # u = 0 at first: the network's gradient is the same, and that of u joins it.
         u = copy.deepcopy(run._loss_module.uncertainty).double()
-        residual = (denoiser(y + sigma[:, None] * noise, sigma, labels) - y).square().mean(1).detach()
+        residual = (denoiser(y + sigma[:, None] * noise, sigma, labels, standard=True) - y).square().mean(1).detach()
         values = u(sigma)
         total = (weight * residual / values.exp() + values).mean()
         squares += torch.autograd.grad(total, u.weight)[0].square().sum().item()
@@ -392,6 +393,7 @@ def test_bf16_runs_the_network_in_bfloat16_keeps_the_weights_in_float32_and_lear
     heard, seen = Heard(), set()
     run = trainer(
         dataset=InMemory(x),
+        standardise=False,
         precision="bf16",
         images=6400,
         batch_size=64,
@@ -431,7 +433,7 @@ def test_fp32_runs_the_network_in_float32(trainer):
 def test_the_learned_uncertainty_settles_where_every_level_contributes_equally(vectors):
     objective = EDM2(noise=LogNormal(p_mean=-0.4, p_std=1.0))
     # With σ_data too small by far, λ leaves the loss uneven: there is something to even out.
-    model = replace(Model.for_data(vectors, MLP(width=32, num_blocks=1)), sigma_data=0.25)
+    model = replace(Model.for_data(vectors, MLP(width=32, num_blocks=1), standardise=False), sigma_data=0.25)
     options = Options(images=256 * 300, batch_size=256, learning_rate=1e-2, rampup=0, average=HalfLife(2560))
     run = Trainer(model, vectors, objective, options)
     run.fit()

@@ -27,10 +27,13 @@ def info(checkpoint: str) -> None:
         "preconditioning": str(model.preconditioning),
         "sample": " × ".join(map(str, model.event_shape)) + (" image in [-1, 1]" if model.images else ""),
         "classes": _classes(model.num_classes, model.class_names),
-        "sigma_data": f"{model.sigma_data:.6g}",
+        "sigma_data": f"{model.sigma_data:.6g}" + ("" if model.units is None else " in standard units"),
     }
     if modules := _imports(folder, to_config(model)):
         values["imports"] = " ".join(f"--import {module}" for module in modules)
+    for name, units in (("units", model.units), ("condition units", model.condition_units)):
+        if units is not None:
+            values[name] = f"location ± scale of a channel: {units}"
     if (folder / "training.json").is_file():
         values |= _training(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())

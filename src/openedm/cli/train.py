@@ -18,7 +18,8 @@ from openedm.objective import Objective
 from openedm.plots.runs import RunFigures
 from openedm.preconditioning import Preconditioning
 from openedm.sampling import Sampler
-from openedm.training import Model, Options, Trainer, list_checkpoints, make_accelerator, num_parameters
+from openedm.training import Model, Options, Trainer, make_accelerator, num_parameters, read_model
+from openedm.training.checkpoints import find_checkpoint, list_checkpoints
 from openedm.training.records import RunLog, RunTracker
 
 
@@ -32,6 +33,7 @@ def train(
     options: Options = Options(),
     sampler: Sampler = Sampler(),
     conditional: bool = True,
+    standardise: bool = True,
     resume: bool = False,
     tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "none"] = "tensorboard",
     preset: str | None = None,
@@ -53,6 +55,9 @@ def train(
         options: options of training.
         sampler: the sampler of the sample grids of the run.
         conditional: condition on the classes or conditions of the data, if there are any.
+        standardise: whether data that are not images are standardised, each channel to mean 0 and σ_data 0.5, and float
+            conditions; samples are in the units of the data all the same. False for data that already are. A run that
+            is resumed goes on as it began.
         resume: continue from the newest checkpoint in the run folder, if there is one.
         tracker: the tracker that also receives the curves.
         preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
@@ -74,6 +79,7 @@ def train(
         conditional=conditional,
         augment_dim=options.augment_dim,
         condition_dropout=options.label_dropout > 0,
+        standardise=read_model(find_checkpoint(run)).standardised if earlier else standardise,
     )
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
     curves = [] if tracker == "none" else [RunTracker(accelerator)]
@@ -127,6 +133,8 @@ def _outcome(trainer: Trainer) -> str:
 def _describe(trainer: Trainer, data: str) -> None:
     model, device = trainer.model, trainer.accelerator.device
     print(f"data     {data}, sigma_data {model.sigma_data:.4f}")
+    if model.units is not None:
+        print(f"units    {model.units}")
     print(f"network  {model.network}: {num_parameters(trainer.denoiser):,} parameters on {device}")
     if trainer.state.images:
         print(f"resumed  at {trainer.state.images:,} images")

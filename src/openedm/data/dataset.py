@@ -182,11 +182,15 @@ class Statistics:
         mean: the mean of all entries.
         std: σ_data, the standard deviation of all entries about `mean`; √(E[x²] − mean²), without Bessel's correction.
         count: the number of samples that were read.
+        channel_means: the mean of each channel, the first axis of a sample.
+        channel_stds: the standard deviation of each channel about its own mean.
     """
 
     mean: float
     std: float
     count: int
+    channel_means: tuple[float, ...] = ()
+    channel_stds: tuple[float, ...] = ()
 
 
 def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256) -> Statistics:
@@ -213,6 +217,7 @@ def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 25
     chosen = dataset.spread(max_samples)
     count = len(chosen)
     mean, squares, entries = 0.0, 0.0, 0
+    channels = _Channels()
     for start in range(0, count, batch_size):
         indices = chosen[start : start + batch_size]
         x = dataset.fetch(indices)[0].to(torch.float64)
@@ -225,4 +230,51 @@ def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 25
         squares += float((x - m).square().sum()) + (m - mean) ** 2 * entries * n / (entries + n)
         mean += (m - mean) * n / (entries + n)
         entries += n
-    return Statistics(mean=mean, std=math.sqrt(squares / entries), count=count)
+        channels.add(x)
+    return Statistics(mean, math.sqrt(squares / entries), count, *channels.result())
+
+
+class _Channels:
+    """Mean and standard deviation of each channel, part by part; entries that are NaN do not count."""
+
+    def __init__(self) -> None:
+        self.mean, self.squares, self.entries = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+
+    def add(self, x: Float[Tensor, "batch channels *rest"]) -> None:
+        """Count some samples."""
+        flat = x.to(torch.float64).reshape(len(x), x.shape[1], -1) if x.ndim > 1 else x.to(torch.float64)[:, None, None]
+        n = flat.isfinite().sum((0, 2)).to(torch.float64)
+        mean = flat.nanmean((0, 2)).nan_to_num()
+        squares = (flat - mean[:, None]).square().nansum((0, 2))
+        total = (self.entries + n).clamp(min=1)
+        self.squares = self.squares + squares + (mean - self.mean).square() * self.entries * n / total
+        self.mean = self.mean + (mean - self.mean) * n / total
+        self.entries = self.entries + n
+
+    def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """The means, and the standard deviations without Bessel's correction."""
+        stds = (self.squares / self.entries.clamp(min=1)).sqrt()
+        return tuple(self.mean.flatten().tolist()), tuple(stds.flatten().tolist())
+
+
+def measure_conditions(
+    dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256
+) -> tuple[tuple[float, ...], tuple[float, ...], float]:
+    """Mean and standard deviation of each channel of the float conditions of a dataset, and their largest magnitude.
+
+    Rows that are NaN, which mean no condition, do not count.
+
+    Args:
+        dataset: a dataset with a `condition_shape`.
+        max_samples: the largest number of samples that are read.
+        batch_size: the number of samples in memory at a time.
+    """
+    channels, largest, chosen = _Channels(), 0.0, dataset.spread(max_samples)
+    for start in range(0, len(chosen), batch_size):
+        condition = dataset.fetch(chosen[start : start + batch_size])[1]
+        assert condition is not None  # as its condition_shape says
+        values = dataset.condition_layout.unpack(condition)[1]
+        assert values is not None
+        channels.add(values)
+        largest = max(largest, float(values.abs().nan_to_num().max()))
+    return *channels.result(), largest

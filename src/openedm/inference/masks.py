@@ -170,6 +170,11 @@ class JointModel(Model):
     images: bool = False
     condition_shape: tuple[int, ...] | None = (4,)
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.standardised:
+            raise ValueError(f"units and condition_units must be None for a joint model, got {self.units}")
+
     def wrap(self, network: nn.Module) -> Pinned:
         """A denoiser around an existing network."""
         return Pinned(

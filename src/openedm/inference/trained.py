@@ -71,6 +71,9 @@ class Average(Denoiser):
         self.condition_dropout = all(member.condition_dropout for member in members)
         self.sigma_data, self.num_classes = first.sigma_data, first.num_classes
         self.sigma_min, self.sigma_max = max(m.sigma_min for m in members), min(m.sigma_max for m in members)
+        if len({str((m.location, m.scale)) for m in members}) > 1:
+            raise ValueError("members must have one location and one scale")
+        self.location, self.scale = first.location, first.scale
 
     @classmethod
     def of(cls, members: Sequence[Denoiser]) -> Denoiser:

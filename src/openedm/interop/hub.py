@@ -64,7 +64,10 @@ class Pretrained(
             description.sigma_data,
             event_shape=description.event_shape,
             num_classes=description.num_classes,
-            condition_shape=description.condition_shape,
+            condition_shape=description.condition_layout.packed_shape,
+            condition_dropout=description.condition_dropout,
+            units=description.units,
+            condition_units=description.condition_units,
         )
         self.description = description
 

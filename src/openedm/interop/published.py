@@ -349,8 +349,13 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
         denoiser: the network with its weights.
 
     Raises:
-        ValueError: it is not a U-Net for square images with one of EDM's preconditionings.
+        ValueError: it is not a U-Net for square images with one of EDM's preconditionings, or has units.
     """
+    if model.units is not None:
+        raise ValueError(
+            f"units must be None to have published names, got {model.units}: such files have no place for location and "
+            "scale, and hold images in [-1, 1]"
+        )
     precond, choice, network = model.preconditioning, model.network, denoiser.network
     classes = {published.kind: name for name, published in PRECONDITIONINGS.items()}
     if type(precond) not in classes:

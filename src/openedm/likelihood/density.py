@@ -18,6 +18,9 @@ D(−x), D(0), D(x). And ln p(0; σ) is that of a Gaussian with the same D(0) an
 This is exact for isotropic Gaussian data; the error is of order n (λ/σ²)² and (|y|/σ)⁴, λ the data's variances. The
 usual N(0, σ_max² I) has errors of m·x/σ² and n λ/(2σ²), m the data's mean.
 
+All of this is in standard units, z = (x − m)/S with m the mean of the denoiser's data and S its scale, and
+ln p(x) = ln p(z) − Σ ln S.
+
 The result is the density of data plus noise of σ_min. Since ∂p/∂(σ²/2) = Δp, that of the data themselves is
 
     ln p(x; 0) = ln p(x; σ_min) − ½ (tr ∂D/∂x − n + |D − x|²/σ_min²) + O(σ_min⁴).
@@ -40,6 +43,7 @@ from openedm.ground.devices import device_of, float64_on
 from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
 from openedm.likelihood.flow import ProbabilityFlow
 from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Solver, Tsit5
+from openedm.standardised import Standardised, standardised
 
 __all__ = ["Likelihood", "LogProb", "log_prob"]
 
@@ -54,7 +58,7 @@ class LogProb:
         log_prob: ln p(x), in nats; NaN for a sample that reached the limit of evaluations.
         standard_error: the standard error of the mean over random probes; 0 for exact traces, NaN for a single probe.
         num_probes: the number of probes; 0 for exact traces.
-        noise: the unit noise x(σ_max)/σ_max that the flow maps to x.
+        noise: the unit noise (x(σ_max) − m)/(σ_max S) that the flow maps to x.
         nfe: number of evaluations of the denoiser, for each sample, without the backward passes of the trace.
         finished: whether the sample reached σ_max.
     """
@@ -175,11 +179,14 @@ class Likelihood(Choice):
             )
         trace = self.trace_for(x.shape[1:])
         probes = trace.probes(_noise_source(trace, seeds, len(x)), x)
-        flow = ProbabilityFlow(denoiser, condition, tuple(x.shape[1:]), trace, probes)
+        standard = standardised(denoiser, condition, sigma_max=high, event_shape=tuple(x.shape[1:]))
+        x = standard.standard(x)
+        flow = ProbabilityFlow(standard, None, tuple(x.shape[1:]), trace, probes)
         end, integral, solution = flow.follow(x, low, high, self.solver, self.num_steps)
         uses_noise = self.terminal == "noise"
         top = _noise_log_prob(end, high)[:, None] if uses_noise else _terminal_log_prob(flow, end, high)
         values = integral + x[0].numel() * math.log(flow.shrink(low) / flow.shrink(high)) + top
+        values = values - standard.log_scale(tuple(x.shape[1:]))
         if self.extrapolate:
             values = values + _extrapolation(flow, x, low)
         values = torch.where(solution.finished[:, None], values, math.nan)
@@ -198,7 +205,7 @@ class Likelihood(Choice):
     def encode(
         self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], condition: Condition = None
     ) -> Float[Tensor, "batch *event"]:
-        """The unit noise x(σ_max)/σ_max that the flow maps to x(σ_min) = x. The trace is not used.
+        """The unit noise (x(σ_max) − m)/(σ_max S) that the flow maps to x(σ_min) = x. The trace is not used.
 
         Arguments as for `log_prob`.
 
@@ -208,22 +215,25 @@ class Likelihood(Choice):
                 the rows of x and the condition do not fit.
         """
         low, high = self._range(denoiser)
-        return self._transport(denoiser, x, condition, low, high) / high
+        x, condition = _on_device(denoiser, x, condition)
+        standard = standardised(denoiser, condition, sigma_max=high, event_shape=tuple(x.shape[1:]))
+        return self._transport(standard, standard.standard(x), low, high) / high
 
     @torch.no_grad()
     def decode(
         self, denoiser: Denoiser, noise: Float[Tensor, "batch *event"], condition: Condition = None
     ) -> Float[Tensor, "batch *event"]:
-        """x(σ_min) from the unit noise x(σ_max)/σ_max: the inverse of `encode`, without a last denoising.
+        """x(σ_min) from the unit noise (x(σ_max) − m)/(σ_max S): the inverse of `encode`, without a last denoising.
 
         Arguments and errors as for `encode`.
         """
         low, high = self._range(denoiser)
-        return self._transport(denoiser, noise * high, condition, high, low)
+        noise, condition = _on_device(denoiser, noise, condition)
+        standard = standardised(denoiser, condition, sigma_max=high, event_shape=tuple(noise.shape[1:]))
+        return standard.restored(self._transport(standard, noise * high, high, low))
 
-    def _transport(self, denoiser: Denoiser, x: Tensor, condition: Condition, start: float, end: float) -> Tensor:
-        x, condition = _on_device(denoiser, x, condition)
-        flow = ProbabilityFlow(denoiser, condition, tuple(x.shape[1:]))
+    def _transport(self, standard: Standardised, x: Tensor, start: float, end: float) -> Tensor:
+        flow = ProbabilityFlow(standard, None, tuple(x.shape[1:]))
         x_end, _, solution = flow.follow(x, start, end, self.solver, self.num_steps)
         if not bool(solution.finished.all()):
             raise ValueError(f"max_nfe must be large enough for the whole range of noise levels, got {self.solver}")
@@ -275,6 +285,7 @@ def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Ten
     """x and the condition on the denoiser's device, x in float64 (float32 on devices without it)."""
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
+    denoiser.check_shape(x)
     denoiser.check_condition(condition, len(x))
     device = device_of(denoiser, x)
     return x.to(device, float64_on(device)), None if condition is None else condition.to(device)

@@ -2,6 +2,9 @@
 
 Karras et al. 2022, Algorithms 1–3 and eq. 81: x(t) = s(t) (y + σ(t) n); the solver steps between the times
 t_i = σ⁻¹(σ_i) of the levels, and the last step returns D at the last level.
+
+The equation is solved in standard units, (x − m)/S, with m the mean of the denoiser's data at σ_max and S its scale:
+a run starts from m + σ_max S n, and its states are given in data units.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -21,6 +24,7 @@ from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise
 from openedm.schedules import Scaling, Schedule
+from openedm.standardised import Standardised, standardised
 
 __all__ = ["Sampler", "SamplerChoice", "sample_batches"]
 
@@ -58,6 +62,11 @@ class SamplerChoice(Choice):
             TypeError: seeds are neither a sequence nor a source of noise.
             ValueError: there are neither seeds nor noise, or churn without seeds; a shape does not fit; dropout is
                 active; or the solver needs times outside the schedule's domain.
+
+        >>> from openedm.exact import GaussianMixture
+        >>> kelvin = GaussianMixture([1.0], [[280.0]], [[[1.0]]])
+        >>> Sampler().sample(kelvin, seeds=range(1000)).mean().round(decimals=1)
+        tensor(280., dtype=torch.float64)
         """
         final: Tensor | None = None
         for state in self.steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape):
@@ -182,9 +191,11 @@ class Sampler(SamplerChoice):
                 raise ValueError("event_shape must be given for a denoiser without event_shape, got None")
             noise = source.draw(shape)
         denoiser.check_condition(condition, len(noise))
-        x = noise.to(device, dtype) * (grid.sigmas[0] * grid.scale(grid.sigmas[0]))
+        top = grid.sigmas[0]
+        x = noise.to(device, dtype) * (top * grid.scale(top))
         condition = None if condition is None else condition.to(device)
-        return self.solver.run(denoiser, x, grid, condition, source)
+        standard = standardised(denoiser, condition, sigma_max=top, event_shape=tuple(noise.shape[1:]))
+        return _in_data_units(self.solver.run(standard, x, grid, None, source), standard, dtype)
 
     @torch.no_grad()
     def invert(
@@ -195,7 +206,7 @@ class Sampler(SamplerChoice):
         condition: Condition = None,
         callback: Callable[[State], None] | None = None,
     ) -> Float[Tensor, "batch *event"]:
-        """The unit noise from which `sample(noise=…)` returns x: the same ODE, solved from σ_min to σ_max.
+        """The unit noise (x(σ_max) − m)/(σ_max S) from which `sample(noise=…)` returns x: the same ODE, solved upward.
 
         x is a state at the lowest level, so that sampling returns x except for an error of σ_min and the solver's
         error.
@@ -216,22 +227,22 @@ class Sampler(SamplerChoice):
         checks.at_least("num_steps of an inversion", self.levels.num_steps, 2)
         check_evaluation_mode(denoiser)
         _check_classes(denoiser, condition)
+        denoiser.check_shape(x)
         denoiser.check_condition(condition, len(x))
         device, dtype = _device_and_dtype(denoiser, x)
         condition = None if condition is None else condition.to(device)
         grid = self.grid(denoiser, upward=True)
         top = grid.sigmas[-1]
+        standard = standardised(denoiser, condition, sigma_max=top, event_shape=tuple(x.shape[1:]))
+        start = standard.standard(x.to(device, dtype)) * grid.scale(grid.sigmas[0])
         last: Tensor | None = None
-        for state in self.solver.run_upward(
-            denoiser, x.to(device, dtype) * grid.scale(grid.sigmas[0]), grid, condition
-        ):
+        for state in self.solver.run_upward(standard, start, grid, None):
             last = state.x
             if callback is None:
                 continue
             if state.sigma == top:
-                denoised = denoiser(unscaled(state.x, state.scale), state.sigma, condition)
-                state = replace(state, denoised=denoised)
-            callback(state)
+                state = replace(state, denoised=standard(unscaled(state.x, state.scale), state.sigma))
+            callback(next(_in_data_units(iter([state]), standard, dtype)))
         assert last is not None
         return last / (top * grid.scale(top))
 
@@ -280,6 +291,15 @@ class Sampler(SamplerChoice):
             ValueError: as for `sample`.
         """
         self.solver.check(self.grid(denoiser))
+
+
+def _in_data_units(states: Iterator[State], standard: Standardised, dtype: torch.dtype) -> Iterator[State]:
+    """The states of a run in standard units, in data units and in this dtype."""
+    for state in states:
+        if not standard.is_identity:
+            x, denoised = standard.restored(state.x, scale=state.scale), standard.restored(state.denoised)
+            state = replace(state, x=x, denoised=denoised)
+        yield state if state.x.dtype == dtype else replace(state, x=state.x.to(dtype))
 
 
 def _check_classes(denoiser: Denoiser, condition: Condition) -> None:

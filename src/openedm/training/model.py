@@ -8,15 +8,20 @@ from torch import nn
 
 from openedm import preconditioning as preconditionings
 from openedm.conditions import ConditionLayout
-from openedm.data import Dataset, Stored, as_dataset, measure
+from openedm.data import Dataset, Statistics, Stored, as_dataset, measure
+from openedm.data.dataset import measure_conditions
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice, class_path, is_outside
 from openedm.networks import DDPMpp, ModuleNetwork, Network, Signature
 from openedm.networks.own import check_answer
 from openedm.preconditioning import Preconditioning
+from openedm.units import Units
 
 __all__ = ["Model", "num_parameters"]
+
+SIGMA_DATA = 0.5
+"""The standard deviation of data in standard units, for which EDM's numbers were chosen."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +43,13 @@ class Model(Choice):
         stored: the numbers and axes of the training data, in which samples are written; None for images of bytes, and
             for numbers that are used as they are.
 
+        units: location and scale of the data, in which they have the standard deviation `sigma_data`; None for data
+            without units of their own, such as images in [-1, 1].
+        condition_units: those of the float conditions; None if there are none, or they are images in [-1, 1].
+
     Raises:
-        ValueError: a value is out of its range, the names do not fit the classes, or there is `condition_dropout`
-            without a `condition_shape`.
+        ValueError: a value is out of its range, the names do not fit the classes, units do not fit their shape, or
+            there is `condition_dropout` without a `condition_shape`.
     """
 
     network: Network = DDPMpp()
@@ -54,6 +63,8 @@ class Model(Choice):
     augment_dim: int = 0
     condition_dropout: bool = False
     stored: Stored | None = None
+    units: Units | None = None
+    condition_units: Units | None = None
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -68,6 +79,12 @@ class Model(Choice):
                 raise ValueError(f"condition_shape must hold sizes >= 1, got {self.condition_shape}")
         elif self.condition_dropout:
             raise ValueError("condition_dropout must be false without a condition_shape, got True")
+        if self.units is not None:
+            self.units.check("units", self.event_shape)
+        if self.condition_units is not None:
+            if self.condition_shape is None:
+                raise ValueError(f"condition_units must be None without a condition_shape, got {self.condition_units}")
+            self.condition_units.check("condition_units", self.condition_shape)
 
     @property
     def condition_layout(self) -> ConditionLayout:
@@ -84,8 +101,12 @@ class Model(Choice):
         conditional: bool = True,
         augment_dim: int = 0,
         condition_dropout: bool = False,
+        standardise: bool = True,
     ) -> "Model":
-        """The description of a denoiser for `dataset`, with the shapes, classes and σ_data of the data.
+        """The description of a denoiser for `dataset`, with the shapes, classes, units and σ_data of the data.
+
+        Images in [-1, 1] stay as they are, with their own σ_data. All other data are standardised, each channel to mean
+        0 and EDM's σ_data of 0.5, and so are float conditions, each channel to mean 0 and a standard deviation of 1.
 
         Args:
             dataset: the training data, or what `openedm.data.as_dataset` takes.
@@ -96,15 +117,24 @@ class Model(Choice):
             augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without them.
             condition_dropout: whether training also leaves conditions out, `options.label_dropout > 0`. It has an
                 effect with float conditions only; networks with classes alone always take samples without class.
+            standardise: whether data that are not images, and conditions, are standardised; False for data that already
+                are: they are then used as they are, with the σ_data that is measured.
+
+        Raises:
+            ValueError: the data are constant, or hold a value that is not finite.
         """
         dataset = as_dataset(dataset)
         condition_shape = dataset.condition_shape if conditional else None
         num_classes = dataset.num_classes if conditional else 0
+        statistics, condition_units = measure(dataset), None
+        if standardise and condition_shape is not None:
+            condition_units = _condition_units(dataset, condition_shape)
+        standardise = standardise and dataset.kind != "images" and statistics.std > 0
         return cls(
             network=network,  # type: ignore[arg-type]  # a module is adopted
             preconditioning=preconditionings.EDM() if preconditioning is None else preconditioning,
             # Six digits: further ones depend on the number of threads, and a resumed run must compute the same number.
-            sigma_data=float(f"{measure(dataset).std:.6g}"),
+            sigma_data=SIGMA_DATA if standardise else float(f"{statistics.std:.6g}"),
             event_shape=dataset.event_shape,
             num_classes=num_classes,
             class_names=dataset.class_names if num_classes else None,
@@ -113,7 +143,14 @@ class Model(Choice):
             augment_dim=augment_dim,
             condition_dropout=condition_dropout and condition_shape is not None,
             stored=dataset.stored,
+            units=_units(statistics) if standardise else None,
+            condition_units=condition_units,
         )
+
+    @property
+    def standardised(self) -> bool:
+        """Whether data or conditions are in units of their own."""
+        return self.units is not None or self.condition_units is not None
 
     def build(self, seed: int | None = 0) -> Preconditioned:
         """A new denoiser; its weights are a function of `seed` alone.
@@ -161,7 +198,20 @@ class Model(Choice):
             num_classes=self.num_classes,
             condition_shape=self.condition_layout.packed_shape,
             condition_dropout=self.condition_dropout,
+            units=self.units,
+            condition_units=self.condition_units,
         )
+
+
+def _units(statistics: Statistics) -> Units:
+    return Units.measured(statistics.channel_means, statistics.channel_stds, SIGMA_DATA)
+
+
+def _condition_units(dataset: Dataset, shape: tuple[int, ...]) -> Units | None:
+    """The units of the float conditions; None for images in [-1, 1], which join those of the data."""
+    means, stds, largest = measure_conditions(dataset)
+    is_image = dataset.kind == "images" and len(shape) == len(dataset.event_shape) and largest <= 1
+    return None if is_image else Units.measured(means, stds, 1.0)
 
 
 def num_parameters(module: torch.nn.Module) -> int:

@@ -33,7 +33,7 @@ class ValidationLoss:
 
     Attributes:
         sigmas: the noise levels, increasing: quantiles of p(σ).
-        errors: mean squared error per dimension at each level, in squared data units.
+        errors: mean squared error per dimension at each level, in squared standard units (data units without `units`).
         losses: λ(σ) times the errors; 1 for an untrained EDM network.
         loss: the mean of `losses`, an estimate of the objective.
     """
@@ -107,8 +107,9 @@ class Validation:
         layout = self._dataset.condition_layout
         for clean, labels, noises in self._batches() if self._cached_batches is None else self._cached_batches:
             condition = layout.select(labels, denoiser.condition_layout)
+            clean = denoiser.standardise(clean)
             for i, (sigma, noise) in enumerate(zip(self._sigmas, noises, strict=True)):
-                denoised = denoiser(clean + float(sigma) * noise, sigma, condition)
+                denoised = denoiser(clean + float(sigma) * noise, sigma, condition, standard=True)
                 errors[i] += float(denoising_loss(denoised, clean, ones[: len(clean)]).weighted.cpu().double().sum())
         errors /= len(self._chosen)
         losses = self._weights * errors

@@ -40,17 +40,19 @@ class LossModule(nn.Module):
         condition: Condition,
         augment: Float[Tensor, "batch label"] | None = None,
     ) -> Loss:
-        """The loss λ(σ) ‖D(y + σ n; σ) − y‖² of each sample.
+        """The loss λ(σ) ‖D(y + σ n; σ) − y‖² of each sample, in standard units.
 
         Args:
-            clean: y.
+            clean: y, in data units.
             noise: n ~ N(0, I).
             sigma: the noise level of each sample.
             condition: classes or conditions of the samples.
             augment: augmentation labels, for a network with such an input.
         """
         network_kwargs = {} if augment is None else {"augment": augment}
-        denoised = self.denoiser(clean + per_sample(sigma, clean) * noise, sigma, condition, **network_kwargs)
+        clean = self.denoiser.standardise(clean)
+        noisy = clean + per_sample(sigma, clean) * noise
+        denoised = self.denoiser(noisy, sigma, condition, standard=True, **network_kwargs)
         weight = self.objective.weighting.weight(sigma, self.denoiser.sigma_data)
         with torch.autocast(clean.device.type, enabled=False):  # u in bfloat16 would have two digits
             uncertain = None if self.uncertainty is None else self.uncertainty(sigma)

@@ -38,6 +38,7 @@ from openedm.sampling.engine.pairs import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pa
 from openedm.sampling.engine.plan import Grid, Solver, State
 from openedm.sampling.noise import NoiseSource
 from openedm.schedules import Angle, LogSigma, Schedule
+from openedm.standardised import Standardised, standardised
 
 __all__ = ["AdaptiveSolver", "DormandPrince", "Exponential23", "Tsit5", "adaptive_flow", "adaptive_sample"]
 
@@ -276,7 +277,16 @@ def adaptive_flow(
         ValueError: a level is not > 0, the two are equal, levels are not in order, or the rows of condition do not fit
             x.
     """
-    return _flow(denoiser, x, sigma_start, sigma_end, solver, condition, at)[0]
+    check_no_per_sample_settings(denoiser)
+    denoiser.check_shape(x)
+    denoiser.check_condition(condition, len(x))
+    standard = _standardised(denoiser, x, sigma_start, sigma_end, condition)
+    solution = _flow(standard, standard.standard(x), sigma_start, sigma_end, solver, None, at)[0]
+    if standard.is_identity:
+        return solution
+    dense = solution.dense
+    dense = None if dense is None else torch.stack([standard.restored(z) for z in dense])
+    return replace(solution, x=standard.restored(solution.x), dense=dense)
 
 
 @torch.no_grad()
@@ -295,7 +305,7 @@ def adaptive_sample(
     Arguments as for `adaptive_flow`. Samples that did not reach σ_end are denoised at the level they reached, with a
     warning.
     """
-    solution, _ = _flow(denoiser, x, sigma_start, sigma_end, solver, condition, at)
+    solution = adaptive_flow(denoiser, x, sigma_start, sigma_end, solver=solver, condition=condition, at=at)
     _warn_of_stopped(solution, solver, sigma_end)
     return replace(solution, x=denoiser(solution.x, solution.time, condition), nfe=solution.nfe + 1)
 
@@ -310,6 +320,13 @@ def _warn_of_stopped(solution: Solution, solver: AdaptiveSolver, sigma_end: floa
             "raise max_nfe or tolerance",
             stacklevel=2,
         )
+
+
+def _standardised(
+    denoiser: Denoiser, x: Tensor, sigma_start: float, sigma_end: float, condition: Condition
+) -> Standardised:
+    highest = max(sigma_start, sigma_end)
+    return standardised(denoiser, condition, sigma_max=highest, event_shape=tuple(x.shape[1:]))
 
 
 @torch.no_grad()
