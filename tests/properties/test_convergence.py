@@ -28,7 +28,7 @@ from openedm.schedules import (
 pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 
 # Widths on both sides of σ, so that no direction is at rest under any scaling.
-GAUSSIAN = GaussianMixture([1.0], [[0.5, -1.0]], [[[2.0, 0.6], [0.6, 0.3]]])
+GAUSSIAN = GaussianMixture([1.0], [[0.0, 0.0]], [[[2.0, 0.6], [0.6, 0.3]]])
 SIGMA_MAX, SIGMA_MIN = 4.0, 0.4
 SCHEDULES = [EDM(), VP(), VE(), Cosine(), RectifiedFlow()]
 SCALINGS = [NoScaling(), VPScaling(), FlowScaling()]
@@ -81,7 +81,7 @@ def test_the_order_does_not_depend_on_where_the_levels_lie(solver: Solver, rho: 
 
 
 MIXTURE = GaussianMixture(
-    [0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
+    [0.3, 0.7], [[-1.4, 0.7], [0.6, -0.3]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
 )
 
 

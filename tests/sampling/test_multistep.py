@@ -34,7 +34,7 @@ from openedm.schedules import Angle, PowerSigma
 pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 
 MIXTURE = GaussianMixture(
-    [0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
+    [0.3, 0.7], [[-1.4, 0.7], [0.6, -0.3]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
 )
 SIGMAS = (80.0, 31.0, 9.0, 2.5, 1.1, 0.3, 0.05)  # so uneven that nothing falls out by symmetry
 START = 80.0 * torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
