@@ -94,7 +94,8 @@ def test_nfe_is_the_number_of_evaluations_and_every_level_is_visited(solver: Sol
 @given(exponential_solvers(), st.integers(2, 7))
 def test_where_the_data_is_one_point_the_path_is_a_straight_line_to_it(solver: Solver, num_steps: int) -> None:
     point, sampler = torch.tensor([[2.0, -1.0]], dtype=torch.float64), Sampler(Karras(num_steps, 0.05), solver=solver)
-    states = list(sampler.steps(ExactDataset(point), noise=unit_noise()))
+    one_point = FunctionDenoiser(ExactDataset(point), (2,), mean=0.0)  # so that the run does not start around it
+    states = list(sampler.steps(one_point, noise=unit_noise()))
     # ε, D and the velocity are constant on it; the network's output is not.
     if isinstance(solver.prediction, NetworkPrediction):
         return

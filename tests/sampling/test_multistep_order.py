@@ -30,7 +30,9 @@ from openedm.schedules import FlowTime
 pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 
 GAUSSIAN = GaussianMixture([1.0], [[0.0, 0.0]], [[[2.0, 0.6], [0.6, 0.3]]])
-MIXTURE = GaussianMixture([0.4, 0.6], [[-0.9, 0.3], [0.6, -0.2]], [[[0.6, 0.15], [0.15, 0.5]], [[0.4, 0.1], [0.1, 0.8]]])
+MIXTURE = GaussianMixture(
+    [0.4, 0.6], [[-0.9, 0.3], [0.6, -0.2]], [[[0.6, 0.15], [0.15, 0.5]], [[0.4, 0.1], [0.1, 0.8]]]
+)
 NOISE = torch.randn(4, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 HIGH, LOW = 4.0, 0.4
 SOLVERS: list[tuple[Multistep, int]] = [

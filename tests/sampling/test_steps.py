@@ -24,7 +24,7 @@ from openedm.sampling import (
 from openedm.sampling.engine.steps import Run, unscaled
 from openedm.schedules import VP
 
-MIXTURE = GaussianMixture([0.5, 0.5], [[1.0, 2.0], [-1.0, 0.5]], [[[0.1, 0.0], [0.0, 0.2]]] * 2)
+MIXTURE = GaussianMixture([0.5, 0.5], [[1.0, 0.75], [-1.0, -0.75]], [[[0.1, 0.0], [0.0, 0.2]]] * 2)
 SAMPLERS = [
     Sampler(Karras(6)),
     Sampler(Karras(6), schedule=VP(), solver=RK4()),
