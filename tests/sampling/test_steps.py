@@ -47,8 +47,9 @@ def run_outside(run: Run) -> torch.Tensor:
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s.solver).__name__)
 def test_a_run_from_outside_returns_what_the_sampler_returns(sampler: Sampler) -> None:
     noise = SeededNoise([0, 1, 2]).draw((2,)).double()
-    plan, scale = sampler.plan(MIXTURE), sampler.grid(MIXTURE).scale(80.0)
-    outside = run_outside(Run(plan, noise * (80.0 * scale), SeededNoise([3, 4, 5])))
+    plan, grid = sampler.plan(MIXTURE), sampler.grid(MIXTURE)
+    top = grid.sigmas[0] * grid.scale(grid.sigmas[0])
+    outside = run_outside(Run(plan, noise * top, SeededNoise([3, 4, 5])))
     inside = sampler.sample(MIXTURE, SeededNoise([3, 4, 5]), noise=noise)
     assert torch.equal(outside, inside)
 
