@@ -188,6 +188,14 @@ def nearest_level(table: tuple[float, ...], sigma: Sigma) -> Int64[Tensor, "*sha
     return right - nearer_left.long()
 
 
+def level_index(table: tuple[float, ...], sigma: Sigma) -> Sigma:
+    """The index of σ in a table that increases, linear in ln σ between two entries > 0; the first or last outside."""
+    levels = _table_tensor(table, sigma.device)
+    right = torch.searchsorted(levels, sigma.detach().contiguous()).clamp(1, len(table) - 1)
+    low, high = levels[right - 1].log(), levels[right].log()
+    return right - 1 + ((sigma.log() - low) / (high - low)).clamp(0, 1)
+
+
 @dataclass(frozen=True)
 class IDDPM(Preconditioning):
     """Improved DDPM (Nichol & Dhariwal 2021): trained at M discrete levels; predicts 2C channels, the first C are used.
@@ -261,16 +269,20 @@ class Adapter(Preconditioning):
         time_scale: c_noise = `time_scale` · t, for example 999 for networks that count steps from 0 to 999.
         table: for networks trained at discrete steps j = 0, 1, …: their noise levels, strictly increasing. c_noise is
             then the index of the nearest level, σ is rounded to that level, and `time_scale` must stay 1.
+        interpolate: with a table, evaluate the network between its steps instead: c_noise is linear in ln σ between the
+            indices of the two nearest levels, and σ is not rounded.
 
     Raises:
         ValueError: a value is out of its range, the table does not increase, `time_scale` and a table are both given,
-            or `predicts` is "v" and the schedule does not preserve the variance.
+            `interpolate` is set without a table of levels > 0, or `predicts` is "v" and the schedule does not preserve
+            the variance.
     """
 
     predicts: Literal["epsilon", "v", "sample", "velocity"] = "epsilon"
     schedule: schedules.Schedule = schedules.VP()
     time_scale: float = 1.0
     table: tuple[float, ...] | None = None
+    interpolate: bool = False
 
     def __post_init__(self) -> None:
         checks.one_of("predicts", self.predicts, ("epsilon", "v", "sample", "velocity"))
@@ -279,6 +291,8 @@ class Adapter(Preconditioning):
             raise ValueError(
                 f"predicts='v' needs a schedule with VPScaling (s = 1/√(1+σ²)), got schedule={self.schedule}"
             )
+        if self.interpolate and (self.table is None or not self.table[0] > 0):
+            raise ValueError(f"interpolate needs a table of levels > 0, got table={self.table and self.table[:2]}")
         if self.table is None:
             return
         if self.time_scale != 1.0:
@@ -299,10 +313,10 @@ class Adapter(Preconditioning):
         return self.table[-1] if self.table else math.inf
 
     def round_sigma(self, sigma: Sigma) -> Sigma:
-        """The nearest level of the table; σ itself without one."""
-        return (
-            sigma if self.table is None else _table_tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]
-        )
+        """The nearest level of the table; σ itself without one, or between its levels with `interpolate`."""
+        if self.table is None or self.interpolate:
+            return sigma
+        return _table_tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]
 
     def prediction(self, sigma_data: float) -> Prediction:
         """The quantity that `predicts` names."""
@@ -312,9 +326,9 @@ class Adapter(Preconditioning):
 
     def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
         """s, and the time (or the index) that the network expects."""
-        c_noise = (
-            self.time_scale * self.schedule.time(sigma)
-            if self.table is None
-            else nearest_level(self.table, sigma).double()
-        )
-        return self.schedule.scaling.scale(sigma), c_noise
+        return self.schedule.scaling.scale(sigma), self._c_noise(sigma)
+
+    def _c_noise(self, sigma: Sigma) -> Sigma:
+        if self.table is None:
+            return self.time_scale * self.schedule.time(sigma)
+        return level_index(self.table, sigma) if self.interpolate else nearest_level(self.table, sigma).double()
