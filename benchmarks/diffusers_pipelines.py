@@ -1,0 +1,369 @@
+"""What pipelines of diffusers gain from a sampler of this library: errors at equal evaluations of the model.
+
+    python -m benchmarks.diffusers_pipelines --out pipelines.json
+
+For each problem, all schedulers start from the same state at the model's highest noise level, and their samples are
+compared with the converged solution of the probability-flow ODE from that state. The error of a scheduler is the median
+over samples of the root mean square over coordinates. Of diffusers, every scheduler is tried with every option that it
+has for its levels (Karras's, the spacing of the timesteps, the order), and the lowest error of all counts.
+
+| problem | model | its scheduler |
+|---|---|---|
+| mixture | exact noise for Gaussians around digits, 8 × 8 | DDPM, linear betas |
+| mixture v | the same, v, cosine betas | DDPM, squaredcos_cap_v2 |
+| mixture flow | the same, the velocity of flow matching | FlowMatchEuler |
+| digits | UNet2DModel trained on digits here | DDPM, linear betas |
+| text to image | StableDiffusionPipeline, random weights, guidance 5 | PNDM, scaled_linear |
+"""
+
+import argparse
+import itertools
+import json
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import numpy as np
+import torch
+from benchmarks.common import interleaved, machine
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+
+from openedm import Heun, Sampler
+from openedm.guidance import ClassifierFree
+from openedm.interop.diffusers import Scheduler, from_diffusers, process_of
+from openedm.levels import LogLinear
+from openedm.sampling import RK4
+
+BUDGETS = (6, 8, 12, 20, 35)
+MIXTURE_STD = 0.1
+SPACINGS = ("trailing", "linspace", "leading")
+LEVELS: tuple[Mapping[str, Any], ...] = ({}, {"use_karras_sigmas": True})
+
+
+def digits() -> Tensor:
+    """The digits of scikit-learn, 8 × 8, in [−1, 1]."""
+    return torch.tensor(load_digits().images[:, None] / 8 - 1)
+
+
+class Mixture(nn.Module):
+    """The exact output of a model of a mixture of Gaussians around digits, called as models of diffusers are."""
+
+    def __init__(self, scheduler: Any) -> None:
+        super().__init__()
+        self.process = process_of(scheduler)
+        self.register_buffer("centres", digits()[:300].flatten(1))
+
+    def forward(self, x: Tensor, timestep: Any, return_dict: bool = True) -> tuple[Tensor]:
+        """The output at the model's input x and time."""
+        times = torch.as_tensor(timestep).double().flatten()[:1]
+        sigma = self.process.sigma(times).clamp(max=1e9)
+        noisy = x.double().flatten(1) / self.process.input_scale(sigma)
+        variance = sigma**2 + MIXTURE_STD**2
+        weights = torch.softmax(-torch.cdist(noisy, self.centres).square() / (2 * variance), dim=1)
+        denoised = (noisy * MIXTURE_STD**2 + weights @ self.centres * sigma**2) / variance
+        c_skip, c_out = self.process.preconditioning.prediction(self.process.sigma_data).denoising(sigma)
+        return (((denoised - c_skip * noisy) / c_out).reshape(x.shape),)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """A model, its scheduler and the state at which all runs start, as the model sees it."""
+
+    model: Callable[[Tensor, Any], Tensor]
+    scheduler: Any
+    start: Tensor
+    sigma_data: float
+
+
+def exact(scheduler: Any, count: int) -> Problem:
+    """The exact mixture."""
+    model = Mixture(scheduler)
+    start = torch.randn((count, 1, 8, 8), dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    return Problem(lambda x, t: model(x, t)[0], scheduler, start, 0.5)
+
+
+def trained(count: int, seconds: float) -> Problem:
+    """A UNet2DModel that learns digits for some seconds."""
+    torch.manual_seed(0)
+    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
+    unet = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, **blocks)
+    scheduler, images = diffusers.DDPMScheduler(clip_sample=False), digits().float()
+    optimiser = torch.optim.AdamW(unet.parameters(), 2e-3)
+    steps, deadline = 0, time.perf_counter() + seconds
+    while time.perf_counter() < deadline:
+        y = images[torch.randint(len(images), (128,))]
+        noise, times = torch.randn_like(y), torch.randint(1000, (128,))
+        loss = (unet(scheduler.add_noise(y, noise, times), times).sample - noise).square().mean()
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        steps += 1
+    print(f"digits: {steps} steps of training in {seconds:g} s, last loss {float(loss):.4f}")
+    unet.eval()
+    start = torch.randn((count, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    return Problem(lambda x, t: unet(x, t).sample, scheduler, start, 0.5)
+
+
+def text_to_image(count: int) -> tuple[Any, dict[str, Any]]:
+    """A StableDiffusionPipeline with random weights, and the arguments of its call."""
+    torch.manual_seed(0)
+    unet = diffusers.UNet2DConditionModel(
+        8,
+        block_out_channels=(32, 32),
+        layers_per_block=1,
+        norm_num_groups=8,
+        attention_head_dim=4,
+        cross_attention_dim=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+    )
+    vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
+    options = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+    pipeline = diffusers.StableDiffusionPipeline(
+        vae, None, None, unet.eval(), diffusers.DDIMScheduler(**options, clip_sample=False, steps_offset=1), None, None,
+        requires_safety_checker=False,
+    )  # fmt: skip
+    pipeline.set_progress_bar_config(disable=True)
+    prompt = torch.randn(count, 4, 16, generator=torch.Generator().manual_seed(1))
+    return pipeline, {
+        "prompt_embeds": prompt,
+        "negative_prompt_embeds": torch.zeros_like(prompt),
+        "guidance_scale": 5.0,
+        "output_type": "latent",
+    }
+
+
+def rivals(scheduler: Any) -> dict[str, Any]:
+    """The schedulers of diffusers for a model, by name, with all options of their levels."""
+    if isinstance(scheduler, diffusers.FlowMatchEulerDiscreteScheduler):
+        flow = diffusers.FlowMatchEulerDiscreteScheduler
+        shifts = {f"FlowMatchEuler shift {shift:g}": flow(shift=shift) for shift in (1.0, 2.0, 3.0)}
+        return {
+            **shifts,
+            "FlowMatchEuler Karras": flow(use_karras_sigmas=True),
+            "FlowMatchHeun": diffusers.FlowMatchHeunDiscreteScheduler(),
+            **{
+                f"{name} flow {shift:g}": cls.from_config(
+                    {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
+                )
+                for name, cls in (
+                    ("DPMSolverMultistep", diffusers.DPMSolverMultistepScheduler),
+                    ("UniPC", diffusers.UniPCMultistepScheduler),
+                )
+                for shift in (1.0, 3.0)
+            },
+        }
+    config = {key: value for key, value in scheduler.config.items() if not key.startswith("_")}
+    config.pop("steps_offset", None)
+    kinds: list[tuple[str, Any, tuple[Mapping[str, Any], ...]]] = [
+        ("DDIM", diffusers.DDIMScheduler, ({},)),
+        ("Euler", diffusers.EulerDiscreteScheduler, LEVELS),
+        ("Heun", diffusers.HeunDiscreteScheduler, LEVELS),
+        ("LMS", diffusers.LMSDiscreteScheduler, LEVELS),
+        ("DEIS", diffusers.DEISMultistepScheduler, LEVELS),
+        ("DPMSolverMultistep 2", diffusers.DPMSolverMultistepScheduler, LEVELS),
+        (
+            "DPMSolverMultistep 3",
+            diffusers.DPMSolverMultistepScheduler,
+            tuple({"solver_order": 3, **o} for o in LEVELS),
+        ),
+        ("DPMSolverMultistep Lu", diffusers.DPMSolverMultistepScheduler, ({"use_lu_lambdas": True},)),
+        ("UniPC 2", diffusers.UniPCMultistepScheduler, LEVELS),
+        ("UniPC 3", diffusers.UniPCMultistepScheduler, tuple({"solver_order": 3, **o} for o in LEVELS)),
+    ]
+    return {
+        f"{name}{' Karras' if options.get('use_karras_sigmas') else ''} {spacing}": cls.from_config(
+            config, timestep_spacing=spacing, **options
+        )
+        for name, cls, choices in kinds
+        for options, spacing in itertools.product(choices, SPACINGS)
+    }
+
+
+def starting_scale(scheduler: Any, highest: float) -> float:
+    """The factor of the noise with which a scheduler starts from the same state as all others.
+
+    Schedulers in units of data start from σ n, others from the model's input n = x/√(1+σ²).
+    """
+    start = float(torch.as_tensor(scheduler.init_noise_sigma))
+    return (1 + highest**2) ** 0.5 / start if start > 1 else 1.0
+
+
+@torch.no_grad()
+def sample(problem: Problem, scheduler: Any, evaluations: int) -> Tensor | None:
+    """The samples of the loop of an unconditional pipeline, with at most so many evaluations; None if it fails."""
+    heun = "Heun" in type(scheduler).__name__
+    scheduler.set_timesteps((evaluations + 1) // 2 if heun else evaluations)
+    if len(scheduler.timesteps) > evaluations:  # PNDM and the like
+        return None
+    highest = process_of(scheduler).sigma_max
+    x = problem.start * scheduler.init_noise_sigma
+    if np.isfinite(highest):
+        x = problem.start * scheduler.init_noise_sigma * starting_scale(scheduler, highest)
+    for t in scheduler.timesteps:
+        scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(problem.model(scaled, t), t, x).prev_sample
+    return x.double()
+
+
+@torch.no_grad()
+def reference(problem: Problem) -> tuple[Tensor, float]:
+    """The converged solution from the start, and its distance from that with half as many steps."""
+    denoiser = from_diffusers(
+        nn.Identity(), problem.scheduler, call=lambda model, x, t, inputs: problem.model(x, t), sigma_data=0.5
+    )
+    highest = min(denoiser.sigma_max / (1 + 1e-6), 1e5)
+    scale = float(process_of(problem.scheduler).input_scale(torch.tensor(highest, dtype=torch.float64)))
+    noise = problem.start.double() / (scale * highest)
+    low = max(denoiser.sigma_min * (1 + 1e-6), 1e-3)
+    fine, coarse = (
+        Sampler(LogLinear(steps, low, highest), solver=RK4()).sample(denoiser, noise=noise) for steps in (400, 200)
+    )
+    return fine, error(coarse, fine)
+
+
+def error(samples: Tensor, expected: Tensor) -> float:
+    """The median over samples of the root mean square distance."""
+    return float((samples - expected).flatten(1).square().mean(1).sqrt().median())
+
+
+Run = Callable[[Any, int], Tensor | None]
+
+
+def compare(name: str, run: Run, scheduler: Any, expected: Tensor, sigma_data: float) -> list[dict[str, Any]]:
+    """The errors of ours, of the pipeline's own scheduler and of the best of diffusers, at each budget."""
+    ours = {
+        "Auto": Scheduler.from_config(scheduler, sigma_data=sigma_data),
+        "Heun": Scheduler.from_config(scheduler, sampler=Sampler(solver=Heun()), sigma_data=sigma_data),
+    }
+    rows = []
+    for budget in BUDGETS:
+        errors: dict[str, float] = {}
+        for other, theirs in rivals(scheduler).items():
+            try:
+                samples = run(theirs, budget)
+            except (ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError, TypeError):
+                continue  # A combination of options that it does not have.
+            if samples is not None and bool(samples.isfinite().all()):
+                errors[other] = error(samples, expected)
+        best = min(errors, key=errors.__getitem__)
+        samples = run(ours["Auto"], budget)
+        assert samples is not None
+        mine = error(samples, expected)
+        rows.append(
+            {
+                "problem": name,
+                "evaluations": budget,
+                "ours": mine,
+                "best": best,
+                "best_error": errors[best],
+                "ratio": errors[best] / mine,
+                "all": errors,
+            }
+        )
+        print(
+            f"| {name} | {budget} | {mine:.2e} | {errors[best]:.2e} | {best} | {errors[best] / mine:.2f} |", flush=True
+        )
+    return rows
+
+
+def pipeline_rows(count: int) -> tuple[list[dict[str, Any]], float]:
+    """The text-to-image pipeline, called as it is; and the distance of two references."""
+    pipeline, options = text_to_image(count)
+    scheduler = pipeline.scheduler
+    noise = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(0))
+    process = process_of(scheduler)
+
+    def run(theirs: Any, budget: int) -> Tensor | None:
+        pipeline.scheduler = theirs
+        steps = (budget + 1) // 2 if "Heun" in type(theirs).__name__ else budget
+        theirs.set_timesteps(steps)
+        latents = noise * starting_scale(theirs, process.sigma_max)
+        return pipeline(**options, num_inference_steps=steps, latents=latents).images.double()
+
+    denoiser = ClassifierFree(from_diffusers(pipeline.unet, scheduler), 5.0, null=torch.zeros(4, 16))
+    high = process.sigma_max
+    start = noise.double() * ((1 + high**2) ** 0.5 / high)
+    fine, coarse = (
+        Sampler(LogLinear(steps, process.sigma_min, high), solver=RK4()).sample(
+            denoiser, noise=start, condition=options["prompt_embeds"]
+        )
+        for steps in (160, 80)
+    )
+    return compare("text to image", run, scheduler, fine, 1.0), error(coarse, fine)
+
+
+def overhead() -> dict[str, Any]:
+    """Microseconds of a step, ours and theirs, on latents 2 × 4 × 64 × 64."""
+    x = torch.randn(2, 4, 64, 64)
+
+    def run(scheduler: Any) -> Callable[[], None]:
+        def steps() -> None:
+            scheduler.set_timesteps(20)
+            sample = x
+            for t in scheduler.timesteps:
+                sample = scheduler.step(x, t, sample).prev_sample
+
+        return steps
+
+    kinds = {
+        "ours": Scheduler(),
+        "UniPC": diffusers.UniPCMultistepScheduler(),
+        "DPMSolverMultistep": diffusers.DPMSolverMultistepScheduler(),
+    }
+    times = interleaved({name: run(scheduler) for name, scheduler in kinds.items()}, 3.0)
+    return {name: time.median / 20 * 1e6 for name, time in times.items()}
+
+
+def main() -> None:
+    """Read options, run every problem, print a table and write the numbers."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--samples", type=int, default=64, help="samples of each problem")
+    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of training of the digits' model")
+    parser.add_argument("--only", nargs="*", default=None, help="names of problems")
+    parser.add_argument("--out", type=Path, default=None, help="a JSON file for all numbers")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    diffusers.utils.logging.set_verbosity_error()
+    logging.disable(logging.WARNING)
+    flow = diffusers.FlowMatchEulerDiscreteScheduler()
+    cosine = diffusers.DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2", prediction_type="v_prediction", clip_sample=False
+    )
+    problems: dict[str, Callable[[], Problem]] = {
+        "mixture": lambda: exact(diffusers.DDPMScheduler(clip_sample=False), options.samples),
+        "mixture v": lambda: exact(cosine, options.samples),
+        "mixture flow": lambda: exact(flow, options.samples),
+        "digits": lambda: trained(options.samples, options.seconds),
+    }
+    rows: list[dict[str, Any]] = []
+    converged: dict[str, float] = {}
+    print("| problem | evaluations | ours | best of diffusers | which | ratio |\n|---|---|---|---|---|---|")
+    for name, make in problems.items():
+        if options.only is not None and name not in options.only:
+            continue
+        problem = make()
+        expected, converged[name] = reference(problem)
+        run: Run = lambda theirs, budget, problem=problem: sample(problem, theirs, budget)  # noqa: E731
+        rows += compare(name, run, problem.scheduler, expected, problem.sigma_data)
+    if options.only is None or "text to image" in options.only:
+        found, converged["text to image"] = pipeline_rows(min(options.samples, 8))
+        rows += found
+    ratios = np.array([row["ratio"] for row in rows])
+    microseconds = overhead()
+    print(f"geometric mean of the ratios {np.exp(np.log(ratios).mean()):.2f}, lowest {ratios.min():.2f}")
+    print("microseconds a step:", {name: round(value) for name, value in microseconds.items()})
+    print("distance of two references:", {name: f"{value:.1e}" for name, value in converged.items()})
+    if options.out is not None:
+        result = {"machine": machine(("diffusers",)), "rows": rows, "converged": converged, "step_us": microseconds}
+        options.out.write_text(json.dumps(result, indent=1))
+
+
+if __name__ == "__main__":
+    main()
