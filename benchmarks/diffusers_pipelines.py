@@ -216,7 +216,10 @@ def sample(problem: Problem, scheduler: Any, evaluations: int) -> Tensor | None:
 def reference(problem: Problem) -> tuple[Tensor, float]:
     """The converged solution from the start, and its distance from that with half as many steps."""
     denoiser = from_diffusers(
-        nn.Identity(), problem.scheduler, call=lambda model, x, t, inputs: problem.model(x, t), sigma_data=0.5
+        nn.Identity(),
+        problem.scheduler,
+        call=lambda model, x, t, inputs: problem.model(x.to(problem.start), t),
+        sigma_data=0.5,
     )
     highest = min(denoiser.sigma_max / (1 + 1e-6), 1e5)
     scale = float(process_of(problem.scheduler).input_scale(torch.tensor(highest, dtype=torch.float64)))
@@ -248,8 +251,8 @@ def compare(name: str, run: Run, scheduler: Any, expected: Tensor, sigma_data: f
         for other, theirs in rivals(scheduler).items():
             try:
                 samples = run(theirs, budget)
-            except (ValueError, RuntimeError, IndexError, AttributeError, NotImplementedError, TypeError):
-                continue  # A combination of options that it does not have.
+            except Exception:  # A combination of options that it does not have, or that fails inside.
+                continue
             if samples is not None and bool(samples.isfinite().all()):
                 errors[other] = error(samples, expected)
         best = min(errors, key=errors.__getitem__)
