@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from openedm import Auto, Churn, Euler, FunctionDenoiser, Heun, Sampler
 from openedm.interop.diffusers import Scheduler, denoiser_of, from_diffusers, process_of
 from openedm.levels import Explicit, Karras, LogLinear
+from openedm.preconditioning import EpsilonPrediction
 from openedm.sampling import (
     DDIM,
     RK4,
@@ -24,12 +25,13 @@ from openedm.sampling import (
     DormandPrince,
     DPMSolverPP2M,
     DPMSolverPP3S,
+    Multistep,
     PredictorCorrector,
     Restart,
     UniPC,
 )
 from openedm.sampling.engine.steps import execute
-from openedm.schedules import RectifiedFlow
+from openedm.schedules import LogSigma, RectifiedFlow
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning"),  # of diffusers itself
@@ -97,7 +99,9 @@ def loop(scheduler: Any, steps: int | None, model: Any = MODEL, **options: Any) 
 def test_a_pipeline_returns_what_the_sampler_returns(name: str) -> None:
     scheduler = Scheduler(SAMPLERS[name])
     result = loop(scheduler, 8)
-    sampler = Auto(nfe=8, sigma_max=scheduler.process.sigma_max) if name == "auto" else SAMPLERS[name]
+    ends = {"sigma_min": scheduler.process.sigma_min, "sigma_max": scheduler.process.sigma_max}
+    in_noise = Sampler(Karras(**ends), solver=Multistep(EpsilonPrediction(), LogSigma(), 2))
+    sampler = in_noise if name == "auto" else SAMPLERS[name]
     denoiser = FunctionDenoiser(
         lambda x, sigma, condition: x - sigma * MODEL(x / (1 + sigma**2) ** 0.5, scheduler.process.timestep(sigma))[0],
         sigma_min=scheduler.process.sigma_min,
@@ -105,8 +109,7 @@ def test_a_pipeline_returns_what_the_sampler_returns(name: str) -> None:
         sigma_data=1.0,
     )
     chosen = sampler.choose(denoiser)
-    if name != "auto":
-        chosen = replace(chosen, levels=replace(chosen.levels, num_steps=8))
+    chosen = replace(chosen, levels=replace(chosen.levels, num_steps=8))
     stages = chosen.plan(denoiser).steps[0].stages
     start = float(stages[0].sigma)  # above the first level with churn, and the first noise is not added
     noise = torch.randn((3, 2, 2), generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -11,18 +11,19 @@ from torch import nn
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.interop.diffusers.process import Process
-from openedm.levels import Explicit, Levels, Logistic
+from openedm.levels import Explicit, Karras, Levels, Logistic
 from openedm.preconditioning import EpsilonPrediction
-from openedm.sampling import DDIM, Auto, Sampler, SamplerChoice
+from openedm.sampling import DDIM, Auto, Multistep, Sampler, SamplerChoice
 from openedm.sampling.engine.plan import Grid, PlannedSolver
 from openedm.sampling.engine.steps import Plan, Stage, Step
+from openedm.schedules import LogSigma
 
 __all__ = ["SteppedPlan", "check_sampler", "evaluations_per_step", "stepped_plan"]
 
 MAX_SIGMA, MAX_SIGMA_EPSILON = 1e4, 1e3
 """Where runs start that could start higher: their first sample is unit noise, which the data change by 1/σ. Errors of a
 network that predicts ε are σ times larger in D."""
-FEWEST_FOR_AUTO = 3
+FEWEST_FOR_AUTO, FEWEST_FOR_ORDER_3 = 3, 12
 
 
 @dataclass(frozen=True)
@@ -150,17 +151,23 @@ def _with_steps(levels: Levels, num_steps: int) -> Levels:
 
 
 def _chosen(sampler: SamplerChoice, process: Process, num_steps: int, model: Preconditioned) -> Sampler:
-    """The sampler for a number of steps; Auto's starts where the model's noise levels do."""
+    """The sampler for a number of steps; Auto's starts where the model's noise levels do.
+
+    Errors of a network that predicts ε are even in ε, and σ times larger in D: at high σ its D is not smooth, and a
+    solver that interpolates D, F or the velocity, as Auto's do, amplifies them. For such a model ε is interpolated.
+    """
     if not isinstance(sampler, Auto):
         return sampler.choose(model)
     predicts_noise = process.preconditioning.prediction(process.sigma_data) == EpsilonPrediction()
     highest = min(process.sigma_max, MAX_SIGMA_EPSILON if predicts_noise else MAX_SIGMA)
-    sampler = replace(sampler, nfe=max(num_steps, FEWEST_FOR_AUTO), sigma_max=sampler.sigma_max or highest)
-    chosen = sampler.choose(model)
-    if num_steps >= FEWEST_FOR_AUTO:
-        return chosen
-    low, high = (chosen.levels.sigma_min, chosen.levels.sigma_max)
-    return Sampler(Logistic(num_steps, low, high, process.sigma_data), solver=DDIM())
+    highest = sampler.sigma_max or highest
+    if num_steps < FEWEST_FOR_AUTO:
+        return Sampler(Logistic(num_steps, process.sigma_min or 0.002, highest, process.sigma_data), solver=DDIM())
+    if predicts_noise:
+        levels = Karras(num_steps, max(process.sigma_min, sampler.sigma_min or 0.002), highest)
+        order = 2 if num_steps < FEWEST_FOR_ORDER_3 else 3
+        return Sampler(levels, solver=Multistep(EpsilonPrediction(), LogSigma(), order))
+    return replace(sampler, nfe=num_steps, sigma_max=highest).choose(model)
 
 
 def _stand_in(process: Process) -> Preconditioned:
