@@ -64,7 +64,7 @@ def brain(side: int = 8, step: int = 3, slab: int = 8) -> Split:
     cubes = image.unfold(0, side, step).unfold(1, side, step).unfold(2, side, step)
     centre = torch.arange(cubes.shape[1]) * step + side // 2
     held = (centre // slab % 3 == 2)[None, :, None].expand(cubes.shape[:3])
-    inside = (cubes > 0).flatten(3).float().mean(-1) >= 0.5
+    inside = (cubes > 0.05 * image.max()).flatten(3).float().mean(-1) >= 0.5
     return Split(*(cubes[inside & part][:, None].contiguous() for part in (~held, held)))
 
 
