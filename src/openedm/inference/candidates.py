@@ -152,7 +152,7 @@ def _from_simulations(data: Prepared, job: Job) -> dict[str, Parts]:
     """Denoisers that learn from the simulations themselves: of u, and for vectors of what a linear fit leaves of it."""
     u, y = data.u.float(), data.data.forward(data.x)
     bases: dict[str, ConditionalMixture | None] = {DIRECT: None}
-    if data.data.vector and len(data.training) > 20 * y.shape[1]:
+    if data.data.vector and "linear" in data.settings.bases and len(data.training) > 20 * y.shape[1]:
         bases[f"{DIRECT}, linear"] = _linear_base(u[data.training], y[data.training], data.seed)
     nan, parts = data.data.absence is not None, {}
     images = min(data.settings.passes * len(data.training), data.settings.images // len(bases))

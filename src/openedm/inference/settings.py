@@ -84,7 +84,8 @@ class Settings(Choice):
         emulator: how the learned likelihood is fitted; None for none.
         pool: how many draws of the emulator are made.
         bases: what draws of the emulator are whitened by: "linear", a least-squares fit, "Gaussian", a conditional
-            Gaussian learned by a network, or both in turn, and the better one is taken.
+            Gaussian learned by a network, or both in turn, and the better one is taken. With "linear" the simulations
+            themselves are also tried in that form, besides as they are.
         base: how the latter is fitted: one member with one component.
         compare: whether denoisers trained on the simulations themselves are tried, too.
         refinement: the Markov chains that refine samples, where held-out simulations show that they help; None for
@@ -140,11 +141,10 @@ class Settings(Choice):
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
           30,000 simulations on 128, with 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between
           2000 and 25,000; other data get none.
-        * Up to two parameters get a denoiser of width 96, a million samples (500 a simulation at most) and the learned
-          whitening, more 128, 3 million (1000 a simulation at most) and both whitenings; from 30,000 simulations on 1.6
-          times the samples.
-        * Denoisers of the simulations themselves make 500 · (1000 / n)^1.2 passes, between 30 (60 without an emulator)
-          and 500 for up to two parameters, 50 (100) and 500 for more; where x has more than 100 numbers and there is no
+        * Up to two parameters get a denoiser of width 96, a million samples and the learned whitening, more 128,
+          3 million (1000 a simulation at most) and both whitenings; from 30,000 simulations on 1.6 times the samples.
+        * Denoisers of the simulations themselves make 500 · (1000 / n)^1.2 passes, between 60 and 500 for up to two
+          parameters, 50 (100 without an emulator) and 500 for more; where x has more than 100 numbers and there is no
           emulator, 60 or 100.
         * Matrices are series (channels, time), or sets (members, features) where members are absent; arrays with three
           axes are images.
@@ -158,8 +158,8 @@ class Settings(Choice):
         """
         many = simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
-        samples = min(1_000_000, 500 * simulations) if dim <= 2 else min(3_000_000, 1000 * simulations)
-        fewest = (30 if dim <= 2 else 50) * (1 if len(x_shape) == 1 else 2)
+        samples = 1_000_000 if dim <= 2 else min(3_000_000, 1000 * simulations)
+        fewest = 60 if dim <= 2 else 50 if len(x_shape) == 1 else 100
         cheap = len(x_shape) == 1 or math.prod(x_shape) <= 100
         passes = max(fewest, min(500, round(500 * (1000 / max(simulations, 1)) ** 1.2))) if cheap else fewest
         steps = round(min(max((5000 if dim <= 2 else 10_000) * (simulations / 10_000) ** 0.5, 2000), 25_000))
