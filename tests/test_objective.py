@@ -46,7 +46,8 @@ CONTINUOUS = [
 def cdf(noise: NoiseDistribution, sigma: Tensor) -> Tensor:
     """P(σ' ≤ σ) as the definitions state it."""
     if isinstance(noise, LogNormal):
-        return torch.special.ndtr((sigma.log() - noise.p_mean) / noise.p_std)
+        mean = -1.2 if noise.p_mean is None else noise.p_mean
+        return torch.special.ndtr((sigma.log() - mean) / noise.p_std)
     if isinstance(noise, UniformTime):
         return (noise.schedule.time(sigma) - noise.epsilon_t) / (noise.t_max - noise.epsilon_t)
     assert isinstance(noise, LogUniform)
@@ -142,7 +143,7 @@ def test_the_same_generator_draws_the_same_levels() -> None:
 
 
 def test_the_columns_of_the_table_are_the_papers() -> None:
-    assert EDM() == EDM(LogNormal(-1.2, 1.2), EDMWeighting())
+    assert EDM().for_data(0.5) == EDM(LogNormal(-1.2, 1.2), EDMWeighting())
     assert VP() == VP(UniformTime(schedules.VP(19.9, 0.1), 1e-5, 1.0), InverseVariance())
     assert VE() == VE(LogUniform(0.02, 100.0), InverseVariance())
     assert IDDPM() == IDDPM(UniformTable(), InverseVariance())
@@ -267,3 +268,18 @@ def test_the_extreme_draws_are_finite_and_positive(u: float, stratified: bool, m
 def test_a_value_out_of_range_is_named(make: Callable[[], Any], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@given(st.floats(1e-6, 1e6), st.integers(0, 9))
+def test_without_a_p_mean_noise_levels_are_those_of_the_paper_in_units_of_the_data(scale: float, seed: int) -> None:
+    follows, literal = LogNormal(), LogNormal(-1.2)
+    drawn = [
+        noise.sample(16, torch.Generator().manual_seed(seed)) for noise in (follows.for_data(0.5 * scale), literal)
+    ]
+    torch.testing.assert_close(drawn[0], scale * drawn[1], rtol=1e-9, atol=0)
+    assert EDM().for_data(0.5 * scale).noise == follows.for_data(0.5 * scale)
+
+
+@pytest.mark.parametrize("objective", [EDM(LogNormal(-1.2)), EDM2(), VP(), VE(), IDDPM()], ids=repr)
+def test_noise_levels_that_are_given_and_those_of_other_papers_do_not_depend_on_the_data(objective: Objective) -> None:
+    assert objective.for_data(10.0) == objective

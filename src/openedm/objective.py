@@ -10,11 +10,14 @@
 A noise distribution is its inverse CDF, σ = F⁻¹(u) with u uniform in (0, 1). Independent draws take independent u;
 stratified draws take one u from each of B equal intervals, in random order: the same distribution for each sample, a
 lower variance of the batch's gradient. Losses are means over the dimensions of a sample, in data units.
+
+EDM's P_mean is for data of standard deviation σ_d = 0.5. Where none is given it is moved by ln(σ_d/0.5), so that
+training is the same for data in other units (`NoiseDistribution.for_data`).
 """
 
 import math
 from abc import ABC, abstractmethod
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple
 
 import torch
@@ -29,6 +32,7 @@ from openedm.schedules import float64
 __all__ = [
     "EDM",
     "EDM2",
+    "EDM_P_MEAN",
     "IDDPM",
     "VE",
     "VP",
@@ -47,12 +51,20 @@ __all__ = [
 ]
 
 
+EDM_P_MEAN = -1.2
+"""P_mean of Karras et al. 2022, for σ_data = 0.5."""
+
+
 class NoiseDistribution(Choice, ABC):
     """p(σ): the distribution of noise levels in training."""
 
     @abstractmethod
     def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
         """σ = F⁻¹(u) for u in (0, 1)."""
+
+    def for_data(self, sigma_data: float) -> "NoiseDistribution":
+        """The distribution for data of standard deviation `sigma_data`; itself, unless a number follows the data."""
+        return self
 
     def sample(self, count: int, generator: torch.Generator, *, stratified: bool = False) -> Float64[Tensor, "count"]:
         """`count` noise levels, on the generator's device; stratified over the batch or independent."""
@@ -69,24 +81,33 @@ class LogNormal(NoiseDistribution):
     """ln σ ~ N(P_mean, P_std²): EDM's distribution.
 
     Args:
-        p_mean: mean of ln σ. −1.2 in the paper, −0.4 for EDM2's latents.
+        p_mean: mean of ln σ. −1.2 in the paper, −0.4 for EDM2's latents. None means the paper's in units of the data:
+            −1.2 + ln(σ_data/0.5).
         p_std: standard deviation of ln σ, > 0. 1.2 in the paper, 1.0 for EDM2's latents.
 
     Raises:
         ValueError: p_std is not > 0.
     """
 
-    p_mean: float = -1.2
+    p_mean: float | None = None
     p_std: float = 1.2
 
     def __post_init__(self) -> None:
-        checks.finite("p_mean", self.p_mean)
+        if self.p_mean is not None:
+            checks.finite("p_mean", self.p_mean)
         checks.positive("p_std", self.p_std)
 
+    def for_data(self, sigma_data: float) -> "LogNormal":
+        """The distribution with P_mean = −1.2 + ln(σ_data/0.5) unless one is given."""
+        if self.p_mean is not None:
+            return self
+        return replace(self, p_mean=EDM_P_MEAN + math.log(sigma_data / levels.EDM_SIGMA_DATA))
+
     def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
-        """exp(P_mean + P_std Φ⁻¹(u))."""
+        """exp(P_mean + P_std Φ⁻¹(u)); P_mean is the paper's if it is None."""
         normal: Tensor = torch.special.ndtri(u)
-        return (self.p_mean + self.p_std * normal).exp()
+        mean = EDM_P_MEAN if self.p_mean is None else self.p_mean
+        return (mean + self.p_std * normal).exp()
 
 
 @dataclass(frozen=True)
@@ -212,6 +233,10 @@ class Objective(Choice, ABC):
     weighting: Weighting = EDMWeighting()
     stratified: bool = True
     learned_uncertainty: bool = False
+
+    def for_data(self, sigma_data: float) -> "Objective":
+        """The objective with p(σ) for data of standard deviation `sigma_data`."""
+        return replace(self, noise=self.noise.for_data(sigma_data))
 
 
 @dataclass(frozen=True)

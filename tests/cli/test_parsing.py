@@ -190,7 +190,7 @@ def test_a_chosen_class_starts_from_its_own_defaults(typed, expected):
     [
         (["--objective=EDM2"], EDM2()),
         (["--objective=EDM2", "--objective.noise.p_std=1.5"], EDM2(noise=LogNormal(-0.4, 1.5))),
-        (["--objective.noise.p_std=1.5"], EDM(noise=LogNormal(-1.2, 1.5))),
+        (["--objective.noise.p_std=1.5"], EDM(noise=LogNormal(None, 1.5))),
         (["--objective.noise=LogUniform"], EDM(noise=objective.LogUniform())),
         (["--objective=VP", "--objective.noise.epsilon_t=0.01"], VP(noise=UniformTime(epsilon_t=0.01))),
         (
@@ -388,7 +388,7 @@ def test_every_argument_of_every_command_is_described(program, command):
 @pytest.mark.parametrize(
     ("typed", "nfe"),
     [
-        ([], 32),
+        ([], "auto"),
         (["--nfe=null"], None),
         (["--tolerance=0.1"], None),
         (["--sampler.solver=Heun"], None),

@@ -110,8 +110,8 @@ def test_files_hold_samples_and_are_images_to_score(checkpoint, tmp_path, capsys
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"tolerance": 0.1}, "tolerance and nfe are mutually exclusive"),
-        ({"sampler": SAMPLER}, "nfe and sampler options are mutually exclusive"),
+        ({"tolerance": 0.1, "nfe": 32}, "tolerance and nfe are mutually exclusive"),
+        ({"sampler": SAMPLER, "nfe": 32}, "nfe and sampler options are mutually exclusive"),
         ({"nfe": None, "sigma_min": 0.1}, "sigma_min and sigma_max require nfe or tolerance"),
         ({"nfe": None, "tolerance": 0.1, "levels": "fitted"}, "levels='fitted' requires nfe"),
         ({"guiding": "other"}, "guidance.weight must be other than 1"),
@@ -142,3 +142,10 @@ def test_published_noise_draws_classes_and_noise_as_the_published_script(checkpo
 def test_published_noise_without_effect_is_refused(checkpoint):
     with pytest.raises(ValueError, match="noise='published' has no effect"):
         CheckpointSampler(checkpoint, classes=[0], noise="published")
+
+
+def test_a_tolerance_or_a_sampler_alone_replaces_the_default_number_of_evaluations():
+    assert SamplingOptions().method == Auto(32)
+    assert SamplingOptions(tolerance=0.1).method == SamplingOptions(nfe=None, tolerance=0.1).method == Auto(None, 0.1)
+    assert SamplingOptions(sampler=SAMPLER).method == SAMPLER
+    assert SamplingOptions(nfe=None).method == Sampler()

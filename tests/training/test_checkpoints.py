@@ -11,7 +11,7 @@ from safetensors.torch import load_file, save_file
 
 from openedm.ground import storage
 from openedm.networks import MLP
-from openedm.objective import EDM2, VP, LogNormal
+from openedm.objective import EDM, EDM2, VP, LogNormal
 from openedm.preconditioning import VE
 from openedm.training import (
     HalfLife,
@@ -404,6 +404,24 @@ def test_resuming_with_other_settings_is_refused_and_each_is_named(changed, name
         run.resume(finished.run)
     for name in names:
         assert name in str(caught.value)
+
+
+def test_a_run_with_the_p_mean_of_version_0_1_resumes_with_it_and_without_one_named(
+    tmp_path, trainer, state_of, differences
+):
+    before = trainer(objective=EDM(noise=LogNormal(-1.2)), run=tmp_path / "run", images=32)
+    before.fit()
+    run = trainer(objective=EDM(), run=tmp_path / "run", images=32)
+    run.resume()
+    assert differences(state_of(run), state_of(before)) == []
+    assert run.objective == EDM(noise=LogNormal(-1.2))
+    following = trainer(objective=EDM(), run=tmp_path / "other", images=32)
+    following.fit()
+    with pytest.raises(ValueError, match=r"objective\.noise\.p_mean was None, is -1\.2"):
+        trainer(objective=EDM(noise=LogNormal(-1.2)), images=32).resume(tmp_path / "other")
+    again = trainer(objective=EDM(), images=32)
+    again.resume(tmp_path / "other")
+    assert again.objective == EDM()
 
 
 def test_settings_that_do_not_change_the_steps_may_change(finished, trainer, state_of, differences):

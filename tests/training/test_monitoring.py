@@ -45,7 +45,7 @@ def test_levels_are_equally_likely_under_the_objective_and_weighted_by_it(object
     data = InMemory(torch.randn(10, 3, generator=torch.Generator().manual_seed(0)))
     found = measure(FunctionDenoiser(lambda x, sigma, _: 0 * x), data, objective=objective, levels=5, sigma_data=0.7)
     u = torch.tensor([0.1, 0.3, 0.5, 0.7, 0.9], dtype=torch.float64)
-    assert found.sigmas == pytest.approx(objective.noise.quantile(u).tolist(), rel=1e-12)
+    assert found.sigmas == pytest.approx(objective.for_data(0.7).noise.quantile(u).tolist(), rel=1e-12)
     assert list(found.sigmas) == sorted(found.sigmas)
     squares = data.fetch(range(10))[0].double().square().mean().item()
     assert found.errors == pytest.approx([squares] * 5, rel=1e-6)

@@ -2,6 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 from typing import Literal
 
 from accelerate.tracking import get_available_trackers
@@ -84,6 +85,7 @@ def train(
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
     curves = [] if tracker == "none" else [RunTracker(accelerator)]
     shown = dataset if validation is None else validation.load()
+    figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown)
     trainer = Trainer(
         model,
         dataset,
@@ -91,16 +93,14 @@ def train(
         options,
         run=run,
         validation=shown,
-        observers=[bar, log, RunFigures(run / "figures", log, objective, sampler, shown), *curves],
+        observers=[bar, log, figures, *curves],
         accelerator=accelerator,
     )
     if earlier:
         trainer.resume()
     if accelerator.is_main_process:
         _describe(trainer, dataset.describe())
-        run.mkdir(parents=True, exist_ok=True)
-        with replacing(run / "config.yaml") as path:
-            path.write_text(dump(values), encoding="utf-8")
+        _record(run, values)
         log.start(trainer.state.images)
     if curves:
         accelerator.init_trackers("tracking")
@@ -121,6 +121,13 @@ def _check(run: Path, tracker: str, *, resume: bool) -> bool:
     if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:
         raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
     return earlier
+
+
+def _record(run: Path, values: dict[str, Any]) -> None:
+    """Write the options to the run's config.yaml."""
+    run.mkdir(parents=True, exist_ok=True)
+    with replacing(run / "config.yaml") as path:
+        path.write_text(dump(values), encoding="utf-8")
 
 
 def _outcome(trainer: Trainer) -> str:

@@ -47,7 +47,8 @@ class SamplingOptions(Choice):
     """How samples are drawn from a checkpoint.
 
     Args:
-        nfe: the number of network evaluations of a sample; solver and noise levels are then chosen by rule.
+        nfe: the number of network evaluations of a sample; solver and noise levels are then chosen by rule. "auto" is
+            32 unless there is a tolerance or a sampler.
         tolerance: the error that a sample may have instead, in standard deviations of the data; an adaptive solver then
             takes the steps.
         sigma_min: the lowest noise level with nfe or tolerance; null means EDM's 0.002 times σ_data/0.5.
@@ -68,7 +69,7 @@ class SamplingOptions(Choice):
         ValueError: a value is out of its range, or an option has no effect beside another.
     """
 
-    nfe: int | None = field(default=32, metadata={"unless": ("tolerance", "sampler")})
+    nfe: int | Literal["auto"] | None = field(default="auto", metadata={"unless": ("tolerance", "sampler")})
     tolerance: float | None = field(default=None, metadata={"unless": ("sampler",)})
     sigma_min: float | None = None
     sigma_max: float | None = None
@@ -82,9 +83,10 @@ class SamplingOptions(Choice):
 
     def __post_init__(self) -> None:
         described = self.sampler != Sampler()
-        if self.tolerance is not None and self.nfe is not None:
+        given = None if self.nfe == "auto" else self.nfe
+        if self.tolerance is not None and given is not None:
             raise ValueError(f"tolerance and nfe are mutually exclusive, got {self.tolerance} and nfe={self.nfe}")
-        if described and (self.nfe, self.tolerance) != (None, None):
+        if described and (given, self.tolerance) != (None, None):
             name = "nfe" if self.tolerance is None else "tolerance"
             raise ValueError(f"{name} and sampler options are mutually exclusive, got both, with {self.sampler}")
         if isinstance(self.method, Sampler) and (self.sigma_min, self.sigma_max) != (None, None):
@@ -100,9 +102,12 @@ class SamplingOptions(Choice):
     @property
     def method(self) -> SamplerChoice:
         """The automatic sampler, unless another one is described."""
-        if self.nfe is None and self.tolerance is None:
+        nfe = self.nfe
+        if nfe == "auto":
+            nfe = 32 if self.tolerance is None and self.sampler == Sampler() else None
+        if nfe is None and self.tolerance is None:
             return self.sampler
-        return Auto(self.nfe, self.tolerance, self.sigma_min, self.sigma_max)
+        return Auto(nfe, self.tolerance, self.sigma_min, self.sigma_max)
 
     @property
     def full_float32(self) -> bool:

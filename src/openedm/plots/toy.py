@@ -73,7 +73,7 @@ def toy_figures(
     noise = torch.cat([_circle(), initial_noise(range(seed, seed + POINTS), (2,))])
     runs = _three_runs(flat, denoiser, sampler, noise, log)
     figures["toy-2d.png"] = trajectories_2d(runs, sigma_data=measure(flat.dataset).std)
-    figures["loss-per-sigma.png"] = loss_per_sigma(losses, EDM())
+    figures["loss-per-sigma.png"] = loss_per_sigma(losses, EDM().for_data(denoiser.sigma_data))
     return {name: figures[name] for name in FIGURES}
 
 

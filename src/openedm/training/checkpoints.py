@@ -26,7 +26,7 @@ from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice, from_config, to_config
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
-from openedm.objective import Objective
+from openedm.objective import EDM_P_MEAN, LogNormal, Objective
 from openedm.optimisation import BestLoss
 from openedm.training.model import Model
 from openedm.training.options import Options
@@ -34,6 +34,7 @@ from openedm.training.processes import shard_like
 
 __all__ = [
     "RunState",
+    "as_recorded",
     "check_unchanged",
     "find_checkpoint",
     "flatten_optimizer",
@@ -302,6 +303,25 @@ CHANGEABLE_OPTIONS = VALIDATION_OPTIONS | {
 }
 CHANGEABLE_OPTIONS |= {"stop_after", "power_average.every", "power_average.precision", "sharding"}
 """Options that a resumed run may change: they do not alter its steps."""
+
+
+def as_recorded(content: Mapping[str, Any], objective: Objective) -> Objective:
+    """The objective with the P_mean of version 0.1, −1.2 for all data, if none is given and the run has that.
+
+    Args:
+        content: the content of a checkpoint's training.json.
+        objective: the objective of the run that resumes.
+    """
+    noise = objective.noise
+    if not isinstance(noise, LogNormal) or noise.p_mean is not None:
+        return objective
+    try:
+        recorded = from_config(Objective, content["objective"]).noise
+    except (KeyError, TypeError, ValueError):
+        return objective  # `check_unchanged` says what is wrong
+    if isinstance(recorded, LogNormal) and recorded.p_mean == EDM_P_MEAN:
+        return replace(objective, noise=replace(noise, p_mean=EDM_P_MEAN))
+    return objective
 
 
 def check_unchanged(

@@ -81,7 +81,8 @@ class Validation:
         # Up to 256 samples the batches are those of earlier versions: other batches change the last digits of sums.
         default = 4096 if dataset.kind == "vectors" and samples > 256 else 128
         self._batch_size = default if batch_size is None else batch_size
-        self._sigmas = objective.noise.quantile((torch.arange(levels, dtype=torch.float64) + 0.5) / levels)
+        middles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
+        self._sigmas = objective.noise.for_data(sigma_data).quantile(middles)
         self._weights = objective.weighting.weight(self._sigmas, sigma_data)
         self._chosen = dataset.spread(samples)
         size = 4 * len(self._chosen) * levels * math.prod(dataset.event_shape)

@@ -175,7 +175,8 @@ def check_compatibility(
             "Model.for_data(…, augment_dim=options.augment_dim)"
         )
     low, high = model.preconditioning.sigma_min, model.preconditioning.sigma_max
-    sigmas = objective.noise.quantile((torch.arange(1000, dtype=torch.float64) + 0.5) / 1000)
+    quantiles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    sigmas = objective.noise.for_data(model.sigma_data).quantile(quantiles)
     fraction_outside = float(((sigmas < low * (1 - 1e-9)) | (sigmas > high * (1 + 1e-9))).double().mean())
     if fraction_outside > 0.1:
         raise ValueError(

@@ -81,7 +81,8 @@ class StepNoise:
     def draw(cls, model: Model, objective: Objective, options: Options, step: int, device: torch.device) -> "StepNoise":
         """The random numbers of step number `step`, from 0: functions of `options.seed` and `step` alone."""
         host = generator("cpu", options.seed, LEVELS, step)
-        sigma = objective.noise.sample(options.batch_size, host, stratified=objective.stratified)
+        noise_levels = objective.noise.for_data(model.sigma_data)
+        sigma = noise_levels.sample(options.batch_size, host, stratified=objective.stratified)
         hidden = None
         if options.label_dropout > 0:
             hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout

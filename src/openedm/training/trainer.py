@@ -31,6 +31,7 @@ from openedm.training.averaging import MovingAverage
 from openedm.training.checkpoints import (
     FOLDER,
     RunState,
+    as_recorded,
     check_unchanged,
     find_checkpoint,
     flatten_optimizer,
@@ -381,6 +382,7 @@ class Trainer:
             raise ValueError("path must be given to resume: this trainer has no run folder")
         folder = find_checkpoint(origin)
         tensors, content = read_tensors(folder / "training.safetensors"), read_progress(folder)
+        self.objective = self._loss_module.objective = as_recorded(content, self.objective)
         check_unchanged(folder, content, self.model, self.objective, self.options)
         state, weights = RunState.from_json(content, folder), read_weights(folder)
         if not self.options.keep_best:
