@@ -81,9 +81,8 @@ def first_batch(run):
     """Clean samples, labels, noise levels and noise of the first step, in float64."""
     options = run.options
     y, labels = run.dataset.fetch(batch_indices(options.seed, len(run.dataset), 0, options.batch_size))
-    sigma = run.objective.noise.sample(
-        options.batch_size, generator(CPU, options.seed, LEVELS, 0), stratified=run.objective.stratified
-    )
+    noise_levels, random = run.objective.noise.for_data(run.model.sigma_data), generator(CPU, options.seed, LEVELS, 0)
+    sigma = noise_levels.sample(options.batch_size, random, stratified=run.objective.stratified)
     noise = torch.randn(y.shape, generator=generator(CPU, options.seed, NOISE, 0))
     return y.double(), labels, sigma, noise.double()
 

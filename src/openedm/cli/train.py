@@ -2,8 +2,7 @@
 
 from contextlib import closing
 from pathlib import Path
-from typing import Any
-from typing import Literal
+from typing import Any, Literal
 
 from accelerate.tracking import get_available_trackers
 
@@ -102,12 +101,7 @@ def train(
         _describe(trainer, dataset.describe())
         _record(run, values)
         log.start(trainer.state.images)
-    if curves:
-        accelerator.init_trackers("tracking")
-    with StopSignal() as stop, closing(bar):
-        trainer.fit(stop.is_set)
-    if curves:
-        accelerator.end_training()
+    _fit(trainer, bar, tracked=bool(curves))
     if accelerator.is_main_process:
         print(_outcome(trainer))
     return 0 if trainer.finished else 130
@@ -128,6 +122,16 @@ def _record(run: Path, values: dict[str, Any]) -> None:
     run.mkdir(parents=True, exist_ok=True)
     with replacing(run / "config.yaml") as path:
         path.write_text(dump(values), encoding="utf-8")
+
+
+def _fit(trainer: Trainer, bar: TrainingBar, *, tracked: bool) -> None:
+    """Train until the end, or until a signal to stop."""
+    if tracked:
+        trainer.accelerator.init_trackers("tracking")
+    with StopSignal() as stop, closing(bar):
+        trainer.fit(stop.is_set)
+    if tracked:
+        trainer.accelerator.end_training()
 
 
 def _outcome(trainer: Trainer) -> str:
