@@ -135,15 +135,17 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     options = options_of(command)
     files, arguments = _split(options, arguments)
     plain = {name: to_plain(option.default) for name, option in options.items() if option.default is not REQUIRED}
-    contents = [_read_yaml(file) for file in files]
+    contents = [read_options(file) for file in files]
+    typed = sorted(_parse_options(arguments), key=lambda option: len(option[0]))
     import_modules([name for pair in zip(files, contents, strict=True) for name in listed_imports(*pair)])
+    for name, value in _recorded_options(command, contents, typed, arguments).items():
+        plain[name] = overlay(options[name].kind if name in options else None, plain.get(name), value)
     for file, content in zip(files, contents, strict=True):
         if is_record(file):
             check_known_classes(file, content)
         plain |= _replaced_defaults(options, content)
         for name, value in content.items():
             plain[name] = overlay(options[name].kind if name in options else None, plain.get(name), value)
-    typed = sorted(_parse_options(arguments), key=lambda option: len(option[0]))
     plain |= _replaced_defaults(options, {names[0] for names, _, _ in typed})
     _check_exclusive(options, typed)
     left: list[str | None] = list(arguments)
@@ -162,6 +164,25 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
             joined = f"--{'.'.join(names)}=[{','.join(numbers)}]"
             left[used] = [joined, *[None] * (used.stop - used.start - 1)]
     return plain, [argument for argument in left if argument is not None]
+
+
+def _recorded_options(
+    command: Command, contents: Sequence[Plain], typed: Sequence[tuple[Names, str, slice]], arguments: Sequence[str]
+) -> Plain:
+    """The options that a command takes from earlier runs, with lower priority than all that are given.
+
+    A command has them if it has a function `recorded_options`, of the options given: those of files, and of the command
+    line by their first name, and under "" its first positional argument.
+    """
+    function = getattr(command, "recorded_options", None)
+    if function is None:
+        return {}
+    taken = {i for _, _, where in typed for i in range(where.start, where.stop)}
+    positional = [argument for i, argument in enumerate(arguments) if i not in taken and not argument.startswith("-")]
+    given: Plain = {name: value for content in contents for name, value in content.items()}
+    given |= {".".join(names): _parse_yaml(text) for names, text, _ in typed}
+    found: Plain = function(given | {"": next(iter(positional), None)})
+    return found
 
 
 def overlay(kind: Any, old: Any, new: Any) -> Any:
@@ -271,7 +292,12 @@ def _parse_options(arguments: Sequence[str]) -> Iterator[tuple[Names, str, slice
                 yield tuple(name.split(".")), following, slice(i, i + 2)
 
 
-def _read_yaml(file: str) -> Plain:
+def read_options(file: str) -> Plain:
+    """The options in a YAML file.
+
+    Raises:
+        ArgumentError: the file cannot be read, or holds something else.
+    """
     try:
         content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
@@ -308,7 +334,9 @@ def _check_exclusive(options: Mapping[str, Option], typed: Sequence[tuple[Names,
 def _expand(kind: Any, value: Any) -> Any:
     """A plain value without abbreviations: class names and paths of data become mappings, old names present ones."""
     if kind is dict and isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
-        return _read_yaml(value)
+        return read_options(value)
+    if isinstance(value, str) and _is_choice(kind) and hasattr(kind, "short"):
+        return {kind.short: value}
     if isinstance(value, str) and _is_abstract(kind):
         spec = upgrade({"class_path": value})
         if _class_of(kind, spec) is not None:

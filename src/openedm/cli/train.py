@@ -1,5 +1,6 @@
 """`openedm train`: train a denoiser."""
 
+from collections.abc import Mapping
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -8,8 +9,8 @@ from accelerate.tracking import get_available_trackers
 
 from openedm import objective as objectives
 from openedm import preconditioning as preconditionings
-from openedm.cli.importing import recorded
-from openedm.cli.parsing import dump
+from openedm.cli.importing import check_known_classes, listed_imports, recorded
+from openedm.cli.parsing import dump, read_options, to_plain
 from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Digits, Source
 from openedm.ground.storage import replacing
@@ -18,8 +19,17 @@ from openedm.objective import Objective
 from openedm.plots.runs import RunFigures
 from openedm.preconditioning import Preconditioning
 from openedm.sampling import Sampler
-from openedm.training import Model, Options, Trainer, make_accelerator, num_parameters, read_model
-from openedm.training.checkpoints import find_checkpoint, list_checkpoints
+from openedm.training import (
+    Initial,
+    Model,
+    Options,
+    Trainer,
+    find_checkpoint,
+    list_checkpoints,
+    make_accelerator,
+    num_parameters,
+    read_model,
+)
 from openedm.training.records import RunLog, RunTracker
 
 
@@ -34,6 +44,7 @@ def train(
     sampler: Sampler = Sampler(),
     conditional: bool = True,
     standardise: bool = True,
+    init: Initial = Initial(),
     resume: bool = False,
     tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "none"] = "tensorboard",
     preset: str | None = None,
@@ -58,7 +69,11 @@ def train(
         standardise: whether data that are not images are standardised, each channel to mean 0 and σ_data 0.5, and float
             conditions; samples are in the units of the data all the same. False for data that already are. A run that
             is resumed goes on as it began.
-        resume: continue from the newest checkpoint in the run folder, if there is one.
+        init: start from the averaged weights of this checkpoint or run (fine-tuning): --init runs/first. Network and
+            preconditioning are then those of the checkpoint, unless given; the units of the data are measured anew.
+        resume: continue from the newest checkpoint in the run folder, if there is one. The options are then those of
+            the run, unless given: such as --options.images, which may be raised. Options that would change its steps
+            are refused.
         tracker: the tracker that also receives the curves.
         preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
             cifar10-ddpmpp, cifar10-ncsnpp, with -cond for class-conditional ones, ffhq64-ddpmpp, ffhq64-ncsnpp,
@@ -92,6 +107,7 @@ def train(
         options,
         run=run,
         validation=shown,
+        init=init,
         observers=[bar, log, figures, *curves],
         accelerator=accelerator,
     )
@@ -105,6 +121,24 @@ def train(
     if accelerator.is_main_process:
         print(_outcome(trainer))
     return 0 if trainer.finished else 130
+
+
+def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of the run that is resumed, or network and preconditioning of the checkpoint that is fine-tuned."""
+    run, init = given.get("") or given.get("out"), given.get("init") or given.get("init.path")
+    init = init.get("path") if isinstance(init, dict) else init
+    if given.get("resume") is True and isinstance(run, str) and (file := Path(run) / "config.yaml").is_file():
+        content = read_options(str(file))
+        listed_imports(str(file), content)
+        check_known_classes(str(file), content)
+        return {name: value for name, value in content.items() if name not in ("out", "resume")}
+    if isinstance(init, str) and not (isinstance(run, str) and list_checkpoints(Path(run))):
+        model = read_model(find_checkpoint(init))
+        return {"network": to_plain(model.network), "preconditioning": to_plain(model.preconditioning)}
+    return {}
+
+
+train.recorded_options = recorded_options  # type: ignore[attr-defined]
 
 
 def _check(run: Path, tracker: str, *, resume: bool) -> bool:
@@ -147,5 +181,8 @@ def _describe(trainer: Trainer, data: str) -> None:
     if model.units is not None:
         print(f"units    {model.units}")
     print(f"network  {model.network}: {num_parameters(trainer.denoiser):,} parameters on {device}")
+    if trainer.origin is not None:
+        new = trainer.origin.get("new_parameters")
+        print(f"init     {trainer.origin['origin']}" + (f"; {len(new)} parameters start anew" if new else ""))
     if trainer.state.images:
         print(f"resumed  at {trainer.state.images:,} images")

@@ -3,6 +3,7 @@
 from openedm.training.augmentation import Augmentation, Augmented
 from openedm.training.averaging import HalfLife, MovingAverage, PowerFunction
 from openedm.training.checkpoints import find_checkpoint, list_checkpoints, load_denoiser, read_model, save_checkpoint
+from openedm.training.initial import Initial
 from openedm.training.model import Model, num_parameters
 from openedm.training.monitoring import Observer, TrainingProgress, Validation, ValidationLoss
 from openedm.training.options import Options
@@ -14,6 +15,7 @@ __all__ = [
     "Augmentation",
     "Augmented",
     "HalfLife",
+    "Initial",
     "Model",
     "MovingAverage",
     "Observer",

@@ -44,6 +44,7 @@ from openedm.training.checkpoints import (
     save_checkpoint,
     tensors_with_prefix,
 )
+from openedm.training.initial import Initial, as_initial, load_initial
 from openedm.training.loading import Prefetcher, batches, rows_of
 from openedm.training.model import Model
 from openedm.training.monitoring import Observer, TrainingProgress, Validation
@@ -65,6 +66,8 @@ class Trainer:
         options: the options of training.
         run: the folder for checkpoints; None for none.
         validation: data for the validation loss; None means the training data.
+        init: what to start from instead of random weights: a checkpoint or run, for its averaged weights, an
+            `Initial`, or a denoiser. A checkpoint of this run records its origin.
         observers: objects with methods that are called in training.
         accelerator: devices and processes; by default the machine's GPU if it has one, and all processes that
             `torchrun` or `accelerate launch` started.
@@ -84,6 +87,7 @@ class Trainer:
         *,
         run: str | Path | None = None,
         validation: Dataset | None = None,
+        init: str | Path | Initial | Preconditioned | None = None,
         observers: Sequence[Observer] = (),
         accelerator: Accelerator | None = None,
     ) -> None:
@@ -109,6 +113,8 @@ class Trainer:
         self.validation = dataset if validation is None else validation
         self.observers = tuple(observers) if self.accelerator.is_main_process else ()
         self.state = RunState()
+        self._init = as_initial(init)
+        self.origin: dict[str, Any] | None = None
         self._best: dict[str, Tensor] | None = None
         self._build()
 
@@ -117,6 +123,8 @@ class Trainer:
         denoiser = self.model.build(options.seed).to(device)
         if len(self.model.event_shape) == 3:
             denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        if self._init is not None:
+            self.origin = load_initial(denoiser.network, self.model.preconditioning, self._init)
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         self._loss_module = LossModule(denoiser, self.objective).to(device).train()
         choice = options.power_average
@@ -359,7 +367,8 @@ class Trainer:
         weights = full_state_dict(weights, keep=is_main)
         if not is_main:
             return
-        training = (tensors, self.state.to_json(self.objective, self.options))
+        origin = {} if self.origin is None else {"init": self.origin}
+        training = (tensors, self.state.to_json(self.objective, self.options) | origin)
         save_checkpoint(path, self.model, weights, training)
         remove_checkpoints(self.run, self.options.keep)
         for observer in self.observers:
@@ -392,5 +401,5 @@ class Trainer:
         restore_optimizer(self.optimizer, self._parameter_names, tensors, folder)
         if state.step > state.skipped and not self.optimizer.state:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
-        self.state = state
+        self.state, self.origin = state, content.get("init")
         self._best = weights if self.options.keep_best and state.best_loss is not None else None

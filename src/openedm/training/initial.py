@@ -1,0 +1,105 @@
+"""Fine-tuning: a run that starts from the weights of another one instead of random ones."""
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+from torch import Tensor, nn
+
+from openedm.denoiser import Preconditioned
+from openedm.ground import checks
+from openedm.ground.choices import Choice, to_config
+from openedm.ground.storage import file_digest
+from openedm.preconditioning import Preconditioning
+from openedm.training.checkpoints import find_checkpoint, read_model, read_weights
+
+__all__ = ["Initial", "as_initial", "load_initial"]
+
+
+@dataclass(frozen=True)
+class Initial(Choice):
+    """The weights that a run starts from: the averaged ones of a checkpoint, or random ones.
+
+    Data, learning rate, batch and objective of the new run are its own, the units of its data too, which are measured
+    anew; shapes and classes may differ where the parameters of the network do not depend on them.
+
+    Args:
+        path: a checkpoint folder, or a run folder, for its newest checkpoint; None for random weights.
+        mismatch: for parameters that the checkpoint has not, or has in another shape: "error" refuses them with a list,
+            "new" starts them from random values.
+    """
+
+    short: ClassVar[str] = "path"
+    """The field that is meant where a text is given for the choice: `--init runs/first`."""
+
+    path: str | None = None
+    mismatch: Literal["error", "new"] = "error"
+
+    def __post_init__(self) -> None:
+        checks.one_of("mismatch", self.mismatch, ("error", "new"))
+
+
+def as_initial(value: Any) -> Initial | Preconditioned | None:
+    """What a run starts from: an `Initial`, a path, a denoiser with a network, or None.
+
+    Raises:
+        TypeError: it is something else.
+    """
+    if isinstance(value, str | os.PathLike):
+        return Initial(os.fspath(value))
+    expected = "the path of a checkpoint or run, a training.Initial, a Preconditioned denoiser or None"
+    checks.instance("init", value, (Initial, Preconditioned, type(None)), expected)
+    return None if isinstance(value, Initial) and value.path is None else value
+
+
+def load_initial(
+    network: nn.Module, preconditioning: Preconditioning, init: Initial | Preconditioned
+) -> dict[str, Any]:
+    """Copy the weights into a new network, and return what is recorded of their origin.
+
+    Args:
+        network: the network of the new run.
+        preconditioning: what the new network predicts, which must be the same.
+        init: where the weights come from.
+
+    Raises:
+        ValueError: there is no checkpoint, its network predicts something else, or parameters do not fit.
+    """
+    if isinstance(init, Preconditioned):
+        _check_prediction(init.preconditioning, preconditioning)
+        _copy(network, init.network.state_dict(), "the denoiser given", "error")
+        return {"origin": type(init.network).__name__}
+    folder = find_checkpoint(init.path or "")
+    _check_prediction(read_model(folder).preconditioning, preconditioning)
+    new = _copy(network, read_weights(folder), str(folder), init.mismatch)
+    return {"origin": str(folder), "digest": file_digest(folder / "model.safetensors"), "new_parameters": new}
+
+
+def _check_prediction(before: Preconditioning, now: Preconditioning) -> None:
+    if to_config(before) != to_config(now):
+        raise ValueError(f"preconditioning must be that of init, {before}, for its weights to mean the same, got {now}")
+
+
+def _copy(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, mismatch: str) -> list[str]:
+    """Copy what fits; the names of the parameters that do not, with `mismatch` "new"."""
+    expected = network.state_dict()
+    fits = {name: t for name, t in tensors.items() if name in expected and t.shape == expected[name].shape}
+    missing = sorted(expected.keys() - fits.keys())
+    problems = [
+        f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
+        if name in tensors
+        else f"{name} is missing"
+        for name in missing
+    ]
+    problems += [f"{name} is unexpected" for name in sorted(tensors.keys() - expected.keys())]
+    if not fits:
+        raise ValueError(f"init: no parameter of {origin} fits the network: give the network that it was trained with")
+    if problems and mismatch == "error":
+        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
+        raise ValueError(
+            f"init: {len(problems)} parameters of {origin} do not fit the network: {'; '.join(problems[:10])}{more}. "
+            "--init.mismatch new (training.Initial(path, mismatch='new')) starts these anew"
+        )
+    network.load_state_dict(expected | fits)
+    return missing

@@ -1,0 +1,53 @@
+"""`openedm train --init` and `--resume`: options of earlier runs."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from openedm.training import find_checkpoint, read_model
+
+TINY = ["--data=Toy", "--data.num_samples=64", "--network=MLP", "--network.width=16", "--network.num_blocks=1"]
+QUICK = ["--options.images=64", "--options.batch_size=32", "--options.validate_every=0", "--options.snapshot_every=0"]
+QUICK += ["--tracker=none"]
+
+
+@pytest.fixture
+def run(openedm: Any, tmp_path: Path) -> Path:
+    assert openedm("train", tmp_path / "run", *TINY, *QUICK).status == 0
+    return tmp_path / "run"
+
+
+def test_a_run_is_resumed_with_its_own_options_and_those_that_are_given(openedm: Any, run: Path) -> None:
+    before = yaml.safe_load((run / "config.yaml").read_text())
+    assert openedm("train", run, "--resume", "true").status == 0
+    assert yaml.safe_load((run / "config.yaml").read_text()) == before
+    assert openedm("train", run, "--resume=true", "--options.images=128").status == 0
+    after = yaml.safe_load((run / "config.yaml").read_text())
+    assert after == {**before, "options": {**before["options"], "images": 128}}
+    assert find_checkpoint(run).name == "000000000128"
+
+
+def test_an_option_that_changes_the_steps_is_refused_with_both_values(openedm: Any, run: Path) -> None:
+    result = openedm("train", run, "--resume", "true", "--options.learning_rate", "0.01", "--network.width", "8")
+    assert result.status == 1
+    assert "options.learning_rate was 0.001, is 0.01" in result.err
+    assert "model.network.width was 16, is 8" in result.err
+
+
+def test_fine_tuning_takes_the_network_of_the_checkpoint_and_its_own_data(
+    openedm: Any, run: Path, tmp_path: Path
+) -> None:
+    new = ["--data=Toy", "--data.seed=3", "--data.num_samples=50", *QUICK, "--options.learning_rate=1e-4"]
+    result = openedm("train", tmp_path / "tuned", "--init", run, *new)
+    assert result.status == 0, result.err
+    assert f"init     {find_checkpoint(run)}" in result.out
+    assert read_model(find_checkpoint(tmp_path / "tuned")).network == read_model(find_checkpoint(run)).network
+    other = openedm("train", tmp_path / "other", "--init", run, "--network.width=24", *new)
+    assert other.status == 1
+    assert "has shape (16,) instead of (24,)" in other.err
+    (tmp_path / "init.yaml").write_text(f"init: {{path: {run}, mismatch: new}}\n")
+    anew = openedm("train", tmp_path / "anew", f"--config={tmp_path / 'init.yaml'}", "--network.num_blocks=2", *new)
+    assert anew.status == 0, anew.err
+    assert "parameters start anew" in anew.out

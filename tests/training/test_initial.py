@@ -1,0 +1,68 @@
+"""Fine-tuning: a run starts from the weights of another."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from openedm import preconditioning
+from openedm.networks import MLP
+from openedm.training import Initial, Model, Options, Trainer, load_denoiser
+from openedm.training.checkpoints import find_checkpoint, read_progress
+
+pytestmark = pytest.mark.usefixtures("without_type_checker", "fresh_accelerate")
+
+X = torch.randn(64, 2, generator=torch.Generator().manual_seed(0))
+NET = MLP(width=8, num_blocks=1)
+QUICK = Options(images=32, batch_size=16, rampup=0, validate_every=0, snapshot_every=0)
+
+
+@pytest.fixture
+def first(tmp_path: Path) -> Path:
+    Trainer(Model.for_data(X, NET), X, options=QUICK, run=tmp_path / "first").fit()
+    return tmp_path / "first"
+
+
+@pytest.mark.parametrize("form", ["path", "choice", "denoiser"])
+def test_a_run_starts_from_the_averaged_weights_of_another(form: str, first: Path) -> None:
+    before = load_denoiser(first)
+    init = {"path": first, "choice": Initial(str(first)), "denoiser": before}[form]
+    trainer = Trainer(Model.for_data(X, NET), X * 3, options=QUICK, init=init)  # type: ignore[arg-type]
+    for module in (trainer.denoiser.network, trainer.average.network):
+        for name, value in module.state_dict().items():
+            assert torch.equal(value, before.network.state_dict()[name])
+
+
+def test_a_checkpoint_records_where_its_run_started(first: Path, tmp_path: Path) -> None:
+    trainer = Trainer(Model.for_data(X, NET), X, options=QUICK, run=tmp_path / "second", init=first)
+    trainer.fit()
+    origin = read_progress(find_checkpoint(tmp_path / "second"))["init"]
+    assert origin["origin"] == str(find_checkpoint(first))
+    assert len(origin["digest"]) == 64
+    again = Trainer(Model.for_data(X, NET), X, options=QUICK, run=tmp_path / "second")
+    again.resume()
+    assert again.origin == origin
+
+
+def test_parameters_that_do_not_fit_are_refused_with_a_list_or_start_anew(first: Path) -> None:
+    wide = torch.randn(64, 3)
+    with pytest.raises(ValueError, match=r"init: .* do not fit the network: .* instead of .*--init\.mismatch new"):
+        Trainer(Model.for_data(wide, NET), wide, options=QUICK, init=first)
+    trainer = Trainer(Model.for_data(wide, NET), wide, options=QUICK, init=Initial(str(first), "new"))
+    before, after = load_denoiser(first).network.state_dict(), trainer.denoiser.network.state_dict()
+    assert trainer.origin is not None
+    new = trainer.origin["new_parameters"]
+    assert 0 < len(new) < len(before)
+    assert all(torch.equal(after[name], before[name]) for name in before if name not in new)
+
+
+def test_what_cannot_start_a_run_is_refused(first: Path) -> None:
+    other = Model.for_data(X, NET, preconditioning.VP())
+    with pytest.raises(ValueError, match="preconditioning must be that of init"):
+        Trainer(other, X, options=QUICK, init=first)
+    with pytest.raises(ValueError, match="is not a folder"):
+        Trainer(Model.for_data(X, NET), X, options=QUICK, init="no-such-run")
+    with pytest.raises(TypeError, match="init must be the path of a checkpoint"):
+        Trainer(Model.for_data(X, NET), X, options=QUICK, init=5)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="mismatch must be one of"):
+        Initial("x", "never")  # type: ignore[arg-type]
