@@ -89,7 +89,8 @@ def runs(tmp_path_factory):
         found["interrupted"] = finish(processes[2])
         found["interrupted at"] = [p.name for p in list_checkpoints(folder / "interrupted")]
         found["whole"] = finish(processes[0])
-        processes += [start(folder / name, "--resume=true") for name in ("killed", "interrupted")]
+        again = ("--resume=true", "--options.workers=0")
+        processes += [start(folder / name, *again) for name in ("killed", "interrupted")]
         found["killed, resumed"], found["interrupted, resumed"] = finish(processes[3]), finish(processes[4])
     finally:
         for process in processes:
