@@ -107,7 +107,7 @@ def train(
         options,
         run=run,
         validation=shown,
-        init=init,
+        init=None if earlier else init,
         observers=[bar, log, figures, *curves],
         accelerator=accelerator,
     )
