@@ -7,6 +7,7 @@ from openedm.data.dataset import Batch, Chunks, Dataset, Source, Statistics, mea
 from openedm.data.encoded import EncodedImages, MemoryImages
 from openedm.data.folder import FolderImages, ImageFolder
 from openedm.data.forms import Form
+from openedm.data.latents import LatentPairs, Latents
 from openedm.data.memory import InMemory, Pairs, wrap
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.shards import Shards, TarImages
@@ -28,6 +29,8 @@ __all__ = [
     "Form",
     "ImageFolder",
     "InMemory",
+    "LatentPairs",
+    "Latents",
     "MemoryImages",
     "Mixture",
     "Pairs",

@@ -19,6 +19,7 @@ from openedm.conditions import ConditionLayout
 from openedm.data.stored import Stored
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.ground.seeding import host_seeded
 
 __all__ = ["Batch", "Chunks", "Dataset", "Indices", "Kind", "Source", "Statistics", "as_index", "measure"]
 
@@ -220,7 +221,8 @@ def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 25
     channels = _Channels()
     for start in range(0, count, batch_size):
         indices = chosen[start : start + batch_size]
-        x = dataset.fetch(indices)[0].to(torch.float64)
+        with host_seeded(indices[0]):  # so that random data give the same numbers each time
+            x = dataset.fetch(indices)[0].to(torch.float64)
         n, m = x.numel(), float(x.mean())
         if not math.isfinite(m):
             raise ValueError(
@@ -271,7 +273,8 @@ def measure_conditions(
     """
     channels, largest, chosen = _Channels(), 0.0, dataset.spread(max_samples)
     for start in range(0, len(chosen), batch_size):
-        condition = dataset.fetch(chosen[start : start + batch_size])[1]
+        with host_seeded(start):
+            condition = dataset.fetch(chosen[start : start + batch_size])[1]
         assert condition is not None  # as its condition_shape says
         values = dataset.condition_layout.unpack(condition)[1]
         assert values is not None

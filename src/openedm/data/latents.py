@@ -1,0 +1,116 @@
+"""Latents that are given as means and standard deviations, and drawn anew each time they are fetched.
+
+An autoencoder encodes an image as a Gaussian, z = mean + std n with n ~ N(0, I)   (Rombach et al. 2022, Section 3.1).
+"""
+
+import zipfile
+import zlib
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from jaxtyping import Float, Shaped
+from torch import Tensor
+
+from openedm.data.dataset import Batch, Indices, Source, as_index
+from openedm.data.memory import Array, InMemory
+from openedm.ground import checks
+from openedm.ground.tensors import as_tensor
+
+__all__ = ["LatentPairs", "Latents"]
+
+
+class LatentPairs(InMemory):
+    """Samples mean + std n, with new noise n at every fetch, and perhaps classes.
+
+    The noise is drawn from torch's global generator on the host, which training seeds for every batch: a run is a
+    function of its seed, and `openedm.data.measure` includes the variance of the noise.
+
+    >>> latents = LatentPairs(torch.zeros(4, 2), torch.full((4, 2), 0.5))
+    >>> latents.describe()
+    '4 vectors of 2 without labels'
+
+    Args:
+        mean: (num_samples, *event), floating point, in any units.
+        std: of the shape of `mean`, ≥ 0.
+        labels: the class of each sample, as for `InMemory`.
+
+    Raises:
+        ValueError: the shapes differ, or a standard deviation is negative or not finite.
+    """
+
+    def __init__(
+        self,
+        mean: Shaped[Tensor, "samples *event"] | Array,
+        std: Shaped[Tensor, "samples *event"] | Array,
+        labels: Shaped[Tensor, "..."] | Array | None = None,
+    ) -> None:
+        super().__init__(mean, labels, kind="vectors")
+        self._std: Float[Tensor, "samples *event"] = as_tensor("std", std).to(torch.float32)
+        if self._std.shape != self._x.shape:
+            raise ValueError(f"std must have the shape of mean, {tuple(self._x.shape)}, got {tuple(self._std.shape)}")
+        if not bool((self._std.isfinite() & (self._std >= 0)).all()):
+            raise ValueError("std must be finite and >= 0")
+
+    def fetch(self, indices: Indices) -> Batch:
+        mean, labels = super().fetch(indices)
+        index = as_index(indices, len(self))
+        return mean + self._std[index] * torch.randn(mean.shape), labels
+
+
+@dataclass(frozen=True)
+class Latents(Source):
+    """Means and standard deviations in a .npz file, as an encoder gives them; latents are drawn anew in every pass.
+
+    Args:
+        path: the file. Pickled objects are not read.
+        mean_key: the name of the means, (samples, *event).
+        std_key: the name of the standard deviations, of the same shape.
+        log_variance: whether that array holds ln std² instead.
+        labels_key: the name of the labels; by default "labels", if present.
+
+    Raises:
+        ValueError: when read: the file cannot be read, an array is missing, or the shapes differ.
+    """
+
+    path: str
+    mean_key: str = "mean"
+    std_key: str = "std"
+    log_variance: bool = False
+    labels_key: str | None = None
+
+    def load(self) -> LatentPairs:
+        arrays = self._read()
+        labels_key = self.labels_key or ("labels" if "labels" in arrays else None)
+        for name, key in (("mean_key", self.mean_key), ("std_key", self.std_key), ("labels_key", labels_key)):
+            if key is not None:
+                checks.one_of(f"{name} of {self.path}", key, sorted(arrays))
+        try:
+            mean, std = (self._numbers(arrays[key]) for key in (self.mean_key, self.std_key))
+            std = (std / 2).exp() if self.log_variance else std
+            return LatentPairs(mean, std, None if labels_key is None else arrays[labels_key])
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{self.path}: {error}") from error
+
+    def _read(self) -> dict[str, np.ndarray]:
+        try:
+            with np.load(Path(self.path), allow_pickle=False) as content:
+                return dict(content)
+        except (
+            OSError,
+            EOFError,
+            ValueError,
+            KeyError,
+            TypeError,
+            AttributeError,
+            zipfile.BadZipFile,
+            zlib.error,
+        ) as e:
+            raise ValueError(f"path must be a .npz file, {self.path!r} cannot be read: {e}") from e
+
+    @staticmethod
+    def _numbers(values: np.ndarray) -> Tensor:
+        if values.dtype.kind != "f":
+            raise TypeError(f"means and standard deviations must be floating point, got {values.dtype}")
+        return torch.from_numpy(values.astype(np.float32))
