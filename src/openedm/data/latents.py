@@ -43,7 +43,7 @@ class LatentPairs(InMemory):
     def __init__(
         self,
         mean: Shaped[Tensor, "samples *event"] | Array,
-        std: Shaped[Tensor, "samples *event"] | Array,
+        std: Shaped[Tensor, "..."] | Array,
         labels: Shaped[Tensor, "..."] | Array | None = None,
     ) -> None:
         super().__init__(mean, labels, kind="vectors")
@@ -97,17 +97,8 @@ class Latents(Source):
         try:
             with np.load(Path(self.path), allow_pickle=False) as content:
                 return dict(content)
-        except (
-            OSError,
-            EOFError,
-            ValueError,
-            KeyError,
-            TypeError,
-            AttributeError,
-            zipfile.BadZipFile,
-            zlib.error,
-        ) as e:
-            raise ValueError(f"path must be a .npz file, {self.path!r} cannot be read: {e}") from e
+        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
+            raise ValueError(f"path must be a .npz file, {self.path!r} cannot be read: {error}") from error
 
     @staticmethod
     def _numbers(values: np.ndarray) -> Tensor:
