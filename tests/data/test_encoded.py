@@ -25,7 +25,7 @@ from openedm.data import (
     encoded,
     encoded_images,
 )
-from openedm.data.table import ArrowImages
+from openedm.data.rows import ArrowImages
 from picture_files import encode, pixels
 
 NAMES = ["ant/0.png", "ant/1.png", "bee/2.png", "cat/3.png", "cat/4.png"]

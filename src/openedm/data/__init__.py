@@ -10,10 +10,11 @@ from openedm.data.forms import Form
 from openedm.data.latents import LatentPairs, Latents
 from openedm.data.memory import InMemory, Pairs, wrap
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
+from openedm.data.rows import TableImages
 from openedm.data.shards import Shards, TarImages
 from openedm.data.standard import Digits, FashionMNIST
 from openedm.data.stored import Stored
-from openedm.data.table import Table, TableImages
+from openedm.data.table import Table
 from openedm.data.toy import Mixture, Toy
 from openedm.data.wrapping import as_dataset
 

@@ -10,11 +10,13 @@ import numpy as np
 import torch
 
 from openedm.data.dataset import Source
-from openedm.data.memory import InMemory
-from openedm.data.stored import LAYOUTS, Layout, Range, check_range, find_stored
+from openedm.data.forms import Resize
+from openedm.data.memory import InMemory, Pairs
+from openedm.data.partners import resize_images
+from openedm.data.stored import LAYOUTS, Layout, Range, as_float, check_range, find_stored
 from openedm.ground import checks
 
-__all__ = ["Arrays"]
+__all__ = ["Arrays", "condition_tensor"]
 
 _CHANNELS = (1, 3, 4)
 
@@ -38,6 +40,11 @@ class Arrays(Source):
             the last axis, which is an error.
         range: the two numbers that become −1 and 1, such as [0, 1]; required for other integers. "range" and "layout"
             in a .npz that `openedm sample` wrote are the defaults.
+        condition: name of the conditions in a .npz, or a .npy file with them: one row a sample. Numbers (samples,) and
+            vectors (samples, features) keep their units. Images (samples, channels, height, width), or without
+            channels, are scaled to [-1, 1] where they are uint8, uint16 or bool, and are used unchanged as floating
+            point; `layout` is theirs, too.
+        condition_resize: how images that are conditions become those of the size of the samples: bicubic or nearest.
     """
 
     path: str
@@ -45,18 +52,26 @@ class Arrays(Source):
     labels_key: str | None = None
     layout: Literal["auto", "channels_first", "channels_last", "NCHW", "NHWC", "NHW"] = "auto"
     range: tuple[float, float] | None = None
+    condition: str | None = None
+    condition_resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
         checks.one_of("layout", self.layout, ("auto", "NHW", *LAYOUTS))
+        checks.one_of("condition_resize", self.condition_resize, ("bicubic", "nearest"))
         check_range(self.range)
 
     def load(self) -> InMemory:
-        arrays = self._read()
+        arrays = _read(self.path, "path")
+        condition = self._pick_condition(arrays)
         x, labels = self._pick(arrays)
         range, layout = self._form_of(arrays)
         try:
             classes = None if labels is None else _labels_tensor(labels)
             tensor, found = _to_tensor(x, layout)
+            if condition is not None:
+                events = InMemory(tensor, classes, range=range, layout=found)
+                values = condition_tensor(condition, events.event_shape, self.condition_resize, self.layout)
+                return Pairs(tensor, values, classes, range=range, layout=found)
             if range is not None and self.range is None:  # samples of a model, which may leave the range
                 stored = find_stored(tensor, range, found)
                 dataset = InMemory(stored.events(tensor), classes)
@@ -66,14 +81,21 @@ class Arrays(Source):
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: {error}") from error
 
-    def _read(self) -> dict[str, np.ndarray]:
-        """The arrays by name; that of a .npy file is called ""."""
-        try:
-            with open(self.path, "rb") as file:
-                content = np.load(file, allow_pickle=False)
-                return {"": content} if isinstance(content, np.ndarray) else dict(content)
-        except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"path must be a .npy or .npz file, {self.path!r} cannot be read: {error}") from error
+    def _pick_condition(self, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+        """The conditions, which are taken out of the arrays of the file."""
+        if self.condition is None:
+            if self.condition_resize != "bicubic":
+                raise ValueError(f"condition_resize={self.condition_resize!r} has no effect without condition")
+            return None
+        if self.condition.endswith(".npy"):
+            return _read(self.condition, "condition")[""]
+        if self.condition not in arrays or self.condition in ("", self.key, self.labels_key):
+            names = [name for name in sorted(arrays) if name not in ("", self.key, self.labels_key)]
+            raise ValueError(
+                f"condition must be one of {names}, the other arrays in {self.path!r}, or a .npy file, got "
+                f"{self.condition!r}"
+            )
+        return arrays.pop(self.condition)
 
     def _form_of(self, arrays: dict[str, np.ndarray]) -> tuple[Range | None, str]:
         """The range and the layout that are given, or else those in the file."""
@@ -99,6 +121,45 @@ class Arrays(Source):
         if self.key is None and len(rest) != 1:
             raise ValueError(f"key must be one of {rest}, the arrays in {self.path!r}; give the name of the data")
         return arrays[self.key or rest[0]], None if labels_key is None else arrays[labels_key]
+
+
+def condition_tensor(
+    condition: np.ndarray, event_shape: tuple[int, ...], resize: Resize, layout: str = "auto"
+) -> torch.Tensor:
+    """Conditions in an array as those of samples of a shape: floats (rows, *shape), or images of integers.
+
+    Args:
+        condition: numbers (rows,), vectors (rows, features), images with or without channels, or other floats.
+        event_shape: the shape of a sample, to whose height and width images are resized.
+        resize: how.
+        layout: as for `Arrays`, for conditions with as many axes as the samples.
+
+    Raises:
+        TypeError: they are not numbers.
+        ValueError: the axes of images cannot be told apart, or a number is not finite.
+    """
+    if condition.dtype.kind not in "biuf":
+        raise TypeError(f"condition must be numbers, got {condition.dtype}")
+    if condition.ndim <= 2:
+        return torch.from_numpy(condition.astype(np.float32)).reshape(len(condition), -1)
+    if condition.ndim == len(event_shape) and len(event_shape) == 3:
+        condition, layout = condition[:, None], "channels_first"
+    tensor, found = _to_tensor(condition, layout if condition.ndim == len(event_shape) + 1 else "auto")
+    stored = find_stored(tensor, None, found, name="condition")
+    tensor = tensor.movedim(-1, 1) if stored.channels_last else tensor
+    if tensor.ndim == 4 and len(event_shape) == 3 and tuple(tensor.shape[2:]) != event_shape[1:]:
+        return resize_images(as_float(tensor), (event_shape[1], event_shape[2]), resize)
+    return tensor
+
+
+def _read(path: str, argument: str) -> dict[str, np.ndarray]:
+    """The arrays by name; that of a .npy file is called ""."""
+    try:
+        with open(path, "rb") as file:
+            content = np.load(file, allow_pickle=False)
+            return {"": content} if isinstance(content, np.ndarray) else dict(content)
+    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
+        raise ValueError(f"{argument} must be a .npy or .npz file, {path!r} cannot be read: {error}") from error
 
 
 def _written_form(arrays: dict[str, np.ndarray]) -> tuple[Range | None, str] | None:

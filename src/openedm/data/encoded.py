@@ -12,40 +12,42 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from io import BufferedIOBase
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
-from jaxtyping import Int64, Shaped
+from jaxtyping import Float32, Int64, Shaped
 from torch import Tensor
 
+from openedm.conditions import pack
 from openedm.data.classes import ClassNumbers, number_classes
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_index
 from openedm.data.decoding import Header, as_array, decode_picture, read_header, to_tensor
 from openedm.data.deep import AnyPixels
-from openedm.data.forms import Crop, Size, crop_to, parse_size, sides
-from openedm.data.memory import InMemory
-from openedm.data.stored import FULL_RANGES, Range, Stored, check_range, warn_of_values
+from openedm.data.forms import Crop, Resize, Size, as_size, crop_to, parse_size, sides
+from openedm.data.listing import rows_of_floats
+from openedm.data.memory import InMemory, Pairs
+from openedm.data.partners import ConditionImages
+from openedm.data.stored import (
+    FULL_RANGE_TYPES,
+    Range,
+    Stored,
+    as_float,
+    check_range,
+    common_type,
+    promote,
+    warn_of_values,
+)
 from openedm.ground import checks
 from openedm.ground.memory import available_memory
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["EncodedImages", "ImageSource", "MemoryImages", "check_class"]
+__all__ = ["EncodedImages", "ImageSource", "MemoryImages"]
 
 MAX_BYTES_IN_MEMORY = 256 * 2**20
 """Sets up to this size, as stored and as pixels, are decoded when they are loaded and kept in memory."""
-
-FULL_RANGE_TYPES = ("bool", "uint8", "uint16")
-"""The types of pixels that need no range, each with more values than the one before."""
-
-
-def check_class(where: str, label: object) -> int:
-    """The class as an int; ValueError that names the image, `where`, unless it is an integer ≥ 0."""
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
-        raise ValueError(f"the class of {where} must be an integer >= 0, got {label!r}")
-    return label
 
 
 class EncodedImages(ABC):
@@ -55,12 +57,17 @@ class EncodedImages(ABC):
 
     Attributes:
         labels: class of each image, int64, or None.
+        conditions: the floats that are the condition of each image, or None. A reader may read them as images are read,
+            and define `num_floats` and `read_conditions`.
+        condition_images: the image that is the condition of each image, in the same order, or None.
         class_names: one name per class, or None.
         num_bytes: size of all encoded images; 0 if it is not known.
         chunk_sizes: numbers of images that are stored together, if reading them together is faster; None otherwise.
     """
 
     labels: Int64[np.ndarray, " images"] | None = None
+    conditions: Float32[np.ndarray, "images floats"] | None = None
+    condition_images: "EncodedImages | None" = None
     class_names: tuple[str, ...] | None = None
     num_bytes: int = 0
     chunk_sizes: tuple[int, ...] | None = None
@@ -90,6 +97,20 @@ class EncodedImages(ABC):
         [(content, _)] = self.read([index])
         return nullcontext(io.BytesIO(content))
 
+    @property
+    def num_floats(self) -> int:
+        """The number of floats of the condition of an image; 0 without."""
+        return 0 if self.conditions is None else self.conditions.shape[1]
+
+    def read_conditions(self, indices: Sequence[int]) -> Float32[np.ndarray, "rows floats"]:
+        """The floats that are the conditions of the images at `indices`, for a reader with `num_floats` > 0.
+
+        Raises:
+            ValueError: a condition cannot be read, is not finite or has another length, by name.
+        """
+        assert self.conditions is not None
+        return self.conditions[np.asarray(indices, dtype=np.int64)]
+
     def shapes(self) -> Iterable[Header]:
         """The headers of all images that are checked when the set is loaded."""
         for index in range(len(self)):
@@ -109,10 +130,14 @@ class EncodedImages(ABC):
         return self.class_numbers.num_classes
 
     def fingerprint(self) -> str:
-        """A SHA-256 of names and classes, which an interrupted conversion compares before it continues."""
+        """A SHA-256 of names, classes and conditions, which an interrupted conversion compares before it continues."""
         digest = hashlib.sha256()
         for index in range(len(self)):
             digest.update(f"{self.name(index)}\0{'' if self.labels is None else self.labels[index]}\n".encode())
+        if self.num_floats:
+            digest.update(self.read_conditions(range(len(self))).tobytes())
+        if self.condition_images is not None:
+            digest.update(self.condition_images.fingerprint().encode())
         return digest.hexdigest()
 
     def close(self) -> None:  # noqa: B027
@@ -126,9 +151,11 @@ class MemoryImages(EncodedImages):
         content: encoded images by name.
         labels: class of each, in the same order.
         class_names: one name per class.
+        conditions: a number or a vector for each, in the same order; or an encoded image for each.
 
     Raises:
-        ValueError: the number of labels is not that of the images.
+        ValueError: the number of labels or conditions is not that of the images, or conditions are not finite or differ
+            in length.
     """
 
     def __init__(
@@ -136,6 +163,7 @@ class MemoryImages(EncodedImages):
         content: Mapping[str, bytes],
         labels: Sequence[int] | None = None,
         class_names: Sequence[str] | None = None,
+        conditions: Sequence[float] | Sequence[Sequence[float]] | Sequence[bytes] | None = None,
     ) -> None:
         self._names, self._content = list(content), list(content.values())
         if labels is not None and len(labels) != len(content):
@@ -143,6 +171,17 @@ class MemoryImages(EncodedImages):
         self.labels = None if labels is None else np.array(labels, dtype=np.int64)
         self.class_names = None if class_names is None else tuple(class_names)
         self.num_bytes = sum(map(len, self._content))
+        if conditions is not None:
+            self._set_conditions(conditions)
+
+    def _set_conditions(self, conditions: Sequence[Any]) -> None:
+        if len(conditions) != len(self):
+            raise ValueError(f"conditions must have {len(self)} entries, one per image, got {len(conditions)}")
+        if isinstance(conditions[0], bytes):
+            partners = {f"the condition of {name}": one for name, one in zip(self._names, conditions, strict=True)}
+            self.condition_images = MemoryImages(partners)
+        else:
+            self.conditions = rows_of_floats(conditions, self._names)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -156,8 +195,8 @@ class MemoryImages(EncodedImages):
 
 
 class ImageSource(Source, ABC):
-    """Encoded images as a dataset. A subclass is a frozen dataclass with `resolution`, `channels`, `crop` and `range`
-    among its fields.
+    """Encoded images as a dataset. A subclass is a frozen dataclass with `resolution`, `channels`, `crop`, `range` and
+    perhaps `condition_resize` among its fields.
 
     A source that can be streamed also has the fields `streaming`, `window` and `lanes`.
     """
@@ -166,12 +205,14 @@ class ImageSource(Source, ABC):
     channels: int | None
     crop: Crop
     range: Range | None
+    condition_resize: Resize = "bicubic"
     streaming: bool = False
     window: int
     lanes: int
 
     def __post_init__(self) -> None:
         checks.one_of("crop", self.crop, ("centre", "adm", "pad", "none"))
+        checks.one_of("condition_resize", self.condition_resize, ("bicubic", "nearest"))
         check_range(self.range)
         if self.resolution is not None:
             object.__setattr__(self, "resolution", parse_size("resolution", self.resolution))
@@ -191,12 +232,23 @@ class ImageSource(Source, ABC):
         """The images; a small set is decoded now, a large one when images are fetched."""
         size = None if self.resolution is None else sides(self.resolution)
         header = _common_header(images, size, self.channels, self.range)
-        dataset = _DecodedImages(images, header, size, self.crop, self.range)
+        partners = None
+        if images.condition_images is not None:
+            partners = ConditionImages(
+                images.condition_images,
+                (header.height, header.width),
+                cropped=size is not None,
+                crop=self.crop,
+                resize=self.condition_resize,
+            )
+        elif self.condition_resize != "bicubic":
+            raise ValueError(f"condition_resize={self.condition_resize!r} has no effect: conditions are not images")
+        dataset = _DecodedImages(images, header, size, self.crop, self.range, partners)
         if self.streaming:
             if images.chunk_sizes is not None:
                 dataset.chunks = Chunks(images.chunk_sizes, self.window, self.lanes)
             return dataset
-        pixels = len(images) * math.prod(header[:3]) * dataset.bytes_per_entry
+        pixels = len(images) * dataset.bytes_per_sample
         limit = min(MAX_BYTES_IN_MEMORY, available_memory() // 4)
         if max(pixels, images.num_bytes) <= limit:
             return dataset.decoded()
@@ -224,19 +276,11 @@ def _common_header(
         first = first or shape
         if shape[:3] != first[:3]:
             raise ValueError(f"{name} {_difference(shape, first, images.name(0))}")
-        dtype = _common_type(dtype or found.dtype, found.dtype, name, images.name(0))
+        dtype = common_type(dtype or found.dtype, found.dtype, name, images.name(0))
     assert first is not None
     if size is not None and dtype == "bool":
         dtype = "uint8"  # resizing makes grey
     return first._replace(dtype=dtype)
-
-
-def _common_type(one: str, other: str, name: str, first: str) -> str:
-    if one == other:
-        return one
-    if one not in FULL_RANGE_TYPES or other not in FULL_RANGE_TYPES:
-        raise ValueError(f"{name} has pixels of {other}, but {first} has {one}: convert them to one type")
-    return max(one, other, key=FULL_RANGE_TYPES.index)
 
 
 def _difference(shape: Sequence[int | str], first: Sequence[int | str], name: str) -> str:
@@ -247,66 +291,102 @@ def _difference(shape: Sequence[int | str], first: Sequence[int | str], name: st
 
 
 class _DecodedImages(Dataset):
-    """Encoded images, decoded when they are fetched."""
+    """Encoded images and their conditions, decoded when they are fetched."""
 
     kind = "images"
 
     def __init__(
-        self, images: EncodedImages, header: Header, size: tuple[int, int] | None, crop: Crop, range: Range | None
+        self,
+        images: EncodedImages,
+        header: Header,
+        size: tuple[int, int] | None,
+        crop: Crop,
+        range: Range | None,
+        partners: ConditionImages | None,
     ) -> None:
-        self._images, self._size, self._crop = images, size, crop
+        self._images, self._size, self._crop, self._partners = images, size, crop, partners
         self._stored = Stored(header.dtype, range)
         self.stored = None if self._stored.is_default else self._stored
         self.event_shape = (header.channels, header.height, header.width)
         self._classes = images.class_numbers
         self.num_classes, self.class_names = self._classes.num_classes, self._classes.names
         self.renumbered = self._classes.renumbered
+        self._num_floats = images.num_floats
+        if partners is not None:
+            if self._num_floats:
+                raise ValueError("the condition of an image must be floats or an image, got both")
+            self.condition_shape = partners.shape
+        elif self._num_floats:
+            self.condition_shape = (self._num_floats,)
 
     def __len__(self) -> int:
         return len(self._images)
 
     @property
-    def bytes_per_entry(self) -> int:
-        """The memory of one entry while all images are decoded."""
-        return np.dtype(self._stored.dtype).itemsize + (0 if self._stored.range is None else 12)
+    def bytes_per_sample(self) -> int:
+        """The memory of one sample while all images are decoded."""
+        entry = np.dtype(self._stored.dtype).itemsize + (0 if self._stored.range is None else 12)
+        partners = self._partners
+        other = 0 if partners is None else math.prod(partners.shape) * np.dtype(partners.dtype).itemsize
+        return math.prod(self.event_shape) * entry + other + 4 * self._num_floats
 
     def fetch(self, indices: Indices) -> Batch:
-        pixels, labels = self._decode(as_index(indices, len(self)).tolist())
-        return self._stored.scale(pixels), labels
+        pixels, labels, condition = self._decode(as_index(indices, len(self)).tolist())
+        x = self._stored.scale(pixels)
+        if condition is None:
+            return x, labels
+        condition = as_float(condition)
+        return x, condition if labels is None else pack(labels, condition)
 
     def decoded(self) -> InMemory:
         """All images, decoded and in memory."""
-        pixels, labels = self._decode(range(len(self)))
+        pixels, labels, condition = self._decode(range(len(self)))
         self._images.close()
-        dataset = InMemory(
-            pixels,
-            labels,
-            num_classes=self.num_classes or None,
-            class_names=self.class_names,
-            range=self._stored.range,
-            layout="channels_first",
-        )
+        options: dict[str, Any] = {
+            "num_classes": self.num_classes or None,
+            "class_names": self.class_names,
+            "range": self._stored.range,
+            "layout": "channels_first",
+        }
+        if condition is None:
+            dataset = InMemory(pixels, labels, **options)
+        else:
+            dataset = Pairs(pixels, condition, labels, **options)
         dataset.renumbered = self.renumbered
         return dataset
 
     def warn_of_values(self) -> None:
         """Compare the values of the first image with the range."""
-        pixels, _ = self._decode([0])
-        warn_of_values(pixels, self._stored, images=True, name="data")
+        warn_of_values(self._decode([0])[0], self._stored, images=True, name="data")
 
     def _decode(
         self, indices: Sequence[int]
-    ) -> tuple[Shaped[Tensor, "batch channels height width"], Int64[Tensor, " batch"] | None]:
+    ) -> tuple[
+        Shaped[Tensor, "batch channels height width"],
+        Int64[Tensor, " batch"] | None,
+        Shaped[Tensor, "batch *condition"] | None,
+    ]:
+        """The stored numbers, the classes and the conditions, floats or the stored numbers of images."""
         pixels = torch.empty(len(indices), *self.event_shape, dtype=getattr(torch, self._stored.dtype))
         labels = torch.empty(len(indices), dtype=torch.int64)
+        sizes: list[tuple[int, int]] = []
         for row, (content, label) in enumerate(self._images.read(indices)):
             name = self._images.describe(indices[row])
-            pixels[row] = to_tensor(self._convert(decode_picture(io.BytesIO(content), name, self.event_shape[0]), name))
+            picture = decode_picture(io.BytesIO(content), name, self.event_shape[0])
+            sizes.append(as_size(picture))
+            pixels[row] = to_tensor(self._convert(picture, name))
             if label is not None:
                 if self._classes.renumbered is None and label >= self.num_classes:
                     raise ValueError(f"the class of {name} must be < {self.num_classes}, got {label}")
                 labels[row] = label
-        return pixels, self._classes.of(labels) if self.num_classes else None
+        return pixels, self._classes.of(labels) if self.num_classes else None, self._conditions(indices, sizes)
+
+    def _conditions(
+        self, indices: Sequence[int], sizes: Sequence[tuple[int, int]]
+    ) -> Shaped[Tensor, "batch *condition"] | None:
+        if self._partners is not None:
+            return self._partners.read(indices, sizes)
+        return torch.from_numpy(self._images.read_conditions(indices)) if self._num_floats else None
 
     def _convert(self, picture: "Image | AnyPixels", name: str) -> AnyPixels:
         """The numbers of a picture in the size and the type of the data; a type with fewer values is scaled."""
@@ -316,13 +396,4 @@ class _DecodedImages(Dataset):
         shape = (array.shape[2], *array.shape[:2])
         if shape != self.event_shape:
             raise ValueError(f"{name} {_difference(shape, self.event_shape, self._images.name(0))}")
-        found, wanted = str(array.dtype), self._stored.dtype
-        if found == wanted:
-            return array
-        if wanted not in FULL_RANGE_TYPES or _common_type(found, wanted, name, self._images.name(0)) != wanted:
-            raise ValueError(f"{name} has pixels of {found}, but {self._images.name(0)} has {wanted}: convert them")
-        factor = 1
-        if self._stored.range is None:
-            factor = round(FULL_RANGES[wanted][1] / FULL_RANGES[found][1])
-        promoted: AnyPixels = array.astype(wanted) * np.dtype(wanted).type(factor)
-        return promoted
+        return promote(array, self._stored.dtype, self._stored.range, name, self._images.name(0))

@@ -1,19 +1,20 @@
 """Images in folders and archives."""
 
-import json
 import posixpath
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedIOBase
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 
 from openedm.data.archive import Archive
+from openedm.data.classes import ClassNumbers, number_classes
 from openedm.data.decoding import SUFFIXES
-from openedm.data.encoded import EncodedImages, ImageSource, check_class
-from openedm.data.forms import Crop, Size
+from openedm.data.encoded import EncodedImages, ImageSource
+from openedm.data.forms import Crop, Resize, Size
+from openedm.data.listing import Listing, read_listing
 from openedm.ground import checks
 
 __all__ = ["FolderImages", "ImageFolder"]
@@ -36,8 +37,15 @@ class ImageFolder(ImageSource):
             Without it, all must have the same number.
         labels: "folders": the class is the sub-folder, in the order of the numbers if all are
             numbers. "json": the class is in dataset.json, as {"labels": [["file",
-            class], ...]}. "none": there are no classes. "auto": "json" if there is a dataset.json, "folders" if every
-            image is in one of several sub-folders, otherwise "none".
+            class], ...]}, where names of the classes may be "class_names". "none": there are no classes. "auto": "json"
+            if there is a dataset.json with labels, "folders" if every image is in one of several sub-folders, otherwise
+            "none".
+        condition: the condition of each image, besides its class. By default the floats in dataset.json, if there are
+            some, as {"conditions": [["file", [0.5, 0.1]], ...]} (or as "labels", without classes). "none": no floats.
+            Otherwise a folder, .zip or .tar file with an image of the same name for each image, whatever its suffix:
+            what the image is made from, as for super-resolution or translation.
+        condition_resize: how a condition image of another size than its image is resized to that size before both are
+            cropped alike: bicubic, or nearest, which keeps the numbers of masks.
         crop: how images of other proportions become those of `resolution`: "centre", the largest central part with
             them; "adm", likewise, as for ADM; "pad", the whole image between black bars; "none", the whole image,
             distorted.
@@ -51,13 +59,15 @@ class ImageFolder(ImageSource):
     labels: Literal["auto", "folders", "json", "none"] = "auto"
     crop: Crop = "centre"
     range: tuple[float, float] | None = None
+    condition: str | None = None
+    condition_resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
         checks.one_of("labels", self.labels, ("auto", "folders", "json", "none"))
 
     def images(self) -> "FolderImages":
-        return FolderImages(self.path, self.labels)
+        return FolderImages(self.path, self.labels, self.condition)
 
 
 def _in_order(names: Collection[str]) -> tuple[str, ...]:
@@ -73,13 +83,15 @@ class FolderImages(EncodedImages):
     Args:
         path: a folder with its sub-folders, or a .zip or .tar file.
         labels: as for `ImageFolder`.
+        condition: as for `ImageFolder`.
 
     Raises:
-        ValueError: there are no images, or the labels are missing or do not fit.
+        ValueError: there are no images, or the labels or conditions are missing or do not fit.
     """
 
-    def __init__(self, path: str, labels: str = "auto") -> None:
+    def __init__(self, path: str, labels: str = "auto", condition: str | None = None) -> None:
         self._archive = Archive(path)
+        self._num_classes: int | None = None
         sizes = self._archive.sizes()
         self._names = [name for name in sizes if name.lower().endswith(SUFFIXES)]
         if not self._names:
@@ -89,10 +101,22 @@ class FolderImages(EncodedImages):
         table = min(tables, key=lambda name: name.count("/"), default=None)  # the uppermost
         if labels == "json" and table is None:
             raise ValueError(f"labels='json' requires a {_JSON} in {path!r}")
-        if table is not None and labels in ("json", "auto"):
-            self._label_from_json(table, required=labels == "json")
-        elif labels != "none":
+        listing = None if table is None or (labels, condition) == ("none", "none") else self._listing(table)
+        if labels == "json" and listing is not None and listing.labels is None and listing.conditions is None:
+            raise ValueError(f"labels='json' requires labels, but {path}/{table} has no labels")
+        if labels in ("json", "auto") and listing is not None and listing.has_labels:
+            self.labels, self.class_names = listing.labels, listing.class_names
+            self._num_classes = listing.num_classes
+        elif labels in ("auto", "folders"):
             self._label_from_folders(required=labels == "folders")
+        if condition is None and listing is not None:
+            self.conditions = listing.conditions
+        elif condition is not None and condition != "none":
+            self.condition_images = _Partners(condition, self)
+
+    @property
+    def class_numbers(self) -> ClassNumbers:
+        return number_classes(self.labels, self._num_classes, self.class_names)
 
     def __len__(self) -> int:
         return len(self._names)
@@ -114,37 +138,15 @@ class FolderImages(EncodedImages):
 
     def close(self) -> None:
         self._archive.close()
+        if self.condition_images is not None:
+            self.condition_images.close()
 
-    def _label_from_json(self, table: str, *, required: bool) -> None:
-        """Read the classes from a dataset.json in the format of the EDM reference, which may have no labels.
-
-        Raises:
-            ValueError: it has another format, its entries are not those of the images, or a class is invalid.
-        """
-        root = self._archive.path
-        place = f"{root}/{table}"
+    def _listing(self, table: str) -> Listing:
+        """The classes and conditions in a dataset.json, such as the EDM reference writes, which may have no labels."""
+        root, folder = self._archive.path, posixpath.dirname(table)
         with self._archive.open(table) as file:
             content = file.read()
-        try:
-            entries: Any = json.loads(content)["labels"]
-            found = {} if entries is None else dict(entries)
-        except (ValueError, KeyError, TypeError) as error:
-            raise ValueError(f'{place} must be {{"labels": [["file", class], ...]}}: {error!r}') from error
-        if not found:
-            if required:
-                raise ValueError(f"labels='json' requires labels, but {place} has no labels")
-            return
-        folder = posixpath.dirname(table)
-        labels = {posixpath.join(folder, str(name).replace("\\", "/")): label for name, label in found.items()}
-        for name in self._names:
-            if name not in labels:
-                raise ValueError(f"{root}/{name} has no label in {place}")
-        for name, label in labels.items():
-            check_class(f"{name} in {place}", label)
-        absent = set(labels) - set(self._names)
-        if absent:
-            raise ValueError(f"{place} has a label for {min(absent)}, which does not exist")
-        self.labels = np.array([labels[name] for name in self._names], dtype=np.int64)
+        return read_listing(content, f"{root}/{table}", {name: f"{root}/{name}" for name in self._names}, folder)
 
     def _label_from_folders(self, *, required: bool) -> None:
         """Take the first folder below the common folder of all images for the class, if each image is in one."""
@@ -157,3 +159,53 @@ class FolderImages(EncodedImages):
         elif required:
             name = self.describe(folders.index(""))
             raise ValueError(f"{name} is not in a sub-folder, as labels='folders' requires")
+
+
+class _Partners(EncodedImages):
+    """The images of another folder or archive with the names of some images, in the order of those.
+
+    Args:
+        path: the folder or archive.
+        images: the images, each of which must have a partner.
+
+    Raises:
+        ValueError: an image has no partner or several, or a partner has no image, by name.
+    """
+
+    def __init__(self, path: str, images: FolderImages) -> None:
+        self._images = FolderImages(path, "none", "none")
+        count = len(self._images)
+        exact = {self._images.name(i): i for i in range(count)}
+        stems: dict[str, list[int]] = {}
+        for name, i in exact.items():
+            stems.setdefault(posixpath.splitext(name)[0], []).append(i)
+        self._order: list[int] = []
+        for i in range(len(images)):
+            name = images.name(i)
+            found = [exact[name]] if name in exact else stems.get(posixpath.splitext(name)[0], [])
+            if len(found) != 1:
+                names = "no image of its name" if not found else "several images of its name"
+                raise ValueError(f"{images.describe(i)} has {names} in condition={path!r}")
+            self._order += found
+        unused = set(range(count)) - set(self._order)
+        if unused:
+            raise ValueError(f"{self._images.describe(min(unused))} has no image of its name among the images")
+        self.num_bytes = self._images.num_bytes
+
+    def __len__(self) -> int:
+        return len(self._order)
+
+    def name(self, index: int) -> str:
+        return self._images.name(self._order[index])
+
+    def describe(self, index: int) -> str:
+        return self._images.describe(self._order[index])
+
+    def open(self, index: int) -> AbstractContextManager[BufferedIOBase]:
+        return self._images.open(self._order[index])
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
+        return self._images.read([self._order[index] for index in indices])
+
+    def close(self) -> None:
+        self._images.close()

@@ -15,14 +15,19 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from PIL.Image import Image
 
-__all__ = ["Crop", "Form", "Size", "crop_to", "parse_size", "sides"]
+__all__ = ["Crop", "Form", "Resize", "Size", "as_size", "crop_to", "parse_size", "resize_to", "sides"]
 
 Size = int | tuple[int, int] | str
 """The side of squares, or height and width: (64, 128) or "64x128"."""
 
 Crop = Literal["centre", "adm", "wide", "pad", "none"]
+
+Resize = Literal["bicubic", "nearest"]
+"""How the image that is a condition is resized to the size of its sample; "nearest" keeps numbers that are labels."""
 
 
 def parse_size(name: str, size: Size) -> int | tuple[int, int]:
@@ -99,9 +104,16 @@ class Form(Choice):
         if self.height is not None and self.size is not None:
             checks.between("height", self.height, 1, sides(self.size)[0])
 
-    def apply(self, picture: "Image | AnyPixels") -> "Image | AnyPixels":
-        """The cropped and resized picture; an image is upright, in mode 1, L, RGB or RGBA."""
-        return picture if self.size is None else crop_to(picture, sides(self.size), self.crop, self.height)
+    def apply(self, picture: "Image | AnyPixels", *, nearest: bool = False) -> "Image | AnyPixels":
+        """The cropped and resized picture; an image is upright, in mode 1, L, RGB or RGBA.
+
+        Args:
+            picture: the picture.
+            nearest: take the nearest pixel instead of a mean of several.
+        """
+        if self.size is None:
+            return picture
+        return crop_to(picture, sides(self.size), self.crop, self.height, nearest=nearest)
 
     def encode(self, picture: "Image | AnyPixels") -> bytes:
         """The encoded picture.
@@ -125,7 +137,12 @@ class Form(Choice):
 
 
 def crop_to(
-    picture: "Image | AnyPixels", size: tuple[int, int], crop: Crop, between: int | None = None
+    picture: "Image | AnyPixels",
+    size: tuple[int, int],
+    crop: Crop,
+    between: int | None = None,
+    *,
+    nearest: bool = False,
 ) -> "Image | AnyPixels":
     """A picture cropped and resized to a size (height, width), as described for `Form`.
 
@@ -136,35 +153,63 @@ def crop_to(
         size: height and width.
         crop: how the proportions change.
         between: the height between the bars, for "wide".
+        nearest: take the nearest pixel instead of a mean of several.
     """
-    import PIL.Image
-
+    filter = "NEAREST" if nearest else None
     if not isinstance(picture, np.ndarray):
-        if picture.mode == "1":
+        if picture.mode == "1" and not nearest:
             picture = picture.convert("L")  # what is between black and white becomes grey
-        return _crop_image(picture, size, crop, between)
+        return _crop_image(picture, size, crop, between, filter)
     if picture.shape[:2] == size and crop != "wide":
         return picture
+    return _by_bands(picture, lambda band: _crop_image(band, size, crop, between, filter))
+
+
+def resize_to(picture: "Image | AnyPixels", size: tuple[int, int], resize: Resize) -> "Image | AnyPixels":
+    """A picture of any kind at a size (height, width); the same picture if it has that size."""
+    import PIL.Image
+
+    if as_size(picture) == size:
+        return picture
+    filter = "NEAREST" if resize == "nearest" else "BICUBIC"
+    if not isinstance(picture, np.ndarray):
+        if picture.mode == "1" and resize != "nearest":
+            picture = picture.convert("L")
+        return picture.resize(size[::-1], PIL.Image.Resampling[filter])
+    return _by_bands(picture, lambda band: band.resize(size[::-1], PIL.Image.Resampling[filter]))
+
+
+def as_size(picture: "Image | AnyPixels") -> tuple[int, int]:
+    """Height and width of a picture."""
+    return (picture.shape[0], picture.shape[1]) if isinstance(picture, np.ndarray) else picture.size[::-1]
+
+
+def _by_bands(picture: Any, change: "Callable[[Image], Image]") -> Any:
+    """An array `(rows, columns, channels)` whose channels are changed one by one, in floating point."""
+    import PIL.Image
+
     bands = [PIL.Image.fromarray(np.ascontiguousarray(band, dtype=np.float32)) for band in np.moveaxis(picture, -1, 0)]
-    found = np.stack([np.asarray(_crop_image(band, size, crop, between)) for band in bands], axis=-1)
+    found = np.stack([np.asarray(change(band)) for band in bands], axis=-1)
     if np.issubdtype(picture.dtype, np.floating):
         return found.astype(picture.dtype)
     limits = np.iinfo(picture.dtype)
     return found.astype(np.float64).round().clip(limits.min, limits.max).astype(picture.dtype)
 
 
-def _crop_image(image: "Image", size: tuple[int, int], crop: Crop, between: int | None) -> "Image":
+def _crop_image(
+    image: "Image", size: tuple[int, int], crop: Crop, between: int | None, filter: str | None = None
+) -> "Image":
     height, width = size
     if crop == "adm":
-        return _crop_adm(image, width, height)
+        return _crop_adm(image, width, height, filter)
     if crop in ("wide", "pad"):
         if crop == "wide":
-            part = _resize(_crop_centre(image, width, between or height), width, between or height)
+            part = _resize(_crop_centre(image, width, between or height), width, between or height, filter)
         else:
             scale = min(width / image.width, height / image.height)
-            part = _resize(image, max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+            part = _resize(image, max(1, round(image.width * scale)), max(1, round(image.height * scale)), filter)
         return _with_bars(part, width, height)
-    return _resize(_crop_centre(image, width, height) if crop == "centre" else image, width, height)
+    return _resize(_crop_centre(image, width, height) if crop == "centre" else image, width, height, filter)
 
 
 def _crop_centre(image: "Image", across: int, down: int) -> "Image":
@@ -176,19 +221,21 @@ def _crop_centre(image: "Image", across: int, down: int) -> "Image":
     return image.crop((left, top, left + width, top + height))
 
 
-def _resize(image: "Image", width: int, height: int) -> "Image":
+def _resize(image: "Image", width: int, height: int, filter: str | None = None) -> "Image":
     import PIL.Image
 
-    return image.resize((width, height), PIL.Image.Resampling.LANCZOS)
+    return image.resize((width, height), PIL.Image.Resampling["LANCZOS" if filter is None else filter])
 
 
-def _crop_adm(image: "Image", width: int, height: int) -> "Image":
+def _crop_adm(image: "Image", width: int, height: int, filter: str | None = None) -> "Image":
     import PIL.Image
 
+    halving = PIL.Image.Resampling["BOX" if filter is None else filter]
     while image.width >= 2 * width and image.height >= 2 * height:
-        image = image.resize((image.width // 2, image.height // 2), PIL.Image.Resampling.BOX)
+        image = image.resize((image.width // 2, image.height // 2), halving)
     scale = max(width / image.width, height / image.height)
-    image = image.resize((round(image.width * scale), round(image.height * scale)), PIL.Image.Resampling.BICUBIC)
+    last = PIL.Image.Resampling["BICUBIC" if filter is None else filter]
+    image = image.resize((round(image.width * scale), round(image.height * scale)), last)
     left, top = (image.width - width) // 2, (image.height - height) // 2
     return image.crop((left, top, left + width, top + height))
 

@@ -91,9 +91,25 @@ class InMemory(Dataset):
         labels = None if self._labels is None else self._labels[index]
         return self._events(index), labels
 
+    def __getstate__(self) -> dict[str, Any]:
+        """The attributes, with tensors of uint16, which torch cannot pickle, as arrays."""
+        return {
+            name: value.numpy() if isinstance(value, Tensor) and value.dtype == torch.uint16 else value
+            for name, value in self.__dict__.items()
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        self.__dict__ |= {
+            name: torch.from_numpy(value) if isinstance(value, np.ndarray) else value for name, value in state.items()
+        }
+
     def _events(self, index: Int[Tensor, " batch"]) -> Float[Tensor, "batch *event"]:
-        x = self._x.view(torch.int16)[index].view(torch.uint16) if self._x.dtype == torch.uint16 else self._x[index]
-        return as_float(x)
+        return _rows(self._x, index)
+
+
+def _rows(x: Shaped[Tensor, "samples *shape"], index: Int[Tensor, " batch"]) -> Float[Tensor, "batch *shape"]:
+    """Some rows as float32; torch cannot index uint16."""
+    return as_float(x.view(torch.int16)[index].view(torch.uint16) if x.dtype == torch.uint16 else x[index])
 
 
 class Pairs(InMemory):
@@ -116,7 +132,8 @@ class Pairs(InMemory):
     Args:
         x: `(num_samples, *event)`, as for `InMemory`.
         condition: `(num_samples, *condition)`, floating point, in any units; kept in float32. A vector (features,) is
-            for the embedding of a network; an image with the spatial sizes of x is for its input.
+            for the embedding of a network; an image with the spatial sizes of x is for its input. Images in uint8,
+            uint16 or bool are kept as they are and scaled from their full range to [-1, 1] when fetched.
         labels, num_classes, class_names: as for `InMemory`.
         allow_nan: whether a condition may have NaN, which marks absent entries, such as members of a set.
         kind, range, layout: as for `InMemory`.
@@ -132,7 +149,7 @@ class Pairs(InMemory):
     def __init__(
         self,
         x: Shaped[Tensor, "samples *event"] | Array,
-        condition: Float[Tensor, "rows *condition"] | Array,
+        condition: Shaped[Tensor, "rows *condition"] | Array,
         labels: Shaped[Tensor, "..."] | Array | None = None,
         *,
         num_classes: int | None = None,
@@ -152,7 +169,7 @@ class Pairs(InMemory):
     def fetch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """The samples at `indices`, and their conditions."""
         index = as_index(indices, len(self))
-        condition = self._condition[index]
+        condition = _rows(self._condition, index)
         if self._labels is not None:
             condition = pack(self._labels[index], condition)
         return self._events(index), condition
@@ -294,13 +311,16 @@ def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: b
 
 def _check_condition(
     condition: Shaped[Tensor, "..."], samples: int, allow_nan: bool
-) -> Float[Tensor, "samples *condition"]:
-    if not condition.is_floating_point():
-        raise TypeError(f"condition must be floating point, got {condition.dtype}")
+) -> Shaped[Tensor, "samples *condition"]:
+    full_range = str(condition.dtype).removeprefix("torch.") in FULL_RANGES and condition.dim() > 3
+    if not condition.is_floating_point() and not full_range:
+        raise TypeError(f"condition must be floating point, or images in uint8, uint16 or bool, got {condition.dtype}")
     if condition.dim() < 2 or len(condition) != samples or condition.numel() == 0:
         raise ValueError(
             f"condition must have shape ({samples}, *condition), one row per sample, got {tuple(condition.shape)}"
         )
+    if full_range:
+        return condition.detach().contiguous()
     condition = condition.detach().float()
     _check_finite("condition", condition, allow_nan=allow_nan)
     return condition

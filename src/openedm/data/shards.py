@@ -1,7 +1,8 @@
 """Tar shards as training data: those of `openedm data convert`, or any WebDataset.
 
-A shard is a plain tar archive: `00000042.png` and, if there are classes, `00000042.cls`, the class as digits. Every
-image is read from its offset in the shard, so that any order is possible and a run continues exactly where it stopped.
+A shard is a plain tar archive: `00000042.png` and, if there are classes, `00000042.cls`, the class as digits. Floats
+are "condition" in `00000042.json`, and an image that is a condition is `00000042.condition.png`. Every image is read
+from its offset in the shard, so that any order is possible and a run continues exactly where it stopped.
 Shards are not unpacked, and only the index is in memory. The folders that `convert` writes have a manifest.json, which
 describes the set, and an index.npz with the offsets.
 """
@@ -12,7 +13,7 @@ import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from jaxtyping import Int64
@@ -21,8 +22,9 @@ from openedm.data.archive import FileParts, tar_members
 from openedm.data.classes import ClassNumbers
 from openedm.data.dataset import Chunks
 from openedm.data.decoding import SUFFIXES, Header
-from openedm.data.encoded import EncodedImages, ImageSource, check_class
-from openedm.data.forms import Crop, Size
+from openedm.data.encoded import EncodedImages, ImageSource
+from openedm.data.forms import Crop, Resize, Size
+from openedm.data.listing import check_class, rows_of_floats
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
 
@@ -36,7 +38,8 @@ class Shards(ImageSource):
     """Images in tar archives: a folder of shards from `openedm data convert`, or from WebDataset.
 
     Sets up to 256 MiB are decoded when loaded, larger ones as samples are fetched. Shards without a manifest are
-    scanned when loaded: the class of NAME.png is the number in NAME.cls, or "label" or "cls" in NAME.json.
+    scanned when loaded: the class of NAME.png is the number in NAME.cls, or "label" or "cls" in NAME.json; its
+    condition is the number or vector "condition" in NAME.json, or the image NAME.condition.png.
 
     Args:
         path: a folder of .tar files, which are taken in the order of their names, or one such file; not compressed.
@@ -52,6 +55,8 @@ class Shards(ImageSource):
             distorted.
         range: the numbers of pixels that become −1 and 1; by default the full range of 1, 8 or 16 bits. TIFF of
             floating point or 32 bits requires it.
+        condition_resize: how a condition image of another size than its image is resized to that size before both are
+            cropped alike: bicubic, or nearest, which keeps the numbers of masks.
     """
 
     path: str
@@ -62,6 +67,7 @@ class Shards(ImageSource):
     channels: int | None = None
     crop: Crop = "centre"
     range: tuple[float, float] | None = None
+    condition_resize: Resize = "bicubic"
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -128,6 +134,8 @@ class TarImages(EncodedImages):
 
     def close(self) -> None:
         self._parts.close()
+        if self.condition_images is not None:
+            self.condition_images.close()
 
     def _file(self, index: int) -> str:
         return self._files[int(self._places[index, 0])]
@@ -150,41 +158,120 @@ class TarImages(EncodedImages):
                     raise ValueError(f"{entry['file']} must have {entry['bytes']} bytes, but has {size}")
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 self._places = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
-                self._keys, self.labels = arrays["key"], arrays.get("label")
+                self._keys, self.labels, self.conditions = arrays["key"], arrays.get("label"), arrays.get("condition")
+                places = [arrays[name] for name in ("shard", "condition_offset", "condition_size") if name in arrays]
             channels, height, width = manifest["shape"]
             self._shape = Header(channels, height, width, manifest.get("dtype", "uint8"))
             self._num_classes = manifest["num_classes"]
             self._files = [str(root / entry["file"]) for entry in manifest["shards"]]
             self._encoding = str(manifest["form"]["encoding"])
+            if len(places) == 3:
+                self.condition_images = self._partners(np.stack(places, axis=1), manifest["condition"])
             names = manifest.get("class_names")
             self.class_names = None if names is None else tuple(names)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path {str(root)!r} is not a complete set of shards: {error}") from error
 
+    def _partners(self, places: Int64[np.ndarray, "images 3"], about: Mapping[str, Any]) -> "_ConditionMembers":
+        channels, height, width = about["shape"]
+        names = [f"{key:08d}.condition.{self._encoding}" for key in self._keys.tolist()]
+        header = Header(channels, height, width, about["dtype"])
+        return _ConditionMembers(self._files, places.astype(np.int64), names, header)
+
     def _scan(self, files: Sequence[Path]) -> None:
         """Find the images of any WebDataset: files of one sample have the same name up to its first dot."""
-        found: list[tuple[str, tuple[int, int, int], int | None]] = []
+        found: list[_Member] = []
         for shard, file in enumerate(files):
             members = tar_members(str(file))
+            partners = {_stem(name): name for name in members if _is_partner(name)}
             for name, place in members.items():
-                if name.lower().endswith(SUFFIXES):
+                if name.lower().endswith(SUFFIXES) and not _is_partner(name):
                     beside = {
                         suffix: self._parts.read(str(file), *members[_stem(name) + suffix])
                         for suffix in (".cls", ".json")
                         if _stem(name) + suffix in members
                     }
-                    found.append((name, (shard, *place), _class_beside(beside, f"{file}/{name}")))
+                    partner = partners.get(_stem(name))
+                    other = None if partner is None else (partner, (shard, *members[partner]))
+                    found.append(_Member(name, (shard, *place), other, *_values_beside(beside, f"{file}/{name}")))
         if not found:
             more = f" (and {len(files) - 1} more)" if len(files) > 1 else ""
             raise ValueError(f"no images found in {files[0]}{more} ({', '.join(SUFFIXES)})")
         self._files = list(map(str, files))
-        self._names = [name for name, _, _ in found]
-        self._places = np.array([place for _, place, _ in found], dtype=np.int64)
-        labels: list[Any] = [label for _, _, label in found]
-        if any(label is not None for label in labels):
-            if None in labels:
-                raise ValueError(f"{self.describe(labels.index(None))} has no class, but others have one")
+        self._names = [member.name for member in found]
+        self._places = np.array([member.place for member in found], dtype=np.int64)
+        labels = self._all_or_none([member.label for member in found], "class")
+        floats = self._all_or_none([member.floats for member in found], "condition")
+        partners_of_all = self._all_or_none([member.partner for member in found], "condition image")
+        if labels is not None:
             self.labels = np.array(labels, dtype=np.int64)
+        if floats is not None:
+            self.conditions = rows_of_floats(floats, [self.describe(index) for index in range(len(found))])
+        if partners_of_all is not None:
+            places = np.array([place for _, place in partners_of_all], dtype=np.int64)
+            self.condition_images = _ConditionMembers(self._files, places, [name for name, _ in partners_of_all])
+
+    def _all_or_none(self, values: list[Any], what: str) -> list[Any] | None:
+        """The values if all images have one, None if none has; ValueError naming the first image without."""
+        if all(value is None for value in values):
+            return None
+        lacking = next((index for index, value in enumerate(values) if value is None), None)
+        if lacking is not None:
+            raise ValueError(f"{self.describe(lacking)} has no {what}, but others have one")
+        return values
+
+
+class _Member(NamedTuple):
+    """An image in a shard: its name, its place (shard, offset, size), and what belongs to it."""
+
+    name: str
+    place: tuple[int, int, int]
+    partner: tuple[str, tuple[int, int, int]] | None
+    label: int | None
+    floats: Any
+
+
+class _ConditionMembers(EncodedImages):
+    """The images in shards that are the conditions of others.
+
+    Args:
+        files: the shards.
+        places: shard, offset and size of each image.
+        names: of each in its shard.
+        header: the shape and type of all, if they are known.
+    """
+
+    def __init__(
+        self,
+        files: Sequence[str],
+        places: Int64[np.ndarray, "images 3"],
+        names: Sequence[str],
+        header: Header | None = None,
+    ) -> None:
+        self._parts, self._files, self._places = FileParts(), files, places
+        self._names, self._header = names, header
+        self.num_bytes = int(places[:, 2].sum())
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def name(self, index: int) -> str:
+        return f"{self._files[int(self._places[index, 0])]}/{self._names[index]}"
+
+    def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
+        for index in indices:
+            shard, offset, size = self._places[index].tolist()
+            try:
+                content = self._parts.read(self._files[shard], offset, size)
+            except OSError as error:
+                raise ValueError(f"{self.describe(index)} cannot be read: {error}") from error
+            yield content, None
+
+    def shapes(self) -> Iterable[Header]:
+        return super().shapes() if self._header is None else [self._header]
+
+    def close(self) -> None:
+        self._parts.close()
 
 
 def _is_converted(root: Path) -> bool:
@@ -201,8 +288,10 @@ def _tar_files(path: Path) -> list[Path]:
     return files
 
 
-def _class_beside(files: Mapping[str, bytes], where: str) -> int | None:
-    """The class of an image in the manner of WebDataset: the number in its .cls, "label" or "cls" in its .json.
+def _values_beside(files: Mapping[str, bytes], where: str) -> tuple[int | None, Any]:
+    """The class and the floats of an image in the manner of WebDataset; None for what is not there.
+
+    The class is the number in its .cls, or "label" or "cls" in its .json, and the floats are "condition" there.
 
     Args:
         files: content of the files beside the image, by suffix.
@@ -212,16 +301,17 @@ def _class_beside(files: Mapping[str, bytes], where: str) -> int | None:
         ValueError: the class cannot be read or is not an integer ≥ 0.
     """
     try:
-        if ".cls" in files:
-            label: Any = int(files[".cls"])
-        elif ".json" in files:
-            entries = json.loads(files[".json"])
-            label = entries.get("label", entries.get("cls"))
-        else:
-            return None
+        entries = json.loads(files[".json"]) if ".json" in files else {}
+        label: Any = int(files[".cls"]) if ".cls" in files else entries.get("label", entries.get("cls"))
+        floats = entries.get("condition")
     except (ValueError, AttributeError) as error:
         raise ValueError(f"the class of {where} cannot be read: {error}") from error
-    return None if label is None else check_class(where, label)
+    return None if label is None else check_class(where, label), floats
+
+
+def _is_partner(name: str) -> bool:
+    """Whether an image is the condition of another: NAME.condition.png."""
+    return name.lower().endswith(SUFFIXES) and name[len(_stem(name)) :].startswith(".condition.")
 
 
 def _stem(name: str) -> str:

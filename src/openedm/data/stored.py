@@ -17,13 +17,27 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 
-__all__ = ["LAYOUTS", "Layout", "Range", "Stored", "as_float", "check_range", "find_stored", "warn_of_values"]
+__all__ = [
+    "LAYOUTS",
+    "Layout",
+    "Range",
+    "Stored",
+    "as_float",
+    "check_range",
+    "common_type",
+    "find_stored",
+    "promote",
+    "warn_of_values",
+]
 
 Range = tuple[float, float]
 Layout = Literal["channels_first", "channels_last", "NCHW", "NHWC"]
 LAYOUTS = ("channels_first", "channels_last", "NCHW", "NHWC")
 FULL_RANGES: dict[str, Range] = {"bool": (0, 1), "uint8": (0, 255), "uint16": (0, 65535)}
 """The stored numbers that become −1 and 1 unless a range is given, by dtype."""
+
+FULL_RANGE_TYPES = tuple(FULL_RANGES)
+"""The types of pixels that need no range, each with more values than the one before."""
 
 _DTYPES = (*FULL_RANGES, "int8", "int16", "int32", "int64", "uint32", "uint64")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
@@ -104,6 +118,35 @@ class Stored(Choice):
         if limits is not None:
             x = x.clamp(*limits)
         return x.round().numpy().astype(self.dtype)
+
+
+def common_type(one: str, other: str, name: str, first: str) -> str:
+    """The type with the more values of two types of pixels; ValueError naming the image `name` if there is none.
+
+    Args:
+        one: the type so far.
+        other: the type of the image `name`.
+        name: the image.
+        first: the first of all images.
+    """
+    if one == other:
+        return one
+    if one not in FULL_RANGE_TYPES or other not in FULL_RANGE_TYPES:
+        raise ValueError(f"{name} has pixels of {other}, but {first} has {one}: convert them to one type")
+    return max(one, other, key=FULL_RANGE_TYPES.index)
+
+
+def promote(
+    array: Shaped[np.ndarray, "*shape"], wanted: str, range: Range | None, name: str, first: str
+) -> Shaped[np.ndarray, "*shape"]:
+    """Pixels in a type with more values, scaled from full range to full range unless a range is given."""
+    found = str(array.dtype)
+    if found == wanted:
+        return array
+    if wanted not in FULL_RANGE_TYPES or common_type(found, wanted, name, first) != wanted:
+        raise ValueError(f"{name} has pixels of {found}, but {first} has {wanted}: convert them")
+    factor = round(FULL_RANGES[wanted][1] / FULL_RANGES[found][1]) if range is None else 1
+    return np.asarray(array.astype(wanted) * np.dtype(wanted).type(factor))
 
 
 def as_float(x: Shaped[Tensor, "*shape"]) -> Float[Tensor, "*shape"]:

@@ -20,6 +20,8 @@ def convert(
     split: str = "train",
     image: str | None = None,
     label: str | None = None,
+    condition: str | tuple[str, ...] | None = None,
+    condition_resize: Literal["bicubic", "nearest"] = "bicubic",
     per_shard: int = 10_000,
     damaged: Literal["refuse", "drop"] = "refuse",
     threads: int = 1,
@@ -48,6 +50,10 @@ def convert(
         split: split of a set on the Hub or of a folder of tables.
         image: column of pictures in a table.
         label: column of classes in a table; "none" for no classes.
+        condition: a folder or archive with a picture of the same name for each picture, its condition; "none" to leave
+            out the conditions that dataset.json has; columns of a table, one or several: [stroke,slant].
+        condition_resize: how a condition of another size than its picture is resized to that size, before both are
+            cropped alike: bicubic, or nearest, which keeps the numbers of masks.
         per_shard: number of pictures in a shard.
         damaged: refuse: a picture that cannot be decoded ends the conversion with an error. drop: it is left out and
             listed in the manifest.
@@ -55,7 +61,8 @@ def convert(
         resume: continue an interrupted conversion.
     """
     form = Form(size=size, crop=crop, height=height, channels=channels, encoding=encoding, bits=bits)
-    images = encoded_images(source, labels, Table(source, subset=subset, split=split, image=image, label=label))
+    columns = Table(source, subset=subset, split=split, image=image, label=label)
+    images = encoded_images(source, labels, columns, condition)
     with Bars() as bars:
         try:
             manifest = converting.convert(
@@ -67,6 +74,7 @@ def convert(
                 resume=resume,
                 threads=threads,
                 about={"source": source},
+                condition_resize=condition_resize,
                 progress=bars,
             )
         except KeyboardInterrupt:
@@ -74,6 +82,8 @@ def convert(
             raise
     shape = "×".join(map(str, manifest["shape"]))
     classes = f"in {manifest['num_classes']} classes" if manifest["num_classes"] else "without classes"
+    if "condition" in manifest:
+        classes += f" with conditions of {'×'.join(map(str, manifest['condition']['shape']))}"
     print(f"{manifest['images']} images of {shape} {classes} in {len(manifest['shards'])} shards: {out}")
     for entry in manifest["dropped"]:
         print(f"dropped {entry['reason']}")
