@@ -9,6 +9,7 @@ from io import BytesIO
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
+from jaxtyping import Shaped
 
 from openedm.data.deep import AnyPixels, encode_deep
 from openedm.ground import checks
@@ -184,8 +185,8 @@ def as_size(picture: "Image | AnyPixels") -> tuple[int, int]:
     return (picture.shape[0], picture.shape[1]) if isinstance(picture, np.ndarray) else picture.size[::-1]
 
 
-def _by_bands(picture: Any, change: "Callable[[Image], Image]") -> Any:
-    """An array `(rows, columns, channels)` whose channels are changed one by one, in floating point."""
+def _by_bands(picture: AnyPixels, change: "Callable[[Image], Image]") -> Shaped[np.ndarray, "height width bands"]:
+    """An array whose channels are changed one by one, in floating point."""
     import PIL.Image
 
     bands = [PIL.Image.fromarray(np.ascontiguousarray(band, dtype=np.float32)) for band in np.moveaxis(picture, -1, 0)]
