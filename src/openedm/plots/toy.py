@@ -149,7 +149,9 @@ class _Training(NamedTuple):
     def run(self, argument: str, subject: Subject) -> tuple[Denoiser, dict[str, ValidationLoss]]:
         """Train on the subject; returns the denoiser, and its losses early, late and beside the exact denoiser's."""
         self.log(f"training on {argument}: {subject.name}, {subject.dataset.describe()}")
-        model = Model.for_data(subject.dataset, MLP(width=64, num_blocks=2), conditional=False)
+        # In the units of the data, so that losses are those of the exact denoiser at the same noise levels.
+        network = MLP(width=64, num_blocks=2)
+        model = Model.for_data(subject.dataset, network, conditional=False, standardise=False)
         options, losses, objective = self.options, _Losses(), EDM()
         trainer = Trainer(model, subject.dataset, objective, options, observers=[losses, self.observer(options)])
         denoiser = trainer.fit().cpu()
