@@ -12,7 +12,7 @@ from torch import Tensor
 
 from openedm import schedules
 from openedm.data import Dataset, Source, Toy, measure
-from openedm.denoiser import Denoiser
+from openedm.denoiser import Denoiser, FunctionDenoiser
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.ground import checks
 from openedm.levels import Explicit, Karras, Levels, LogLinear
@@ -62,6 +62,8 @@ def toy_figures(
             of steps.
     """
     _check(sampler, sigma_shown)
+    # All runs of all denoisers have the same levels.
+    sampler = replace(sampler, levels=sampler.levels.for_data(Denoiser.sigma_data))
     options = _options(images, seed)
     flat, line = _subject("data", data, 2), _subject("data_1d", data_1d, 1)
     figures = {"curvature.png": _curvature(line, sampler), "error-versus-nfe.png": _solvers(line, sampler, seed, log)}
@@ -125,12 +127,17 @@ def _subject(argument: str, source: Source, dimensions: int) -> Subject:
     name = source.name if isinstance(source, Toy) else dataset.describe()
     if mixture is not None:
         covariance = mixture.std**2 * torch.eye(dimensions, dtype=torch.float64)
-        exact = GaussianMixture(mixture.weights, mixture.means, covariance.expand(len(mixture.weights), -1, -1))
-        return Subject(name, dataset, exact, exact)
+        density = GaussianMixture(mixture.weights, mixture.means, covariance.expand(len(mixture.weights), -1, -1))
+        return Subject(name, dataset, _from_noise(density), density)
     x, _ = dataset.fetch(range(len(dataset)))
     points = x[:: math.ceil(len(x) / 500)]
     density = GaussianMixture(torch.ones(len(points)), points, torch.zeros(len(points), dimensions, dimensions))
-    return Subject(name, dataset, ExactDataset(x), density)
+    return Subject(name, dataset, _from_noise(ExactDataset(x)), density)
+
+
+def _from_noise(exact: Denoiser) -> Denoiser:
+    """An exact denoiser whose runs start from the noise itself, as those of a trained network beside it do."""
+    return FunctionDenoiser(exact, exact.event_shape, sigma_data=exact.sigma_data, mean=0.0)
 
 
 class _Losses(Observer):
