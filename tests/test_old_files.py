@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import openedm.guidance  # noqa: F401  # Its choices are known once it is imported.
 from openedm.cli.main import main
-from openedm.data import Arrays, Shards
+from openedm.data import Arrays, Shards, align_classes
 from openedm.denoiser import Denoiser, FunctionDenoiser
 from openedm.exact import GaussianMixture
 from openedm.ground.choices import Choice, from_config
@@ -254,7 +254,13 @@ def test_a_store_of_simulations_is_added_to(tmp_path):
 @pytest.mark.parametrize("name", ["shards", "arrays"])
 def test_images_are_read_with_their_classes(name):
     source = Shards(str(OLD / "data" / "shards")) if name == "shards" else Arrays(str(OLD / "data" / "arrays.npz"))
-    x, labels = source.load().fetch(torch.arange(6))
+    dataset = source.load()
+    if (
+        name == "arrays"
+    ):  # labels that skip numbers: renumbered, but not for a model that an old run trained on 8 classes
+        assert dataset.class_names == ("0", "1", "2", "4", "6", "7")
+        dataset = align_classes(dataset, 8)
+    x, labels = dataset.fetch(torch.arange(6))
     wanted = expected("data")
     np.testing.assert_array_equal(x.numpy(), wanted[name])
     np.testing.assert_array_equal(labels.numpy(), wanted[f"{name}_labels"])

@@ -1,12 +1,10 @@
 """Options from signatures: a command is a function, and its options are the function's parameters (jsonargparse)."""
 
-import dataclasses
 import difflib
 import functools
 import inspect
 import itertools
 import re
-from abc import ABC
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -16,11 +14,21 @@ from jsonargparse import ArgumentError, ArgumentParser
 
 from openedm.cli.importing import HELP as IMPORT_HELP
 from openedm.cli.importing import check_known_classes, import_modules, is_record, listed_imports, take_imports
-from openedm.data import Arrays, ImageFolder, Source
-from openedm.ground.choices import Choice, class_path, classes_named, subclasses
-from openedm.ground.legacy import upgrade
-from openedm.networks import ModuleNetwork, ModuleSummary, Network, Summary
-from openedm.networks.own import own_class
+from openedm.cli.plain import (
+    Plain,
+    arguments_of,
+    class_of,
+    expand,
+    fields_of,
+    is_abstract,
+    is_choice,
+    known_classes,
+    overlay,
+    read_options,
+    to_plain,
+    without_none,
+)
+from openedm.ground.choices import Choice
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice)
@@ -32,8 +40,6 @@ PRESETS = Path(__file__).parents[1] / "presets"
 
 Command = Callable[..., Any]
 Names = tuple[str, ...]
-Plain = dict[str, Any]
-"""Values in their YAML form: choices by name are {"class_path": …, "init_args": {…}}, others their fields."""
 
 if TYPE_CHECKING:
     Changes = dict[str, Any]
@@ -56,12 +62,12 @@ def options_of(command: Command) -> dict[str, Option]:
     hints, flat, found = get_type_hints(command), _flat(command), {}
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in flat:
-            found[name] = Option(_without_none(hints[name]), parameter.default)
+            found[name] = Option(without_none(hints[name]), parameter.default)
             continue
         inner = get_type_hints(flat[name])
-        for argument, field in _arguments(flat[name]).items():
+        for argument, field in arguments_of(flat[name]).items():
             unless = field.metadata.get("unless", ())
-            found[argument] = Option(_without_none(inner[argument]), field.default, unless)
+            found[argument] = Option(without_none(inner[argument]), field.default, unless)
     return found
 
 
@@ -98,7 +104,7 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
         if names[-1] != "help" or len(names) == 1:
             continue
         option = ".".join(names[:-1])
-        if not _is_choice(kind := _type_of(options_of(command), plain, names[:-1])):
+        if not is_choice(kind := _type_of(options_of(command), plain, names[:-1])):
             raise ArgumentError(None, f"--{option}.help: there is no choice {option} with the classes chosen here")
         print(_help(kind, option, text))
         parser.exit()
@@ -107,7 +113,7 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     for name in ("config", "import"):
         values.pop(name, None)
     for name, cls in _flat(command).items():
-        values[name] = cls(**{argument: values.pop(argument) for argument in _arguments(cls)})
+        values[name] = cls(**{argument: values.pop(argument) for argument in arguments_of(cls)})
     return values
 
 
@@ -120,13 +126,13 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     * It keeps the options of one class for another class that has options of the same names: with the default
       `levels=Karras()`, `--levels VP` would keep Karras's range. Here every class starts from its defaults, so classes
       are chosen first, from the outside in.
-    * It applies files and options in the order of the command line. * It does not replace class names of older versions
-    by present ones (`openedm.ground.legacy`). * It has no abbreviations: `--preset NAME` is a file of this package, a
-    path is a source of data, and if no argument
+    * It applies files and options in the order of the command line.
+    * It does not replace class names of older versions by present ones (`openedm.ground.legacy`).
+    * It has no abbreviations: `--preset NAME` is a file of this package, a path is a source of data, and if no argument
       is positional, a first argument is the value of the first option: `openedm suggest a.npy`.
     * It has no tuples of several words: `--data.range 0 1`, or `0,1`.
-    * It has no defaults that depend on other options: `nfe` is null if a tolerance is given. * It parses `inf` as a
-    string.
+    * It has no defaults that depend on other options: `nfe` is null if a tolerance is given.
+    * It parses `inf` as a string.
 
     Raises:
         ArgumentError: a file cannot be read, or a preset is unknown.
@@ -151,8 +157,8 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     left: list[str | None] = list(arguments)
     for names, text, where in typed:
         kind = _type_of(options, plain, names)
-        value = _expand(kind, _parse_yaml(text))
-        if kind is dict or (isinstance(value, dict) and _is_choice(kind)):
+        value = expand(kind, _parse_yaml(text))
+        if kind is dict or (isinstance(value, dict) and is_choice(kind)):
             nested = functools.reduce(lambda inner, name: {name: inner}, reversed(names[1:]), value)
             plain[names[0]] = overlay(options[names[0]].kind, plain.get(names[0]), nested)
             left[where] = [None] * (where.stop - where.start)
@@ -185,29 +191,6 @@ def _recorded_options(
     return found
 
 
-def overlay(kind: Any, old: Any, new: Any) -> Any:
-    """The plain value `old` of the type `kind`, updated by `new`.
-
-    A mapping changes the fields that it names. If it names another class, the result starts from the defaults of that
-    class.
-    """
-    new = _expand(kind, new)
-    if not isinstance(new, dict):
-        return new
-    if kind is dict:
-        base = old if isinstance(old, dict) else {} if old is None else {"class_path": old}
-        return {**base, **{name: overlay(dict, base.get(name), value) for name, value in new.items()}}
-    cls = _class_of(kind, new if "class_path" in new else old)
-    if cls is None:
-        return new
-    base = _fields(old) if _class_of(kind, old) is cls else _defaults(cls)
-    hints = get_type_hints(cls)
-    fields = base | {
-        name: overlay(_without_none(hints.get(name)), base.get(name), value) for name, value in _fields(new).items()
-    }
-    return {"class_path": class_path(cls), "init_args": fields} if _is_abstract(kind) else fields
-
-
 def build(cls: type[C], name: str, plain: Plain) -> C:
     """The choice that plain values describe, checked; `name` is its name in errors.
 
@@ -221,16 +204,6 @@ def build(cls: type[C], name: str, plain: Plain) -> C:
     return choice
 
 
-def to_plain(value: Any) -> Any:
-    """A value in its YAML form."""
-    if isinstance(value, Choice):
-        fields = {name: to_plain(getattr(value, name)) for name in _arguments(type(value))}
-        return {"class_path": class_path(type(value)), "init_args": fields} if _is_abstract(type(value)) else fields
-    if isinstance(value, dict):
-        return {key: to_plain(v) for key, v in value.items()}
-    return [to_plain(v) for v in value] if isinstance(value, tuple | list) else value
-
-
 def dump(values: dict[str, Any]) -> str:
     """The options of a command as YAML, which is written to a run and read by `--config`."""
     text: str = yaml.safe_dump(to_plain(values), sort_keys=False, allow_unicode=True)
@@ -242,8 +215,9 @@ def explain(command: Command, message: str) -> str:
     text = " ".join(line.strip() for line in message.splitlines())
     named = re.match(r'Parser key "([\w.]+)"', text)
     kind: Any = _type_of(options_of(command), {}, tuple(named[1].split("."))) if named else None
-    if _is_abstract(kind) and "Problem with given class_path" not in text:
-        text += f" (known: {', '.join(c.__name__ for c in _classes(kind))}; of a module of your own: --import MODULE)"
+    if is_abstract(kind) and "Problem with given class_path" not in text:
+        known = ", ".join(c.__name__ for c in known_classes(kind))
+        text += f" (known: {known}; of a module of your own: --import MODULE)"
     return text
 
 
@@ -292,21 +266,6 @@ def _parse_options(arguments: Sequence[str]) -> Iterator[tuple[Names, str, slice
                 yield tuple(name.split(".")), following, slice(i, i + 2)
 
 
-def read_options(file: str) -> Plain:
-    """The options in a YAML file.
-
-    Raises:
-        ArgumentError: the file cannot be read, or holds something else.
-    """
-    try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
-        raise ArgumentError(None, f"config: {file} cannot be read as YAML: {' '.join(str(error).split())}") from error
-    if not isinstance(content, dict):
-        raise ArgumentError(None, f"config: {file} must hold a mapping of options to values, got {content!r}")
-    return content
-
-
 def _parse_yaml(text: str) -> Any:
     try:
         return yaml.safe_load(text)
@@ -325,50 +284,23 @@ def _check_exclusive(options: Mapping[str, Option], typed: Sequence[tuple[Names,
     given = {names[0]: text for names, text, _ in typed if len(names) == 1}
     for names, text, _ in typed:
         for name, option in options.items():
-            described = names[0] in option.unless and _is_choice(options[names[0]].kind)
+            described = names[0] in option.unless and is_choice(options[names[0]].kind)
             if described and _parse_yaml(given.get(name, "null")) is not None:
                 shown = f"--{name} {given[name]} and --{'.'.join(names)} {text}"
                 raise ValueError(f"{name} and {names[0]} options are mutually exclusive, got {shown}")
 
 
-def _expand(kind: Any, value: Any) -> Any:
-    """A plain value without abbreviations: class names and paths of data become mappings, old names present ones."""
-    if kind is dict and isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
-        return read_options(value)
-    if isinstance(value, str) and _is_choice(kind) and hasattr(kind, "short"):
-        return {kind.short: value}
-    if isinstance(value, str) and _is_abstract(kind):
-        spec = upgrade({"class_path": value})
-        if _class_of(kind, spec) is not None:
-            return spec
-        if (own := _own_module(kind, value)) is not None:
-            return own
-        path = Path(value)
-        if kind is Source and path.suffix in (".npy", ".npz"):
-            return {"class_path": class_path(Arrays), "init_args": {"path": value}}
-        if kind is Source and (path.suffix == ".zip" or path.is_dir() or len(path.parts) > 1):
-            return {"class_path": class_path(ImageFolder), "init_args": {"path": value}}
-    return upgrade(value) if isinstance(value, dict) else value
-
-
-def _own_module(kind: Any, name: str) -> Plain | None:
-    """The choice for a class of modules that the user's imports have defined, such as my_nets.MyModule."""
-    holder = {Network: ModuleNetwork, Summary: ModuleSummary}.get(kind)
-    if holder is None or own_class(name) is None:
-        return None
-    return {"class_path": class_path(holder), "init_args": {"name": name}}
-
-
 def _help(kind: type[Choice], option: str, name: str) -> str:
     """The help text of an option: the classes to choose from, or the options of the class `name`."""
-    cls = _class_of(kind, {"class_path": name} if name else {})
+    cls = class_of(kind, {"class_path": name} if name else {})
     if cls is None and name:
-        known = ", ".join(c.__name__ for c in _classes(kind))
-        raise ArgumentError(None, f"--{option}.help must be followed by one of {known}, got {name!r}")
+        names = ", ".join(c.__name__ for c in known_classes(kind))
+        raise ArgumentError(None, f"--{option}.help must be followed by one of {names}, got {name!r}")
     if cls is None:
-        rows = [f"  {c.__name__:<20} {inspect.cleandoc(c.__doc__ or '').partition(chr(10))[0]}" for c in _classes(kind)]
+        known = {c.__name__: inspect.cleandoc(c.__doc__ or "") for c in known_classes(kind)}
+        rows = [f"  {title:<20} {text.partition(chr(10))[0]}" for title, text in known.items()]
         return "\n".join([f"--{option} is one of", *rows, f"--{option}.help CLASS describes one of them."])
-    about = None if _arguments(cls) else inspect.cleandoc(cls.__doc__ or "")
+    about = None if arguments_of(cls) else inspect.cleandoc(cls.__doc__ or "")
     parser = ArgumentParser(prog=f"--{option} {cls.__name__}", add_help=False, description=about)
     parser.add_class_arguments(cls, option)
     return parser.format_help()
@@ -380,9 +312,9 @@ def _type_of(options: Mapping[str, Option], plain: Plain, names: Names) -> Any:
     for name in names[1:]:
         if kind is dict:
             return dict
-        cls = _class_of(kind, value or {})
-        kind = None if cls is None else _without_none(get_type_hints(cls).get(name))
-        value = _fields(value).get(name) if isinstance(value, dict) else None
+        cls = class_of(kind, value or {})
+        kind = None if cls is None else without_none(get_type_hints(cls).get(name))
+        value = fields_of(value).get(name) if isinstance(value, dict) else None
     return kind
 
 
@@ -397,53 +329,7 @@ def _numbers(arguments: Sequence[str]) -> list[str]:
     return list(itertools.takewhile(lambda text: re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text), arguments))
 
 
-def _without_none(kind: Any) -> Any:
-    """The type of a value that is not None: X of X | None."""
-    members = get_args(kind)
-    return next(k for k in members if k is not type(None)) if type(None) in members else kind
-
-
 def _flat(command: Command) -> dict[str, type[Any]]:
     """The parameters of a command whose fields are options of the command itself."""
     hints = get_type_hints(command, include_extras=True)
     return {name: get_args(kind)[0] for name, kind in hints.items() if "flat" in getattr(kind, "__metadata__", ())}
-
-
-def _is_choice(kind: Any) -> bool:
-    return isinstance(kind, type) and issubclass(kind, Choice)
-
-
-def _is_abstract(kind: Any) -> bool:
-    """Whether a value is one of several classes, chosen by name."""
-    return _is_choice(kind) and issubclass(kind, ABC)
-
-
-def _classes(kind: type[Choice]) -> list[type[Choice]]:
-    """The classes to choose from by name."""
-    return sorted((c for c in subclasses(kind) if not inspect.isabstract(c)), key=lambda c: c.__name__)
-
-
-def _class_of(kind: Any, value: Any) -> type[Choice] | None:
-    """The class that a plain value describes; None if it does not name such a class."""
-    if not _is_choice(kind) or not isinstance(value, dict):
-        return None
-    if "class_path" not in value:
-        return None if _is_abstract(kind) else kind
-    named = classes_named(kind, value["class_path"])
-    return named[0] if len(named) == 1 else None
-
-
-def _fields(value: Plain) -> Plain:
-    """The fields of a plain choice, in `init_args` or beside `class_path`."""
-    beside = {name: v for name, v in value.items() if name not in ("class_path", "init_args")}
-    return beside | dict(value.get("init_args") or {})
-
-
-def _defaults(cls: type[Choice]) -> Plain:
-    found = _arguments(cls).items()
-    return {name: to_plain(field.default) for name, field in found if field.default is not dataclasses.MISSING}
-
-
-def _arguments(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
-    """The fields of a choice that are arguments of its constructor."""
-    return {field.name: field for field in dataclasses.fields(cls) if field.init}

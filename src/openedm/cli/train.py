@@ -10,7 +10,8 @@ from accelerate.tracking import get_available_trackers
 from openedm import objective as objectives
 from openedm import preconditioning as preconditionings
 from openedm.cli.importing import check_known_classes, listed_imports, recorded
-from openedm.cli.parsing import dump, read_options, to_plain
+from openedm.cli.parsing import dump
+from openedm.cli.plain import read_options, to_plain
 from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Digits, Source
 from openedm.ground.storage import replacing

@@ -7,7 +7,8 @@ import torch
 from torch import Tensor
 
 from openedm.cli.arguments import arrays_of, numbers_of
-from openedm.cli.parsing import build, overlay, to_plain
+from openedm.cli.parsing import build
+from openedm.cli.plain import overlay, to_plain
 from openedm.ground import checks
 from openedm.inference import tasks
 from openedm.inference.absent import Kind

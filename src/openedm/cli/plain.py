@@ -1,0 +1,157 @@
+"""Choices and other options as plain values, their form in YAML: names and abbreviations become classes."""
+
+import dataclasses
+import inspect
+from abc import ABC
+from pathlib import Path
+from typing import Any, get_args, get_type_hints
+
+import yaml
+from jsonargparse import ArgumentError
+
+from openedm.data import Arrays, ImageFolder, Source
+from openedm.ground.choices import Choice, class_path, classes_named, subclasses
+from openedm.ground.legacy import upgrade
+from openedm.networks import ModuleNetwork, ModuleSummary, Network, Summary
+from openedm.networks.own import own_class
+
+__all__ = [
+    "Plain",
+    "arguments_of",
+    "class_of",
+    "defaults_of",
+    "expand",
+    "fields_of",
+    "is_abstract",
+    "is_choice",
+    "known_classes",
+    "overlay",
+    "read_options",
+    "to_plain",
+    "without_none",
+]
+
+Plain = dict[str, Any]
+"""Values in their YAML form: choices by name are {"class_path": …, "init_args": {…}}, others their fields."""
+
+
+def overlay(kind: Any, old: Any, new: Any) -> Any:
+    """The plain value `old` of the type `kind`, updated by `new`.
+
+    A mapping changes the fields that it names. If it names another class, the result starts from the defaults of that
+    class.
+    """
+    new = expand(kind, new)
+    if not isinstance(new, dict):
+        return new
+    if kind is dict:
+        base = old if isinstance(old, dict) else {} if old is None else {"class_path": old}
+        return {**base, **{name: overlay(dict, base.get(name), value) for name, value in new.items()}}
+    cls = class_of(kind, new if "class_path" in new else old)
+    if cls is None:
+        return new
+    base = fields_of(old) if class_of(kind, old) is cls else defaults_of(cls)
+    hints = get_type_hints(cls)
+    fields = base | {
+        name: overlay(without_none(hints.get(name)), base.get(name), value) for name, value in fields_of(new).items()
+    }
+    return {"class_path": class_path(cls), "init_args": fields} if is_abstract(kind) else fields
+
+
+def to_plain(value: Any) -> Any:
+    """A value in its YAML form."""
+    if isinstance(value, Choice):
+        fields = {name: to_plain(getattr(value, name)) for name in arguments_of(type(value))}
+        return {"class_path": class_path(type(value)), "init_args": fields} if is_abstract(type(value)) else fields
+    if isinstance(value, dict):
+        return {key: to_plain(v) for key, v in value.items()}
+    return [to_plain(v) for v in value] if isinstance(value, tuple | list) else value
+
+
+def read_options(file: str) -> Plain:
+    """The options in a YAML file.
+
+    Raises:
+        ArgumentError: the file cannot be read, or holds something else.
+    """
+    try:
+        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise ArgumentError(None, f"config: {file} cannot be read as YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(content, dict):
+        raise ArgumentError(None, f"config: {file} must hold a mapping of options to values, got {content!r}")
+    return content
+
+
+def expand(kind: Any, value: Any) -> Any:
+    """A plain value without abbreviations: class names and paths of data become mappings, old names present ones."""
+    if kind is dict and isinstance(value, str) and value.endswith((".yaml", ".yml", ".json")):
+        return read_options(value)
+    if isinstance(value, str) and is_choice(kind) and hasattr(kind, "short"):
+        return {kind.short: value}
+    if isinstance(value, str) and is_abstract(kind):
+        spec = upgrade({"class_path": value})
+        if class_of(kind, spec) is not None:
+            return spec
+        if (own := _own_module(kind, value)) is not None:
+            return own
+        path = Path(value)
+        if kind is Source and path.suffix in (".npy", ".npz"):
+            return {"class_path": class_path(Arrays), "init_args": {"path": value}}
+        if kind is Source and (path.suffix == ".zip" or path.is_dir() or len(path.parts) > 1):
+            return {"class_path": class_path(ImageFolder), "init_args": {"path": value}}
+    return upgrade(value) if isinstance(value, dict) else value
+
+
+def _own_module(kind: Any, name: str) -> Plain | None:
+    """The choice for a class of modules that the user's imports have defined, such as my_nets.MyModule."""
+    holder = {Network: ModuleNetwork, Summary: ModuleSummary}.get(kind)
+    if holder is None or own_class(name) is None:
+        return None
+    return {"class_path": class_path(holder), "init_args": {"name": name}}
+
+
+def without_none(kind: Any) -> Any:
+    """The type of a value that is not None: X of X | None."""
+    members = get_args(kind)
+    return next(k for k in members if k is not type(None)) if type(None) in members else kind
+
+
+def is_choice(kind: Any) -> bool:
+    return isinstance(kind, type) and issubclass(kind, Choice)
+
+
+def is_abstract(kind: Any) -> bool:
+    """Whether a value is one of several classes, chosen by name."""
+    return is_choice(kind) and issubclass(kind, ABC)
+
+
+def known_classes(kind: type[Choice]) -> list[type[Choice]]:
+    """The classes to choose from by name."""
+    return sorted((c for c in subclasses(kind) if not inspect.isabstract(c)), key=lambda c: c.__name__)
+
+
+def class_of(kind: Any, value: Any) -> type[Choice] | None:
+    """The class that a plain value describes; None if it does not name such a class."""
+    if not is_choice(kind) or not isinstance(value, dict):
+        return None
+    if "class_path" not in value:
+        return None if is_abstract(kind) else kind
+    named = classes_named(kind, value["class_path"])
+    return named[0] if len(named) == 1 else None
+
+
+def fields_of(value: Plain) -> Plain:
+    """The fields of a plain choice, in `init_args` or beside `class_path`."""
+    beside = {name: v for name, v in value.items() if name not in ("class_path", "init_args")}
+    return beside | dict(value.get("init_args") or {})
+
+
+def defaults_of(cls: type[Choice]) -> Plain:
+    found = arguments_of(cls).items()
+    return {name: to_plain(field.default) for name, field in found if field.default is not dataclasses.MISSING}
+
+
+def arguments_of(cls: type[Any]) -> dict[str, dataclasses.Field[Any]]:
+    """The fields of a choice that are arguments of its constructor."""
+    return {field.name: field for field in dataclasses.fields(cls) if field.init}
