@@ -27,7 +27,7 @@ from openedm.ground.choices import Choice
 from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, SongUNet
 from openedm.objective import EDM, EDM2, VP, LogNormal, UniformTime
 from openedm.sampling import RK4, Churn, Euler, Sampler
-from openedm.training import HalfLife, Options
+from openedm.training import HalfLife, Initial, Options
 from properties.strategies import all_objectives, all_preconditionings, all_samplers
 
 positive = st.integers(1, 10**6)
@@ -80,6 +80,8 @@ runs = st.fixed_dictionaries(
         "options": all_options,
         "sampler": all_samplers(),
         "conditional": st.booleans(),
+        "standardise": st.booleans(),
+        "init": st.builds(Initial, mismatch=st.sampled_from(["error", "new"])),
         "resume": st.just(False),
         "tracker": st.sampled_from(["tensorboard", "none"]),
         "preset": st.none(),

@@ -150,3 +150,15 @@ def test_an_archive_with_a_damaged_member_is_named(tmp_path):
 def test_the_source_survives_its_plain_form():
     source = Arrays("data.npz", key="z", layout="NHWC")
     assert from_config(Source, to_config(source)) == source
+
+
+def test_the_labels_of_samples_keep_the_numbers_of_the_model_and_others_those_of_num_classes(tmp_path):
+    x, labels = np.zeros((3, 1, 5, 5), np.uint8), np.array([7, 9, 7])
+    np.savez(tmp_path / "drawn.npz", samples=x, seeds=np.arange(3), labels=labels)
+    drawn = Arrays(str(tmp_path / "drawn.npz"), key="samples").load()
+    assert (drawn.num_classes, drawn.class_names, drawn.fetch([0, 1])[1].tolist()) == (10, None, [7, 9])
+    np.savez(tmp_path / "own.npz", x=x, labels=labels)
+    own = Arrays(str(tmp_path / "own.npz"), num_classes=12).load()
+    assert (own.num_classes, own.class_names, own.fetch([0, 1])[1].tolist()) == (12, None, [7, 9])
+    with pytest.raises(ValueError, match="num_classes must be > the largest label 9, got 9"):
+        Arrays(str(tmp_path / "own.npz"), num_classes=9).load()

@@ -45,6 +45,8 @@ class Arrays(Source):
             channels, are scaled to [-1, 1] where they are uint8, uint16 or bool, and are used unchanged as floating
             point; `layout` is theirs, too.
         condition_resize: how images that are conditions become those of the size of the samples: bicubic or nearest.
+        num_classes: the number of classes of the labels, which then keep their numbers; by default one class for each
+            label that occurs. Labels of samples that a model drew keep theirs.
     """
 
     path: str
@@ -54,11 +56,14 @@ class Arrays(Source):
     range: tuple[float, float] | None = None
     condition: str | None = None
     condition_resize: Resize = "bicubic"
+    num_classes: int | None = None
 
     def __post_init__(self) -> None:
         checks.one_of("layout", self.layout, ("auto", "NHW", *LAYOUTS))
         checks.one_of("condition_resize", self.condition_resize, ("bicubic", "nearest"))
         check_range(self.range)
+        if self.num_classes is not None:
+            checks.integer("num_classes", self.num_classes, 1)
 
     def load(self) -> InMemory:
         arrays = _read(self.path, "path")
@@ -67,19 +72,26 @@ class Arrays(Source):
         range, layout = self._form_of(arrays)
         try:
             classes = None if labels is None else _labels_tensor(labels)
+            number = self._count_classes(arrays, classes)
             tensor, found = _to_tensor(x, layout)
             if condition is not None:
-                events = InMemory(tensor, classes, range=range, layout=found)
-                values = condition_tensor(condition, events.event_shape, self.condition_resize, self.layout)
-                return Pairs(tensor, values, classes, range=range, layout=found)
+                shape = InMemory(tensor[:1], range=range, layout=found).event_shape
+                values = condition_tensor(condition, shape, self.condition_resize, self.layout)
+                return Pairs(tensor, values, classes, num_classes=number, range=range, layout=found)
             if range is not None and self.range is None:  # samples of a model, which may leave the range
                 stored = find_stored(tensor, range, found)
-                dataset = InMemory(stored.events(tensor), classes)
+                dataset = InMemory(stored.events(tensor), classes, num_classes=number)
                 dataset.stored = stored
                 return dataset
-            return InMemory(tensor, classes, range=range, layout=found)
+            return InMemory(tensor, classes, num_classes=number, range=range, layout=found)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: {error}") from error
+
+    def _count_classes(self, arrays: dict[str, np.ndarray], labels: torch.Tensor | None) -> int | None:
+        """The number of classes whose numbers are the labels; None if it is not known."""
+        if self.num_classes is None and labels is not None and labels.ndim == 1 and _is_written(arrays):
+            return int(labels.max()) + 1 if labels.numel() else None
+        return self.num_classes
 
     def _pick_condition(self, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
         """The conditions, which are taken out of the arrays of the file."""
@@ -162,9 +174,14 @@ def _read(path: str, argument: str) -> dict[str, np.ndarray]:
         raise ValueError(f"{argument} must be a .npy or .npz file, {path!r} cannot be read: {error}") from error
 
 
+def _is_written(arrays: dict[str, np.ndarray]) -> bool:
+    """Whether `openedm sample` wrote the file."""
+    return "samples" in arrays and "seeds" in arrays
+
+
 def _written_form(arrays: dict[str, np.ndarray]) -> tuple[Range | None, str] | None:
     """The range and the layout beside samples that `openedm sample` wrote; None if there are none."""
-    if "samples" not in arrays or "seeds" not in arrays or "layout" not in arrays:
+    if not _is_written(arrays) or "layout" not in arrays:
         return None
     range, layout = arrays.get("range"), str(arrays["layout"])
     if layout not in LAYOUTS or not (range is None or range.shape == (2,)):
