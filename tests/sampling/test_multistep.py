@@ -312,11 +312,11 @@ def test_adams_bashforth_turns_the_state_by_the_angle_along_which_the_network_mo
             assert weight == pytest.approx(angle(end) - angle(nodes[0]), rel=1e-12)
         return math.hypot(following, width) * turned
 
-    assert_same(states(AdamsBashforth(predictor=count)), followed(step))
+    assert_same(states(AdamsBashforth(NetworkPrediction(0.5), predictor=count)), followed(step))
 
 
 def test_adams_bashforth_is_of_three_levels_in_the_variable_of_karras() -> None:
-    assert AdamsBashforth() == AdamsBashforth(NetworkPrediction(0.5), PowerSigma(7.0), 3)
+    assert AdamsBashforth() == AdamsBashforth(NetworkPrediction(), PowerSigma(7.0), 3)
 
 
 @pytest.mark.parametrize("settings", [{}, {"predictor": 1}, {"variable": Angle(0.5)}, {"corrector": 3}], ids=repr)

@@ -41,6 +41,10 @@ class Prediction(Choice, ABC):
     def log_growth(self, sigma: Sigma) -> Sigma:
         """ln Φ(σ) = ∫ (1 − c_skip) dσ/σ, up to a constant."""
 
+    def for_data(self, sigma_data: float) -> "Prediction":
+        """The quantity for data of standard deviation `sigma_data`; itself, unless it has a width that follows it."""
+        return self
+
     def coefficients(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
         """a = −c_skip/c_out and b = 1/c_out of q = a x + b D."""
         c_skip, c_out = self.denoising(sigma)
@@ -153,22 +157,32 @@ class NetworkPrediction(Prediction):
     """EDM's network output F (Karras et al. 2022, eq. 7), 0 where the data is one Gaussian of width σ_d around 0.
 
     Args:
-        sigma_data: σ_d > 0, in data units.
+        sigma_data: σ_d > 0, in data units; None means that of the denoiser, or EDM's 0.5 without one.
 
     Raises:
         ValueError: sigma_data is not > 0.
     """
 
-    sigma_data: float = 0.5
+    sigma_data: float | None = None
 
     def __post_init__(self) -> None:
-        checks.positive("sigma_data", self.sigma_data)
+        if self.sigma_data is not None:
+            checks.positive("sigma_data", self.sigma_data)
+
+    def for_data(self, sigma_data: float) -> "NetworkPrediction":
+        """F for data of this width, unless one is given."""
+        return NetworkPrediction(sigma_data) if self.sigma_data is None else self
+
+    @property
+    def width(self) -> float:
+        """σ_d."""
+        return 0.5 if self.sigma_data is None else self.sigma_data
 
     def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
         """σ_d²/(σ²+σ_d²), σ σ_d/√(σ²+σ_d²)."""
-        variance = sigma.square() + self.sigma_data**2
-        return self.sigma_data**2 / variance, sigma * self.sigma_data * variance.rsqrt()
+        variance = sigma.square() + self.width**2
+        return self.width**2 / variance, sigma * self.width * variance.rsqrt()
 
     def log_growth(self, sigma: Sigma) -> Sigma:
         """½ ln(σ² + σ_d²)."""
-        return torch.hypot(sigma, torch.full_like(sigma, self.sigma_data)).log()
+        return torch.hypot(sigma, torch.full_like(sigma, self.width)).log()

@@ -23,6 +23,7 @@ from openedm.levels import Karras, Levels
 from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver, Solver, State, unscaled
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise
+from openedm.sampling.scale import warn_of_scale
 from openedm.schedules import Scaling, Schedule
 from openedm.standardised import Standardised, standardised
 
@@ -74,6 +75,7 @@ class SamplerChoice(Choice):
             if callback is not None:
                 callback(state)
         assert final is not None
+        warn_of_scale(denoiser, final)
         return final
 
     def steps(

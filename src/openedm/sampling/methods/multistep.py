@@ -123,9 +123,10 @@ class Multistep(PlannedSolver):
             ValueError: two neighbouring levels are equal (after rounding to those that the denoiser supports).
         """
         sigmas = torch.tensor(grid.sigmas, dtype=torch.float64)
-        *stages, last = stages_at(self.prediction, sigmas)
-        predict = self._combinations(sigmas, self.predictor, newest=0)
-        correct = self._combinations(sigmas, self.corrector, newest=1) if self.corrector else []
+        prediction = self.prediction.for_data(grid.sigma_data)
+        *stages, last = stages_at(prediction, sigmas)
+        predict = self._combinations(prediction, sigmas, self.predictor, newest=0)
+        correct = self._combinations(prediction, sigmas, self.corrector, newest=1) if self.corrector else []
         steps = [
             Step(
                 time=sigma,
@@ -142,7 +143,7 @@ class Multistep(PlannedSolver):
         return Plan((*steps, Step(grid.sigmas[-1], grid.sigmas[-1], 1.0, (last,), None)))
 
     def _combinations(
-        self, sigmas: Float64[Tensor, "levels"], count: int, newest: int
+        self, prediction: Prediction, sigmas: Float64[Tensor, "levels"], count: int, newest: int
     ) -> list[tuple[Combination, float]]:
         """Every step i → i+1 from up to `count` levels, σ_{i+newest} first, and its noise.
 
@@ -154,8 +155,8 @@ class Multistep(PlannedSolver):
             steps = (known == number).nonzero()[:, 0]
             nodes = sigmas[steps[:, None] + newest - torch.arange(number)]
             ends = sigmas[steps], sigmas[steps + 1]
-            weights = step_weights(self.prediction, self.variable, *ends, nodes, rule=self.rule, eta=self.eta)
-            of_past = (weights.of_past * unit_of(self.prediction, nodes)).tolist()
+            weights = step_weights(prediction, self.variable, *ends, nodes, rule=self.rule, eta=self.eta)
+            of_past = (weights.of_past * unit_of(prediction, nodes)).tolist()
             for keep, row, std in zip(weights.keep.tolist(), of_past, weights.noise_std.tolist(), strict=True):
                 found.append((Combination(keep, tuple(row)), std))
         return found

@@ -1,0 +1,40 @@
+"""A check of the scale of samples against the σ_data of the denoiser, which noise levels and tolerances follow."""
+
+import math
+import warnings
+
+from jaxtyping import Float
+from torch import Tensor
+
+from openedm.denoiser import Denoiser
+
+__all__ = ["warn_of_scale"]
+
+MAX_RATIO, MIN_RATIO = 8.0, 0.02
+"""The largest and smallest standard deviation of samples about their mean, in units of σ_data."""
+
+MIN_NUMBERS, MIN_SAMPLES = 64, 8
+"""The least numbers and samples from which the data are called narrow; few numbers may be close by chance."""
+
+
+def warn_of_scale(denoiser: Denoiser, x: Float[Tensor, "batch *event"]) -> None:
+    """Warn if the samples of a denoiser, whose σ_data is the default, have another scale.
+
+    Args:
+        denoiser: the denoiser. If it has a scale of its own or another σ_data, nothing is checked.
+        x: its samples, in data units; a single sample has no width, and is not checked.
+    """
+    unit = Denoiser.sigma_data
+    if denoiser.sigma_data != unit or getattr(denoiser, "scale", None) is not None or len(x) < 2 or not x.numel():
+        return
+    mean, std = float(x.mean()), float(x.var(0).mean().sqrt())
+    narrow = 0 < std < MIN_RATIO * unit and len(x) >= MIN_SAMPLES and x.numel() >= MIN_NUMBERS
+    wide = MAX_RATIO * unit < std < math.inf
+    if not narrow and not wide:
+        return
+    warnings.warn(
+        f"sigma_data is {unit:g}, the default, but the samples have mean {mean:.3g} and standard deviation {std:.3g}. "
+        "Noise levels follow sigma_data, and samples may be wrong: pass sigma_data=…, the standard deviation of the "
+        f"data (here about {std:.3g}), to {type(denoiser).__name__}",
+        stacklevel=3,
+    )
