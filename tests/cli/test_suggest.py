@@ -12,7 +12,7 @@ from openedm.cli.suggest import suggest as command
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy, save_image
 from openedm.sampling import Sampler
-from openedm.suggest import suggest
+from openedm.suggest import in_standard_units, suggest
 
 NUMBERS = ("sigma_data", "sigma_min", "sigma_max", "p_mean", "p_std")
 TOY = ["Toy", "--data.name=rings", "--data.num_samples=400", "--levels=10"]
@@ -40,18 +40,18 @@ def fragment(printed):
 def test_it_prints_the_numbers_of_the_library_with_their_reasons(rings):
     result, _ = rings
     assert (result.status, result.err) == (0, "")
-    found = suggest(Toy("rings", num_samples=400).load(), levels=10)
+    found = suggest(in_standard_units(Toy("rings", num_samples=400).load()), levels=10)
     assert list(table(result.out)) == list(NUMBERS)
     for name, (number, reason) in table(result.out).items():
         assert float(number) == pytest.approx(getattr(found, name), rel=0.006, abs=0.006 if name[0] == "p" else 0)
         assert " ".join(reason.split()) == found.reasons()[name]
-    assert result.out.startswith("data: 400 vectors of 2 in 3 classes, 400 of them used\n")
+    assert result.out.startswith("data: 400 vectors of 2 in 3 classes, 400 of them used; in the units of training")
 
 
 def test_it_writes_the_evidence_and_the_figure(rings):
     result, folder = rings
     written = json.loads((folder / "new" / "a.json").read_text(encoding="utf-8"))
-    found = suggest(Toy("rings", num_samples=400).load(), levels=10)
+    found = suggest(in_standard_units(Toy("rings", num_samples=400).load()), levels=10)
     assert written == {"data": "400 vectors of 2 in 3 classes", **json.loads(json.dumps(found.to_dict()))}
     assert (folder / "a.png").read_bytes().startswith(b"\x89PNG")
     assert f"wrote {folder / 'new' / 'a.json'}\n" in result.out
@@ -66,7 +66,7 @@ def test_what_it_prints_can_be_pasted_into_train(rings, tmp_path):
     as_file = parse("openedm train", train, ["RUN", f"--config={tmp_path / 'a.yaml'}"])
     assert as_options == as_file
     assert as_file["data"] == Toy("rings", num_samples=400)
-    found = suggest(as_file["data"].load(), levels=10)
+    found = suggest(in_standard_units(as_file["data"].load()), levels=10)
     noise, levels = as_file["objective"].noise, as_file["sampler"].levels
     assert (noise.p_mean, noise.p_std) == pytest.approx((found.p_mean, found.p_std), abs=0.005)
     assert (levels.sigma_min, levels.sigma_max) == pytest.approx((found.sigma_min, found.sigma_max), rel=0.005)
@@ -77,7 +77,7 @@ def test_what_it_prints_can_be_pasted_into_sample(rings):
     result, _ = rings
     (typed,) = (line for line in result.out.splitlines() if line.startswith("  openedm sample RUN SAMPLES"))
     values = parse("openedm sample", sample, shlex.split(typed)[2:])
-    found = suggest(Toy("rings", num_samples=400).load(), levels=10)
+    found = suggest(in_standard_units(Toy("rings", num_samples=400).load()), levels=10)
     assert (values["options"].sigma_min, values["options"].sigma_max) == pytest.approx(
         (found.sigma_min, found.sigma_max), rel=0.005
     )
@@ -124,7 +124,7 @@ def test_arrays_and_folders_and_archives_are_data_too(openedm, tmp_path, monkeyp
     array = openedm("suggest", "a.npy", "--levels=8")
     assert array.status == 0
     assert "100 vectors of 3 without labels" in array.out
-    assert "warning: the dimensions differ in scale by" in array.out
+    assert "in the units of training, where each channel has mean 0 and std 0.5" in array.out
     assert yaml.safe_load(fragment(array.out))["data"]["class_path"] == "openedm.data.Arrays"
     folder = openedm("suggest", "pictures", "--levels=8")
     assert folder.status == 0

@@ -16,7 +16,7 @@ from openedm.ground.choices import class_path
 from openedm.ground.storage import new_path, write_json
 from openedm.levels import Karras
 from openedm.plots import reducible_loss, save_figure
-from openedm.suggest import Suggestion
+from openedm.suggest import Suggestion, in_standard_units
 from openedm.suggest import suggest as suggestion_for
 
 WIDTH = 112
@@ -49,8 +49,10 @@ def suggest(
     """
     _check(json, figure)
     dataset = data.load()
-    found = suggestion_for(dataset, terminal_nats=terminal_nats, max_samples=max_samples, levels=levels, seed=seed)
-    print(f"data: {dataset.describe()}, {found.looked_at} of them used\n")
+    standard = in_standard_units(dataset, max_samples)
+    found = suggestion_for(standard, terminal_nats=terminal_nats, max_samples=max_samples, levels=levels, seed=seed)
+    units = "" if standard is dataset else "; in the units of training, where each channel has mean 0 and std 0.5"
+    print(f"data: {dataset.describe()}, {found.looked_at} of them used{units}\n")
     print(_table(found))
     noise = objective.LogNormal(round(found.p_mean, 2), round(found.p_std, 2))
     ends = {"sigma_min": float(f"{found.sigma_min:.3g}"), "sigma_max": float(f"{found.sigma_max:.3g}")}

@@ -2,6 +2,6 @@
 
 from openedm.suggest.limits import Highest, Lowest
 from openedm.suggest.reducible import Reducible
-from openedm.suggest.suggestion import Scale, Suggestion, suggest
+from openedm.suggest.suggestion import Scale, Suggestion, in_standard_units, suggest
 
-__all__ = ["Highest", "Lowest", "Reducible", "Scale", "Suggestion", "suggest"]
+__all__ = ["Highest", "Lowest", "Reducible", "Scale", "Suggestion", "in_standard_units", "suggest"]

@@ -9,7 +9,9 @@ because of all densities with these second moments the Gaussian has the largest 
 third cumulants, as σ⁻⁶, the right side as σ⁻² for data with a mean and as σ⁻⁴ for centred data. An exact sampler is a
 map (or a Markov kernel) that is the same for both starts, and no such map increases a divergence. So the divergence of
 samples from the data that is caused by the start is at most K nats, and at most √(K/2) in total variation (Pinsker).
-σ_max is the level at which the right side of (1) is a given number of nats. Also reported are:
+σ_max is the level at which the right side of (1) is a given number of nats, and the part without the mean at most
+1e-4 of it: a start that is too narrow makes all samples too narrow, by λ/(2σ²) where the variance is λ, and a higher
+σ_max costs little (`benchmarks/suggested.py`). Also reported are:
 
 - the largest pairwise distance, which Song and Ermon 2020 (technique 1) use, because noise of this size connects any
   two samples; it does not depend on the mean of the data;
@@ -51,6 +53,9 @@ __all__ = [
 UNIFORM_SHARE = 0.9
 """The least exp(entropy) of a nearly uniform posterior, as a fraction of the number of samples."""
 
+CENTRED_SHARE = 1e-4
+"""The fraction of the allowed nats that the variance of the data may cause."""
+
 MAX_PAIRWISE_NUMBERS = 2**34
 """The largest size of a comparison of all pairs: the squared number of samples times their dimension."""
 
@@ -61,7 +66,7 @@ class Highest:
 
     Attributes:
         sigma: σ_max, at which (1) is `nats`.
-        nats: the allowed divergence from the data that is caused by the start.
+        nats: the divergence from the data that is caused by the start; at most the allowed one.
         error: standard error of σ_max, from the samples that were used.
         mean_share: the fraction of those nats that is due to the mean.
         centred: σ_max of the data minus μ.
@@ -154,14 +159,16 @@ def highest(moments: Moments, rows: Float64[Tensor, "count n"], against: Posteri
         against: posteriors of other samples over some of the data.
         nats: the allowed divergence from the data that is caused by the start.
     """
-    sigma = _level_of(moments, nats, centred=False)
+    centred = _level_of(moments, CENTRED_SHARE * nats, centred=True)
+    sigma = max(_level_of(moments, nats, centred=False), centred)
+    nats = terminal_divergence(moments, sigma)
     fraction = moments.squared_mean / (2 * sigma**2) / nats
     return Highest(
         sigma=sigma,
         nats=nats,
         error=_standard_error(moments, rows, sigma),
         mean_share=fraction,
-        centred=_level_of(moments, nats, centred=True),
+        centred=centred,
         farthest=farthest(rows),
         uniform=_uniform_level(against, math.sqrt(moments.variance * len(moments.mean))),
         perplexity=against.perplexity(sigma),

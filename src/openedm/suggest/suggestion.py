@@ -10,13 +10,15 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from openedm import objective
-from openedm.data import Dataset, as_dataset, measure
+from openedm.data import Dataset, InMemory, as_dataset, measure
 from openedm.ground import checks
+from openedm.levels import EDM_SIGMA_DATA
 from openedm.suggest.limits import UNIFORM_SHARE, Highest, Lowest, comparable, highest, lowest, posteriors
 from openedm.suggest.moments import draw, moments, noisy
 from openedm.suggest.reducible import HeldOut, Reducible, reducible
+from openedm.units import Units
 
-__all__ = ["Scale", "Suggestion", "suggest"]
+__all__ = ["Scale", "Suggestion", "in_standard_units", "suggest"]
 
 MIN_SAMPLES = 64
 """The smallest number of samples."""
@@ -27,8 +29,9 @@ HELD_OUT_SAMPLES = (192, 512)
 MAX_WEIGHTS = 2**21
 """The largest number of weights of the exact denoiser at a time: held-out samples times data points."""
 
-COVERED_STDS = 3.0
-"""The largest distance of σ_min and σ_max from P_mean, in standard deviations of the suggested p(σ)."""
+COVERED_STDS = 4.65
+"""The largest distance of σ_min and σ_max from P_mean, in standard deviations of the suggested p(σ): that of EDM's
+σ_max."""
 
 MAX_UNEVENNESS = 3.0
 """The ratio of the scales of two dimensions above which a warning is given."""
@@ -118,6 +121,23 @@ class Suggestion:
         return dataclasses.asdict(self)
 
 
+def in_standard_units(data: Dataset, max_samples: int = 10_000) -> Dataset:
+    """The data in the units in which a model trains, so that the numbers suggested for them are those of training.
+
+    Images in [-1, 1] are as they are; of other data, each channel has mean 0 and standard deviation 0.5
+    (`Model.for_data`).
+
+    Args:
+        data: any dataset.
+        max_samples: the largest number of samples that are kept, at even distances.
+    """
+    found = measure(data)
+    if data.kind == "images" or found.std == 0:
+        return data
+    units = Units.measured(found.channel_means, found.channel_stds, EDM_SIGMA_DATA)
+    return InMemory(units.standardise(data.fetch(data.spread(max_samples))[0]))
+
+
 def suggest(
     data: Dataset, *, terminal_nats: float = 0.01, max_samples: int = 10_000, levels: int = 24, seed: int = 0
 ) -> Suggestion:
@@ -127,10 +147,10 @@ def suggest(
       c_in, c_skip and λ(σ) assume that it is the scale of every dimension about zero (Karras et al. 2022, Table 1).
     - σ_min, σ_max: see `openedm.suggest.limits`.
     - P_mean: the mean of ln σ under the reducible loss (`openedm.suggest.reducible`).
-    - P_std: the corresponding standard deviation, but large enough that σ_min and σ_max are within 3 P_std of P_mean.
-      Where the loss is not reducible a network still has to learn the trivial denoiser, which it does not at levels
-      that are never drawn: with the smaller standard deviation, small networks have large errors at the ends of the
-      range, mostly at σ_max, where sampling starts.
+    - P_std: the corresponding standard deviation, but large enough that σ_min and σ_max are within 4.65 P_std of
+      P_mean, as EDM's are. Where the loss is not reducible a network still has to learn the trivial denoiser, which it
+      does not at levels that are never drawn: with the smaller standard deviation, small networks have large errors at
+      the ends of the range, mostly at σ_max, where sampling starts.
 
     If almost none of the loss is reducible, P_mean and P_std are EDM's in units of σ_data, −1.2 + ln(σ_data/½) and 1.2,
     the latter with the same bound.
@@ -151,7 +171,7 @@ def suggest(
     >>> from openedm.data import Digits
     >>> found = suggest(Digits().load())
     >>> f"{found.sigma_data:.3f} {found.sigma_min:.3f} {found.sigma_max:.0f}"
-    '0.752 0.036 37'
+    '0.752 0.036 51'
     """
     data = as_dataset(data, "data")
     if not 0 < terminal_nats <= 1:
@@ -246,7 +266,7 @@ def _lowest_reason(low: Lowest) -> str:
 def _highest_reason(high: Highest) -> str:
     mean = f", {high.mean_share:.0%} by the mean (centred: {high.centred:.3g})" if high.mean_share > 0.1 else ""
     return (
-        f"± {high.error:.1g}; the start N(0, σ²) causes {high.nats:g} nats{mean}; largest distance "
+        f"± {high.error:.1g}; the start N(0, σ²) causes {high.nats:.2g} nats{mean}; largest distance "
         f"{high.farthest:.3g}, posterior uniform to {UNIFORM_SHARE:.0%} from {high.uniform:.3g}"
     )
 
