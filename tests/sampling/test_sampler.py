@@ -171,7 +171,6 @@ def test_the_plain_euler_end_leaves_half_of_the_noise_with_ve() -> None:
     assert float((states[-1].x - last.denoised).abs().max()) > 0.01
 
 
-@pytest.mark.filterwarnings("ignore:sigma_data is 0.5")  # the solver that overshoots diverges
 @pytest.mark.parametrize("schedule", [schedules.EDM(), schedules.VE(), schedules.RectifiedFlow()], ids=repr)
 def test_an_alpha_above_one_that_overshoots_time_zero_is_refused(schedule: schedules.Schedule) -> None:
     levels = Karras(4, sigma_min=0.01, sigma_max=10.0)

@@ -23,7 +23,7 @@ from openedm.levels import Karras, Levels
 from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver, Solver, State, unscaled
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise
-from openedm.sampling.scale import warn_of_scale
+from openedm.sampling.scale import warn_of_scale, width_of
 from openedm.schedules import Scaling, Schedule
 from openedm.standardised import Standardised, standardised
 
@@ -69,13 +69,14 @@ class SamplerChoice(Choice):
         >>> Sampler().sample(kelvin, seeds=range(1000)).mean().round(decimals=1)
         tensor(280., dtype=torch.float64)
         """
+        width: Tensor | None = None
         final: Tensor | None = None
         for state in self.steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape):
-            final = state.x
+            width, final = width_of(state) if width is None else width, state.x
             if callback is not None:
                 callback(state)
         assert final is not None
-        warn_of_scale(denoiser, final)
+        warn_of_scale(denoiser, width, final)
         return final
 
     def steps(
