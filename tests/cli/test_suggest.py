@@ -150,7 +150,7 @@ def test_files_are_never_overwritten_and_nothing_is_done_first(openedm, tmp_path
     [
         (["nowhere.npy"], 1, "nowhere.npy"),
         (["no/where"], 1, "no/where"),
-        (["Digts"], 2, "known: Arrays, Digits, FashionMNIST, ImageFolder, Shards, Table, Toy"),
+        (["Digts"], 2, "known: Arrays, Digits, FashionMNIST, ImageFolder, Latents, Shards, Table, Toy"),
         (["Digits", "Toy"], 2, "Toy"),
         (["Digits", "--figure=a.txt"], 1, "the suffix of figure must be one of"),
         (["Digits", "--terminal_nats=2"], 1, "terminal_nats must be in (0, 1], got 2.0"),
