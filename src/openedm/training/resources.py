@@ -1,0 +1,237 @@
+"""Memory and time of training, measured on one small pass before the first step.
+
+    bytes = fixed + sample · (samples of a pass)         seconds = (seconds of a sample) · images
+
+`fixed`: weights, gradients, Adam's two moments and the averages. `sample`: what a pass keeps for its gradient, and its
+largest intermediate results. On a GPU both come from torch's allocator; on the host from the tensors that autograd
+saves, because the allocator there does not count.
+"""
+
+import math
+import time
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from openedm.ground.memory import available_memory, explain_out_of_memory
+from openedm.ground.seeding import generator
+from openedm.training.model import Model
+from openedm.training.options import Options
+from openedm.training.steps import LossModule
+
+__all__ = ["Cost", "Plan", "format_bytes", "format_seconds", "measure_cost", "plan_accumulation"]
+
+TIMED_SECONDS = 2.0
+"""About the longest time of the pass whose time is taken."""
+MAX_TIMED_SAMPLES = 64
+HEADROOM = 0.9
+"""The share of the free memory that training may fill; the rest is for data, figures and the allocator's gaps."""
+TRANSIENT = 1.4
+"""Memory of a pass on the host over that of the tensors that it saves."""
+
+
+ADVICE = "lower network.model_channels, network.num_blocks or data.resolution, or choose a --budget"
+
+
+@dataclass(frozen=True)
+class Cost:
+    """The cost of training a network.
+
+    Attributes:
+        fixed: bytes of weights, gradients, moments and averages.
+        sample: further bytes for each sample of a pass.
+        seconds: seconds a sample, forward and backward, without the data; NaN where it was not measured.
+    """
+
+    fixed: int
+    sample: int
+    seconds: float
+
+    def bytes(self, samples: int) -> int:
+        """The memory of a pass over `samples` samples."""
+        return self.fixed + self.sample * samples
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the batches of a run fit into memory, and how long it will take.
+
+    Attributes:
+        cost: the cost of a sample.
+        accumulate: the number of rounds in which the part of a batch of each process is computed.
+        samples: the samples of a round of one process.
+        available: the bytes that were free.
+    """
+
+    cost: Cost
+    accumulate: int
+    samples: int
+    available: int
+
+    @property
+    def bytes(self) -> int:
+        """The memory that a round takes."""
+        return self.cost.bytes(self.samples)
+
+
+def measure_cost(module: LossModule, model: Model, options: Options) -> Cost:
+    """Measure passes over one, two and a few samples of random numbers; gradients and random states are as before.
+
+    Args:
+        module: the loss of the network, on the device of training.
+        model: the shapes of its inputs.
+        options: the options of training.
+
+    Raises:
+        MemoryError: not even two samples fit.
+    """
+    device = next(module.parameters()).device
+    trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
+    weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
+    powers = 0 if options.power_average is None else len(options.power_average.sigma_rel)
+    fixed = weights + 3 * trained + (1 + powers + options.keep_best) * weights  # gradients, two moments; averages
+    share = max(1, options.batch_size // (options.accumulate or 1))
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), explain_out_of_memory(ADVICE):
+        one, two = (_Pass.make(module, model, options, n, device).bytes() for n in (1, 2))
+        seconds = _time(_Pass.make(module, model, options, 1, device))
+        enough = min(share, MAX_TIMED_SAMPLES, max(1, int(TIMED_SECONDS / seconds)))
+        seconds = min(seconds, _time(_Pass.make(module, model, options, enough, device)) / enough)
+    return Cost(fixed, max(two - one, two // 2, 1), seconds)
+
+
+def _time(run: "_Pass") -> float:
+    started = time.perf_counter()
+    run.run()
+    _synchronise(run.clean.device)
+    return time.perf_counter() - started
+
+
+def plan_accumulation(cost: Cost, options: Options, processes: int, available: int) -> Plan:
+    """The fewest rounds of a batch that fit into `available` bytes, or the number that the options give.
+
+    Raises:
+        MemoryError: not even a round of one sample fits, or the number of rounds that was given does not; the message
+            names the options to change.
+    """
+    share = options.batch_size // processes
+    limit = int(HEADROOM * available)
+    rounds = [n for n in range(1, share + 1) if share % n == 0] if options.accumulate is None else [options.accumulate]
+    for accumulate in rounds:
+        if cost.bytes(share // accumulate) <= limit:
+            return Plan(cost, accumulate, share // accumulate, available)
+    needed = format_bytes(cost.bytes(share // rounds[-1]))
+    free = f"{format_bytes(available)} are free, of which training may take {HEADROOM:.0%}"
+    if options.accumulate is not None:
+        wanted = max(1, (limit - cost.fixed) // cost.sample)
+        raise MemoryError(
+            f"accumulate={options.accumulate} needs {needed} for {share // options.accumulate} samples at a time, but "
+            f"{free}: leave options.accumulate at null, which chooses the rounds, or take at least "
+            f"{math.ceil(share / wanted)}"
+        )
+    raise MemoryError(
+        f"one sample at a time needs {needed} ({format_bytes(cost.fixed)} for weights and moments), but {free}: {ADVICE}"
+    )
+
+
+def available_on(device: torch.device) -> int:
+    """The free bytes of a GPU, including those that torch keeps, or of the host."""
+    if device.type != "cuda":
+        return available_memory()
+    free, _ = torch.cuda.mem_get_info(device)
+    return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+
+
+def format_bytes(count: float) -> str:
+    """A number of bytes, such as "3.1 GB"."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} TB"
+
+
+def format_seconds(seconds: float) -> str:
+    """A duration with two units, such as "2 h 10 min"."""
+    for unit, size, smaller, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if seconds >= size:
+            return f"{int(seconds // size)} {unit} {int(seconds % size // part)} {smaller}"
+    return f"{seconds:.0f} s"
+
+
+@dataclass(frozen=True)
+class _Pass:
+    """One forward and backward pass over random samples."""
+
+    module: LossModule
+    clean: Float[Tensor, "batch *event"]
+    sigma: Float64[Tensor, " batch"]
+    condition: Tensor | None
+    augment: Tensor | None
+    bf16: bool
+
+    @classmethod
+    def make(cls, module: LossModule, model: Model, options: Options, samples: int, device: torch.device) -> "_Pass":
+        random = generator("cpu", 0, 0, samples)
+        clean = torch.randn(samples, *model.event_shape, generator=random).to(device)
+        condition: Tensor | None = None
+        if model.condition_shape is not None:
+            condition = torch.zeros(samples, *model.condition_shape, device=device)
+        elif model.num_classes:
+            condition = torch.zeros(samples, dtype=torch.int64, device=device)
+        augment = torch.zeros(samples, model.augment_dim, device=device) if model.augment_dim else None
+        sigma = torch.full((samples,), model.sigma_data, dtype=torch.float64)
+        return cls(module, clean, sigma, condition, augment, options.precision == "bf16")
+
+    def run(self) -> None:
+        """The pass; gradients that were there stay, and new ones are dropped."""
+        before = [p.grad for p in self.module.parameters()]
+        device = self.clean.device
+        with torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            loss = self.module(self.clean, torch.zeros_like(self.clean), self.sigma, self.condition, self.augment)
+        loss.total.sum().backward()
+        for p, grad in zip(self.module.parameters(), before, strict=True):
+            p.grad = grad
+
+    def bytes(self) -> int:
+        """The memory of the pass beyond that of weights and gradients."""
+        device = self.clean.device
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
+            before = torch.cuda.memory_allocated(device)
+            self.run()
+            gradients = sum(p.numel() * p.element_size() for p in self.module.parameters() if p.requires_grad)
+            return max(0, torch.cuda.max_memory_allocated(device) - before - gradients)
+        kept = _Saved(self.module)
+        with torch.autograd.graph.saved_tensors_hooks(kept.pack, _unchanged):
+            self.run()
+        return int(TRANSIENT * sum(kept.sizes.values()))
+
+
+class _Saved:
+    """The sizes of the storages that autograd saves, without those of the weights."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.sizes: dict[int, int] = {}
+        self._weights = {t.untyped_storage().data_ptr() for t in (*module.parameters(), *module.buffers())}
+        self._alive: list[torch.UntypedStorage] = []  # so that no address is used twice
+
+    def pack(self, tensor: Tensor) -> Tensor:
+        """Count a tensor that is saved for the backward pass."""
+        storage = tensor.untyped_storage()
+        address = storage.data_ptr()
+        if address not in self._weights and address not in self.sizes:
+            self.sizes[address] = storage.nbytes()
+            self._alive.append(storage)
+        return tensor
+
+
+def _unchanged(tensor: Tensor) -> Tensor:
+    return tensor
+
+
+def _synchronise(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
