@@ -41,6 +41,7 @@ __all__ = [
     "list_checkpoints",
     "load_denoiser",
     "load_weights",
+    "read_accumulate",
     "read_model",
     "read_progress",
     "read_weights",
@@ -218,6 +219,14 @@ def read_progress(folder: Path) -> dict[str, Any]:
         ValueError: the checkpoint has no training.json, or the file is damaged.
     """
     return read_json(folder / "training.json")
+
+
+def read_accumulate(content: Mapping[str, Any]) -> int | None:
+    """The number of rounds of a batch in the content of a training.json; None if it holds none."""
+    options = content.get("options")
+    fields = options.get("init_args", options) if isinstance(options, Mapping) else {}
+    rounds = fields.get("accumulate") if isinstance(fields, Mapping) else None
+    return rounds if isinstance(rounds, int) else None
 
 
 def list_checkpoints(run: Path) -> list[Path]:

@@ -56,7 +56,7 @@ def batches(
 
 def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
     """The rows of a global batch that a process handles in one accumulation round."""
-    share = options.batch_size // (processes * options.accumulate)
+    share = options.batch_size // (processes * options.rounds)
     start = (round_ * processes + rank) * share
     return slice(start, start + share)
 
@@ -67,7 +67,7 @@ def _iterate_indices(
     """An endless iterator of a seed and the indices of each batch, from image `start`."""
     for images in count(start, options.batch_size):
         indices = batch_indices(options.seed, len(dataset), images, options.batch_size, dataset.chunks)
-        for round_ in range(options.accumulate):
+        for round_ in range(options.rounds):
             rows = rows_of(round_, rank, processes, options)
             yield derive_seed(options.seed, ITEMS, images, rows.start), indices[rows].tolist()
 

@@ -31,7 +31,7 @@ class Options(Choice):
         images: number of images to train on, rounded up to whole batches.
         batch_size: number of images in one optimiser step, over all processes and accumulation rounds.
         accumulate: number of rounds into which the part of a batch of each process is split, for less memory; the step
-            is the same.
+            is the same. None means the fewest that fit into the memory that is free before the first step.
         learning_rate: Adam's, after the ramp-up; > 0.
         beta_1: Adam's β₁.
         beta_2: Adam's β₂.
@@ -72,7 +72,7 @@ class Options(Choice):
 
     images: int = 1_000_000
     batch_size: int = 128
-    accumulate: int = 1
+    accumulate: int | None = None
     learning_rate: float = 1e-3
     beta_1: float = 0.9
     beta_2: float = 0.999
@@ -101,8 +101,10 @@ class Options(Choice):
     patience: int = 50
 
     def __post_init__(self) -> None:
-        for name in ("images", "batch_size", "accumulate", "checkpoint_every", "patience"):
+        for name in ("images", "batch_size", "checkpoint_every", "patience"):
             checks.at_least(name, getattr(self, name), 1)
+        if self.accumulate is not None:
+            checks.at_least("accumulate", self.accumulate, 1)
         for name in ("validate_samples", "validate_levels"):
             checks.at_least(name, getattr(self, name), 1)
         for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers", "stop_after"):
@@ -126,6 +128,11 @@ class Options(Choice):
         for name in ("keep_best", "stop_after"):
             if getattr(self, name) and self.validate_every == 0:
                 raise ValueError(f"validate_every must be > 0 with {name}={getattr(self, name)}, got 0")
+
+    @property
+    def rounds(self) -> int:
+        """The number of rounds of a batch; 1 until it is chosen."""
+        return 1 if self.accumulate is None else self.accumulate
 
     @property
     def augment_dim(self) -> int:

@@ -61,6 +61,9 @@ MLP_MAX_IMAGES = 20_000_000
 LADDER = ((16, 1), (24, 1), (32, 1), (48, 1), (64, 2), (96, 2), (128, 3), (128, 4), (192, 4))
 """Base channels and blocks of the U-Nets, smallest first."""
 LOWEST_RESOLUTION = 4
+MAX_LEVELS = 6
+BF16_GAIN = 1.2
+"""How much faster mixed precision must be on the host to be chosen."""
 
 
 @dataclass(frozen=True)
@@ -84,8 +87,8 @@ class Recipe:
         fields = {
             f"network.{name}": getattr(self.network, name) for name in _CHOSEN_SIZES if hasattr(self.network, name)
         }
-        names = ("images", "batch_size", "learning_rate", "rampup", "schedule", "precision")
-        names += ("validate_every", "snapshot_every", "checkpoint_every")
+        names = ["images", "batch_size", "learning_rate", "rampup", "schedule", "precision"]
+        names += ["validate_every", "snapshot_every", "checkpoint_every"]
         chosen = {f"options.{name}": getattr(self.options, name) for name in names}
         half_life = {"options.average.half_life": self.options.average.half_life}
         return {"network": type(self.network).__name__, **fields, **chosen, **half_life}
@@ -113,7 +116,7 @@ def budget_of(device: torch.device) -> BudgetName:
         return "cpu-hour"
     total = torch.cuda.get_device_properties(device).total_memory
     fitting = [name for name in get_args(BudgetName) if 0 < (BUDGETS[name].memory or 0) <= 1.1 * total]
-    return fitting[-1] if fitting else "gpu-8gb"  # type: ignore[no-any-return]
+    return fitting[-1] if fitting else "gpu-8gb"
 
 
 def max_resolution(budget: BudgetName) -> int:
@@ -149,8 +152,10 @@ def choose_recipe(
     if limits.device != device.type:
         raise ValueError(f"budget={budget!r} needs a device of type {limits.device!r}, got {device.type!r}")
     memory = min(available_on(device), limits.memory or available_on(device))
+    candidates = list(_candidates(dataset)) if network is None else [network]
+    base = replace(base, precision=_precision(candidates[0], dataset, device, objective, base))
     found: Recipe | None = None
-    for candidate in _candidates(dataset) if network is None else [network]:
+    for candidate in candidates:
         measured = _measure(candidate, dataset, device, objective, base)
         too_slow = measured.seconds * MIN_IMAGES > limits.seconds
         if found is not None and (too_slow or measured.bytes(1) > 0.8 * memory):
@@ -166,6 +171,21 @@ def _measure(network: Network, dataset: Dataset, device: torch.device, objective
     return measure_cost(LossModule(denoiser, objective).to(device).train(), model, base)
 
 
+def _precision(
+    network: Network, dataset: Dataset, device: torch.device, objective: Objective, base: Options
+) -> Literal["fp32", "bf16"]:
+    """bf16 on a GPU, and on a host whose processors multiply it faster."""
+    if device.type == "cuda" or base.precision == "bf16":
+        return "bf16"
+    if len(dataset.event_shape) == 1:
+        return "fp32"
+    times = {
+        name: _measure(network, dataset, device, objective, replace(base, precision=name)).seconds
+        for name in ("fp32", "bf16")
+    }
+    return "bf16" if times["fp32"] > BF16_GAIN * times["bf16"] else "fp32"
+
+
 def _candidates(dataset: Dataset) -> Iterator[Network]:
     """Networks for the data, the smallest first."""
     shape = dataset.event_shape
@@ -175,7 +195,7 @@ def _candidates(dataset: Dataset) -> Iterator[Network]:
     if len(shape) > 4:
         raise ValueError(f"data must have one to four axes for a recipe, got {shape}: give a network")
     sides = max(shape[1:])
-    levels = 1 + max(0, math.ceil(math.log2(max(1, sides / (2 * LOWEST_RESOLUTION)))))
+    levels = min(MAX_LEVELS, 1 + math.ceil(math.log2(max(1, sides / LOWEST_RESOLUTION))))
     multipliers = (1, 2, *[4 if levels <= 4 else 2] * (levels - 2))[:levels]
     for channels, blocks in LADDER:
         yield DDPMpp(channels, multipliers, num_blocks=blocks, dropout=0.0 if channels < 64 else 0.1)
@@ -195,7 +215,6 @@ def _options(base: Options, limits: Budget, cost: Cost, dataset: Dataset, networ
         rampup=min(10_000, max(1, images // 20)),
         schedule="cosine",
         average=HalfLife(half_life=float(max(batch, min(500_000, images // 40)))),
-        precision="bf16" if limits.device == "cuda" else base.precision,
         validate_every=max(1, images // 20),
         snapshot_every=max(1, images // 10),
         checkpoint_every=max(1, images // 20),

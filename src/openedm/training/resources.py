@@ -2,8 +2,8 @@
 
     bytes = fixed + sample · (samples of a pass)         seconds = (seconds of a sample) · images
 
-`fixed`: weights, gradients, Adam's two moments and the averages. `sample`: what a pass keeps for its gradient, and its
-largest intermediate results. On a GPU both come from torch's allocator; on the host from the tensors that autograd
+`fixed`: gradients, Adam's two moments and a copy of the averages, beyond the weights that are there already. `sample`:
+what a pass keeps for its gradient, and its largest intermediate results. On a GPU both come from torch's allocator; on the host from the tensors that autograd
 saves, because the allocator there does not count.
 """
 
@@ -27,6 +27,8 @@ __all__ = ["Cost", "Plan", "format_bytes", "format_seconds", "measure_cost", "pl
 TIMED_SECONDS = 2.0
 """About the longest time of the pass whose time is taken."""
 MAX_TIMED_SAMPLES = 64
+SMALL = 100_000
+"""Numbers in a batch, and a fifth of the weights, that need no measurement."""
 HEADROOM = 0.9
 """The share of the free memory that training may fill; the rest is for data, figures and the allocator's gaps."""
 TRANSIENT = 1.4
@@ -41,7 +43,7 @@ class Cost:
     """The cost of training a network.
 
     Attributes:
-        fixed: bytes of weights, gradients, moments and averages.
+        fixed: bytes of gradients, moments and copies of averages.
         sample: further bytes for each sample of a pass.
         seconds: seconds a sample, forward and backward, without the data; NaN where it was not measured.
     """
@@ -91,8 +93,8 @@ def measure_cost(module: LossModule, model: Model, options: Options) -> Cost:
     device = next(module.parameters()).device
     trained = sum(p.numel() * p.element_size() for p in module.parameters() if p.requires_grad)
     weights = sum(t.numel() * t.element_size() for t in module.state_dict().values())
-    powers = 0 if options.power_average is None else len(options.power_average.sigma_rel)
-    fixed = weights + 3 * trained + (1 + powers + options.keep_best) * weights  # gradients, two moments; averages
+    # Weights and averages are in memory already: gradients, two moments and copies of averages come later.
+    fixed = 3 * trained + (1 + options.keep_best) * weights
     share = max(1, options.batch_size // (options.accumulate or 1))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), explain_out_of_memory(ADVICE):
         one, two = (_Pass.make(module, model, options, n, device).bytes() for n in (1, 2))
@@ -132,8 +134,15 @@ def plan_accumulation(cost: Cost, options: Options, processes: int, available: i
             f"{math.ceil(share / wanted)}"
         )
     raise MemoryError(
-        f"one sample at a time needs {needed} ({format_bytes(cost.fixed)} for weights and moments), but {free}: {ADVICE}"
+        f"one sample at a time needs {needed} ({format_bytes(cost.fixed)} of it for gradients and moments), but {free}: "
+        f"{ADVICE}"
     )
+
+
+def is_small(model: Model, options: Options, module: nn.Module) -> bool:
+    """Whether a batch needs so little memory that it is not measured: small data and few weights."""
+    numbers = options.batch_size * math.prod(model.event_shape)
+    return numbers <= SMALL and sum(p.numel() for p in module.parameters()) <= 5 * SMALL
 
 
 def available_on(device: torch.device) -> int:

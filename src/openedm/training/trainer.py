@@ -10,6 +10,7 @@ import copy
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from functools import cached_property, partial
 from itertools import count, takewhile
 from pathlib import Path
@@ -23,6 +24,7 @@ from openedm import objective as objectives
 from openedm.data import Dataset, align_classes, as_dataset
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
+from openedm.ground.memory import explain_out_of_memory
 from openedm.ground.seeding import derive_seed, seed_global
 from openedm.ground.storage import read_tensors
 from openedm.objective import Loss, Objective
@@ -37,6 +39,7 @@ from openedm.training.checkpoints import (
     flatten_optimizer,
     list_checkpoints,
     load_weights,
+    read_accumulate,
     read_progress,
     read_weights,
     remove_checkpoints,
@@ -51,6 +54,7 @@ from openedm.training.monitoring import Observer, TrainingProgress, Validation
 from openedm.training.options import DROPOUT, Options, check_compatibility
 from openedm.training.post_hoc import PowerAverages, remove_snapshots
 from openedm.training.processes import full_copy, full_state_dict, make_accelerator, shard
+from openedm.training.resources import Plan, available_on, is_small, measure_cost, plan_accumulation
 from openedm.training.steps import LossModule, StepNoise
 
 __all__ = ["Trainer"]
@@ -103,7 +107,7 @@ class Trainer:
             validation = align_classes(validation, model.num_classes, model.class_names, name="validation")
         check_compatibility(model, dataset, validation, objective, options)
         self.accelerator = make_accelerator() if accelerator is None else accelerator
-        shares = self.accelerator.num_processes * options.accumulate
+        shares = self.accelerator.num_processes * options.rounds
         if options.batch_size % shares:
             raise ValueError(
                 f"batch_size must be a multiple of processes × accumulate = {shares}, got {options.batch_size}"
@@ -184,8 +188,13 @@ class Trainer:
             raise ValueError(f"run={self.run} already has checkpoints: call resume() first, or choose another folder")
         if self.run is not None and self._power_averages is not None and self.accelerator.is_main_process:
             remove_snapshots(self.run, self.state.images)
+        if self.options.accumulate is None and not is_small(self.model, self.options, self.denoiser):
+            self.plan()
         device = self.accelerator.device
-        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        with (
+            torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            explain_out_of_memory("lower options.batch_size, or raise options.accumulate"),
+        ):
             for progress in self._steps():
                 for observer in self.observers:
                     observer.on_progress(progress)
@@ -199,6 +208,27 @@ class Trainer:
         best = copy.deepcopy(average)
         best.network.load_state_dict(full_state_dict(self._best))
         return best
+
+    def plan(self) -> Plan:
+        """Measure a small pass, and choose `options.accumulate` where it is None; gradients and weights stay.
+
+        Every process chooses the largest number of rounds of all. `fit` calls it, for networks that are not small.
+
+        Raises:
+            MemoryError: a batch does not fit into the memory that is free; the message names the options to change.
+        """
+        accelerator = self.accelerator
+        cost = measure_cost(self._loss_module, self.model, self.options)
+        processes, available = accelerator.num_processes, available_on(accelerator.device)
+        available //= processes if accelerator.device.type == "cpu" else 1  # the processes of a host share its memory
+        plan = plan_accumulation(cost, self.options, processes, available)
+        if processes > 1 and self.options.accumulate is None:
+            rounds = torch.tensor(plan.accumulate, device=accelerator.device)
+            most = int(accelerator.gather(rounds[None]).max())
+            share = self.options.batch_size // processes
+            plan = replace(plan, accumulate=most, samples=share // most)
+        self.options = replace(self.options, accumulate=plan.accumulate)
+        return plan
 
     def _full_average(self) -> Preconditioned:
         return full_copy(self.average, self.model) if self._sharded else self.average
@@ -237,7 +267,7 @@ class Trainer:
         step_noise = StepNoise.draw(self.model, self.objective, options, step, device)
         total = torch.zeros((), device=device)
         seed_global(derive_seed(options.seed, DROPOUT, step, rank), device)
-        for round_ in range(options.accumulate):
+        for round_ in range(options.rounds):
             rows = rows_of(round_, rank, processes, options)
             clean, labels = next(loader)
             clean = clean.to(device, non_blocking=True)
@@ -245,7 +275,7 @@ class Trainer:
             condition = None if condition is None else condition.to(device, non_blocking=True)
             condition = step_noise.condition(condition, rows, self.model)
             clean, augment = step_noise.augment(clean, rows, self.model.augment_dim)
-            last = round_ == options.accumulate - 1
+            last = round_ == options.rounds - 1
             with nullcontext() if last else accelerator.no_sync(self._wrapped):
                 with torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext():
                     loss: Loss = self._loss(clean, step_noise.noise[rows], step_noise.sigma[rows], condition, augment)
@@ -392,6 +422,8 @@ class Trainer:
         folder = find_checkpoint(origin)
         tensors, content = read_tensors(folder / "training.safetensors"), read_progress(folder)
         self.objective = self._loss_module.objective = as_recorded(content, self.objective)
+        if self.options.accumulate is None:
+            self.options = replace(self.options, accumulate=read_accumulate(content))
         check_unchanged(folder, content, self.model, self.objective, self.options)
         state, weights = RunState.from_json(content, folder), read_weights(folder)
         if not self.options.keep_best:

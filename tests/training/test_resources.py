@@ -1,0 +1,160 @@
+"""Memory and time before the work: what is measured, how batches are split, and what is refused."""
+
+import math
+from dataclasses import replace
+
+import pytest
+import torch
+
+from openedm import objective as objectives
+from openedm.data import Digits, InMemory, Toy
+from openedm.ground.memory import available_memory, explain_out_of_memory
+from openedm.networks import MLP, DDPMpp
+from openedm.training import Model, Options, Trainer, resources
+from openedm.training.recipes import budget_of, choose_recipe
+from openedm.training.resources import Cost, format_bytes, format_seconds, measure_cost, plan_accumulation
+from openedm.training.steps import LossModule
+
+SMALL = DDPMpp(model_channels=16, channel_mult=(1, 2), num_blocks=1)
+
+
+def loss_module(model: Model) -> LossModule:
+    return LossModule(model.build(), objectives.EDM()).train()
+
+
+def test_a_sample_costs_what_its_saved_tensors_need_and_four_times_as_much_at_twice_the_resolution() -> None:
+    costs = []
+    for size in (16, 32):
+        model = Model(network=SMALL, event_shape=(3, size, size))
+        costs.append(measure_cost(loss_module(model), model, Options(batch_size=2)))
+    assert costs[1].sample == pytest.approx(4 * costs[0].sample, rel=0.25)
+    # Some tens of activations of 16 channels at full resolution, in float32.
+    assert 10 < costs[0].sample / (16 * 16 * 16 * 4) < 200
+    assert all(cost.seconds > 0 for cost in costs)
+
+
+def test_measuring_leaves_weights_gradients_and_random_numbers_alone() -> None:
+    model = Model(network=SMALL, event_shape=(1, 8, 8))
+    module = loss_module(model)
+    before = {name: value.clone() for name, value in module.state_dict().items()}
+    torch.manual_seed(3)
+    measure_cost(module, model, Options(batch_size=2))
+    after = torch.rand(2)
+    torch.manual_seed(3)
+    assert torch.equal(after, torch.rand(2))
+    assert all(torch.equal(value, module.state_dict()[name]) for name, value in before.items())
+    assert all(p.grad is None for p in module.parameters())
+
+
+@pytest.mark.parametrize(
+    ("available", "accumulate"), [(10**9, 1), (70_000, 2), (10_000, 8), (2_500, 64)], ids=["all", "half", "8", "one"]
+)
+def test_the_fewest_rounds_that_fit_are_chosen(available: int, accumulate: int) -> None:
+    cost = Cost(fixed=1_000, sample=1_000, seconds=1.0)
+    plan = plan_accumulation(cost, Options(batch_size=128), 2, available)
+    assert (plan.accumulate, plan.samples) == (accumulate, 64 // accumulate)
+    assert plan.bytes <= 0.9 * available
+
+
+def test_what_does_not_fit_is_refused_with_the_option_to_change() -> None:
+    cost = Cost(fixed=1_000, sample=1_000, seconds=1.0)
+    with pytest.raises(MemoryError, match=r"one sample at a time needs 2 kB .* lower network.model_channels"):
+        plan_accumulation(cost, Options(batch_size=128), 1, 2_000)
+    with pytest.raises(MemoryError, match=r"accumulate=2 needs 65 kB .* take at least 4"):
+        plan_accumulation(cost, Options(batch_size=128, accumulate=2), 1, 40_000)
+
+
+def test_training_in_chosen_rounds_takes_the_same_steps(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Digits().load()
+    options = Options(images=32, batch_size=16, validate_every=0, snapshot_every=0)
+    model = Model.for_data(data, SMALL)
+    monkeypatch.setattr(resources, "SMALL", 0)
+    whole = Trainer(model, data, options=options)
+    expected = whole.fit()
+    assert whole.options.accumulate == 1
+    trainer = Trainer(model, data, options=options)
+    cost = trainer.plan().cost
+    trainer.options = options
+    needed = cost.bytes(4)
+    monkeypatch.setattr("openedm.training.trainer.available_on", lambda device: int(needed / 0.89))
+    found = trainer.fit()
+    assert trainer.options.accumulate == 4
+    for one, other in zip(found.parameters(), expected.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-5)
+
+
+def test_a_resumed_run_keeps_the_rounds_that_were_chosen(tmp_path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data = Digits().load()
+    options = Options(images=32, batch_size=16, accumulate=None, validate_every=0, snapshot_every=0)
+    model = Model.for_data(data, SMALL)
+    first = Trainer(model, data, options=replace(options, images=16, accumulate=4), run=tmp_path)
+    first.fit()
+    again = Trainer(model, data, options=options, run=tmp_path)
+    again.resume()
+    assert again.options.accumulate == 4
+
+
+def test_memory_that_runs_out_later_says_what_to_lower() -> None:
+    with (
+        pytest.raises(MemoryError, match=r"out of memory: lower options.batch_size"),
+        explain_out_of_memory("lower options.batch_size"),
+    ):
+        torch.empty(2**60, dtype=torch.uint8)
+    with pytest.raises(RuntimeError, match="shape"), explain_out_of_memory("nothing"):
+        raise RuntimeError("shape")
+    assert 0 < available_memory() < 2**50
+
+
+def test_numbers_are_written_with_their_units() -> None:
+    assert [format_bytes(n) for n in (5, 1.5e3, 2.04e9, 3e12)] == ["5 B", "1.5 kB", "2.04 GB", "3 TB"]
+    assert [format_seconds(s) for s in (5, 61, 7900, 90000)] == ["5 s", "1 min 1 s", "2 h 11 min", "1 d 1 h"]
+
+
+@pytest.mark.parametrize(
+    ("data", "network"),
+    [
+        (Toy(num_samples=64).load(), MLP),
+        (Digits().load(), DDPMpp),
+        (InMemory(torch.randn(8, 2, 40)), DDPMpp),
+        (InMemory(torch.randn(8, 1, 4, 6, 4)), DDPMpp),
+    ],
+    ids=["vectors", "images", "series", "volumes"],
+)
+def test_a_budget_chooses_network_batch_and_length_for_any_shape(data, network, monkeypatch) -> None:
+    monkeypatch.setattr("openedm.training.recipes.LADDER", ((8, 1), (16, 1)))
+    recipe = choose_recipe("cpu-hour", data, torch.device("cpu"))
+    assert isinstance(recipe.network, network)
+    options = recipe.options
+    assert options.images >= options.batch_size >= 1
+    if network is DDPMpp:
+        assert options.images * recipe.cost.seconds == pytest.approx(0.9 * 3600, rel=0.06)
+    assert options.validate_every <= options.images / 10
+    assert "--options.images" in recipe.describe()
+    Model.for_data(data, recipe.network).build()
+
+
+def test_a_slower_machine_gets_a_smaller_network_and_a_given_network_is_kept(monkeypatch) -> None:
+    data = Digits().load()
+
+    def cost(network, *rest):
+        return Cost(10, 10, network.model_channels * 1e-3)
+
+    monkeypatch.setattr("openedm.training.recipes._measure", cost)
+    monkeypatch.setattr("openedm.training.recipes._precision", lambda *rest: "fp32")
+    monkeypatch.setattr("openedm.training.recipes.MIN_IMAGES", 100_000)
+    widths = {}
+    for factor in (1, 4):
+        monkeypatch.setattr(
+            "openedm.training.recipes._measure",
+            lambda network, *rest, factor=factor: Cost(10, 10, factor * network.model_channels * 2e-4),
+        )
+        widths[factor] = choose_recipe("cpu-hour", data, torch.device("cpu")).network.model_channels
+    assert widths[1] > widths[4] >= 16
+    assert choose_recipe("cpu-hour", data, torch.device("cpu"), network=SMALL).network == SMALL
+
+
+def test_a_budget_for_another_machine_is_refused() -> None:
+    assert budget_of(torch.device("cpu")) == "cpu-hour"
+    with pytest.raises(ValueError, match="budget='gpu-8gb' needs a device of type 'cuda', got 'cpu'"):
+        choose_recipe("gpu-8gb", Toy(num_samples=8).load(), torch.device("cpu"))
+    assert math.isfinite(available_memory())
