@@ -129,7 +129,7 @@ def test_a_budget_chooses_network_batch_and_length_for_any_shape(data, network, 
     if network is DDPMpp:
         assert options.images * recipe.cost.seconds == pytest.approx(0.9 * 3600, rel=0.06)
     assert options.validate_every <= options.images / 10
-    assert "--options.images" in recipe.describe()
+    assert recipe.settings()["options.images"] == options.images
     Model.for_data(data, recipe.network).build()
 
 

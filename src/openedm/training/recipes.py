@@ -25,7 +25,7 @@ from openedm.training.options import Options
 from openedm.training.resources import Cost, available_on, format_seconds, measure_cost
 from openedm.training.steps import LossModule
 
-__all__ = ["BudgetName", "Recipe", "budget_of", "choose_recipe", "max_resolution"]
+__all__ = ["BudgetName", "Recipe", "budget_of", "choose_recipe", "max_resolution", "summary"]
 
 BudgetName = Literal["cpu-hour", "gpu-8gb", "gpu-24gb", "gpu-80gb"]
 
@@ -82,28 +82,35 @@ class Recipe:
     options: Options
     cost: Cost
 
+    @property
+    def changed(self) -> tuple[str, ...]:
+        """The names of the options of training that the recipe sets."""
+        return _CHOSEN_OPTIONS
+
     def settings(self) -> dict[str, Any]:
         """The options of the command line that the recipe sets, by their names, with their values."""
-        fields = {
-            f"network.{name}": getattr(self.network, name) for name in _CHOSEN_SIZES if hasattr(self.network, name)
-        }
-        names = ["images", "batch_size", "learning_rate", "rampup", "schedule", "precision"]
-        names += ["validate_every", "snapshot_every", "checkpoint_every"]
-        chosen = {f"options.{name}": getattr(self.options, name) for name in names}
+        sizes = [name for name in _CHOSEN_SIZES if hasattr(self.network, name)]
+        fields = {f"network.{name}": getattr(self.network, name) for name in sizes}
+        chosen = {f"options.{name}": getattr(self.options, name) for name in _CHOSEN_OPTIONS if name != "average"}
         half_life = {"options.average.half_life": self.options.average.half_life}
         return {"network": type(self.network).__name__, **fields, **chosen, **half_life}
-
-    def describe(self) -> str:
-        """One line with the options, as they are given on the command line."""
-        values = (f"--{name} {_format(value)}" for name, value in self.settings().items())
-        return " ".join(values)
 
 
 _CHOSEN_SIZES = ("model_channels", "channel_mult", "num_blocks", "width", "dropout")
 
 
-def _format(value: Any) -> str:
-    return f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else str(value)
+_CHOSEN_OPTIONS = (
+    "images",
+    "batch_size",
+    "learning_rate",
+    "rampup",
+    "schedule",
+    "precision",
+    "average",
+    "validate_every",
+    "snapshot_every",
+    "checkpoint_every",
+)
 
 
 def budget_of(device: torch.device) -> BudgetName:
