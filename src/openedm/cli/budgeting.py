@@ -7,10 +7,11 @@ from typing import Any
 
 import torch
 
-from openedm.data import Dataset, ImageSource, Source
+from openedm.data import Dataset, Source
+from openedm.data.encoded import ImageSource
 from openedm.networks import Network
 from openedm.objective import Objective
-from openedm.training import BudgetName, Options, budget_of, choose_recipe, max_resolution, summary
+from openedm.training import BudgetName, Options, budget_of, choose_recipe, max_resolution, recipe_summary
 
 given: ContextVar[frozenset[str] | None] = ContextVar("given", default=None)
 """The dotted names of the options that the present command was given, in files or on the command line."""
@@ -48,7 +49,7 @@ def is_budgeted(budget: BudgetName | None) -> bool:
 
 
 def fit_pictures(source: Source, budget: BudgetName | None, device: torch.device) -> tuple[Source, str]:
-    """The source, its pictures cropped to the budget's size where they are larger or differ, and a line that says so."""
+    """The source, its pictures cropped to the budget's size if they are larger or differ, and a line that says so."""
     if not is_budgeted(budget) or not isinstance(source, ImageSource) or source.resolution is not None:
         return source, ""
     largest = max_resolution(budget or budget_of(device))
@@ -80,13 +81,13 @@ def choose(
         return Choices(network, options)
     names = given.get() or frozenset()
     own = network if "network" in names else None
-    recipe = choose_recipe(
-        budget or budget_of(device), dataset, device, network=own, objective=objective, base=options
-    )
+    recipe = choose_recipe(budget or budget_of(device), dataset, device, network=own, objective=objective, base=options)
     fields = {name: getattr(recipe.options, name) for name in recipe.changed if f"options.{name}" not in names}
     chosen = replace(options, **fields)
     settings = {name: value for name, value in recipe.settings().items() if name not in names}
-    return Choices(recipe.network, chosen, (summary(replace(recipe, options=chosen), dataset), describe(settings)))
+    return Choices(
+        recipe.network, chosen, (recipe_summary(replace(recipe, options=chosen), dataset), describe(settings))
+    )
 
 
 def describe(settings: Mapping[str, Any]) -> str:

@@ -9,31 +9,41 @@ from openedm.training.monitoring import Observer, TrainingProgress, Validation, 
 from openedm.training.options import Options
 from openedm.training.post_hoc import combine, list_snapshots, reachable, reconstruct
 from openedm.training.processes import make_accelerator, share_of
+from openedm.training.recipes import BudgetName, Recipe, budget_of, choose_recipe, max_resolution, recipe_summary
+from openedm.training.resources import Cost, Plan
 from openedm.training.trainer import Trainer
 
 __all__ = [
     "Augmentation",
     "Augmented",
+    "BudgetName",
+    "Cost",
     "HalfLife",
     "Initial",
     "Model",
     "MovingAverage",
     "Observer",
     "Options",
+    "Plan",
     "PowerFunction",
+    "Recipe",
     "Trainer",
     "TrainingProgress",
     "Validation",
     "ValidationLoss",
+    "budget_of",
+    "choose_recipe",
     "combine",
     "find_checkpoint",
     "list_checkpoints",
     "list_snapshots",
     "load_denoiser",
     "make_accelerator",
+    "max_resolution",
     "num_parameters",
     "reachable",
     "read_model",
+    "recipe_summary",
     "reconstruct",
     "save_checkpoint",
     "share_of",

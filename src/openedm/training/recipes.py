@@ -25,7 +25,7 @@ from openedm.training.options import Options
 from openedm.training.resources import Cost, available_on, format_seconds, measure_cost
 from openedm.training.steps import LossModule
 
-__all__ = ["BudgetName", "Recipe", "budget_of", "choose_recipe", "max_resolution", "summary"]
+__all__ = ["BudgetName", "Recipe", "budget_of", "choose_recipe", "max_resolution", "recipe_summary"]
 
 BudgetName = Literal["cpu-hour", "gpu-8gb", "gpu-24gb", "gpu-80gb"]
 
@@ -228,7 +228,7 @@ def _options(base: Options, limits: Budget, cost: Cost, dataset: Dataset, networ
     )
 
 
-def summary(recipe: Recipe, dataset: Dataset) -> str:
+def recipe_summary(recipe: Recipe, dataset: Dataset) -> str:
     """What the recipe expects, in a line."""
     seconds = recipe.options.images * recipe.cost.seconds
     passes = recipe.options.images / len(dataset)

@@ -3,8 +3,8 @@
     bytes = fixed + sample · (samples of a pass)         seconds = (seconds of a sample) · images
 
 `fixed`: gradients, Adam's two moments and a copy of the averages, beyond the weights that are there already. `sample`:
-what a pass keeps for its gradient, and its largest intermediate results. On a GPU both come from torch's allocator; on the host from the tensors that autograd
-saves, because the allocator there does not count.
+what a pass keeps for its gradient, and its largest intermediate results. On a GPU it comes from torch's allocator; on
+the host from the tensors that autograd saves, because the allocator there does not count.
 """
 
 import math
@@ -134,8 +134,8 @@ def plan_accumulation(cost: Cost, options: Options, processes: int, available: i
             f"{math.ceil(share / wanted)}"
         )
     raise MemoryError(
-        f"one sample at a time needs {needed} ({format_bytes(cost.fixed)} of it for gradients and moments), but {free}: "
-        f"{ADVICE}"
+        f"one sample at a time needs {needed}, {format_bytes(cost.fixed)} of it for gradients and moments, but {free}: "
+        + ADVICE
     )
 
 
