@@ -5,26 +5,27 @@ from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
 
-import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
 
 from openedm.data import Dataset, Source
 from openedm.data.encoded import ImageSource
 from openedm.networks import Network
 from openedm.objective import Objective
-from openedm.training import BudgetName, Options, budget_of, choose_recipe, max_resolution, recipe_summary
+from openedm.training import BudgetName, Options, Recipe, budget_of, choose_recipe, max_resolution, recipe_summary
 
-given: ContextVar[frozenset[str] | None] = ContextVar("given", default=None)
+names_given: ContextVar[frozenset[str] | None] = ContextVar("names_given", default=None)
 """The dotted names of the options that the present command was given, in files or on the command line."""
 
 
-def names_given(options: Mapping[str, Any]) -> frozenset[str]:
+def dotted_names(options: Mapping[str, Any]) -> frozenset[str]:
     """The dotted names of options, nested or not, such as "network" and "options.images"."""
     found: set[str] = set()
     for name, value in options.items():
         parts = name.split(".")
         found |= {".".join(parts[: i + 1]) for i in range(len(parts))}
         fields = value.get("init_args", value) if isinstance(value, Mapping) else {}
-        found |= {f"{name}.{field}" for field in names_given(fields)}
+        found |= {f"{name}.{field}" for field in dotted_names(fields)}
     return frozenset(found)
 
 
@@ -33,64 +34,70 @@ class Choices:
     """What is chosen for a budget.
 
     Attributes:
-        network, options: as given, and where they were not given as the recipe has them.
+        data, network, options: as given, and where they were not given as the recipe has them.
+        dataset: the data, loaded.
         lines: what was chosen, for people.
     """
 
+    data: Source
+    dataset: Dataset
     network: Network
     options: Options
     lines: tuple[str, ...] = ()
 
 
-def is_budgeted(budget: BudgetName | None) -> bool:
-    """Whether a recipe chooses: there is a budget, or a command line without network."""
-    names = given.get()
-    return budget is not None or (names is not None and "network" not in names)
-
-
-def fit_pictures(source: Source, budget: BudgetName | None, device: torch.device) -> tuple[Source, str]:
-    """The source, its pictures cropped to the budget's size if they are larger or differ, and a line that says so."""
-    if not is_budgeted(budget) or not isinstance(source, ImageSource) or source.resolution is not None:
-        return source, ""
-    largest = max_resolution(budget or budget_of(device))
-    images = source.images()
-    shapes = {shape[1:] for shape in images.shapes()}
-    images.close()
-    if len(shapes) == 1 and max(next(iter(shapes))) <= largest:
-        return source, ""
-    smallest = min(min(shape) for shape in shapes)
-    size = min(largest, smallest)
-    what = "of several sizes" if len(shapes) > 1 else f"of {'×'.join(map(str, next(iter(shapes))))}"
-    return replace(source, resolution=size), f"--data.resolution {size} (the pictures are {what})"
-
-
 def choose(
     budget: BudgetName | None,
+    data: Source,
     network: Network,
     objective: Objective,
     options: Options,
-    dataset: Dataset,
-    device: torch.device,
+    accelerator: Accelerator,
+    *,
+    resumed: bool,
 ) -> Choices:
-    """The network and options of training: those given, and the recipe's for the others.
+    """Load the data, and choose the network and the options that were not given.
+
+    A recipe chooses if there is a budget, or a command line without network; not for a run that is resumed. The main
+    process measures, and the others take its choices.
 
     Raises:
-        ValueError: the budget is for another machine.
+        ValueError: the budget is for another machine, or the data cannot be loaded.
     """
-    if not is_budgeted(budget):
-        return Choices(network, options)
-    names = given.get() or frozenset()
-    own = network if "network" in names else None
-    recipe = choose_recipe(budget or budget_of(device), dataset, device, network=own, objective=objective, base=options)
-    fields = {name: getattr(recipe.options, name) for name in recipe.changed if f"options.{name}" not in names}
-    chosen = replace(options, **fields)
+    names, device = names_given.get(), accelerator.device
+    if resumed or (budget is None and (names is None or "network" in names or "init" in names)):
+        return Choices(data, data.load(), network, options)
+    budget, names = budget or budget_of(device), names or frozenset()
+    data, *lines = _fit_pictures(data, budget)
+    dataset = data.load()
+    found: list[Recipe | None] = [None]
+    if accelerator.is_main_process:
+        own = network if names & {"network", "init"} else None
+        keep = [name.partition(".")[2] for name in names if name.startswith("options.")]
+        found = [choose_recipe(budget, dataset, device, network=own, objective=objective, base=options, keep=keep)]
+    (recipe,) = broadcast_object_list(found) if accelerator.num_processes > 1 else found
+    assert recipe is not None
     settings = {name: value for name, value in recipe.settings().items() if name not in names}
-    return Choices(
-        recipe.network, chosen, (recipe_summary(replace(recipe, options=chosen), dataset), describe(settings))
-    )
+    lines += [recipe_summary(recipe, dataset), _typed(settings)]
+    return Choices(data, dataset, recipe.network, recipe.options, tuple(lines))
 
 
-def describe(settings: Mapping[str, Any]) -> str:
+def _fit_pictures(source: Source, budget: BudgetName) -> tuple[Any, ...]:
+    """The source, its pictures cropped to the budget's size if they are larger or differ, and a line if they are."""
+    if not isinstance(source, ImageSource) or source.resolution is not None:
+        return (source,)
+    images = source.images()
+    sizes = {(header.height, header.width) for header in images.shapes()}
+    images.close()
+    if len(sizes) == 1 and max(next(iter(sizes))) <= max_resolution(budget):
+        return (source,)
+    size = min(max_resolution(budget), min(map(min, sizes)))
+    shown = "of several sizes" if len(sizes) > 1 else f"of {'×'.join(map(str, next(iter(sizes))))}"
+    resized: ImageSource = replace(source, resolution=size)  # type: ignore[call-arg]  # a field of all its classes
+    return resized, f"--data.resolution {size}, because the pictures are {shown}"
+
+
+def _typed(settings: Mapping[str, Any]) -> str:
     """Options as they are given on the command line."""
 
     def text(value: Any) -> str:

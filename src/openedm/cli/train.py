@@ -1,6 +1,6 @@
 """`openedm train`: train a denoiser."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
@@ -9,6 +9,7 @@ from accelerate.tracking import get_available_trackers
 
 from openedm import objective as objectives
 from openedm import preconditioning as preconditionings
+from openedm.cli.budgeting import choose, dotted_names, names_given
 from openedm.cli.importing import check_known_classes, listed_imports, recorded
 from openedm.cli.parsing import dump
 from openedm.cli.plain import read_options, to_plain
@@ -21,9 +22,11 @@ from openedm.plots.runs import RunFigures
 from openedm.preconditioning import Preconditioning
 from openedm.sampling import Sampler
 from openedm.training import (
+    BudgetName,
     Initial,
     Model,
     Options,
+    Plan,
     Trainer,
     find_checkpoint,
     list_checkpoints,
@@ -47,6 +50,7 @@ def train(
     standardise: bool = True,
     init: Initial = Initial(),
     resume: bool = False,
+    budget: BudgetName | None = None,
     tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "none"] = "tensorboard",
     preset: str | None = None,
 ) -> int:
@@ -61,7 +65,8 @@ def train(
         out: the run folder.
         data: the source of the training data.
         validation: the source of the data of the validation loss; by default a part of the training data.
-        network: the architecture; its shape follows from the data.
+        network: the architecture; its shape follows from the data. If it is not given, network, length and batch are
+            chosen for this machine, as by a budget.
         preconditioning: the preconditioning that turns the network into a denoiser.
         objective: noise levels and weights in training.
         options: options of training.
@@ -75,19 +80,25 @@ def train(
         resume: continue from the newest checkpoint in the run folder, if there is one. The options are then those of
             the run, unless given: such as --options.images, which may be raised. Options that would change its steps
             are refused.
+        budget: network, batch, length and intervals for a machine and a time, measured with the data before training:
+            cpu-hour; gpu-8gb, for 12 hours; gpu-24gb, for a day; gpu-80gb, for two days. Options that are given keep
+            their values; what is chosen is printed as options. Pictures of several sizes, or larger than the budget's
+            (32, 64, 64 and 128), are cropped and resized unless data.resolution is given.
         tracker: the tracker that also receives the curves.
         preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
             cifar10-ddpmpp, cifar10-ncsnpp, with -cond for class-conditional ones, ffhq64-ddpmpp, ffhq64-ncsnpp,
             afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
     """
-    values = {name: value for name, value in locals().items() if name != "preset"} | {"resume": False}
+    values = {name: value for name, value in locals().items() if name not in ("preset", "budget")} | {"resume": False}
     values |= {"import": list(recorded.get())} if recorded.get() else {}
     if preset is not None:  # on the command line it is replaced by a --config file
         raise ValueError(f"preset must be given on the command line, as --preset {preset}, and not in a --config file")
     run = Path(out)
     earlier = _check(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
-    dataset = data.load()
+    chosen = choose(budget, data, network, objective, options, accelerator, resumed=earlier)
+    dataset, network, options = chosen.dataset, chosen.network, chosen.options
+    values |= {"data": chosen.data, "network": network, "options": options}
     model = Model.for_data(
         dataset,
         network,
@@ -114,8 +125,9 @@ def train(
     )
     if earlier:
         trainer.resume()
+    plan = trainer.plan()
     if accelerator.is_main_process:
-        _describe(trainer, dataset.describe())
+        _describe(trainer, dataset.describe(), plan, chosen.lines)
         _record(run, values)
         log.start(trainer.state.images)
     _fit(trainer, bar, tracked=bool(curves))
@@ -126,6 +138,7 @@ def train(
 
 def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run that is resumed, or network and preconditioning of the checkpoint that is fine-tuned."""
+    names_given.set(dotted_names(given))
     run, init = given.get("") or given.get("out"), given.get("init") or given.get("init.path")
     init = init.get("path") if isinstance(init, dict) else init
     if given.get("resume") is True and isinstance(run, str) and (file := Path(run) / "config.yaml").is_file():
@@ -176,8 +189,10 @@ def _outcome(trainer: Trainer) -> str:
     return f"stopped at {where}\ncontinue with the same command and --resume true"
 
 
-def _describe(trainer: Trainer, data: str) -> None:
+def _describe(trainer: Trainer, data: str, plan: Plan, chosen: Sequence[str]) -> None:
     model, device = trainer.model, trainer.accelerator.device
+    for line in chosen:
+        print(f"chosen   {line}")
     print(f"data     {data}, sigma_data {model.sigma_data:.4f}")
     if model.units is not None:
         print(f"units    {model.units}")
@@ -187,3 +202,5 @@ def _describe(trainer: Trainer, data: str) -> None:
         print(f"init     {trainer.origin['origin']}" + (f"; {len(new)} parameters start anew" if new else ""))
     if trainer.state.images:
         print(f"resumed  at {trainer.state.images:,} images")
+    for line in plan.describe(trainer.options.images - trainer.state.images, trainer.accelerator.num_processes):
+        print(line)

@@ -8,7 +8,7 @@ ramp-up are fractions of the length.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -82,11 +82,6 @@ class Recipe:
     options: Options
     cost: Cost
 
-    @property
-    def changed(self) -> tuple[str, ...]:
-        """The names of the options of training that the recipe sets."""
-        return _CHOSEN_OPTIONS
-
     def settings(self) -> dict[str, Any]:
         """The options of the command line that the recipe sets, by their names, with their values."""
         sizes = [name for name in _CHOSEN_SIZES if hasattr(self.network, name)]
@@ -139,6 +134,7 @@ def choose_recipe(
     network: Network | None = None,
     objective: Objective = objectives.EDM(),
     base: Options = Options(),
+    keep: Collection[str] = (),
 ) -> Recipe:
     """Measure networks on the device, and choose the network, the batch and the length of training.
 
@@ -149,6 +145,7 @@ def choose_recipe(
         network: a network that was chosen already; None for one of the recipe's.
         objective: the objective, whose cost is measured with the network's.
         base: options that the recipe does not set, such as augmentation and label dropout.
+        keep: the names of further options of `base` that hold, such as "images"; the others are chosen for them.
 
     Raises:
         ValueError: the budget is unknown, or for another kind of device.
@@ -160,14 +157,15 @@ def choose_recipe(
         raise ValueError(f"budget={budget!r} needs a device of type {limits.device!r}, got {device.type!r}")
     memory = min(available_on(device), limits.memory or available_on(device))
     candidates = list(_candidates(dataset)) if network is None else [network]
-    base = replace(base, precision=_precision(candidates[0], dataset, device, objective, base))
+    if "precision" not in keep:
+        base = replace(base, precision=_precision(candidates[0], dataset, device, objective, base))
     found: Recipe | None = None
     for candidate in candidates:
         measured = _measure(candidate, dataset, device, objective, base)
         too_slow = measured.seconds * MIN_IMAGES > limits.seconds
         if found is not None and (too_slow or measured.bytes(1) > 0.8 * memory):
             break
-        found = Recipe(budget, candidate, _options(base, limits, measured, dataset, candidate), measured)
+        found = Recipe(budget, candidate, _options(base, keep, limits, measured, dataset, candidate), measured)
     assert found is not None
     return found
 
@@ -208,24 +206,27 @@ def _candidates(dataset: Dataset) -> Iterator[Network]:
         yield DDPMpp(channels, multipliers, num_blocks=blocks, dropout=0.0 if channels < 64 else 0.1)
 
 
-def _options(base: Options, limits: Budget, cost: Cost, dataset: Dataset, network: Network) -> Options:
+def _options(
+    base: Options, keep: Collection[str], limits: Budget, cost: Cost, dataset: Dataset, network: Network
+) -> Options:
     most = MLP_MAX_IMAGES if isinstance(network, MLP) else MAX_IMAGES
     batch = min(limits.batch_size if len(dataset.event_shape) > 1 else 256, max(8, len(dataset)))
+    batch = base.batch_size if "batch_size" in keep else batch
     # A tenth of the time is for validation, grids and averages.
     images = min(most, int(0.9 * limits.seconds / cost.seconds))
-    images = max(batch, round(images, 1 - len(str(images)) + 1))
-    return replace(
-        base,
-        images=images,
-        batch_size=batch,
-        learning_rate=1e-3 if batch <= 128 else 1.5e-3,
-        rampup=min(10_000, max(1, images // 20)),
-        schedule="cosine",
-        average=HalfLife(half_life=float(max(batch, min(500_000, images // 40)))),
-        validate_every=max(1, images // 20),
-        snapshot_every=max(1, images // 10),
-        checkpoint_every=max(1, images // 20),
-    )
+    images = base.images if "images" in keep else max(batch, round(images, 2 - len(str(images))))
+    chosen: dict[str, Any] = {
+        "images": images,
+        "batch_size": batch,
+        "learning_rate": 1e-3 if batch <= 128 else 1.5e-3,
+        "rampup": min(10_000, images // 20),
+        "schedule": "cosine",
+        "average": HalfLife(half_life=float(max(batch, min(500_000, images // 40)))),
+        "validate_every": max(1, images // 20),
+        "snapshot_every": max(1, images // 10),
+        "checkpoint_every": max(1, images // 20),
+    }
+    return replace(base, **{name: value for name, value in chosen.items() if name not in keep})
 
 
 def recipe_summary(recipe: Recipe, dataset: Dataset) -> str:

@@ -78,6 +78,16 @@ class Plan:
         """The memory that a round takes."""
         return self.cost.bytes(self.samples)
 
+    def describe(self, images: int, processes: int = 1) -> tuple[str, str]:
+        """Memory and time of `images` more images on this number of processes, as two lines."""
+        rounds = f", {self.accumulate} rounds of {self.samples}" if self.accumulate > 1 else ""
+        speed = processes / self.cost.seconds
+        return (
+            f"memory   about {format_bytes(self.bytes)} of {format_bytes(self.available)} that are free{rounds}",
+            f"time     about {format_seconds(max(images, 0) / speed)} for {max(images, 0):,} images at {speed:.3g} a "
+            "second, without validation and grids",
+        )
+
 
 def measure_cost(module: LossModule, model: Model, options: Options) -> Cost:
     """Measure passes over one, two and a few samples of random numbers; gradients and random states are as before.
