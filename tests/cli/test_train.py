@@ -1,4 +1,5 @@
 import json
+import re
 import shutil
 from dataclasses import replace
 
@@ -120,12 +121,48 @@ def test_the_tracker_has_the_curves_of_the_log(finished):
 def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
     run, result = finished
     model = read_model(list_checkpoints(run)[-1])
-    assert result.out.splitlines() == [
+    *described, memory, seconds, outcome = result.out.splitlines()
+    assert described == [
         "data     300 vectors of 2 in 2 classes, sigma_data 0.5000",
         f"units    {model.units}",
         "network  MLP(width=16, num_blocks=1): 3,237 parameters on cpu",
-        f"trained on 320 images; the run is in {run}",
     ]
+    assert re.fullmatch(r"memory   about [\d.]+ [kM]B of [\d.]+ GB that are free", memory)
+    assert re.fullmatch(r"time     about \d+ s for 320 images at .* a second, without validation and grids", seconds)
+    assert outcome == f"trained on 320 images; the run is in {run}"
+
+
+def test_without_a_network_the_machine_chooses_and_what_is_chosen_can_be_typed(openedm, tmp_path):
+    options = ["--options.images=64", "--options.validate_every=0", "--options.snapshot_every=0", "--tracker=none"]
+    result = openedm("train", tmp_path / "run", "--data=Toy", "--data.num_samples=64", *options)
+    assert result.status == 0
+    chosen = [line.removeprefix("chosen   ") for line in result.out.splitlines() if line.startswith("chosen")]
+    assert chosen[0].startswith("cpu-hour: 64 images, 1 passes")
+    again = openedm("train", tmp_path / "again", "--data=Toy", "--data.num_samples=64", *options, *chosen[1].split())
+    assert again.status == 0
+    first, second = (load_denoiser(tmp_path / name) for name in ("run", "again"))
+    for one, other in zip(first.parameters(), second.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert not [line for line in again.out.splitlines() if line.startswith("chosen")]
+    assert openedm("train", tmp_path / "run", "--resume=true").status == 0
+
+
+def test_pictures_of_several_sizes_are_cropped_to_the_budget(openedm, tmp_path, monkeypatch):
+    monkeypatch.setattr("openedm.training.recipes.LADDER", ((8, 1),))
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for i, size in enumerate([(50, 40), (44, 70), (40, 40)]):
+        PIL.Image.fromarray(np.full((*size, 3), 80 * i, np.uint8)).save(folder / f"{i}.png")
+    result = openedm(
+        "train", tmp_path / "run", "--data=ImageFolder", f"--data.path={folder}", "--budget=cpu-hour",
+        "--options.images=8", "--options.validate_every=0", "--options.snapshot_every=0", "--tracker=none",
+    )  # fmt: skip
+    assert result.status == 0
+    assert "chosen   --data.resolution 32, because the pictures are of several sizes" in result.out
+    assert read_model(list_checkpoints(tmp_path / "run")[-1]).event_shape == (3, 32, 32)
+    refused = openedm("train", tmp_path / "other", "--data=Toy", "--budget=gpu-8gb", "--tracker=none")
+    assert refused.status != 0
+    assert "budget='gpu-8gb' needs a device of type 'cuda', got 'cpu'" in refused.err
 
 
 def test_the_validation_loss_of_the_log_is_that_of_the_average_on_the_validation_data(openedm, tmp_path):
