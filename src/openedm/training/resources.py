@@ -73,13 +73,20 @@ class Plan:
     samples: int
     available: int
 
+    @classmethod
+    def unknown(cls, options: Options) -> "Plan":
+        """The plan of training that is not measured."""
+        return cls(Cost(0, 0, math.nan), options.rounds, options.batch_size // options.rounds, 0)
+
     @property
     def bytes(self) -> int:
         """The memory that a round takes."""
         return self.cost.bytes(self.samples)
 
-    def describe(self, images: int, processes: int = 1) -> tuple[str, str]:
-        """Memory and time of `images` more images on this number of processes, as two lines."""
+    def describe(self, images: int, processes: int = 1) -> tuple[str, ...]:
+        """Memory and time of `images` more images on this number of processes, as two lines; none if unknown."""
+        if math.isnan(self.cost.seconds):
+            return ()
         rounds = f", {self.accumulate} rounds of {self.samples}" if self.accumulate > 1 else ""
         speed = processes / self.cost.seconds
         return (

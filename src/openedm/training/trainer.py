@@ -212,12 +212,16 @@ class Trainer:
     def plan(self) -> Plan:
         """Measure a small pass, and choose `options.accumulate` where it is None; gradients and weights stay.
 
+        Sharded training is not measured: None then means one round.
+
         Every process chooses the largest number of rounds of all. `fit` calls it, for networks that are not small.
 
         Raises:
             MemoryError: a batch does not fit into the memory that is free; the message names the options to change.
         """
         accelerator = self.accelerator
+        if self._sharded:  # a pass over slices needs all processes, and their memory differs
+            return Plan.unknown(self.options)
         cost = measure_cost(self._loss_module, self.model, self.options)
         processes, available = accelerator.num_processes, available_on(accelerator.device)
         available //= processes if accelerator.device.type == "cpu" else 1  # the processes of a host share its memory
