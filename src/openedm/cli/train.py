@@ -125,7 +125,7 @@ def train(
     )
     if earlier:
         trainer.resume()
-    plan = trainer.plan()
+    plan = None if trainer.finished else trainer.plan()
     if accelerator.is_main_process:
         _describe(trainer, dataset.describe(), plan, chosen.lines)
         _record(run, values)
@@ -189,7 +189,7 @@ def _outcome(trainer: Trainer) -> str:
     return f"stopped at {where}\ncontinue with the same command and --resume true"
 
 
-def _describe(trainer: Trainer, data: str, plan: Plan, chosen: Sequence[str]) -> None:
+def _describe(trainer: Trainer, data: str, plan: Plan | None, chosen: Sequence[str]) -> None:
     model, device = trainer.model, trainer.accelerator.device
     for line in chosen:
         print(f"chosen   {line}")
@@ -202,5 +202,6 @@ def _describe(trainer: Trainer, data: str, plan: Plan, chosen: Sequence[str]) ->
         print(f"init     {trainer.origin['origin']}" + (f"; {len(new)} parameters start anew" if new else ""))
     if trainer.state.images:
         print(f"resumed  at {trainer.state.images:,} images")
-    for line in plan.describe(trainer.options.images - trainer.state.images, trainer.accelerator.num_processes):
-        print(line)
+    if plan is not None:
+        left, processes = trainer.options.images - trainer.state.images, trainer.accelerator.num_processes
+        print(*plan.describe(left, processes), sep="\n")
