@@ -3,6 +3,8 @@ import re
 import shutil
 from dataclasses import replace
 
+import numpy as np
+import PIL.Image
 import pytest
 import torch
 import yaml

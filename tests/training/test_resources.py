@@ -58,7 +58,7 @@ def test_the_fewest_rounds_that_fit_are_chosen(available: int, accumulate: int) 
 
 def test_what_does_not_fit_is_refused_with_the_option_to_change() -> None:
     cost = Cost(fixed=1_000, sample=1_000, seconds=1.0)
-    with pytest.raises(MemoryError, match=r"one sample at a time needs 2 kB .* lower network.model_channels"):
+    with pytest.raises(MemoryError, match=r"one sample at a time needs 2 kB, .* lower network.model_channels"):
         plan_accumulation(cost, Options(batch_size=128), 1, 2_000)
     with pytest.raises(MemoryError, match=r"accumulate=2 needs 65 kB .* take at least 4"):
         plan_accumulation(cost, Options(batch_size=128, accumulate=2), 1, 40_000)
