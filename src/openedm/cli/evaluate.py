@@ -43,7 +43,7 @@ def evaluate(
         held_out: labelled data for the classifier's accuracy on real images; by default the test split of `data`, if
             there is one.
         num: the number of images drawn from a checkpoint, with seeds 0 … num − 1 and the classes in turn; 1000 by
-            default.
+            default. A model with float conditions gets those of as many samples of `data`, with their classes.
         out: also write the report to this JSON file.
         sampling: options of sampling from a checkpoint, as in `openedm sample`.
         scoring: options of the comparison.
@@ -53,7 +53,14 @@ def evaluate(
     accelerator = make_accelerator()
     with Bars(shown=accelerator.is_main_process) as bars:
         images = open_images(
-            samples, sampling, num, batch_size=scoring.batch_size, accelerator=accelerator, progress=bars, log=bars.log
+            samples,
+            sampling,
+            num,
+            data=data,
+            batch_size=scoring.batch_size,
+            accelerator=accelerator,
+            progress=bars,
+            log=bars.log,
         )
         report = score(images, data, held_out, scoring, accelerator=accelerator, progress=bars, log=bars.log)
     if report is None:

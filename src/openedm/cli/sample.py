@@ -5,10 +5,17 @@ from typing import Literal
 from openedm.cli.arguments import parse_integers
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
-from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions
+from openedm.generation import (
+    CheckpointSampler,
+    Conditions,
+    SampleFiles,
+    SamplingOptions,
+    read_conditions,
+    split_names,
+)
 from openedm.generation.files import Format
 from openedm.plots import denoising_trajectory, save_figure
-from openedm.training import make_accelerator
+from openedm.training import Model, find_checkpoint, make_accelerator, read_model
 
 
 def sample(
@@ -16,6 +23,9 @@ def sample(
     out: str,
     seeds: str = "0-63",
     classes: str | None = None,
+    conditions: str | None = None,
+    conditions_key: str | None = None,
+    conditions_resize: Literal["bicubic", "nearest"] = "bicubic",
     noise: Literal["independent", "path", "published"] = "independent",
     format: Format | None = None,
     batch_size: int = 64,
@@ -33,7 +43,14 @@ def sample(
         checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
         out: a folder of PNG files, with the classes in dataset.json; or the file to write, samples.npz or grid.png.
         seeds: the seeds of the samples: numbers and ranges, such as 0-63,100.
-        classes: the classes, in the same form, drawn in turn; all by default.
+        classes: the classes, drawn in turn; all by default. Names, such as cat,dog, or indices and ranges, such as
+            0-3,7. A word that is a name is that class; where all names are numbers, numbers and ranges are names.
+        conditions: for a model with conditions of floats, in the units of its data: a .npz, .npy, .csv or .json file
+            with one row a condition, a folder of images for a model whose conditions are images, or the numbers of one
+            condition, 0.5,-1.0. Seed s has row s mod number of rows; `labels` in a .npz are the classes of the rows.
+            none: no condition, for a model that was trained with label_dropout.
+        conditions_key: the array in a .npz, by default conditions; or columns of a .csv, by default all.
+        conditions_resize: how conditions that are images of another size are resized: bicubic or nearest.
         noise: noise of a stochastic sampler: independent draws; path, the increments of one Brownian path a seed, so
             that samples converge as the number of steps grows; or published, classes and noise drawn as the published
             sampling script draws them on a CPU, so that its samples of a seed come out again.
@@ -47,8 +64,10 @@ def sample(
         options: options of sampling.
     """
     seed_list = parse_integers("seeds", seeds)
-    chosen = None if classes is None else parse_integers("classes", classes)
-    source = CheckpointSampler(checkpoint, options, chosen, noise)
+    model = read_model(find_checkpoint(checkpoint))
+    chosen = None if classes is None else split_names(classes, model.class_names)
+    given = _read_conditions(conditions, conditions_key, conditions_resize, model)
+    source = CheckpointSampler(checkpoint, options, chosen, noise, given)
     files = SampleFiles(source, out, format)
     if trajectory is not None:
         files.check_trajectory(trajectory)
@@ -68,3 +87,14 @@ def sample(
     if trajectory is not None:
         save_figure(denoising_trajectory(source.trajectory(prepared, seed_list[:6])), trajectory)
         print(f"denoising trajectory: {trajectory}")
+
+
+def _read_conditions(
+    path: str | None, key: str | None, resize: Literal["bicubic", "nearest"], model: Model
+) -> Conditions | str | None:
+    """The conditions in a file; None without, and "none" for no condition."""
+    if path is not None and path != "none":
+        return read_conditions(path, model, key, resize)
+    if key is not None or resize != "bicubic":
+        raise ValueError("conditions_key and conditions_resize require conditions from a file")
+    return path

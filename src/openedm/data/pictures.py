@@ -18,7 +18,17 @@ from openedm.ground.storage import replacing
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["IMAGE_CHANNELS", "Pixels", "grid_columns", "image_grid", "save_image", "to_image", "to_pixels", "to_uint8"]
+__all__ = [
+    "IMAGE_CHANNELS",
+    "Pixels",
+    "beside",
+    "grid_columns",
+    "image_grid",
+    "save_image",
+    "to_image",
+    "to_pixels",
+    "to_uint8",
+]
 
 Pixels = UInt8[np.ndarray, "rows columns bands"]
 IMAGE_CHANNELS = (1, 3, 4)
@@ -96,6 +106,22 @@ def image_grid(
         top, left = i // columns * down, i % columns * right
         grid[top : top + height * scale, left : left + width * scale] = image.transpose(1, 2, 0)
     return grid
+
+
+def beside(
+    conditions: Float[Tensor, "batch bands height width"], x: Float[Tensor, "batch channels height width"]
+) -> Float[Tensor, "tiles shown height width"]:
+    """Each image behind the image that is its condition, for a grid with an even number of columns.
+
+    Conditions with values outside [-1, 1] are scaled to it together. Of two channels the first is shown, of five and
+    more the first three.
+    """
+    low, high = float(conditions.min()), float(conditions.max())
+    if low < -1 - 1e-3 or high > 1 + 1e-3:
+        conditions = (conditions - low) / max(high - low, 1e-12) * 2 - 1
+    tiles = [t if t.shape[1] in (1, 3) else t[:, : 1 if t.shape[1] == 2 else 3] for t in (conditions.to(x), x)]
+    shown = max(t.shape[1] for t in tiles)
+    return torch.stack([t.expand(-1, shown, -1, -1) for t in tiles], 1).flatten(0, 1)
 
 
 def grid_columns(labels: Int64[Tensor, "seeds"] | None) -> int | None:

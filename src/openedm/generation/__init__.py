@@ -1,16 +1,23 @@
 """Samples of checkpoints: how they are drawn, written to files, and scored against real data."""
 
+from openedm.generation.classes import find_classes, split_names
+from openedm.generation.conditions import Conditions, conditions_of_data, read_conditions
 from openedm.generation.files import SampleFiles
 from openedm.generation.options import CheckpointSampler, PreparedSampler, SamplingOptions
 from openedm.generation.scoring import Images, ScoringOptions, open_images, score
 
 __all__ = [
     "CheckpointSampler",
+    "Conditions",
     "Images",
     "PreparedSampler",
     "SampleFiles",
     "SamplingOptions",
     "ScoringOptions",
+    "conditions_of_data",
+    "find_classes",
     "open_images",
+    "read_conditions",
     "score",
+    "split_names",
 ]

@@ -1,6 +1,7 @@
 """Samples of a checkpoint as files: drawn seed by seed, so that interrupted work continues where it stopped."""
 
 import json
+import math
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from openedm.data import Stored, save_image
-from openedm.data.pictures import IMAGE_CHANNELS, grid_columns, image_grid
+from openedm.data.pictures import IMAGE_CHANNELS, beside, grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
 from openedm.ground.legacy import upgrade
@@ -30,11 +31,13 @@ class SampleFiles:
 
     Args:
         source: draws the samples.
-        out: a folder of PNG files, with the classes in dataset.json; or the file to write, for npz and grid.
+        out: a folder of PNG files, with classes and conditions in dataset.json (conditions that are images in
+            conditions.npz); or the file to write, for npz and grid.
         format: png, one file a seed, of 16 bits a channel or of one bit where the data had them; npz, arrays `samples`,
-            `seeds` and `labels` in one file (also for data that are not images, or have other than 1, 3 or 4 channels),
-            in the numbers and axes of the data, where these were not bytes; grid, one PNG with all images, of which
-            the first three channels are shown. None means npz or grid for an `out` that ends in .npz or .png, and png
+            `seeds`, `labels`, `class_names` and `conditions` in one file (also for data that are not images, or have
+            other than 1, 3 or 4 channels), in the numbers and axes of the data, where these were not bytes; grid, one
+            PNG with all images, each beside the image that is its condition, of which the first three channels are
+            shown. None means npz or grid for an `out` that ends in .npz or .png, and png
             for any other.
 
     Raises:
@@ -125,24 +128,50 @@ class SampleFiles:
         return self.parts / f"{seed:06d}{'.png' if self.format == 'png' else '.npy'}"
 
     def _finish(self, seeds: Sequence[int]) -> None:
-        """Write the classes beside the pictures, or make one file of the parts."""
+        """Write classes and conditions beside the pictures, or make one file of the parts."""
         if self.format == "png":
             there = sorted({int(p.stem) for p in self.out.glob("*.png") if p.stem.isdigit()} | set(seeds))
-            labels = self.source.labels(there)
-            if labels is not None:  # dataset.json is what `data.ImageFolder` reads
-                pairs = [[self._path(seed).name, label] for seed, label in zip(there, labels.tolist(), strict=True)]
-                write_json(self.out / "dataset.json", {"labels": pairs}, indent=None)
+            self._write_conditions(there)
             return
         arrays = np.stack([np.load(self._path(seed), allow_pickle=False) for seed in seeds])
-        labels = self.source.labels(seeds)
         if self.format == "npz":
-            classes = {} if labels is None else {"labels": labels.numpy()}
             samples = _restored(arrays, self.source.model.stored)
-            write_arrays(self.out, {**samples, "seeds": np.array(seeds), **classes})
+            write_arrays(self.out, {**samples, "seeds": np.array(seeds), **self._given(seeds)})
         else:
-            x = torch.from_numpy(arrays)
-            save_image(image_grid(x, grid_columns(labels), scale=max(1, 32 // x.shape[-1])), self.out)
+            x, columns = torch.from_numpy(arrays), grid_columns(self.source.labels(seeds))
+            values = self.source.values(seeds)
+            if values is not None and values.ndim == 4 and values.shape[2:] == x.shape[2:]:
+                x, columns = beside(values, x), None if columns is None else 2 * columns
+                columns = 2 * math.ceil(math.sqrt(len(seeds))) if columns is None else columns
+            elif values is not None and columns is None and self.source.conditions is not None:
+                count = min(self.source.conditions.count, len(seeds))
+                columns = count if 2 <= count <= 20 else None
+            save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self.out)
         shutil.rmtree(self.parts)
+
+    def _given(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+        """The classes, their names and the float conditions of the seeds, as arrays; those that there are."""
+        labels, values, names = self.source.labels(seeds), self.source.values(seeds), self.source.model.class_names
+        found = {} if labels is None else {"labels": labels.numpy()}
+        found |= {} if labels is None or names is None else {"class_names": np.array(names)}
+        return found | ({} if values is None else {"conditions": values.numpy()})
+
+    def _write_conditions(self, seeds: Sequence[int]) -> None:
+        """Write dataset.json, which `data.ImageFolder` reads, and conditions.npz for conditions that are no vectors."""
+        given, names = self._given(seeds), [self._path(seed).name for seed in seeds]
+        values = given.pop("conditions", None)
+        table: dict[str, Any] = {}
+        if "labels" in given:
+            table["labels"] = [[name, label] for name, label in zip(names, given["labels"].tolist(), strict=True)]
+        if "class_names" in given:
+            table["class_names"] = given["class_names"].tolist()
+        if values is not None and values.ndim == 2:
+            table["conditions"] = [[name, row] for name, row in zip(names, values.tolist(), strict=True)]
+        elif values is not None:
+            arrays = {"conditions": values, "seeds": np.array(seeds), **given}
+            write_arrays(self.out / "conditions.npz", arrays)
+        if table:
+            write_json(self.out / "dataset.json", table, indent=None)
 
 
 def _restored(arrays: np.ndarray, stored: Stored | None) -> dict[str, np.ndarray]:

@@ -7,15 +7,20 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
+import numpy as np
 from accelerate import Accelerator
-from jaxtyping import Float64, Int64
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from openedm.denoiser import Denoiser, configure_execution
+from openedm.conditions import pack
+from openedm.denoiser import Condition, Denoiser, configure_execution
+from openedm.generation.classes import find_classes
+from openedm.generation.conditions import Conditions, read_conditions
 from openedm.ground import checks
 from openedm.ground.choices import Choice, from_config, to_config
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import file_digest, read_json, write_json
+from openedm.ground.tensors import as_tensor
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.sampling import (
     Auto,
@@ -138,12 +143,16 @@ class PreparedSampler(NamedTuple):
 class CheckpointSampler:
     """Draws samples from a checkpoint. What is wrong is refused at once; weights are loaded by `prepare`.
 
-    A sample depends on its seed, its class and the options alone. Seed s gets class `classes[s mod len(classes)]`.
+    A sample depends on its seed, its condition and the options alone. Seed s gets class `classes[s mod len(classes)]`
+    and row s mod rows of the conditions.
 
     Args:
         checkpoint: a checkpoint folder, or a run folder (its newest checkpoint is taken).
         options: how samples are drawn.
-        classes: the classes to draw, in turn; None means all of the model.
+        classes: the classes to draw, in turn, as indices or names (`openedm.generation.find_classes`); None means those
+            of the conditions, or all of the model.
+        conditions: for a model with float conditions: what `read_conditions` takes or returns, or an array of rows in
+            the units of the data; "none" draws without condition, from a model that was trained with label_dropout.
         noise: what a stochastic sampler adds: independent draws; the pieces of one Brownian path a seed ("path"), so
             that more steps refine the same sample; or "published", with the classes and the noise of all steps drawn as
             the published sampling script does on a CPU (`openedm.sampling.PublishedNoise`).
@@ -161,32 +170,56 @@ class CheckpointSampler:
         self,
         checkpoint: str | Path,
         options: SamplingOptions = SamplingOptions(),
-        classes: Sequence[int] | None = None,
+        classes: Sequence[int | str] | None = None,
         noise: StepNoiseName = "independent",
+        conditions: "Conditions | Tensor | np.ndarray | str | None" = None,
     ) -> None:
         method = options.method
         checks.one_of("noise", noise, get_args(StepNoiseName))
         if noise == "path" and not (isinstance(method, Sampler) and method.uses_path_noise):
             raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {method}")
-        self.options, self.classes, self.noise = options, classes, noise
+        self.options, self.noise = options, noise
         self.folder = find_checkpoint(checkpoint)
-        self.model = read_model(self.folder)
-        self.labels([])
+        self.model = model = read_model(self.folder)
+        self.classes = None if classes is None else find_classes(classes, model.num_classes, model.class_names)
+        self.without_condition = isinstance(conditions, str) and conditions == "none"
+        self.conditions = _conditions(conditions, model)
+        if self.without_condition and (classes is not None or not options.guidance.is_one):
+            raise ValueError("conditions='none' leaves out the classes, too, and guidance: give neither")
         if noise == "published" and isinstance(method, SamplerChoice) and not self._published_has_effect(method):
             raise ValueError(f"noise='published' has no effect: neither classes nor noise are drawn, {method}")
         self.source = _source(self.folder, self.model, options)
 
     def labels(self, seeds: Sequence[int]) -> Int64[Tensor, "seeds"] | None:
-        """The class of each seed; None for an unconditional model."""
-        if self.noise == "published" and self.classes is None and len(seeds) > 0:
-            return self._published(seeds).classes
+        """The class of each seed; None for a model without classes, or samples without condition."""
+        if self.without_condition:
+            return None
+        if self.classes is None and self.model.num_classes > 0 and len(seeds) > 0:
+            of_rows = None if self.conditions is None else self.conditions.of_seeds(seeds)[1]
+            if of_rows is not None:
+                return of_rows
+            if self.noise == "published":
+                return self._published(seeds).classes
         return class_labels(seeds, self.classes, self.model.num_classes)
+
+    def values(self, seeds: Sequence[int]) -> Float[Tensor, "seeds *shape"] | None:
+        """The float condition of each seed; None for a model without, or samples without condition."""
+        return None if self.conditions is None else self.conditions.of_seeds(seeds)[0]
+
+    def condition(self, seeds: Sequence[int]) -> Condition:
+        """The condition of each seed, classes and floats, as the denoiser takes it."""
+        labels, values = self.labels(seeds), self.values(seeds)
+        if values is None:
+            return labels
+        return values if labels is None else pack(labels, values)
 
     def _published(self, seeds: Sequence[int]) -> PublishedNoise:
         return PublishedNoise(seeds, self.model.event_shape, self.model.num_classes)
 
     def _published_has_effect(self, method: SamplerChoice) -> bool:
-        draws_classes = self.model.num_classes > 0 and self.classes is None
+        draws_classes = self.model.num_classes > 0 and self.classes is None and not self.without_condition
+        if self.conditions is not None and self.conditions.fetch([0])[1] is not None:
+            draws_classes = False
         return draws_classes or (isinstance(method, Sampler) and method.churn.s_churn > 0)
 
     @property
@@ -202,7 +235,13 @@ class CheckpointSampler:
         """All that the samples depend on beside their seeds, as plain data."""
         noise = {} if self.noise == "independent" else {"noise": self.noise}
         chosen = {**self.source, "classes": self.classes, "sampler": to_config(sampler)}
-        return {**chosen, **self.options.execution, **noise}
+        return {**chosen, **self._chosen_conditions, **self.options.execution, **noise}
+
+    @property
+    def _chosen_conditions(self) -> dict[str, Any]:
+        if self.model.condition_shape is None:
+            return {}
+        return {"conditions": "none" if self.conditions is None else self.conditions.digest}
 
     def prepare(self, accelerator: Accelerator | None = None, progress: Progress = no_progress) -> PreparedSampler:
         """Load the weights and find the sampler; several processes must call it together.
@@ -240,29 +279,37 @@ class CheckpointSampler:
             seeds: one seed a sample.
             batch_size: samples drawn at a time; changes memory and speed, not the samples.
         """
-        labels, noise = self.labels(seeds), self._source_of_noise
-        return sample_batches(
-            prepared.sampler, prepared.denoiser, seeds, condition=labels, batch_size=batch_size, noise=noise
-        )
+        checks.at_least("batch_size", batch_size, 1)
+        for start in range(0, len(seeds), batch_size):
+            part = seeds[start : start + batch_size]
+            yield from sample_batches(
+                prepared.sampler,
+                prepared.denoiser,
+                part,
+                condition=self.condition(part),
+                batch_size=batch_size,
+                noise=self._source_of_noise,
+            )
 
     def trajectory(self, prepared: PreparedSampler, seeds: Sequence[int]) -> list[State]:
         """The states of the samples at each noise level, as the sampler passes through them."""
         states: list[State] = []
         noise = self._source_of_noise(seeds)
-        prepared.sampler.sample(prepared.denoiser, noise, condition=self.labels(seeds), callback=states.append)
+        prepared.sampler.sample(prepared.denoiser, noise, condition=self.condition(seeds), callback=states.append)
         return states
 
     def _fitted(self, denoiser: Denoiser, progress: Progress, *, main: bool) -> tuple[Sampler, str]:
         """The sampler with levels that were fitted before, or are fitted now and kept beside the checkpoint."""
         method = self.options.method
         settings = {"sampler": to_config(method), "fit": FIT_VERSION, **self.source, "classes": self.classes}
+        settings |= self._chosen_conditions
         name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / "fitted" / f"{name}.json"
         if path.is_file():
             return from_config(Sampler, read_json(path)["fitted"]), f"sampler, fitted before ({path})"
         if main:
             path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the work
-        condition = self.labels(range(len(pilot_seeds(self.model.event_shape))))
+        condition = self.condition(range(len(pilot_seeds(self.model.event_shape))))
         if isinstance(method, Auto):
             fit = method.fit(denoiser, condition=condition, progress=progress)
         else:
@@ -285,15 +332,41 @@ def _source(folder: Path, model: Model, options: SamplingOptions) -> dict[str, A
                 f"guiding must have other weights than the checkpoint, got {options.guiding!r} with the same"
             )
         return {**source, "guidance": to_config(options.guidance), "guiding": other}
-    if model.num_classes == 0:
+    if model.num_classes == 0 and model.condition_shape is None:
         raise ValueError("guidance must not be given: the model is unconditional; give another checkpoint as guiding")
     training = read_progress(folder) if (folder / "training.json").is_file() else {}
-    if training.get("options", {}).get("init_args", {}).get("label_dropout") == 0:
+    no_dropout = model.condition_shape is not None and not model.condition_dropout
+    if no_dropout or training.get("options", {}).get("init_args", {}).get("label_dropout") == 0:
         raise ValueError(
-            "guidance requires a model that was also trained without classes, this one was trained with "
+            "guidance requires a model that was also trained without its condition, this one was trained with "
             "label_dropout 0: train with --options.label_dropout 0.1, or give another checkpoint as guiding"
         )
     return {**source, "guidance": to_config(options.guidance)}
+
+
+def _conditions(given: Conditions | Tensor | np.ndarray | str | None, model: Model) -> Conditions | None:
+    """The conditions of samples of a model; None for a model without, and for samples without condition."""
+    if model.condition_shape is None:
+        if given is not None:
+            raise ValueError(f"conditions must be None: the model has no float conditions, got {given!r}")
+        return None
+    if isinstance(given, str) and given == "none":
+        if not model.condition_dropout:
+            raise ValueError(
+                "conditions must be given: the model was trained with label_dropout 0, and so never without condition"
+            )
+        return None
+    if given is None:
+        shape = ", ".join(map(str, model.condition_shape))
+        raise ValueError(
+            f"conditions must be given, floats of shape ({shape}) a sample: a file with their rows, --conditions FILE"
+            f"{', or none for samples without condition' if model.condition_dropout else ''}"
+        )
+    if isinstance(given, str):
+        return read_conditions(given, model)
+    if isinstance(given, Conditions):
+        return given
+    return Conditions.of_rows(as_tensor("conditions", given), model)
 
 
 def _digest(folder: Path, weights: Literal["ema", "raw"]) -> str:

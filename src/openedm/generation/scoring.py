@@ -13,6 +13,7 @@ from accelerate.utils import broadcast
 from torch import Tensor
 
 from openedm.data import Arrays, Dataset, ImageFolder, Source, align_classes
+from openedm.generation.conditions import conditions_of_data
 from openedm.generation.options import CheckpointSampler, SamplingOptions
 from openedm.ground import checks
 from openedm.ground.choices import Choice, to_config
@@ -36,7 +37,7 @@ from openedm.metrics import (
     train_classifier,
 )
 from openedm.metrics.features import ImageBatch
-from openedm.training import find_checkpoint, make_accelerator, share_of
+from openedm.training import find_checkpoint, make_accelerator, read_model, share_of
 
 __all__ = ["Images", "ScoringOptions", "open_images", "score"]
 
@@ -116,6 +117,7 @@ def open_images(
     sampling: SamplingOptions = SamplingOptions(),
     num: int | None = None,
     *,
+    data: Source | None = None,
     batch_size: int = 100,
     accelerator: Accelerator | None = None,
     progress: Progress = no_progress,
@@ -127,6 +129,8 @@ def open_images(
         samples: a checkpoint or run folder; or a folder or zip of images or an npz file with an array `samples`.
         sampling: how images are drawn from a checkpoint.
         num: the number of images to draw, with seeds 0 … num − 1 and the classes in turn; 1000 by default.
+        data: the data whose conditions a model with float conditions gets: those of `num` samples at even distances, or
+            of all in turn.
         batch_size: images at a time.
         accelerator: the processes; None for those there are.
         progress: called while levels are fitted.
@@ -142,8 +146,12 @@ def open_images(
     elif path.suffix == ".zip" or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
         dataset = ImageFolder(str(path)).load()
     else:
-        source = CheckpointSampler(path, sampling)
-        return _drawn(source, NUM if num is None else num, batch_size, accelerator, progress, log)
+        num, model = NUM if num is None else num, read_model(find_checkpoint(path))
+        if model.condition_shape is None or data is None:
+            source = CheckpointSampler(path, sampling)
+        else:
+            source = CheckpointSampler(path, sampling, conditions=conditions_of_data(data.load(), model, num))
+        return _drawn(source, num, batch_size, accelerator, progress, log)
     given = [f.name for f in dataclasses.fields(sampling) if getattr(sampling, f.name) != f.default]
     given += [] if num is None else ["num"]
     if sampling.nfe is None and {"sampler", "tolerance"} & {*given}:

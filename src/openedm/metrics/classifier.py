@@ -167,7 +167,8 @@ def train_classifier(
         batches = torch.split(torch.randperm(len(dataset), generator=generator), batch_size)
 
         def gradient(step: int, batches: Sequence[Tensor] = batches) -> Tensor:
-            x, labels = dataset.fetch(batches[step % per_epoch])
+            x, condition = dataset.fetch(batches[step % per_epoch])
+            labels = dataset.condition_layout.unpack(cast(Tensor, condition))[0]
             logits = classifier(_shifted(x, shift, generator).to(device))
             loss = functional.cross_entropy(logits, cast(Tensor, labels).to(device))
             loss.backward()  # type: ignore[no-untyped-call]

@@ -83,7 +83,8 @@ def image_batches(
     checks.at_least("batch_size", batch_size, 1)
     numbers = range(len(dataset)) if numbers is None else numbers
     for start in range(0, len(numbers), batch_size):
-        yield dataset.fetch(numbers[start : start + batch_size])
+        x, condition = dataset.fetch(numbers[start : start + batch_size])
+        yield x, None if condition is None else dataset.condition_layout.unpack(condition)[0]
 
 
 @torch.no_grad()

@@ -1,0 +1,232 @@
+"""The float conditions of samples: rows of a file, or of data, which seeds take in turn."""
+
+import csv
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int64
+from torch import Tensor
+
+from openedm.data import Dataset, FolderImages, align_classes
+from openedm.data.arrays import condition_tensor
+from openedm.data.decoding import as_array, decode_picture, to_tensor
+from openedm.data.forms import Resize, as_size, crop_to, resize_to
+from openedm.data.listing import rows_of_floats
+from openedm.data.stored import as_float
+from openedm.generation.classes import find_classes
+from openedm.ground import checks
+from openedm.training import Model
+
+__all__ = ["Conditions", "conditions_of_data", "read_conditions"]
+
+_DEFAULT_KEYS = ("conditions", "condition")
+_OTHER_ARRAYS = ("samples", "seeds", "labels", "class_names", "layout", "range")
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """Conditions of samples, in the units of the data. Seed s has row s mod `count`.
+
+    Args:
+        count: the number of rows.
+        fetch: from the numbers of some rows to their floats `(rows, *condition_shape)` and their classes, or None.
+        digest: what they are, as a text that differs for others.
+    """
+
+    count: int
+    fetch: Callable[[Sequence[int]], tuple[Float[Tensor, "rows *shape"], Int64[Tensor, " rows"] | None]]
+    digest: str
+
+    @classmethod
+    def of_rows(
+        cls, values: Float[Tensor, "rows *shape"], model: Model, classes: Int64[Tensor, " rows"] | None = None
+    ) -> "Conditions":
+        """Conditions in memory.
+
+        Args:
+            values: floats, one row a condition.
+            model: the model that they are for.
+            classes: class of each row, for a model with classes; None to give classes otherwise.
+
+        Raises:
+            ValueError: they are not those of the model, or not finite; the message names the row.
+        """
+        shape = model.condition_shape
+        if shape is None:
+            raise ValueError("conditions must be None: the model has no float conditions")
+        if values.ndim == 0 or len(values) == 0 or tuple(values.shape[1:]) != shape:
+            raise ValueError(
+                f"conditions must have shape (rows, {', '.join(map(str, shape))}), as those of the model, got "
+                f"{tuple(values.shape)}"
+            )
+        values = values.detach().cpu().float().contiguous()
+        wrong = ~values.flatten(1).isfinite().all(1)
+        if bool(wrong.any()):
+            raise ValueError(f"conditions must be finite, but row {int(wrong.nonzero()[0])} has NaN or infinity")
+        digest = hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes())
+        if classes is not None:
+            digest.update(classes.numpy().tobytes())
+
+        def fetch(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+            return values[list(rows)], None if classes is None else classes[list(rows)]
+
+        return cls(len(values), fetch, digest.hexdigest())
+
+    def of_seeds(self, seeds: Sequence[int]) -> tuple[Float[Tensor, "seeds *shape"], Int64[Tensor, " seeds"] | None]:
+        """The floats of each seed, and its class where the rows have classes."""
+        return self.fetch([seed % self.count for seed in seeds])
+
+
+def conditions_of_data(dataset: Dataset, model: Model, count: int) -> Conditions:
+    """The conditions of `count` samples of some data at even distances, or of all in turn if there are fewer.
+
+    Raises:
+        ValueError: the data do not have the conditions or the classes of the model.
+    """
+    dataset = align_classes(dataset, model.num_classes, model.class_names)
+    layout = dataset.condition_layout
+    if not layout.includes(model.condition_layout):
+        raise ValueError(
+            f"data must have the conditions of the model, {model.condition_layout}, got {dataset.describe()}"
+        )
+    chosen = dataset.spread(count)
+
+    def fetch(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
+        condition = layout.select(dataset.fetch([chosen[row] for row in rows])[1], model.condition_layout)
+        assert condition is not None
+        classes, values = model.condition_layout.unpack(condition)
+        assert values is not None
+        return values, classes
+
+    return Conditions(len(chosen), fetch, "of the data")
+
+
+def read_conditions(source: str, model: Model, key: str | None = None, resize: Resize = "bicubic") -> Conditions:
+    """Conditions for a model from a file, a folder of images, or numbers.
+
+    Args:
+        source: a .npz or .npy file with one row a condition; a .csv file with a line of names and then numbers; a .json
+            file with a list of rows, or "conditions" as in dataset.json; a folder, .zip or .tar file of images, in the
+            order of their names, for a model whose conditions are images; a folder with a dataset.json for one with
+            vectors; or the numbers of one condition, separated by commas.
+        model: the model.
+        key: name of the array in a .npz, by default "conditions" or the only other one; or names of columns of a .csv,
+            separated by commas, by default all.
+        resize: how images of another size than the model's are resized, after the central part of their proportions.
+
+    Raises:
+        ValueError: the model has no float conditions, the file cannot be read, or its rows are not those of the model.
+    """
+    shape = model.condition_shape
+    if shape is None:
+        raise ValueError("conditions must not be given: the model has no float conditions")
+    checks.one_of("conditions_resize", resize, ("bicubic", "nearest"))
+    path, is_image = Path(source), len(shape) > 1
+    suffix = path.suffix.lower()
+    if key is not None and suffix not in (".npz", ".csv"):
+        raise ValueError(f"conditions_key requires a .npz or .csv file, got {key!r} with {source!r}")
+    if resize != "bicubic" and not is_image:
+        raise ValueError(f"conditions_resize={resize!r} has no effect: conditions are not images")
+    if not path.exists():
+        return Conditions.of_rows(_numbers(source), model)
+    try:
+        if suffix in (".npz", ".npy"):
+            return _of_arrays(path, model, key, resize)
+        if suffix == ".csv":
+            return Conditions.of_rows(_columns(path, key), model)
+        if suffix == ".json":
+            return Conditions.of_rows(_listed(path), model)
+        if is_image:
+            return Conditions.of_rows(_pictures(source, shape, resize), model)
+        if (path / "dataset.json").is_file():
+            return Conditions.of_rows(_listed(path / "dataset.json"), model)
+    except (OSError, ValueError, TypeError) as error:
+        raise ValueError(f"conditions={source}: {error}") from error
+    raise ValueError(
+        f"conditions must be a .npz, .npy, .csv or .json file{', or a folder of images' if is_image else ''}, got "
+        f"{source!r}"
+    )
+
+
+def _numbers(text: str) -> Float[Tensor, "one numbers"]:
+    try:
+        return torch.tensor([[float(part) for part in text.split(",")]])
+    except ValueError as error:
+        raise ValueError(
+            f"conditions must be a file or folder that exists, or numbers separated by commas, got {text!r}"
+        ) from error
+
+
+def _of_arrays(path: Path, model: Model, key: str | None, resize: Resize) -> Conditions:
+    with path.open("rb") as file:
+        content = np.load(file, allow_pickle=False)
+        arrays = {"": content} if isinstance(content, np.ndarray) else dict(content)
+    names = [name for name in sorted(arrays) if name not in _OTHER_ARRAYS]
+    default = next((name for name in _DEFAULT_KEYS if name in arrays), names[0] if len(names) == 1 else None)
+    key = default if key is None else key
+    if key not in arrays:
+        raise ValueError(f"conditions_key must be one of {sorted(arrays)}, got {key!r}")
+    shape, values = model.condition_shape or (), arrays[key]
+    several = values.ndim == len(shape) > 1 and shape[0] > 1 and len(values) == shape[0]  # the channels of one
+    if values.shape == shape != (1,) or several:
+        values = values[None]
+    event_shape = model.event_shape if len(shape) > 1 else ()
+    rows = as_float(condition_tensor(values, event_shape, resize))
+    labels = arrays.get("labels") if model.num_classes and "labels" in arrays else None
+    if labels is None or key == "labels":
+        return Conditions.of_rows(rows, model)
+    if labels.shape != (len(rows),) or labels.dtype.kind not in "iu":
+        raise ValueError(f"labels must be integers, one a condition ({len(rows)}), got {labels.dtype} {labels.shape}")
+    names_of_labels = [str(name) for name in arrays.get("class_names", ())]
+    given: list[int | str] = [names_of_labels[i] if names_of_labels else i for i in labels.tolist()]
+    return Conditions.of_rows(rows, model, torch.tensor(find_classes(given, model.num_classes, model.class_names)))
+
+
+def _columns(path: Path, key: str | None) -> Float[Tensor, "rows columns"]:
+    lines = [line for line in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))) if line]
+    if len(lines) < 2:
+        raise ValueError("a .csv file must have a line of names and at least one of numbers")
+    names = [name.strip() for name in lines[0]]
+    chosen = names if key is None else [name.strip() for name in key.split(",")]
+    for name in chosen:
+        checks.one_of("conditions_key", name, names)
+    places, rows = [names.index(name) for name in chosen], []
+    for number, line in enumerate(lines[1:], start=2):
+        try:
+            rows.append([float(line[place]) for place in places])
+        except (ValueError, IndexError) as error:
+            raise ValueError(f"line {number} must have numbers in {', '.join(chosen)}, got {line}") from error
+    return torch.tensor(rows)
+
+
+def _listed(path: Path) -> Float[Tensor, "rows numbers"]:
+    content: Any = json.loads(path.read_text(encoding="utf-8"))
+    if isinstance(content, dict):
+        entries = content.get("conditions", content.get("labels"))
+        if not entries:
+            raise ValueError(f'{path.name} must have "conditions", or be a list of rows')
+        content = list(dict(entries).values())
+    if not isinstance(content, list) or not content:
+        raise ValueError(f'{path.name} must have "conditions", or be a list of rows')
+    return torch.from_numpy(rows_of_floats(content, [f"row {row}" for row in range(len(content))]))
+
+
+def _pictures(path: str, shape: tuple[int, ...], resize: Resize) -> Float[Tensor, "rows channels height width"]:
+    if len(shape) != 3:
+        raise ValueError(f"a folder of images cannot hold conditions of shape {shape}: give a .npy file")
+    images = FolderImages(path, "none", "none")
+    size, found = (shape[1], shape[2]), []
+    for index, (content, _) in enumerate(images.read(range(len(images)))):
+        picture = decode_picture(io.BytesIO(content), images.describe(index), shape[0])
+        height, width = as_size(picture)
+        if height * size[1] != width * size[0]:
+            picture = crop_to(picture, size, "centre", nearest=resize == "nearest")
+        found.append(as_float(to_tensor(as_array(resize_to(picture, size, resize)))))
+    return torch.stack(found)
