@@ -142,6 +142,7 @@ def test_pictures_are_conditions_of_samples_and_stand_beside_them(openedm, sets,
     assert np.abs(one.astype(int) - other).max() <= 3  # Pillow rounds what it resizes to bytes
     result = openedm("sample", run, tmp_path / "g.png", *same, "--conditions", tmp_path / "npz" / "conditions.npz")
     assert result.status == 0, result.err
+    assert "columns:" not in result.out
     grid = np.asarray(PIL.Image.open(tmp_path / "g.png"))
     assert grid.shape == (2 * 33 - 1, 4 * 33 - 1)
     assert openedm("sample", run, tmp_path / "o", *same, "--conditions", sets / "low",
@@ -177,6 +178,23 @@ def test_samples_without_condition_and_guided_ones(openedm, sets, runs, tmp_path
     assert guided.status == 0, guided.err
 
 
+def test_columns_of_a_grid_are_called_by_the_names_of_their_classes(openedm, runs, tmp_path):
+    out, options = tmp_path / "g.png", ["--seeds=0-3", STEPS, "--conditions=0.5,70", "--classes=eel,cat"]
+    assert "(columns: eel, cat)" in openedm("sample", runs / "vector", out, *options).out
+
+
+def test_averages_of_other_widths_keep_the_conditions(openedm, sets, tmp_path):
+    run, every = tmp_path / "run", ["--options.power_average=PowerFunction", "--options.power_average.every=64"]
+    result = openedm("train", run, *UNET, *SIZES, *QUIET, *every, *source(sets, "arrays", "vector"))
+    assert result.status == 0, result.err
+    result = openedm("ema", run, tmp_path / "wide")
+    assert result.status == 0, result.err
+    assert (
+        openedm("sample", tmp_path / "wide", tmp_path / "s.npz", "--seeds=0-1", STEPS, "--conditions=0.5,70").status
+        == 0
+    )
+
+
 def test_fitted_levels_take_the_conditions(openedm, runs, tmp_path):
     result = openedm("sample", runs / "vector", tmp_path / "s.npz", "--seeds=0-1", "--levels=fitted", "--nfe=4",
                      "--conditions=0.5,70")  # fmt: skip
@@ -200,7 +218,8 @@ def test_scores_and_likelihoods_use_the_conditions_of_the_data(openedm, sets, ru
 def test_other_commands_take_models_with_conditions(openedm, sets, runs, tmp_path, kind):
     info = openedm("info", runs / kind)
     assert "cat, dog, eel" in info.out
-    assert "condition" in info.out
+    shape = {"vector": "2", "low": "1 × 8 × 8"}[kind]
+    assert f"{shape} floats a sample, or none" in info.out
     assert openedm("suggest", *source(sets, "folder", kind)).status == 0
 
 

@@ -52,7 +52,7 @@ def test_an_earlier_checkpoint_can_be_named(openedm, digits_run):
 def test_vectors_without_classes_are_told_as_such(openedm, toy_run):
     facts = described(openedm("info", toy_run))
     assert facts["sample"] == "2"
-    assert facts["classes"] == "none (unconditional)"
+    assert facts["classes"] == "none"
 
 
 def test_a_model_without_training_state_is_described_as_far_as_it_goes(openedm, tmp_path):

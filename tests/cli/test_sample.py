@@ -65,7 +65,7 @@ def test_npz_files_hold_samples_seeds_and_labels(openedm, digits_run, tmp_path):
     )
     assert result.status == 0
     found = numbers(tmp_path / "a.npz")
-    assert found.keys() == {"samples", "seeds", "labels"}
+    assert found.keys() == {"samples", "seeds", "labels", "class_names"}
     assert found["seeds"].tolist() == [3, 40, 41, 42]
     assert found["labels"].tolist() == [9, 7, 9, 7]
     x = expected(digits_run, [3, 40, 41, 42], [9, 7, 9, 7])

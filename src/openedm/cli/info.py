@@ -8,7 +8,7 @@ import yaml
 from openedm.cli.terminal import rows
 from openedm.ground.choices import from_config, is_outside, to_config
 from openedm.objective import Objective
-from openedm.training import find_checkpoint, num_parameters, read_model
+from openedm.training import Model, find_checkpoint, num_parameters, read_model
 from openedm.training.checkpoints import read_progress
 
 
@@ -27,6 +27,7 @@ def info(checkpoint: str) -> None:
         "preconditioning": str(model.preconditioning),
         "sample": " × ".join(map(str, model.event_shape)) + (" image in [-1, 1]" if model.images else ""),
         "classes": _classes(model.num_classes, model.class_names),
+        **_conditions(model),
         "sigma_data": f"{model.sigma_data:.6g}" + ("" if model.units is None else " in standard units"),
     }
     if modules := _imports(folder, to_config(model)):
@@ -75,7 +76,15 @@ def _outside_modules(config: Any) -> set[str]:
     return own.union(*map(_outside_modules, config.values()))
 
 
+def _conditions(model: Model) -> dict[str, str]:
+    """What float conditions are, if the model has some."""
+    if model.condition_shape is None:
+        return {}
+    dropout = ", or none" if model.condition_dropout else ""
+    return {"conditions": f"{' × '.join(map(str, model.condition_shape))} floats a sample{dropout}"}
+
+
 def _classes(count: int, names: tuple[str, ...] | None) -> str:
     if count == 0:
-        return "none (unconditional)"
+        return "none"
     return str(count) if names is None else f"{count}: {', '.join(names)}"

@@ -83,7 +83,7 @@ def sample(
     kept = f", {existing} already existed" if existing else ""
     network = "network" if options.guidance.is_one else "guided network"
     cost = "" if prepared.sampler.nfe is None else f" with {prepared.sampler.nfe} {network} evaluations each"
-    print(f"drew {count} samples{cost}{kept}: {out}")
+    print(f"drew {count} samples{cost}{kept}: {out}{files.name_columns(seed_list)}")
     if trajectory is not None:
         save_figure(denoising_trajectory(source.trajectory(prepared, seed_list[:6])), trajectory)
         print(f"denoising trajectory: {trajectory}")

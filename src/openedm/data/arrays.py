@@ -4,7 +4,7 @@ import warnings
 import zipfile
 import zlib
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Any, Literal, cast
 
 import numpy as np
 import torch
@@ -33,7 +33,8 @@ class Arrays(Source):
     Args:
         path: the file. Pickled objects are not read.
         key: name of the data in a .npz; by default its only array besides the labels.
-        labels_key: name of the labels in a .npz, integers or one-hot rows; by default "labels", if present.
+        labels_key: name of the labels in a .npz, integers or one-hot rows; by default "labels", if present. Texts
+            called "class_names" beside them are the names of the classes.
         layout: whether the channels of a sample are its first axis ("channels_first"; "NCHW" of four axes) or its last
             ("channels_last", "NHWC"), or absent ("NHW"). "auto" infers the channels of images in integers from their
             number, and takes those of floating point to be the first, unless the shape is clearly that of channels in
@@ -67,31 +68,36 @@ class Arrays(Source):
 
     def load(self) -> InMemory:
         arrays = _read(self.path, "path")
-        condition = self._pick_condition(arrays)
+        condition, names = self._pick_condition(arrays), arrays.pop("class_names", None)
         x, labels = self._pick(arrays)
         range, layout = self._form_of(arrays)
         try:
             classes = None if labels is None else _labels_tensor(labels)
-            number = self._count_classes(arrays, classes)
+            known = self._known_classes(arrays, classes, names)
             tensor, found = _to_tensor(x, layout)
             if condition is not None:
                 shape = InMemory(tensor[:1], range=range, layout=found).event_shape
                 values = condition_tensor(condition, shape, self.condition_resize, self.layout)
-                return Pairs(tensor, values, classes, num_classes=number, range=range, layout=found)
+                return Pairs(tensor, values, classes, **known, range=range, layout=found)
             if range is not None and self.range is None:  # samples of a model, which may leave the range
                 stored = find_stored(tensor, range, found)
-                dataset = InMemory(stored.events(tensor), classes, num_classes=number)
+                dataset = InMemory(stored.events(tensor), classes, **known)
                 dataset.stored = stored
                 return dataset
-            return InMemory(tensor, classes, num_classes=number, range=range, layout=found)
+            return InMemory(tensor, classes, **known, range=range, layout=found)
         except (TypeError, ValueError) as error:
             raise ValueError(f"{self.path}: {error}") from error
 
-    def _count_classes(self, arrays: dict[str, np.ndarray], labels: torch.Tensor | None) -> int | None:
-        """The number of classes whose numbers are the labels; None if it is not known."""
-        if self.num_classes is None and labels is not None and labels.ndim == 1 and _is_written(arrays):
-            return int(labels.max()) + 1 if labels.numel() else None
-        return self.num_classes
+    def _known_classes(
+        self, arrays: dict[str, np.ndarray], labels: torch.Tensor | None, names: np.ndarray | None
+    ) -> dict[str, Any]:
+        """The number of classes whose numbers are the labels, and their names, where they are known."""
+        if labels is None or labels.ndim != 1 or self.num_classes is not None:
+            return {"num_classes": self.num_classes}
+        highest = int(labels.max()) if labels.numel() else -1
+        if names is not None and names.ndim == 1 and names.dtype.kind == "U" and highest < len(names):
+            return {"class_names": tuple(map(str, names))}
+        return {"num_classes": highest + 1 if _is_written(arrays) and labels.numel() else None}
 
     def _pick_condition(self, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
         """The conditions, which are taken out of the arrays of the file."""

@@ -62,6 +62,14 @@ class SampleFiles:
             new_path("out", out, [".npz" if format == "npz" else ".png"])
         self.parts = self.out if format == "png" else self.out.with_name(f"{self.out.name}.parts")
 
+    def name_columns(self, seeds: Sequence[int]) -> str:
+        """The classes of the columns of a grid by name, in words; nothing for other formats and models."""
+        labels, names = self.source.labels(seeds), self.source.model.class_names
+        columns = grid_columns(labels)
+        if self.format != "grid" or labels is None or names is None or columns is None:
+            return ""
+        return f" (columns: {', '.join(names[label] for label in labels[:columns].tolist())})"
+
     def check_trajectory(self, path: str | Path) -> None:
         """Refuse a figure of trajectories that cannot be drawn, or would lie among the samples."""
         _check_images("trajectory must not be given", self.source)
@@ -163,8 +171,9 @@ class SampleFiles:
         table: dict[str, Any] = {}
         if "labels" in given:
             table["labels"] = [[name, label] for name, label in zip(names, given["labels"].tolist(), strict=True)]
-        if "class_names" in given:
-            table["class_names"] = given["class_names"].tolist()
+        names_of_classes = given["class_names"].tolist() if "class_names" in given else []
+        if names_of_classes != [str(number) for number in range(len(names_of_classes))]:  # which are no names
+            table["class_names"] = names_of_classes
         if values is not None and values.ndim == 2:
             table["conditions"] = [[name, row] for name, row in zip(names, values.tolist(), strict=True)]
         elif values is not None:
