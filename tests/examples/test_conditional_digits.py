@@ -24,7 +24,7 @@ def test_stroke_is_the_mean_ink_and_slant_the_slope_of_a_line(example):
 
 @pytest.mark.parametrize("what", ["attributes", "superresolution"])
 def test_it_writes_its_numbers_and_its_figure(example, monkeypatch, tmp_path, what):
-    arguments = [what, "--out", str(tmp_path), "--images", "128", "--nfe", "2", "--held", "40"]
+    arguments = [what, "--out", str(tmp_path), "--images", "128", "--nfe", "4", "--held", "40"]
     monkeypatch.setattr(sys, "argv", ["conditional_digits.py", *arguments])
     example.main()
     report = json.loads((tmp_path / "report.json").read_text())
