@@ -9,12 +9,14 @@ from torch import Tensor
 
 from openedm.cli.importing import import_file
 
+MAX_INTEGERS = 10_000_000
+
 
 def parse_integers(name: str, text: str) -> list[int]:
     """Integers from a list of numbers and ranges, both ends included: "0-3,7" is [0, 1, 2, 3, 7].
 
     Raises:
-        ValueError: the text is not such a list, or a range is decreasing.
+        ValueError: the text is not such a list, a range is decreasing, or there are more than ten million numbers.
     """
     values: list[int] = []
     for part in text.split(","):
@@ -23,6 +25,8 @@ def parse_integers(name: str, text: str) -> list[int]:
             raise ValueError(f"{name} must be numbers >= 0 and ranges such as 0-63,100, got {text!r}")
         if dash and int(high) < int(low):
             raise ValueError(f"{name} must have increasing ranges, got {part.strip()!r}")
+        if dash and len(values) + int(high) - int(low) >= MAX_INTEGERS:
+            raise ValueError(f"{name} must be at most {MAX_INTEGERS:,} numbers at a time, got {text!r}")
         values.extend(range(int(low), int(high if dash else low) + 1))
     return values
 

@@ -7,9 +7,10 @@ import yaml
 
 from openedm.cli.terminal import rows
 from openedm.ground.choices import from_config, is_outside, to_config
+from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.objective import Objective
 from openedm.training import Model, find_checkpoint, num_parameters, read_model
-from openedm.training.checkpoints import read_progress
+from openedm.training.checkpoints import read_progress, read_weights
 
 
 def info(checkpoint: str) -> None:
@@ -35,10 +36,20 @@ def info(checkpoint: str) -> None:
     for name, units in (("units", model.units), ("condition units", model.condition_units)):
         if units is not None:
             values[name] = f"location ± scale of a channel: {units}"
+    values["weights"] = _weights(folder)
     if (folder / "training.json").is_file():
         values |= _training(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(rows({**values, "size on disk": f"{size / 2**20:.1f} MiB"}))
+
+
+def _weights(folder: Path) -> str:
+    """The types of the averaged weights, and those that are NaN or infinite, which `sample` refuses."""
+    tensors = read_weights(folder)
+    types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
+    broken = [f"{name} holds {count_not_finite(t)}" for name, t in sorted(tensors.items()) if not all_finite(t)]
+    more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
+    return f"{types}; NOT FINITE: {'; '.join(broken[:5])}{more}" if broken else types
 
 
 def _training(folder: Path) -> dict[str, str]:
@@ -49,7 +60,7 @@ def _training(folder: Path) -> dict[str, str]:
             "steps": f"{training['step']:,}, {training['skipped']} skipped as not finite",
             "objective": str(from_config(Objective, training["objective"])),
         }
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'training.json'} does not describe the progress of training: {error!r}") from error
 
 

@@ -8,6 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 
 from openedm.cli import data, inference
+from openedm.cli.explaining import TRACEBACK, describe_error
 
 COMMANDS = {
     "train": "train a denoiser on images, arrays or toy data",
@@ -96,10 +97,10 @@ def _run(program: str, arguments: list[str]) -> int:
         print(f"{program}: error: {explain(command, str(error))}", file=sys.stderr)
         print(f"{program} --help describes all options", file=sys.stderr)
         return 2
-    except (ValueError, TypeError, OSError, ImportError, FloatingPointError) as error:
-        if os.environ.get("OPENEDM_TRACEBACK"):
+    except Exception as error:
+        if os.environ.get(TRACEBACK):
             raise
-        print(f"{program}: error: {error}", file=sys.stderr)
+        print(f"{program}: error: {describe_error(error)}", file=sys.stderr)
         return 1
     return int(status or 0)
 

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args,
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
+from openedm.cli.explaining import simplify
 from openedm.cli.importing import HELP as IMPORT_HELP
 from openedm.cli.importing import check_known_classes, import_modules, is_record, listed_imports, take_imports
 from openedm.cli.plain import (
@@ -212,8 +213,8 @@ def dump(values: dict[str, Any]) -> str:
 
 def explain(command: Command, message: str) -> str:
     """jsonargparse's message on one line, with the known class names if a class is unknown."""
-    text = " ".join(line.strip() for line in message.splitlines())
-    named = re.match(r'Parser key "([\w.]+)"', text)
+    text = simplify(message)
+    named = re.match(r'Parser key "([\w.]+)"', message)
     kind: Any = _type_of(options_of(command), {}, tuple(named[1].split("."))) if named else None
     if is_abstract(kind) and "Problem with given class_path" not in text:
         known = ", ".join(c.__name__ for c in known_classes(kind))

@@ -319,7 +319,10 @@ def _completed_shard(out: Path, file: str) -> _Shard | None:
     record, shard = _record_path(out, file), out / file
     if not record.exists() or not shard.exists():
         return None
-    found = _Shard(**read_json(record))
+    try:
+        found = _Shard(**read_json(record))
+    except TypeError as error:
+        raise ValueError(f"{record} does not describe a shard of the conversion: {error}") from error
     return found if shard.stat().st_size == found.bytes else None
 
 

@@ -31,6 +31,10 @@ Resize = Literal["bicubic", "nearest"]
 """How the image that is a condition is resized to the size of its sample; "nearest" keeps numbers that are labels."""
 
 
+MAX_SIDE = 2**16
+"""The longest side of an image, in pixels."""
+
+
 def parse_size(name: str, size: Size) -> int | tuple[int, int]:
     """A size as it is written in files: the side of squares, otherwise (height, width).
 
@@ -38,14 +42,14 @@ def parse_size(name: str, size: Size) -> int | tuple[int, int]:
     ((64, 128), 32, 8)
 
     Raises:
-        ValueError: it is not one or two integers ≥ 1, the height first.
+        ValueError: it is not one or two integers between 1 and 65536, the height first.
     """
     words = re.split(r"\s*[x×,\s]\s*", size.strip("[]() "), flags=re.IGNORECASE) if isinstance(size, str) else [size]
     numbers: list[Any] = list(size) if isinstance(size, tuple | list) else [_as_integer(word) for word in words]
     if not 1 <= len(numbers) <= 2 or not all(type(n) is int for n in numbers):
         raise ValueError(f"{name} must be a side or height x width in pixels, such as 64 or 64x128, got {size!r}")
     for number in numbers:
-        checks.at_least(name, number, 1)
+        checks.integer(name, number, 1, MAX_SIDE)
     height, width = numbers[0], numbers[-1]
     return height if height == width else (height, width)
 

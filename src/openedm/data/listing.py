@@ -5,7 +5,6 @@
 {"labels": …, "conditions": [["a.png", 0.7], …]} both; rows that are one-hot are conditions here only
 """
 
-import json
 import math
 import posixpath
 from collections.abc import Mapping, Sequence
@@ -17,6 +16,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from openedm.data.classes import read_labels
+from openedm.ground.storage import parse_json
 
 __all__ = ["Listing", "check_class", "read_listing", "rows_of_floats"]
 
@@ -53,8 +53,8 @@ def read_listing(content: bytes, place: str, names: Mapping[str, str], folder: s
         ValueError: it has another format, its entries are not those of the images, a class is not an integer ≥ 0, or
             floats are not finite or not of one length; the message names the image.
     """
+    table = parse_json(content, place)
     try:
-        table = json.loads(content)
         if not isinstance(table, dict) or not {"labels", "conditions"} & set(table):
             raise KeyError("labels")
         labels = _entries(table.get("labels"), folder)

@@ -9,7 +9,6 @@ describes the set, and an index.npz with the offsets.
 
 import hashlib
 import io
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +24,7 @@ from openedm.data.decoding import SUFFIXES, Header
 from openedm.data.encoded import EncodedImages, ImageSource
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.listing import check_class, rows_of_floats
+from openedm.ground.storage import parse_json, read_json
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
 
@@ -146,7 +146,7 @@ class TarImages(EncodedImages):
     def _read_manifest(self, root: Path) -> None:
         """Read a set that `convert` wrote, and check that the index fits the manifest and all shards are complete."""
         try:
-            manifest = json.loads((root / MANIFEST).read_text(encoding="utf-8"))
+            manifest = read_json(root / MANIFEST)
             if manifest.get("format") != FORMAT or manifest.get("version") != 1:
                 raise ValueError(f"its format is {manifest.get('format')!r}, version {manifest.get('version')!r}")
             content = (root / INDEX).read_bytes()
@@ -301,7 +301,7 @@ def _values_beside(files: Mapping[str, bytes], where: str) -> tuple[int | None, 
         ValueError: the class cannot be read or is not an integer ≥ 0.
     """
     try:
-        entries = json.loads(files[".json"]) if ".json" in files else {}
+        entries = parse_json(files[".json"], f"the .json of {where}") if ".json" in files else {}
         label: Any = int(files[".cls"]) if ".cls" in files else entries.get("label", entries.get("cls"))
         floats = entries.get("condition")
     except (ValueError, AttributeError) as error:

@@ -17,7 +17,7 @@ from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
 from openedm.ground.legacy import upgrade
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import new_path, read_json, write_array, write_arrays, write_json
+from openedm.ground.storage import check_folders, new_path, read_json, write_array, write_arrays, write_json
 from openedm.training import make_accelerator, share_of
 
 __all__ = ["Format", "SampleFiles"]
@@ -58,7 +58,9 @@ class SampleFiles:
                 f"{channels}; a grid shows the first three"
             )
         self.source, self.out, self.format = source, Path(out), format
-        if format != "png":
+        if format == "png":
+            check_folders("out", self.out)
+        else:
             new_path("out", out, [".npz" if format == "npz" else ".png"])
         self.parts = self.out if format == "png" else self.out.with_name(f"{self.out.name}.parts")
 

@@ -37,12 +37,14 @@ def at_least(name: str, value: float, low: float) -> None:
         raise ValueError(f"{name} must be >= {low}, got {value!r}")
 
 
-def integer(name: str, value: object, low: int | None = None) -> None:
-    """Raise TypeError unless `value` is an int (18.0 and True are not), ValueError unless it is ≥ `low`."""
+def integer(name: str, value: object, low: int | None = None, high: int | None = None) -> None:
+    """Raise TypeError unless `value` is an int (18.0 and True are not), ValueError unless `low` ≤ it ≤ `high`."""
     if not isinstance(value, int) or isinstance(value, bool):
         raise TypeError(f"{name} must be an integer, got {value!r}")
     if low is not None:
         at_least(name, value, low)
+    if high is not None and value > high:
+        raise ValueError(f"{name} must be at most {high:,}, got {value!r}")
 
 
 def between(name: str, value: float, low: float, high: float) -> None:

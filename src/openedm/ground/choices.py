@@ -87,6 +87,10 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         ValueError: `class_path` is missing or does not name a known subclass of `base`, or `init_args` has unknown
             names or holds another value where a choice is expected.
     """
+    if not isinstance(config, Mapping):
+        raise ValueError(
+            f'a {base.__name__} must be described by {{"class_path": …, "init_args": {{…}}}}, got {config!r}'
+        )
     config = upgrade(config)
     name = config.get("class_path")
     matches = classes_named(base, name)
@@ -94,7 +98,10 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         problem = "is ambiguous" if matches else "is not known"
         raise ValueError(f"class_path {name!r} {problem} for a {base.__name__}; {_hint(base, name)}")
     cls = matches[0]
-    arguments = dict(config.get("init_args") or {})
+    given = config.get("init_args") or {}
+    if not isinstance(given, Mapping):
+        raise ValueError(f"init_args of {name!r} must be names and values, got {given!r}")
+    arguments = dict(given)
     unknown = set(arguments) - {f.name for f in dataclasses.fields(cls) if f.init}
     if unknown:
         raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")

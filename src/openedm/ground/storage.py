@@ -74,6 +74,13 @@ def _flush(path: Path) -> None:
         os.close(descriptor)
 
 
+def check_folders(name: str, folder: Path) -> None:
+    """Raise ValueError if a folder, or one that it is in, is a file; `name` is the name of the argument."""
+    for path in (folder, *folder.parents):
+        if path.exists() and not path.is_dir():
+            raise ValueError(f"{name} must be a folder, but {path} is a file: choose another name")
+
+
 def new_path(
     name: str, path: str | os.PathLike[str] | None, suffixes: Collection[str] = (), what: str = "a file"
 ) -> Path | None:
@@ -86,11 +93,12 @@ def new_path(
         what: the kind of result, for messages.
 
     Raises:
-        ValueError: the path exists, or has another suffix.
+        ValueError: the path exists, has another suffix, or is inside a file.
     """
     if path is None:
         return None
     target = Path(path)
+    check_folders(name, target.parent)
     if suffixes and target.suffix not in suffixes:
         raise ValueError(f"{name} must end in {' or '.join(suffixes)}, got {str(path)!r}")
     if target.exists():
@@ -137,12 +145,29 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, damaged or holds something else.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+    content = parse_json(text, path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")
     return content
+
+
+def parse_json(text: str | bytes, origin: object) -> Any:
+    """The value that JSON describes; `origin` is its file, for messages.
+
+    Raises:
+        ValueError: it is empty, damaged or nested too deeply.
+    """
+    if not text.strip():
+        raise ValueError(f"{origin} cannot be read as JSON: it is empty")
+    try:
+        return json.loads(text)
+    except RecursionError as error:
+        raise ValueError(f"{origin} cannot be read as JSON: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{origin} cannot be read as JSON: {error}") from error
 
 
 def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:

@@ -1,12 +1,22 @@
 """Arguments that are numbers in tensors, arrays or lists."""
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["as_tensor"]
+from openedm.ground import checks
+
+__all__ = [
+    "all_finite",
+    "as_tensor",
+    "check_floats",
+    "count_not_finite",
+    "first_not_finite",
+    "misfits",
+]
 
 
 def as_tensor(name: str, value: Any) -> Tensor:
@@ -33,3 +43,49 @@ def as_tensor(name: str, value: Any) -> Tensor:
             raise TypeError(f"{name} must be a tensor, an array or a list of numbers: {error}") from error
     got = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
     raise TypeError(f"{name} must be a tensor, an array or a list of numbers, got {got}")
+
+
+def check_floats(name: str, value: Any, expected: str) -> None:
+    """Raise TypeError unless `value` is a tensor of floating-point numbers; integers would be computed as integers."""
+    checks.instance(name, value, Tensor, expected)
+    if not value.is_floating_point():
+        raise TypeError(f"{name} must hold floating-point numbers, got {value.dtype}: write {name}.float()")
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether a tensor holds neither NaN nor infinity, by one sum over it (its entries only if the sum is neither)."""
+    if not (tensor.is_floating_point() or tensor.is_complex()):
+        return True
+    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+
+
+def first_not_finite(x: Tensor) -> int:
+    """The first row of a tensor with a NaN or an infinity."""
+    return int((~x.isfinite()).flatten(1).any(1).nonzero()[0])
+
+
+def count_not_finite(tensor: Tensor) -> str:
+    """How many entries of a tensor are NaN and infinite, in words."""
+    nan, infinite = int(tensor.isnan().sum()), int(tensor.isinf().sum())
+    parts = [f"{count} {name}" for count, name in ((nan, "NaN"), (infinite, "infinite")) if count]
+    return f"{' and '.join(parts)} of {tensor.numel()} numbers"
+
+
+def misfits(expected: Tensor, given: Tensor) -> Iterator[str]:
+    """What is wrong with a tensor of a file in place of that of a new module: its shape, its kind of numbers, or NaN.
+
+    Half precision is accepted where single precision is expected, and NaN or infinity where the new module has them,
+    as in a mask.
+    """
+    if given.shape != expected.shape:
+        yield f"has shape {tuple(given.shape)} instead of {tuple(expected.shape)}"
+    elif _kind(given) != _kind(expected):
+        yield f"holds {given.dtype} instead of {expected.dtype}"
+    elif not all_finite(given) and bool(expected.isfinite().all()):
+        yield f"holds {count_not_finite(given)}, with which all samples would be NaN"
+
+
+def _kind(tensor: Tensor) -> str:
+    if tensor.is_floating_point():
+        return "real"
+    return "complex" if tensor.is_complex() else "truth" if tensor.dtype == torch.bool else "integer"

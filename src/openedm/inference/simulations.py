@@ -169,7 +169,7 @@ class Store:
                 raise ValueError("another format")
             shape = content.pop("x_shape")
             return Manifest(**content, x_shape=None if shape is None else tuple(shape))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a manifest of the format {FORMAT!r}: {error}") from error
 
     def load(self, n: int | None = None) -> Simulations:

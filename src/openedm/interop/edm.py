@@ -18,6 +18,7 @@ from torch import Tensor
 from openedm import preconditioning
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
+from openedm.ground.tensors import misfits
 from openedm.interop.pickles import DamagedFileError
 from openedm.networks import ADM, DDPMpp, NCSNpp, Signature, SongUNet, UNet
 from openedm.networks.blocks import DECODERS, ENCODERS
@@ -262,8 +263,8 @@ def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Weights]) -> Non
             levels of iDDPM's preconditioning, is not part of the network and is ignored.
 
     Raises:
-        ValueError: a name is missing or unexpected, a shape differs, or the file has another resampling filter. The
-            network is then unchanged.
+        ValueError: a name is missing or unexpected, a shape differs, weights are integers, NaN or infinite, or the file
+            has another resampling filter. The network is then unchanged.
     """
     published_tensors = {
         name.removeprefix("model."): _tensor(value) for name, value in state_dict.items() if name != "u"
@@ -277,9 +278,10 @@ def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Weights]) -> Non
     problems = [f"missing {name}" for name in targets if name not in published_tensors]
     problems += [f"unexpected {name}" for name in published_tensors if name not in targets]
     problems += [
-        f"{name} has shape {tuple(published_tensors[name].shape)} instead of {tuple(target.shape)}"
+        f"{name} {problem}"
         for name, target in targets.items()
-        if name in published_tensors and published_tensors[name].shape != target.shape
+        if name in published_tensors
+        for problem in misfits(target, published_tensors[name])
     ]
     expected = filter_kernel(network.choice.style.resample_filter)
     problems += [f"{name} is another filter" for name, value in filters.items() if not _same_filter(value, expected)]

@@ -126,10 +126,7 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
         return _read_pickle(path, key, progress)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .pkl or .safetensors, got {str(path)!r}")
-    try:
-        config = read_json(path.with_suffix(".json"))
-    except RecursionError as error:
-        raise ValueError(f"{path.with_suffix('.json')} is nested too deeply") from error
+    config = read_json(path.with_suffix(".json"))
     if config.get("format") != FORMAT:
         raise ValueError(f"{path.with_suffix('.json')}: format must be {FORMAT!r}, got {config.get('format')!r}")
     name, network_name, kwargs = (config.get(entry) for entry in ("class_name", "network_name", "init_kwargs"))

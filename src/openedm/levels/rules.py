@@ -28,6 +28,8 @@ __all__ = [
 ]
 
 EDM_SIGMA_DATA = 0.5
+MAX_STEPS = 100_000
+"""The largest number of steps or evaluations of a run: a hundred times what any sample needs."""
 """The σ_data of Karras et al. 2022, for which their noise levels and P_mean are."""
 
 C = TypeVar("C", bound=Choice)
@@ -120,7 +122,7 @@ class Levels(Choice, ABC):
         return replace(self, sigma_min=sigma_min, sigma_max=sigma_max)  # type: ignore[call-arg]
 
     def _check_range(self) -> None:
-        checks.integer("num_steps", self.num_steps, 1)
+        checks.integer("num_steps", self.num_steps, 1, MAX_STEPS)
         for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
             if value is not None:
                 checks.positive(name, value)

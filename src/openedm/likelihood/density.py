@@ -40,9 +40,12 @@ from openedm.denoiser import Condition, Denoiser, check_denoiser, check_evaluati
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
+from openedm.ground.tensors import check_floats
+from openedm.levels.rules import MAX_STEPS
 from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
 from openedm.likelihood.flow import ProbabilityFlow
-from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Solver, Tsit5
+from openedm.sampling import AdaptiveSolver, DormandPrince, NoiseSource, RungeKutta, SeededNoise, Seeds, Solver, Tsit5
+from openedm.sampling.finite import check_given, check_samples
 from openedm.standardised import Standardised, standardised
 
 __all__ = ["Likelihood", "LogProb", "log_prob"]
@@ -135,7 +138,7 @@ class Likelihood(Choice):
             if self.num_steps is not None:
                 raise ValueError(f"num_steps requires a Runge-Kutta solver, otherwise None, got {self.num_steps}")
         else:
-            checks.integer("num_steps", self.num_steps, 1)
+            checks.integer("num_steps", self.num_steps, 1, MAX_STEPS)
 
     def trace_for(self, event_shape: Sequence[int]) -> Trace:
         """The trace that is used for samples of a shape."""
@@ -151,7 +154,7 @@ class Likelihood(Choice):
         x: Float[Tensor, "batch *event"],
         condition: Condition = None,
         *,
-        seeds: Sequence[int] | NoiseSource | None = None,
+        seeds: Seeds | NoiseSource | None = None,
     ) -> LogProb:
         """ln p(x; σ_min | condition) for each sample, in nats, in float64 (float32 on devices without it).
 
@@ -162,14 +165,12 @@ class Likelihood(Choice):
             seeds: the seeds of the probes, one a sample, or any source of noise; required for random traces.
 
         Raises:
-            FloatingPointError: the step size of a sample fell below rounding.
-            TypeError: the denoiser is not differentiable.
-            ValueError: the rows of x and the condition do not fit, seeds are missing or not one a sample, the noise
-                levels are outside the denoiser's range, or σ_max is below σ_d, where the moments do not determine the
-                density.
+            FloatingPointError: the step size of a sample fell below rounding, or its density is not finite.
+            TypeError: the denoiser is not differentiable, or x is not a tensor of floating-point numbers.
+            ValueError: x is not finite, the rows of x and the condition do not fit, seeds are missing or not one a
+                sample, the noise levels are outside the denoiser's range, or σ_max is below σ_d, where the moments do
+                not determine the density.
         """
-        check_denoiser("denoiser", denoiser)
-        checks.instance("x", x, Tensor, "a tensor (batch, *event)")
         x, condition = _on_device(denoiser, x, condition)
         low, high = self._range(denoiser)
         if self.terminal == "moments" and high < denoiser.sigma_data:
@@ -189,6 +190,7 @@ class Likelihood(Choice):
         values = values - standard.log_scale(tuple(x.shape[1:]))
         if self.extrapolate:
             values = values + _extrapolation(flow, x, low)
+        check_samples(values.where(solution.finished[:, None], values.new_zeros(())), None, what="densities")
         values = torch.where(solution.finished[:, None], values, math.nan)
         count = trace.estimates
         error = values.std(1) / math.sqrt(count) if count > 1 else torch.full_like(values[:, 0], math.nan)
@@ -210,7 +212,7 @@ class Likelihood(Choice):
         Arguments as for `log_prob`.
 
         Raises:
-            FloatingPointError: the step size of a sample fell below rounding.
+            FloatingPointError: the step size of a sample fell below rounding, or the result is not finite.
             ValueError: a sample reached the limit of evaluations, the noise levels are outside the denoiser's range, or
                 the rows of x and the condition do not fit.
         """
@@ -237,6 +239,7 @@ class Likelihood(Choice):
         x_end, _, solution = flow.follow(x, start, end, self.solver, self.num_steps)
         if not bool(solution.finished.all()):
             raise ValueError(f"max_nfe must be large enough for the whole range of noise levels, got {self.solver}")
+        check_samples(x_end, None)
         return x_end
 
     def _range(self, denoiser: Denoiser) -> tuple[float, float]:
@@ -257,7 +260,7 @@ def log_prob(
     x: Float[Tensor, "batch *event"],
     condition: Condition = None,
     *,
-    seeds: Sequence[int] | NoiseSource | None = None,
+    seeds: Seeds | NoiseSource | None = None,
     **choices: Any,
 ) -> LogProb:
     """`Likelihood(**choices).log_prob(denoiser, x, condition, seeds=seeds)`.
@@ -269,12 +272,12 @@ def log_prob(
     return Likelihood(**choices).log_prob(denoiser, x, condition, seeds=seeds)
 
 
-def _noise_source(trace: Trace, seeds: Sequence[int] | NoiseSource | None, count: int) -> NoiseSource | None:
+def _noise_source(trace: Trace, seeds: Seeds | NoiseSource | None, count: int) -> NoiseSource | None:
     if not trace.random:
         return None
     if seeds is None:
         raise ValueError(f"seeds must be given, one a sample, for {trace!r}")
-    if not isinstance(seeds, Sequence):
+    if isinstance(seeds, NoiseSource):
         return seeds
     if len(seeds) != count:
         raise ValueError(f"seeds must be one a sample ({count}), got {len(seeds)}")
@@ -282,10 +285,18 @@ def _noise_source(trace: Trace, seeds: Sequence[int] | NoiseSource | None, count
 
 
 def _on_device(denoiser: Denoiser, x: Tensor, condition: Condition) -> tuple[Tensor, Condition]:
-    """x and the condition on the denoiser's device, x in float64 (float32 on devices without it)."""
+    """x and the condition on the denoiser's device, x in float64 (float32 on devices without it), after checks of both.
+
+    Raises:
+        TypeError: x is not a tensor of floating-point numbers.
+        ValueError: x is empty, has another shape or is not finite, or the condition does not fit.
+    """
+    check_denoiser("denoiser", denoiser)
+    check_floats("x", x, "a tensor (batch, *event)")
     if len(x) == 0:
         raise ValueError(f"x must hold at least one sample, got shape {tuple(x.shape)}")
     denoiser.check_shape(x)
+    check_given("x", x)
     denoiser.check_condition(condition, len(x))
     device = device_of(denoiser, x)
     return x.to(device, float64_on(device)), None if condition is None else condition.to(device)

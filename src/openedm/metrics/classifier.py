@@ -21,7 +21,7 @@ from torch.nn import functional
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import write_tensors
+from openedm.ground.storage import parse_json, write_tensors
 from openedm.optimisation import minimise
 
 __all__ = ["Classifier", "train_classifier"]
@@ -102,11 +102,19 @@ class Classifier(nn.Module):
         """
         try:
             with safetensors.safe_open(path, framework="pt") as file:
-                config = json.loads(file.metadata()[HEADER])
+                config = parse_json(file.metadata()[HEADER], HEADER)
                 tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             made = cls(tuple(config.pop("event_shape")), config.pop("num_classes"), **config)
             made.load_state_dict(tensors)
-        except (OSError, KeyError, TypeError, ValueError, RuntimeError, safetensors.SafetensorError) as error:
+        except (
+            OSError,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            RuntimeError,
+            safetensors.SafetensorError,
+        ) as error:
             raise ValueError(
                 f"path must be a classifier that Classifier.save wrote, got {str(path)!r}: {error}"
             ) from error

@@ -206,5 +206,5 @@ def _read(path: Path, settings: dict[str, object], network: FeatureNetwork) -> F
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         values, probabilities, labels = tensors["values"], tensors.get("probabilities"), tensors.get("labels")
         return Features(values, probabilities, labels, network.predicts_labels, network.fingerprint())
-    except (OSError, KeyError, TypeError, ValueError, safetensors.SafetensorError):
+    except (OSError, KeyError, RecursionError, TypeError, ValueError, safetensors.SafetensorError):
         return None

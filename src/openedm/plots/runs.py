@@ -1,5 +1,6 @@
 """Figures of a run that are renewed while it trains."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,6 +54,13 @@ class RunFigures(Observer):
         save_figure(loss_per_sigma(moments, self._objective), self._folder / "loss_per_sigma.png")
 
     def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
+        """Draw a grid, see the class; samples that are NaN or infinite are a warning, and training goes on."""
+        try:
+            self._draw(images, denoiser)
+        except FloatingPointError as error:
+            warnings.warn(f"no samples at {images:,} images: {error}", RuntimeWarning, stacklevel=2)
+
+    def _draw(self, images: int, denoiser: Preconditioned) -> None:
         """Draw the same seeds every time: a column a class or a condition of the data, or a square.
 
         With images as conditions a row has the condition, the sample of the data and samples of the model.

@@ -36,7 +36,15 @@ from openedm.sampling.methods.stochastic import (
     EulerMaruyama,
     PredictorCorrector,
 )
-from openedm.sampling.noise import NoiseSource, PathNoise, PublishedNoise, SeededNoise, class_labels, initial_noise
+from openedm.sampling.noise import (
+    NoiseSource,
+    PathNoise,
+    PublishedNoise,
+    SeededNoise,
+    Seeds,
+    class_labels,
+    initial_noise,
+)
 from openedm.sampling.sampler import Sampler, SamplerChoice, sample_batches
 
 __all__ = [
@@ -80,6 +88,7 @@ __all__ = [
     "Sampler",
     "SamplerChoice",
     "SeededNoise",
+    "Seeds",
     "Solution",
     "Solver",
     "State",

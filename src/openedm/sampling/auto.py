@@ -28,6 +28,7 @@ from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.progress import Progress, no_progress
 from openedm.levels import Explicit, Levels, Logistic
+from openedm.levels.rules import MAX_STEPS
 from openedm.preconditioning import DataPrediction, NetworkPrediction, VelocityPrediction
 from openedm.sampling.fitted import Fit, fit_levels
 from openedm.sampling.methods.adaptive import DormandPrince
@@ -94,7 +95,7 @@ class Auto(SamplerChoice):
                 f"nfe and tolerance are mutually exclusive, got nfe={self.nfe!r} and tolerance={self.tolerance!r}"
             )
         if self.nfe is not None:
-            checks.integer("nfe", self.nfe, 3)
+            checks.integer("nfe", self.nfe, 3, MAX_STEPS)
         if self.tolerance is not None:
             checks.positive("tolerance", self.tolerance)
         for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):

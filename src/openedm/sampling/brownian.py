@@ -18,7 +18,6 @@ SplitMix64, Steele, Lea & Flood 2014.
 """
 
 import math
-from collections.abc import Sequence
 from functools import cache
 
 import torch
@@ -26,7 +25,7 @@ from jaxtyping import Float, Float32, Float64, Int32, Int64
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.sampling.noise import SeededNoise
+from openedm.sampling.noise import SeededNoise, Seeds
 
 __all__ = ["BrownianNoise", "clock"]
 
@@ -81,10 +80,15 @@ class BrownianNoise:
     True
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
+    def __init__(self, seeds: Seeds) -> None:
         self._seeded_noise = SeededNoise(seeds)
-        self._seeds = torch.tensor([int(seed) % 2**32 for seed in seeds], dtype=torch.int64)
+        self.seeds = self._seeded_noise.seeds
+        self._seeds = torch.tensor([seed % 2**32 for seed in self.seeds], dtype=torch.int64)
         self._path: _Path | None = None
+
+    def restarted(self) -> "BrownianNoise":
+        """The source as it was before the first draw."""
+        return BrownianNoise(self.seeds)
 
     def draw(self, event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
         """The next unit Gaussian noise of `SeededNoise` with these seeds, independent of the path."""

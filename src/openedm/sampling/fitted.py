@@ -140,9 +140,10 @@ class _Pilots:
         # Each level once: rounding to the levels of the denoiser may repeat some.
         supported = sorted(set(denoiser.round_sigma(fine.sigmas()).tolist()), reverse=True)
         solver = Multistep(VelocityPrediction(width), FlowTime(width), 4, 5)
-        self.solution = self._run(Sampler(Explicit(tuple(supported)), solver=solver))
-        if not bool(self.solution.isfinite().all()):
-            raise ValueError("denoiser must give finite samples for a fit of levels, got NaN or infinity")
+        try:
+            self.solution = self._run(Sampler(Explicit(tuple(supported)), solver=solver))
+        except FloatingPointError as error:
+            raise ValueError(f"denoiser must give finite samples for a fit of levels: {error}") from error
 
     def make_levels(self, centre: float, spread: float) -> Logistic:
         """Levels with the sampler's number and range, and this centre and spread."""
@@ -159,7 +160,7 @@ class _Pilots:
         """(x̂ − y)/√n of every pilot; infinite if the solver diverges or a level is repeated."""
         try:
             difference = (self._run(replace(self.sampler, levels=levels)) - self.solution).flatten(1)
-        except ValueError:
+        except (FloatingPointError, ValueError):
             return torch.full_like(self.solution.flatten(1), torch.inf)
         return difference.nan_to_num(torch.inf, torch.inf, -torch.inf) / math.sqrt(difference.shape[1])
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from numbers import Integral
 from typing import Protocol, runtime_checkable
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -16,9 +17,13 @@ __all__ = [
     "PathNoise",
     "PublishedNoise",
     "SeededNoise",
+    "Seeds",
     "class_labels",
     "initial_noise",
 ]
+
+Seeds = Sequence[int] | Tensor | np.ndarray
+"""One seed a sample: integers ≥ 0, of Python or numpy, or a tensor or array of them."""
 
 
 @runtime_checkable
@@ -83,7 +88,10 @@ class SeededNoise:
     also draws classes and later noise as it does.
 
     Args:
-        seeds: one integer ≥ 0 a sample.
+        seeds: one integer ≥ 0 a sample; the same seed again gives the same noise again.
+
+    Attributes:
+        seeds: the seeds, as integers of Python.
 
     Raises:
         TypeError: a seed is not an integer.
@@ -94,9 +102,13 @@ class SeededNoise:
     True
     """
 
-    def __init__(self, seeds: Sequence[int]) -> None:
-        check_seeds(seeds)
-        self._generators = [torch.Generator().manual_seed(int(seed) % 2**32) for seed in seeds]
+    def __init__(self, seeds: Seeds) -> None:
+        self.seeds = checked_seeds(seeds)
+        self._generators = [torch.Generator().manual_seed(seed % 2**32) for seed in self.seeds]
+
+    def restarted(self) -> "SeededNoise":
+        """The source as it was before the first draw."""
+        return SeededNoise(self.seeds)
 
     def draw(self, event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
         """The next unit Gaussian noise, one row a sample, float32 on the host."""
@@ -132,20 +144,25 @@ class PublishedNoise:
 
     def __init__(
         self,
-        seeds: Sequence[int],
+        seeds: Seeds,
         event_shape: tuple[int, ...],
         num_classes: int = 0,
         *,
         device: torch.device | str = "cpu",
     ) -> None:
-        check_seeds(seeds)
+        self.seeds = checked_seeds(seeds)
         checks.at_least("num_classes", num_classes, 0)
-        self._generators = [torch.Generator(device).manual_seed(int(seed) % 2**32) for seed in seeds]
+        self._generators = [torch.Generator(device).manual_seed(seed % 2**32) for seed in self.seeds]
+        self._arguments = (self.seeds, event_shape, num_classes)
         self._start: Tensor | None = self._randn(event_shape, torch.float32)
         self.classes = None
         if num_classes > 0:
             drawn = [torch.randint(num_classes, (), generator=g, device=g.device) for g in self._generators]
             self.classes = torch.stack(drawn).cpu()
+
+    def restarted(self) -> "PublishedNoise":
+        """The source as it was before the first draw."""
+        return PublishedNoise(*self._arguments, device=self._generators[0].device)
 
     def _randn(self, shape: tuple[int, ...], dtype: torch.dtype) -> Float[Tensor, "batch *event"]:
         drawn = [torch.randn(shape, generator=g, dtype=dtype, device=g.device) for g in self._generators]
@@ -161,23 +178,35 @@ class PublishedNoise:
         self._randn(event_shape, torch.float64)
 
 
-def check_seeds(seeds: Sequence[int]) -> None:
-    """Raise an error unless there are seeds, integers ≥ 0.
+def checked_seeds(seeds: Seeds) -> tuple[int, ...]:
+    """The seeds as integers of Python.
 
     Raises:
-        TypeError: a seed is not an integer.
+        TypeError: they are not a sequence, or a seed is not an integer.
         ValueError: there are no seeds, or one is negative.
     """
-    if len(seeds) == 0:
+    given = seeds.tolist() if isinstance(seeds, Tensor | np.ndarray) else seeds
+    if not isinstance(given, Sequence) or isinstance(given, str | bytes):
+        raise TypeError(f"seeds must be integers, such as range(4), or a NoiseSource, got {type(seeds).__name__}")
+    if len(given) == 0:
         raise ValueError("seeds must hold at least one seed, got none")
-    for seed in seeds:
-        if not isinstance(seed, Integral) or isinstance(seed, bool):
-            raise TypeError(f"seeds must be integers, got {seed!r}")
-    if min(seeds) < 0:
-        raise ValueError(f"seeds must be >= 0, got {min(seeds)}")
+    for seed in given:
+        if isinstance(seed, bool) or not (isinstance(seed, Integral) or _is_integer_tensor(seed)):
+            whole = isinstance(seed, float) and seed.is_integer()
+            raise TypeError(f"seeds must be integers, got {seed!r}{f': write {int(seed)}' if whole else ''}")
+    found = tuple(int(seed) for seed in given)
+    if min(found) < 0:
+        raise ValueError(f"seeds must be >= 0, got {min(found)}")
+    return found
 
 
-def initial_noise(seeds: Sequence[int], event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
+def _is_integer_tensor(seed: object) -> bool:
+    if not isinstance(seed, Tensor) or seed.ndim > 0 or seed.dtype == torch.bool:
+        return False
+    return not (seed.is_floating_point() or seed.is_complex())
+
+
+def initial_noise(seeds: Seeds, event_shape: tuple[int, ...]) -> Float[Tensor, "batch *event"]:
     """The unit noise from which sampling with `seeds` starts."""
     return SeededNoise(seeds).draw(event_shape)
 

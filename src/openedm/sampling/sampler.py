@@ -9,6 +9,7 @@ a run starts from m + σ_max S n, and its states are given in data units.
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64
@@ -19,10 +20,13 @@ from openedm.denoiser import Condition, Denoiser, check_condition_type, check_ev
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
+from openedm.ground.tensors import check_floats
 from openedm.levels import Karras, Levels
+from openedm.sampling.engine.integrate import StepSizeError
 from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver, Solver, State, unscaled
+from openedm.sampling.finite import check_given, check_samples, name_sample, restarted
 from openedm.sampling.methods.runge_kutta import Heun
-from openedm.sampling.noise import NoiseSource, SeededNoise
+from openedm.sampling.noise import NoiseSource, SeededNoise, Seeds
 from openedm.sampling.scale import warn_of_scale, width_of
 from openedm.schedules import Scaling, Schedule
 from openedm.standardised import Standardised, standardised
@@ -42,7 +46,7 @@ class SamplerChoice(Choice):
     def sample(
         self,
         denoiser: Denoiser,
-        seeds: Sequence[int] | NoiseSource | None = None,
+        seeds: Seeds | NoiseSource | None = None,
         *,
         noise: Float[Tensor, "batch *event"] | None = None,
         condition: Condition = None,
@@ -53,36 +57,44 @@ class SamplerChoice(Choice):
 
         Args:
             denoiser: any denoiser.
-            seeds: one seed a sample, or a source of noise. A sample depends on its seed and condition alone.
+            seeds: one seed a sample, or a source of noise. A sample depends on its seed, mod 2³², and condition alone.
             noise: unit Gaussian noise at the start, instead of the first draw of the seeds.
             condition: one row a sample, passed to the denoiser; a single row for all if it has a `condition_shape`.
             event_shape: the shape of one sample; required if neither the denoiser nor `noise` has it.
             callback: called with the `State` at every level and at the end.
 
         Raises:
-            TypeError: seeds are neither a sequence nor a source of noise.
-            ValueError: there are neither seeds nor noise, or churn without seeds; a shape does not fit; dropout is
-                active; or the solver needs times outside the schedule's domain.
+            FloatingPointError: a sample is NaN or infinite: the message names it, its seed and the level. The check is
+                one sum over the samples at the end; only if it fails is the run repeated, to find the level.
+            TypeError: seeds are neither integers nor a source of noise.
+            ValueError: there are neither seeds nor noise, or churn without seeds; a shape does not fit; noise is not
+                finite; dropout is active; or the solver needs times outside the schedule's domain.
 
         >>> from openedm.exact import GaussianMixture
         >>> kelvin = GaussianMixture([1.0], [[280.0]], [[[1.0]]])
         >>> Sampler().sample(kelvin, seeds=range(1000)).mean().round(decimals=1)
         tensor(280., dtype=torch.float64)
         """
+        run = partial(self.steps, denoiser, noise=noise, condition=condition, event_shape=event_shape)
         width: Tensor | None = None
         final: Tensor | None = None
-        for state in self.steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape):
-            width, final = width_of(state) if width is None else width, state.x
-            if callback is not None:
-                callback(state)
+        try:
+            for state in run(seeds):
+                width, final = width_of(state) if width is None else width, state.x
+                if callback is not None:
+                    callback(state)
+        except StepSizeError as error:
+            named = str(error).replace(f"of sample {error.row} ", f"of {name_sample(error.row, seeds)} ")
+            raise FloatingPointError(named) from error
         assert final is not None
+        check_samples(final, seeds, lambda: run(restarted(seeds)))
         warn_of_scale(denoiser, width, final)
         return final
 
     def steps(
         self,
         denoiser: Denoiser,
-        seeds: Sequence[int] | NoiseSource | None = None,
+        seeds: Seeds | NoiseSource | None = None,
         *,
         noise: Float[Tensor, "batch *event"] | None = None,
         condition: Condition = None,
@@ -90,7 +102,7 @@ class SamplerChoice(Choice):
     ) -> Iterator[State]:
         """The run as an iterator over its N + 1 states. Arguments as for `sample`; differentiable if autograd is on.
 
-        All arguments are checked before the first evaluation.
+        All arguments are checked before the first evaluation. The states are not checked for NaN.
         """
         check_evaluation_mode(denoiser)
         return self.choose(denoiser).steps(denoiser, seeds, noise=noise, condition=condition, event_shape=event_shape)
@@ -167,7 +179,7 @@ class Sampler(SamplerChoice):
     def steps(
         self,
         denoiser: Denoiser,
-        seeds: Sequence[int] | NoiseSource | None = None,
+        seeds: Seeds | NoiseSource | None = None,
         *,
         noise: Float[Tensor, "batch *event"] | None = None,
         condition: Condition = None,
@@ -179,10 +191,9 @@ class Sampler(SamplerChoice):
         grid = self.grid(denoiser)
         self.solver.check(grid)
         if noise is not None:
-            checks.instance("noise", noise, Tensor, "a tensor of unit Gaussian noise (batch, *event)")
-        source = SeededNoise(seeds) if isinstance(seeds, Sequence) else seeds
-        if source is not None and not isinstance(source, NoiseSource):
-            raise TypeError(f"seeds must be a sequence of integers or a NoiseSource, got {type(source).__name__}")
+            check_floats("noise", noise, "a tensor of unit Gaussian noise (batch, *event)")
+            check_given("noise", noise)
+        source = seeds if seeds is None or isinstance(seeds, NoiseSource) else SeededNoise(seeds)
         if source is None and self.stochastic:
             raise ValueError("seeds must be given if a run adds noise (s_churn > 0 or a stochastic solver), got None")
         device, dtype = _device_and_dtype(denoiser, noise)
@@ -221,8 +232,12 @@ class Sampler(SamplerChoice):
             callback: called with the `State` at every level, from the lowest up; its index counts from 0.
 
         Raises:
-            ValueError: there is churn (a noisy path has no inverse), or as for `sample`.
+            FloatingPointError: the noise of a sample is NaN or infinite.
+            TypeError: x is not a tensor of floating-point numbers.
+            ValueError: there is churn (a noisy path has no inverse), x is not finite, or as for `sample`.
         """
+        check_floats("x", x, "a tensor of samples (batch, *event)")
+        check_given("x", x)
         if self.churn.s_churn > 0:
             raise ValueError(f"s_churn must be 0 for inversion, got {self.churn.s_churn}")
         if self.stochastic:
@@ -247,6 +262,7 @@ class Sampler(SamplerChoice):
                 state = replace(state, denoised=standard(unscaled(state.x, state.scale), state.sigma))
             callback(next(_in_data_units(iter([state]), standard, dtype)))
         assert last is not None
+        check_samples(last, None, lambda: self.solver.run_upward(standard, start, grid, None))
         return last / (top * grid.scale(top))
 
     def levels_for(self, denoiser: Denoiser) -> Levels:

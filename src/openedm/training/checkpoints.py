@@ -26,6 +26,7 @@ from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice, from_config, to_config
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
+from openedm.ground.tensors import misfits
 from openedm.objective import EDM_P_MEAN, LogNormal, Objective
 from openedm.optimisation import BestLoss
 from openedm.training.model import Model
@@ -94,13 +95,16 @@ class RunState:
         """
         try:
             counts = {name: int(content[name]) for name in COUNT_FIELDS}
+            for name, count in counts.items():
+                checks.between(name, count, 0, MAX_COUNT)
             lowest, stale = content.get("best_loss"), int(content.get("without_improvement", 0))
             lowest = torch.tensor(math.inf if lowest is None else float(lowest), dtype=torch.float64)
             return cls(**counts, best=BestLoss(lowest, torch.tensor(stale)))
-        except (KeyError, TypeError, ValueError) as error:
+        except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / 'training.json'} does not hold the state of a run: {error!r}") from error
 
 
+MAX_COUNT = 2**62
 COUNT_FIELDS = ("images", "step", "skipped", "skipped_in_a_row")
 
 
@@ -149,8 +153,9 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema", *, n
         model = replace(model, network=network)
     try:
         denoiser = model.build()
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {error}") from error
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        problem = str(error).partition("\n")[0]
+        raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {problem}") from error
     if weights == "raw":
         tensors = tensors_with_prefix(read_tensors(folder / "training.safetensors"), "network")
     else:
@@ -162,24 +167,24 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema", *, n
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:
-    """Copy `tensors` into the module; every name and shape must fit.
+    """Copy `tensors` into the module, in the module's own dtypes; every name, shape and kind of number must fit.
+
+    Weights of half precision are accepted for those of single precision. The check for NaN and infinity reads every
+    number once: 0.02 seconds for the 56 million of a DDPM++ network.
 
     Raises:
-        ValueError: a name is missing, unexpected or has another shape; the message lists them.
+        ValueError: a name is missing, unexpected, has another shape or another kind of numbers, such as integers for
+            weights, or holds NaN or infinity where the new module has none; the message lists them.
     """
     expected = module.state_dict()
-    problems = sorted(
-        [f"{name} is missing" for name in expected.keys() - tensors.keys()]
-        + [f"{name} is unexpected" for name in tensors.keys() - expected.keys()]
-        + [
-            f"{name} has shape {tuple(tensors[name].shape)} instead of {tuple(expected[name].shape)}"
-            for name in expected.keys() & tensors.keys()
-            if expected[name].shape != tensors[name].shape
-        ]
-    )
+    problems = [f"{name} is missing" for name in expected.keys() - tensors.keys()]
+    problems += [f"{name} is unexpected" for name in tensors.keys() - expected.keys()]
+    for name in expected.keys() & tensors.keys():
+        problems += [f"{name} {problem}" for problem in misfits(expected[name], tensors[name])]
     if problems:
         more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        raise ValueError(f"the weights in {origin} do not fit the network: {'; '.join(problems[:5])}{more}")
+        listed = "; ".join(sorted(problems)[:5])
+        raise ValueError(f"the weights in {origin} do not fit the network: {listed}{more}")
     module.load_state_dict({name: shard_like(expected[name], tensor) for name, tensor in tensors.items()})
 
 
@@ -199,7 +204,7 @@ def read_model(folder: Path) -> Model:
         raise ValueError(f"{folder / 'config.json'}: format must be {FORMAT!r}, got {config.get('format')!r}")
     try:
         return from_config(Model, dict(config["model"]))
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'config.json'} does not describe a model: {error}") from error
 
 
@@ -351,7 +356,7 @@ def check_unchanged(
     try:
         objective_before = from_config(Objective, content["objective"])
         options_before = from_config(Options, content["options"])
-    except (KeyError, TypeError, ValueError) as error:
+    except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'training.json'} does not describe the run's settings: {error}") from error
     pairs: dict[str, tuple[Choice, Choice]] = {
         "model": (read_model(folder), model),

@@ -31,7 +31,7 @@ class Model(Choice):
     Args:
         network: the architecture of F.
         preconditioning: how F becomes D.
-        sigma_data: standard deviation of the training data, > 0.
+        sigma_data: standard deviation of the training data, between 1e-15 and 1e15.
         event_shape: shape of one sample.
         num_classes: number of classes; 0 if unconditional.
         class_names: the names of the classes, if known.
@@ -68,6 +68,7 @@ class Model(Choice):
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
+        checks.between("sigma_data", self.sigma_data, 1e-15, 1e15)  # squares stay far inside float32
         checks.at_least("num_classes", self.num_classes, 0)
         checks.at_least("augment_dim", self.augment_dim, 0)
         if not self.event_shape or min(self.event_shape) < 1:

@@ -6,6 +6,7 @@ between two measurements are differences between the denoisers.
 """
 
 import math
+import warnings
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -102,7 +103,7 @@ class Validation:
 
     @torch.no_grad()
     def measure(self, denoiser: Denoiser) -> ValidationLoss:
-        """The loss of a denoiser in evaluation mode."""
+        """The loss of a denoiser in evaluation mode; a warning says if it is NaN or infinite, and at which level."""
         errors = torch.zeros(len(self._sigmas), dtype=torch.float64)
         ones = torch.ones(self._batch_size, dtype=torch.float64)
         layout = self._dataset.condition_layout
@@ -115,6 +116,14 @@ class Validation:
         errors /= len(self._chosen)
         losses = self._weights * errors
         sigmas, mean = tuple(self._sigmas.tolist()), float(losses.mean())
+        if not math.isfinite(mean):
+            level = next(s for s, value in zip(sigmas, losses.tolist(), strict=True) if not math.isfinite(value))
+            warnings.warn(
+                f"the validation loss is {mean}, from sigma = {level:.4g} on: the validation data or the denoiser's "
+                "results are not finite there; it counts as no improvement",
+                RuntimeWarning,
+                stacklevel=2,
+            )
         return ValidationLoss(sigmas, tuple(errors.tolist()), tuple(losses.tolist()), mean)
 
 

@@ -21,7 +21,8 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
-from openedm.ground.storage import write_tensors
+from openedm.ground.storage import parse_json, write_tensors
+from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.optimisation import full_tensor
 from openedm.training.averaging import MovingAverage, PowerFunction, exponent
 from openedm.training.checkpoints import find_checkpoint, load_weights, read_model, read_weights
@@ -125,10 +126,10 @@ def remove_snapshots(run: Path, after: int) -> None:
 def _read_snapshot(path: Path) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {})[FORMAT])
+            header = parse_json((file.metadata() or {})[FORMAT], FORMAT)
         widths = tuple(float(width) for width in header["sigma_rel"])
         return Snapshot(path, int(path.stem), int(header["step"]), widths)
-    except (OSError, KeyError, TypeError, ValueError, SafetensorError) as error:
+    except (OSError, KeyError, OverflowError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a snapshot of averages: {error!r}") from error
 
 
@@ -240,8 +241,21 @@ def _combine_weights(run: Path, snapshots: list[Snapshot], found: ProfileCombina
             with safe_open(snapshot.path, framework="pt") as file:
                 for i, weight in enumerate(weights):
                     for name, total in totals.items():
-                        total.add_(file.get_tensor(f"{i}.{name}").double(), alpha=weight)
-        except (OSError, RuntimeError, SafetensorError) as error:
+                        total.add_(_average(file.get_tensor(f"{i}.{name}"), f"{i}.{name}"), alpha=weight)
+        except (OSError, RuntimeError, SafetensorError, ValueError) as error:
             raise ValueError(f"{snapshot.path} does not hold the averages of this run's network: {error}") from error
     state = network.state_dict()
     return state | {name: total.to(state[name].dtype) for name, total in totals.items()}
+
+
+def _average(tensor: Tensor, name: str) -> Tensor:
+    """The averaged parameter of this name in float64.
+
+    Raises:
+        ValueError: it does not hold finite floating-point numbers.
+    """
+    if not tensor.is_floating_point():
+        raise ValueError(f"{name} holds {tensor.dtype} instead of floating-point numbers")
+    if not all_finite(tensor):
+        raise ValueError(f"{name} holds {count_not_finite(tensor)}")
+    return tensor.double()

@@ -73,7 +73,7 @@ def _validation(values: dict[str, Any]) -> ValidationLoss:
 def _images(line: str) -> float:
     try:
         return float(json.loads(line)["images"])
-    except (ValueError, KeyError, TypeError):  # an incomplete line of a killed process
+    except (ValueError, KeyError, RecursionError, TypeError):  # an incomplete line of a killed process
         return float("inf")
 
 

@@ -42,6 +42,19 @@ def root_mean_square(values: Float[Tensor, "rows *event"]) -> Float[Tensor, "row
     return values.flatten(1).square().mean(1).sqrt()
 
 
+class StepSizeError(FloatingPointError):
+    """The step size of a sample fell below rounding.
+
+    Args:
+        row: the first such sample.
+        message: the message.
+    """
+
+    def __init__(self, row: int, message: str) -> None:
+        super().__init__(message)
+        self.row = row
+
+
 @dataclass(frozen=True)
 class Solution:
     """The states that an adaptive integrator reached, and its statistics.
@@ -75,14 +88,15 @@ class Solution:
             slope: the name of the slope in the message.
 
         Raises:
-            FloatingPointError: a sample failed; the message names the first one and its time.
+            StepSizeError: a sample failed; the message names the first one and its time.
         """
         if bool(self.failed.any()):
             first = int(self.failed.nonzero()[0])
-            raise FloatingPointError(
+            raise StepSizeError(
+                first,
                 f"the step size of {int(self.failed.sum())} of {len(self.failed)} samples fell below rounding, of "
                 f"sample {first} at {time} {float(self.time[first]):.6g}: the {slope} is not finite there, or varies "
-                "too fast; a larger tolerance may help"
+                "too fast; a larger tolerance may help",
             )
         return self
 
