@@ -36,6 +36,7 @@ def test_it_tells_what_the_denoiser_is_what_it_was_trained_on_and_how_far(opened
         "sample": "1 × 8 × 8 image in [-1, 1]",
         "classes": "10: 0, 1, 2, 3, 4, 5, 6, 7, 8, 9",
         "sigma_data": f"{json.loads((folder / 'config.json').read_text())['model']['init_args']['sigma_data']:.6g}",
+        "weights": "float32",
         "images seen": "640 of 640",
         "steps": "10, 0 skipped as not finite",
         "objective": str(EDM()),
