@@ -29,9 +29,10 @@ def evaluate(
     Inception score, each beside the score of real images against other real images of the same number; and, with a
     classifier of the data, the fraction of images whose class it finds.
 
-    Grey images are compared by a small classifier trained on the real data, RGB images by EfficientNet-Lite0, and
-    vectors, series, fields and volumes by their standardised numbers, without an Inception score. Results can only be
-    compared for the same network, whose fingerprint is in the report.
+    RGB images, and grey ones without classes, are compared by EfficientNet-Lite0, other images with classes by a small
+    classifier trained on the real data, and all else (other channels, vectors, series, fields, volumes) by their
+    standardised numbers, without an Inception score. Results can only be compared for the same network, whose
+    fingerprint is in the report.
 
     Under `torchrun` or `accelerate launch` the processes share the images, batch by batch, and the report is
     bit-identical to that of a single process.

@@ -28,7 +28,7 @@ from openedm.metrics import (
     Metric,
     Report,
     TrainedClassifier,
-    ValueFeatures,
+    Values,
     applicable_metrics,
     compare,
     extract,
@@ -56,8 +56,9 @@ class ScoringOptions(Choice):
 
     Args:
         extractor: the network whose features are compared: EfficientNetLite0, Inception (published FID, with weights
-            from a file), TrainedClassifier. By default EfficientNet-Lite0 for RGB images, for other images a small
-            classifier trained on the real data, and for vectors, series, fields and volumes their standardised numbers.
+            from a file), TrainedClassifier, Values (the standardised numbers of data of any shape). By default
+            EfficientNet-Lite0 for RGB images and grey ones without classes, a small classifier trained on the real data
+            for other images with classes, and Values for all else.
         classifier: a file: read the classifier from there, or train it and keep it there.
         metrics: which metrics besides the Fréchet distance: kernel, neighbours, inception; all that apply by default.
         num_pairwise: the most images on either side of kernel and neighbours, whose cost is the square.
@@ -205,7 +206,7 @@ def score(
     """
     real, accelerator = data.load(), accelerator or make_accelerator()
     extractor = _extractor(options, real)
-    if extractor is not None and real.kind == "images":
+    if extractor is not None:
         extractor.check(real.event_shape)
     if images.event_shape != real.event_shape:
         raise ValueError(f"samples must have the shape of data, {real.event_shape}, got {images.event_shape}")
@@ -232,7 +233,8 @@ def score(
 
     found = shared.extract(clamped, images.count, "samples")
     found = found if real.num_classes > 0 else dataclasses.replace(found, labels=None)
-    kept = options.cache if extractor is not None or options.classifier is not None else None
+    kept = None if extractor is None and options.classifier is None else options.cache
+    kept = None if isinstance(extractor, Values) else kept
     truth = shared.extract_real(real, kept, log)
     judged = None if held is None else shared.extract_all(held, "held out")
     if truth is None or not accelerator.is_main_process:
@@ -330,28 +332,30 @@ class _Shared:
 
 
 def _extractor(options: ScoringOptions, real: Dataset) -> Extractor | None:
-    """The extractor to load; None where a classifier has yet to be trained, or the numbers themselves are compared."""
+    """The extractor to load; None where a classifier has yet to be trained."""
     if options.extractor is not None:
         return options.extractor
-    if options.classifier is not None and Path(options.classifier).exists():
-        return TrainedClassifier(options.classifier)
-    if options.classifier is None and real.kind != "images":
+    labelled = real.kind == "images" and real.num_classes > 1
+    if options.classifier is not None:
+        if Path(options.classifier).exists():
+            return TrainedClassifier(options.classifier)
+        if not labelled:
+            raise ValueError(
+                f"data must be images in at least 2 classes to train the classifier on, got {real.describe()}"
+            )
         return None
-    if options.classifier is None and real.event_shape[0] == 3:
+    channels = real.event_shape[0] if real.kind == "images" else 0
+    if channels == 3 or (channels == 1 and not labelled):
         return EfficientNetLite0()
-    if real.kind != "images" or real.num_classes < 2:
-        raise ValueError(f"data must be images in at least 2 classes to train the classifier on, got {real.describe()}")
-    return None
+    return None if labelled else Values()
 
 
 def _network(
     extractor: Extractor | None, options: ScoringOptions, real: Dataset, accelerator: Accelerator, progress: Progress
 ) -> FeatureNetwork:
-    """The network of the extractor, the numbers of what is not images, or a classifier trained by the main process."""
+    """The network of the extractor, or a classifier trained by the main process."""
     if extractor is not None:
-        return extractor.load().to(accelerator.device)
-    if real.kind != "images":
-        return ValueFeatures(real).to(accelerator.device)
+        return extractor.fit(real).to(accelerator.device)
     if accelerator.is_main_process:
         trained = train_classifier(real, seed=options.seed, device=accelerator.device, progress=progress)
         if options.classifier is not None:

@@ -25,7 +25,7 @@ from openedm.metrics.inception_score import InceptionScore, inception_score
 from openedm.metrics.kernel import KernelDistance, kernel_distance
 from openedm.metrics.neighbours import Neighbours, neighbours
 from openedm.metrics.report import Measure, Report
-from openedm.metrics.values import ValueFeatures
+from openedm.metrics.values import ValueFeatures, Values
 
 __all__ = [
     "METRICS",
@@ -48,6 +48,7 @@ __all__ = [
     "Report",
     "TrainedClassifier",
     "ValueFeatures",
+    "Values",
     "applicable_metrics",
     "c2st",
     "compare",

@@ -39,7 +39,7 @@ Estimates = dict[str, tuple[float, Callable[[], float]]]
 
 
 def evaluate(
-    samples: Float[Tensor, "samples channels height width"],
+    samples: Float[Tensor, "samples *event"],
     labels: Int[Tensor, " samples"] | None,
     reference: Dataset,
     extractor: Classifier | FeatureNetwork,
@@ -53,7 +53,7 @@ def evaluate(
     """Compare generated images with real ones in the features of `extractor`; see `compare` for what is measured.
 
     Args:
-        samples: generated images, in [-1, 1].
+        samples: generated images, in [-1, 1]; or other data, for `ValueFeatures`.
         labels: the classes that they were generated for; None leaves the accuracy out.
         reference: real images, usually those that the generator was trained on.
         extractor: see `train_classifier` and `Extractor.load`.
@@ -241,7 +241,7 @@ def applicable_metrics(metrics: Sequence[Metric] | None, count: int, classes: bo
 
 
 def _check_fit(
-    samples: Float[Tensor, "samples channels height width"],
+    samples: Float[Tensor, "samples *event"],
     labels: Int[Tensor, " samples"] | None,
     reference: Dataset,
     extractor: Classifier | FeatureNetwork,

