@@ -66,7 +66,7 @@ def test_lite0_gives_1280_features_of_any_size_and_of_grey_images(lite0):
     assert torch.equal(lite0(grey)[0], lite0(grey.expand(-1, 3, -1, -1))[0])
     # Batch normalisation is frozen: an image is seen alike in any company.
     torch.testing.assert_close(lite0(x[:1])[0], features[:1], rtol=1e-3, atol=1e-4)
-    with pytest.raises(ValueError, match="images must have 1 or 3 channels"):
+    with pytest.raises(ValueError, match="images of 1 or 3 channels"):
         lite0(images(1, 2, 8, 8))
 
 

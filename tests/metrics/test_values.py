@@ -39,7 +39,7 @@ def test_large_samples_have_few_features_that_see_shifts_and_fine_noise(shape):
     if features.cells is not None and features.dim < other[0].numel():
         noisy = other + 0.5 * torch.randn(other.shape, generator=torch.Generator().manual_seed(2))
         left = (features(noisy)[0] - features(other)[0])[:, -shape[0] :]
-        assert left.mean() > 0.3
+        assert left.mean() > 0.15
 
 
 @pytest.mark.parametrize("shape", [(4,), (5, 12), (2, 6, 6), (5, 6, 6), (4, 6, 6), (1, 1, 1), (1, 4, 4, 4)])
