@@ -1,14 +1,13 @@
 """Arrays in files of numpy: images as integers, or any data in floating point."""
 
 import warnings
-import zipfile
-import zlib
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import numpy as np
 import torch
 
+from openedm.data.array_files import ArrayFile, check_memory
 from openedm.data.dataset import Source
 from openedm.data.forms import Resize
 from openedm.data.memory import InMemory, Pairs
@@ -23,7 +22,10 @@ _CHANNELS = (1, 3, 4)
 
 @dataclass(frozen=True)
 class Arrays(Source):
-    """An array in a .npy or .npz file, read into memory.
+    """An array in a .npy or .npz file.
+
+    A .npy file above 256 MiB is mapped, and stays on disk where its numbers need no conversion: float32, bytes, 16 bits
+    and bool in the order of C. All else is read into memory, after a check that there is enough.
 
     Bytes (uint8), 16 bits (uint16) and bool are images, (samples, height, width) or with channels before or after
     height and width, and are scaled from their full range to [-1, 1]. Floating point (samples, …) of any shape and
@@ -33,8 +35,8 @@ class Arrays(Source):
     Args:
         path: the file. Pickled objects are not read.
         key: name of the data in a .npz; by default its only array besides the labels.
-        labels_key: name of the labels in a .npz, integers or one-hot rows; by default "labels", if present. Texts
-            called "class_names" beside them are the names of the classes.
+        labels_key: name of the labels in a .npz, integers, one-hot rows or names of classes; by default "labels", if
+            present. Texts called "class_names" beside integers are the names of the classes.
         layout: whether the channels of a sample are its first axis ("channels_first"; "NCHW" of four axes) or its last
             ("channels_last", "NHWC"), or absent ("NHW"). "auto" infers the channels of images in integers from their
             number, and takes those of floating point to be the first, unless the shape is clearly that of channels in
@@ -67,13 +69,13 @@ class Arrays(Source):
             checks.integer("num_classes", self.num_classes, 1)
 
     def load(self) -> InMemory:
-        arrays = _read(self.path, "path")
-        condition, names = self._pick_condition(arrays), arrays.pop("class_names", None)
+        arrays = ArrayFile(self.path)
+        condition, names = self._pick_condition(arrays), arrays.pop("class_names") if "class_names" in arrays else None
         x, labels = self._pick(arrays)
         range, layout = self._form_of(arrays)
         try:
-            classes = None if labels is None else _labels_tensor(labels)
-            known = self._known_classes(arrays, classes, names)
+            found_names, classes = (None, None) if labels is None else _labels_tensor(labels)
+            known = self._known_classes(arrays, classes, names if found_names is None else found_names)
             tensor, found = _to_tensor(x, layout)
             if condition is not None:
                 shape = InMemory(tensor[:1], range=range, layout=found).event_shape
@@ -89,7 +91,7 @@ class Arrays(Source):
             raise ValueError(f"{self.path}: {error}") from error
 
     def _known_classes(
-        self, arrays: dict[str, np.ndarray], labels: torch.Tensor | None, names: np.ndarray | None
+        self, arrays: ArrayFile, labels: torch.Tensor | None, names: np.ndarray | None
     ) -> dict[str, Any]:
         """The number of classes whose numbers are the labels, and their names, where they are known."""
         if labels is None or labels.ndim != 1 or self.num_classes is not None:
@@ -99,14 +101,14 @@ class Arrays(Source):
             return {"class_names": tuple(map(str, names))}
         return {"num_classes": highest + 1 if _is_written(arrays) and labels.numel() else None}
 
-    def _pick_condition(self, arrays: dict[str, np.ndarray]) -> np.ndarray | None:
+    def _pick_condition(self, arrays: ArrayFile) -> np.ndarray | None:
         """The conditions, which are taken out of the arrays of the file."""
         if self.condition is None:
             if self.condition_resize != "bicubic":
                 raise ValueError(f"condition_resize={self.condition_resize!r} has no effect without condition")
             return None
         if self.condition.endswith(".npy"):
-            return _read(self.condition, "condition")[""]
+            return ArrayFile(self.condition, "condition")[""]
         if self.condition not in arrays or self.condition in ("", self.key, self.labels_key):
             names = [name for name in sorted(arrays) if name not in ("", self.key, self.labels_key)]
             raise ValueError(
@@ -115,14 +117,14 @@ class Arrays(Source):
             )
         return arrays.pop(self.condition)
 
-    def _form_of(self, arrays: dict[str, np.ndarray]) -> tuple[Range | None, str]:
+    def _form_of(self, arrays: ArrayFile) -> tuple[Range | None, str]:
         """The range and the layout that are given, or else those in the file."""
         written = _written_form(arrays)
         if written is None or self.range is not None or self.layout != "auto":
             return self.range, self.layout
         return written
 
-    def _pick(self, arrays: dict[str, np.ndarray]) -> tuple[np.ndarray, np.ndarray | None]:
+    def _pick(self, arrays: ArrayFile) -> tuple[np.ndarray, np.ndarray | None]:
         if "" in arrays:
             if self.key is not None or self.labels_key is not None:
                 raise ValueError(
@@ -170,26 +172,16 @@ def condition_tensor(
     return tensor
 
 
-def _read(path: str, argument: str) -> dict[str, np.ndarray]:
-    """The arrays by name; that of a .npy file is called ""."""
-    try:
-        with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            return {"": content} if isinstance(content, np.ndarray) else dict(content)
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"{argument} must be a .npy or .npz file, {path!r} cannot be read: {error}") from error
-
-
-def _is_written(arrays: dict[str, np.ndarray]) -> bool:
+def _is_written(arrays: ArrayFile) -> bool:
     """Whether `openedm sample` wrote the file."""
     return "samples" in arrays and "seeds" in arrays
 
 
-def _written_form(arrays: dict[str, np.ndarray]) -> tuple[Range | None, str] | None:
+def _written_form(arrays: ArrayFile) -> tuple[Range | None, str] | None:
     """The range and the layout beside samples that `openedm sample` wrote; None if there are none."""
     if not _is_written(arrays) or "layout" not in arrays:
         return None
-    range, layout = arrays.get("range"), str(arrays["layout"])
+    range, layout = arrays.find("range"), str(arrays["layout"])
     if layout not in LAYOUTS or not (range is None or range.shape == (2,)):
         return None
     return None if range is None else (float(range[0]), float(range[1])), layout
@@ -214,12 +206,24 @@ def _to_tensor(x: np.ndarray, layout: str) -> tuple[torch.Tensor, Layout | None]
             "an axis of channels, or layout='channels_first' if this is right",
             stacklevel=4,
         )
+    return torch.from_numpy(_native(x)), None if layout == "auto" else cast(Layout, layout)
+
+
+def _native(x: np.ndarray) -> np.ndarray:
+    """The array in types of torch and the byte order of the machine, each sample in one place; copied if it is not."""
+    wanted = x.dtype.newbyteorder("=")
     if x.dtype.kind == "u" and x.dtype.itemsize > 2:
-        x = x.astype(np.int64)
+        if x.itemsize == 8 and x.size and int(x.max()) > np.iinfo(np.int64).max:
+            raise ValueError(f"the data must be below 2⁶³, got {int(x.max())}")
+        wanted = np.dtype(np.int64)
     elif x.dtype.kind == "f" and x.dtype.itemsize > 8:
-        x = x.astype(np.float64)
-    native = np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("="))
-    return torch.from_numpy(native), None if layout == "auto" else cast(Layout, layout)
+        wanted = np.dtype(np.float64)
+    scattered = x.ndim > 0 and x.strides[0] < max(x.strides)
+    if wanted == x.dtype and not scattered:
+        return x
+    form = "in another order" if scattered else f"of {x.dtype}"
+    check_memory(f"an array {form}", x.size * wanted.itemsize, "save it as float32 or uint8 in the order of C")
+    return np.ascontiguousarray(x, dtype=wanted)
 
 
 def _channels_are_last(shape: tuple[int, ...]) -> bool:
@@ -237,7 +241,13 @@ def _channels_are_last(shape: tuple[int, ...]) -> bool:
     return square_before
 
 
-def _labels_tensor(labels: np.ndarray) -> torch.Tensor:
+def _labels_tensor(labels: np.ndarray) -> tuple[np.ndarray | None, torch.Tensor]:
+    """The names of the classes, where the labels are names, and the labels."""
+    if labels.dtype.kind in "US":
+        if labels.ndim != 1:
+            raise ValueError(f"labels that are names must have one axis, got shape {labels.shape}")
+        names, classes = np.unique(labels.astype(str), return_inverse=True)
+        return names, torch.from_numpy(classes.astype(np.int64))
     if labels.dtype.kind not in "iufb":
-        raise TypeError(f"labels must be integers or one-hot rows, got {labels.dtype} of shape {labels.shape}")
-    return torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.float32))
+        raise TypeError(f"labels must be integers, one-hot rows or names, got {labels.dtype} of shape {labels.shape}")
+    return None, torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.float32))

@@ -11,9 +11,10 @@ from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
 from openedm.conditions import pack
+from openedm.data.array_files import MAX_COPIED, check_memory
 from openedm.data.classes import number_classes, read_labels
 from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_index
-from openedm.data.stored import FULL_RANGES, Layout, Range, Stored, as_float, find_stored, warn_of_values
+from openedm.data.stored import FULL_RANGES, Layout, Range, Stored, as_float, find_stored, value_limits, warn_of_values
 from openedm.ground.tensors import as_tensor
 
 Array = np.ndarray | list[Any]
@@ -21,6 +22,9 @@ Array = np.ndarray | list[Any]
 
 __all__ = ["InMemory", "Pairs", "wrap"]
 
+
+_PART = 2**24
+"""The number of entries that are converted or checked at a time."""
 
 _NUM_PROBED = 8
 """The number of samples of a wrapped dataset whose values are compared with the range of images."""
@@ -284,8 +288,8 @@ def _read(
         _check_finite("x", x)
     warn_of_values(x, stored, images=kind != "vectors")
     full_range = range is None and stored.dtype in FULL_RANGES
-    x = x.contiguous() if full_range else stored.scale(x)
-    highest = 1.0 if full_range else float(x.abs().max())
+    x = _kept(x) if full_range else _scaled(x, stored)
+    highest = 1.0 if full_range else max(map(abs, value_limits(x)))
     if not math.isfinite(highest):  # in float32
         _check_finite("x", x)
     shape = tuple(x.shape[1:])
@@ -301,12 +305,37 @@ def _read(
     return x, kind, stored
 
 
+def _kept(x: Shaped[Tensor, "samples *event"]) -> Shaped[Tensor, "samples *event"]:
+    """The numbers of a sample side by side, but without a copy of a large array."""
+    return x.contiguous() if x.numel() * x.element_size() <= MAX_COPIED else x
+
+
+def _scaled(x: Shaped[Tensor, "samples *event"], stored: Stored) -> Float[Tensor, "samples *event"]:
+    """The numbers in float32, part by part, so that there is no other copy of a large array."""
+    if x.dtype == torch.float32 and stored.range in (None, (-1.0, 1.0)):
+        return _kept(x)
+    check_memory(
+        f"x in float32, of {stored.dtype},", 4 * x.numel(), "save float32, bytes or 16 bits, which are used as they are"
+    )
+    rows = max(1, _PART * len(x) // x.numel())
+    if rows >= len(x):
+        return stored.scale(x).contiguous()
+    scaled = torch.empty(x.shape, dtype=torch.float32)
+    for part, into in zip(x.split(rows), scaled.split(rows), strict=True):
+        into.copy_(stored.scale(part))
+    return scaled
+
+
 def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: bool = False) -> None:
-    invalid = x.isinf() if allow_nan else ~x.isfinite()
-    if bool(invalid.any()):
-        row = int(invalid.flatten(1).any(1).nonzero()[0])
-        allowed, found = ("finite or NaN", "infinity") if allow_nan else ("finite", "NaN or infinity")
-        raise ValueError(f"{name} must be {allowed}, but {name}[{row}] has {found}")
+    if not allow_nan and all(map(math.isfinite, value_limits(x))):
+        return
+    rows = max(1, _PART * len(x) // x.numel())
+    for number, part in enumerate(x.split(rows)):
+        invalid = part.isinf() if allow_nan else ~part.isfinite()
+        if bool(invalid.any()):
+            row = number * rows + int(invalid.flatten(1).any(1).nonzero()[0])
+            allowed, found = ("finite or NaN", "infinity") if allow_nan else ("finite", "NaN or infinity")
+            raise ValueError(f"{name} must be {allowed}, but {name}[{row}] has {found}")
 
 
 def _check_condition(

@@ -32,6 +32,12 @@ def as_tensor(name: str, value: Any) -> Tensor:
     """
     if isinstance(value, Tensor):
         return value
+    if isinstance(value, np.ma.MaskedArray):
+        if np.ma.is_masked(value):
+            raise TypeError(
+                f"{name} must have no masked entries, got {int(np.ma.count_masked(value))}: fill them, {name}.filled(0)"
+            )
+        value = value.data
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
         shared = native.flags.writeable and min(native.strides, default=0) >= 0

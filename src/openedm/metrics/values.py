@@ -1,7 +1,7 @@
 """The numbers of a sample as its features: for data of any shape, such as vectors, series, volumes and any images."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,12 @@ NUM_CELLS = 256
 
 MAX_READ = 2**27
 """The largest number of entries that means and deviations are computed from, for larger samples."""
+
+_POOLS: tuple[Callable[..., Tensor], ...] = (
+    functional.adaptive_avg_pool1d,
+    functional.adaptive_avg_pool2d,
+    functional.adaptive_avg_pool3d,
+)
 
 
 @dataclass(frozen=True)
@@ -95,8 +101,7 @@ class ValueFeatures(FeatureNetwork):
             return z.flatten(1), None
         if self.cells is None:
             return z.flatten(1) @ self.directions, None
-        pool = (functional.adaptive_avg_pool1d, functional.adaptive_avg_pool2d, functional.adaptive_avg_pool3d)
-        means = pool[len(self.cells) - 1](z, self.cells)
+        means = _POOLS[len(self.cells) - 1](z, self.cells)
         left = (z - functional.interpolate(means, z.shape[2:], mode="nearest")).flatten(2).square().mean(2).sqrt()
         return torch.cat([means.flatten(1), left], 1), None
 
