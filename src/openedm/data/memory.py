@@ -321,7 +321,7 @@ def _scaled(x: Shaped[Tensor, "samples *event"], stored: Stored) -> Float[Tensor
     if rows >= len(x):
         return stored.scale(x).contiguous()
     scaled = torch.empty(x.shape, dtype=torch.float32)
-    for part, into in zip(x.split(rows), scaled.split(rows), strict=True):
+    for part, into in zip(torch.split(x, rows), torch.split(scaled, rows), strict=True):
         into.copy_(stored.scale(part))
     return scaled
 
@@ -330,7 +330,7 @@ def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: b
     if not allow_nan and all(map(math.isfinite, value_limits(x))):
         return
     rows = max(1, _PART * len(x) // x.numel())
-    for number, part in enumerate(x.split(rows)):
+    for number, part in enumerate(torch.split(x, rows)):
         invalid = part.isinf() if allow_nan else ~part.isfinite()
         if bool(invalid.any()):
             row = number * rows + int(invalid.flatten(1).any(1).nonzero()[0])

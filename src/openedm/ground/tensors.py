@@ -35,7 +35,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
             raise TypeError(
-                f"{name} must have no masked entries, got {int(np.ma.count_masked(value))}: fill them, {name}.filled(0)"
+                f"{name} must have no masked entries, got {int(np.ma.getmaskarray(value).sum())}: fill them, {name}.filled(0)"
             )
         value = value.data
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
