@@ -96,7 +96,7 @@ def test_labels_that_are_names_are_the_names_of_the_classes(tmp_path):
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        (np.array([{}, {}]), "cannot be read: .*(pickle|object)"),
+        (np.array([{}, {}]), "cannot be read: it holds no arrays of numbers or text, but Python objects"),
         (np.zeros((4, 3), complex), "must be floating point, integers or bool, got complex128"),
         (np.array(["a", "b"]), "must be floating point, integers or bool, got <U1"),
         (np.zeros((4, 3), np.int8), "int8.*give the numbers that become -1 and 1"),

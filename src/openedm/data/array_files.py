@@ -93,4 +93,7 @@ class ArrayFile:
         return Path(self._path).stat().st_size <= MAX_COPIED or zipfile.is_zipfile(self._path)
 
     def _unreadable(self, error: Exception) -> ValueError:
-        return ValueError(f"{self._argument} must be a .npy or .npz file, {self._path!r} cannot be read: {error}")
+        reason = str(error)
+        if "allow_pickle" in reason:
+            reason = "it holds no arrays of numbers or text, but Python objects, or is no such file"
+        return ValueError(f"{self._argument} must be a .npy or .npz file, {self._path!r} cannot be read: {reason}")

@@ -281,7 +281,8 @@ def _read(
 ) -> tuple[Shaped[Tensor, "samples *event"], Kind, Stored]:
     """The samples as they are kept in memory, their kind, and how they were stored; all checked."""
     if x.dim() < 2 or x.numel() == 0:
-        raise ValueError(f"x must be (samples, *event) with at least one value, got shape {tuple(x.shape)}")
+        hint = ": give samples of one number an axis, x[:, None]" if x.dim() == 1 and len(x) else ""
+        raise ValueError(f"x must be (samples, *event) with at least one value, got shape {tuple(x.shape)}{hint}")
     stored = find_stored(x, range, layout)
     x = x.detach().movedim(-1, 1) if stored.channels_last else x.detach()
     if x.is_floating_point():

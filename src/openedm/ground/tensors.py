@@ -34,9 +34,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
         return value
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
-            raise TypeError(
-                f"{name} must have no masked entries, got {int(np.ma.getmaskarray(value).sum())}: fill them, {name}.filled(0)"
-            )
+            count = int(np.ma.getmaskarray(value).sum())
+            raise TypeError(f"{name} must have no masked entries, got {count}: fill them, {name}.filled(0)")
         value = value.data
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
         native = value.astype(value.dtype.newbyteorder("="), copy=False)
