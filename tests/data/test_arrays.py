@@ -120,7 +120,7 @@ def test_data_and_labels_can_be_named(tmp_path):
         (np.zeros((0, 3)), {}, {}, "data.npy: x must be .* at least one"),
         (np.array([[0.0], [1.0], [np.nan]]), {}, {}, r"data.npy: x must be finite, but x\[2\] has NaN"),
         (np.array([[0.0, 1], [-np.inf, 0]]), {}, {}, r"data.npy: x must be finite, but x\[1\] has NaN or infinity"),
-        (np.array([[None]]), {}, {}, "data.npy' cannot be read: .*allow_pickle"),
+        (np.array([[None]]), {}, {}, "data.npy' cannot be read: .*Python objects"),
     ],
 )
 def test_an_array_that_does_not_fit_is_refused_with_the_files_name(tmp_path, x, others, arguments, message):
