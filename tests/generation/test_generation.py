@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from openedm.data import Arrays, InMemory, Toy
+from openedm.data import Arrays, InMemory, Pairs, Toy
 from openedm.data.stored import FULL_RANGES
 from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions, open_images
 from openedm.levels import Karras
@@ -149,3 +149,19 @@ def test_a_tolerance_or_a_sampler_alone_replaces_the_default_number_of_evaluatio
     assert SamplingOptions(tolerance=0.1).method == SamplingOptions(nfe=None, tolerance=0.1).method == Auto(None, 0.1)
     assert SamplingOptions(sampler=SAMPLER).method == SAMPLER
     assert SamplingOptions(nfe=None).method == Sampler()
+
+
+def test_arrays_are_conditions_that_seeds_take_in_turn(tmp_path):
+    data = Pairs(torch.randn(12, 2), torch.randn(12, 3), torch.arange(12) % 3, class_names=["cat", "dog", "eel"])
+    folder = untrained(tmp_path / "checkpoint", Model.for_data(data, MLP(width=8, num_blocks=1)))
+    values, options = np.arange(6.0).reshape(2, 3), SamplingOptions(nfe=None, sampler=SAMPLER)
+    source = CheckpointSampler(folder, options, ["eel"], conditions=values)
+    assert source.condition([0, 1, 2]).tolist() == [[2, 0, 1, 2], [2, 3, 4, 5], [2, 0, 1, 2]]
+    prepared = source.prepare()
+    [(_, whole)] = source.draw(prepared, range(5))
+    parts = torch.cat([x for _, x in source.draw(prepared, range(5), batch_size=2)])
+    torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
+    other = CheckpointSampler(folder, options, ["eel"], conditions=values + 1)
+    assert source.settings(SAMPLER) != other.settings(SAMPLER)
+    with pytest.raises(ValueError, match=r"conditions must have shape \(rows, 3\)"):
+        CheckpointSampler(folder, options, conditions=values[:, :2])
