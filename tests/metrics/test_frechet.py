@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchmetrics.image.fid import FrechetInceptionDistance
 
-from openedm.metrics import Gaussian, GaussianStatistics, frechet_distance, gaussian
+from openedm.metrics import Gaussian, GaussianStatistics, frechet, frechet_distance, gaussian
 
 seeds = st.integers(0, 2**32 - 1)
 dims = st.integers(1, 12)
@@ -176,3 +176,10 @@ def test_at_larger_sizes_it_agrees_with_scipy_to_one_in_a_million(dim):
     root = scipy.linalg.sqrtm((a.covariance @ b.covariance).numpy()).real
     expected = float((a.mean - b.mean).square().sum() + (a.covariance + b.covariance).trace() - 2 * root.trace())
     assert frechet_distance(a, b) == pytest.approx(expected, rel=1e-6)
+
+
+def test_two_images_are_too_few_for_an_interval_and_the_error_says_how_many_are_enough():
+    singular = torch.full((3, 3), torch.nan, dtype=torch.float64)
+    zero = torch.zeros(3, dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"at least about 10 .* num_bootstrap 0"):
+        frechet._distance(zero, singular, zero, torch.eye(3, dtype=torch.float64), zero)

@@ -194,7 +194,13 @@ def _distance(
     singular covariances have no factor, changes all replicates alike.
     """
     ridge = 1e-10 * float(a.trace()) / len(a)
-    factor = torch.linalg.cholesky(a + (ridge or 1e-300) * torch.eye(len(a), dtype=a.dtype, device=a.device))
+    try:
+        factor = torch.linalg.cholesky(a + (ridge or 1e-300) * torch.eye(len(a), dtype=a.dtype, device=a.device))
+    except torch.linalg.LinAlgError as error:
+        raise ValueError(
+            "the number of images must be larger for the interval of the Fréchet distance, at least about 10 with "
+            "differences among them: give more, or num_bootstrap 0"
+        ) from error
     values = torch.linalg.eigvalsh(factor.T @ b @ factor)
     means = (shift + mean_a - mean_b).square().sum()
     return float(means + a.trace() + b.trace() - 2 * values.clamp(min=0).sqrt().sum())
