@@ -196,7 +196,7 @@ def _distance(
     ridge = 1e-10 * float(a.trace()) / len(a)
     try:
         factor = torch.linalg.cholesky(a + (ridge or 1e-300) * torch.eye(len(a), dtype=a.dtype, device=a.device))
-    except torch.linalg.LinAlgError as error:
+    except RuntimeError as error:
         raise ValueError(
             "the number of images must be larger for the interval of the Fréchet distance, at least about 10 with "
             "differences among them: give more, or num_bootstrap 0"
