@@ -344,3 +344,8 @@ def test_pictures_of_sixteen_bits_are_conditions(tmp_path):
     dataset = Arrays(arrays(tmp_path / "d.npz", x=X, c=deep), condition="c").load()
     expected = torch.from_numpy(deep.astype(np.float64) / 32767.5 - 1).float()
     assert torch.allclose(everything(dataset)[1], expected, atol=1e-6)
+
+
+def test_a_folder_of_conditions_that_is_missing_is_named_as_such(tmp_path):
+    with pytest.raises(ValueError, match="condition='nowhere': .* does not exist"):
+        ImageFolder(folder(tmp_path / "x", pictures()), condition="nowhere").load()

@@ -173,7 +173,10 @@ class _Partners(EncodedImages):
     """
 
     def __init__(self, path: str, images: FolderImages) -> None:
-        self._images = FolderImages(path, "none", "none")
+        try:
+            self._images = FolderImages(path, "none", "none")
+        except ValueError as error:
+            raise ValueError(f"condition={path!r}: {error}") from error
         count = len(self._images)
         exact = {self._images.name(i): i for i in range(count)}
         stems: dict[str, list[int]] = {}

@@ -93,9 +93,9 @@ def conditions_of_data(dataset: Dataset, model: Model, count: int) -> Conditions
     dataset = align_classes(dataset, model.num_classes, model.class_names)
     layout = dataset.condition_layout
     if not layout.includes(model.condition_layout):
-        raise ValueError(
-            f"data must have the conditions of the model, {model.condition_layout}, got {dataset.describe()}"
-        )
+        wanted = "×".join(map(str, model.condition_shape or ()))
+        classes = f" and {model.num_classes} classes" if model.num_classes else ""
+        raise ValueError(f"data must have conditions of {wanted}{classes}, as the model has, got {dataset.describe()}")
     chosen = dataset.spread(count)
 
     def fetch(rows: Sequence[int]) -> tuple[Tensor, Tensor | None]:
