@@ -347,5 +347,5 @@ def test_pictures_of_sixteen_bits_are_conditions(tmp_path):
 
 
 def test_a_folder_of_conditions_that_is_missing_is_named_as_such(tmp_path):
-    with pytest.raises(ValueError, match="condition='nowhere': .* does not exist"):
+    with pytest.raises(ValueError, match=r"condition='nowhere': .* does not exist"):
         ImageFolder(folder(tmp_path / "x", pictures()), condition="nowhere").load()
