@@ -203,8 +203,9 @@ class _Pass:
         random = generator("cpu", 0, 0, samples)
         clean = torch.randn(samples, *model.event_shape, generator=random).to(device)
         condition: Tensor | None = None
-        if model.condition_shape is not None:
-            condition = torch.zeros(samples, *model.condition_shape, device=device)
+        shape = model.condition_layout.packed_shape  # with the class, where a condition holds both
+        if shape is not None:
+            condition = torch.zeros(samples, *shape, device=device)
         elif model.num_classes:
             condition = torch.zeros(samples, dtype=torch.int64, device=device)
         augment = torch.zeros(samples, model.augment_dim, device=device) if model.augment_dim else None
