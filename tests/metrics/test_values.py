@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from openedm.data import Arrays, InMemory
+from openedm.data import Arrays, ImageFolder, InMemory
 from openedm.generation import ScoringOptions, open_images, score
 from openedm.metrics import EfficientNetLite0, ValueFeatures, Values, evaluate
 from openedm.metrics.values import NUM_CELLS
@@ -70,3 +70,20 @@ def test_networks_of_photos_refuse_other_data_and_name_what_applies(tmp_path, sh
     source = Arrays(str(tmp_path / "x.npy"), layout="channels_first", range=(-1, 1))
     with pytest.raises(ValueError, match=r"1 or 3 channels .* got the shape .*by the extractor Values"):
         score(open_images(tmp_path / "y.npz"), source, options=ScoringOptions(extractor=EfficientNetLite0()))
+
+
+def test_samples_of_a_model_whose_data_lack_classes_are_scored_by_the_numbers_of_its_labels(tmp_path):
+    labels = np.array([0, 2, 4, 7] * 6)
+    x = (np.arange(8)[labels][:, None, None, None] * 30 + np.zeros((24, 1, 8, 8))).astype(np.uint8)
+    np.savez(tmp_path / "real.npz", x=x, labels=labels)
+    np.savez(tmp_path / "drawn.npz", samples=x / 127.5 - 1, labels=labels, seeds=np.arange(24))
+    source, options = Arrays(str(tmp_path / "real.npz")), ScoringOptions(num_splits=1, num_bootstrap=0, cache=None)
+    assert source.load().num_classes == 4
+    report = score(open_images(tmp_path / "drawn.npz"), source, options=options)
+    assert report.accuracy > 0.5
+
+
+def test_an_empty_file_is_named(tmp_path):
+    (tmp_path / "a.png").touch()
+    with pytest.raises(ValueError, match=r"a.png cannot be decoded: the file is empty"):
+        ImageFolder(str(tmp_path)).load()

@@ -152,7 +152,10 @@ def _open_image(file: BufferedIOBase, name: str) -> "Iterator[Image | None]":
         raise
     except PIL.UnidentifiedImageError as error:
         file.seek(0)
-        if not is_tiff(file.read(4)):
+        start = file.read(4)
+        if not start:
+            raise ValueError(f"{name} cannot be decoded: the file is empty") from error
+        if not is_tiff(start):
             raise ValueError(f"{name} cannot be decoded: {error}") from error
         yield None
     except (*_DECODING_ERRORS, PIL.Image.DecompressionBombError) as error:

@@ -215,6 +215,11 @@ def score(
     held = None if held_out is None else held_out.load()
     if held_out is None and real.kind == "images":
         held = _test_split(data, extractor)
+    if real.renumbered is not None and images.num_classes > real.num_classes:
+        # The model has more classes than occur in the data, which are the numbers of the labels: those of old runs.
+        number = max(images.num_classes, real.renumbered[-1] + 1)
+        real = align_classes(real, number)
+        held = None if held is None else align_classes(held, number, name="held_out")
     accelerator.wait_for_everyone()  # all have seen which files there are before one of them writes
     network = _network(extractor, options, real, accelerator, progress)
     if network.predicts_labels:

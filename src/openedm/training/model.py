@@ -130,7 +130,12 @@ class Model(Choice):
         statistics, condition_units = measure(dataset), None
         if standardise and condition_shape is not None:
             condition_units = _condition_units(dataset, condition_shape)
-        standardise = standardise and dataset.kind != "images" and statistics.std > 0
+        if statistics.std == 0:
+            raise ValueError(
+                f"the data are constant, {statistics.mean:g} in all {statistics.count} samples that were read: their standard deviation "
+                "sigma_data must be > 0"
+            )
+        standardise = standardise and dataset.kind != "images"
         return cls(
             network=network,  # type: ignore[arg-type]  # a module is adopted
             preconditioning=preconditionings.EDM() if preconditioning is None else preconditioning,
