@@ -132,8 +132,8 @@ class Model(Choice):
             condition_units = _condition_units(dataset, condition_shape)
         if statistics.std == 0:
             raise ValueError(
-                f"the data are constant, {statistics.mean:g} in all {statistics.count} samples that were read: their standard deviation "
-                "sigma_data must be > 0"
+                f"the data are constant, {statistics.mean:g} in all {statistics.count} samples that were read: their "
+                "standard deviation, sigma_data, must be > 0"
             )
         standardise = standardise and dataset.kind != "images"
         return cls(
