@@ -113,6 +113,7 @@ def standardised(
         sigma_max: the highest noise level of what follows.
         event_shape: the shape of one sample.
 
+    >>> import torch
     >>> from openedm.exact import GaussianMixture
     >>> kelvin = GaussianMixture([1.0], [[280.0]], [[[100.0]]])
     >>> standardised(kelvin, sigma_max=80.0, event_shape=(1,))(torch.tensor([[10.0]]), 10.0)
@@ -133,6 +134,7 @@ class InUnits(Denoiser):
     Raises:
         ValueError: the denoiser has no `event_shape`, the units do not fit it, or it has units of its own.
 
+    >>> import torch
     >>> from openedm.exact import GaussianMixture
     >>> InUnits(GaussianMixture([1.0], [[0.0]], [[[1.0]]]), Units((280.0,), (10.0,)))(torch.tensor([[290.0]]), 1.0)
     tensor([[285.]])

@@ -38,7 +38,7 @@ MAX_SIDE = 2**16
 def parse_size(name: str, size: Size) -> int | tuple[int, int]:
     """A size as it is written in files: the side of squares, otherwise (height, width).
 
-    >>> parse_size("size", "64x128"), parse_size("size", "32"), parse_size("size", [8, 8])
+    >>> parse_size("size", "64x128"), parse_size("size", "32"), parse_size("size", (8, 8))
     ((64, 128), 32, 8)
 
     Raises:
