@@ -84,6 +84,7 @@ runs = st.fixed_dictionaries(
         "init": st.builds(Initial, mismatch=st.sampled_from(["error", "new"])),
         "resume": st.just(False),
         "tracker": st.sampled_from(["tensorboard", "none"]),
+        "budget": st.none() | st.sampled_from(["cpu-hour", "gpu-80gb"]),
         "preset": st.none(),
     }
 )

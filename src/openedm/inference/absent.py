@@ -44,7 +44,7 @@ class Absence(Choice):
         ValueError: an unknown kind, or not 1 <= fewest <= most.
     """
 
-    kind: str
+    kind: Kind
     fewest: int
     most: int
 
@@ -54,7 +54,7 @@ class Absence(Choice):
         checks.at_least("most", self.most, self.fewest)
 
     @classmethod
-    def of(cls, kind: str, x: Float[Tensor, "rows *event"]) -> "Absence":
+    def of(cls, kind: Kind, x: Float[Tensor, "rows *event"]) -> "Absence":
         """The absence in simulations, each of which `is_valid`."""
         counts = cls(kind, 1, 1).counts(x)
         return cls(kind, int(counts.min()), int(counts.max()))
