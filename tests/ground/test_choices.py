@@ -9,7 +9,7 @@ import pkgutil
 import sys
 from abc import ABC
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any, Literal, get_type_hints
 
 import pytest
 import torch
@@ -46,7 +46,13 @@ CONCRETE = sorted(
     (c for c in below(Choice) if c.__module__.startswith("openedm.") and not inspect.isabstract(c) and c is not Choice),
     key=class_path,
 )
-REQUIRED: dict[Any, object] = {str: "a/path", int: 3, float: 0.5, tuple[float, ...]: (0.5, 2.0)}
+REQUIRED: dict[Any, object] = {
+    str: "a/path",
+    int: 3,
+    float: 0.5,
+    tuple[float, ...]: (0.5, 2.0),
+    Literal["members", "values"]: "members",
+}
 """Values for the fields that have no default."""
 PLAIN = Columns(("identity",), (0.0,), (1.0,), (0.0,), (1.0,))
 UNIT = Bijection((0.0,), (1.0,))

@@ -63,6 +63,7 @@ class Counting(Denoiser):
 
     def __init__(self) -> None:
         super().__init__()
+        self.sigma_data = MIXTURE.sigma_data
         self.event_shape, self.seen = (2,), []
 
     def denoise(self, x: Tensor, sigma: Tensor, condition: Condition, **options: Any) -> Tensor:
