@@ -13,6 +13,7 @@ from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Precondition
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.ground.choices import from_config, to_config
 from openedm.guidance import Constant, Guided
+from openedm.levels import Karras
 from openedm.likelihood import ExactTrace, Hutchinson, Likelihood, Trace, bits_per_dim, log_prob
 from openedm.networks import MLP, DDPMpp
 from openedm.preconditioning import EDM
@@ -287,7 +288,7 @@ def test_encoding_and_decoding_undo_each_other_and_agree_with_the_density_and_th
     latent = likelihood.encode(WIDE, x)
     torch.testing.assert_close(likelihood.decode(WIDE, latent), x, rtol=0, atol=1e-5)
     torch.testing.assert_close(likelihood.log_prob(WIDE, x).noise, latent, rtol=0, atol=1e-5)
-    again = Sampler(solver=DormandPrince(1e-6)).sample(WIDE, noise=latent)
+    again = Sampler(Karras(2, 0.002, 80.0), solver=DormandPrince(1e-6)).sample(WIDE, noise=latent)
     torch.testing.assert_close(again, WIDE(x, 0.002), rtol=0, atol=1e-5)
 
 
