@@ -265,7 +265,7 @@ def test_a_file_that_is_missing_or_damaged_is_an_error_that_names_it(file, damag
         ),
         # Described well, but no such network can be built:
         (
-            lambda c: c["model"]["init_args"].update(event_shape=[1, 8, 8]),
+            lambda c: c["model"]["init_args"].update(event_shape=[1, 8, 8], units=None),
             r"event_shape must be \(features,\)",
         ),
         (lambda c: c["model"]["init_args"]["network"]["init_args"].update(width="wide"), "width|describe"),

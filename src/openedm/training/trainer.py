@@ -188,7 +188,9 @@ class Trainer:
             raise ValueError(f"run={self.run} already has checkpoints: call resume() first, or choose another folder")
         if self.run is not None and self._power_averages is not None and self.accelerator.is_main_process:
             remove_snapshots(self.run, self.state.images)
-        if self.options.accumulate is None and not is_small(self.model, self.options, self.denoiser):
+        if self.options.accumulate is None and is_small(self.model, self.options, self.denoiser):
+            self.options = replace(self.options, accumulate=1)
+        elif self.options.accumulate is None:
             self.plan()
         device = self.accelerator.device
         with (
