@@ -81,17 +81,18 @@ def test_a_condition_goes_from_the_data_to_samples_guidance_likelihoods_and_file
 def test_a_denoiser_of_part_of_the_condition_guides_one_of_all_of_it(classes):
     data = pairs("mlp", (5,), classes)
     x, condition = data.fetch(range(4))
-    main = Model.for_data(data, MLP(8, 1)).build()
-    layout = data.condition_layout
+    described = Model.for_data(data, MLP(8, 1))
+    main, layout = described.build(), data.condition_layout
     parts = [ConditionLayout(), ConditionLayout(0, (5,)), *([ConditionLayout(3)] if classes else [])]
     for part in parts:
-        model = Model(MLP(4, 1), event_shape=(2,), num_classes=part.num_classes, condition_shape=part.shape)
+        shapes = {"event_shape": (2,), "num_classes": part.num_classes, "condition_shape": part.shape}
+        model = Model(MLP(4, 1), units=described.units, **shapes)
         guiding = model.build(seed=1)
         found = Guided(main, guiding, 1.5)(x, 1.0, condition)
         one, other = main(x, 1.0, condition), guiding(x, 1.0, layout.select(condition, part))
         assert_close(found, one + 0.5 * (one - other), rtol=0, atol=1e-5)
     with pytest.raises(ValueError, match=r"guiding must have main's condition_shape, \(5,\), or None, got \(4,\)"):
-        Guided(main, Model(MLP(4, 1), event_shape=(2,), condition_shape=(4,)).build(), 2.0)
+        Guided(main, Model(MLP(4, 1), event_shape=(2,), condition_shape=(4,), units=described.units).build(), 2.0)
 
 
 def test_dropout_hides_classes_and_floats_together_and_half_the_rows_at_one_half():
