@@ -79,7 +79,10 @@ def test_arguments_that_cannot_be_read_end_with_status_2_and_one_line(arguments,
     ("arguments", "message"),
     [
         (["train", "run", "--options.images=0"], "images must be >= 1, got 0"),
-        (["train", "run", "--data=Toy"], "got (2,) for DDPMpp; networks for samples of this shape: "),
+        (
+            ["train", "run", "--data=Toy", "--network=DDPMpp"],
+            "got (2,) for DDPMpp; networks for samples of this shape: ",
+        ),
         (["train", "run", "--data=ImageFolder", "--data.path=nowhere"], "nowhere"),
         (["train", "run", "--options.accumulate=3"], "batch_size must be a multiple of processes × accumulate = 3"),
         (["sample", "nowhere", "out"], "nowhere is not a folder"),
