@@ -254,12 +254,15 @@ def test_what_is_dumped_is_plain_yaml_that_names_every_value():
         ([], ["required", "out"]),
         (["run", "other"], ["other"]),
         (["run", "--netwrk=MLP"], ["--netwrk"]),
-        (["run", "--network=MPL"], ["network", "MPL", "known: ADM, ConditionalMLP, DDPMpp", "MLP, NCSNpp"]),
+        (
+            ["run", "--network=MPL"],
+            ["network", "MPL", "known: ADM, ConditionalMLP, DDPMpp", "MLP, ModuleNetwork, NCSNpp"],
+        ),
         (["run", "--network=MLP", "--network.widht=8"], ["network", "widht"]),
         (["run", "--sampler.levels=Kerras"], ["sampler.levels", "Kerras", "Karras"]),
         (
             ["run", "--network=openedm.levels.VP"],
-            ["network", "openedm.levels.VP", "known: ADM, ConditionalMLP, DDPMpp", "MLP, NCSNpp"],
+            ["network", "openedm.levels.VP", "known: ADM, ConditionalMLP, DDPMpp", "MLP, ModuleNetwork, NCSNpp"],
         ),
         (["run", "--options.batch_size=many"], ["options.batch_size", "many", "int"]),
         (["run", "--options.batch_size=1.5"], ["options.batch_size", "1.5", "int"]),

@@ -216,7 +216,7 @@ def test_rows_of_different_quantities_give_a_warning() -> None:
         fit(theta, x, settings=SERIES)
 
 
-def test_an_absence_counts_and_describes() -> None:
+def test_an_absence_counts_and_describes(without_type_checker) -> None:
     _, x = trials(12)
     found = Absence.of("members", x)
     assert (found.fewest, found.most) == (1, 6)

@@ -166,8 +166,9 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
         elif kind is float and text == "inf":
             left[where.stop - 1] = arguments[where.stop - 1].removesuffix("inf") + ".inf"
         elif (count := _fixed_length(kind)) and not isinstance(value, list):
-            numbers = [*text.split(","), *_numbers(arguments[where.stop :])][: max(count, text.count(",") + 1)]
-            used = slice(where.start, where.stop + len(numbers) - text.count(",") - 1)
+            first = [part for part in text.split(",") if part.strip()]
+            numbers = [*first, *_numbers(arguments[where.stop :])][: max(count, len(first))]
+            used = slice(where.start, where.stop + len(numbers) - len(first))
             joined = f"--{'.'.join(names)}=[{','.join(numbers)}]"
             left[used] = [joined, *[None] * (used.stop - used.start - 1)]
     return plain, [argument for argument in left if argument is not None]

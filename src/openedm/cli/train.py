@@ -14,7 +14,7 @@ from openedm.cli.importing import check_known_classes, listed_imports, recorded
 from openedm.cli.parsing import dump
 from openedm.cli.plain import read_options, to_plain
 from openedm.cli.terminal import StopSignal, TrainingBar
-from openedm.data import Digits, Source
+from openedm.data import Dataset, Digits, Source
 from openedm.ground.storage import check_folders, replacing
 from openedm.networks import DDPMpp, Network
 from openedm.objective import Objective
@@ -99,15 +99,8 @@ def train(
     chosen = choose(budget, data, network, objective, options, accelerator, resumed=earlier)
     dataset, network, options = chosen.dataset, chosen.network, chosen.options
     values |= {"data": chosen.data, "network": network, "options": options}
-    model = Model.for_data(
-        dataset,
-        network,
-        preconditioning,
-        conditional=conditional,
-        augment_dim=options.augment_dim,
-        condition_dropout=options.label_dropout > 0,
-        standardise=read_model(find_checkpoint(run)).standardised if earlier else standardise,
-    )
+    standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
+    model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
     curves = [] if tracker == "none" else [RunTracker(accelerator)]
     shown = dataset if validation is None else validation.load()
@@ -134,6 +127,26 @@ def train(
     if accelerator.is_main_process:
         print(_outcome(trainer))
     return 0 if trainer.finished else 130
+
+
+def _describe_model(
+    dataset: Dataset,
+    network: Network,
+    preconditioning: Preconditioning,
+    options: Options,
+    conditional: bool,
+    standardise: bool,
+) -> Model:
+    """The description of the denoiser for the data."""
+    return Model.for_data(
+        dataset,
+        network,
+        preconditioning,
+        conditional=conditional,
+        augment_dim=options.augment_dim,
+        condition_dropout=options.label_dropout > 0,
+        standardise=standardise,
+    )
 
 
 def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
