@@ -259,7 +259,10 @@ def test_a_file_is_never_overwritten(format_, name, openedm, digits_run, tmp_pat
     [
         (["--seeds=3-1"], "seeds must have increasing ranges, got '3-1'"),
         (["--seeds=all"], "seeds must be numbers >= 0"),
-        (["--classes=3-12"], "classes must be between 0 and 9, got [10, 11, 12]"),
+        (
+            ["--classes=3-12"],
+            "classes must be among the labels 0, 1, 2, 3, 4, 5, 6, 7, 8, 9, or ranges of them, got '3-12'",
+        ),
         (["--format=npz"], "out must end in .npz"),
         (["--format=grid"], "out must end in .png"),
         (["--batch_size=0"], "batch_size must be >= 1, got 0"),

@@ -10,11 +10,11 @@ def find_classes(classes: Sequence[int | str], num_classes: int, names: Sequence
 
     A word that is the name of a class is that class. Other words are indices and ranges of them, both ends included.
     Where the names of all classes are numbers (labels that were renumbered, folders 1, 2, 10), numbers and ranges in
-    words are names, never indices. Integers are always indices.
+    words are names, never indices, and a range holds those names that lie in it. Integers are always indices.
 
     >>> find_classes(["dog", "0-1", 2], 3, ["cat", "dog", "eel"])
     [1, 0, 1, 2]
-    >>> find_classes(["3", "4-9"], 3, ["3", "5", "7"])
+    >>> find_classes(["3", "4-7"], 3, ["3", "5", "7"])
     [0, 1, 2]
 
     Args:
@@ -62,7 +62,10 @@ def _of_word(word: str, names: Sequence[str] | None) -> list[int]:
         return []
     numbers = range(int(low), int(high if dash else low) + 1)
     if names is not None and all(name.isdecimal() for name in names):
-        return [index for index, name in enumerate(names) if int(name) in numbers]
+        labels = [int(name) for name in names]
+        if numbers and not min(labels) <= numbers[0] <= numbers[-1] <= max(labels):
+            return []
+        return [index for index, label in enumerate(labels) if label in numbers]
     return list(numbers)
 
 
