@@ -78,7 +78,12 @@ class Units(Choice):
 
     def __str__(self) -> str:
         """Location and scale of each channel, or those of the first ones."""
-        shown = [f"{m:g} ± {s:g}" for m, s in zip(self.location[:4], self.scale[:4], strict=True)]
+        return self.describe(1.0)
+
+    def describe(self, sigma_data: float) -> str:
+        """Mean and standard deviation in data units of the first channels, for data of σ_data in standard units."""
+        pairs = zip(self.location[:4], self.scale[:4], strict=True)
+        shown = [f"{m:g} ± {s * sigma_data:.6g}" for m, s in pairs]
         return ", ".join(shown) + (f" and {len(self.scale) - 4} more" if len(self.scale) > 4 else "")
 
     def check(self, name: str, event_shape: Sequence[int]) -> None:

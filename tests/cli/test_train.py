@@ -126,7 +126,7 @@ def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
     *described, memory, seconds, outcome = result.out.splitlines()
     assert described == [
         "data     300 vectors of 2 in 2 classes, sigma_data 0.5000",
-        f"units    {model.units}",
+        f"units    mean ± width of a channel: {model.units.describe(model.sigma_data)}",
         "network  MLP(width=16, num_blocks=1): 3,237 parameters on cpu",
     ]
     assert re.fullmatch(r"memory   about [\d.]+ [kM]B of [\d.]+ GB that are free", memory)

@@ -33,9 +33,12 @@ def info(checkpoint: str) -> None:
     }
     if modules := _imports(folder, to_config(model)):
         values["imports"] = " ".join(f"--import {module}" for module in modules)
-    for name, units in (("units", model.units), ("condition units", model.condition_units)):
+    for name, units, width in (
+        ("units", model.units, model.sigma_data),
+        ("condition units", model.condition_units, 1.0),
+    ):
         if units is not None:
-            values[name] = f"location ± scale of a channel: {units}"
+            values[name] = f"mean ± width of a channel: {units.describe(width)}"
     values["weights"] = _weights(folder)
     if (folder / "training.json").is_file():
         values |= _training(folder)

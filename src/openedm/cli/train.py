@@ -209,7 +209,7 @@ def _describe(trainer: Trainer, data: str, plan: Plan | None, chosen: Sequence[s
         print(f"chosen   {line}")
     print(f"data     {data}, sigma_data {model.sigma_data:.4f}")
     if model.units is not None:
-        print(f"units    {model.units}")
+        print(f"units    mean ± width of a channel: {model.units.describe(model.sigma_data)}")
     print(f"network  {model.network}: {num_parameters(trainer.denoiser):,} parameters on {device}")
     if trainer.origin is not None:
         new = trainer.origin.get("new_parameters")
