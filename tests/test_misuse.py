@@ -161,11 +161,20 @@ def test_numbers_of_numpy_become_those_of_python_and_lists_become_tuples() -> No
     assert hash(model) == hash(openedm.Model(event_shape=(1, 8, 8)))
 
 
-@pytest.mark.parametrize("given", [X.numpy(), X.tolist(), X.numpy()[::-1][::-1], X.double().numpy().astype(">f8")])
+@pytest.mark.parametrize(
+    "given",
+    [X.numpy(), X.tolist(), X.numpy()[::-1][::-1], X.double().numpy().astype(">f8"), X.numpy().astype(np.longdouble)],
+)
 def test_arrays_and_lists_are_data(given: Any) -> None:
     assert torch.equal(openedm.ExactDataset(given)(X, 0.5), D(X, 0.5))
     assert torch.equal(data.InMemory(given).fetch([3])[0], X[3:4])
     assert torch.equal(as_tensor("x", given).double(), X.double())
+
+
+@pytest.mark.parametrize("given", [X.to_sparse(), X.to("meta")])
+def test_tensors_without_numbers_in_memory_are_refused(given: Any) -> None:
+    with pytest.raises(TypeError, match="x must be a tensor with its numbers in memory"):
+        data.InMemory(given)
 
 
 @pytest.mark.parametrize(

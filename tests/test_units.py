@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from openedm.conditioning import DPS, MMPS
-from openedm.data import InMemory, LatentPairs, Latents, measure
+from openedm.data import InMemory, LatentPairs, Latents, Pairs, measure
 from openedm.denoiser import FunctionDenoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
 from openedm.ground.choices import from_config, to_config
@@ -334,3 +334,72 @@ def test_latents_that_do_not_fit_are_errors(tmp_path: Path) -> None:
         Latents(str(tmp_path / "z.npz")).load()
     with pytest.raises(ValueError, match=r"path must be a \.npz file"):
         Latents(str(tmp_path / "missing.npz")).load()
+
+
+@pytest.mark.parametrize(("mean", "std"), [(-0.96, 0.02), (0.5, 1e-3)])
+def test_images_far_from_0_are_standardised_so_that_samples_start_where_they_are(mean: float, std: float) -> None:
+    images = (mean + std * torch.randn(64, 2, 8, 8, generator=torch.Generator().manual_seed(0))).clamp(-1, 1)
+    model = Model.for_data(InMemory(images, range=(-1, 1)), MLP())
+    assert model.images
+    assert model.units is not None
+    assert model.sigma_data == 0.5
+    torch.testing.assert_close(model.units.location_of((2, 8, 8)).mean(), images.double().mean(), rtol=0, atol=1e-3)
+    assert Model.for_data(InMemory(images, range=(-1, 1)), MLP(), standardise=False).units is None
+
+
+def test_usual_images_keep_their_numbers() -> None:
+    digits = torch.where(torch.arange(400).reshape(4, 1, 10, 10) % 6 == 0, 1.0, -1.0)  # the mean is 0.9 σ_data from 0
+    assert Model.for_data(InMemory(digits), MLP()).units is None
+
+
+@pytest.mark.parametrize(
+    ("means", "stds", "scale"),
+    [
+        ((3e-6, 0.0), (0.0, 1e-6), 2e-6),
+        ((0.0, 0.0), (0.0, 1e-6), 2e-6),
+        ((280.0, 0.0), (0.0, 1e6), 1.0),
+        ((1e-3, 0.0), (0.0, 1e6), 1e-3),
+        ((5.0, 5.0), (0.0, 0.0), 1.0),
+    ],
+)
+def test_a_constant_channel_is_as_narrow_as_its_value_and_the_others(
+    means: tuple[float, ...], stds: tuple[float, ...], scale: float
+) -> None:
+    assert Units.measured(means, stds).scale[0] == pytest.approx(scale)
+
+
+def test_a_constant_channel_keeps_all_digits_of_its_value() -> None:
+    assert Units.measured((1234567.0,), (0.0,)).location == (1234567.0,)
+
+
+def test_a_measured_location_is_one_that_data_in_float32_can_have() -> None:
+    # Training subtracts it in float32 and sampling in float64: 1e9 + 30 would be another place there.
+    [location] = Units.measured((1e9 + 30,), (1e3,)).location
+    assert location == float(torch.tensor(location, dtype=torch.float32))
+    assert abs(location - 1e9 - 30) <= 32
+
+
+def test_float64_that_float32_does_not_tell_apart_is_named() -> None:
+    x = 1e9 + torch.randn(50, 2, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match=r"x is kept in float32, which changes channel 0, .*: subtract the mean"):
+        InMemory(x)
+    with pytest.warns(UserWarning, match="condition is kept in float32"):
+        Pairs(torch.zeros(50, 2), x)
+    InMemory(1.7e9 + 1e5 * (x - 1e9))
+    InMemory(torch.stack([x[:, 0] - 1e9, torch.full((50,), 3e-6, dtype=torch.float64)], 1))  # constant
+
+
+def test_a_value_that_decides_the_width_of_a_channel_is_named() -> None:
+    x = torch.randn(400, 2, generator=torch.Generator().manual_seed(0))
+    Model.for_data(InMemory(x.exp()), MLP())
+    x[7, 1] = 1e6
+    with pytest.warns(UserWarning, match=r"a few values decide how wide the data are, in channel 1 with mean 2\d{3}"):
+        Model.for_data(InMemory(x), MLP())
+    with pytest.warns(UserWarning, match="how wide the conditions are, in channel 1"):
+        Model.for_data(Pairs(x[:, :1], x), MLP())
+
+
+def test_standardised_denoisers_in_units_take_no_condition_where_the_inner_one_does() -> None:
+    inner = FunctionDenoiser(lambda x, sigma, condition: x / (1 + sigma**2), event_shape=(2,))
+    inner.condition_shape, inner.condition_dropout = (3,), True
+    assert InUnits(inner, UNITS)(torch.zeros(1, 2), 1.0).shape == (1, 2)

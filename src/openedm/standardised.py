@@ -150,7 +150,8 @@ class InUnits(Denoiser):
         self.denoiser = denoiser
         self.location, self.scale = units.location_of(denoiser.event_shape), units.scale_of(denoiser.event_shape)
         self.rows = denoiser.rows
-        self.event_shape, self.condition_shape = denoiser.event_shape, denoiser.condition_shape
+        self.event_shape = denoiser.event_shape
+        self.condition_shape, self.condition_dropout = denoiser.condition_shape, denoiser.condition_dropout
         self.num_classes, self.sigma_data = denoiser.num_classes, denoiser.sigma_data
         self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
 

@@ -22,8 +22,12 @@ DIGITS = 6
 """Significant digits of measured units: further ones depend on the number of threads, and a resumed run must compute
 the same numbers."""
 
-RESOLUTION = 1e-7
-"""Channels whose standard deviation is a smaller part of their mean are constant: it is the rounding of float32."""
+FLOAT32_DIGITS = 9
+"""Significant digits that distinguish all numbers of float32."""
+
+RESOLUTION = 1e-9
+"""Channels whose standard deviation is a smaller part of their mean are constant: float32 distinguishes 1e-7 of it, and
+the others are the rounding of sums."""
 
 
 @dataclass(frozen=True)
@@ -59,8 +63,9 @@ class Units(Choice):
     def measured(cls, means: Sequence[float], stds: Sequence[float], std: float = 0.5) -> "Units":
         """The units in which channels of these means and standard deviations have mean 0 and the deviation `std`.
 
-        The numbers have six significant digits, a location those of its channel's width. Constant channels have scale
-        1.
+        The numbers have six significant digits, a location those of its channel's width, as far as float32 has them.
+        A constant channel has the least scale of the others, or that of its value where this is less, but not more than
+        1: the error of a network is a part of the scale.
 
         Args:
             means: the mean of each channel.
@@ -68,12 +73,13 @@ class Units(Choice):
             std: the deviation in standard units, > 0.
         """
         checks.positive("std", std)
+        constant = [width <= RESOLUTION * abs(mean) for mean, width in zip(means, stds, strict=True)]
+        least = min((width / std for width, fixed in zip(stds, constant, strict=True) if not fixed), default=1.0)
         location, scale = [], []
-        for mean, width in zip(means, stds, strict=True):
-            constant = width <= RESOLUTION * abs(mean)
-            scale.append(1.0 if constant else float(f"{width / std:.{DIGITS}g}"))
-            places = DIGITS - 1 - math.floor(math.log10(scale[-1]))
-            location.append(float(f"{mean:.{DIGITS}g}") if constant else round(mean, places))
+        for mean, width, fixed in zip(means, stds, constant, strict=True):
+            chosen = min(1.0, least, abs(mean) or 1.0) if fixed else width / std
+            scale.append(float(f"{chosen:.{DIGITS}g}"))
+            location.append(float(f"{mean:.{FLOAT32_DIGITS}g}") if fixed else _rounded(mean, scale[-1]))
         return cls(tuple(location), tuple(scale))
 
     def __str__(self) -> str:
@@ -131,6 +137,13 @@ def from_standard(z: Tensor, location: Tensor | None, scale: Tensor | None) -> T
 def like(values: Tensor, x: Tensor) -> Tensor:
     """`values` on the device and in the dtype of x, without waiting for the device."""
     return values.to(x.device, x.dtype, non_blocking=True)
+
+
+def _rounded(mean: float, scale: float) -> float:
+    """The mean to six digits of the scale; the nearest number of float32 where that is coarser, as data have it."""
+    rounded = round(mean, DIGITS - 1 - math.floor(math.log10(scale)))
+    single = float(torch.tensor(rounded, dtype=torch.float32))
+    return single if abs(single - rounded) > 1e-3 * scale else rounded
 
 
 def _align(values: Sequence[float], event_shape: Sequence[int]) -> Tensor:

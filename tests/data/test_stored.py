@@ -135,6 +135,14 @@ def test_channels_in_the_last_axis_are_refused_until_the_layout_is_given(dtype, 
 @pytest.mark.parametrize("shape", [(3, 32, 32), (1, 28, 28), (16, 8, 8), (3, 64, 4), (4, 4, 4), (1, 8, 8, 8), (100, 2)])
 def test_channels_in_the_first_axis_raise_no_alarm(shape):
     assert not channels_seem_last(shape)
+    assert not channels_seem_last(shape, pixels=True)
+
+
+def test_bytes_with_few_bands_behind_a_square_are_refused_until_the_layout_is_given() -> None:
+    x = torch.zeros(2, 8, 8, 5, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="layout='channels_last' for 5 channels, or layout='channels_first' for 8"):
+        InMemory(x)
+    assert InMemory(x, layout="channels_last").event_shape == (5, 8, 8)
 
 
 @pytest.mark.parametrize(

@@ -161,7 +161,8 @@ def condition_tensor(
     if condition.dtype.kind not in "biuf":
         raise TypeError(f"condition must be numbers, got {condition.dtype}")
     if condition.ndim <= 2:
-        return torch.from_numpy(condition.astype(np.float32)).reshape(len(condition), -1)
+        condition = condition if condition.dtype.kind == "f" else condition.astype(np.float64)
+        return torch.from_numpy(_native(condition)).reshape(len(condition), -1)
     if condition.ndim == len(event_shape) and len(event_shape) == 3:
         condition, layout = condition[:, None], "channels_first"
     tensor, found = _to_tensor(condition, layout if condition.ndim == len(event_shape) + 1 else "auto")

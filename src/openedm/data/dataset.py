@@ -185,6 +185,8 @@ class Statistics:
         count: the number of samples that were read.
         channel_means: the mean of each channel, the first axis of a sample.
         channel_stds: the standard deviation of each channel about its own mean.
+        outliers: the channels that have one value with more than half of the sum of squares about their mean, and more
+            than 9 standard deviations from it: a few such values decide how wide the channel seems.
     """
 
     mean: float
@@ -192,6 +194,7 @@ class Statistics:
     count: int
     channel_means: tuple[float, ...] = ()
     channel_stds: tuple[float, ...] = ()
+    outliers: tuple[int, ...] = ()
 
 
 def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256) -> Statistics:
@@ -216,24 +219,17 @@ def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 25
     checks.at_least("max_samples", max_samples, 1)
     checks.at_least("batch_size", batch_size, 1)
     chosen = dataset.spread(max_samples)
-    count = len(chosen)
-    mean, squares, entries = 0.0, 0.0, 0
     channels = _Channels()
-    for start in range(0, count, batch_size):
+    for start in range(0, len(chosen), batch_size):
         indices = chosen[start : start + batch_size]
         with host_seeded(indices[0]):  # so that random data give the same numbers each time
             x = dataset.fetch(indices)[0].to(torch.float64)
-        n, m = x.numel(), float(x.mean())
-        if not math.isfinite(m):
+        if not math.isfinite(float(x.mean())):
             raise ValueError(
                 f"dataset must be finite, found NaN or infinity among samples {indices[0]} … {indices[-1]}"
             )
-        # Chan, Golub and LeVeque 1979: merge two means and sums of squares without cancellation.
-        squares += float((x - m).square().sum()) + (m - mean) ** 2 * entries * n / (entries + n)
-        mean += (m - mean) * n / (entries + n)
-        entries += n
         channels.add(x)
-    return Statistics(mean, math.sqrt(squares / entries), count, *channels.result())
+    return channels.statistics(len(chosen))
 
 
 class _Channels:
@@ -241,6 +237,7 @@ class _Channels:
 
     def __init__(self) -> None:
         self.mean, self.squares, self.entries = (torch.zeros((), dtype=torch.float64) for _ in range(3))
+        self.low, self.high = torch.tensor(math.inf), torch.tensor(-math.inf)
 
     def add(self, x: Float[Tensor, "batch channels *rest"]) -> None:
         """Count some samples."""
@@ -249,20 +246,28 @@ class _Channels:
         mean = flat.nanmean((0, 2)).nan_to_num()
         squares = (flat - mean[:, None]).square().nansum((0, 2))
         total = (self.entries + n).clamp(min=1)
+        # Chan, Golub and LeVeque 1979: merge two means and sums of squares without cancellation.
         self.squares = self.squares + squares + (mean - self.mean).square() * self.entries * n / total
         self.mean = self.mean + (mean - self.mean) * n / total
         self.entries = self.entries + n
+        self.low = torch.minimum(self.low, flat.nan_to_num(math.inf).amin((0, 2)))
+        self.high = torch.maximum(self.high, flat.nan_to_num(-math.inf).amax((0, 2)))
 
-    def result(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """The means, and the standard deviations without Bessel's correction."""
-        stds = (self.squares / self.entries.clamp(min=1)).sqrt()
-        return tuple(self.mean.flatten().tolist()), tuple(stds.flatten().tolist())
+    def statistics(self, count: int) -> Statistics:
+        """What `count` samples have given; mean and std are those of the channels together."""
+        variances = self.squares / self.entries.clamp(min=1)
+        farthest = torch.maximum(self.high - self.mean, self.mean - self.low).square()
+        alone = (farthest > 0.5 * self.squares) & (farthest > 81 * variances)
+        mean = float(self.mean.mean())
+        std = math.sqrt(float((variances + (self.mean - mean).square()).mean()))
+        means, stds = self.mean.flatten().tolist(), variances.sqrt().flatten().tolist()
+        return Statistics(mean, std, count, tuple(means), tuple(stds), tuple(alone.flatten().nonzero()[:, 0].tolist()))
 
 
 def measure_conditions(
     dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256
-) -> tuple[tuple[float, ...], tuple[float, ...], float]:
-    """Mean and standard deviation of each channel of the float conditions of a dataset, and their largest magnitude.
+) -> tuple[Statistics, float]:
+    """The statistics of the channels of the float conditions of a dataset, and their largest magnitude.
 
     Rows that are NaN, which mean no condition, do not count.
 
@@ -280,4 +285,4 @@ def measure_conditions(
         assert values is not None
         channels.add(values)
         largest = max(largest, float(values.abs().nan_to_num().max()))
-    return *channels.result(), largest
+    return channels.statistics(len(chosen)), largest

@@ -2,6 +2,7 @@
 
 import math
 import operator
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -25,6 +26,12 @@ __all__ = ["InMemory", "Pairs", "wrap"]
 
 _PART = 2**24
 """The number of entries that are converted or checked at a time."""
+
+_NUM_ROUNDED = 1000
+"""The number of samples of which float64 and float32 are compared."""
+
+_MAX_ROUNDING = 0.01
+"""The part of the width of a channel that its rounding to float32 may be, without a word."""
 
 _NUM_PROBED = 8
 """The number of samples of a wrapped dataset whose values are compared with the range of images."""
@@ -318,6 +325,8 @@ def _scaled(x: Shaped[Tensor, "samples *event"], stored: Stored) -> Float[Tensor
     check_memory(
         f"x in float32, of {stored.dtype},", 4 * x.numel(), "save float32, bytes or 16 bits, which are used as they are"
     )
+    if stored.range is None:
+        _warn_of_rounding("x", x)
     rows = max(1, _PART * len(x) // x.numel())
     if rows >= len(x):
         return stored.scale(x).contiguous()
@@ -325,6 +334,26 @@ def _scaled(x: Shaped[Tensor, "samples *event"], stored: Stored) -> Float[Tensor
     for part, into in zip(torch.split(x, rows), torch.split(scaled, rows), strict=True):
         into.copy_(stored.scale(part))
     return scaled
+
+
+def _warn_of_rounding(name: str, x: Float[Tensor, "samples *event"]) -> None:
+    """Warn where float32 does not tell the numbers of a channel apart: 1e9 ± 1 become 1e9 or 1e9 + 64."""
+    if x.dtype != torch.float64:
+        return
+    some = x[:: -(-len(x) // _NUM_ROUNDED)]
+    some = some.reshape(len(some), x.shape[1], -1)
+    error = (some - some.float().double()).square().nanmean((0, 2)).sqrt()
+    mean = some.nanmean((0, 2))
+    width = (some - mean[:, None]).square().nanmean((0, 2)).sqrt()
+    varies = width > 1e-12 * mean.abs()  # less is the rounding of the sums
+    coarse = (varies & (error > _MAX_ROUNDING * width)).nonzero()[:, 0].tolist()
+    if coarse:
+        i = coarse[0]
+        warnings.warn(
+            f"{name} is kept in float32, which changes channel {i}, {float(mean[i]):.10g} ± {float(width[i]):.3g}, by "
+            f"{float(error[i]):.2g}: subtract the mean of {name} and divide by its width before",
+            stacklevel=5,
+        )
 
 
 def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: bool = False) -> None:
@@ -351,6 +380,7 @@ def _check_condition(
         )
     if full_range:
         return condition.detach().contiguous()
+    _warn_of_rounding("condition", condition.detach())
     condition = condition.detach().float()
     _check_finite("condition", condition, allow_nan=allow_nan)
     return condition

@@ -193,7 +193,7 @@ def find_stored(
         checks.one_of("layout", layout, LAYOUTS)
         if layout in ("NCHW", "NHWC") and x.dim() != 4:
             raise ValueError(f"layout={layout!r} requires an array with four axes, got shape {tuple(x.shape)}")
-    elif channels_seem_last(tuple(x.shape[1:])):
+    elif channels_seem_last(tuple(x.shape[1:]), pixels=dtype in FULL_RANGES):
         raise ValueError(
             f"{name} of shape {tuple(x.shape)} seems to have its channels in the last axis: give "
             f"layout='channels_last' for {x.shape[-1]} channels, or layout='channels_first' for {x.shape[1]}"
@@ -201,17 +201,18 @@ def find_stored(
     return Stored(dtype, None if range is None else (float(range[0]), float(range[1])), layout in LAYOUTS[1::2])
 
 
-def channels_seem_last(shape: tuple[int, ...]) -> bool:
+def channels_seem_last(shape: tuple[int, ...], *, pixels: bool = False) -> bool:
     """Whether a sample of this shape most likely has its channels in the last axis: 32×32×3, but not 3×32×32.
 
     True for at least three axes of which all but the last have 8 or more entries, and the last 1, 3 or 4; or up to 16
-    and the others are equal and at least 32.
+    and the others are equal and at least 32, or 8 for pixels, bytes or 16 bits, and more than the last.
     """
     if len(shape) < 3:
         return False
     *others, last = shape
     few = last in (1, 3, 4) and min(others) >= 8
-    return few or (1 <= last <= 16 and len(set(others)) == 1 and others[0] >= 32)
+    least = max(8, last + 1) if pixels else 32
+    return few or (1 <= last <= 16 and len(set(others)) == 1 and others[0] >= least)
 
 
 def warn_of_values(x: Shaped[Tensor, "samples *event"], stored: Stored, *, images: bool, name: str = "x") -> None:

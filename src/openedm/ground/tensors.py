@@ -28,9 +28,12 @@ def as_tensor(name: str, value: Any) -> Tensor:
             floats become float32.
 
     Raises:
-        TypeError: it is something else, or its entries are not numbers.
+        TypeError: it is something else, its entries are not numbers, or it is a sparse tensor or one without numbers.
     """
     if isinstance(value, Tensor):
+        if value.layout != torch.strided or value.is_meta:
+            kind, way = ("on the meta device", "") if value.is_meta else (f"{value.layout}", f": {name}.to_dense()")
+            raise TypeError(f"{name} must be a tensor with its numbers in memory, got one that is {kind}{way}")
         return value
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
@@ -38,7 +41,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
             raise TypeError(f"{name} must have no masked entries, got {count}: fill them, {name}.filled(0)")
         value = value.data
     if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        native = value.astype(value.dtype.newbyteorder("="), copy=False)
+        longer = value.dtype.kind == "f" and value.dtype.itemsize > 8  # torch has no such type
+        native = value.astype("float64" if longer else value.dtype.newbyteorder("="), copy=False)
         shared = native.flags.writeable and min(native.strides, default=0) >= 0
         return torch.from_numpy(native if shared else native.copy())
     if isinstance(value, list | tuple):

@@ -1,5 +1,6 @@
 """The description of a denoiser, without its weights: the content of a checkpoint's `config.json`."""
 
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -22,6 +23,11 @@ __all__ = ["Model", "num_parameters"]
 
 SIGMA_DATA = 0.5
 """The standard deviation of data in standard units, for which EDM's numbers were chosen."""
+
+
+FAR_FROM_0 = 2.0
+"""The distance of the mean of images from 0, in units of σ_data, above which they are standardised: published networks
+are for images around 0, and for the darkest usual pictures, digits on black, it is 1.2."""
 
 
 @dataclass(frozen=True)
@@ -106,8 +112,9 @@ class Model(Choice):
     ) -> "Model":
         """The description of a denoiser for `dataset`, with the shapes, classes, units and σ_data of the data.
 
-        Images in [-1, 1] stay as they are, with their own σ_data. All other data are standardised, each channel to mean
-        0 and EDM's σ_data of 0.5, and so are float conditions, each channel to mean 0 and a standard deviation of 1.
+        Images in [-1, 1] stay as they are, with their own σ_data, unless their mean is more than 2 σ_data from 0, as of
+        dark pictures without contrast. All other data are standardised, each channel to mean 0 and EDM's σ_data of 0.5,
+        and so are float conditions, each channel to mean 0 and a standard deviation of 1.
 
         Args:
             dataset: the training data, or what `openedm.data.as_dataset` takes.
@@ -118,11 +125,14 @@ class Model(Choice):
             augment_dim: width of the augmentation labels, `options.augment_dim`; 0 for training without them.
             condition_dropout: whether training also leaves conditions out, `options.label_dropout > 0`. It has an
                 effect with float conditions only; networks with classes alone always take samples without class.
-            standardise: whether data that are not images, and conditions, are standardised; False for data that already
-                are: they are then used as they are, with the σ_data that is measured.
+            standardise: whether such data, and conditions, are standardised; False for data that already are: they are
+                then used as they are, with the σ_data that is measured.
 
         Raises:
             ValueError: the data are constant, or hold a value that is not finite.
+
+        Warns:
+            UserWarning: a few values decide how wide the data are (`Statistics.outliers`).
         """
         dataset = as_dataset(dataset)
         condition_shape = dataset.condition_shape if conditional else None
@@ -135,7 +145,10 @@ class Model(Choice):
                 f"the data are constant, {statistics.mean:g} in all {statistics.count} samples that were read: their "
                 "standard deviation, sigma_data, must be > 0"
             )
-        standardise = standardise and dataset.kind != "images"
+        if dataset.kind == "images":
+            standardise = standardise and abs(statistics.mean) > FAR_FROM_0 * statistics.std
+        elif standardise:
+            _warn_of_outliers("data", statistics)
         return cls(
             network=network,  # type: ignore[arg-type]  # a module is adopted
             preconditioning=preconditionings.EDM() if preconditioning is None else preconditioning,
@@ -213,11 +226,28 @@ def _units(statistics: Statistics) -> Units:
     return Units.measured(statistics.channel_means, statistics.channel_stds, SIGMA_DATA)
 
 
+def _warn_of_outliers(name: str, statistics: Statistics) -> None:
+    if not statistics.outliers:
+        return
+    channel = statistics.outliers[0]
+    more = f", and in {len(statistics.outliers) - 1} more channels" if len(statistics.outliers) > 1 else ""
+    warnings.warn(
+        f"a few values decide how wide the {name} are, in channel {channel} with mean "
+        f"{statistics.channel_means[channel]:g} and standard deviation {statistics.channel_stds[channel]:g}{more}: all "
+        "others are close together in these units, and are learned poorly. Leave such values out, cut them, or take a "
+        "logarithm",
+        stacklevel=4,
+    )
+
+
 def _condition_units(dataset: Dataset, shape: tuple[int, ...]) -> Units | None:
     """The units of the float conditions; None for images in [-1, 1], which join those of the data."""
-    means, stds, largest = measure_conditions(dataset)
+    statistics, largest = measure_conditions(dataset)
     is_image = dataset.kind == "images" and len(shape) == len(dataset.event_shape) and largest <= 1
-    return None if is_image else Units.measured(means, stds, 1.0)
+    if is_image:
+        return None
+    _warn_of_outliers("conditions", statistics)
+    return Units.measured(statistics.channel_means, statistics.channel_stds, 1.0)
 
 
 def num_parameters(module: torch.nn.Module) -> int:
