@@ -20,8 +20,10 @@ from openedm.ground.progress import no_progress
 from openedm.inference import Box, DenoiserPosterior, Settings, Store, calibrate, fit, load, simulate, tasks
 from openedm.inference import benchmark as library
 from openedm.inference.benchmark import FRESH
+from openedm.levels import Karras
 from openedm.metrics import c2st
 from openedm.networks import MLP, ConditionalMLP
+from openedm.sampling import Churn, Sampler
 
 CHANGES = {
     "images": 1024,
@@ -380,6 +382,17 @@ def test_sample_takes_batches_and_leaves_refinement_out(openedm, made, tmp_path)
         assert np.array_equal(file["samples"], load(made.posterior).plain().sample(x, 40).numpy())
 
 
+def test_sample_takes_any_sampler_and_its_noise(openedm, made, tmp_path):
+    out = tmp_path / "samples.npz"
+    options = ["--x=0.1,0.2", "--num_samples=20", "--sampler.churn.s_churn=4", "--sampler.levels.num_steps=6"]
+    result = openedm("inference", "sample", made.posterior, out, *options, "--noise=path", "--plain=true")
+    assert result.status == 0, result.err
+    churned = Sampler(Karras(num_steps=6), churn=Churn(s_churn=4.0))
+    with np.load(out) as file:
+        expected = load(made.posterior).plain().with_sampler(churned, "path").sample([0.1, 0.2], 20)
+        assert np.array_equal(file["samples"], expected.numpy())
+
+
 def test_sample_refuses_before_it_works(openedm, made, tmp_path):
     def run(*arguments, out="s.npz"):
         return openedm("inference", "sample", made.posterior, tmp_path / out, *arguments)
@@ -391,6 +404,9 @@ def test_sample_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run("--x=1,2", out="s.csv"), "out must end in .npz")
     refuses(run("--x=1,2", "--figure=f.gif"), "figure must end in .png or .pdf or .svg")
     refuses(run("--x=1,2", "--truth=1,2"), "truth requires a figure")
+    refuses(run("--x=1,2", "--nfe=9", "--sampler.churn.s_churn=3"), "nfe and sampler options are mutually exclusive")
+    refuses(run("--x=1,2", "--noise=path"), "noise='path' requires sampler options")
+    refuses(run("--x=1,2", "--noise=path", "--sampler.solver=Heun"), "noise='path' has no effect")
     refuses(run(f"--x={tmp_path / 'x.npy'}", f"--figure={tmp_path / 'f.png'}"), "figure requires a single observation")
     refuses(openedm("inference", "sample", tmp_path, tmp_path / "s.npz", "--x=1,2"), "holds no posterior")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npy"]

@@ -9,7 +9,18 @@ from openedm.denoiser import Denoiser
 from openedm.inference.bijections import Bijection
 from openedm.inference.maps import Columns, DataMap, ParameterMap
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
-from openedm.sampling import Heun, Sampler
+from openedm.levels import Karras
+from openedm.sampling import (
+    Ancestral,
+    Auto,
+    Churn,
+    DPMSolverPP2M,
+    EulerMaruyama,
+    Heun,
+    PredictorCorrector,
+    Restart,
+    Sampler,
+)
 
 IDENTITY = Columns(("identity",), (0.0,), (1.0,), (0.0,), (1.0,))
 
@@ -83,3 +94,56 @@ def test_an_ensemble_is_the_mean_of_its_members() -> None:
 def test_a_solver_is_not_a_sampler() -> None:
     with pytest.raises(TypeError, match=r"sampler must be a Sampler or Auto, got Heun\(\)"):
         posterior_of(ConditionalGaussian(0.5)).with_sampler(Heun())  # type: ignore[arg-type]
+
+
+SHORT = Karras(16, sigma_min=0.02, sigma_max=8.0)
+STOCHASTIC = {
+    "churn": Sampler(SHORT, churn=Churn(s_churn=5.0)),
+    "SDE": Sampler(SHORT, solver=EulerMaruyama()),
+    "multistep SDE": Sampler(SHORT, solver=DPMSolverPP2M(eta=1.0)),
+    "ancestral": Sampler(SHORT, solver=Ancestral()),
+    "corrector": Sampler(SHORT, solver=PredictorCorrector()),
+    "restart": Sampler(SHORT, solver=Restart(low=0.1, high=1.0)),
+}
+PATHS = [name for name, sampler in STOCHASTIC.items() if sampler.uses_path_noise]
+
+
+@pytest.mark.parametrize(
+    ("name", "noise"), [*((name, "independent") for name in STOCHASTIC), *((name, "path") for name in PATHS)]
+)
+def test_samples_with_noise_do_not_depend_on_the_batch_and_are_the_posteriors(name, noise) -> None:
+    posterior = posterior_of(ConditionalGaussian(0.5)).with_sampler(STOCHASTIC[name], noise)
+    x = torch.tensor([[0.7], [-1.0], [2.0]])
+    together = posterior.sample(x, 70)
+    torch.testing.assert_close(posterior.sample(x.flip(0)[1:], 10), together.flip(0)[1:, :10])
+    assert not bool((posterior.sample(x[0], 10, seed=1) == together[0, :10]).any())
+    # Steps this large change the width.
+    unit = (together - x[:, None]) / 0.5
+    assert float(unit.mean()) == pytest.approx(0.0, abs=4 / math.sqrt(210))
+    assert float(unit.std()) == pytest.approx(1.0, abs=0.35)
+
+
+def test_with_a_path_more_steps_refine_the_same_samples() -> None:
+    posterior, x = posterior_of(ConditionalGaussian(0.5)), torch.tensor([0.7])
+
+    def distance(noise):
+        few, many = (
+            posterior.with_sampler(Sampler(Karras(steps, 0.01, 10.0), solver=DPMSolverPP2M(eta=1.0)), noise).sample(
+                x, 500
+            )
+            for steps in (40, 80)
+        )
+        return float((few - many).std())
+
+    assert distance("path") < 0.1 * distance("independent")
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_the_noise_of_a_sampler_is_kept_and_refused_where_it_has_no_effect() -> None:
+    churned = posterior_of(ConditionalGaussian(0.5)).with_sampler(STOCHASTIC["churn"], "path")
+    assert churned.plain().noise == "path"
+    for sampler in (Auto(32), Sampler(), STOCHASTIC["restart"]):
+        with pytest.raises(ValueError, match=r"noise='path' has no effect"):
+            churned.with_sampler(sampler, "path")
+    with pytest.raises(ValueError, match=r"noise must be one of 'independent', 'path'"):
+        churned.with_sampler(Auto(32), "published")  # type: ignore[arg-type]

@@ -7,17 +7,23 @@ seed, blocks of `BLOCK` samples have a generator each, so that sample i does not
 """
 
 from collections.abc import Sequence
+from typing import Literal
 
+import numpy as np
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.seeding import hash_seed
+from openedm.sampling import BrownianNoise
 
-__all__ = ["BLOCK", "SampleNoise", "numbered_seeds", "observation_seeds", "section_seeds"]
+__all__ = ["BLOCK", "SampleNoise", "StepNoise", "numbered_seeds", "observation_seeds", "sample_paths", "section_seeds"]
 
 BLOCK = 64
+
+StepNoise = Literal["independent", "path"]
+"""What a stochastic sampler adds in its steps: draws of `SampleNoise`, or the increments of `sample_paths`."""
 
 
 def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[int, ...]:
@@ -84,3 +90,24 @@ class SampleNoise:
             for block, generator in zip(row.split(BLOCK), generators, strict=True):
                 block.copy_(torch.randn(BLOCK, *event_shape, generator=generator)[: len(block)])
         return noise.flatten(0, 1)
+
+
+def sample_paths(seeds: Sequence[int], num_samples: int) -> BrownianNoise:
+    """One Brownian path for each of `num_samples` samples of each observation, in rows as those of `SampleNoise`.
+
+    The path of sample i of observation j is a function of `seeds[j]` and i alone.
+
+    Args:
+        seeds: one integer ≥ 0 for each observation.
+        num_samples: of each observation, ≥ 1.
+
+    Raises:
+        ValueError: as for `SampleNoise`.
+
+    >>> few, many = (sample_paths([5], n).increment(0.2, 0.5, (3,)) for n in (2, 100))
+    >>> bool((few == many[:2]).all())
+    True
+    """
+    checks.at_least("num_samples", num_samples, 1)
+    streams = [np.random.PCG64(hash_seed(f"{seed}~".encode())) for seed in seeds]
+    return BrownianNoise([int(raw) % 2**32 for stream in streams for raw in stream.random_raw(num_samples)])

@@ -10,17 +10,18 @@ from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, get_args
 
 import torch
 from jaxtyping import Bool, Float, Float64
-from torch import Tensor, nn
+from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser
+from openedm.denoiser import Denoiser
 from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
-from openedm.inference.draws import SampleNoise, observation_seeds
+from openedm.inference.average import Average
+from openedm.inference.draws import SampleNoise, StepNoise, observation_seeds, sample_paths
 from openedm.inference.maps import Columns, Coordinates, DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
@@ -28,7 +29,7 @@ from openedm.inference.refine import LearnedTarget, Refinement, evidence
 from openedm.likelihood import Likelihood
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.sampling import Auto, DormandPrince, SamplerChoice
+from openedm.sampling import Auto, DormandPrince, Sampler, SamplerChoice
 from openedm.training import Model
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
@@ -47,48 +48,6 @@ KIND = "fit"
 """The kind of folders that hold such a posterior."""
 
 SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
-
-
-class Average(Denoiser):
-    """The mean of denoisers of one shape: an ensemble.
-
-    Args:
-        members: at least one, on one device.
-
-    Raises:
-        ValueError: no members, or of different shapes.
-    """
-
-    def __init__(self, members: Sequence[Denoiser]) -> None:
-        super().__init__()
-        checks.at_least("the number of members", len(members), 1)
-        shapes = {(m.event_shape, m.condition_shape) for m in members}
-        if len(shapes) > 1:
-            raise ValueError(f"members must have one shape, got {sorted(map(str, shapes))}")
-        self.members = nn.ModuleList(members)
-        first = members[0]
-        self.event_shape, self.condition_shape = first.event_shape, first.condition_shape
-        self.condition_dropout = all(member.condition_dropout for member in members)
-        self.sigma_data, self.num_classes = first.sigma_data, first.num_classes
-        self.sigma_min, self.sigma_max = max(m.sigma_min for m in members), min(m.sigma_max for m in members)
-        if len({str((m.location, m.scale)) for m in members}) > 1:
-            raise ValueError("members must have one location and one scale")
-        self.location, self.scale = first.location, first.scale
-
-    @classmethod
-    def of(cls, members: Sequence[Denoiser]) -> Denoiser:
-        """The mean of several denoisers; a single one as it is."""
-        return members[0] if len(members) == 1 else cls(members)
-
-    def denoise(
-        self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
-    ) -> Float[Tensor, "batch *event"]:
-        """The members' mean."""
-        total = self.members[0](x, sigma, condition)
-        for member in self.members[1:]:
-            total = total + member(x, sigma, condition)
-        mean: Tensor = total / len(self.members)
-        return mean
 
 
 @dataclass(frozen=True)
@@ -132,12 +91,15 @@ class DenoiserPosterior(Posterior):
         sampler: any sampler of the library; it draws r.
         likelihood: how densities of r are computed.
         report: what `fit` tried and chose, plain data.
+        noise: what a stochastic sampler adds in its steps: "independent" draws, or the increments of one Brownian path
+            a sample ("path"), so that more steps refine the same samples.
 
     Raises:
-        ValueError: a refinement without emulator or prior, or as `Posterior`.
+        ValueError: a refinement without emulator or prior, noise="path" for a sampler that it has no effect on, or as
+            `Posterior`.
     """
 
-    options: ClassVar[tuple[str, ...]] = ("parts", "prior", "names", "sampler", "likelihood", "report")
+    options: ClassVar[tuple[str, ...]] = ("parts", "prior", "names", "sampler", "likelihood", "report", "noise")
 
     def __init__(
         self,
@@ -148,7 +110,11 @@ class DenoiserPosterior(Posterior):
         sampler: SamplerChoice = SAMPLER,
         likelihood: Likelihood = DENSITY,
         report: Mapping[str, Any] | None = None,
+        noise: StepNoise = "independent",
     ) -> None:
+        checks.one_of("noise", noise, get_args(StepNoise))
+        if noise == "path" and not (isinstance(sampler, Sampler) and sampler.uses_path_noise):
+            raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {sampler}")
         if parts.refinement is not None and (parts.emulator is None or prior is None):
             raise ValueError("refinement needs an emulator and a prior, one of them is None")
         weights = next(parts.denoiser.parameters(), torch.zeros(0))
@@ -156,7 +122,7 @@ class DenoiserPosterior(Posterior):
         super().__init__(
             support.dim, parts.data.x_shape, prior=prior, names=names, device=weights.device, support=support
         )
-        self.parts, self.sampler, self.likelihood = parts, sampler, likelihood
+        self.parts, self.sampler, self.likelihood, self.noise = parts, sampler, likelihood, noise
         self.report: dict[str, Any] = dict(report or {})
         self._evidences: OrderedDict[bytes, float] = OrderedDict()
 
@@ -173,15 +139,26 @@ class DenoiserPosterior(Posterior):
         """The same posterior, refined by other Markov chains, or by none. Errors as for the posterior itself."""
         return self._with(parts=replace(self.parts, refinement=refinement))
 
-    def with_sampler(self, sampler: SamplerChoice) -> "DenoiserPosterior":
-        """The same posterior, drawn with another sampler of the library.
+    def with_sampler(self, sampler: SamplerChoice, noise: StepNoise = "independent") -> "DenoiserPosterior":
+        """The same posterior, drawn with another sampler of the library: of the ODE, with churn, or of an SDE.
+
+        All noise comes from the posterior's seeds, so that a sample depends on its seed, observation and number alone.
+        `log_prob` stays that of the ODE's flow (or of the refined posterior): a stochastic sampler draws from nearly
+        the same distribution, as far as the denoiser is exact and the steps are small.
+
+        Args:
+            sampler: a `Sampler`, or a rule that makes one, such as `Auto`.
+            noise: what a stochastic sampler adds: "independent" draws or, "path", the increments of one Brownian path a
+                sample, so that more steps refine the same samples.
 
         Raises:
             TypeError: it is not a sampler, such as a solver alone.
+            ValueError: noise="path" has no effect on the sampler, or the sampler does not suit the denoiser.
         """
         if not isinstance(sampler, SamplerChoice):
             raise TypeError(f"sampler must be a Sampler or Auto, got {sampler!r}")
-        return self._with(sampler=sampler)
+        sampler.choose(self.parts.denoiser).check(self.parts.denoiser)
+        return self._with(sampler=sampler, noise=noise)
 
     def _with(self, **changes: Any) -> "DenoiserPosterior":
         return type(self)(**({name: getattr(self, name) for name in self.options} | changes))
@@ -200,6 +177,7 @@ class DenoiserPosterior(Posterior):
             "target": parts.target and to_config(parts.target),
             "refinement": parts.refinement and to_config(parts.refinement),
             "report": self.report,
+            "noise": self.noise,
             **{name: m and {size: getattr(m, size) for size in SIZES} for name, m in mixtures.items()},
         }
         common = storage.Common(parts.model, members, self.prior, self.names, self.sampler, self.likelihood)
@@ -244,6 +222,7 @@ class DenoiserPosterior(Posterior):
                 sampler=common.sampler,
                 likelihood=common.likelihood,
                 report=dict(config["report"]),
+                noise=config.get("noise", "independent"),
             )
 
     def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
@@ -289,12 +268,14 @@ class DenoiserPosterior(Posterior):
         From zero and noise, as samplers start, the mean of samples would be short by |mean|/σ_max standard deviations.
         """
         denoiser, sampler = self.parts.denoiser, self.sampler.choose(self.parts.denoiser)
-        noise = SampleNoise(seeds, n).draw(denoiser.event_shape or (self.dim,)).to(y)
+        source = SampleNoise(seeds, n)
+        noise = source.draw(denoiser.event_shape or (self.dim,)).to(y)
         condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
         top = float(sampler.levels_for(denoiser).sigmas().max())
         centre = denoiser(torch.zeros_like(noise), top, condition)
         shape = noise.shape[1:]
-        r = sampler.sample(denoiser, noise=noise + centre / top, condition=condition, event_shape=shape)
+        steps = None if not sampler.stochastic else source if self.noise == "independent" else sample_paths(seeds, n)
+        r = sampler.sample(denoiser, steps, noise=noise + centre / top, condition=condition, event_shape=shape)
         u: Tensor = r.reshape(len(y), n, -1)[..., : self.dim].double()
         if self.parts.base is not None:
             mean, factor, _ = self._base(self.parts.base, y)
@@ -370,7 +351,10 @@ class DenoiserPosterior(Posterior):
         """ln ∫ p(θ) q(x | θ) dθ, kept for the last few observations."""
         key = x.cpu().numpy().tobytes()
         if key not in self._evidences:
-            u = self._flow(y[None], EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
+            # The density of proposals is known where they follow the ODE.
+            stochastic = self.sampler.choose(self.parts.denoiser).stochastic
+            proposing = self.with_sampler(SAMPLER) if stochastic else self
+            u = proposing._flow(y[None], EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
             theta = self.parts.parameters.inverse(u)
             proposal = self._flow_density(theta[None], y[None])[0]
             self._evidences[key] = evidence(target.log_prob(theta), proposal)[0]

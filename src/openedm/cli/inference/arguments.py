@@ -1,7 +1,8 @@
 """Arguments of the inference commands: tasks, settings, simulations, posteriors."""
 
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -10,12 +11,53 @@ from openedm.cli.arguments import arrays_of, numbers_of
 from openedm.cli.parsing import build
 from openedm.cli.plain import overlay, to_plain
 from openedm.ground import checks
+from openedm.ground.choices import Choice
 from openedm.inference import tasks
 from openedm.inference.absent import Kind
 from openedm.inference.settings import Settings
 from openedm.inference.simulations import Simulations, Store
 from openedm.inference.tasks import Task
-from openedm.inference.trained import DenoiserPosterior
+from openedm.inference.trained import SAMPLER, DenoiserPosterior
+from openedm.sampling import Sampler, SamplerChoice
+
+
+@dataclass(frozen=True)
+class PosteriorOptions(Choice):
+    """How samples are drawn from a posterior.
+
+    Args:
+        plain: leave out refinement, for faster samples of the denoiser alone.
+        nfe: the number of network evaluations of a sample; solver and noise levels are then chosen by rule. By default
+            the sampler that was saved with the posterior.
+        sampler: levels, schedule, solver and stochasticity one by one, instead of nfe, such as
+            --sampler.churn.s_churn 10.
+        noise: noise of a stochastic sampler: independent draws; or path, the increments of one Brownian path a sample,
+            so that samples converge as the number of steps grows.
+
+    Raises:
+        ValueError: both nfe and sampler, or noise without a sampler.
+    """
+
+    plain: bool = False
+    nfe: int | None = None
+    sampler: Sampler | None = None
+    noise: Literal["independent", "path"] = "independent"
+
+    def __post_init__(self) -> None:
+        if self.nfe is not None and self.sampler is not None:
+            raise ValueError(f"nfe and sampler options are mutually exclusive, got nfe={self.nfe} and {self.sampler}")
+        if self.noise == "path" and self.sampler is None:
+            raise ValueError("noise='path' requires sampler options, of a stochastic sampler")
+
+    def applied(self, posterior: DenoiserPosterior) -> DenoiserPosterior:
+        """The posterior with these options.
+
+        Raises:
+            ValueError: the sampler does not suit the denoiser, or noise='path' has no effect on it.
+        """
+        chosen = posterior.plain() if self.plain else posterior
+        sampler: SamplerChoice | None = self.sampler if self.nfe is None else replace(SAMPLER, nfe=self.nfe)
+        return chosen if sampler is None else chosen.with_sampler(sampler, self.noise)
 
 
 class ObservedPosterior(NamedTuple):
@@ -100,13 +142,15 @@ def simulations_of(path: str, num: int | None = None) -> Simulations:
     return Simulations.of(found.theta[:num], found.x[:num], found.prior)
 
 
-def load_observed(posterior: str, x: str | None, device: str, *, plain: bool) -> ObservedPosterior:
-    """The posterior of a folder and the observation `x`.
+def load_observed(
+    posterior: str, x: str | None, device: str, options: PosteriorOptions = PosteriorOptions()
+) -> ObservedPosterior:
+    """The posterior of a folder, with these options, and the observation `x`.
 
     Raises:
         ValueError: the posterior or the observation cannot be read, or the observation has another shape.
     """
-    loaded = DenoiserPosterior.load(posterior, device)
+    loaded = options.applied(DenoiserPosterior.load(posterior, device))
     observed = numbers_of("x", x)
     _, single = loaded._observations(observed)  # an error if the shape does not fit, before any work
-    return ObservedPosterior(loaded.plain() if plain else loaded, observed, single)
+    return ObservedPosterior(loaded, observed, single)

@@ -1,6 +1,7 @@
 """`openedm inference calibrate`: test a posterior by SBC and TARP on simulations that were not fitted."""
 
-from openedm.cli.inference.arguments import simulations_of, task_of
+from openedm.cli.inference.arguments import PosteriorOptions, simulations_of, task_of
+from openedm.cli.parsing import Flat
 from openedm.ground import checks
 from openedm.ground.storage import new_path
 from openedm.inference import calibration, simulation
@@ -18,9 +19,9 @@ def calibrate(
     num_density_samples: int = 0,
     level: float = 0.01,
     seed: int = 0,
-    plain: bool = False,
     figure: str | None = None,
     device: str = "cpu",
+    options: Flat[PosteriorOptions] = PosteriorOptions(),
 ) -> None:
     """Test a posterior by SBC and TARP on simulations that were not fitted.
 
@@ -39,17 +40,16 @@ def calibrate(
             regions; 0 for none.
         level: significance level of the tests.
         seed: seed of the samples and new simulations.
-        plain: leave out refinement.
         figure: also plot the tests to this .png, .pdf or .svg file.
         device: cpu or cuda.
+        options: how posterior samples are drawn.
     """
     drawing = new_path("figure", figure, [".png", ".pdf", ".svg"])
     checks.between("level", level, 0.0, 1.0)
     checks.at_least("num", num, 20)
     if (task is None) == (simulations is None):
         raise ValueError("either task or simulations must be given")
-    loaded = DenoiserPosterior.load(posterior, device)
-    fitted, known = loaded.plain() if plain else loaded, task_of(task)
+    fitted, known = options.applied(DenoiserPosterior.load(posterior, device)), task_of(task)
     if known is not None:
         if (known.dim, known.x_shape) != (fitted.dim, fitted.x_shape):
             raise ValueError(

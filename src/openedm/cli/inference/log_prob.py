@@ -1,7 +1,7 @@
 """`openedm inference log_prob`: log-densities of parameters under a posterior."""
 
 from openedm.cli.arguments import numbers_of
-from openedm.cli.inference.arguments import load_observed
+from openedm.cli.inference.arguments import PosteriorOptions, load_observed
 from openedm.ground.storage import new_path, write_array
 
 
@@ -26,7 +26,7 @@ def log_prob(
         device: cpu or cuda.
     """
     target = new_path("out", out, [".npy"])
-    observed, points = load_observed(posterior, x, device, plain=plain), numbers_of("theta", theta)
+    observed, points = load_observed(posterior, x, device, PosteriorOptions(plain=plain)), numbers_of("theta", theta)
     values = observed.posterior.log_prob(points, observed.x).detach().cpu()
     if target is None:
         print("\n".join(f"{value:.6g}" for value in values.flatten().tolist()))

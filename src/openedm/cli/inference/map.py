@@ -1,6 +1,6 @@
 """`openedm inference map`: the mode of a posterior."""
 
-from openedm.cli.inference.arguments import load_observed
+from openedm.cli.inference.arguments import PosteriorOptions, load_observed
 from openedm.cli.terminal import table
 
 
@@ -19,7 +19,7 @@ def map(
         plain: leave out refinement.
         device: cpu or cuda.
     """
-    observed = load_observed(posterior, x, device, plain=plain)
+    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain))
     if not observed.single:
         raise ValueError(f"x must be one observation {observed.posterior.x_shape}, got {tuple(observed.x.shape)}")
     mode = observed.posterior.map(observed.x, num_draws=num_draws, seed=seed)

@@ -7,7 +7,8 @@ import numpy as np
 from jaxtyping import Float64
 
 from openedm.cli.arguments import numbers_of
-from openedm.cli.inference.arguments import load_observed
+from openedm.cli.inference.arguments import PosteriorOptions, load_observed
+from openedm.cli.parsing import Flat
 from openedm.cli.terminal import table
 from openedm.ground import checks
 from openedm.ground.storage import new_path, write_arrays
@@ -20,10 +21,10 @@ def sample(
     x: str | None = None,
     num_samples: int = 10_000,
     seed: int = 0,
-    plain: bool = False,
     figure: str | None = None,
     truth: str | None = None,
     device: str = "cpu",
+    options: Flat[PosteriorOptions] = PosteriorOptions(),
 ) -> None:
     """Draw samples from a posterior, given observations.
 
@@ -36,15 +37,15 @@ def sample(
             them.
         num_samples: number of samples for each observation.
         seed: seed of the samples.
-        plain: leave out refinement, for faster samples of the denoiser alone.
         figure: also plot pairs of parameters with regions of 50 and 90 % to this .png, .pdf or .svg file.
         truth: known parameters to mark in the figure, numbers separated by commas or a .npy file.
         device: cpu or cuda.
+        options: how they are drawn.
     """
     target, drawing = Path(out), new_path("figure", figure, [".png", ".pdf", ".svg"])
     new_path("out", out, [".npz"])
     checks.at_least("num_samples", num_samples, 2)
-    observed = load_observed(posterior, x, device, plain=plain)
+    observed = load_observed(posterior, x, device, options)
     if drawing is not None and not observed.single:
         raise ValueError(f"figure requires a single observation, got a batch of {len(observed.x)}")
     if truth is not None and drawing is None:
