@@ -186,13 +186,14 @@ def rivals(scheduler: Any) -> dict[str, Any]:
     }
 
 
-def starting_scale(scheduler: Any, highest: float) -> float:
+def starting_scale(scheduler: Any) -> float:
     """The factor of the noise with which a scheduler starts from the same state as all others.
 
-    Schedulers in units of data start from σ n, others from the model's input n = x/√(1+σ²).
+    Schedulers in units of data start from x = σ n, others from the model's input n = x/√(1+σ²), σ being their own first
+    level, which with some spacings of the timesteps is below the highest one.
     """
     start = float(torch.as_tensor(scheduler.init_noise_sigma))
-    return (1 + highest**2) ** 0.5 / start if start > 1 else 1.0
+    return (1 + float(scheduler.sigmas[0]) ** 2) ** 0.5 / start if start > 1 else 1.0
 
 
 @torch.no_grad()
@@ -202,10 +203,7 @@ def sample(problem: Problem, scheduler: Any, evaluations: int) -> Tensor | None:
     scheduler.set_timesteps((evaluations + 1) // 2 if heun else evaluations)
     if len(scheduler.timesteps) > evaluations:  # PNDM and the like
         return None
-    highest = process_of(scheduler).sigma_max
-    x = problem.start * scheduler.init_noise_sigma
-    if np.isfinite(highest):
-        x = problem.start * scheduler.init_noise_sigma * starting_scale(scheduler, highest)
+    x = problem.start * scheduler.init_noise_sigma * starting_scale(scheduler)
     for t in scheduler.timesteps:
         scaled = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
         x = scheduler.step(problem.model(scaled, t), t, x).prev_sample
@@ -287,7 +285,7 @@ def pipeline_rows(count: int) -> tuple[list[dict[str, Any]], float]:
         pipeline.scheduler = theirs
         steps = (budget + 1) // 2 if "Heun" in type(theirs).__name__ else budget
         theirs.set_timesteps(steps)
-        latents = noise * starting_scale(theirs, process.sigma_max)
+        latents = noise * starting_scale(theirs)
         return pipeline(**options, num_inference_steps=steps, latents=latents).images.double()
 
     denoiser = ClassifierFree(from_diffusers(pipeline.unet, scheduler), 5.0, null=torch.zeros(4, 16))
