@@ -1,5 +1,8 @@
 """Classes and floats in one tensor of conditions."""
 
+import math
+from typing import Any
+
 import pytest
 import torch
 from torch.testing import assert_close
@@ -62,7 +65,7 @@ def test_a_denoiser_of_less_is_given_its_part():
     assert torch.equal(layout.select(packed, ConditionLayout(3)), CLASSES)
     assert torch.equal(layout.select(packed, ConditionLayout(0, (2,))), values)
     assert layout.select(packed, ConditionLayout()) is None
-    with pytest.raises(ValueError, match="condition must hold ConditionLayout"):
+    with pytest.raises(ValueError, match="condition must hold floats of shape"):
         layout.select(packed, ConditionLayout(0, (3,)))
 
 
@@ -85,3 +88,13 @@ def test_a_first_channel_of_several_classes_is_refused():
 def test_other_shapes_are_not_packed(classes, values):
     with pytest.raises(ValueError, match="classes and values must have the same number of rows"):
         pack(torch.zeros(classes, dtype=torch.int64), torch.zeros(values))
+
+
+def test_a_column_of_classes_is_their_numbers() -> None:
+    assert pack(torch.tensor([[2], [0], [-1]]), torch.zeros(3, 1))[:, 0].tolist() == [2, 0, -1]
+
+
+@pytest.mark.parametrize("classes", [[[0.5, 0.5, 0.0]], [[1, 1, 0]], [0.5], [math.nan]])
+def test_classes_that_a_packed_condition_cannot_hold_are_refused(classes: list[Any]) -> None:
+    with pytest.raises(ValueError, match=r"classes must be (integers or one-hot rows|whole numbers)"):
+        pack(torch.tensor(classes), torch.zeros(1, 2))

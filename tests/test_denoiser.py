@@ -252,3 +252,27 @@ def test_a_denoiser_without_networks_has_no_precision_to_set() -> None:
 def test_what_is_not_a_denoiser_is_refused_with_how_to_make_it_one(sampler: SamplerChoice, denoiser: Any) -> None:
     with pytest.raises(TypeError, match=r"denoiser must be a Denoiser, got \w+: wrap a function .*FunctionDenoiser"):
         sampler.sample(denoiser, seeds=[0], event_shape=(1,))
+
+
+@pytest.mark.parametrize("wrong", [-1.0, math.nan])
+def test_one_wrong_noise_level_among_those_of_a_batch_is_refused(wrong: float) -> None:
+    with pytest.raises(ValueError, match=r"sigma must be >= 0, got (-1.0|nan)"):
+        ExactDataset(torch.zeros(3, 2))(torch.zeros(2, 2), torch.tensor([1.0, wrong]))
+
+
+def test_a_function_that_computes_in_another_dtype_answers_in_that_of_x() -> None:
+    half = FunctionDenoiser(lambda x, sigma, condition: (x / 2).half())
+    assert half(torch.ones(1, 2, dtype=torch.float64), 1.0).dtype == torch.float64
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"mean": torch.zeros(3)}, r"mean must be a number or broadcast against a sample \(2,\), got \(3,\)"),
+        ({"mean": math.nan}, "mean must be finite, got 1 NaN"),
+        ({"sigma_min": 5.0, "sigma_max": 1.0}, "sigma_min must be < sigma_max"),
+    ],
+)
+def test_a_function_with_settings_that_do_not_fit_is_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        FunctionDenoiser(lambda x, sigma: x, event_shape=(2,), **options)

@@ -135,13 +135,13 @@ class TestDataset:
         assert ExactDataset(normal(2, 3)).num_classes == 0
 
     def test_values_that_do_not_fit_are_named(self) -> None:
-        with pytest.raises(ValueError, match=r"data must hold at least one sample, got none"):
+        with pytest.raises(ValueError, match=r"with at least one sample, got shape \(0, 2\)"):
             ExactDataset(torch.zeros(0, 2))
         with pytest.raises(ValueError, match=r"data must be finite, got nan"):
             ExactDataset(torch.tensor([[0.0, math.nan]]))
         with pytest.raises(ValueError, match=r"chunk must be >= 1, got 0"):
             ExactDataset(normal(2, 2), chunk=0)
-        with pytest.raises(ValueError, match=r"labels must be 2 classes >= 0, got 2, least -1"):
+        with pytest.raises(ValueError, match=r"labels must be >= 0, got -1"):
             ExactDataset(normal(2, 2), torch.tensor([0, -1]))
         with pytest.raises(ValueError, match=r"num_classes must be >= 4, got 2"):
             ExactDataset(normal(2, 2), torch.tensor([0, 3]), num_classes=2)
@@ -284,3 +284,32 @@ class TestMixture:
             GaussianMixture([1.0], [[0.0, 0.0]], [unit])(torch.zeros(1, 2), 1.0, torch.zeros(1))
         with pytest.raises(ValueError, match=r"ode_solution requires a mixture of one component, got 2 components"):
             random_mixture(2, 1, 0).ode_solution(torch.zeros(1, 1), 1.0, 0.5)
+
+
+def test_without_noise_the_denoiser_is_its_limit_the_nearest_sample() -> None:
+    data = torch.tensor([[0.0, 0.0], [1e6, 1.0]])
+    at = torch.tensor([[0.1, 0.2], [1e6, 1.0], [9e5, 0.0]])
+    for sigma in (0.0, 1e-200):
+        assert torch.equal(ExactDataset(data)(at, sigma), data[[0, 1, 1]])
+    plane = GaussianMixture([1.0], [[0.0, 3.0]], [[[1.0, 0.0], [0.0, 0.0]]])
+    assert torch.equal(plane(at, 0.0), torch.tensor([[0.1, 3.0], [1e6, 3.0], [9e5, 3.0]]))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"labels": [0.5, 1.0]}, "labels must be integers or one-hot rows"),
+        ({"data": torch.zeros(2)}, r"data must be real numbers \(samples, \*event\)"),
+        ({"labels": [[0, 1], [0, 0]]}, r"labels must be .* but labels\[1\] is \[0, 0\]"),
+    ],
+)
+def test_an_exact_dataset_refuses_what_it_would_cut_or_round(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        ExactDataset(**{"data": torch.zeros(2, 1)} | arguments)
+
+
+def test_one_hot_rows_are_the_classes_of_an_exact_dataset() -> None:
+    data = torch.tensor([[0.0], [1.0]])
+    exact = ExactDataset(data, torch.tensor([[0, 0, 1], [1, 0, 0]]))
+    assert exact.num_classes == 3
+    assert torch.equal(exact(data, 5.0, torch.tensor([0, 2])), torch.tensor([[1.0], [0.0]]))

@@ -27,14 +27,24 @@ def pack(
             [0.0000, 0.7000, 0.2000]])
 
     Args:
-        classes: integer classes (rows,), −1 for none; or one-hot rows (rows, num_classes).
+        classes: integer classes (rows,) or (rows, 1), −1 for none; or one-hot rows (rows, num_classes), all zero for
+            none.
         values: the floats of each row, vectors (rows, features) or images (rows, channels, *spatial).
 
     Raises:
-        ValueError: the numbers of rows differ, or the shapes are others.
+        ValueError: the numbers of rows differ, the shapes are others, or a class is no whole number, or a row is not
+            one-hot.
     """
-    if classes.ndim == 2 and classes.shape[1] > 0:
-        classes = torch.where((classes != 0).any(1), classes.argmax(1), -1)
+    if classes.ndim == 2 and classes.shape[1] == 1 and not classes.is_floating_point():
+        classes = classes[:, 0]
+    elif classes.ndim == 2 and classes.shape[1] > 0:
+        wrong = ((classes != 0) & (classes != 1)).any(1) | ((classes == 1).sum(1) > 1)
+        if bool(wrong.any()):
+            row = int(wrong.nonzero()[0])
+            raise ValueError(f"classes must be integers or one-hot rows, but classes[{row}] is {classes[row].tolist()}")
+        classes = torch.where((classes == 1).any(1), (classes == 1).to(torch.uint8).argmax(1), -1)
+    if classes.is_floating_point() and bool((classes != classes.round()).any()):
+        raise ValueError(f"classes must be whole numbers, got {classes[classes != classes.round()][0].item():g}")
     if classes.ndim != 1 or values.ndim < 2 or len(classes) != len(values):
         raise ValueError(
             "classes and values must have the same number of rows, (rows,) and (rows, *shape), got "
@@ -136,11 +146,17 @@ class ConditionLayout:
         if condition is None and wanted.shape is None:
             return None
         if not self.includes(wanted):
-            raise ValueError(f"condition must hold {wanted}, but it holds {self}")
+            raise ValueError(f"condition must hold {wanted.describe()}, but the data hold {self.describe()}")
         if condition is None or wanted == self:
             return condition
         classes, values = self.unpack(condition)
         return classes if wanted.num_classes else values if wanted.shape is not None else None
+
+    def describe(self) -> str:
+        """One line such as "3 classes and floats of (2,)"."""
+        parts = [f"{self.num_classes} classes"] if self.num_classes else []
+        parts += [] if self.shape is None else [f"floats of shape {self.shape}"]
+        return " and ".join(parts) or "neither classes nor floats"
 
     def includes(self, other: "ConditionLayout") -> bool:
         """Whether conditions of this layout hold those of another one."""

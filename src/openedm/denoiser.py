@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from openedm.conditions import ConditionLayout
 from openedm.ground import checks
 from openedm.ground.devices import device_of, float64_on
+from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.preconditioning import Preconditioning
 from openedm.schedules import Values, float64
 from openedm.units import Units, from_standard, like, to_standard
@@ -111,15 +112,15 @@ class Denoiser(nn.Module, ABC):
         Raises:
             TypeError: x is not a tensor of floating-point numbers, sigma is not a number or a tensor of numbers, or
                 the result is not a tensor of floating-point numbers.
-            ValueError: shapes do not fit, or sigma is a negative number or NaN; for networks 0 is an error, too; or the
-                result has another shape than x.
+            ValueError: shapes do not fit, or a sigma (on the host) is negative or NaN; for networks 0 is an error, too;
+                or the result has another shape than x.
         """
         _check_inputs(x, sigma)
         sigma = self._checked(x, sigma, condition)
         denoise = self.denoise_standardised if standard else self.denoise
         denoised = denoise(x, sigma, condition, **options)
         _check_denoised(self, denoised, x)
-        return denoised
+        return denoised.to(x.dtype)
 
     def standardise(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """(x − location)/S, in the dtype of x."""
@@ -139,8 +140,8 @@ class Denoiser(nn.Module, ABC):
     def _checked(self, x: Tensor, sigma: Values, condition: Condition) -> Float64[Tensor, "*batch_or_none"]:
         """σ as a tensor, after the checks of a call."""
         sigma = float64(sigma)
-        if sigma.ndim == 0 and sigma.device.type == "cpu" and not sigma >= 0:
-            raise ValueError(f"sigma must be >= 0, got {float(sigma)}")
+        if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((sigma >= 0).all()):
+            raise ValueError(f"sigma must be >= 0, got {float(sigma[~(sigma >= 0)].flatten()[0])}")
         if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] != x.shape[0]):
             raise ValueError(
                 f"sigma must be a number or one value a sample ({x.shape[0]}), got shape {tuple(sigma.shape)}"
@@ -534,7 +535,9 @@ class FunctionDenoiser(Denoiser):
         self.event_shape = event_shape
         self.sigma_min = sigma_min
         self.sigma_max = sigma_max
-        self._mean = None if mean is None else torch.as_tensor(mean, dtype=torch.float64)
+        checks.at_least("sigma_min", sigma_min, 0)
+        checks.ordered("sigma_min", sigma_min, "sigma_max", sigma_max)
+        self._mean = None if mean is None else _mean_for(mean, event_shape)
 
     @torch.no_grad()
     def mean(
@@ -559,6 +562,18 @@ class FunctionDenoiser(Denoiser):
         if condition is not None:
             raise ValueError("condition must be None for a function D(x, sigma): write it as D(x, sigma, condition)")
         return self.function(x, sigma)  # type: ignore[call-arg]
+
+
+def _mean_for(mean: float | Tensor, event_shape: tuple[int, ...] | None) -> Float64[Tensor, "*event_or_ones"]:
+    found = torch.as_tensor(mean, dtype=torch.float64)
+    if not all_finite(found):
+        raise ValueError(f"mean must be finite, got {count_not_finite(found)}")
+    if event_shape is not None and (
+        found.ndim > len(event_shape)
+        or any(size not in (1, wanted) for size, wanted in zip(found.shape[::-1], event_shape[::-1], strict=False))
+    ):
+        raise ValueError(f"mean must be a number or broadcast against a sample {event_shape}, got {tuple(found.shape)}")
+    return found
 
 
 def _takes_three(function: Callable[..., Tensor]) -> bool:

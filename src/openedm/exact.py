@@ -16,12 +16,16 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from openedm.data.classes import read_labels
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.tensors import as_tensor
 from openedm.schedules import Values, float64
 
 __all__ = ["ExactDataset", "GaussianMixture"]
+
+LEAST_SIGMA = 1e-100
+"""Smaller noise levels, and 0, are computed as this one: there D is its limit, and squares are still numbers."""
 
 
 def _check_finite(name: str, values: Tensor) -> None:
@@ -39,11 +43,13 @@ class ExactDataset(Denoiser):
 
     Args:
         data: the samples y_i, (count, *event): a tensor, an array or lists of numbers.
-        labels: integer classes of the samples; the condition then selects the samples of that class (−1: all).
+        labels: the class of each sample, integers or one-hot rows; the condition then selects the samples of that class
+            (−1: all).
         num_classes: the number of classes; None means the largest label + 1.
         chunk: how many data points are compared with x at a time, which limits the memory.
 
     Raises:
+        TypeError: labels are neither integers nor one-hot rows.
         ValueError: no data, values that are not finite, labels of another length or out of range, or `num_classes`
             without labels. When called: a condition other than one class a sample, or a class without samples.
 
@@ -59,17 +65,22 @@ class ExactDataset(Denoiser):
     def __init__(
         self,
         data: Float[Tensor, "count *event"] | np.ndarray | list[Any],
-        labels: Int[Tensor, "count"] | np.ndarray | list[int] | None = None,
+        labels: Int[Tensor, "count *classes"] | np.ndarray | list[Any] | None = None,
         num_classes: int | None = None,
         chunk: int = 8192,
     ) -> None:
         super().__init__()
         data = as_tensor("data", data)
-        labels = None if labels is None else as_tensor("labels", labels)
-        if data.ndim == 0 or len(data) == 0:
-            raise ValueError("data must hold at least one sample, got none")
+        if data.ndim < 2 or len(data) == 0 or data.is_complex():
+            raise ValueError(
+                f"data must be real numbers (samples, *event) with at least one sample, got shape {tuple(data.shape)} "
+                f"of {data.dtype}"
+            )
         _check_finite("data", data)
-        checks.at_least("chunk", chunk, 1)
+        checks.integer("chunk", chunk, 1)
+        known = None
+        if labels is not None:
+            labels, known = read_labels(as_tensor("labels", labels), len(data))
         self.event_shape = tuple(data.shape[1:])
         self.register_buffer("data", data.flatten(1).to(torch.float64))
         self.sigma_data = _data_scale(self.data.var(0, correction=0).mean())
@@ -79,12 +90,9 @@ class ExactDataset(Denoiser):
         if labels is None and num_classes is not None:
             raise ValueError(f"num_classes has no effect without labels and must be None, got {num_classes}")
         if labels is not None:
-            if len(labels) != len(data) or int(labels.min()) < 0:
-                raise ValueError(
-                    f"labels must be {len(data)} classes >= 0, got {len(labels)}, least {int(labels.min())}"
-                )
-            self.num_classes = int(labels.max()) + 1 if num_classes is None else num_classes
-            checks.at_least("num_classes", self.num_classes, int(labels.max()) + 1)
+            highest = int(labels.max()) + 1
+            self.num_classes = (known or highest) if num_classes is None else num_classes
+            checks.integer("num_classes", self.num_classes, highest)
 
     def mean(
         self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
@@ -107,10 +115,13 @@ class ExactDataset(Denoiser):
         condition: Condition,
         **options: Any,
     ) -> Float[Tensor, "batch *event"]:
-        """Σ_i softmax_i(−‖x − y_i‖²/(2σ²)) y_i, accumulated over chunks of the data with a running maximum."""
+        """Σ_i softmax_i(−‖x − y_i‖²/(2σ²)) y_i, accumulated over chunks of the data with a running maximum.
+
+        At σ = 0 it is the limit, the nearest sample.
+        """
         self._check_condition(condition)
         flat = x.flatten(1).to(torch.float64)
-        precision = sigma.to(x.device).expand(len(x)).square().reciprocal()[:, None]
+        precision = sigma.to(x.device).clamp(min=LEAST_SIGMA).expand(len(x)).square().reciprocal()[:, None]
         peak = torch.full((len(x), 1), -torch.inf, dtype=torch.float64, device=x.device)
         total = torch.zeros_like(peak)
         weighted = torch.zeros_like(flat)
@@ -223,10 +234,10 @@ class GaussianMixture(Denoiser):
         condition: Condition,
         **options: Any,
     ) -> Float[Tensor, "batch *event"]:
-        """Σ_k r_k (μ_k + Σ_k (Σ_k + σ² I)⁻¹ (x − μ_k))."""
+        """Σ_k r_k (μ_k + Σ_k (Σ_k + σ² I)⁻¹ (x − μ_k)); at σ = 0 its limit."""
         if condition is not None:
             raise ValueError("condition must be None: a Gaussian mixture is unconditional")
-        coordinates, variances = self._whitened(x, sigma)
+        coordinates, variances = self._whitened(x, sigma.clamp(min=LEAST_SIGMA))
         responsibilities = self._log_joint(coordinates, variances).softmax(-1)
         shrunk = coordinates * (self.eigenvalues / variances)
         estimates = self.means + torch.einsum("bkm,knm->bkn", shrunk, self.eigenvectors)

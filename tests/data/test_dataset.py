@@ -202,6 +202,12 @@ def test_labels_without_a_number_of_classes_are_asked_for():
     assert wrap(pairs, num_classes=5)[4][1] == 4
 
 
+def test_floats_that_a_wrapped_dataset_has_for_labels_are_refused_with_what_takes_them():
+    pairs = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.zeros(5, 3))
+    with pytest.raises(TypeError, match=r"dataset\[0\] must have an integer as its label, got Tensor: .*Pairs"):
+        wrap(pairs)
+
+
 def test_a_source_is_abstract():
     with pytest.raises(TypeError, match="abstract"):
         Source()

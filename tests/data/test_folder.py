@@ -189,6 +189,10 @@ def test_dataset_json_may_say_that_there_are_no_labels(tmp_path, packed):
             json.dumps({"labels": [*TABLE[:3], ["bee/4.png", -1]]}).encode(),
             r"class of bee/4.png in .* must be .* got -1",
         ),
+        (
+            json.dumps({"labels": [[name, [0, int(i != 1)]] for i, (name, _) in enumerate(TABLE)]}).encode(),
+            r"is 0 altogether, but others are one-hot rows: give it a class",
+        ),
     ],
 )
 def test_a_dataset_json_that_does_not_fit_is_refused(tmp_path, packed, content, message):

@@ -206,3 +206,23 @@ def test_the_choice_is_kept_in_files_and_checks_its_values():
     for name in ("window", "lanes", "resolution"):
         with pytest.raises(ValueError, match=f"{name} must be >= 1, got 0"):
             Table("owner/name", **{name: 0})
+
+
+@pytest.mark.parametrize("streaming", [False, True])
+@pytest.mark.parametrize(
+    "values", [[0.5] * 9 + [None], [0.5] * 9 + [float("nan")], [0.5] * 9 + [1e300], [[0.5]] * 9 + [[0.5, 1.0]]]
+)
+def test_a_wrong_condition_in_a_late_row_is_named_before_training(tmp_path, streaming, values):
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(rows(c=values), path, row_group_size=2)
+    with pytest.raises(ValueError, match=r"a.parquet row 9 must have (finite|1) numbers as conditions, got"):
+        Table(path, condition="c", streaming=streaming).images()
+
+
+@pytest.mark.parametrize("column", [["a", "b"] * 5, [0.0, 1.0] * 5, [[1, 0], [0, 1]] * 5])
+def test_a_label_that_is_no_integer_is_left_out_with_a_word(tmp_path, column):
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(rows(label=column), path)
+    with pytest.warns(UserWarning, match=r"is read without classes: label must name .*\['label'\], of"):
+        assert Table(path).load().num_classes == 0
+    assert Table(path, label="none").load().num_classes == 0

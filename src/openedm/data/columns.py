@@ -1,7 +1,6 @@
 """Columns of Arrow tables: which hold images, classes and floats, and their cells."""
 
 import importlib
-import math
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
@@ -9,7 +8,10 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
-__all__ = ["classes_of", "float_row", "holds_images", "import_optional"]
+MAX_FLOAT32 = 3.4e38
+"""Larger numbers are infinite in float32."""
+
+__all__ = ["MAX_FLOAT32", "are_finite", "classes_of", "float_row", "holds_images", "import_optional"]
 
 
 def import_optional(name: str) -> ModuleType:
@@ -38,6 +40,21 @@ def classes_of(column: Any, name: str) -> Int64[np.ndarray, " rows"]:
     return labels.astype(np.int64)
 
 
+def are_finite(column: Any) -> bool:
+    """Whether a column has a finite number in each row, or as many in the list of each row; no row is copied alone."""
+    compute, types = import_optional("pyarrow.compute"), import_optional("pyarrow").types
+    while types.is_list(column.type) or types.is_large_list(column.type) or types.is_fixed_size_list(column.type):
+        lengths = compute.unique(compute.list_value_length(column))
+        if column.null_count or len(lengths) > 1:
+            return False
+        column = compute.list_flatten(column)
+    if column.null_count:
+        return False
+    if not (types.is_floating(column.type) or types.is_integer(column.type)):
+        return True  # as in the first row
+    return not len(column) or bool((np.abs(np.asarray(column.to_numpy(), dtype=np.float64)) < MAX_FLOAT32).all())
+
+
 def float_row(where: str, columns: Sequence[str], cells: Sequence[Any], width: int | None) -> list[float]:
     """The numbers in some cells of a row, one after another.
 
@@ -54,7 +71,7 @@ def float_row(where: str, columns: Sequence[str], cells: Sequence[Any], width: i
     for name, cell in zip(columns, cells, strict=True):
         values = list(cell) if isinstance(cell, list | tuple) else [cell]
         for value in values:
-            if not isinstance(value, int | float) or not math.isfinite(value):
+            if not isinstance(value, int | float) or not abs(value) < MAX_FLOAT32:
                 raise ValueError(f"{where} must have finite numbers as conditions, got {cell!r} in column {name!r}")
         found += map(float, values)
     if not found or len(found) != (width or len(found)):

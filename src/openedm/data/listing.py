@@ -5,7 +5,6 @@
 {"labels": …, "conditions": [["a.png", 0.7], …]} both; rows that are one-hot are conditions here only
 """
 
-import math
 import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ import torch
 from jaxtyping import Float32, Int64
 
 from openedm.data.classes import read_labels
+from openedm.data.columns import MAX_FLOAT32
 from openedm.ground.storage import parse_json
 
 __all__ = ["Listing", "check_class", "read_listing", "rows_of_floats"]
@@ -69,11 +69,11 @@ def read_listing(content: bytes, place: str, names: Mapping[str, str], folder: s
     given = _in_order(labels, names, place, "label")
     floats = _in_order(conditions, names, place, "condition")
     found, count = None, None
-    if given is not None and _are_floats(given):
+    where = [f"{name} in {place}" for name in names]
+    if given is not None and _are_floats(given, where):
         if floats is not None:
             raise ValueError(f'{place} has floats both as "labels" and as "conditions": give classes as "labels"')
         given, floats = None, given
-    where = [f"{name} in {place}" for name in names]
     if given is not None:
         found, count = _classes(given, where)
     values = None if floats is None else rows_of_floats(floats, where)
@@ -95,7 +95,7 @@ def rows_of_floats(rows: Sequence[Any], where: Sequence[str]) -> Float32[np.ndar
         width = len(values) if width is None else width
         if len(values) != width:
             raise ValueError(f"the condition of {name} must have {width} numbers, as those before, got {len(values)}")
-        if not all(math.isfinite(value) and abs(value) < 3.4e38 for value in values):
+        if not all(abs(value) < MAX_FLOAT32 for value in values):
             raise ValueError(f"the condition of {name} must be finite, got {row!r}")
         found.append([float(value) for value in values])
     return np.array(found, dtype=np.float32)
@@ -133,11 +133,25 @@ def _in_order(entries: Mapping[str, Any] | None, names: Mapping[str, str], place
     return [entries[name] for name in names]
 
 
-def _are_floats(values: Sequence[Any]) -> bool:
-    """Whether labels are conditions: all are floats, as 1.0, or all are vectors and not one-hot."""
-    if all(isinstance(value, list) for value in values):
-        return not all(len(value) > 1 and sorted(value) == [0] * (len(value) - 1) + [1] for value in values)
-    return all(isinstance(value, float) for value in values)
+def _are_floats(values: Sequence[Any], where: Sequence[str]) -> bool:
+    """Whether labels are conditions: all are floats, as 1.0, or all are vectors and not one-hot.
+
+    Raises:
+        ValueError: a vector is 0 and all others are one-hot rows or 0, too.
+    """
+    if not all(isinstance(value, list) for value in values):
+        return all(isinstance(value, float) for value in values)
+    vectors = [len(value) > 1 and all(map(_is_number, value)) for value in values]
+    hot = [
+        known and sorted(value) == [0] * (len(value) - 1) + [1] for known, value in zip(vectors, values, strict=True)
+    ]
+    zero = [known and not any(value) for known, value in zip(vectors, values, strict=True)]
+    if any(hot) and any(zero) and all(one or other for one, other in zip(hot, zero, strict=True)):
+        raise ValueError(
+            f"the label of {where[zero.index(True)]} is 0 altogether, but others are one-hot rows: give it a class; or "
+            'give all as "conditions", if they are no classes'
+        )
+    return not all(hot)
 
 
 def _classes(labels: Sequence[Any], where: Sequence[str]) -> tuple[Int64[np.ndarray, " images"], int | None]:

@@ -203,7 +203,10 @@ class _WrappedDataset(Dataset):
         first, label = _split_item(dataset[0], 0)
         self._stored = find_stored(first[None], range, layout, name="dataset")
         self.stored = None if self._stored.is_default else self._stored
-        warn_of_values(self._probe(), self._stored, images=kind != "vectors", name="dataset")
+        probed = self._probe()
+        warn_of_values(probed, self._stored, images=kind != "vectors", name="dataset")
+        if self._stored.range is None:
+            _warn_of_rounding("dataset", probed)
         x = self._stored.events(first[None])[0]
         names = (
             class_names if class_names is not None else getattr(dataset, "classes", None) if label is not None else None
@@ -280,7 +283,13 @@ def _split_item(item: Any, index: int) -> tuple[Tensor, int | None]:
     if not isinstance(x, Tensor) or x.is_complex():
         got = x.dtype if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"dataset[{index}] must be a floating-point, integer or bool tensor or array, got {got}")
-    return x, None if label is None else operator.index(label)
+    try:
+        return x, None if label is None else operator.index(label)
+    except TypeError as error:
+        raise TypeError(
+            f"dataset[{index}] must have an integer as its label, got {type(label).__name__}: numbers and vectors are "
+            "conditions, Pairs(x, condition), or a Dataset of your own with a condition_shape"
+        ) from error
 
 
 def _read(
@@ -336,9 +345,9 @@ def _scaled(x: Shaped[Tensor, "samples *event"], stored: Stored) -> Float[Tensor
     return scaled
 
 
-def _warn_of_rounding(name: str, x: Float[Tensor, "samples *event"]) -> None:
+def _warn_of_rounding(name: str, x: Shaped[Tensor, "samples *event"]) -> None:
     """Warn where float32 does not tell the numbers of a channel apart: 1e9 ± 1 become 1e9 or 1e9 + 64."""
-    if x.dtype != torch.float64:
+    if x.dtype != torch.float64 or x.dim() < 2:
         return
     some = x[:: -(-len(x) // _NUM_ROUNDED)]
     some = some.reshape(len(some), x.shape[1], -1)

@@ -3,9 +3,10 @@
 import bisect
 import json
 import os
+import warnings
 from abc import abstractmethod
 from collections import OrderedDict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from itertools import accumulate
 from pathlib import Path
@@ -14,12 +15,30 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float32, Int64
 
-from openedm.data.columns import classes_of, float_row, holds_images, import_optional
+from openedm.data.columns import are_finite, classes_of, float_row, holds_images, import_optional
 from openedm.data.decoding import Header, read_header
 from openedm.data.encoded import EncodedImages
 from openedm.data.listing import check_class
 
 __all__ = ["ArrowImages", "ParquetImages", "TableImages", "name_of_files"]
+
+
+def _default_label(types: Mapping[str, Any], named: Sequence[str], condition: Sequence[str], origin: str) -> str:
+    """The only `ClassLabel`, or a column "label" of integers; or "none", with a warning if columns are left out."""
+    if len(named) == 1:
+        return named[0]
+    others = [name for name in ("label",) if name in types and name not in condition]
+    if others and str(types["label"]).startswith(("int", "uint")):
+        return "label"
+    unused = list(named) or others
+    if unused:
+        kinds = ", ".join(str(types[name]) for name in unused)
+        warnings.warn(
+            f"{origin} is read without classes: label must name their column of integers, but may be one of {unused}, "
+            f"of {kinds}; label='none' says that there are none",
+            stacklevel=4,
+        )
+    return "none"
 
 
 class TableImages(EncodedImages):
@@ -88,12 +107,7 @@ class TableImages(EncodedImages):
             if isinstance(feature, dict) and feature.get("_type") == "ClassLabel" and name not in condition
         ]
         if label is None:
-            default = (
-                ["label"]
-                if "label" in types and "label" not in condition and str(types["label"]).startswith(("int", "uint"))
-                else []
-            )
-            label = (named if len(named) == 1 else default or ["none"])[0]
+            label = _default_label(types, named, condition, origin)
         names = features[label].get("names") if label in named else None
         self.image, self.label = image or candidates[0], None if label == "none" else label
         self.class_names = None if names is None else tuple(names)
@@ -105,6 +119,12 @@ class TableImages(EncodedImages):
     def _float_row(self, index: int, cells: Sequence[Any]) -> list[float]:
         """The floats in the cells of a row, as many as in the first row."""
         return float_row(self.name(index), self.floats, [cell.as_py() for cell in cells], self._width or None)
+
+    def _check_floats(self, columns: Any) -> None:
+        """Read all conditions if one of them is wrong, which raises ValueError with its row."""
+        if not all(are_finite(columns[name]) for name in self.floats):
+            for index in range(len(self)):
+                self.read_conditions([index])
 
     def _decode_row(self, index: int, image: Any, label: Any) -> tuple[bytes, int | None]:
         """The encoded image and the class in the cells of a row."""
@@ -164,6 +184,8 @@ class ParquetImages(TableImages):
             self.condition_images = ParquetImages(files, partner, "none", keep=keep)
         if self.floats:
             self._width = len(self.read_conditions([0])[0])
+            for number, file in enumerate(files):
+                self._check_floats(_read_or_raise(file, self._file(number).read, columns=list(self.floats)))
 
     def keep_groups(self, count: int) -> None:
         """Set the number of row groups that are kept in memory."""
@@ -253,6 +275,7 @@ class ArrowImages(TableImages):
         if self.floats:
             self._floats = table.select_columns(list(self.floats)).with_format("arrow")
             self._width = len(self.read_conditions([0])[0])
+            self._check_floats(self._floats[:])
 
     def __len__(self) -> int:
         return len(self._table)
