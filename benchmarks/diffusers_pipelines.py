@@ -12,7 +12,9 @@ has for its levels (Karras's, the spacing of the timesteps, the order), and the 
 | mixture | exact noise for Gaussians around digits, 8 × 8 | DDPM, linear betas |
 | mixture v | the same, v, cosine betas | DDPM, squaredcos_cap_v2 |
 | mixture flow | the same, the velocity of flow matching | FlowMatchEuler |
+| mixture, latents' betas | the same as the first | DDPM, scaled_linear |
 | digits | UNet2DModel trained on digits here | DDPM, linear betas |
+| digits 16 × 16 | the same, another size and other betas | DDPM, scaled_linear |
 | text to image | StableDiffusionPipeline, random weights, guidance 5 | PNDM, scaled_linear |
 """
 
@@ -20,7 +22,6 @@ import argparse
 import itertools
 import json
 import logging
-import time
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -33,6 +34,7 @@ import torch
 from benchmarks.common import interleaved, machine
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from openedm import Heun, Sampler
 from openedm.guidance import ClassifierFree
@@ -43,6 +45,7 @@ from openedm.sampling import RK4
 BUDGETS = (6, 8, 12, 20, 35)
 MIXTURE_STD = 0.1
 SPACINGS = ("trailing", "linspace", "leading")
+LATENTS: Mapping[str, Any] = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 LEVELS: tuple[Mapping[str, Any], ...] = ({}, {"use_karras_sigmas": True})
 
 
@@ -88,25 +91,50 @@ def exact(scheduler: Any, count: int) -> Problem:
     return Problem(lambda x, t: model(x, t)[0], scheduler, start, 0.5)
 
 
-def trained(count: int, seconds: float) -> Problem:
-    """A UNet2DModel that learns digits for some seconds."""
+def learned(unet: nn.Module, scheduler: Any, images: Tensor, steps: int) -> nn.Module:
+    """The network after training on images, with averaged weights."""
     torch.manual_seed(0)
-    blocks = {"down_block_types": ("DownBlock2D",) * 2, "up_block_types": ("UpBlock2D",) * 2}
-    unet = diffusers.UNet2DModel(8, 1, 1, block_out_channels=(32, 64), layers_per_block=1, norm_num_groups=8, **blocks)
-    scheduler, images = diffusers.DDPMScheduler(clip_sample=False), digits().float()
     optimiser = torch.optim.AdamW(unet.parameters(), 2e-3)
-    steps, deadline = 0, time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        y = images[torch.randint(len(images), (128,))]
-        noise, times = torch.randn_like(y), torch.randint(1000, (128,))
+    average = AveragedModel(unet, multi_avg_fn=get_ema_multi_avg_fn(0.99))
+    losses = []
+    for _ in range(steps):
+        y = images[torch.randint(len(images), (64,))]
+        noise, times = torch.randn_like(y), torch.randint(1000, (64,))
         loss = (unet(scheduler.add_noise(y, noise, times), times).sample - noise).square().mean()
         optimiser.zero_grad()
         loss.backward()
         optimiser.step()
-        steps += 1
-    print(f"digits: {steps} steps of training in {seconds:g} s, last loss {float(loss):.4f}")
+        average.update_parameters(unet)
+        losses.append(loss.item())
+    print(f"{steps} steps of training, loss {np.mean(losses[-100:]):.4f}", flush=True)
+    return average.module
+
+
+def trained(count: int, steps: int, size: int, betas: Mapping[str, Any], weights: Path | None = None) -> Problem:
+    """A UNet2DModel that has learned the noise in digits of some size, with averaged weights.
+
+    Weights are read from the folder `weights` if they are there, and written there otherwise.
+    """
+    channels = (16, 32) if size == 8 else (16, 32, 32)
+    blocks = {
+        "down_block_types": ("DownBlock2D",) * len(channels),
+        "up_block_types": ("UpBlock2D",) * len(channels),
+    }
+    unet = diffusers.UNet2DModel(
+        size, 1, 1, block_out_channels=channels, layers_per_block=1, norm_num_groups=8, **blocks
+    )
+    scheduler = diffusers.DDPMScheduler(clip_sample=False, **betas)
+    images = nn.functional.interpolate(digits().float(), size=(size, size), mode="bilinear")
+    kept = None if weights is None else weights / f"digits-{size}-{steps}.pt"
+    if kept is not None and kept.exists():
+        unet.load_state_dict(torch.load(kept, weights_only=True))
+    else:
+        unet = learned(unet, scheduler, images, steps)
+        if kept is not None:
+            kept.parent.mkdir(parents=True, exist_ok=True)
+            torch.save(unet.state_dict(), kept)
     unet.eval()
-    start = torch.randn((count, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    start = torch.randn((count, 1, size, size), generator=torch.Generator().manual_seed(0))
     return Problem(lambda x, t: unet(x, t).sample, scheduler, start, 0.5)
 
 
@@ -124,9 +152,8 @@ def text_to_image(count: int) -> tuple[Any, dict[str, Any]]:
         up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
     )
     vae = diffusers.AutoencoderKL(block_out_channels=(8,), norm_num_groups=4, sample_size=8)
-    options = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
     pipeline = diffusers.StableDiffusionPipeline(
-        vae, None, None, unet.eval(), diffusers.DDIMScheduler(**options, clip_sample=False, steps_offset=1), None, None,
+        vae, None, None, unet.eval(), diffusers.DDIMScheduler(**LATENTS, clip_sample=False, steps_offset=1), None, None,
         requires_safety_checker=False,
     )  # fmt: skip
     pipeline.set_progress_bar_config(disable=True)
@@ -224,7 +251,7 @@ def reference(problem: Problem) -> tuple[Tensor, float]:
     noise = problem.start.double() / (scale * highest)
     low = max(denoiser.sigma_min * (1 + 1e-6), 1e-3)
     fine, coarse = (
-        Sampler(LogLinear(steps, low, highest), solver=RK4()).sample(denoiser, noise=noise) for steps in (400, 200)
+        Sampler(LogLinear(steps, low, highest), solver=RK4()).sample(denoiser, noise=noise) for steps in (200, 100)
     )
     return fine, error(coarse, fine)
 
@@ -237,6 +264,19 @@ def error(samples: Tensor, expected: Tensor) -> float:
 Run = Callable[[Any, int], Tensor | None]
 
 
+def errors_of_diffusers(run: Run, scheduler: Any, budget: int, expected: Tensor) -> dict[str, float]:
+    """The error of each scheduler of diffusers, with all its options, that gives finite samples."""
+    errors: dict[str, float] = {}
+    for name, theirs in rivals(scheduler).items():
+        try:
+            samples = run(theirs, budget)
+        except Exception:  # A combination of options that it does not have, or that fails inside.
+            continue
+        if samples is not None and bool(samples.isfinite().all()):
+            errors[name] = error(samples, expected)
+    return errors
+
+
 def compare(name: str, run: Run, scheduler: Any, expected: Tensor, sigma_data: float) -> list[dict[str, Any]]:
     """The errors of ours, of the pipeline's own scheduler and of the best of diffusers, at each budget."""
     ours = {
@@ -245,14 +285,7 @@ def compare(name: str, run: Run, scheduler: Any, expected: Tensor, sigma_data: f
     }
     rows = []
     for budget in BUDGETS:
-        errors: dict[str, float] = {}
-        for other, theirs in rivals(scheduler).items():
-            try:
-                samples = run(theirs, budget)
-            except Exception:  # A combination of options that it does not have, or that fails inside.
-                continue
-            if samples is not None and bool(samples.isfinite().all()):
-                errors[other] = error(samples, expected)
+        errors = errors_of_diffusers(run, scheduler, budget, expected)
         best = min(errors, key=errors.__getitem__)
         samples = run(ours["Auto"], budget)
         assert samples is not None
@@ -326,7 +359,8 @@ def main() -> None:
     """Read options, run every problem, print a table and write the numbers."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--samples", type=int, default=64, help="samples of each problem")
-    parser.add_argument("--seconds", type=float, default=60.0, help="seconds of training of the digits' model")
+    parser.add_argument("--steps", type=int, default=1500, help="steps of training of the digits' models")
+    parser.add_argument("--weights", type=Path, default=None, help="a folder in which trained weights are kept")
     parser.add_argument("--only", nargs="*", default=None, help="names of problems")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file for all numbers")
     options = parser.parse_args()
@@ -341,7 +375,11 @@ def main() -> None:
         "mixture": lambda: exact(diffusers.DDPMScheduler(clip_sample=False), options.samples),
         "mixture v": lambda: exact(cosine, options.samples),
         "mixture flow": lambda: exact(flow, options.samples),
-        "digits": lambda: trained(options.samples, options.seconds),
+        "mixture, latents' betas": lambda: exact(
+            diffusers.DDPMScheduler(clip_sample=False, **LATENTS), options.samples
+        ),
+        "digits": lambda: trained(options.samples, options.steps, 8, {}, options.weights),
+        "digits 16 × 16": lambda: trained(options.samples, options.steps, 16, LATENTS, options.weights),
     }
     rows: list[dict[str, Any]] = []
     converged: dict[str, float] = {}
