@@ -33,6 +33,7 @@ def mixture(components: int, dim: int, seed: int) -> GaussianMixture:
 
 
 PLANE, WIDE = mixture(4, 2, seed=0), mixture(3, 16, seed=2)
+EDM_RANGE = {"sigma_min": 0.002, "sigma_max": 80.0}
 
 
 def drawn(denoiser: GaussianMixture, count: int, sigma: float = 0.0) -> Tensor:
@@ -64,7 +65,7 @@ def test_far_from_the_data_the_density_is_right_too() -> None:
 def test_the_error_falls_with_the_tolerance() -> None:
     x, errors = drawn(PLANE, 32, 0.002), []
     for tolerance in (1e-2, 1e-4, 1e-6):
-        found = log_prob(PLANE, x, solver=DormandPrince(tolerance))
+        found = log_prob(PLANE, x, **EDM_RANGE, solver=DormandPrince(tolerance))
         error = (found.log_prob - PLANE.log_prob(x, 0.002)).abs()
         assert float(error.median()) < 0.3 * tolerance
         errors.append(float(error.max()))
@@ -200,7 +201,7 @@ def test_probes_have_the_mean_and_the_variance_that_theory_gives_them(distributi
 def test_intervals_of_random_probes_cover_the_truth_at_their_rate(level: float) -> None:
     x, count = drawn(WIDE, 250, 0.002), 250
     settings = {"trace": Hutchinson(4), "solver": DormandPrince(1e-2)}
-    found = log_prob(WIDE, x, seeds=range(count), **settings)
+    found = log_prob(WIDE, x, seeds=range(count), **EDM_RANGE, **settings)
     low, high = found.interval(level)
     truth = WIDE.log_prob(x, 0.002)
     covered = int(((low <= truth) & (truth <= high)).sum())
@@ -284,7 +285,7 @@ def test_the_condition_is_told() -> None:
 
 
 def test_encoding_and_decoding_undo_each_other_and_agree_with_the_density_and_the_sampler() -> None:
-    x, likelihood = drawn(WIDE, 16, 0.002), Likelihood(solver=DormandPrince(1e-6))
+    x, likelihood = drawn(WIDE, 16, 0.002), Likelihood(**EDM_RANGE, solver=DormandPrince(1e-6))
     latent = likelihood.encode(WIDE, x)
     torch.testing.assert_close(likelihood.decode(WIDE, latent), x, rtol=0, atol=1e-5)
     torch.testing.assert_close(likelihood.log_prob(WIDE, x).noise, latent, rtol=0, atol=1e-5)
@@ -293,7 +294,7 @@ def test_encoding_and_decoding_undo_each_other_and_agree_with_the_density_and_th
 
 
 def test_latent_noise_of_data_is_unit_noise() -> None:
-    latent = Likelihood(solver=DormandPrince(1e-3)).encode(PLANE, drawn(PLANE, 3000, 0.002))
+    latent = Likelihood(**EDM_RANGE, solver=DormandPrince(1e-3)).encode(PLANE, drawn(PLANE, 3000, 0.002))
     # Five standard errors, and the share of the data at σ = 80.
     assert float(latent.mean(0).abs().max()) < 5 / math.sqrt(3000) + 1 / 80
     assert float((latent.var(0) - 1).abs().max()) < 5 * math.sqrt(2 / 3000) + 1e-3
@@ -417,7 +418,14 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
         (lambda: Hutchinson(0), "num_probes must be >= 1, got 0"),
         (lambda: Hutchinson(4, "cauchy"), "distribution must be one of 'rademacher', 'gaussian', got 'cauchy'"),
         (lambda: Likelihood(sigma_min=0.0), "sigma_min must be finite and > 0, got 0.0"),
-        (lambda: Likelihood(sigma_min=90.0), "sigma_min must be < sigma_max, got sigma_min=90.0 and sigma_max=80.0"),
+        (
+            lambda: Likelihood(sigma_min=90.0, sigma_max=80.0),
+            "sigma_min must be < sigma_max, got sigma_min=90.0 and sigma_max=80.0",
+        ),
+        (
+            lambda: log_prob(WIDE, noise(2, 16), sigma_min=1e6),
+            "sigma_min must be < sigma_max, got sigma_min=1000000.0",
+        ),
         (lambda: Likelihood(terminal="flat"), "terminal must be one of 'moments', 'noise', got 'flat'"),
         (lambda: Likelihood(num_steps=20), "num_steps requires a Runge-Kutta solver, otherwise None, got 20"),
         (lambda: Likelihood(solver=RK4(), num_steps=0), "num_steps must be >= 1, got 0"),
@@ -439,7 +447,7 @@ def test_images_of_other_values_are_dequantised_in_their_own_bins() -> None:
             "condition must have one row a sample (3), got 2 rows",
         ),
         (
-            lambda: log_prob(pixels(100.0), noise(2, 1, 2, 2)),
+            lambda: log_prob(pixels(100.0), noise(2, 1, 2, 2), sigma_max=80.0),
             "sigma_max must be far above the denoiser's sigma_data, 100, where the density is known, got 80",
         ),
         (
@@ -486,3 +494,14 @@ def test_a_denoiser_with_dropout_on_is_refused() -> None:
     for ask in (log_prob, Likelihood().encode, Likelihood().decode):
         with pytest.raises(ValueError, match="denoiser must be in evaluation mode, but dropout"):
             ask(denoiser, torch.zeros(1, 2))
+
+
+@pytest.mark.parametrize("width", [1e-3, 1.0, 1e4])
+def test_the_noise_levels_follow_the_width_of_the_data(width: float) -> None:
+    narrow = GaussianMixture([1.0], [[280.0 * width]], [[[width**2]]])
+    x = torch.tensor([[279.0], [281.5]], dtype=torch.float64) * width
+    found = log_prob(narrow, x, solver=DormandPrince(1e-6))
+    truth = narrow.log_prob(x, 0.004 * width)
+    assert torch.allclose(found.log_prob, truth, atol=1e-4)
+    with pytest.raises(ValueError, match="sigma_min must be < sigma_max"):
+        log_prob(narrow, x, sigma_min=1e3 * width)

@@ -144,3 +144,39 @@ def test_a_bare_function_or_matrix_is_refused_with_the_operators_to_choose_from(
     for bare in (torch.eye(2), blur):
         with pytest.raises(TypeError, match=r"operator must be a LinearOperator, such as Matrix\(matrix\)"):
             Measurement(bare, torch.zeros(1, 2), 1.0)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("dtype", [torch.int64, torch.uint8, torch.bool])
+def test_integers_that_were_measured_are_computed_as_the_numbers_they_are(dtype: torch.dtype) -> None:
+    y = torch.tensor([[1, 0]]).to(dtype)
+    measurement = Measurement(Matrix(torch.tensor([[1, 1], [0, 3]])), y, 1.0)
+    x = torch.tensor([[0.5, 0.25]])
+    assert measurement.residual(x).tolist() == [[0.25, -0.75]]
+    measurement.check((2,))
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("name", OPERATORS)
+def test_integer_samples_and_measurements_are_refused_by_operators(name: str) -> None:
+    operator = OPERATORS[name]
+    x = torch.ones(1, *IMAGE)
+    with pytest.raises(TypeError, match=r"x must hold floating-point numbers, got torch\.int64: write x\.float\(\)"):
+        operator(x.long())
+    with pytest.raises(TypeError, match=r"y must hold floating-point numbers, got torch\.int64"):
+        operator.adjoint(operator(x.double()).long(), IMAGE)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_what_is_no_table_of_real_numbers_is_refused() -> None:
+    assert Measurement(Matrix([[1, 1]]), [[2]], 1.0).residual(torch.ones(1, 2)).tolist() == [[0.0]]  # type: ignore[arg-type]
+    for make, error, message in (
+        (lambda: Matrix(torch.ones(2)), ValueError, r"matrix must have shape \(measured, features\), got \(2,\)"),
+        (lambda: Matrix(torch.tensor([[torch.nan]])), ValueError, "matrix must be finite, got nan"),
+        (lambda: Matrix(torch.ones(1, 1) * 1j), TypeError, r"matrix must hold real numbers, got torch\.complex64"),
+        (lambda: Measurement(Matrix(torch.eye(1)), torch.ones(1, 1) * 1j, 1.0), TypeError, "y must hold real numbers"),
+        (lambda: Measurement(Matrix(torch.eye(1)), torch.tensor(2.0), 1.0), ValueError, r"y must have shape .*\(\)"),
+        (lambda: Measurement(Matrix(torch.eye(1)), torch.ones(0, 1), 1.0), ValueError, r"y must have shape .*\(0, 1\)"),
+        (lambda: Measurement(Matrix(torch.eye(1)), "a", 1.0), TypeError, "y must be a tensor, an array or a list"),
+    ):
+        with pytest.raises(error, match=message):
+            make()

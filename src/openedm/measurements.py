@@ -13,12 +13,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.ground.devices import float64_on
+from openedm.ground.tensors import as_tensor, check_floats
 
 __all__ = ["AveragePool", "Function", "LinearOperator", "Mask", "Matrix", "Measurement"]
 
@@ -26,8 +27,15 @@ __all__ = ["AveragePool", "Function", "LinearOperator", "Mask", "Matrix", "Measu
 class LinearOperator(nn.Module, ABC):
     """A, a linear map from a sample to what is measured of it.
 
-    A subclass defines `forward`, and `adjoint` where it has a direct form.
+    A subclass defines `forward`, and `adjoint` where it has a direct form. Both take floating-point numbers; integers
+    would be computed as integers, and are a TypeError.
     """
+
+    def __call__(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
+        """A x; see `forward`."""
+        check_floats("x", x, "a tensor of samples (batch, *event)")
+        measured: Tensor = super().__call__(x)
+        return measured
 
     @abstractmethod
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
@@ -37,6 +45,7 @@ class LinearOperator(nn.Module, ABC):
         self, y: Float[Tensor, "batch *measured"], event_shape: tuple[int, ...]
     ) -> Float[Tensor, "batch *event"]:
         """Aᵀ y, here by automatic differentiation of A; `event_shape` is the shape of a sample."""
+        _check_measured(y)
         vjp = torch.func.vjp(self.forward, y.new_zeros(len(y), *event_shape))[1]
         transposed: Tensor = vjp(y)[0]
         return transposed
@@ -46,20 +55,22 @@ class Matrix(LinearOperator):
     """The operator A as a matrix, which multiplies the flattened sample.
 
     Args:
-        matrix: A, (measured, features).
+        matrix: A, (measured, features), of real numbers.
 
     Raises:
-        ValueError: when called, with samples of another number of features.
+        TypeError: the matrix is not a tensor, an array or a list of real numbers.
+        ValueError: it has another number of dimensions, or NaN or infinity. When called, with samples of another
+            number of features.
 
     >>> Matrix(torch.tensor([[1.0, 1.0]]))(torch.tensor([[2.0, 3.0]]))
     tensor([[5.]])
     """
 
-    matrix: Float[Tensor, "measured features"]
+    matrix: Shaped[Tensor, "measured features"]
 
-    def __init__(self, matrix: Float[Tensor, "measured features"]) -> None:
+    def __init__(self, matrix: Shaped[Tensor, "measured features"]) -> None:
         super().__init__()
-        self.register_buffer("matrix", matrix)
+        self.register_buffer("matrix", _real_numbers("matrix", matrix, "(measured, features)", 2))
 
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch measured"]:
         """A x."""
@@ -74,6 +85,7 @@ class Matrix(LinearOperator):
         self, y: Float[Tensor, "batch measured"], event_shape: tuple[int, ...]
     ) -> Float[Tensor, "batch *event"]:
         """Aᵀ y."""
+        _check_measured(y)
         return (y @ self.matrix.to(y.dtype)).reshape(-1, *event_shape)
 
 
@@ -116,6 +128,7 @@ class Mask(LinearOperator):
         self, y: Float[Tensor, "batch measured"], event_shape: tuple[int, ...]
     ) -> Float[Tensor, "batch *event"]:
         """y where the mask is true, 0 elsewhere."""
+        _check_measured(y)
         flat = y.new_zeros(len(y), *event_shape).flatten(1)
         return flat.index_copy(1, self.indices, y).reshape(-1, *event_shape)
 
@@ -168,6 +181,7 @@ class Function(LinearOperator):
         self, y: Float[Tensor, "batch *measured"], event_shape: tuple[int, ...]
     ) -> Float[Tensor, "batch *event"]:
         """`adjoint(y)` if an adjoint was given, otherwise Aᵀ y by automatic differentiation."""
+        _check_measured(y)
         return super().adjoint(y, event_shape) if self.given_adjoint is None else self.given_adjoint(y)
 
 
@@ -176,17 +190,18 @@ class Measurement(nn.Module):
 
     Args:
         operator: A.
-        y: what was measured, one row for all samples, (1, *measured), or one row a sample, (batch, *measured).
+        y: what was measured, real numbers, one row for all samples, (1, *measured), or one row a sample, (batch,
+            *measured). Integers become floating-point numbers.
         sigma_y: standard deviation of the measurement's noise, > 0, in the units of y.
 
     Raises:
-        TypeError: the operator is not a `LinearOperator`.
-        ValueError: sigma_y is not > 0, or y is not finite.
+        TypeError: the operator is not a `LinearOperator`, or y is not a tensor, an array or a list of real numbers.
+        ValueError: sigma_y is not > 0, or y is not finite or has no rows.
     """
 
-    y: Float[Tensor, "rows *measured"]
+    y: Shaped[Tensor, "rows *measured"]
 
-    def __init__(self, operator: LinearOperator, y: Float[Tensor, "rows *measured"], sigma_y: float) -> None:
+    def __init__(self, operator: LinearOperator, y: Shaped[Tensor, "rows *measured"], sigma_y: float) -> None:
         super().__init__()
         if not isinstance(operator, LinearOperator):
             raise TypeError(
@@ -194,11 +209,9 @@ class Measurement(nn.Module):
                 f"Function(function), got {type(operator).__name__}"
             )
         checks.positive("sigma_y", sigma_y)
-        if not bool(y.isfinite().all()):
-            raise ValueError(f"y must be finite, got {y[~y.isfinite()][0].item()}")
         self.operator = operator
         self.sigma_y = sigma_y
-        self.register_buffer("y", y)
+        self.register_buffer("y", _real_numbers("y", y, "(1 or batch, *measured)"))
 
     def residual(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
         """y − A x.
@@ -235,6 +248,23 @@ class Measurement(nn.Module):
             raise ValueError(f"adjoint must return the shape of a sample, {tuple(b.shape)}, got {tuple(back.shape)}")
         if not ((image_a * image_b).sum() - (a * back).sum()).abs() <= 1e-3 * image_a.norm() * image_b.norm():
             raise ValueError("adjoint must be that of the operator: ⟨A a, y⟩ differs from ⟨a, Aᵀ y⟩")
+
+
+def _real_numbers(name: str, value: object, shape: str, dimensions: int | None = None) -> Tensor:
+    """A tensor of finite real numbers, integers as floating-point numbers; an error for anything else."""
+    given = as_tensor(name, value)
+    if given.is_complex():
+        raise TypeError(f"{name} must hold real numbers, got {given.dtype}: measure real and imaginary parts apart")
+    if given.ndim == 0 or len(given) == 0 or given.ndim != (dimensions or given.ndim):
+        raise ValueError(f"{name} must have shape {shape}, got {tuple(given.shape)}")
+    given = given if given.is_floating_point() else given.to(float64_on(given.device))
+    if not bool(given.isfinite().all()):
+        raise ValueError(f"{name} must be finite, got {given[~given.isfinite()][0].item()}")
+    return given
+
+
+def _check_measured(y: object) -> None:
+    check_floats("y", y, "a tensor of measurements (batch, *measured)")
 
 
 def _close(a: Tensor, b: Tensor) -> bool:

@@ -33,6 +33,6 @@ def test_all_code_of_the_page_runs(openedm: Any, tmp_path: Path, monkeypatch: py
                 commands += 1
     finally:
         sys.modules.pop("my_parts", None)
-    assert commands == 7
+    assert commands == 8
     assert names["samples"].shape == (4, 2)
     assert names["distance"] > 0

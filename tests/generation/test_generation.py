@@ -3,10 +3,11 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from openedm.data import Arrays, InMemory, Pairs, Toy
 from openedm.data.stored import FULL_RANGES
-from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions, open_images
+from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions, open_images, read_conditions
 from openedm.levels import Karras
 from openedm.networks import MLP, DDPMpp
 from openedm.sampling import Auto, Churn, Euler, PublishedNoise, Sampler
@@ -165,3 +166,18 @@ def test_arrays_are_conditions_that_seeds_take_in_turn(tmp_path):
     assert source.settings(SAMPLER) != other.settings(SAMPLER)
     with pytest.raises(ValueError, match=r"conditions must have shape \(rows, 3\)"):
         CheckpointSampler(folder, options, conditions=values[:, :2])
+
+
+def test_of_conditions_of_other_proportions_the_central_parts_are_taken_with_a_word(tmp_path):
+    x = torch.rand(4, 1, 4, 4) * 2 - 1
+    model = Model.for_data(Pairs(x, x.clone()), UNET)
+    wide = np.zeros((2, 1, 4, 8), np.uint8)
+    wide[..., 2:6] = 255
+    np.save(tmp_path / "wide.npy", wide)
+    (tmp_path / "wide").mkdir()
+    for i in range(2):
+        Image.fromarray(wide[i, 0]).save(tmp_path / "wide" / f"{i}.png")
+    for name in ("wide.npy", "wide"):
+        with pytest.warns(UserWarning, match="2 of 2 conditions have other proportions than the model's images, 4x4"):
+            found = read_conditions(str(tmp_path / name), model)
+        assert torch.equal(found.of_seeds([0, 1])[0], torch.ones(2, 1, 4, 4))

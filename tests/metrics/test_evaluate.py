@@ -1,11 +1,22 @@
 import json
+import math
+from dataclasses import dataclass
 
 import pytest
 import torch
 from jaxtyping import TypeCheckError
 
 from openedm.data import Digits, InMemory
-from openedm.metrics import Classifier, Report, evaluate, frechet_distance, gaussian
+from openedm.metrics import (
+    Classifier,
+    Features,
+    OwnMetric,
+    Report,
+    compare,
+    evaluate,
+    frechet_distance,
+    gaussian,
+)
 from openedm.metrics.evaluate import _halves
 
 
@@ -147,3 +158,31 @@ def test_what_does_not_fit_is_refused_by_name(train, test):
         evaluate(x, labels, train, classifier, held_out=InMemory(x))
     with pytest.raises(ValueError, match="num_splits must be >= 1"):
         evaluate(x, labels, train, classifier, num_splits=0)
+
+
+@dataclass(frozen=True)
+class MeanDistance(OwnMetric):
+    """The distance of the means, or what is given instead."""
+
+    instead: float | None = None
+
+    def measure(self, made, real):
+        return (made.mean(0) - real.mean(0)).norm() if self.instead is None else self.instead
+
+
+def test_a_metric_of_ones_own_stands_beside_its_floor_and_its_error():
+    generator = torch.Generator().manual_seed(0)
+    made, real = (
+        Features(torch.randn(n, 2, generator=generator) + shift, None, None, False, "")
+        for n, shift in ((60, 3.0), (120, 0.0))
+    )
+    report = compare(made, real, metrics=["kernel"], num_splits=4, num_bootstrap=0, own=MeanDistance())
+    found = report.measure("MeanDistance")
+    assert found.value == pytest.approx(3 * math.sqrt(2), abs=0.5)
+    assert found.floor < 0.6
+    assert found.error == pytest.approx(math.sqrt(2 / 60), rel=0.6)
+    assert any(name.startswith("MeanDistance, 60 images") for name, _ in report.rows())
+    with pytest.raises(ValueError, match=r"MeanDistance\.measure must return a finite number, got nan"):
+        compare(made, real, own=MeanDistance(math.nan))
+    with pytest.raises(TypeError, match=r"MeanDistance\.measure must return a number, got str"):
+        compare(made, real, own=MeanDistance("near"))

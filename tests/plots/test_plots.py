@@ -1,4 +1,5 @@
 import math
+from dataclasses import replace
 
 import matplotlib
 import numpy as np
@@ -396,3 +397,29 @@ def test_errors_of_zero_are_left_out(tmp_path):
 def test_a_picture_of_errors_needs_solvers(panels):
     with pytest.raises(ValueError, match="panels must hold at least one panel, and each at least one solver"):
         error_versus_nfe(panels)
+
+
+def test_paths_of_data_far_from_0_are_shown_around_the_data():
+    far, line = (GaussianMixture([1.0], [[280.0] * n], torch.eye(n)[None]) for n in (2, 1))
+    noise = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
+    states = []
+    Sampler(Karras(6)).sample(far, noise=noise, callback=states.append)
+    made = Run(Sampler(Karras(6)), states)
+    axes = trajectories_2d({"a": made}, sigmas=[math.inf], sigma_data=1.0, location=280.0).axes
+    for panel in axes:
+        assert panel.get_xlim() == pytest.approx((277.2, 282.8))
+    first = states[0]
+    expected = 280 + (first.x - 280) / math.sqrt(1 + first.sigma**2)
+    assert np.allclose(axes[0].lines[0].get_xydata(), expected)
+    flat = Run(made.sampler, [replace(state, x=state.x[:, :1], denoised=state.denoised[:, :1]) for state in states])
+    low, high = trajectories_1d({"a": flat}, line.log_prob, sigma_shown=[1.0], lines=4).axes[0].get_ylim()
+    assert 270 < low < 280 < high < 290
+
+
+def test_images_of_data_far_from_0_keep_their_brightness_at_every_level():
+    x = 0.9 + 0.02 * torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(1, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    states = [State(i, s, s, 1.0, x + s * noise, x) for i, s in enumerate((4.0, 0.0))]
+    where = {"sigma_data": 0.02, "location": torch.full((1, 1, 1), 0.9)}
+    shown = picture(denoising_trajectory(states, samples=1, columns=2, **where))
+    assert shown[:8, :8].mean() == pytest.approx(shown[:8, 9:17].mean(), abs=3)

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from openedm import preconditioning
+from openedm.ground.storage import read_tensors, write_tensors
 from openedm.networks import MLP
 from openedm.training import Initial, Model, Options, Trainer, load_denoiser
 from openedm.training.checkpoints import find_checkpoint, read_progress
@@ -66,3 +67,18 @@ def test_what_cannot_start_a_run_is_refused(first: Path) -> None:
         Trainer(Model.for_data(X, NET), X, options=QUICK, init=5)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="mismatch must be one of"):
         Initial("x", "never")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("mismatch", ["error", "new"])
+def test_weights_that_are_nan_start_no_run(first: Path, mismatch: str) -> None:
+    damaged = load_denoiser(first)
+    name, weight = next(iter(damaged.network.named_parameters()))
+    tensors = read_tensors(find_checkpoint(first) / "model.safetensors")
+    tensors[name].view(-1)[0] = torch.nan
+    write_tensors(find_checkpoint(first) / "model.safetensors", tensors)
+    with pytest.raises(ValueError, match=rf"init: {name} of .* holds 1 NaN of {weight.numel()} numbers"):
+        Trainer(Model.for_data(X, NET), X, options=QUICK, init=Initial(str(first), mismatch))
+    with torch.no_grad():
+        weight.view(-1)[0] = torch.inf
+    with pytest.raises(ValueError, match=rf"init: {name} of the denoiser given holds 1 infinite"):
+        Trainer(Model.for_data(X, NET), X, options=QUICK, init=damaged)

@@ -85,7 +85,9 @@ def sample(
     cost = "" if prepared.sampler.nfe is None else f" with {prepared.sampler.nfe} {network} evaluations each"
     print(f"drew {count} samples{cost}{kept}: {out}{files.name_columns(seed_list)}")
     if trajectory is not None:
-        save_figure(denoising_trajectory(source.trajectory(prepared, seed_list[:6])), trajectory)
+        denoiser, states = prepared.denoiser, source.trajectory(prepared, seed_list[:6])
+        location = 0.0 if denoiser.location is None else denoiser.location
+        save_figure(denoising_trajectory(states, sigma_data=denoiser.sigma_data, location=location), trajectory)
         print(f"denoising trajectory: {trajectory}")
 
 

@@ -4,6 +4,7 @@ import csv
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,7 @@ from openedm.data.arrays import condition_tensor
 from openedm.data.decoding import as_array, decode_picture, to_tensor
 from openedm.data.forms import Resize, as_size, crop_to, resize_to
 from openedm.data.listing import rows_of_floats
+from openedm.data.partners import resize_images
 from openedm.data.stored import as_float
 from openedm.generation.classes import find_classes
 from openedm.ground import checks
@@ -119,7 +121,8 @@ def read_conditions(source: str, model: Model, key: str | None = None, resize: R
         model: the model.
         key: name of the array in a .npz, by default "conditions" or the only other one; or names of columns of a .csv,
             separated by commas, by default all.
-        resize: how images of another size than the model's are resized, after the central part of their proportions.
+        resize: how images of another size than the model's are resized. Of images with other proportions the central
+            parts are taken first, with a warning.
 
     Raises:
         ValueError: the model has no float conditions, the file cannot be read, or its rows are not those of the model.
@@ -177,8 +180,9 @@ def _of_arrays(path: Path, model: Model, key: str | None, resize: Resize) -> Con
     several = values.ndim == len(shape) > 1 and shape[0] > 1 and len(values) == shape[0]  # the channels of one
     if values.shape == shape != (1,) or several:
         values = values[None]
-    event_shape = model.event_shape if len(shape) > 1 else ()
-    rows = as_float(condition_tensor(values, event_shape, resize))
+    rows = as_float(condition_tensor(values[:, None] if values.ndim == len(shape) == 3 else values, (), resize))
+    if rows.ndim == 4 and len(shape) == 3:
+        rows = resize_images(_central_parts(rows, (shape[1], shape[2])), (shape[1], shape[2]), resize)
     labels = arrays.get("labels") if model.num_classes and "labels" in arrays else None
     if labels is None or key == "labels":
         return Conditions.of_rows(rows, model)
@@ -222,11 +226,36 @@ def _pictures(path: str, shape: tuple[int, ...], resize: Resize) -> Float[Tensor
     if len(shape) != 3:
         raise ValueError(f"a folder of images cannot hold conditions of shape {shape}: give a .npy file")
     images = FolderImages(path, "none", "none")
-    size, found = (shape[1], shape[2]), []
+    size, found, cropped = (shape[1], shape[2]), [], 0
     for index, (content, _) in enumerate(images.read(range(len(images)))):
         picture = decode_picture(io.BytesIO(content), images.describe(index), shape[0])
         height, width = as_size(picture)
         if height * size[1] != width * size[0]:
             picture = crop_to(picture, size, "centre", nearest=resize == "nearest")
+            cropped += 1
         found.append(as_float(to_tensor(as_array(resize_to(picture, size, resize)))))
+    _say_cropped(cropped, len(found), size)
     return torch.stack(found)
+
+
+def _central_parts(
+    images: Float[Tensor, "rows channels height width"], size: tuple[int, int]
+) -> Float[Tensor, "rows channels rows_kept columns_kept"]:
+    """The largest central parts with the proportions of a size (height, width)."""
+    height, width = images.shape[2:]
+    if height * size[1] == width * size[0]:
+        return images
+    rows = min(height, max(1, round(width * size[0] / size[1])))
+    columns = min(width, max(1, round(height * size[1] / size[0])))
+    _say_cropped(len(images), len(images), size)
+    top, left = (height - rows) // 2, (width - columns) // 2
+    return images[:, :, top : top + rows, left : left + columns]
+
+
+def _say_cropped(cropped: int, count: int, size: tuple[int, int]) -> None:
+    if cropped:
+        warnings.warn(
+            f"{cropped} of {count} conditions have other proportions than the model's images, {size[0]}x{size[1]}: "
+            "their central parts are used",
+            stacklevel=2,
+        )

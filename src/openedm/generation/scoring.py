@@ -26,6 +26,7 @@ from openedm.metrics import (
     FeatureNetwork,
     Features,
     Metric,
+    OwnMetric,
     Report,
     TrainedClassifier,
     Values,
@@ -61,6 +62,7 @@ class ScoringOptions(Choice):
             for other images with classes, and Values for all else.
         classifier: a file: read the classifier from there, or train it and keep it there.
         metrics: which metrics besides the Fréchet distance: kernel, neighbours, inception; all that apply by default.
+        own_metric: a further metric of your own, a class below openedm.metrics.OwnMetric in a module given by --import.
         num_pairwise: the most images on either side of kernel and neighbours, whose cost is the square.
         num_splits: random halves of the real images to average over.
         num_bootstrap: replicates for the Fréchet distance's interval; 0 leaves it out.
@@ -76,6 +78,7 @@ class ScoringOptions(Choice):
     extractor: Extractor | None = None
     classifier: str | None = None
     metrics: list[Metric] | None = None
+    own_metric: OwnMetric | None = None
     num_pairwise: int = 10_000
     num_splits: int = 8
     num_bootstrap: int = 50
@@ -253,6 +256,7 @@ def score(
         metrics=options.metrics,
         num_pairwise=options.num_pairwise,
         num_bootstrap=options.num_bootstrap,
+        own=options.own_metric,
         device="cuda" if accelerator.device.type == "cuda" else "cpu",  # has float64
     )
     return dataclasses.replace(report, extractor=network.description)

@@ -37,7 +37,7 @@ __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"
 SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 """Errs by less than 0.1 % of a standard deviation on Gaussians from the size of the prior to a fiftieth of it."""
 
-DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3)
+DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3, sigma_max=80.0)
 SCORE_LEVEL = 0.05
 MIN_ROWS, MAX_CHAINS = 32, 1 << 14
 """Fewer samples of each observation are drawn for all observations at a time; the chains that run at a time."""

@@ -41,6 +41,7 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
 from openedm.ground.tensors import check_floats
+from openedm.levels import Levels, numbers_for_data
 from openedm.levels.rules import MAX_STEPS
 from openedm.likelihood.divergence import ExactTrace, Hutchinson, Trace
 from openedm.likelihood.flow import ProbabilityFlow
@@ -99,9 +100,10 @@ class Likelihood(Choice):
             twice that of Hutchinson's probes.
         solver: `DormandPrince` or `Tsit5`, with a tolerance in nats, or a Runge–Kutta solver with fixed steps.
         num_steps: the number of steps of a Runge–Kutta solver, evenly spaced in atan(σ/σ_d)^½; None for other solvers.
-        sigma_min: the noise level of x, > 0; cut to the range of the denoiser.
+        sigma_min: the noise level of x, > 0; cut to the range of the denoiser. None means EDM's 0.002 times
+            σ_data/0.5.
         sigma_max: the noise level at which the density is known, far above the size of the data; cut to the range of
-            the denoiser.
+            the denoiser. None means EDM's 80 times σ_data/0.5.
         terminal: the density at σ_max: "moments", computed from the denoiser; or "noise", N(0, σ_max² I), with which
             the result is the density of samples of the ODE, also for guided denoisers.
         extrapolate: whether to compute the density of the data without the noise of σ_min, to order σ_min⁴; for
@@ -122,15 +124,17 @@ class Likelihood(Choice):
     trace: Trace | None = None
     solver: Solver = DormandPrince(1e-4)
     num_steps: int | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
+    sigma_min: float | None = None
+    sigma_max: float | None = None
     terminal: Literal["moments", "noise"] = "moments"
     extrapolate: bool = False
 
     def __post_init__(self) -> None:
-        checks.positive("sigma_min", self.sigma_min)
-        checks.positive("sigma_max", self.sigma_max)
-        checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        for name, value in (("sigma_min", self.sigma_min), ("sigma_max", self.sigma_max)):
+            if value is not None:
+                checks.positive(name, value)
+        if self.sigma_min is not None and self.sigma_max is not None:
+            checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
         checks.one_of("terminal", self.terminal, ("moments", "noise"))
         if not isinstance(self.solver, DormandPrince | Tsit5 | RungeKutta):
             raise TypeError(f"solver must be DormandPrince, Tsit5 or a Runge-Kutta solver, got {self.solver!r}")
@@ -246,10 +250,13 @@ class Likelihood(Choice):
         """σ_min and σ_max, cut to the denoiser's range; ValueError if they do not overlap or a dropout is active."""
         check_evaluation_mode(denoiser)
         check_no_per_sample_settings(denoiser)
-        low, high = max(self.sigma_min, denoiser.sigma_min), min(self.sigma_max, denoiser.sigma_max)
+        chosen = numbers_for_data(self, denoiser.sigma_data, Levels.relative_numbers)
+        assert chosen.sigma_min is not None
+        assert chosen.sigma_max is not None
+        low, high = max(chosen.sigma_min, denoiser.sigma_min), min(chosen.sigma_max, denoiser.sigma_max)
         if low >= high:
             raise ValueError(
-                f"noise levels from {self.sigma_min:g} to {self.sigma_max:g} are outside the denoiser's range "
+                f"noise levels from {chosen.sigma_min:g} to {chosen.sigma_max:g} are outside the denoiser's range "
                 f"[{denoiser.sigma_min:g}, {denoiser.sigma_max:g}]"
             )
         return low, high

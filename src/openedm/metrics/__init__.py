@@ -24,6 +24,7 @@ from openedm.metrics.inception import Inception, InceptionFeatures
 from openedm.metrics.inception_score import InceptionScore, inception_score
 from openedm.metrics.kernel import KernelDistance, kernel_distance
 from openedm.metrics.neighbours import Neighbours, neighbours
+from openedm.metrics.own import OwnMetric
 from openedm.metrics.report import Measure, Report
 from openedm.metrics.values import ValueFeatures, Values
 
@@ -45,6 +46,7 @@ __all__ = [
     "Metric",
     "ModuleFeatures",
     "Neighbours",
+    "OwnMetric",
     "Report",
     "TrainedClassifier",
     "ValueFeatures",

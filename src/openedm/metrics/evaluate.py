@@ -24,6 +24,7 @@ from openedm.metrics.frechet import frechet_distance, frechet_error, gaussian
 from openedm.metrics.inception_score import inception_score, inception_score_error
 from openedm.metrics.kernel import kernel_distance
 from openedm.metrics.neighbours import mean_error, neighbours
+from openedm.metrics.own import OwnMetric
 from openedm.metrics.report import Measure, Report
 
 __all__ = ["METRICS", "Metric", "applicable_metrics", "compare", "evaluate"]
@@ -92,6 +93,7 @@ def compare(
     metrics: Sequence[Metric] | None = None,
     num_pairwise: int = 10_000,
     num_bootstrap: int = 50,
+    own: OwnMetric | None = None,
     device: str | torch.device = "cpu",
 ) -> Report:
     """Compare generated images with real ones, both as features of one network.
@@ -111,6 +113,7 @@ def compare(
         metrics: besides the Fréchet distance; all that apply by default.
         num_pairwise: the largest number of images on either side for metrics of all pairs, whose cost is its square.
         num_bootstrap: replicates of the Fréchet distance's bootstrap; 0 leaves its error out.
+        own: a further metric of one's own, at as many samples as those of all pairs.
         device: for the computation; must have float64.
 
     Raises:
@@ -130,7 +133,7 @@ def compare(
     chosen = applicable_metrics(metrics, m, real.probabilities is not None)
     x, y = (dataclasses.replace(features, values=features.values.to(device)) for features in (made, real))
     generator = torch.Generator().manual_seed(seed)
-    draws = [_draw(x, y, n, m, chosen, generator, seed) for _ in range(num_splits)]
+    draws = [_draw(x, y, n, m, chosen, own, generator, seed) for _ in range(num_splits)]
     distances, floors = ([getattr(draw, name) for draw in draws] for name in ("frechet", "floor"))
     error = frechet_error(x.values, y.values, num=num_bootstrap, seed=seed) if num_bootstrap else None
     left_out = [name for name in METRICS if metrics is None and name not in chosen]
@@ -165,7 +168,14 @@ class _Draw:
 
 
 def _draw(
-    made: Features, real: Features, n: int, m: int, metrics: Sequence[Metric], generator: torch.Generator, seed: int
+    made: Features,
+    real: Features,
+    n: int,
+    m: int,
+    metrics: Sequence[Metric],
+    own: OwnMetric | None,
+    generator: torch.Generator,
+    seed: int,
 ) -> _Draw:
     x, y = made.values, real.values
     second, first = _halves(len(real), n, real.labels if made.labels is not None else None, generator)
@@ -179,13 +189,18 @@ def _draw(
     return _Draw(
         distance,
         floor,
-        _estimate(made, some[:m], other, metrics, seed),
-        _estimate(real, first[even], other, metrics, seed),
+        _estimate(made, some[:m], other, metrics, own, seed),
+        _estimate(real, first[even], other, metrics, own, seed),
     )
 
 
 def _estimate(
-    features: Features, index: Int64[Tensor, " m"], y: Float[Tensor, "m dim"], metrics: Sequence[Metric], seed: int
+    features: Features,
+    index: Int64[Tensor, " m"],
+    y: Float[Tensor, "m dim"],
+    metrics: Sequence[Metric],
+    own: OwnMetric | None,
+    seed: int,
 ) -> Estimates:
     """The metrics of the rows `index` of `features` against y."""
     found: Estimates = {}
@@ -203,6 +218,8 @@ def _estimate(
         p = cast(Tensor, features.probabilities)[index]
         score = inception_score(p, num_splits=1)
         found["Inception score"] = score.value, lambda: inception_score_error(p, seed=seed)
+    if own is not None:
+        found[own.name] = own.checked(x, y), lambda: own.error(x, y, seed)
     return found
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, cat
 
 from openedm.data.pictures import Pixels, image_grid
 from openedm.ground import checks
-from openedm.plots.style import GREY, evenly, format_sigma
+from openedm.plots.style import GREY, evenly, format_sigma, shrunk
 from openedm.sampling import State
 
 __all__ = ["denoising_trajectory", "sample_grid"]
@@ -44,16 +44,25 @@ def sample_grid(
     return figure
 
 
-def denoising_trajectory(states: Sequence[State], samples: int = 6, columns: int = 8) -> Figure:
+def denoising_trajectory(
+    states: Sequence[State],
+    samples: int = 6,
+    columns: int = 8,
+    *,
+    sigma_data: float = 0.5,
+    location: float | Tensor = 0.0,
+) -> Figure:
     """How samples come out of noise: above, the noisy image at selected levels; below, what the denoiser sees in it.
 
-    The noisy x/s is shown shrunk by 1/√(1 + 4σ²), so that its contrast is the same at every level: that of data with
-    σ_data = ½.
+    The noisy x/s is shown shrunk by 1/√(1 + σ²/σ_data²) towards the location m of the data, so that its contrast and
+    its brightness are those of the data at every level.
 
     Args:
         states: the states of one sampling run of images, in its order.
         samples: how many of the samples to show, the first of the batch; ≥ 1.
         columns: how many levels to show, evenly among the states, the first and last included; ≥ 1.
+        sigma_data: the denoiser's σ_data, > 0.
+        location: m, the denoiser's `location`: a number, or a tensor that broadcasts against an image.
 
     Raises:
         ValueError: no states, states that do not hold images, or a number out of its range.
@@ -61,12 +70,13 @@ def denoising_trajectory(states: Sequence[State], samples: int = 6, columns: int
     checks.at_least("samples", samples, 1)
     checks.at_least("columns", columns, 1)
     checks.at_least("the number of states", len(states), 1)
+    checks.positive("sigma_data", sigma_data)
     if states[0].x.ndim != 4:
         raise ValueError(f"states must hold images (batch, channels, height, width), got {tuple(states[0].x.shape)}")
     shown = [states[i] for i in evenly(len(states), columns)]
     samples = min(samples, len(states[0].x))
     height, width = states[0].x.shape[2:]
-    blocks = [_noisy_above_denoised(shown, sample) for sample in range(samples)]
+    blocks = [_noisy_above_denoised(shown, sample, sigma_data, location) for sample in range(samples)]
     gap = max(2, height // 6)
     pixels = _stacked(blocks, gap)
     figure, axes = _image_axes(pixels, TILE_INCHES / max(height, width), left=0.8, top=0.3)
@@ -80,9 +90,9 @@ def denoising_trajectory(states: Sequence[State], samples: int = 6, columns: int
     return figure
 
 
-def _noisy_above_denoised(states: Sequence[State], sample: int) -> Pixels:
+def _noisy_above_denoised(states: Sequence[State], sample: int, sigma_data: float, location: float | Tensor) -> Pixels:
     row = slice(sample, sample + 1)
-    noisy = [s.x[row] / (s.scale * (1 + 4 * s.sigma**2) ** 0.5) for s in states]
+    noisy = [shrunk(s.x[row] / s.scale, s.sigma / sigma_data, location) for s in states]
     return image_grid(cat([*noisy, *(s.denoised[row] for s in states)]), len(states))
 
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.plots.style import COLOURS, GREY, evenly, format_sigma, line_style, number_log_ticks, plain
+from openedm.plots.style import COLOURS, GREY, evenly, format_sigma, line_style, number_log_ticks, plain, shrunk
 from openedm.sampling import Sampler, State
 from openedm.schedules import Scaling, Schedule
 
@@ -61,10 +61,10 @@ class Run(NamedTuple):
         """σ(t) and s: runs that agree in them can share their axes."""
         return self.sampler.schedule, self.scaling
 
-    def reach(self, sigma: float) -> float:
-        """The largest |x(t)| at noise levels up to `sigma`."""
+    def ends(self, sigma: float) -> tuple[float, float]:
+        """The least and the largest x(t) at noise levels up to `sigma`."""
         near = [state for state in self.states if state.sigma <= sigma] or self.states
-        return max(float(state.x.abs().max()) for state in near)
+        return min(float(state.x.min()) for state in near), max(float(state.x.max()) for state in near)
 
     def below(self, sigma: float) -> list[State]:
         """The states at noise levels up to `sigma`, and the last one before them, where the paths enter the panel."""
@@ -106,8 +106,7 @@ def trajectories_1d(
     for row, sigma in zip(grid, sigma_shown, strict=True):
         for axes, run in zip(row, runs.values(), strict=True):
             alike = [other for other in runs.values() if other.curve == run.curve]
-            reach = 1.05 * max(other.reach(sigma) for other in alike)
-            _draw_1d(axes, run, log_prob, min(sigma, run.states[0].sigma), reach, lines, against)
+            _draw_1d(axes, run, log_prob, min(sigma, run.states[0].sigma), _window_1d(alike, sigma), lines, against)
         row[0].set_ylabel(f"x(t),  σ ≤ {format_sigma(sigma)}")
     for (title, run), top, bottom in zip(runs.items(), grid[0], grid[-1], strict=True):
         top.set_title(title, fontsize=11)
@@ -134,12 +133,30 @@ def density_of_x(
     return torch.stack(columns, 1)
 
 
-def _draw_1d(axes: Axes, run: Run, log_prob: LogProb, highest: float, reach: float, lines: int, against: str) -> None:
+def _window_1d(runs: Sequence[Run], sigma: float) -> tuple[float, float]:
+    """What all paths at noise levels up to `sigma` fit in: around 0 if they are on both sides of it."""
+    lows, highs = zip(*(run.ends(sigma) for run in runs), strict=True)
+    low, high = min(lows), max(highs)
+    if low < 0 < high:
+        low, high = -max(-low, high), max(-low, high)
+    margin = 0.025 * (high - low)
+    return low - margin, high + margin
+
+
+def _draw_1d(
+    axes: Axes,
+    run: Run,
+    log_prob: LogProb,
+    highest: float,
+    window: tuple[float, float],
+    lines: int,
+    against: str,
+) -> None:
     states = run.below(highest)
     drawn = evenly(len(states[0].x), lines)
     paths = torch.stack([s.x[drawn, 0].double().cpu() for s in states]).numpy()
     places, sigmas = _horizontal(run, highest, against)
-    positions = torch.linspace(-reach, reach, POSITIONS, dtype=torch.float64)
+    positions = torch.linspace(*window, POSITIONS, dtype=torch.float64)
     density = density_of_x(run, log_prob, sigmas, positions).numpy()
     shades = np.linspace(0.04, 1, 13)
     filled = axes.contourf(places, positions.numpy(), density, shades, cmap="Blues", vmin=-0.1, vmax=1.7, extend="max")
@@ -147,7 +164,7 @@ def _draw_1d(axes: Axes, run: Run, log_prob: LogProb, highest: float, reach: flo
     across = [s.time if against == "time" else max(s.sigma, places[0]) for s in states]
     axes.plot(across, paths, color=COLOURS[1], linewidth=0.8)
     scale = "linear" if against == "time" else "log"
-    axes.set(xscale=scale, xlim=(0 if against == "time" else places[0], places[-1]), ylim=(-reach, reach))
+    axes.set(xscale=scale, xlim=(0 if against == "time" else places[0], places[-1]), ylim=window)
     if against == "log_sigma":
         number_log_ticks(axes.xaxis)
 
@@ -169,18 +186,20 @@ def trajectories_2d(
     *,
     sigmas: Sequence[float] = (0.0, 0.1, 0.3, 0.7, math.inf),
     sigma_data: float = 1.0,
+    location: float | Sequence[float] = 0.0,
     lines: int = 60,
 ) -> Figure:
     """Points at several noise levels, one row a run, and the paths that they take.
 
-    So that every level fits the same window, points are shown at x/(s √(1 + σ²/σ_data²)): with their spread divided by
-    what the noise added to it. Six samples keep their colour, in all panels and in all runs that start from the same
-    noise.
+    So that every level fits the same window, points are shown at m + (x/s − m)/√(1 + σ²/σ_data²) with m the location of
+    the data: with their spread divided by what the noise added to it. Six samples keep their colour, in all panels and
+    in all runs that start from the same noise.
 
     Args:
         runs: a title and a run of two-dimensional samples for each row.
         sigmas: noise levels of the columns; of each run the nearest state is shown.
         sigma_data: standard deviation of the data.
+        location: m, a number or one a coordinate.
         lines: how many samples, the first of the batch, have their paths drawn; ≥ 0.
 
     Raises:
@@ -194,19 +213,26 @@ def trajectories_2d(
     figure = Figure(figsize=(0.4 + 1.75 * columns, 0.5 + 1.75 * len(runs)), layout="constrained")
     grid = figure.subplots(len(runs), columns, squeeze=False, sharex=True, sharey=True)
     titles_above: list[str] = []
+    centre = np.broadcast_to(np.asarray(location, dtype=np.float64), (2,))
+    reach = 10.0 ** round(math.log10(sigma_data))
     for row, (title, run) in zip(grid, runs.items(), strict=True):
-        points = [_in_window(state, sigma_data) for state in run.states]
+        points = [_in_window(state, sigma_data, centre) for state in run.states]
         chosen = [nearest_state(run.states, sigma) for sigma in sigmas]
         for axes, at in zip(row, chosen, strict=False):
             _draw_points(axes, points[at])
         _draw_paths(row[-1], np.stack(points)[:, :lines])
+        for axes in row:
+            _window(axes, centre, reach)
         row[0].set_ylabel(title, fontsize=11)
         titles = [*(f"σ = {format_sigma(run.states[at].sigma)}" for at in chosen), "paths"]
         if titles != titles_above:
             for axes, text in zip(row, titles, strict=True):
                 axes.set_title(text, fontsize=10)
         titles_above = titles
-    figure.supxlabel(r"$x \,/\, (s\,\sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}\,)$", fontsize=10, color=GREY)
+    shown = r"x \,/\, (s\,\sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}\,)"
+    if centre.any():
+        shown = r"m + (x/s - m) \,/\, \sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}"
+    figure.supxlabel(f"${shown}$", fontsize=10, color=GREY)
     return figure
 
 
@@ -217,14 +243,14 @@ def nearest_state(states: Sequence[State], sigma: float) -> int:
     return min(range(len(states)), key=lambda i: abs(math.log((states[i].sigma + 1e-3) / (sigma + 1e-3))))
 
 
-def _in_window(state: State, sigma_data: float) -> Float64[np.ndarray, "batch 2"]:
-    return (state.x.double().cpu() / (state.scale * math.hypot(1, state.sigma / sigma_data))).numpy()
+def _in_window(state: State, sigma_data: float, centre: Float64[np.ndarray, "2"]) -> Float64[np.ndarray, "batch 2"]:
+    x = state.x.double().cpu() / state.scale
+    return shrunk(x, state.sigma / sigma_data, torch.tensor(centre)).numpy()
 
 
 def _draw_points(axes: Axes, points: Float64[np.ndarray, "batch 2"]) -> None:
     axes.plot(*points.T, ".", color=GREY, markersize=2.5, alpha=0.5, markeredgewidth=0, rasterized=True)
     _mark(axes, points)
-    _window(axes)
 
 
 def _draw_paths(axes: Axes, paths: Float64[np.ndarray, "states lines 2"]) -> None:
@@ -235,7 +261,6 @@ def _draw_paths(axes: Axes, paths: Float64[np.ndarray, "states lines 2"]) -> Non
         )
     axes.plot(*paths[-1].T, ".", color=GREY, markersize=3, markeredgewidth=0)
     _mark(axes, paths[-1])
-    _window(axes)
 
 
 def _mark(axes: Axes, points: Float64[np.ndarray, "batch 2"]) -> None:
@@ -243,8 +268,10 @@ def _mark(axes: Axes, points: Float64[np.ndarray, "batch 2"]) -> None:
         axes.plot(*point, "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.6)
 
 
-def _window(axes: Axes) -> None:
-    axes.set(xlim=(-2.8, 2.8), ylim=(-2.8, 2.8), aspect="equal", xticks=[-2, 0, 2], yticks=[-2, 0, 2])
+def _window(axes: Axes, centre: Float64[np.ndarray, "2"], reach: float) -> None:
+    (x, y), ticks = centre, np.array([-2, 0, 2]) * reach
+    limits = np.array([-2.8, 2.8]) * reach
+    axes.set(xlim=x + limits, ylim=y + limits, aspect="equal", xticks=x + ticks, yticks=y + ticks)
     axes.tick_params(labelsize=8, labelcolor=GREY)
     plain(axes)
 

@@ -1,5 +1,6 @@
 """The style that figures share, set on each figure itself; checks of their numbers; and how a figure is saved."""
 
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,6 +34,7 @@ __all__ = [
     "on_white",
     "plain",
     "save_figure",
+    "shrunk",
 ]
 
 Numbers = Tensor | np.ndarray | Sequence[float]
@@ -124,6 +126,18 @@ def finite_array(name: str, values: Numbers, dimensions: int) -> Float64[np.ndar
     if array.size == 0 or not np.isfinite(array).all():
         raise ValueError(f"{name} must hold finite numbers only, at least one")
     return array
+
+
+def shrunk(x: Tensor, ratio: float, location: float | Tensor) -> Tensor:
+    """m + (x − m)/√(1 + ratio²), for noisy x at a noise level that is `ratio` times σ_data: spread as data are.
+
+    Args:
+        x: noisy samples, in data units.
+        ratio: σ/σ_data.
+        location: m, a number or a tensor that broadcasts against a sample.
+    """
+    centre = location.to(x) if isinstance(location, Tensor) else location
+    return centre + (x - centre) / math.hypot(1, ratio)
 
 
 def evenly(length: int, count: int) -> list[int]:

@@ -11,6 +11,7 @@ from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice, to_config
 from openedm.ground.storage import file_digest
+from openedm.ground.tensors import misfits
 from openedm.preconditioning import Preconditioning
 from openedm.training.checkpoints import find_checkpoint, read_model, read_weights
 
@@ -64,7 +65,8 @@ def load_initial(
         init: where the weights come from.
 
     Raises:
-        ValueError: there is no checkpoint, its network predicts something else, or parameters do not fit.
+        ValueError: there is no checkpoint, its network predicts something else, or parameters do not fit, are NaN or
+            infinite.
     """
     if isinstance(init, Preconditioned):
         _check_prediction(init.preconditioning, preconditioning)
@@ -81,9 +83,18 @@ def _check_prediction(before: Preconditioning, now: Preconditioning) -> None:
         raise ValueError(f"preconditioning must be that of init, {before}, for its weights to mean the same, got {now}")
 
 
+def _check_numbers(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str) -> None:
+    """Refuse weights that are NaN or no real numbers, also where parameters of another shape would start anew."""
+    for name, given in tensors.items():
+        if name in expected and given.shape == expected[name].shape:
+            for problem in misfits(expected[name], given):
+                raise ValueError(f"init: {name} of {origin} {problem}: start from a checkpoint without such weights")
+
+
 def _copy(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, mismatch: str) -> list[str]:
     """Copy what fits; the names of the parameters that do not, with `mismatch` "new"."""
     expected = network.state_dict()
+    _check_numbers(expected, tensors, origin)
     fits = {name: t for name, t in tensors.items() if name in expected and t.shape == expected[name].shape}
     missing = sorted(expected.keys() - fits.keys())
     problems = [
