@@ -18,9 +18,11 @@ from openedm.sampling import (
     DPMSolverPP2M,
     DPMSolverPP2S,
     Euler,
+    EulerMaruyama,
     Heun,
     Multistep,
     Sampler,
+    SeededNoise,
     UniPC,
 )
 
@@ -153,3 +155,13 @@ def test_a_model_is_a_denoiser_with_its_range_and_its_condition() -> None:
 def test_wrong_calls_are_named(call: Any, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+def test_seeds_are_one_a_sample_and_their_first_draw_is_that_of_the_start() -> None:
+    sample = sampler_function(Sampler(solver=EulerMaruyama()))
+    seeds, shape = torch.arange(len(start())), tuple(start().shape[1:])
+    source = SeededNoise(seeds)
+    source.draw(shape)
+    assert torch.equal(sample(Model(), start(), SIGMAS, seeds=seeds), sample(Model(), start(), SIGMAS, seeds=source))
+    with pytest.raises(ValueError, match="seeds must be one a sample"):
+        sampler_function()(Model(), start(), SIGMAS, seeds=[0])

@@ -7,7 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from openedm.sampling import NoiseSource, SeededNoise, initial_noise
+from openedm.exact import GaussianMixture
+from openedm.levels import Karras
+from openedm.sampling import EulerMaruyama, Heun, NoiseSource, Sampler, SeededNoise, initial_noise
 
 SEEDS = st.lists(st.integers(0, 2**40), min_size=1, max_size=8)
 SHAPES = st.lists(st.integers(1, 5), max_size=3).map(tuple)
@@ -103,3 +105,13 @@ def test_a_seed_that_is_not_an_integer_is_refused(seed: object) -> None:
 def test_numpys_integers_are_seeds() -> None:
     expected = draws([0, 3], (2,))
     assert torch.equal(draws(list(np.array([0, 3])), (2,)), expected)
+
+
+def test_given_noise_replaces_the_first_draw_of_the_seeds_and_is_not_that_of_a_step_as_well() -> None:
+    gaussian = GaussianMixture([1.0], [[0.0]], [[[1.0]]])
+    sampler = Sampler(Karras(4), solver=EulerMaruyama())
+    drawn = sampler.sample(gaussian, range(3))
+    assert torch.equal(sampler.sample(gaussian, range(3), noise=initial_noise(range(3), (1,))), drawn)
+    for solver in (EulerMaruyama(), Heun()):
+        with pytest.raises(ValueError, match=r"seeds must be one a sample of the noise \(2\), got 3"):
+            Sampler(Karras(4), solver=solver).sample(gaussian, range(3), noise=torch.zeros(2, 1))

@@ -10,7 +10,7 @@ with x at the level σ_0 and decreasing `sigmas`, the last of which is 0, or pos
 model. k-diffusion itself (Crowson 2022) is not needed for either, only its calls.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Protocol, runtime_checkable
 
@@ -24,7 +24,7 @@ from openedm.levels import Explicit
 from openedm.preconditioning import VelocityPrediction
 from openedm.sampling import Multistep, Sampler, SeededNoise
 from openedm.sampling.engine.plan import Plan, PlannedSolver, State, execute
-from openedm.sampling.noise import NoiseSource
+from openedm.sampling.noise import NoiseSource, Seeds
 from openedm.schedules import FlowTime
 
 __all__ = ["SamplerFunction", "from_kdiffusion", "sampler_function"]
@@ -47,7 +47,7 @@ class SamplerFunction(Protocol):
         disable: bool | None = None,
         *,
         noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
-        seeds: Sequence[int] | NoiseSource | None = None,
+        seeds: Seeds | NoiseSource | None = None,
     ) -> Float[Tensor, "batch *event"]:
         """The sample, or the state at the last level if that is not 0."""
         ...
@@ -66,7 +66,8 @@ def sampler_function(sampler: Sampler | None = None) -> SamplerFunction:
     - `disable`: accepted as k-diffusion's samplers do; this function shows no progress of its own;
     - `noise_sampler`: for solvers that add noise, `noise_sampler(sigma, sigma_next)` returns unit noise of the shape of
       x, as k-diffusion's `BrownianTreeNoiseSampler`; None means new noise from torch's global generator;
-    - `seeds`: instead of it, a `NoiseSource` of this library, or one seed a sample;
+    - `seeds`: instead of it, a `NoiseSource` of this library, or one seed a sample, of which the draws after the first
+      are taken, as the first is that of the start;
 
     and returns a tensor in the dtype of x. States are float64 in between (float32 on devices without it).
 
@@ -100,14 +101,14 @@ def sampler_function(sampler: Sampler | None = None) -> SamplerFunction:
         disable: bool | None = None,
         *,
         noise_sampler: Callable[[Tensor, Tensor], Tensor] | None = None,
-        seeds: Sequence[int] | NoiseSource | None = None,
+        seeds: Seeds | NoiseSource | None = None,
     ) -> Float[Tensor, "batch *event"]:
         if noise_sampler is not None and seeds is not None:
             raise TypeError("noise_sampler and seeds are mutually exclusive, got both")
         denoiser = _KDenoiser(model, x.dtype, extra_args or {})
         levels, ends_at_zero = _levels(sigmas)
         chosen = replace(default_sampler(len(levels)) if sampler is None else sampler, levels=Explicit(levels))
-        source = _source(x, noise_sampler) if seeds is None else _seeded(seeds)
+        source = _source(x, noise_sampler) if seeds is None else _seeded(seeds, x)
         final = None
         with torch.no_grad():
             for state in _states(chosen, denoiser, x.to(float64_on(x.device)), source, ends_at_zero=ends_at_zero):
@@ -267,5 +268,11 @@ def _source(x: Tensor, noise_sampler: Callable[[Tensor, Tensor], Tensor] | None)
     return _GlobalNoise(x) if noise_sampler is None else _StepNoise(x, noise_sampler)
 
 
-def _seeded(seeds: Sequence[int] | NoiseSource) -> NoiseSource:
-    return SeededNoise(seeds) if isinstance(seeds, Sequence) else seeds
+def _seeded(seeds: Seeds | NoiseSource, x: Tensor) -> NoiseSource:
+    if isinstance(seeds, NoiseSource):
+        return seeds
+    source = SeededNoise(seeds)
+    if len(source.seeds) != len(x):
+        raise ValueError(f"seeds must be one a sample ({len(x)}), got {len(source.seeds)}")
+    source.draw(tuple(x.shape[1:]))
+    return source

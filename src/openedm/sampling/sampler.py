@@ -58,7 +58,8 @@ class SamplerChoice(Choice):
         Args:
             denoiser: any denoiser.
             seeds: one seed a sample, or a source of noise. A sample depends on its seed, mod 2³², and condition alone.
-            noise: unit Gaussian noise at the start, instead of the first draw of the seeds, and as many rows.
+            noise: unit Gaussian noise at the start, instead of the first draw of the seeds, one row a seed. Of a
+                source of noise no draw is left out.
             condition: one row a sample, passed to the denoiser; a single row for all if it has a `condition_shape`.
             event_shape: the shape of one sample; required if neither the denoiser nor `noise` has it.
             callback: called with the `State` at every level and at the end.
@@ -204,9 +205,10 @@ class Sampler(SamplerChoice):
             if shape is None:
                 raise ValueError("event_shape must be given for a denoiser without event_shape, got None")
             noise = source.draw(shape)
-        elif len(getattr(source, "seeds", noise)) != len(noise):
-            count = len(getattr(source, "seeds", noise))
-            raise ValueError(f"seeds must be one a sample of the noise ({len(noise)}), got {count}")
+        elif isinstance(source, SeededNoise) and source is not seeds:
+            if len(source.seeds) != len(noise):
+                raise ValueError(f"seeds must be one a sample of the noise ({len(noise)}), got {len(source.seeds)}")
+            source.draw(tuple(noise.shape[1:]))  # which `noise` replaces: it must not be the noise of a step as well
         denoiser.check_condition(condition, len(noise))
         top = grid.sigmas[0]
         x = noise.to(device, dtype) * (top * grid.scale(top))
