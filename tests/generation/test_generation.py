@@ -181,3 +181,15 @@ def test_of_conditions_of_other_proportions_the_central_parts_are_taken_with_a_w
         with pytest.warns(UserWarning, match="2 of 2 conditions have other proportions than the model's images, 4x4"):
             found = read_conditions(str(tmp_path / name), model)
         assert torch.equal(found.of_seeds([0, 1])[0], torch.ones(2, 1, 4, 4))
+
+
+def test_the_published_classes_of_many_seeds_do_not_need_the_noise_of_all_in_memory(tmp_path, monkeypatch):
+    model = Model.for_data(Toy(num_samples=64).load(), MLP(width=8, num_blocks=1))
+    source = CheckpointSampler(untrained(tmp_path / "c", model), SamplingOptions(nfe=4), noise="published")
+    expected, most = PublishedNoise(range(600), (2,), model.num_classes).classes, []
+    monkeypatch.setattr(
+        "openedm.generation.options.PublishedNoise",
+        lambda seeds, *rest: most.append(len(seeds)) or PublishedNoise(seeds, *rest),
+    )
+    assert torch.equal(source.labels(range(600)), expected)
+    assert max(most) <= 256

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
 import numpy as np
+import torch
 from accelerate import Accelerator
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
@@ -42,6 +43,9 @@ from openedm.training.checkpoints import read_progress
 __all__ = ["CheckpointSampler", "PreparedSampler", "SamplingOptions"]
 
 StepNoiseName = Literal["independent", "path", "published"]
+
+SEEDS_AT_A_TIME = 256
+"""The seeds whose starting noise is in memory only to know their classes."""
 
 FIT_VERSION = 1
 """Version of the fit of levels: fits of another version are made anew."""
@@ -199,7 +203,7 @@ class CheckpointSampler:
             if of_rows is not None:
                 return of_rows
             if self.noise == "published":
-                return self._published(seeds).classes
+                return self._published_classes(seeds)
         return class_labels(seeds, self.classes, self.model.num_classes)
 
     def values(self, seeds: Sequence[int]) -> Float[Tensor, "seeds *shape"] | None:
@@ -215,6 +219,11 @@ class CheckpointSampler:
 
     def _published(self, seeds: Sequence[int]) -> PublishedNoise:
         return PublishedNoise(seeds, self.model.event_shape, self.model.num_classes)
+
+    def _published_classes(self, seeds: Sequence[int]) -> Int64[Tensor, "seeds"]:
+        """The classes of the seeds, some at a time: each seed draws the noise of its start before its class."""
+        parts = [seeds[i : i + SEEDS_AT_A_TIME] for i in range(0, len(seeds), SEEDS_AT_A_TIME)]
+        return torch.cat([classes for part in parts if (classes := self._published(part).classes) is not None])
 
     def _published_has_effect(self, method: SamplerChoice) -> bool:
         draws_classes = self.model.num_classes > 0 and self.classes is None and not self.without_condition
