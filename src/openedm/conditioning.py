@@ -19,24 +19,23 @@ Sources: Rozet et al. 2024, "Learning diffusion priors from observations by expe
 2023, "Diffusion posterior sampling for general noisy inverse problems", Theorem 1 and Algorithm 1.
 """
 
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable
 from typing import Literal
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser, per_sample
+from openedm.denoiser import Condition, Denoiser, Wrapper, per_sample
 from openedm.ground import checks
 from openedm.measurements import Measurement
-from openedm.schedules import Values
 from openedm.units import like
 
 __all__ = ["DPS", "MMPS", "Conditioned", "conjugate_gradients"]
 
 
-class Conditioned(Denoiser, ABC):
+class Conditioned(Wrapper):
     """Base class of denoisers that are conditioned on a measurement: D(x; σ) + V Aᵀ u. Subclasses define `weighted`, u.
 
     Shape, classes, σ_data and noise levels are those of the denoiser. The result is differentiable where autograd is
@@ -52,28 +51,11 @@ class Conditioned(Denoiser, ABC):
     """
 
     def __init__(self, denoiser: Denoiser, measurement: Measurement) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         if denoiser.event_shape is not None:
             measurement.check(denoiser.event_shape)
-        self.denoiser = denoiser
         self.measurement = measurement
         self.rows = len(measurement.y) if len(measurement.y) > 1 else denoiser.rows
-        self.event_shape = denoiser.event_shape
-        self.num_classes = denoiser.num_classes
-        self.condition_shape, self.condition_dropout = denoiser.condition_shape, denoiser.condition_dropout
-        self.sigma_data = denoiser.sigma_data
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
-        self.location, self.scale = denoiser.location, denoiser.scale
-
-    def mean(
-        self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
-    ) -> Tensor | None:
-        """That of the denoiser, without the measurement."""
-        return self.denoiser.mean(sigma_max, condition, event_shape)
-
-    def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """The denoiser's `round_sigma`."""
-        return self.denoiser.round_sigma(sigma)
 
     def denoise(
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition

@@ -32,7 +32,15 @@ from jaxtyping import Float, Float64, Shaped
 from torch import Tensor
 
 from openedm.conditions import ConditionLayout
-from openedm.denoiser import Condition, Denoiser, check_denoiser, per_sample
+from openedm.denoiser import (
+    CONDITION,
+    UNITS,
+    Condition,
+    Denoiser,
+    check_denoiser,
+    per_sample,
+    take_attributes,
+)
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.schedules import Values, float64
@@ -205,11 +213,8 @@ class Guided(Denoiser):
         self.weight = _to_weight(weight)
         num_weights = len(self.weight) if isinstance(self.weight, Tensor) and self.weight.ndim == 1 else None
         self.rows = next((rows for rows in (num_weights, main.rows, guiding.rows) if rows is not None), None)
-        self.num_classes = main.num_classes
-        self.condition_shape, self.condition_dropout = main.condition_shape, main.condition_dropout
-        self.sigma_data = main.sigma_data
+        take_attributes(self, main, ("sigma_data", *CONDITION, *UNITS))
         self.event_shape = guiding.event_shape if main.event_shape is None else main.event_shape
-        self.location, self.scale = main.location, main.scale
         self.sigma_min = max(main.sigma_min, guiding.sigma_min)
         self.sigma_max = min(main.sigma_max, guiding.sigma_max)
         if main is guiding and type(self).guiding_condition is Guided.guiding_condition:

@@ -8,19 +8,18 @@ The probability-flow ODE, and each stochastic equation with the same marginals, 
 in z: solvers, tolerances and densities need nothing else. ln p(x) = ln p(z) − Σ ln S.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from openedm.denoiser import Condition, Denoiser
-from openedm.schedules import Values
+from openedm.denoiser import CONDITION, RANGE, Condition, Denoiser, StandardisedInside, Wrapper
 from openedm.units import Units, from_standard, like, to_standard
 
 __all__ = ["InUnits", "Standardised", "standardised"]
 
 
-class Standardised(Denoiser):
+class Standardised(Wrapper):
     """D′(z; σ) = (D(m + S z; σ) − m)/S, of a denoiser and a condition.
 
     It is unconditional: its own condition is None for all samples of the batch, in order, or the numbers of those that
@@ -32,25 +31,21 @@ class Standardised(Denoiser):
         mean: m, one row or one a sample, in a shape that broadcasts against them; None means 0.
     """
 
+    taken: ClassVar = RANGE
+
     def __init__(self, denoiser: Denoiser, condition: Condition = None, mean: Tensor | None = None) -> None:
-        super().__init__()
-        self.denoiser = denoiser
+        super().__init__(denoiser)
         self.condition = condition
         self.centre = mean
         self.unit = denoiser.scale
-        self.rows = denoiser.rows
-        self.event_shape = denoiser.event_shape
-        self.sigma_data = denoiser.sigma_data
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
 
     @property
     def is_identity(self) -> bool:
         """Whether standard units are those of the denoiser."""
         return self.centre is None and self.unit is None
 
-    def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """The denoiser's `round_sigma`."""
-        return self.denoiser.round_sigma(sigma)
+    def mean(self, sigma_max: float, condition: Condition = None, event_shape: Any = None) -> None:
+        """None, as data in standard units are around 0."""
 
     def condition_of(
         self, condition: Condition, rows: slice | Int64[Tensor, "rows"]
@@ -122,7 +117,7 @@ def standardised(
     return Standardised(denoiser, condition, denoiser.mean(sigma_max, condition, event_shape))
 
 
-class InUnits(Denoiser):
+class InUnits(StandardisedInside, Wrapper):
     """D(x; σ) = m + S D′((x − m)/S; σ): a denoiser of standardised data, called in the units of the data.
 
     For a network that was trained on (y − m)/S: samples, likelihoods and measurements are then in the units of y.
@@ -140,20 +135,16 @@ class InUnits(Denoiser):
     tensor([[285.]])
     """
 
+    taken: ClassVar = (*RANGE, *CONDITION)
+
     def __init__(self, denoiser: Denoiser, units: Units) -> None:
-        super().__init__()
+        super().__init__(denoiser)
         if denoiser.event_shape is None:
             raise ValueError("denoiser must have an event_shape for units, got None")
         if denoiser.scale is not None or denoiser.location is not None:
             raise ValueError("denoiser must be in standard units, but has units of its own")
         units.check("units", denoiser.event_shape)
-        self.denoiser = denoiser
         self.location, self.scale = units.location_of(denoiser.event_shape), units.scale_of(denoiser.event_shape)
-        self.rows = denoiser.rows
-        self.event_shape = denoiser.event_shape
-        self.condition_shape, self.condition_dropout = denoiser.condition_shape, denoiser.condition_dropout
-        self.num_classes, self.sigma_data = denoiser.num_classes, denoiser.sigma_data
-        self.sigma_min, self.sigma_max = denoiser.sigma_min, denoiser.sigma_max
 
     def mean(
         self, sigma_max: float, condition: Condition = None, event_shape: Any = None
@@ -161,19 +152,14 @@ class InUnits(Denoiser):
         """m + S m′, with m′ the mean of D′."""
         inner = self.denoiser.mean(sigma_max, condition, event_shape)
         assert self.location is not None
-        return self.location[None] if inner is None else from_standard(inner, self.location, self.scale)
+        return self.location[None] if inner is None else self.restore(inner)
 
-    def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """The denoiser's `round_sigma`."""
-        return self.denoiser.round_sigma(sigma)
-
-    def denoise(
+    def denoise_standardised(
         self,
         x: Float[Tensor, "batch *event"],
         sigma: Float64[Tensor, "*batch_or_none"],
         condition: Condition,
         **options: Any,
     ) -> Float[Tensor, "batch *event"]:
-        """m + S D′((x − m)/S; σ)."""
-        denoised = self.denoiser(to_standard(x, self.location, self.scale), sigma, condition, **options)
-        return from_standard(denoised, self.location, self.scale)
+        """D′(x; σ)."""
+        return self.denoiser(x, sigma, condition, **options)
