@@ -34,6 +34,7 @@ __all__ = [
     "Conv2d",
     "Conv3d",
     "Downsample",
+    "GroupNorm",
     "Init",
     "Linear",
     "Residual",
@@ -297,14 +298,29 @@ class Upsample(_Resample):
         return _TRANSPOSES[self.dimension](x, self.kernel, stride=2, padding=self.padding, groups=x.shape[1])
 
 
-def group_norm(channels: int, eps: float) -> nn.GroupNorm:
+class GroupNorm(nn.GroupNorm):
+    """`torch.nn.GroupNorm`, on the host about five times faster for images in bfloat16 with channels last.
+
+    With few channels in a group torch's kernel for this format does not use vector instructions, which costs more than
+    a copy to the other format and back.
+    """
+
+    def forward(self, input: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch c *size"]:
+        """The normalised input, in its memory format."""
+        if input.device.type != "cpu" or input.dtype != torch.bfloat16 or input.ndim != 4:
+            return super().forward(input)
+        memory_format = _memory_format(input)
+        return super().forward(input.contiguous()).contiguous(memory_format=memory_format)
+
+
+def group_norm(channels: int, eps: float) -> GroupNorm:
     """Group normalisation with min(32, ⌊channels/4⌋) groups; where these do not divide the channels, the next fewer.
 
     >>> [group_norm(c, eps=1e-6).num_groups for c in (128, 16, 3, 144)]
     [32, 4, 1, 24]
     """
     most = max(1, min(32, channels // 4))
-    return nn.GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, eps=eps)
+    return GroupNorm(next(g for g in range(most, 0, -1) if channels % g == 0), channels, eps=eps)
 
 
 def attention(qkv: Float[Tensor, "batch c3 *size"], num_heads: int) -> Float[Tensor, "batch c *size"]:
