@@ -130,7 +130,8 @@ def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
         "network  MLP(width=16, num_blocks=1): 3,237 parameters on cpu",
     ]
     assert re.fullmatch(r"memory   about [\d.]+ [kM]B of [\d.]+ GB that are free", memory)
-    assert re.fullmatch(r"time     about \d+ s for 320 images at .* a second, without validation and grids", seconds)
+    parts = r"time     about \d+ s for 320 images at .* a second, \d+ s of it for validation and grids"
+    assert re.fullmatch(parts, seconds)
     assert outcome == f"trained on 320 images; the run is in {run}"
 
 

@@ -290,6 +290,21 @@ def test_a_large_set_is_decoded_when_fetched_with_the_same_result(tmp_path, pack
     assert found_labels.tolist() == labels[[2, 0]].tolist()
 
 
+def test_large_files_of_small_images_are_decoded_once_each(tmp_path, packed, monkeypatch):
+    path = labelled(tmp_path, packed)
+    x, labels = everything(ImageFolder(path))
+    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", x.numel())  # of the pixels; the files have more
+    dataset = ImageFolder(path).load()
+    decoded = []
+    decode = encoded.decode_picture
+    monkeypatch.setattr(encoded, "decode_picture", lambda *given: decoded.append(given[1]) or decode(*given))
+    for chosen in ([2, 0], [0, 2, 2], [3, 1, 0, 2]):
+        found, found_labels = dataset.fetch(chosen)
+        assert torch.equal(found, x[chosen])
+        assert found_labels.tolist() == labels[chosen].tolist()
+    assert len(decoded) == 4
+
+
 def test_a_large_set_names_a_broken_file_when_it_is_fetched(tmp_path, packed, lazy):
     whole = encode(pixels(0, size=(64, 64)))
     dataset = ImageFolder(build(tmp_path, {"a.png": whole, "b.png": whole[:4000]}, packed=packed)).load()

@@ -163,6 +163,23 @@ def test_group_norm_takes_as_many_groups_as_divide_the_channels():
     assert groups == {1: 1, 2: 1, 3: 1, 8: 2, 20: 5, 128: 32, 256: 32, 144: 24, 7: 1}
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_group_norm_of_images_with_channels_last_keeps_their_format_and_is_the_same(dtype):
+    image = _image(2, 12, 5, 4).to(dtype)
+    results = []
+    for memory_format in (torch.contiguous_format, torch.channels_last):
+        norm = group_norm(12, eps=1e-6)
+        x = image.clone(memory_format=memory_format).requires_grad_()
+        y = norm(x)
+        assert y.is_contiguous(memory_format=memory_format)
+        assert y.dtype == dtype
+        y.square().mul(image).sum().backward()
+        results.append((y.detach(), x.grad, norm.weight.grad))
+    rounding = 8 * torch.finfo(dtype).eps
+    for one, other in zip(*results, strict=True):
+        torch.testing.assert_close(one, other, rtol=rounding, atol=rounding * float(one.abs().max()))
+
+
 @pytest.mark.parametrize("num_heads", [1, 2, 4])
 @pytest.mark.parametrize("memory_format", [torch.contiguous_format, torch.channels_last])
 def test_attention_is_a_softmax_over_keys_with_q_k_v_innermost(num_heads, memory_format):

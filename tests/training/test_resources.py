@@ -121,36 +121,77 @@ def test_numbers_are_written_with_their_units() -> None:
     ids=["vectors", "images", "series", "volumes"],
 )
 def test_a_budget_chooses_network_batch_and_length_for_any_shape(data, network, monkeypatch) -> None:
-    monkeypatch.setattr("openedm.training.recipes.LADDER", ((8, 1), (16, 1)))
+    monkeypatch.setattr("openedm.training.recipes.LADDER", ((8, 1),))
+    monkeypatch.setattr(resources, "TIMED_SECONDS", 0.05)
     recipe = choose_recipe("cpu-hour", data, torch.device("cpu"))
     assert isinstance(recipe.network, network)
     options = recipe.options
     assert options.images >= options.batch_size >= 1
     if network is DDPMpp:
-        assert options.images * recipe.cost.seconds == pytest.approx(0.9 * 3600, rel=0.06)
-    assert options.validate_every <= options.images / 10
+        assert recipe.seconds == pytest.approx(0.96 * 3600, rel=0.06)
     assert recipe.settings()["options.images"] == options.images
     Model.for_data(data, recipe.network).build()
 
 
-def test_a_slower_machine_gets_a_smaller_network_and_a_given_network_is_kept(monkeypatch) -> None:
-    data = Digits().load()
+def fix_costs(monkeypatch: pytest.MonkeyPatch, seconds: float, evaluation: float = 0.0) -> None:
+    """Networks that cost `seconds` a sample and channel in training, without a measurement."""
 
-    def cost(network, *rest):
-        return Cost(10, 10, network.model_channels * 1e-3)
+    def cost(network, dataset, device, objective, base):
+        augmenting = 1.5 if base.augmentation else 1.0
+        return Cost(10, 10, augmenting * network.model_channels * seconds, evaluation)
 
     monkeypatch.setattr("openedm.training.recipes._measure", cost)
     monkeypatch.setattr("openedm.training.recipes._precision", lambda *rest: "fp32")
+
+
+def test_a_slower_machine_gets_a_smaller_network_and_a_given_network_is_kept(monkeypatch) -> None:
+    data = Digits().load()
     monkeypatch.setattr("openedm.training.recipes.MIN_IMAGES", 100_000)
     widths = {}
     for factor in (1, 4):
-        monkeypatch.setattr(
-            "openedm.training.recipes._measure",
-            lambda network, *rest, factor=factor: Cost(10, 10, factor * network.model_channels * 2e-4),
-        )
+        fix_costs(monkeypatch, factor * 2e-4)
         widths[factor] = choose_recipe("cpu-hour", data, torch.device("cpu")).network.model_channels
     assert widths[1] > widths[4] >= 16
     assert choose_recipe("cpu-hour", data, torch.device("cpu"), network=SMALL).network == SMALL
+
+
+@pytest.mark.parametrize(("evaluation", "times"), [(1e-4, (20, 10)), (3e-2, (2, 2)), (1.0, (1, 1))])
+def test_validation_and_grids_take_a_tenth_of_the_time_and_are_counted(monkeypatch, evaluation, times) -> None:
+    fix_costs(monkeypatch, 1e-4, evaluation)
+    recipe = choose_recipe("cpu-hour", Digits().load(), torch.device("cpu"))
+    options = recipe.options
+    assert (options.images / options.validate_every, options.images / options.snapshot_every) == pytest.approx(times)
+    if evaluation < 1:
+        assert 0.9 * 3600 < recipe.seconds < 3600
+    taken = options.evaluations(len(Digits().load()), recipe.grid_evaluations)
+    assert taken == times[0] * 256 * 8 + times[1] * recipe.grid_evaluations
+    assert options.evaluations(2, 100, images_seen=options.images // 2) == sum(
+        math.ceil(n / 2) * each for n, each in zip(times, (16, 100), strict=True)
+    )
+
+
+def test_images_that_are_seen_often_are_transformed_at_a_cost_and_few_images_are_batches(monkeypatch) -> None:
+    fix_costs(monkeypatch, 2e-4)
+    few, many = (InMemory(torch.rand(n, 3, 16, 16) * 2 - 1, kind="images") for n in (20, 4000))
+    rare, often = (choose_recipe("cpu-hour", data, torch.device("cpu")) for data in (many, few))
+    assert rare.options.augmentation is None
+    assert often.options.augmentation is not None
+    assert often.settings()["options.augmentation.p"] == often.options.augmentation.p
+    assert often.options.images < 0.7 * rare.options.images
+    assert (rare.options.batch_size, often.options.batch_size) == (64, 20)
+    kept = choose_recipe("cpu-hour", few, torch.device("cpu"), keep=["augmentation", "batch_size"])
+    assert (kept.options.augmentation, kept.options.batch_size) == (None, Options().batch_size)
+
+
+def test_times_are_those_of_warm_repeats_with_the_step_of_the_optimiser(monkeypatch) -> None:
+    calls = iter([5.0, 4.0, 0.4, 0.2, 0.3, 0.1])
+    monkeypatch.setattr(resources, "_time", lambda run, device: next(calls))
+    assert resources._fastest(lambda: None, torch.device("cpu")) == 4.0  # too long for more than one repeat
+    assert resources._fastest(lambda: None, torch.device("cpu")) == 0.1
+    model = Model(network=SMALL, event_shape=(1, 8, 8))
+    monkeypatch.undo()
+    few, many = (measure_cost(loss_module(model), model, Options(batch_size=n)).seconds for n in (1, 16))
+    assert few > many > 0
 
 
 def test_a_budget_for_another_machine_is_refused() -> None:

@@ -12,6 +12,8 @@ from openedm.data import Dataset, Source
 from openedm.data.encoded import ImageSource
 from openedm.networks import Network
 from openedm.objective import Objective
+from openedm.plots.runs import grid_evaluations
+from openedm.sampling import Sampler
 from openedm.training import BudgetName, Options, Recipe, budget_of, choose_recipe, max_resolution, recipe_summary
 
 names_given: ContextVar[frozenset[str] | None] = ContextVar("names_given", default=None)
@@ -52,6 +54,7 @@ def choose(
     network: Network,
     objective: Objective,
     options: Options,
+    sampler: Sampler,
     accelerator: Accelerator,
     *,
     resumed: bool,
@@ -74,11 +77,22 @@ def choose(
     if accelerator.is_main_process:
         own = network if names & {"network", "init"} else None
         keep = [name.partition(".")[2] for name in names if name.startswith("options.")]
-        found = [choose_recipe(budget, dataset, device, network=own, objective=objective, base=options, keep=keep)]
+        grid = grid_evaluations(dataset, sampler)
+        recipe = choose_recipe(
+            budget,
+            dataset,
+            device,
+            network=own,
+            objective=objective,
+            base=options,
+            keep=keep,
+            grid_evaluations=grid,
+        )
+        found = [recipe]
     (recipe,) = broadcast_object_list(found) if accelerator.num_processes > 1 else found
     assert recipe is not None
     settings = {name: value for name, value in recipe.settings().items() if name not in names}
-    lines += [recipe_summary(recipe, dataset), _typed(settings)]
+    lines += [recipe_summary(recipe), _typed(settings)]
     return Choices(data, dataset, recipe.network, recipe.options, tuple(lines))
 
 

@@ -18,7 +18,7 @@ from openedm.data import Dataset, Digits, Source
 from openedm.ground.storage import check_folders, replacing
 from openedm.networks import DDPMpp, Network
 from openedm.objective import Objective
-from openedm.plots.runs import RunFigures
+from openedm.plots.runs import RunFigures, grid_evaluations
 from openedm.preconditioning import Preconditioning
 from openedm.sampling import Sampler
 from openedm.training import (
@@ -96,7 +96,7 @@ def train(
     run = Path(out)
     earlier = _check(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
-    chosen = choose(budget, data, network, objective, options, accelerator, resumed=earlier)
+    chosen = choose(budget, data, network, objective, options, sampler, accelerator, resumed=earlier)
     dataset, network, options = chosen.dataset, chosen.network, chosen.options
     values |= {"data": chosen.data, "network": network, "options": options}
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
@@ -120,7 +120,7 @@ def train(
         trainer.resume()
     plan = None if trainer.finished else trainer.plan()
     if accelerator.is_main_process:
-        _describe(trainer, dataset.describe(), plan, chosen.lines)
+        _describe(trainer, dataset.describe(), plan, chosen.lines, grid_evaluations(dataset, sampler))
         _record(run, values)
         log.start(trainer.state.images)
     _fit(trainer, bar, tracked=bool(curves))
@@ -203,7 +203,7 @@ def _outcome(trainer: Trainer) -> str:
     return f"stopped at {where}\ncontinue with the same command and --resume true"
 
 
-def _describe(trainer: Trainer, data: str, plan: Plan | None, chosen: Sequence[str]) -> None:
+def _describe(trainer: Trainer, data: str, plan: Plan | None, chosen: Sequence[str], grid: int) -> None:
     model, device = trainer.model, trainer.accelerator.device
     for line in chosen:
         print(f"chosen   {line}")
@@ -217,5 +217,6 @@ def _describe(trainer: Trainer, data: str, plan: Plan | None, chosen: Sequence[s
     if trainer.state.images:
         print(f"resumed  at {trainer.state.images:,} images")
     if plan is not None:
-        left, processes = trainer.options.images - trainer.state.images, trainer.accelerator.num_processes
-        print(*plan.describe(left, processes), sep="\n")
+        options, seen = trainer.options, trainer.state.images
+        evaluations = options.evaluations(len(trainer.validation), grid, seen)
+        print(*plan.describe(options.images - seen, trainer.accelerator.num_processes, evaluations), sep="\n")

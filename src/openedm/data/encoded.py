@@ -253,6 +253,8 @@ class ImageSource(Source, ABC):
         if max(pixels, images.num_bytes) <= limit:
             return dataset.decoded()
         dataset.warn_of_values()
+        if pixels <= limit:  # large pictures that are cropped to a small size: each is decoded once, when it is fetched
+            dataset.remembered = {}
         return dataset
 
 
@@ -291,9 +293,15 @@ def _difference(shape: Sequence[int | str], first: Sequence[int | str], name: st
 
 
 class _DecodedImages(Dataset):
-    """Encoded images and their conditions, decoded when they are fetched."""
+    """Encoded images and their conditions, decoded when they are fetched.
+
+    Attributes:
+        remembered: the stored numbers, the class and the condition of the images that were fetched, by index; None if
+            images are decoded anew each time.
+    """
 
     kind = "images"
+    remembered: dict[int, tuple[Tensor | None, ...]] | None = None
 
     def __init__(
         self,
@@ -331,12 +339,28 @@ class _DecodedImages(Dataset):
         return math.prod(self.event_shape) * entry + other + 4 * self._num_floats
 
     def fetch(self, indices: Indices) -> Batch:
-        pixels, labels, condition = self._decode(as_index(indices, len(self)).tolist())
+        rows: list[int] = as_index(indices, len(self)).tolist()
+        pixels, labels, condition = self._decode(rows) if self.remembered is None else self._recall(rows)
         x = self._stored.scale(pixels)
         if condition is None:
             return x, labels
         condition = as_float(condition)
         return x, condition if labels is None else pack(labels, condition)
+
+    def _recall(self, rows: Sequence[int]) -> tuple[Tensor, Tensor | None, Tensor | None]:
+        """What `_decode` returns; images that were not fetched before are decoded and remembered."""
+        assert self.remembered is not None
+        new = [row for row in dict.fromkeys(rows) if row not in self.remembered]
+        if new:
+            parts = self._decode(new)
+            for place, row in enumerate(new):
+                self.remembered[row] = tuple(None if part is None else part[place] for part in parts)
+        pixels, labels, condition = (
+            None if parts[0] is None else torch.stack(parts)
+            for parts in zip(*(self.remembered[row] for row in rows), strict=True)
+        )
+        assert pixels is not None
+        return pixels, labels, condition
 
     def decoded(self) -> InMemory:
         """All images, decoded and in memory."""

@@ -32,6 +32,8 @@ __all__ = [
 
 Pixels = UInt8[np.ndarray, "rows columns bands"]
 IMAGE_CHANNELS = (1, 3, 4)
+MAX_CLASS_COLUMNS = 20
+"""The largest number of classes with a column each in a grid."""
 """The numbers of channels that an image file can hold: grey, RGB, RGB with alpha."""
 
 
@@ -125,9 +127,9 @@ def beside(
 
 
 def grid_columns(labels: Int64[Tensor, "seeds"] | None) -> int | None:
-    """The columns of a grid of samples: one a class if there are 2 to 20 classes; otherwise None, for a square grid."""
+    """The columns of a grid of samples: one a class for 2 to MAX_CLASS_COLUMNS classes; or None, for a square grid."""
     classes = 0 if labels is None else len(set(labels.tolist()))
-    return classes if 2 <= classes <= 20 else None
+    return classes if 2 <= classes <= MAX_CLASS_COLUMNS else None
 
 
 def to_image(image: AnyPixels | Float[Tensor, "channels height width"]) -> "Image":

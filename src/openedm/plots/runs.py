@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openedm.data import Dataset, save_image
-from openedm.data.pictures import grid_columns, image_grid
+from openedm.data.pictures import MAX_CLASS_COLUMNS, grid_columns, image_grid
 from openedm.denoiser import Condition, Preconditioned
 from openedm.ground.storage import write_array
 from openedm.objective import Objective
@@ -20,9 +20,15 @@ from openedm.sampling import Sampler, class_labels, sample_batches
 from openedm.training import Observer, ValidationLoss
 from openedm.training.records import RunLog
 
-__all__ = ["RunFigures"]
+__all__ = ["RunFigures", "grid_evaluations"]
 
 GRID_ROWS = 8
+
+
+def grid_evaluations(data: Dataset, sampler: Sampler) -> int:
+    """About the number of evaluations of a sample that a grid takes, for a model of these data."""
+    columns = data.num_classes if 2 <= data.num_classes <= MAX_CLASS_COLUMNS else GRID_ROWS
+    return columns * GRID_ROWS * (sampler.nfe or Sampler().nfe or 1)
 
 
 class RunFigures(Observer):

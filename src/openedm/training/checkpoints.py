@@ -29,7 +29,7 @@ from openedm.ground.storage import new_folder, read_json, read_tensors, write_js
 from openedm.ground.tensors import misfits
 from openedm.objective import EDM_P_MEAN, LogNormal, Objective
 from openedm.optimisation import BestLoss
-from openedm.training.model import Model
+from openedm.training.model import Model, channels_last
 from openedm.training.options import Options
 from openedm.training.processes import shard_like
 
@@ -161,9 +161,7 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema", *, n
     else:
         tensors = read_weights(folder)
     load_weights(denoiser.network, tensors, folder)
-    if len(denoiser.event_shape or ()) == 3:
-        denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return denoiser.eval()
+    return channels_last(denoiser).eval()
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:

@@ -19,7 +19,7 @@ from openedm.networks.own import check_answer
 from openedm.preconditioning import Preconditioning
 from openedm.units import Units
 
-__all__ = ["Model", "num_parameters"]
+__all__ = ["Model", "channels_last", "num_parameters"]
 
 SIGMA_DATA = 0.5
 """The standard deviation of data in standard units, for which EDM's numbers were chosen."""
@@ -193,6 +193,13 @@ class Model(Choice):
             self._check_answer(denoiser)
         return denoiser
 
+    def build_on(self, device: torch.device, seed: int | None = 0) -> Preconditioned:
+        """A new denoiser as it is trained: on a device, with the weights of images with channels last.
+
+        Errors as for `build`.
+        """
+        return channels_last(self.build(seed).to(device))
+
     def _check_answer(self, denoiser: Preconditioned) -> None:
         """Check what a network of the user's own returns, before any long work."""
         channels = self.event_shape[0] * self.preconditioning.outputs_per_channel
@@ -253,3 +260,10 @@ def _condition_units(dataset: Dataset, shape: tuple[int, ...]) -> Units | None:
 def num_parameters(module: torch.nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def channels_last(denoiser: Preconditioned) -> Preconditioned:
+    """The denoiser of images with its weights in the memory format in which they are fastest; others unchanged."""
+    if len(denoiser.event_shape or ()) != 3:
+        return denoiser
+    return denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload, no-any-return]

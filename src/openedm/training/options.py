@@ -144,6 +144,21 @@ class Options(Choice):
         """Whether the lowest validation loss has an effect on the run."""
         return self.keep_best or self.stop_after > 0
 
+    def evaluations(self, samples: int, grid_evaluations: int, images_seen: int = 0) -> int:
+        """The evaluations of a sample for validation losses and grids in the rest of a run without `stop_after`.
+
+        Args:
+            samples: the number of samples of the validation data.
+            grid_evaluations: those of a grid.
+            images_seen: the images seen so far.
+        """
+
+        def times(every: int) -> int:  # at its multiples, and at the end
+            return math.ceil(self.images / every) - images_seen // every if every and images_seen < self.images else 0
+
+        validations = times(self.validate_every) * min(self.validate_samples, samples) * self.validate_levels
+        return validations + times(self.snapshot_every) * grid_evaluations
+
     def learning_rate_at(self, images_seen: int) -> float:
         """The learning rate of a step that brings the images seen to `images_seen`."""
         rate = self.learning_rate * min(images_seen / max(self.rampup, 1), 1.0)

@@ -1,7 +1,8 @@
 """Recipes: network, batch and length of training for a machine and a time, from the shape of the data.
 
     width of the network: the largest whose MIN_IMAGES images fit into the time, and one sample into the memory
-    length: as many images as fit into the time, at the speed that was measured
+    length: as many images as fit into the time beside validation losses and grids, at the speeds that were measured
+    augmentation: for images that are seen more than AUGMENTED_PASSES times
 
 The widths and depths follow the networks of Karras et al. 2022, scaled down; the cosine schedule, the averages and the
 ramp-up are fractions of the length.
@@ -18,7 +19,9 @@ from openedm import objective as objectives
 from openedm.data import Dataset
 from openedm.ground import checks
 from openedm.networks import MLP, DDPMpp, Network
+from openedm.networks.unet import UNetNetwork, level_resolutions
 from openedm.objective import Objective
+from openedm.training.augmentation import Augmentation
 from openedm.training.averaging import HalfLife
 from openedm.training.model import Model
 from openedm.training.options import Options
@@ -64,6 +67,18 @@ LOWEST_RESOLUTION = 4
 MAX_LEVELS = 6
 BF16_GAIN = 1.2
 """How much faster mixed precision must be on the host to be chosen."""
+HOST_ATTENTION = 8
+"""The resolution nearest to which U-Nets have attention on the host, where that at 16 takes a tenth of the time."""
+AUGMENTED_PASSES = 200
+"""The number of passes over the images above which they are transformed, so that fewer of them are learned by heart."""
+SLACK = 0.04
+"""The share of the time that is for loading data, drawing figures and writing checkpoints."""
+MEASURED_SHARE = 0.05
+"""The largest share of the time of the validation losses, and that of the grids."""
+VALIDATIONS, GRIDS = 20, 10
+"""The largest numbers of validation losses and of grids."""
+GRID_EVALUATIONS = 64 * 35
+"""Evaluations of a sample for a grid: 64 samples by the default sampler."""
 
 
 @dataclass(frozen=True)
@@ -75,23 +90,36 @@ class Recipe:
         network: the network.
         options: length, batch, learning rate, averages and intervals.
         cost: what was measured of the network.
+        samples: the number of samples of the data.
+        grid_evaluations: the evaluations of a sample that a grid of samples takes.
     """
 
     budget: str
     network: Network
     options: Options
     cost: Cost
+    samples: int
+    grid_evaluations: int
+
+    @property
+    def seconds(self) -> float:
+        """The time of training with validation losses and grids, on one process."""
+        evaluations = self.options.evaluations(self.samples, self.grid_evaluations)
+        return self.options.images * self.cost.seconds + evaluations * self.cost.evaluation
 
     def settings(self) -> dict[str, Any]:
         """The options of the command line that the recipe sets, by their names, with their values."""
         sizes = [name for name in _CHOSEN_SIZES if hasattr(self.network, name)]
         fields = {f"network.{name}": getattr(self.network, name) for name in sizes}
         chosen = {f"options.{name}": getattr(self.options, name) for name in _CHOSEN_OPTIONS if name != "average"}
-        half_life = {"options.average.half_life": self.options.average.half_life}
-        return {"network": type(self.network).__name__, **fields, **chosen, **half_life}
+        chosen["options.average.half_life"] = self.options.average.half_life
+        if self.options.augmentation is not None:
+            chosen["options.augmentation.p"] = self.options.augmentation.p
+        chosen = {name: value for name, value in (fields | chosen).items() if value is not None}
+        return {"network": type(self.network).__name__, **chosen}
 
 
-_CHOSEN_SIZES = ("model_channels", "channel_mult", "num_blocks", "width", "dropout")
+_CHOSEN_SIZES = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "width", "dropout")
 
 
 _CHOSEN_OPTIONS = (
@@ -135,6 +163,7 @@ def choose_recipe(
     objective: Objective = objectives.EDM(),
     base: Options = Options(),
     keep: Collection[str] = (),
+    grid_evaluations: int = GRID_EVALUATIONS,
 ) -> Recipe:
     """Measure networks on the device, and choose the network, the batch and the length of training.
 
@@ -146,6 +175,7 @@ def choose_recipe(
         objective: the objective, whose cost is measured with the network's.
         base: options that the recipe does not set, such as augmentation and label dropout.
         keep: the names of further options of `base` that hold, such as "images"; the others are chosen for them.
+        grid_evaluations: the evaluations of a sample that a grid of samples takes.
 
     Raises:
         ValueError: the budget is unknown, or for another kind of device.
@@ -156,23 +186,31 @@ def choose_recipe(
     if limits.device != device.type:
         raise ValueError(f"budget={budget!r} needs a device of type {limits.device!r}, got {device.type!r}")
     memory = min(available_on(device), limits.memory or available_on(device))
-    candidates = list(_candidates(dataset)) if network is None else [network]
+    candidates = list(_candidates(dataset, device)) if network is None else [network]
+    base = replace(base, batch_size=_batch_size(base, keep, limits, dataset))
     if "precision" not in keep:
-        base = replace(base, precision=_precision(candidates[0], dataset, device, objective, base))
+        typical = candidates[min(2, len(candidates) - 1)]
+        base = replace(base, precision=_precision(typical, dataset, device, objective, base))
     found: Recipe | None = None
     for candidate in candidates:
-        measured = _measure(candidate, dataset, device, objective, base)
-        too_slow = measured.seconds * MIN_IMAGES > limits.seconds
-        if found is not None and (too_slow or measured.bytes(1) > 0.8 * memory):
+        cost = _measure(candidate, dataset, device, objective, base)
+        too_slow = cost.seconds * MIN_IMAGES > limits.seconds
+        if found is not None and (too_slow or cost.bytes(1) > 0.8 * memory):
             break
-        found = Recipe(budget, candidate, _options(base, keep, limits, measured, dataset, candidate), measured)
+        options = _options(base, keep, limits, cost, dataset, candidate, grid_evaluations)
+        found = Recipe(budget, candidate, options, cost, len(dataset), grid_evaluations)
     assert found is not None
+    if found.options.augmentation is not None and base.augmentation is None:  # whose time is measured, too
+        base, keep = replace(base, augmentation=found.options.augmentation), [*keep, "augmentation"]
+        cost = _measure(found.network, dataset, device, objective, base)
+        options = _options(base, keep, limits, cost, dataset, found.network, grid_evaluations)
+        found = replace(found, options=options, cost=cost)
     return found
 
 
 def _measure(network: Network, dataset: Dataset, device: torch.device, objective: Objective, base: Options) -> Cost:
     model = Model.for_data(dataset, network, augment_dim=base.augment_dim, condition_dropout=base.label_dropout > 0)
-    denoiser = model.build(0).to(device)
+    denoiser = model.build_on(device)
     return measure_cost(LossModule(denoiser, objective).to(device).train(), model, base)
 
 
@@ -191,8 +229,8 @@ def _precision(
     return "bf16" if times["fp32"] > BF16_GAIN * times["bf16"] else "fp32"
 
 
-def _candidates(dataset: Dataset) -> Iterator[Network]:
-    """Networks for the data, the smallest first."""
+def _candidates(dataset: Dataset, device: torch.device) -> Iterator[Network]:
+    """Networks for the data on a device, the smallest first."""
     shape = dataset.event_shape
     if len(shape) == 1:
         yield from (MLP(width=width) for width in (128, 256, 512))
@@ -202,35 +240,57 @@ def _candidates(dataset: Dataset) -> Iterator[Network]:
     sides = max(shape[1:])
     levels = min(MAX_LEVELS, 1 + math.ceil(math.log2(max(1, sides / LOWEST_RESOLUTION))))
     multipliers = (1, 2, *[4 if levels <= 4 else 2] * (levels - 2))[:levels]
+    resolutions = level_resolutions(sides, levels)
+    nearest = min(resolutions, key=lambda level: abs(level - HOST_ATTENTION))
+    attending = (nearest,) if device.type == "cpu" else None
     for channels, blocks in LADDER:
-        yield DDPMpp(channels, multipliers, num_blocks=blocks, dropout=0.0 if channels < 64 else 0.1)
+        dropout = 0.0 if channels < 64 else 0.1
+        yield DDPMpp(channels, multipliers, num_blocks=blocks, attn_resolutions=attending, dropout=dropout)
+
+
+def _batch_size(base: Options, keep: Collection[str], limits: Budget, dataset: Dataset) -> int:
+    if "batch_size" in keep:
+        return base.batch_size
+    return min(limits.batch_size if len(dataset.event_shape) > 1 else 256, max(8, len(dataset)))
 
 
 def _options(
-    base: Options, keep: Collection[str], limits: Budget, cost: Cost, dataset: Dataset, network: Network
+    base: Options,
+    keep: Collection[str],
+    limits: Budget,
+    cost: Cost,
+    dataset: Dataset,
+    network: Network,
+    grid_evaluations: int,
 ) -> Options:
-    most = MLP_MAX_IMAGES if isinstance(network, MLP) else MAX_IMAGES
-    batch = min(limits.batch_size if len(dataset.event_shape) > 1 else 256, max(8, len(dataset)))
-    batch = base.batch_size if "batch_size" in keep else batch
-    # A tenth of the time is for validation, grids and averages.
-    images = min(most, int(0.9 * limits.seconds / cost.seconds))
+    """Length, rates and intervals for a network whose cost is known."""
+    batch, most = base.batch_size, MLP_MAX_IMAGES if isinstance(network, MLP) else MAX_IMAGES
+    most_evaluations = MEASURED_SHARE * limits.seconds / max(cost.evaluation, 1e-9)
+    loss_evaluations = min(base.validate_samples, len(dataset)) * base.validate_levels
+    validations = max(1, min(VALIDATIONS, int(most_evaluations / loss_evaluations)))
+    grids = max(1, min(GRIDS, int(most_evaluations / grid_evaluations)))
+    evaluations = validations * loss_evaluations + grids * grid_evaluations
+    left = (1 - SLACK) * limits.seconds - evaluations * cost.evaluation
+    images = min(most, int(max(left, limits.seconds / 2) / cost.seconds))
     images = base.images if "images" in keep else max(batch, round(images, 2 - len(str(images))))
+    is_image = dataset.kind == "images" and isinstance(network, UNetNetwork)
+    is_seen_often = is_image and images > AUGMENTED_PASSES * len(dataset)
     chosen: dict[str, Any] = {
         "images": images,
-        "batch_size": batch,
         "learning_rate": 1e-3 if batch <= 128 else 1.5e-3,
         "rampup": min(10_000, images // 20),
         "schedule": "cosine",
         "average": HalfLife(half_life=float(max(batch, min(500_000, images // 40)))),
-        "validate_every": max(1, images // 20),
-        "snapshot_every": max(1, images // 10),
-        "checkpoint_every": max(1, images // 20),
+        "augmentation": Augmentation(p=0.15) if is_seen_often else None,
+        "validate_every": max(1, math.ceil(images / validations)),
+        "snapshot_every": max(1, math.ceil(images / grids)),
+        "checkpoint_every": max(1, math.ceil(images / VALIDATIONS)),
     }
     return replace(base, **{name: value for name, value in chosen.items() if name not in keep})
 
 
-def recipe_summary(recipe: Recipe, dataset: Dataset) -> str:
+def recipe_summary(recipe: Recipe) -> str:
     """What the recipe expects, in a line."""
-    seconds = recipe.options.images * recipe.cost.seconds
-    passes = recipe.options.images / len(dataset)
-    return f"{recipe.budget}: {recipe.options.images:,} images, {passes:.0f} passes, about {format_seconds(seconds)}"
+    passes = recipe.options.images / recipe.samples
+    length = f"{recipe.options.images:,} images, {passes:.0f} passes"
+    return f"{recipe.budget}: {length}, about {format_seconds(recipe.seconds)} with validation and grids"

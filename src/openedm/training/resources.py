@@ -1,14 +1,17 @@
 """Memory and time of training, measured on one small pass before the first step.
 
-    bytes = fixed + sample · (samples of a pass)         seconds = (seconds of a sample) · images
+    bytes = fixed + sample · (samples of a pass)         seconds = (seconds of a sample) · images + (those of an
+                                                                   evaluation) · (evaluations for losses and grids)
 
-`fixed`: gradients, Adam's two moments and a copy of the averages, beyond the weights that are there already. `sample`:
-what a pass keeps for its gradient, and its largest intermediate results. On a GPU it comes from torch's allocator; on
-the host from the tensors that autograd saves, because the allocator there does not count.
+Times are the shortest of a few repeats after a first pass, which loads kernels and fills caches. `fixed`: gradients,
+Adam's two moments and a copy of the averages, beyond the weights that are there already. `sample`: what a pass keeps
+for its gradient, and its largest intermediate results. On a GPU it comes from torch's allocator; on the host from the
+tensors that autograd saves, because the allocator there does not count.
 """
 
 import math
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 
@@ -18,15 +21,17 @@ from torch import Tensor, nn
 
 from openedm.ground.memory import available_memory, explain_out_of_memory
 from openedm.ground.seeding import generator
+from openedm.training.augmentation import Augmentation
 from openedm.training.model import Model
 from openedm.training.options import Options
 from openedm.training.steps import LossModule
 
 __all__ = ["Cost", "Plan", "format_bytes", "format_seconds", "measure_cost", "plan_accumulation"]
 
-TIMED_SECONDS = 2.0
-"""About the longest time of the pass whose time is taken."""
-MAX_TIMED_SAMPLES = 64
+TIMED_SECONDS = 1.0
+"""About the longest time of a pass whose time is taken, and of more than one repeat."""
+REPEATS = 4
+"""The largest number of passes of one size whose times are compared."""
 SMALL = 100_000
 """Numbers in a batch, and a fifth of the weights, that need no measurement."""
 HEADROOM = 0.9
@@ -45,12 +50,15 @@ class Cost:
     Attributes:
         fixed: bytes of gradients, moments and copies of averages.
         sample: further bytes for each sample of a pass.
-        seconds: seconds a sample, forward and backward, without the data; NaN where it was not measured.
+        seconds: seconds a sample: forward, backward and its share of a step of Adam and of the average, without the
+            data; NaN where it was not measured.
+        evaluation: seconds a sample of an evaluation without gradients, for the validation loss and for sampling.
     """
 
     fixed: int
     sample: int
     seconds: float
+    evaluation: float = 0.0
 
     def bytes(self, samples: int) -> int:
         """The memory of a pass over `samples` samples."""
@@ -83,16 +91,24 @@ class Plan:
         """The memory that a round takes."""
         return self.cost.bytes(self.samples)
 
-    def describe(self, images: int, processes: int = 1) -> tuple[str, ...]:
-        """Memory and time of `images` more images on this number of processes, as two lines; none if unknown."""
+    def describe(self, images: int, processes: int = 1, evaluations: int = 0) -> tuple[str, ...]:
+        """Memory and time of the training that is left, as two lines; none if unknown.
+
+        Args:
+            images: the number of images that are left.
+            processes: the number of processes.
+            evaluations: the number of evaluations of a sample for validation losses and grids, in the main process.
+        """
         if math.isnan(self.cost.seconds):
             return ()
         rounds = f", {self.accumulate} rounds of {self.samples}" if self.accumulate > 1 else ""
         speed = processes / self.cost.seconds
+        extra = evaluations * self.cost.evaluation
+        total = max(images, 0) / speed + extra
         return (
             f"memory   about {format_bytes(self.bytes)} of {format_bytes(self.available)} that are free{rounds}",
-            f"time     about {format_seconds(max(images, 0) / speed)} for {max(images, 0):,} images at {speed:.3g} a "
-            "second, without validation and grids",
+            f"time     about {format_seconds(total)} for {max(images, 0):,} images at {speed:.3g} a second"
+            + (f", {format_seconds(extra)} of it for validation and grids" if extra else ""),
         )
 
 
@@ -115,17 +131,47 @@ def measure_cost(module: LossModule, model: Model, options: Options) -> Cost:
     share = max(1, options.batch_size // (options.accumulate or 1))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), explain_out_of_memory(ADVICE):
         one, two = (_Pass.make(module, model, options, n, device).bytes() for n in (1, 2))
-        seconds = _time(_Pass.make(module, model, options, 1, device))
-        enough = min(share, MAX_TIMED_SAMPLES, max(1, int(TIMED_SECONDS / seconds)))
-        seconds = min(seconds, _time(_Pass.make(module, model, options, enough, device)) / enough)
-    return Cost(fixed, max(two - one, two // 2, 1), seconds)
+        sample = max(two - one, two // 2, 1)
+        run = _Pass.make(module, model, options, 1, device)
+        seconds = _time(run.run, device)
+        fitting = (available_on(device) // 2 - fixed) // sample
+        count = max(1, min(share, fitting, int(TIMED_SECONDS / seconds)))
+        if count > 1:
+            run = _Pass.make(module, model, options, count, device)
+            seconds = _fastest(run.run, device) / count
+        evaluation = _fastest(run.evaluate, device) / count
+        update = _time_update(module, device) / options.batch_size
+    return Cost(fixed, sample, seconds + update, evaluation)
 
 
-def _time(run: "_Pass") -> float:
+def _fastest(run: Callable[[], None], device: torch.device) -> float:
+    """The shortest time of two calls, or of more that are short."""
+    times = [_time(run, device), _time(run, device)]
+    while len(times) <= REPEATS and sum(times) < TIMED_SECONDS:
+        times.append(_time(run, device))
+    return min(times)
+
+
+def _time(run: Callable[[], None], device: torch.device) -> float:
     started = time.perf_counter()
-    run.run()
-    _synchronise(run.clean.device)
+    run()
+    _synchronise(device)
     return time.perf_counter() - started
+
+
+def _time_update(module: nn.Module, device: torch.device) -> float:
+    """Seconds of a step of Adam and of the average, on copies of the weights."""
+    copies = [p.detach().clone() for p in module.parameters() if p.requires_grad]
+    averages = [copy.clone() for copy in copies]
+    for copy in copies:
+        copy.grad = torch.zeros_like(copy)
+    optimizer = torch.optim.Adam(copies, lr=0.0, fused=True)
+
+    def update() -> None:
+        optimizer.step()
+        torch._foreach_lerp_(averages, copies, 0.5)
+
+    return _fastest(update, device)
 
 
 def plan_accumulation(cost: Cost, options: Options, processes: int, available: int) -> Plan:
@@ -196,6 +242,7 @@ class _Pass:
     sigma: Float64[Tensor, " batch"]
     condition: Tensor | None
     augment: Tensor | None
+    augmentation: Augmentation | None
     bf16: bool
 
     @classmethod
@@ -210,17 +257,28 @@ class _Pass:
             condition = torch.zeros(samples, dtype=torch.int64, device=device)
         augment = torch.zeros(samples, model.augment_dim, device=device) if model.augment_dim else None
         sigma = torch.full((samples,), model.sigma_data, dtype=torch.float64)
-        return cls(module, clean, sigma, condition, augment, options.precision == "bf16")
+        bf16 = options.precision == "bf16"
+        return cls(module, clean, sigma, condition, augment, options.augmentation, bf16)
 
     def run(self) -> None:
         """The pass; gradients that were there stay, and new ones are dropped."""
         before = [p.grad for p in self.module.parameters()]
-        device = self.clean.device
+        device, clean = self.clean.device, self.clean
+        if self.augmentation is not None:
+            clean = self.augmentation.draw(len(clean), generator("cpu", 0, 1, len(clean))).apply(clean)
         with torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            loss = self.module(self.clean, torch.zeros_like(self.clean), self.sigma, self.condition, self.augment)
+            loss = self.module(clean, torch.zeros_like(clean), self.sigma, self.condition, self.augment)
         loss.total.sum().backward()
         for p, grad in zip(self.module.parameters(), before, strict=True):
             p.grad = grad
+
+    def evaluate(self) -> None:
+        """The network in evaluation mode, as for validation losses and samples."""
+        denoiser, training = self.module.denoiser, self.module.training
+        denoiser.eval()
+        with torch.no_grad():
+            denoiser(self.clean, self.sigma, self.condition, standard=True)
+        denoiser.train(training)
 
     def bytes(self) -> int:
         """The memory of the pass beyond that of weights and gradients."""

@@ -124,9 +124,7 @@ class Trainer:
 
     def _build(self) -> None:
         device, options = self.accelerator.device, self.options
-        denoiser = self.model.build(options.seed).to(device)
-        if len(self.model.event_shape) == 3:
-            denoiser = denoiser.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        denoiser = self.model.build_on(device, options.seed)
         if self._init is not None:
             self.origin = load_initial(denoiser.network, self.model.preconditioning, self._init)
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
