@@ -78,7 +78,7 @@ def choose(
         own = network if names & {"network", "init"} else None
         keep = [name.partition(".")[2] for name in names if name.startswith("options.")]
         grid = grid_evaluations(dataset, sampler)
-        recipe = choose_recipe(
+        measured = choose_recipe(
             budget,
             dataset,
             device,
@@ -88,7 +88,7 @@ def choose(
             keep=keep,
             grid_evaluations=grid,
         )
-        found = [recipe]
+        found = [measured]
     (recipe,) = broadcast_object_list(found) if accelerator.num_processes > 1 else found
     assert recipe is not None
     settings = {name: value for name, value in recipe.settings().items() if name not in names}
