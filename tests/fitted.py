@@ -5,10 +5,11 @@ from openedm.inference.fitting import fit
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions, Settings
 from openedm.inference.trained import DenoiserPosterior
-from openedm.networks import ConditionalMLP, VectorSummary
+from openedm.networks import ConditionalEnsemble, ConditionalMLP, VectorSummary
 
 TINY = Settings(
-    network=ConditionalMLP(width=8, num_blocks=1, summary=VectorSummary(width=8, num_blocks=1)),
+    network=ConditionalEnsemble(members=2, width=8, num_blocks=1),
+    drawn_network=ConditionalMLP(width=8, num_blocks=1, summary=VectorSummary(width=8, num_blocks=1)),
     members=2,
     images=2048,
     passes=2,

@@ -100,13 +100,13 @@ def test_a_linear_gaussian_posterior_is_found(prior, without_type_checker) -> No
     theta, x = simulated(1000)
     settings = replace(
         TINY,
-        network=ConditionalMLP(width=32, num_blocks=1),
+        drawn_network=ConditionalMLP(width=32, num_blocks=1),
         members=1,
         images=30_000,
         pool=20_000,
         compare=False,
         refinement=None,
-        emulator=MixtureOptions(members=2, components=(1,), width=16, num_blocks=1, steps=100),
+        emulator=MixtureOptions(members=2, components=(1,), width=16, num_blocks=1, steps=100, pilot_steps=20),
     )
     posterior = fit(theta, x, prior, settings=settings)
     observed = torch.tensor([1.0, -0.5, 0.0])
@@ -173,3 +173,23 @@ def test_counts_keep_their_root_for_the_emulator() -> None:
     posterior = fit(rate, x, Box([1.0], [61.0]), settings=replace(TINY, members=1, compare=False))
     assert posterior.parts.data.counts == (True, True)
     assert posterior.parts.data.columns.kinds == ("root", "root")
+
+
+@pytest.mark.parametrize(
+    ("dim", "x_shape"),
+    [(1, (1,)), (2, (10,)), (5, (1000,)), (20, (10,)), (50, (10,)), (2, (1, 16, 16)), (2, (1, 30))],
+    ids=str,
+)
+@pytest.mark.parametrize("prior", [False, True], ids=["no prior", "prior"])
+def test_each_size_walks_its_whole_path(dim: int, x_shape: tuple[int, ...], prior: bool, without_type_checker) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.rand(120, dim, generator=generator)
+    x = theta[:, :1].reshape(120, *[1] * len(x_shape)) + torch.randn(120, *x_shape, generator=generator)
+    rule = Settings.of(120, dim, x_shape)
+    network = TINY.network if len(x_shape) == 1 else ConditionalMLP(width=8, num_blocks=1, summary=rule.network.summary)
+    emulator = None if rule.emulator is None else replace(TINY.emulator, structures=rule.emulator.structures)
+    settings = replace(TINY, network=network, emulator=emulator, bases=rule.bases, judged=3, images=512)
+    posterior = fit(theta, x, Box([0.0] * dim, [1.0] * dim) if prior else None, settings=settings)
+    assert posterior.sample(x[0], 3).shape == (3, dim)
+    assert math.isfinite(float(posterior.log_prob(theta[0], x[0])))
+    assert {"chosen", "verdict", "skipped"} <= posterior.report.keys()

@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openedm.ground.choices import from_config, to_config
-from openedm.inference.maps import Columns, is_count
+from openedm.inference.columns import Columns, is_count
 from openedm.inference.prepare import constant_columns, duplicated_columns
 
 GENERATOR = torch.Generator().manual_seed(0)

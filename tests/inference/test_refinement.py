@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from openedm.inference.candidates import is_certain_gain
-from openedm.inference.refine import Refinement, Target, evidence
+from openedm.inference.judging import is_certain_gain
+from openedm.inference.refine import Refinement, Target, evidence, evidence_near
 
 
 class Normals(Target):
@@ -100,11 +100,53 @@ def test_refinement_is_chosen_only_where_its_gain_is_certain() -> None:
     assert not is_certain_gain([float("nan")] * 5)
 
 
-def test_starts_that_are_effective_need_fewer_steps() -> None:
-    assert Refinement(num_steps=60).for_share(0.0).num_steps == 60
-    assert Refinement(num_steps=60).for_share(1.0).num_steps == 20
+def test_pilots_that_are_far_too_wide_settle(without_type_checker) -> None:
+    pilots = 1 + 10 * torch.randn(2, 128, 2, generator=torch.Generator().manual_seed(0))
+    refinement = Refinement(num_steps=25, num_pilots=128, max_steps=400)
+    settled, steps = refinement.settle(pilots, log_normal(0.0, 1.0), [3, 4])
+    assert ((settled.std(1) - 1).abs() < 0.25).all()
+    assert ((steps > 25) & (steps < 400)).all()
+    alone, count = refinement.settle(pilots[1:], log_normal(0.0, 1.0), [4])
+    torch.testing.assert_close(alone, settled[1:])
+    assert count[0] == steps[1]
+
+
+def test_pilots_that_are_right_settle_at_once_and_without_blocks_stay() -> None:
+    pilots = torch.randn(1, 256, 2, generator=torch.Generator().manual_seed(0))
+    _, steps = Refinement(num_steps=10, max_steps=400).settle(pilots, log_normal(0.0, 1.0), [3])
+    assert steps[0] <= 40
+    same, steps = Refinement(num_steps=10).settle(pilots, log_normal(0.0, 1.0), [3])
+    assert same is pilots
+    assert steps[0] == 10
+
+
+def test_the_evidence_near_samples_is_the_integral_also_of_two_modes() -> None:
+    generator = torch.Generator().manual_seed(0)
+    points = torch.randn(256, 2, generator=generator) * 0.1 + torch.tensor([2.0, 0.0])
+    points[::2] -= torch.tensor([4.0, 0.0])
+
+    def log_target(u):
+        squares = [((u - torch.tensor([mean, 0.0])) / 0.1).square().sum(1) for mean in (-2.0, 2.0)]
+        return (-0.5 * torch.stack(squares)).logsumexp(0)
+
+    total, share = evidence_near(points, log_target, seed=0, draws=4000)
+    assert total == pytest.approx(float(torch.tensor(2 * 2 * torch.pi * 0.01).log()), abs=0.15)
+    assert share > 0.02
+
+
+def test_a_sample_that_pilots_missed_makes_the_evidence_large() -> None:
+    points = torch.randn(64, 1, generator=torch.Generator().manual_seed(0))
+
+    def log_target(u):
+        return torch.logaddexp(-0.5 * u.square(), -0.5 * ((u - 30) / 0.01).square() + 5)[:, 0]
+
+    without, _ = evidence_near(points, log_target, seed=0, draws=256)
+    known, _ = evidence_near(points, log_target, seed=0, draws=256, known=torch.tensor([30.0]))
+    assert known > without + 1
 
 
 def test_counts_are_checked() -> None:
     with pytest.raises(ValueError, match="num_pilots must be >= 2, got 1"):
         Refinement(num_pilots=1)
+    with pytest.raises(ValueError, match="max_steps must be >= 50, got 10"):
+        Refinement(num_steps=50, max_steps=10)

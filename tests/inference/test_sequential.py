@@ -12,7 +12,9 @@ from openedm.inference import Box, LogNormal, Normal
 from openedm.inference.composite import Truncated, prior_from_config, prior_to_config
 from openedm.inference.sequential import fit_sequentially
 
-SETTINGS = replace(TINY, members=1, emulator=None, refinement=None, passes=1000, images=200_000)
+SETTINGS = replace(
+    TINY, network=TINY.drawn_network, members=1, weight_decay=0.0, emulator=None, refinement=None, passes=1000
+)
 
 
 @pytest.mark.parametrize(

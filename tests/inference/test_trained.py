@@ -7,7 +7,8 @@ import torch
 
 from openedm.denoiser import Denoiser
 from openedm.inference.bijections import Bijection
-from openedm.inference.maps import Columns, DataMap, ParameterMap
+from openedm.inference.columns import Columns
+from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.trained import Average, DenoiserPosterior, Parts
 from openedm.levels import Karras
 from openedm.sampling import (

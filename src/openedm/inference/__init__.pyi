@@ -19,7 +19,8 @@ from .composite import (
 from .export import to_arviz as to_arviz
 from .fitting import fit as fit
 from .joint import Joint as Joint, fit_joint as fit_joint, load as load, save as save
-from .maps import Columns as Columns, DataMap as DataMap, ParameterMap as ParameterMap
+from .columns import Columns as Columns
+from .maps import DataMap as DataMap, ParameterMap as ParameterMap
 from .masks import Masks as Masks
 from .posterior import Posterior as Posterior
 from .priors import (

@@ -10,23 +10,37 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from openedm.inference.maps import Columns, DataMap
+from openedm.inference.columns import Columns
+from openedm.inference.maps import DataMap
 from openedm.inference.prepare import Prepared
 from openedm.inference.settings import CLOSE, MixtureOptions
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
+from openedm.networks.structured import build_mixture
 from openedm.optimisation import BestLoss, minimise
 
-__all__ = ["FittedMixture", "LearnedSimulator", "choose_form", "fit_mixture", "learn_simulator"]
+__all__ = [
+    "FittedMixture",
+    "Form",
+    "LearnedSimulator",
+    "choose_form",
+    "draw_simulations",
+    "fit_mixture",
+    "learn_simulator",
+]
 
 CHUNK_ROWS = 16_384
 """Rows that a mixture evaluates at a time where draws are made or whitened."""
+
+MIN_INDEPENDENT = 8
+"""Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
 
 
 @dataclass(frozen=True)
@@ -44,25 +58,30 @@ class FittedMixture:
     steps: int
 
 
+class Form(NamedTuple):
+    """What a mixture models: the number of a form of the data, the structure of the noise, and how many Gaussians."""
+
+    number: int
+    structure: str
+    components: int
+
+
 class LearnedSimulator(NamedTuple):
-    """A fitted emulator, and draws from it.
+    """A fitted emulator.
 
     Attributes:
         fitted: q, of what `target` makes of x.
         target: the map from the kept columns of x to what q models; None means y.
-        data: x → y, also for the denoisers that learn from the draws.
-        u, y: draws of prior and emulator; without a prior θ is one of those simulated.
+        data: x → y, also for denoisers that learn from its draws.
     """
 
     fitted: FittedMixture
     target: Columns | None
     data: DataMap
-    u: Float[Tensor, "draws d"]
-    y: Float[Tensor, "draws y"]
 
 
 def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> LearnedSimulator:
-    """Fit an emulator to the simulations that are trained on, and draw from it.
+    """Fit an emulator to the simulations that are trained on.
 
     Args:
         data: the simulations; x are vectors, and there are settings of an emulator.
@@ -75,18 +94,40 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     options = settings.emulator
     assert options is not None
     theta, x, maps = data.theta[data.training], data.x[data.training], data.data
-    if len(maps.keep) > settings.reduce_above:
+    if len(maps.keep) > settings.reduce_above and not maps.exchangeable:
         maps = maps.reduced(x, data.u[data.training])
     kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
-    target, components = _choose_target(maps, kept, inputs, options, seed)
+    target, form = _choose_target(maps, kept, inputs, options, seed)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
-    fitted = fit_mixture(y, inputs, options, components, seed=seed, progress=progress)
-    u, drawn = _draw(data, fitted.mixture, y)
-    if target is not None:
-        if set(target.kinds) != {"identity"}:
-            maps = replace(maps, columns=target)
-        drawn = maps.of_kept(target.inverse(drawn))
-    return LearnedSimulator(fitted, target, maps, u, drawn)
+    fitted = fit_mixture(y, inputs, options, form.components, structure=form.structure, seed=seed, progress=progress)
+    if target is not None and set(target.kinds) != {"identity"} and not maps.exchangeable:
+        maps = replace(maps, columns=target)
+    return LearnedSimulator(fitted, target, maps)
+
+
+def draw_simulations(
+    simulator: LearnedSimulator, data: Prepared
+) -> tuple[Float[Tensor, "draws d"], Float[Tensor, "draws y"]]:
+    """Draws (u, y) of prior and emulator, hardly further out than the simulations; without a prior of simulated θ.
+
+    Args:
+        simulator: of these simulations.
+        data: the simulations; the settings say how many draws.
+    """
+    generator, count = torch.Generator().manual_seed(data.seed), data.settings.pool
+    if data.prior is None:
+        rows = torch.randint(len(data.training), (count,), generator=generator)
+        theta = data.theta[data.training[rows]]
+    else:
+        theta = data.prior.sample(count, data.seed + 1)
+    maps, target, mixture = simulator.data, simulator.target, simulator.fitted.mixture
+    kept = maps.jittered(data.x[data.training], data.seed)
+    y = maps.of_kept(kept) if target is None else target.forward(kept).float()
+    chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
+    low, high = y.min(0).values, y.max(0).values
+    margin = 0.1 * (high - low)
+    drawn = torch.minimum(torch.maximum(torch.cat(chunks), low - margin), high + margin)
+    return data.parameters.forward(theta).float(), drawn if target is None else maps.of_kept(target.inverse(drawn))
 
 
 def fit_mixture(
@@ -95,6 +136,7 @@ def fit_mixture(
     options: MixtureOptions,
     components: int,
     *,
+    structure: str = "full",
     seed: int = 0,
     held_out: tuple[Float[Tensor, "judged dim"], Float[Tensor, "judged condition"]] | None = None,
     progress: Callable[[float], object] = lambda share: None,
@@ -105,6 +147,7 @@ def fit_mixture(
         y, u: standardised rows.
         options: sizes and steps.
         components: number of Gaussians of each member.
+        structure: of the noise, one of `STRUCTURES`.
         seed: of weights, folds and order; the global generator is left alone.
         held_out: rows (y, u) that judge all members; None holds out a fold of the rows for each.
         progress: called with the share of steps taken.
@@ -122,7 +165,7 @@ def fit_mixture(
     else:
         training = torch.arange(len(y)).expand(options.members, len(y))
         held_out = held_out[0].expand(options.members, -1, -1), held_out[1].expand(options.members, -1, -1)
-    mixture = _initial(y, u, options, components, seed)
+    mixture = _initial(y, u, options, components, structure, seed)
     average, kept = copy.deepcopy(mixture), copy.deepcopy(mixture)
     best = BestLoss(-_log_prob(average, *held_out))
     optimizer = torch.optim.AdamW(mixture.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -154,62 +197,67 @@ def choose_form(
     u: Float[Tensor, "rows condition"],
     options: MixtureOptions,
     *,
+    exchangeable: bool = False,
     seed: int = 0,
-) -> tuple[int, int]:
-    """Which form of the data a mixture fits best, and with how many components: by trials of one member each.
+) -> Form:
+    """Which form of the data a mixture fits best, with which noise and how many components: by trials of one member.
+
+    The form is chosen with the first kind of noise, then the noise.
 
     Args:
         forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
         u: the condition.
-        options: `components` are tried, for `pilot_steps`, and those that come close for up to four times as many.
+        options: structures and components are tried, for `pilot_steps`, and those that come close for up to four times
+            as many.
+        exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and alone.
         seed: as for `fit_mixture`.
-
-    Returns:
-        The number of the form, and of components.
     """
 
-    def trial(form: int, count: int, steps: int) -> float:
-        y, volume = forms[form]
-        score = fit_mixture(y, u, replace(options, members=1, steps=steps), count, seed=seed).log_prob + volume
-        return score if math.isfinite(score) else -math.inf
+    @cache
+    def trial(form: Form, steps: int) -> float:
+        y, volume = forms[form.number]
+        fitted = fit_mixture(
+            y, u, replace(options, members=1, steps=steps), form.components, structure=form.structure, seed=seed
+        )
+        return fitted.log_prob + volume if math.isfinite(fitted.log_prob) else -math.inf
 
-    short = {(i, k): trial(i, k, options.pilot_steps) for i in range(len(forms)) for k in options.components}
-    form, best = max(short, key=lambda key: short[key])
-    close = [k for k in options.components if short[form, k] > short[form, best] - CLOSE]
-    if len(close) == 1:
-        return form, best
-    long = {k: trial(form, k, min(4 * options.pilot_steps, options.steps)) for k in close}
-    return form, max(long, key=lambda k: long[k])
+    short, long = options.pilot_steps, min(4 * options.pilot_steps, options.steps)
+    kinds = _kinds(options, exchangeable)
+    number = max(range(len(forms)), key=lambda i: trial(Form(i, *kinds[0]), short)) if len(forms) > 1 else 0
+    tried = [Form(number, *kind) for kind in kinds]
+    if len(tried) == 1:
+        return tried[0]
+    highest = max(trial(form, short) for form in tried)
+    close = [form for form in tried if trial(form, short) > highest - CLOSE]
+    return close[0] if len(close) == 1 else max(close, key=lambda form: trial(form, long))
+
+
+def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]:
+    """Structures with numbers of components, the simplest first."""
+    if exchangeable and "independent" in options.structures:
+        return [("independent", max(*options.components, MIN_INDEPENDENT))]
+    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", "independent")]
+    if "full" in options.structures or not kinds:
+        kinds += [("full", count) for count in options.components]
+    return kinds
 
 
 def _choose_target(
     maps: DataMap, kept: Float[Tensor, "n kept"], inputs: Float[Tensor, "n d"], options: MixtureOptions, seed: int
-) -> tuple[Columns | None, int]:
-    """What the emulator models, and with how many components: x warped, as it is, or its logarithms, by trials."""
+) -> tuple[Columns | None, Form]:
+    """What the emulator models, and how: x warped, as it is, or its logarithms, by trials."""
     if maps.reduction is not None:
-        return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)[1]
-    all_columns = [maps.columns, Columns.of(kept, warp=False), Columns.logarithms(kept)]
+        return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)
+    same = maps.exchangeable
+    all_columns = (
+        [Columns.alike(kept), Columns.alike(kept, warp=False)]
+        if same
+        else [maps.columns, Columns.of(kept, warp=False), Columns.logarithms(kept)]
+    )
     columns = list({each.kinds: each for each in all_columns}.values())
     forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
-    form, components = choose_form(forms, inputs, options, seed=seed)
-    return columns[form], components
-
-
-def _draw(
-    data: Prepared, mixture: ConditionalMixture, y: Float[Tensor, "n y"]
-) -> tuple[Float[Tensor, "draws d"], Float[Tensor, "draws y"]]:
-    """Draws (u, y) of prior and emulator, hardly further out than the simulations' y."""
-    generator, count = torch.Generator().manual_seed(data.seed), data.settings.pool
-    if data.prior is None:
-        rows = torch.randint(len(data.training), (count,), generator=generator)
-        theta = data.theta[data.training[rows]]
-    else:
-        theta = data.prior.sample(count, data.seed + 1)
-    chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
-    low, high = y.min(0).values, y.max(0).values
-    margin = 0.1 * (high - low)
-    drawn = torch.minimum(torch.maximum(torch.cat(chunks), low - margin), high + margin)
-    return data.parameters.forward(theta).float(), drawn
+    form = choose_form(forms, inputs, options, exchangeable=same, seed=seed)
+    return columns[form.number], form
 
 
 def _initial(
@@ -217,11 +265,13 @@ def _initial(
     u: Float[Tensor, "rows condition"],
     options: MixtureOptions,
     components: int,
+    structure: str,
     seed: int,
 ) -> ConditionalMixture:
     """A mixture that starts at the least-squares fit."""
     with seeded(seed):
-        mixture = ConditionalMixture(
+        mixture = build_mixture(
+            structure,
             u.shape[1],
             y.shape[1],
             members=options.members,

@@ -1,22 +1,25 @@
-"""`fit`: from simulations to a posterior, in one call and five steps, each of which hands on a value.
+"""`fit`: from simulations to a posterior, in one call and four steps, each of which hands on a value.
 
 1. `prepare`: θ is made unbounded and standardised, x standardised; errors name the rows and columns that cannot be
    learned from. Some simulations are held out: nothing is trained on them.
-2. `train_candidates`: denoisers are trained on the simulations and, for vectors, on draws of a learned simulator.
-3. `judge`: the candidate with the highest ln q(θ | x) on held-out simulations is taken, and
-4. refined by prior × learned likelihood, where held-out simulations show that this helps.
-5. The posterior comes with a report of all this, and a verdict whether there were enough simulations.
+2. Columns of x that are draws of one distribution are sorted (`exchangeable`).
+3. `choose_posterior`: a denoiser is trained on the simulations and, for vectors, an emulator is fitted; what has the
+   highest ln q(θ | x) on held-out simulations is taken.
+4. The posterior comes with a report of all this, and a verdict whether there were enough simulations.
 """
 
 import warnings
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.progress import Progress, no_progress
-from openedm.inference.candidates import Candidates, Job, Verdict, judge, train_candidates
+from openedm.inference.candidates import Job
+from openedm.inference.exchangeable import are_exchangeable
+from openedm.inference.judging import Verdict, choose_posterior
 from openedm.inference.posterior import Values
 from openedm.inference.prepare import Prepared, prepare
 from openedm.inference.settings import Settings
@@ -88,27 +91,39 @@ def fit(
     job = Job(None if run is None else Path(run), resume, tuple(observers), progress)
 
     data = prepare(theta, x, prior, settings=settings, names=names, drop_nonfinite=drop_nonfinite, seed=seed)
-    candidates = train_candidates(data, job)
-    verdict = judge(candidates, data, progress)
-    report = _report(data, candidates, verdict)
+    data = _sorted_where_exchangeable(data)
+    verdict = choose_posterior(data, job)
+    report = _report(data, verdict)
     if verdict.shortfall.is_large:
         warnings.warn(f"{verdict.shortfall}", stacklevel=2)
     return DenoiserPosterior(verdict.parts, prior=data.prior, names=data.names, report=report)
 
 
-def _report(data: Prepared, candidates: Candidates, verdict: Verdict) -> Mapping[str, Any]:
+def _sorted_where_exchangeable(data: Prepared) -> Prepared:
+    """The same simulations; of columns that are draws of one distribution networks get the order statistics."""
+    rows, maps = data.training, data.data
+    if not maps.vector or not are_exchangeable(data.x[rows][:, list(maps.keep)], data.u[rows]):
+        return data
+    return replace(data, data=maps.sorted(data.x[rows]))
+
+
+def _report(data: Prepared, verdict: Verdict) -> Mapping[str, Any]:
     """What was tried and chosen, as plain data."""
     report: dict[str, Any] = {"settings": to_config(data.settings), "simulations": len(data.theta), "seed": data.seed}
     if (absence := data.data.absence) is not None:
         report["data"] = absence.describe(data.data.x_shape)
-    if (found := candidates.simulator) is not None:
+    if data.data.exchangeable:
+        report["data"] = "the columns of x are draws of one distribution: networks get them sorted"
+    if (found := verdict.simulator) is not None:
         report["emulated"] = {
+            "noise": found.fitted.mixture.structure,
             "components": found.fitted.mixture.components,
             "columns": None if found.target is None else list(found.target.kinds),
             "log_prob": found.fitted.log_prob,
             "steps": found.fitted.steps,
         }
-    report["seconds"] = {**candidates.seconds, "judging": verdict.seconds}
+    report["seconds"] = dict(verdict.seconds)
+    report["skipped"] = dict(verdict.skipped)
     report["held_out_log_prob"] = dict(verdict.log_probs)
     if verdict.gain is not None:
         report["held_out_gain_of_refinement"] = verdict.gain

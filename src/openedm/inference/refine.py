@@ -4,9 +4,10 @@
 
 a and b are two of a fixed set of pilots, samples for the same observation, and γ is random: the differences know the
 posterior's widths, correlations and the ways between its modes (differential evolution, ter Braak 2006), and since the
-pilots are no part of the chains these are independent and the proposal is symmetric. The chains start near their
-target, so that a few dozen steps suffice. Importance sampling (`evidence`) normalises the density of what they draw,
-and shows whether they improve on their start at all.
+pilots are no part of the chains these are independent and the proposal is symmetric. The pilots themselves are moved
+first, in blocks of steps, until their mean ln π and their widths no longer change; the other chains then make as many
+steps, with the pilots where they ended.
+Importance sampling from a kernel estimate around the pilots (`evidence_near`) normalises the density of what is drawn.
 
 Where the learned likelihood is an ensemble's mean, a step first tests a proposal with one member, in turn, and computes
 the whole ensemble only for those that pass: delayed acceptance (Christen and Fox 2005), whose target is the same.
@@ -14,8 +15,8 @@ the whole ensemble only for those that pass: delayed acceptance (Christen and Fo
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 
 import torch
@@ -24,15 +25,22 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.inference.draws import SampleNoise
+from openedm.inference.draws import SampleNoise, section_seeds
 from openedm.inference.maps import ParameterMap
 from openedm.inference.priors import Prior
 from openedm.networks.mixtures import ConditionalMixture
 
-__all__ = ["LearnedTarget", "Refinement", "Target", "evidence"]
+__all__ = ["LearnedTarget", "Refinement", "Target", "evidence", "evidence_near"]
 
 CHUNK_ROWS = 1024
 """Rows that an emulator evaluates at a time: what they need stays in the cache."""
+
+SETTLED = 2.5
+"""n pilots have settled when a block moves the mean of ln π by less than this /√n of its spread, and the logarithm of
+each standard deviation by less than this /√n: twice what it does by chance."""
+
+FREEDOM = 5.0
+"""Degrees of freedom of the kernels around pilots, whose tails are heavier than most targets'."""
 
 
 class Target(ABC):
@@ -55,8 +63,10 @@ class Refinement(Choice):
     """Markov chains that refine posterior samples.
 
     Args:
-        num_steps: of each chain, ≥ 1; in `fit`, where its start is far from its target.
+        num_steps: of each chain, or of a block, ≥ 1.
         num_pilots: samples that proposals are made from, ≥ 2.
+        max_steps: the pilots decide how many blocks of steps are made, up to so many steps; None means one block, and
+            pilots that stay where they start.
 
     Raises:
         ValueError: a count is out of its range.
@@ -64,14 +74,42 @@ class Refinement(Choice):
 
     num_steps: int = 100
     num_pilots: int = 256
+    max_steps: int | None = None
 
     def __post_init__(self) -> None:
         checks.at_least("num_steps", self.num_steps, 1)
         checks.at_least("num_pilots", self.num_pilots, 2)
+        if self.max_steps is not None:
+            checks.at_least("max_steps", self.max_steps, self.num_steps)
 
-    def for_share(self, share: float) -> "Refinement":
-        """The same with as many steps as starts need of which `share` are effective: from all at 0 to a third at 1."""
-        return replace(self, num_steps=max(1, round(self.num_steps * (1 - share + share / 3))))
+    def settle(
+        self, pilots: Float[Tensor, "observations pilots d"], target: Target, seeds: Sequence[int]
+    ) -> tuple[Float[Tensor, "observations pilots d"], Int[Tensor, " observations"]]:
+        """Pilots moved to their target, block after block until they have settled, and how many steps that took.
+
+        Args:
+            pilots: where they start.
+            target: the chain of pilot i of observation j has the number j·pilots + i.
+            seeds: one for each observation, ≥ 0.
+        """
+        count, size = len(pilots), pilots.shape[1]
+        steps = torch.full((count,), self.num_steps)
+        if self.max_steps is None:
+            return pilots, steps
+        chains = torch.arange(count * size, device=pilots.device).reshape(count, size)
+        before = _state(pilots, target, chains)
+        active, pilots = torch.arange(count), pilots.clone()
+        for block in range(self.max_steps // self.num_steps):
+            steps[active] = self.num_steps * (block + 1)
+            now = section_seeds([seeds[i] for i in active.tolist()], block + 1)
+            part = _Numbered(target, chains[active].flatten())
+            pilots[active] = self.run(pilots[active], pilots[active], part, now)
+            after = _state(pilots[active], target, chains[active])
+            moved = (after - before).abs().amax(1) > SETTLED / math.sqrt(size)
+            active, before = active[moved.cpu()], after[moved]
+            if len(active) == 0:
+                break
+        return pilots, steps
 
     def run(
         self,
@@ -111,6 +149,33 @@ class Refinement(Choice):
             u[moved], each[:, moved] = proposal[moved], each_new[:, accepted]
             value[moved] = _mean(each[:, moved])
         return u.reshape(count, n, d)
+
+
+class _Numbered(Target):
+    """A target of some chains, counted anew."""
+
+    def __init__(self, target: Target, chains: Int[Tensor, " rows"]) -> None:
+        self.target, self.chains = target, chains
+
+    @property
+    def members(self) -> int:
+        return self.target.members
+
+    def __call__(
+        self, u: Float[Tensor, "rows d"], chains: Int[Tensor, " rows"], member: int | None = None
+    ) -> Float[Tensor, "members rows"]:
+        return self.target(u, self.chains[chains], member)
+
+
+def _state(
+    pilots: Float[Tensor, "observations pilots d"], target: Target, chains: Int[Tensor, "observations pilots"]
+) -> Float64[Tensor, "observations numbers"]:
+    """What no longer changes once pilots have settled: the mean ln π by its spread, and the logarithms of widths."""
+    values = _mean(target(pilots.flatten(0, 1), chains.flatten())).reshape(chains.shape).clamp_min(-1e6)
+    centre = values.median(1, keepdim=True).values
+    spread = (values - centre).abs().mean(1, keepdim=True).clamp_min(1e-3)
+    widths = pilots.double().std(1).clamp_min(1e-12).log()
+    return torch.cat([(values / spread).mean(1, keepdim=True), widths], 1)
 
 
 def _mean(each: Float[Tensor, "members rows"]) -> Float[Tensor, " rows"]:
@@ -180,6 +245,53 @@ class LearnedTarget(Target):
         likelihood = torch.cat([self.emulator.log_prob(y, inputs) for y, inputs in chunks])
         return likelihood.double() + self.prior.log_prob(theta)
 
+    def in_coordinates(self, u: Float[Tensor, "n d"]) -> Float64[Tensor, " n"]:
+        """ln p(u) + ln q(y | u) of a single observation."""
+        return _mean(self(u, torch.zeros(len(u), dtype=torch.long, device=u.device)))
+
     def _chunks(self, theta: Float[Tensor, "n d"], observed: Float[Tensor, "n y"]) -> Iterator[tuple[Tensor, Tensor]]:
         inputs = self.parameters.inputs_of(theta)
         return zip(torch.split(observed, CHUNK_ROWS), torch.split(inputs, CHUNK_ROWS), strict=True)
+
+
+def evidence_near(
+    pilots: Float[Tensor, "n d"],
+    log_target: Callable[[Float64[Tensor, "draws d"]], Float64[Tensor, " draws"]],
+    *,
+    seed: int,
+    draws: int,
+    known: Float[Tensor, " d"] | None = None,
+) -> tuple[float, float]:
+    """ln ∫π and the effective share of samples, by importance sampling from Student's t kernels around pilots.
+
+    Args:
+        pilots: samples of π, n > d.
+        log_target: ln π.
+        seed: of the draws.
+        draws: how many.
+        known: another sample of π, which counts as one more draw: where the pilots missed it, the integral is large.
+    """
+    points = pilots.double()
+    n, d = points.shape
+    scale = (4 / (n * (d + 2))) ** (1 / (d + 4))
+    covariance = torch.cov(points.T).reshape(d, d) * scale**2
+    factor = torch.linalg.cholesky(covariance + 1e-10 * torch.eye(d).to(covariance) * covariance.diagonal().mean())
+    generator = torch.Generator().manual_seed(seed)
+    normal = torch.randn(draws, d, generator=generator, dtype=torch.float64).to(points)
+    gamma = torch.distributions.Chi2(FREEDOM)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        chi = gamma.sample((draws, 1)).double().to(points)
+    u = points[torch.arange(draws) % n] + (normal / (chi / FREEDOM).sqrt()) @ factor.T
+    if known is not None:
+        u = torch.cat([u, known.double()[None]])
+    whitened = torch.linalg.solve_triangular(factor, (u[:, None] - points).flatten(0, 1).T, upper=False).T
+    squares = whitened.square().sum(1).reshape(len(u), n)
+    kernels = -(FREEDOM + d) / 2 * (squares / FREEDOM).log1p()
+    constant = (
+        math.lgamma((FREEDOM + d) / 2)
+        - math.lgamma(FREEDOM / 2)
+        - d / 2 * math.log(FREEDOM * math.pi)
+        - float(factor.diagonal().log().sum())
+    )
+    return evidence(log_target(u), kernels.logsumexp(1) - math.log(n) + constant)

@@ -8,7 +8,17 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference.absent import Kind
 from openedm.inference.refine import Refinement
-from openedm.networks import ConditionalMLP, ImageSummary, Network, SeriesSummary, SetSummary, Summary, VectorSummary
+from openedm.networks import (
+    ConditionalEnsemble,
+    ConditionalMLP,
+    ImageSummary,
+    Network,
+    SeriesSummary,
+    SetSummary,
+    Summary,
+    VectorSummary,
+)
+from openedm.networks.structured import STRUCTURES
 from openedm.objective import Objective
 from openedm.training import HalfLife, Options
 
@@ -29,7 +39,9 @@ class MixtureOptions(Choice):
         members: of the ensemble.
         components: numbers of Gaussians to try; where there are several, one member of each is trained for
             `pilot_steps`, those that come within `CLOSE` of the best for four times as many, at most `steps`, and the
-            number with the highest held-out likelihood is taken.
+            number with the highest held-out likelihood is taken. Only "full" and "independent" have more than one.
+        structures: of the noise, of `openedm.networks.structured.STRUCTURES`, tried in the same way; "independent" only
+            where the columns of x are exchangeable.
         width, num_blocks: sizes of each member.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
@@ -45,6 +57,7 @@ class MixtureOptions(Choice):
 
     members: int = 4
     components: tuple[int, ...] = (1, 8)
+    structures: tuple[str, ...] = STRUCTURES
     width: int = 64
     num_blocks: int = 2
     steps: int = 5000
@@ -63,6 +76,10 @@ class MixtureOptions(Choice):
         checks.positive("learning_rate", self.learning_rate)
         if not self.components or min(self.components) < 1:
             raise ValueError(f"components must hold counts >= 1, got {self.components}")
+        if not self.structures:
+            raise ValueError("structures must name at least one structure, got none")
+        for i, structure in enumerate(self.structures):
+            checks.one_of(f"structures[{i}]", structure, STRUCTURES)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
@@ -75,12 +92,15 @@ class Settings(Choice):
     """Everything that `fit` chooses. `Settings.of(n, dim, x_shape)` is the rule; it depends on nothing else.
 
     Args:
-        network: F of the denoiser.
+        network: F of denoisers that learn from the simulations themselves.
+        drawn_network: F of denoisers that learn from draws of an emulator.
         objective: p(σ), λ(σ).
         members: denoisers that are trained, each from a seed of its own, and averaged.
         images: samples that the denoiser is trained on with an emulator, fresh draws all.
         passes: how often one without an emulator is trained on each simulation, at most; early stopping ends before.
-        batch_size, learning_rate: of the denoiser's training, with a warm-up and a half cosine to zero.
+        batch_size, learning_rate: of the denoisers' trainings, with a warm-up and a half cosine to zero. Without an
+            emulator a batch is at most half of the simulations.
+        weight_decay: AdamW's, where a denoiser learns from the simulations themselves.
         emulator: how the learned likelihood is fitted; None for none.
         pool: how many draws of the emulator are made.
         bases: what draws of the emulator are whitened by: "linear", a least-squares fit, "Gaussian", a conditional
@@ -98,13 +118,15 @@ class Settings(Choice):
         ValueError: a value is out of its range.
     """
 
-    network: Network = ConditionalMLP()
+    network: Network = ConditionalEnsemble()
+    drawn_network: Network = ConditionalMLP()
     objective: Objective = NOISE
     members: int = 1
     images: int = 3_000_000
     passes: int = 100
     batch_size: int = 512
     learning_rate: float = 1e-3
+    weight_decay: float = 0.1
     emulator: MixtureOptions | None = MixtureOptions()
     pool: int = 400_000
     bases: tuple[str, ...] = ("linear", "Gaussian")
@@ -112,7 +134,7 @@ class Settings(Choice):
         default=MixtureOptions(members=1, components=(1,), width=128, steps=2500, batch_size=512, folds=2)
     )
     compare: bool = True
-    refinement: Refinement | None = Refinement()
+    refinement: Refinement | None = Refinement(num_steps=25, max_steps=500)
     held_out: float = 0.1
     reduce_above: int = 64
     judged: int = 128
@@ -121,6 +143,8 @@ class Settings(Choice):
         for name in ("members", "images", "passes", "batch_size", "pool", "reduce_above", "judged"):
             checks.integer(name, getattr(self, name), 1)
         checks.positive("learning_rate", self.learning_rate)
+        checks.at_least("weight_decay", self.weight_decay, 0)
+        checks.finite("weight_decay", self.weight_decay)
         for i, base in enumerate(self.bases):
             checks.one_of(f"bases[{i}]", base, ("linear", "Gaussian"))
         if (self.base.members, self.base.components) != (1, (1,)):
@@ -140,12 +164,16 @@ class Settings(Choice):
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
           30,000 simulations on 128, with 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between
-          2000 and 25,000; other data get none.
-        * Up to two parameters get a denoiser of width 96, a million samples and the learned whitening, more 128,
-          3 million (1000 a simulation at most) and both whitenings; from 30,000 simulations on 1.6 times the samples.
-        * Denoisers of the simulations themselves make 500 · (1000 / n)^1.2 passes, between 60 and 500 for up to two
-          parameters, 50 (100 without an emulator) and 500 for more; where x has more than 100 numbers and there is no
-          emulator, 60 or 100.
+          2000 and 25,000; other data get none. Its factor is "full" only where that has at most a tenth as many entries
+          as there are simulations.
+        * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
+          3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
+          3000 simulations a tenth of the hidden numbers is dropped, up to 30,000 a twentieth. The noise on x is, at
+          1000 simulations, 0.005 standard deviations a column, 0.1 at most, and falls as 1/√n: few columns stay exact.
+        * Denoisers of draws of the emulator, where they are trained, have width 96 and a million samples for up to two
+          parameters, else 128 and 3 million (1000 a simulation at most), 1.6 times as many from 30,000 simulations on.
+        * Other data make 500 · (1000 / n)^1.2 passes, between 60 (more than two parameters: 100) and 500; or 60 or 100
+          where x has more than 100 numbers.
         * Matrices are series (channels, time), or sets (members, features) where members are absent; arrays with three
           axes are images.
         * At least 100 and at most 2000 simulations are held out, a tenth if that is between the two.
@@ -159,21 +187,21 @@ class Settings(Choice):
         many = simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
         samples = 1_000_000 if dim <= 2 else min(3_000_000, 1000 * simulations)
-        fewest = 60 if dim <= 2 else 50 if len(x_shape) == 1 else 100
-        cheap = len(x_shape) == 1 or math.prod(x_shape) <= 100
-        passes = max(fewest, min(500, round(500 * (1000 / max(simulations, 1)) ** 1.2))) if cheap else fewest
         steps = round(min(max((5000 if dim <= 2 else 10_000) * (simulations / 10_000) ** 0.5, 2000), 25_000))
+        columns = min(x_shape[0], 64)
+        every = STRUCTURES if columns * (columns + 1) <= simulations / 5 else STRUCTURES[1:]
         emulator = MixtureOptions(
+            pilot_steps=500 if simulations <= 3000 else 1000,
             components=(1, 8) if x_shape[0] <= 16 else (1,),
+            structures=every,
             width=128 if many else 64,
             steps=steps,
             batch_size=512 if many else 256,
         )
-        matrix = SetSummary() if absent == "members" else SeriesSummary()
-        kinds: dict[int, Summary] = {1: VectorSummary(), 2: matrix, 3: ImageSummary()}
-        summary = kinds.get(len(x_shape), VectorSummary())
+        network, passes = _direct(simulations, dim, x_shape, absent)
         return cls(
-            network=ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary),
+            network=network,
+            drawn_network=ConditionalMLP(width=96 if dim <= 2 else 128),
             bases=("Gaussian",) if dim <= 2 else ("linear", "Gaussian"),
             passes=passes,
             images=round(max(samples, 100_000) * (1.6 if many else 1.0)),
@@ -182,7 +210,7 @@ class Settings(Choice):
         )
 
     def options(self, images: int, rows: int, *, seed: int, stop_after: int, samples: int) -> Options:
-        """The trainer's options. A batch has at most a quarter of the rows, but 64 at least.
+        """The trainer's options. A batch has at most half of the rows, but 64 at least.
 
         Args:
             images: how many samples to train on.
@@ -191,7 +219,7 @@ class Settings(Choice):
             stop_after: measurements of the validation loss without improvement that end it; 0 for never.
             samples: held-out samples that it is measured on.
         """
-        batch_size = min(self.batch_size, max(64, rows // 4))
+        batch_size = min(self.batch_size, max(64, rows // 2))
         return Options(
             images=images,
             batch_size=batch_size,
@@ -200,6 +228,7 @@ class Settings(Choice):
             rampup=min(100_000, images // 10),
             average=HalfLife(half_life=min(100_000.0, images / 25) if stop_after else 100_000.0),
             schedule="cosine",
+            weight_decay=self.weight_decay if stop_after else 0.0,
             clip_norm=5.0,
             seed=seed,
             validate_every=max(batch_size * 50, images // 40 // batch_size * batch_size),
@@ -211,3 +240,20 @@ class Settings(Choice):
             snapshot_every=0,
             keep=1,
         )
+
+
+def _direct(simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None) -> tuple[Network, int]:
+    """The network of a denoiser that learns from the simulations, and how many passes it makes."""
+    n = max(simulations, 1)
+    if len(x_shape) == 1:
+        width, dropout = (64, 0.1) if n < 3000 else (96, 0.05) if n < 30_000 else (128, 0.0)
+        noise = min(min(0.005 * x_shape[0], 0.1) * math.sqrt(1000 / n), 0.2)
+        steps = min(max(3000 * math.sqrt(n / 1000), 2000), 20_000)
+        batch = min(512, max(64, n // 2))
+        return ConditionalEnsemble(width=width, dropout=dropout, condition_noise=noise), round(steps * batch / n)
+    matrix = SetSummary() if absent == "members" else SeriesSummary()
+    kinds: dict[int, Summary] = {2: matrix, 3: ImageSummary()}
+    fewest = 60 if dim <= 2 else 100
+    cheap = math.prod(x_shape) <= 100
+    passes = max(fewest, min(500, round(500 * (1000 / n) ** 1.2))) if cheap else fewest
+    return ConditionalMLP(width=96 if dim <= 2 else 128, summary=kinds.get(len(x_shape), VectorSummary())), passes

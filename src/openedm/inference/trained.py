@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from openedm.denoiser import Denoiser
@@ -21,14 +21,15 @@ from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
 from openedm.inference.average import Average
+from openedm.inference.columns import Columns
 from openedm.inference.draws import SampleNoise, StepNoise, observation_seeds, sample_paths
-from openedm.inference.maps import Columns, Coordinates, DataMap, ParameterMap
+from openedm.inference.maps import Coordinates, DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
-from openedm.inference.refine import LearnedTarget, Refinement, evidence
+from openedm.inference.refine import LearnedTarget, Refinement, evidence, evidence_near
 from openedm.likelihood import Likelihood
-from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
+from openedm.networks.structured import mixture_config, mixture_from_config
 from openedm.sampling import Auto, DormandPrince, Sampler, SamplerChoice
 from openedm.training import Model
 
@@ -46,8 +47,6 @@ EVIDENCE_DRAWS, MAX_EVIDENCES = 1024, 64
 PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
 KIND = "fit"
 """The kind of folders that hold such a posterior."""
-
-SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
 
 
 @dataclass(frozen=True)
@@ -178,7 +177,7 @@ class DenoiserPosterior(Posterior):
             "refinement": parts.refinement and to_config(parts.refinement),
             "report": self.report,
             "noise": self.noise,
-            **{name: m and {size: getattr(m, size) for size in SIZES} for name, m in mixtures.items()},
+            **{name: m and mixture_config(m) for name, m in mixtures.items()},
         }
         common = storage.Common(parts.model, members, self.prior, self.names, self.sampler, self.likelihood)
         storage.write(path, KIND, common, further, mixtures, {"reduction": parts.data.reduction})
@@ -194,7 +193,7 @@ class DenoiserPosterior(Posterior):
         config = stored.config
         with stored.described():
             common = stored.common()
-            base, emulator = _mixture(config["base"]), _mixture(config["emulator"])
+            base, emulator = mixture_from_config(config["base"]), mixture_from_config(config["emulator"])
             parts = Parts(
                 Average.of(common.members),
                 from_config(ParameterMap, config["parameters"]),
@@ -341,16 +340,50 @@ class DenoiserPosterior(Posterior):
         y: Float[Tensor, "observations *y"],
         seeds: Sequence[int],
     ) -> Float[Tensor, "observations n dim"]:
-        """u moved by chains whose target is ln p(u) + ln q(x | u)."""
-        assert self.parts.refinement is not None
-        pilots = self._flows(y, self.parts.refinement.num_pilots, observation_seeds(x, PILOT_SEED))
-        return self.parts.refinement.run(u, pilots, self.learned_target(x, u.shape[1]), seeds)
+        """u moved by chains whose target is ln p(u) + ln q(x | u), as many steps as the pilots of each x need."""
+        refinement = self.parts.refinement
+        assert refinement is not None
+        pilots, steps = self.settled_pilots(x, refinement, PILOT_SEED, y)
+        moved = u.clone()
+        for count in sorted(set(steps.tolist())):
+            rows = (steps == count).nonzero()[:, 0].tolist()
+            chains = replace(refinement, num_steps=count, max_steps=None)
+            target = self.learned_target(x[rows], u.shape[1])
+            moved[rows] = chains.run(u[rows], pilots[rows], target, [seeds[i] for i in rows])
+        return moved
+
+    @torch.no_grad()
+    def settled_pilots(
+        self,
+        x: Float[Tensor, "observations ..."],
+        refinement: Refinement,
+        seed: int,
+        y: Float[Tensor, "observations *y"] | None = None,
+    ) -> tuple[Float[Tensor, "observations pilots dim"], Int64[Tensor, " observations"]]:
+        """Samples u of prior × learned likelihood that further chains are made with, and how many steps those need.
+
+        Args:
+            x: observations.
+            refinement: how many pilots, and steps.
+            seed: of the pilots, beside the observations.
+            y: `parts.data.forward(x)` if it is known.
+        """
+        seeds = observation_seeds(x, seed)
+        pilots = self._flows(self.parts.data.forward(x) if y is None else y, refinement.num_pilots, seeds)
+        return refinement.settle(pilots, self.learned_target(x, refinement.num_pilots), seeds)
 
     @torch.no_grad()
     def _evidence(self, x: Float[Tensor, "one ..."], y: Float[Tensor, "*y"], target: LearnedTarget) -> float:
         """ln ∫ p(θ) q(x | θ) dθ, kept for the last few observations."""
         key = x.cpu().numpy().tobytes()
-        if key not in self._evidences:
+        refinement = self.parts.refinement
+        assert refinement is not None
+        if key not in self._evidences and refinement.max_steps is not None:
+            pilots, _ = self.settled_pilots(x, refinement, PILOT_SEED, y[None])
+            (seed,) = observation_seeds(x, EVIDENCE_SEED)
+            total, _ = evidence_near(pilots[0], target.in_coordinates, seed=seed, draws=EVIDENCE_DRAWS)
+            self._evidences[key] = total
+        elif key not in self._evidences:
             # The density of proposals is known where they follow the ODE.
             stochastic = self.sampler.choose(self.parts.denoiser).stochastic
             proposing = self.with_sampler(SAMPLER) if stochastic else self
@@ -358,15 +391,6 @@ class DenoiserPosterior(Posterior):
             theta = self.parts.parameters.inverse(u)
             proposal = self._flow_density(theta[None], y[None])[0]
             self._evidences[key] = evidence(target.log_prob(theta), proposal)[0]
-            while len(self._evidences) > MAX_EVIDENCES:
-                self._evidences.popitem(last=False)
+        while len(self._evidences) > MAX_EVIDENCES:
+            self._evidences.popitem(last=False)
         return self._evidences[key]
-
-
-def _mixture(sizes: Mapping[str, Any] | None) -> ConditionalMixture | None:
-    """A mixture of these sizes, whose weights are read afterwards."""
-    if sizes is None:
-        return None
-    first, second, *others = (int(sizes[name]) for name in SIZES)
-    with seeded(0):
-        return ConditionalMixture(first, second, **dict(zip(SIZES[2:], others, strict=True)))

@@ -8,6 +8,7 @@ a vector.
 
 from openedm.networks.designs import ADM, DDPMpp, NCSNpp, SongUNet
 from openedm.networks.dit import DiT
+from openedm.networks.ensembles import ConditionalEnsemble, ConditionalEnsembleMLP
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import MLP, ConditionalMLP, ConditionalResidualMLP, ResidualMLP
 from openedm.networks.network import Network, RawNetwork, Signature
@@ -19,6 +20,8 @@ from openedm.networks.unet import UNet
 __all__ = [
     "ADM",
     "MLP",
+    "ConditionalEnsemble",
+    "ConditionalEnsembleMLP",
     "ConditionalMLP",
     "ConditionalMixture",
     "ConditionalResidualMLP",

@@ -17,9 +17,10 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.networks.layers import Residual, seeded
 
-__all__ = ["ConditionalMixture"]
+__all__ = ["ConditionalMixture", "MemberLinear"]
 
 MAX_LOG_DIAGONAL = 9.0
+"""The logarithm of P's diagonal is kept between its negative and this, so that factors are finite."""
 
 
 class ConditionalMixture(nn.Module):
@@ -36,6 +37,8 @@ class ConditionalMixture(nn.Module):
     Raises:
         ValueError: a count is out of its range.
     """
+
+    structure: str = "full"
 
     _indices: Tensor
     _diagonal: Tensor
@@ -60,16 +63,18 @@ class ConditionalMixture(nn.Module):
         self.condition_dim, self.dim, self.members, self.components = condition_dim, dim, members, components
         self.width, self.num_blocks = width, num_blocks
         outputs = components * self.outputs_each
-        self.layer_in = _Linear(members, condition_dim, width)
+        self.layer_in = MemberLinear(members, condition_dim, width)
         self.blocks = nn.ModuleList(
-            Residual(_Linear(members, width, width, gain=math.sqrt(2)), _Linear(members, width, width, gain=0.0))
+            Residual(
+                MemberLinear(members, width, width, gain=math.sqrt(2)), MemberLinear(members, width, width, gain=0.0)
+            )
             for _ in range(num_blocks)
         )
-        self.layer_out = _Linear(members, width, outputs, gain=0.0)
-        self.linear = _Linear(members, condition_dim, outputs, gain=0.0)
+        self.layer_out = MemberLinear(members, width, outputs, gain=0.0)
+        self.linear = MemberLinear(members, condition_dim, outputs, gain=0.0)
         if components > 1:  # equal components would stay equal
             with torch.no_grad():
-                means = self.layer_out.bias.view(members, components, -1)[..., 1 : 1 + dim]
+                means = self.layer_out.bias.view(members, components, -1)[..., 1 : 1 + self.means_each]
                 means.copy_(0.5 * torch.randn_like(means))
         rows, columns = torch.tril_indices(dim, dim)
         self.register_buffer("_indices", rows * dim + columns, persistent=False)
@@ -90,14 +95,18 @@ class ConditionalMixture(nn.Module):
 
     def _raw_parameters(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (members, rows, K), μ (…, K, dim), the logarithm of P's diagonal (…, K, dim) and entries below it."""
+        out = self._outputs(u)
+        logits, means, factors = out.tensor_split([1, 1 + self.dim], -1)
+        logs = factors[..., self._diagonal].clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
+        return logits[..., 0], means, logs, factors[..., self._below]
+
+    def _outputs(self, u: Float[Tensor, "members rows condition"]) -> Float[Tensor, "members rows components outputs"]:
+        """What the networks give for each component."""
         h = self.layer_in(u)
         for block in self.blocks:
             h = block(h)
-        out = self.layer_out(functional.silu(h)) + self.linear(u)
-        out = out.reshape(*out.shape[:-1], self.components, -1)
-        logits, means, factors = out.split([1, self.dim, out.shape[-1] - self.dim - 1], -1)
-        logs = factors[..., self._diagonal].clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
-        return logits[..., 0], means, logs, factors[..., self._below]
+        out: Tensor = self.layer_out(functional.silu(h)) + self.linear(u)
+        return out.reshape(*out.shape[:-1], self.components, self.outputs_each)
 
     def member_log_prob(
         self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
@@ -132,25 +141,24 @@ class ConditionalMixture(nn.Module):
         """
         checks.between("number", number, 0, self.members - 1)
         with seeded(0):
-            single = ConditionalMixture(
-                self.condition_dim,
-                self.dim,
-                components=self.components,
-                width=self.width,
-                num_blocks=self.num_blocks,
-            )
+            single = self._empty()
         single.to(self.layer_in.weight)
         state = {name: weight[number : number + 1] for name, weight in self.state_dict().items()}
         single.load_state_dict(state, assign=True)
         return single.requires_grad_(False)
 
+    def _sizes(self) -> dict[str, int]:
+        """The sizes of one member."""
+        return {"components": self.components, "width": self.width, "num_blocks": self.num_blocks}
+
+    def _empty(self) -> "ConditionalMixture":
+        """A mixture of one member with the sizes of this one."""
+        return ConditionalMixture(self.condition_dim, self.dim, **self._sizes())
+
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
         """One y for each row of u; row i is drawn from member i mod `members`."""
-        count, rows = self.members, len(u)
-        padded = -(-rows // count) * count
-        spread = u[torch.arange(padded, device=u.device) % rows]
-        grouped = spread.reshape(-1, count, u.shape[1]).transpose(0, 1)
+        grouped = self._grouped(u)
         weights, means, factors, _ = self.parameters_of(grouped)
         uniform = torch.rand(weights.shape[:2], generator=generator).to(u.device)
         chosen = (weights.exp().cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
@@ -159,7 +167,13 @@ class ConditionalMixture(nn.Module):
         factor = factors.gather(2, pick[..., None].expand(-1, -1, 1, self.dim, self.dim))[:, :, 0]
         noise = torch.randn(*mean.shape, 1, generator=generator).to(u)
         y: Tensor = mean + torch.linalg.solve_triangular(factor, noise, upper=False)[..., 0]
-        return y.transpose(0, 1).flatten(0, 1)[:rows]
+        return y.transpose(0, 1).flatten(0, 1)[: len(u)]
+
+    def _grouped(self, u: Float[Tensor, "rows condition"]) -> Float[Tensor, "members some condition"]:
+        """Row i among those of member i mod `members`; the last few are filled up with the first rows."""
+        padded = -(-len(u) // self.members) * self.members
+        spread = u[torch.arange(padded, device=u.device) % len(u)]
+        return spread.reshape(-1, self.members, u.shape[1]).transpose(0, 1)
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
@@ -177,14 +191,26 @@ class ConditionalMixture(nn.Module):
         covariance = residual.T @ residual / max(rows - inputs.shape[1], 1)
         covariance += 1e-8 * torch.eye(self.dim, dtype=torch.float64, device=u.device)
         # P with PᵀP = C⁻¹ and P lower triangular: the inverse of C's lower Cholesky factor.
-        factor = torch.linalg.inv(torch.linalg.cholesky(covariance)).flatten()[self._indices]
-        factor[self._diagonal] = factor[self._diagonal].log()
+        factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
         slope, offset = solution[:-1], solution[-1] - centre @ solution[:-1]
         weight = self.linear.weight.view(self.members, -1, self.components, self.outputs_each)
         bias = self.linear.bias.view(self.members, 1, self.components, self.outputs_each)
         weight[..., 1 : 1 + self.dim] = slope[None, :, None].to(weight)
         bias[..., 1 : 1 + self.dim] = offset.to(bias)
-        bias[..., 1 + self.dim :] = factor.to(bias)
+        self._set_factor(factor, bias)
+
+    def _set_factor(
+        self, factor: Float[Tensor, "dim dim"], bias: Float[Tensor, "members one components outputs"]
+    ) -> None:
+        """Make the factor of all components this one, whatever u is."""
+        packed = factor.flatten()[self._indices]
+        packed[self._diagonal] = packed[self._diagonal].log()
+        bias[..., 1 + self.dim :] = packed.to(bias)
+
+    @property
+    def means_each(self) -> int:
+        """The number of means for one component."""
+        return self.dim
 
     @property
     def outputs_each(self) -> int:
@@ -192,8 +218,14 @@ class ConditionalMixture(nn.Module):
         return 1 + self.dim + self.dim * (self.dim + 1) // 2
 
 
-class _Linear(nn.Module):
-    """x W_e + b_e for each member e."""
+class MemberLinear(nn.Module):
+    """x W_e + b_e for each member e of an ensemble, with W_e ~ N(0, gain²/inputs) and b_e = 0 at first.
+
+    Args:
+        members: number of members.
+        inputs, outputs: sizes of x and of the result.
+        gain: of the weights.
+    """
 
     def __init__(self, members: int, inputs: int, outputs: int, gain: float = 1.0) -> None:
         super().__init__()
@@ -201,4 +233,5 @@ class _Linear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
 
     def forward(self, x: Float[Tensor, "members rows inputs"]) -> Float[Tensor, "members rows outputs"]:
+        """The result for the rows of each member."""
         return torch.baddbmm(self.bias, x, self.weight)

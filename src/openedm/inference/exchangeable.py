@@ -1,0 +1,69 @@
+"""Whether the columns of x are draws of one distribution, whose order carries no information about θ.
+
+    z = Φ⁻¹ of ranks among all values;  E z_j, E z_j², corr(z_j, u_m), corr(z_j², u_m), corr(z_i, z_j), corr(z_i², z_j²)
+
+are then the same for all columns j and pairs i ≠ j. Deviations of columns that are too large by a χ² test, or of a pair
+by `CRITICAL` standard errors, say that they are not.
+Sorted values, the order statistics, keep all the information, and let networks see at once what is extreme or central.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from scipy.stats import chi2
+from torch import Tensor
+
+__all__ = ["are_exchangeable"]
+
+CRITICAL = 5.0
+"""Standard errors that the largest of some hundreds of deviations hardly ever reaches by chance."""
+
+SIGNIFICANCE, EXCESS = 1e-6, 1.5
+"""Of the χ² test, and how much larger the variance of a correlation may be than that of independent numbers."""
+
+MAX_ROWS, MAX_COLUMNS = 20_000, 512
+
+
+def are_exchangeable(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> bool:
+    """Whether the columns of x seem to be exchangeable, also in how they depend on u.
+
+    Args:
+        x: rows of data; one column, or more than 512, are not.
+        u: the parameters of each row.
+    """
+    if not 2 <= x.shape[1] <= MAX_COLUMNS:
+        return False
+    x, u = x[:MAX_ROWS].double(), _standardised(u[:MAX_ROWS].double())
+    z = _normal_scores(x)
+    root = math.sqrt(len(x))
+    squares = (z.square() - 1) / math.sqrt(2)
+    moments = [z.mean(0), squares.mean(0)]
+    if any(_differ(moment[:, None], len(x)) for moment in moments):
+        return False
+    for feature in (_standardised(z), _standardised(squares)):
+        if _differ(feature.T @ u / len(x), len(x)):
+            return False
+        pairs = (feature.T @ feature / len(x))[~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)]
+        if float((pairs - pairs.mean()).abs().max()) * root > CRITICAL:
+            return False
+    return True
+
+
+def _normal_scores(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    """Φ⁻¹ of the mean rank of each value among all; equal values get equal scores."""
+    flat = x.flatten()
+    ordered = flat.sort().values
+    low, high = torch.searchsorted(ordered, flat), torch.searchsorted(ordered, flat, right=True)
+    scores: Tensor = torch.special.ndtri((low + high).double() / (2 * len(flat)))
+    return scores.reshape(x.shape)
+
+
+def _standardised(values: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
+    return (values - values.mean(0)) / values.std(0).clamp_min(1e-12)
+
+
+def _differ(values: Float[Tensor, "columns numbers"], rows: int) -> bool:
+    """Whether numbers with a variance of 1/rows differ between columns, one of them at least."""
+    statistic = rows * (values - values.mean(0)).square().sum(0)
+    return float(statistic.max()) > EXCESS * float(chi2.isf(SIGNIFICANCE / values.shape[1], len(values) - 1))

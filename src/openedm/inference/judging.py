@@ -1,0 +1,228 @@
+"""Which candidate posterior is taken, by ln q(θ | x) on simulations that none was trained on.
+
+1. A denoiser learns from the simulations themselves. Where a least-squares fit alone comes near to it, another one
+   learns what that fit leaves.
+2. For vectors, an emulator q(y | θ) is fitted. Prior × learned likelihood, normalised, is a posterior too: its samples
+   are those of the denoiser moved by Markov chains. It is taken where its held-out density is higher by more than the
+   standard error.
+3. Denoisers learn from draws of the emulator only where its likelihood cannot be used otherwise: of data that are
+   summarised for it, or where nothing is to learn from the simulations themselves.
+
+A density that is normalised too low would flatter: the held-out θ itself counts as one of the draws that normalise it.
+"""
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import TypeVar
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from openedm.inference.candidates import Job, linear_base, train_on_draws, train_on_simulations
+from openedm.inference.emulator import LearnedSimulator, learn_simulator
+from openedm.inference.prepare import Prepared
+from openedm.inference.refine import evidence_near
+from openedm.inference.shortfall import Shortfall
+from openedm.inference.trained import DenoiserPosterior, Parts
+
+__all__ = ["Verdict", "choose_posterior", "is_certain_gain"]
+
+T = TypeVar("T")
+
+DIRECT = "simulations"
+"""The name of the candidate that learns from the simulations themselves, and the beginning of that of another one."""
+
+NEAR = 0.3
+"""Nats a parameter within which a least-squares fit must come for a denoiser of what it leaves to be tried."""
+
+JUDGED_REFINED, JUDGING_PILOTS, JUDGING_SEED = 48, 48, 2**40 + 3
+"""Chains of so many simulations are run, so many of each: they cost more than the flow's densities."""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """Which candidate was chosen, and why.
+
+    Attributes:
+        parts: those of the candidate, refined where that helps.
+        chosen: its name, with how it is refined.
+        simulator: the learned simulator; None without.
+        log_probs: mean held-out ln q(θ | x) of each candidate, in nats.
+        skipped: what was not tried, and why.
+        gain: what refinement adds to that of the best; None where it was not tried.
+        shortfall: what the chosen one loses for want of simulations.
+        seconds: how long each stage took.
+    """
+
+    parts: Parts
+    chosen: str
+    simulator: LearnedSimulator | None
+    log_probs: Mapping[str, float]
+    skipped: Mapping[str, str]
+    gain: float | None
+    shortfall: Shortfall
+    seconds: Mapping[str, float]
+
+
+def choose_posterior(data: Prepared, job: Job) -> Verdict:
+    """Train what can win, and take the best."""
+    work = _Work(data, job)
+    settings = data.settings
+    if settings.compare:
+        work.timed("simulations", work.train_directly)
+    simulator = work.timed("emulator", work.emulate) if settings.emulator is not None else None
+    if simulator is not None and not work.can_refine(simulator):
+        work.timed("draws", partial(work.train_on_draws, simulator))
+    elif simulator is not None:
+        work.skipped["denoisers of the emulator's draws"] = "its likelihood refines samples of the others"
+    return work.timed_verdict(simulator)
+
+
+class _Work:
+    """The candidates so far, with their held-out densities."""
+
+    def __init__(self, data: Prepared, job: Job) -> None:
+        self.data, self.job = data, job
+        self.rows = data.held_out[: data.settings.judged]
+        self.posteriors: dict[str, DenoiserPosterior] = {}
+        self.scores: dict[str, Float[Tensor, " judged"]] = {}
+        self.seconds: dict[str, float] = {}
+        self.skipped: dict[str, str] = {}
+
+    def timed(self, name: str, work: Callable[[], T]) -> T:
+        """What the work returns; its time is kept."""
+        started = time.perf_counter()
+        result = work()
+        self.seconds[name] = round(time.perf_counter() - started, 1)
+        return result
+
+    def add(self, name: str, parts: Parts) -> None:
+        """Judge a candidate."""
+        posterior = DenoiserPosterior(parts, prior=self.data.prior, names=self.data.names)
+        self.posteriors[name] = posterior
+        self.scores[name] = _log_probs(posterior, self.data, self.rows)
+
+    def train_directly(self) -> None:
+        """On the simulations themselves."""
+        data = self.data
+        self.add(DIRECT, train_on_simulations(data, self.job, DIRECT, None))
+        name = f"{DIRECT}, linear"
+        if not data.data.vector or "linear" not in data.settings.bases:
+            return
+        y = data.data.forward(data.x)
+        if len(data.training) <= 20 * y.shape[1]:
+            self.skipped[name] = "fewer than 20 simulations a column"
+            return
+        u = data.u.float()
+        base = linear_base(u[data.training], y[data.training], data.seed)
+        with torch.no_grad():
+            fitted = base.log_prob(u[self.rows], y[self.rows]) + data.parameters.log_det(data.theta[self.rows])
+        lost = float(self.scores[DIRECT].mean() - fitted.mean())
+        if lost > NEAR * u.shape[1]:
+            self.skipped[name] = f"a least-squares fit alone is {lost:.2f} nats worse than the denoiser"
+        else:
+            self.add(name, train_on_simulations(data, self.job, name, base))
+
+    def emulate(self) -> LearnedSimulator:
+        """Fit an emulator."""
+        return learn_simulator(self.data, partial(self.job.progress, "emulator"))
+
+    def can_refine(self, simulator: LearnedSimulator) -> bool:
+        """Whether the emulator's likelihood can refine samples of denoisers that did not learn from it."""
+        data = self.data
+        known = data.prior is not None and data.settings.refinement is not None
+        return bool(self.posteriors) and known and simulator.data.reduction is None
+
+    def train_on_draws(self, simulator: LearnedSimulator) -> None:
+        """On draws of the emulator, whitened in each of the ways."""
+        if self.data.prior is None and self.posteriors:
+            self.skipped["denoisers of the emulator's draws"] = "there is no prior"
+            return
+        for base in self.data.settings.bases:
+            self.add(f"emulator, {base}", train_on_draws(simulator, base, self.data, self.job))
+
+    def timed_verdict(self, simulator: LearnedSimulator | None) -> Verdict:
+        """Compare all."""
+        started, data = time.perf_counter(), self.data
+        means = {name: float(score.mean()) for name, score in self.scores.items()}
+        ranks = {name: mean if math.isfinite(mean) else -math.inf for name, mean in means.items()}
+        chosen = max(ranks, key=lambda name: ranks[name])
+        posterior, held_out, gain = self.posteriors[chosen], self.scores[chosen], None
+        refined = None if simulator is None else self._refined(simulator, ranks)
+        trained = _some_trained(data, self.rows)
+        if refined is not None:
+            log_probs = _refined_log_probs(refined, data, self.rows[:JUDGED_REFINED])
+            gains = (log_probs - held_out[:JUDGED_REFINED]).tolist()
+            gain = sum(gains) / len(gains)
+            means["prior × learned likelihood"] = float(log_probs.mean())
+            self.job.progress("judging", 0.5)
+            if is_certain_gain(gains):
+                posterior, held_out, chosen = refined, log_probs, f"{self._start(simulator, ranks)}, refined"
+        scored = _refined_log_probs if posterior.refined else _log_probs
+        dim, count = data.theta.shape[1], len(data.theta)
+        shortfall = Shortfall.of(scored(posterior, data, trained[: len(held_out)]), held_out, dim, count)
+        self.job.progress("judging", 1.0)
+        self.seconds["judging"] = round(time.perf_counter() - started, 1)
+        return Verdict(posterior.parts, chosen, simulator, means, self.skipped, gain, shortfall, self.seconds)
+
+    def _start(self, simulator: LearnedSimulator | None, ranks: Mapping[str, float]) -> str | None:
+        """The best candidate among those whose samples the emulator can refine."""
+        summarised = simulator is None or simulator.data.reduction is not None
+        names = [name for name in ranks if not (summarised and name.startswith(DIRECT))]
+        return max(names, key=lambda name: ranks[name], default=None)
+
+    def _refined(self, simulator: LearnedSimulator, ranks: Mapping[str, float]) -> DenoiserPosterior | None:
+        """Prior × learned likelihood, whose chains start from the best candidate."""
+        start, refinement = self._start(simulator, ranks), self.data.settings.refinement
+        if start is None or refinement is None or self.data.prior is None:
+            return None
+        parts = replace(
+            self.posteriors[start].parts,
+            emulator=simulator.fitted.mixture,
+            target=simulator.target,
+            refinement=refinement,
+        )
+        return DenoiserPosterior(parts, prior=self.data.prior, names=self.data.names)
+
+
+def _log_probs(posterior: DenoiserPosterior, data: Prepared, rows: Int64[Tensor, " rows"]) -> Float[Tensor, " rows"]:
+    """ln q(θ | x) of some simulations, by the flow."""
+    return posterior.log_prob(data.theta[rows, None], data.x[rows])[:, 0]
+
+
+@torch.no_grad()
+def _refined_log_probs(
+    posterior: DenoiserPosterior, data: Prepared, rows: Int64[Tensor, " rows"]
+) -> Float64[Tensor, " rows"]:
+    """ln of prior × learned likelihood, normalised, of some simulations."""
+    theta, x, refinement = data.theta[rows], data.x[rows], posterior.parts.refinement
+    assert refinement is not None
+    few = replace(refinement, num_pilots=min(refinement.num_pilots, JUDGING_PILOTS))
+    pilots, _ = posterior.settled_pilots(x, few, JUDGING_SEED)
+    u, values = data.parameters.forward(theta), []
+    for i in range(len(rows)):
+        target = posterior.learned_target(x[i : i + 1])
+        draws = 2 * few.num_pilots
+        total, _ = evidence_near(pilots[i], target.in_coordinates, seed=i, draws=draws, known=u[i])
+        values.append(target.log_prob(theta[i : i + 1])[0] - total)
+    return torch.stack(values)
+
+
+def _some_trained(data: Prepared, held_out: Int64[Tensor, " judged"]) -> Int64[Tensor, " rows"]:
+    """As many simulations that were trained on as are judged, from the same part of all."""
+    last = int(held_out.max())
+    rows = data.training[data.training <= last]
+    rows = rows if len(rows) > len(held_out) else data.training
+    return rows[torch.linspace(0, len(rows) - 1, min(len(held_out), len(rows))).long()]
+
+
+def is_certain_gain(gains: Sequence[float]) -> bool:
+    """Whether a mean gain in held-out log-density is positive by more than its standard error."""
+    values = torch.tensor([g for g in gains if math.isfinite(g)], dtype=torch.float64)
+    if len(values) < 0.9 * len(gains) or len(values) < 2:
+        return False
+    return float(values.mean()) > float(values.std() / math.sqrt(len(values)))

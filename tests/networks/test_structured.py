@@ -1,0 +1,80 @@
+"""Conditional mixtures of each structure: densities, samples and what they start from."""
+
+import math
+
+import pytest
+import torch
+
+from openedm.networks.structured import STRUCTURES, build_mixture
+
+
+def perturbed(structure: str, dim: int = 3, components: int = 2):
+    """A mixture of two members that depends on its condition."""
+    torch.manual_seed(0)
+    mixture = build_mixture(structure, 2, dim, members=2, components=components, width=8, num_blocks=1)
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter += 0.2 * torch.randn_like(parameter)
+    return mixture.requires_grad_(False)
+
+
+@pytest.mark.parametrize("structure", [s for s in STRUCTURES if s != "independent"])
+def test_the_density_is_that_of_its_parameters(structure: str) -> None:
+    mixture, y, u = perturbed(structure), torch.randn(7, 3), torch.randn(7, 2)
+    weights, means, factors, logs = mixture.parameters_of(u.expand(2, -1, -1))
+    errors = torch.einsum("mrkij,mrkj->mrki", factors, y[None, :, None] - means)
+    each = weights + logs - 0.5 * errors.square().sum(-1) - 1.5 * math.log(2 * math.pi)
+    torch.testing.assert_close(mixture.each_log_prob(y, u), each.logsumexp(-1))
+    torch.testing.assert_close(factors, factors.tril())
+    if structure == "constant":
+        torch.testing.assert_close(factors[:, :1].expand_as(factors), factors)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_a_member_alone_is_the_member(structure: str) -> None:
+    mixture, y, u = perturbed(structure), torch.randn(7, 3), torch.randn(7, 2)
+    torch.testing.assert_close(mixture.member(1).log_prob(y, u), mixture.each_log_prob(y, u)[1])
+
+
+def test_independent_draws_have_the_product_of_one_density() -> None:
+    mixture, u = perturbed("independent"), torch.randn(7, 2)
+    one = build_mixture("independent", 2, 1, members=2, components=2, width=8, num_blocks=1)
+    one.load_state_dict(mixture.state_dict())
+    y = torch.randn(7, 3)
+    product = sum(one.each_log_prob(y[:, [i]], u) for i in range(3))
+    torch.testing.assert_close(mixture.each_log_prob(y, u), product.detach())
+    axis = torch.linspace(-30, 30, 4001)[:, None]
+    total = one.log_prob(axis, u[:1].expand(4001, 2)).exp().sum() * (axis[1, 0] - axis[0, 0])
+    assert float(total.detach()) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("structure", STRUCTURES)
+def test_samples_have_the_moments_of_the_density(structure: str) -> None:
+    mixture = perturbed(structure, dim=1)
+    u = torch.tensor([[0.3, -0.7]]).expand(40_000, 2)
+    drawn = mixture.sample(u, torch.Generator().manual_seed(0))
+    axis = torch.linspace(-40, 40, 20_001)[:, None]
+    weight = mixture.log_prob(axis, u[:20_001]).exp()
+    mean = (weight * axis[:, 0]).sum() / weight.sum()
+    spread = ((weight * (axis[:, 0] - mean).square()).sum() / weight.sum()).sqrt()
+    assert float(drawn.mean()) == pytest.approx(float(mean), abs=5 * float(spread) / 200)
+    assert float(drawn.std()) == pytest.approx(float(spread), rel=0.05)
+
+
+@pytest.mark.parametrize("structure", ["full", "banded", "scaled", "constant"])
+def test_a_linear_gaussian_is_exact_from_the_start(structure: str) -> None:
+    torch.manual_seed(0)
+    u, mix = torch.randn(4000, 2), torch.tensor([[1.0, 0.0, 0.0], [0.5, 0.8, 0.0], [0.0, -0.4, 0.6]])
+    noise = torch.randn(4000, 3) @ mix.T
+    y = u @ torch.tensor([[1.0, -1.0, 0.5], [0.0, 2.0, 1.0]]) + noise
+    mixture = build_mixture(structure, 2, 3, width=8)
+    mixture.fit_linear(y, u)
+    exact = torch.distributions.MultivariateNormal(torch.zeros(3), mix @ mix.T).log_prob(noise)
+    torch.testing.assert_close(mixture.log_prob(y, u).detach(), exact, atol=0.1, rtol=0.05)
+
+
+def test_an_unknown_structure_is_refused() -> None:
+    with pytest.raises(ValueError, match="structure"):
+        build_mixture("diagonal", 2, 3)
+    with pytest.raises(NotImplementedError, match="all draws together"):
+        perturbed("independent").parameters_of(torch.zeros(2, 1, 2))
