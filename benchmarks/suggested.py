@@ -73,8 +73,8 @@ def scales(seed: int) -> Tensor:
 PROBLEMS = {
     "digits": Problem(digits, design=True),
     "two moons × 100": Problem(of_toy("two_moons", 100.0), design=True),
+    "kelvin": Problem(kelvin, design=True),
     "spiral / 1000": Problem(of_toy("spiral", 1e-3), design=False),
-    "kelvin": Problem(kelvin, design=False),
     "three scales": Problem(scales, design=False),
 }
 

@@ -45,9 +45,10 @@ def trivial_loss(sigmas, variance):
     return variance * sigmas**2 / (variance + sigmas**2)
 
 
-def moments_under(sigmas, values):
-    """Mean and standard deviation of ln σ, in numpy."""
+def moments_under(sigmas, reducible, sigma_data):
+    """Mean and standard deviation of ln σ under reducible/λ^¼, in numpy."""
     log_sigma = np.log(sigmas)
+    values = reducible * np.sqrt(sigmas * sigma_data / np.hypot(sigmas, sigma_data))
     mean = np.trapezoid(values * log_sigma, log_sigma) / np.trapezoid(values, log_sigma)
     square = np.trapezoid(values * (log_sigma - mean) ** 2, log_sigma) / np.trapezoid(values, log_sigma)
     return mean, math.sqrt(square)
@@ -109,8 +110,8 @@ class TestGaussianData:
         weight = EDMWeighting().weight(torch.from_numpy(sigmas), found.sigma_data).numpy()
         expected = weight * (trivial_loss(sigmas, variances.mean()) - best)
         assert (np.abs(curve.values - expected) < 5 * np.array(curve.errors) + 5e-3).all()
-        mean, std = moments_under(sigmas, expected)
-        assert found.p_mean == pytest.approx(mean, abs=4 * curve.p_mean_error)
+        mean, std = moments_under(sigmas, expected, found.sigma_data)
+        assert curve.p_mean == pytest.approx(mean, abs=4 * curve.p_mean_error)
         assert curve.p_std == pytest.approx(std, abs=4 * curve.p_std_error)
         assert curve.p_mean_error < 0.06
 
@@ -136,7 +137,7 @@ class TestGaussianData:
         # The standard deviation of 16 repetitions is within 50 % of the truth, three standard errors of it.
         for values, errors in (
             ([s.sigma_max for s in many], [s.highest.error for s in many]),
-            ([s.p_mean for s in many], [s.reducible.p_mean_error for s in many]),
+            ([s.reducible.p_mean for s in many], [s.reducible.p_mean_error for s in many]),
         ):
             assert np.std(values) == pytest.approx(np.mean(errors), rel=0.6)
 
@@ -174,8 +175,8 @@ class TestTwoModes:
         exact = two_modes(separation, WIDTH)[1]
         expected = mixture_reducible(curve.sigmas, exact, sigma_data, separation**2 / 4 + WIDTH**2)
         assert (np.abs(curve.values - expected) < 5 * np.array(curve.errors) + 5e-3).all()
-        mean, std = moments_under(np.array(curve.sigmas), expected)
-        assert of_modes[separation].p_mean == pytest.approx(mean, abs=4 * curve.p_mean_error)
+        mean, std = moments_under(np.array(curve.sigmas), expected, sigma_data)
+        assert curve.p_mean == pytest.approx(mean, abs=4 * curve.p_mean_error)
         assert curve.p_std == pytest.approx(std, abs=4 * curve.p_std_error)
 
     @pytest.mark.parametrize("separation", [2.0, 4.0])
@@ -210,8 +211,9 @@ class TestPictures:
     """Digits, Fashion-MNIST and toy densities."""
 
     def test_digits_ask_for_nearly_the_noise_levels_of_EDM(self, digits):
-        assert digits.p_mean == pytest.approx(-1.2, abs=0.2)
-        assert digits.reducible.p_std == pytest.approx(1.2, abs=0.2)
+        assert digits.p_mean == pytest.approx(-0.76, abs=0.1)
+        assert digits.p_mean == digits.reducible.p_mean
+        assert digits.reducible.p_std == pytest.approx(1.08, abs=0.1)
         assert digits.p_std == digits.reducible.p_std
         assert digits.sigma_min == pytest.approx(0.125 / math.sqrt(12), rel=1e-6)
         assert digits.lowest.bound == "rounding"
@@ -228,20 +230,22 @@ class TestPictures:
         assert any("empty borders" in warning for warning in digits.warnings)
 
     @pytest.mark.skipif(not Path(DEBIAN_PATH).is_dir(), reason="Fashion-MNIST is not installed")
-    def test_fashion_mnist_asks_for_less_noise_over_a_wider_range(self):
+    def test_fashion_mnist_asks_for_more_noise_than_EDM(self):
         found = suggest(FashionMNIST().load(), max_samples=1500)
         assert (found.samples, found.looked_at) == (60_000, 1500)
         assert found.sigma_min == pytest.approx(2 / 255 / math.sqrt(12), rel=1e-4)
-        assert found.p_mean == pytest.approx(-1.6, abs=0.3)
-        assert found.p_std == pytest.approx(2.2, abs=0.3)
-        assert found.p_std == found.reducible.p_std
-        assert found.sigma_max == pytest.approx(114, abs=4 * found.highest.error)
+        assert found.p_mean == pytest.approx(-0.25, abs=0.2)
+        assert found.reducible.p_std == pytest.approx(1.73, abs=0.2)
+        assert found.p_std == pytest.approx((found.p_mean - math.log(found.sigma_min)) / 4.65)
+        assert found.sigma_max == pytest.approx(218, abs=4 * found.highest.error)
 
     def test_a_toy_density_is_asked_for_the_levels_between_its_width_and_its_size(self):
         found = suggest(Toy("eight_gaussians", num_samples=2000).load())
-        assert 0.1 < math.exp(found.p_mean) < 1.0
-        assert found.p_std == pytest.approx((math.log(found.sigma_max) - found.p_mean) / 4.65)
-        assert found.reasons()["p_std"].endswith("σ_max is within 4.65 of it of p_mean and occurs in training")
+        assert 0.1 < math.exp(found.reducible.p_mean) < 1.0
+        assert found.p_mean == pytest.approx(-1.2 + math.log(found.sigma_data / 0.5))
+        assert found.reasons()["p_mean"].startswith("EDM's −1.2 in units of σ_data; the mean of ln σ under")
+        assert found.p_std == pytest.approx((found.p_mean - math.log(found.sigma_min)) / 4.65)
+        assert found.reasons()["p_std"].endswith("σ_min is within 4.65 of it of p_mean and occurs in training")
         assert found.lowest.bound == "ratio"
         assert found.sigma_min == pytest.approx(found.sigma_data / 250)
 
@@ -273,7 +277,7 @@ class TestTheResult:
         other = suggest(Toy("two_moons", num_samples=500).load(), levels=12, seed=1)
         assert other != found
         error = math.hypot(found.reducible.p_mean_error, other.reducible.p_mean_error)
-        assert other.p_mean == pytest.approx(found.p_mean, abs=4 * error)
+        assert other.reducible.p_mean == pytest.approx(found.reducible.p_mean, abs=4 * error)
 
     def test_each_number_has_a_reason_on_one_line(self, found):
         reasons = found.reasons()

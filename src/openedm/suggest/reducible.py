@@ -24,8 +24,11 @@ least possible error, so that reducible(σ) is never too large. The denoisers:
   and Nadler 2011 estimate the limits of denoising in this way, and Zoran and Weiss 2011 show that such mixtures are
   accurate.
 
-The log-normal with the mean and the variance of ln σ under the density reducible(σ), on [σ_min, σ_max], concentrates
-training where the loss can be reduced.
+The log-normal with the mean and the variance of ln σ under the density reducible(σ)/λ(σ)^¼, on [σ_min, σ_max],
+concentrates training where the loss can be reduced. λ makes an error of D count relative to the noise, so that the
+finest structure counts as much as the coarsest; a sample is displaced by the error of D itself, and reducible(σ)/λ(σ)
+is its square. The power is between these two: with reducible(σ) alone, networks that are trained for a short time have
+larger errors where the outlines of a sample are decided (`benchmarks/README.md`).
 """
 
 import math
@@ -57,6 +60,9 @@ PIXELS_PER_IMAGE = 8
 MIN_REDUCIBLE = 0.02
 """The least maximum of the reducible loss for which its moments are computed; below it they would be random."""
 
+DISPLACEMENT_POWER = 0.25
+"""The power of λ(σ) by which the reducible loss is divided: with 0 errors are relative to the noise, with 1 not."""
+
 JACKKNIFE_GROUPS = 16
 """The number of groups of held-out samples in the jackknife, which leaves out one at a time."""
 
@@ -71,8 +77,8 @@ class Reducible:
         values: reducible(σ), ≥ 0; `trivial` minus this is the loss of D*.
         errors: standard errors of `values`.
         by: the name of D* at each σ; "trivial" if no denoiser is better than T.
-        p_mean: mean of ln σ under reducible(σ); None if reducible(σ) is below `MIN_REDUCIBLE` at every σ.
-        p_std: standard deviation of ln σ under reducible(σ), or None as for p_mean.
+        p_mean: mean of ln σ under reducible(σ)/λ(σ)^¼; None if reducible(σ) is below `MIN_REDUCIBLE` at every σ.
+        p_std: standard deviation of ln σ under the same density, or None as for p_mean.
         p_mean_error: standard error of p_mean, from the held-out samples.
         p_std_error: standard error of p_std, from the held-out samples.
         held_out: the number of held-out samples.
@@ -132,8 +138,9 @@ def reducible(held: HeldOut, sigmas: Sequence[float], sigma_data: float, seed: i
     gains = weight[:, None] * gains
     v = held.moments.variance
     is_reducible = float(gains.mean(1).max()) >= MIN_REDUCIBLE
-    mean, std = log_normal_of(levels, gains.mean(1)) if is_reducible else (None, None)
-    mean_error, std_error = _jackknife(levels, gains) if is_reducible else (0.0, 0.0)
+    displacing = gains / weight.pow(DISPLACEMENT_POWER)[:, None]
+    mean, std = log_normal_of(levels, displacing.mean(1)) if is_reducible else (None, None)
+    mean_error, std_error = _jackknife(levels, displacing) if is_reducible else (0.0, 0.0)
     return Reducible(
         sigmas=tuple(sigmas),
         trivial=tuple((weight * v * levels.square() / (v + levels.square())).tolist()),
@@ -160,11 +167,11 @@ def log_normal_of(sigmas: Float64[Tensor, "levels"], values: Float64[Tensor, "le
     return float(mean), float((weights * (sigmas.log() - mean).square()).sum().sqrt())
 
 
-def _jackknife(sigmas: Float64[Tensor, "levels"], gains: Float64[Tensor, "levels batch"]) -> tuple[float, float]:
+def _jackknife(sigmas: Float64[Tensor, "levels"], values: Float64[Tensor, "levels batch"]) -> tuple[float, float]:
     """Standard errors of the two moments, by leaving out one group of samples at a time."""
-    groups = min(JACKKNIFE_GROUPS, gains.shape[1])
-    number = torch.arange(gains.shape[1]) % groups
-    found = torch.tensor([log_normal_of(sigmas, gains[:, number != g].mean(1)) for g in range(groups)])
+    groups = min(JACKKNIFE_GROUPS, values.shape[1])
+    number = torch.arange(values.shape[1]) % groups
+    found = torch.tensor([log_normal_of(sigmas, values[:, number != g].mean(1)) for g in range(groups)])
     errors = ((groups - 1) * found.double().var(0, correction=0)).sqrt()
     return float(errors[0]), float(errors[1])
 

@@ -13,6 +13,7 @@ from openedm import objective
 from openedm.data import Dataset, InMemory, as_dataset, measure
 from openedm.ground import checks
 from openedm.levels import EDM_SIGMA_DATA
+from openedm.objective import EDM_P_MEAN
 from openedm.suggest.limits import UNIFORM_SHARE, Highest, Lowest, comparable, highest, lowest, posteriors
 from openedm.suggest.moments import draw, moments, noisy
 from openedm.suggest.reducible import HeldOut, Reducible, reducible
@@ -32,6 +33,9 @@ MAX_WEIGHTS = 2**21
 COVERED_STDS = 4.65
 """The largest distance of σ_min and σ_max from P_mean, in standard deviations of the suggested p(σ): that of EDM's
 σ_max."""
+
+EDM_P_STD = 1.2
+"""P_std of Karras et al. 2022."""
 
 MAX_UNEVENNESS = 3.0
 """The ratio of the scales of two dimensions above which a warning is given."""
@@ -146,14 +150,16 @@ def suggest(
     - σ_data: the standard deviation of all values about their common mean (`data.measure`), as measured in training;
       c_in, c_skip and λ(σ) assume that it is the scale of every dimension about zero (Karras et al. 2022, Table 1).
     - σ_min, σ_max: see `openedm.suggest.limits`.
-    - P_mean: the mean of ln σ under the reducible loss (`openedm.suggest.reducible`).
-    - P_std: the corresponding standard deviation, but large enough that σ_min and σ_max are within 4.65 P_std of
-      P_mean, as EDM's are. Where the loss is not reducible a network still has to learn the trivial denoiser, which it
-      does not at levels that are never drawn: with the smaller standard deviation, small networks have large errors at
-      the ends of the range, mostly at σ_max, where sampling starts.
+    - P_mean: the mean of ln σ under the reducible loss over λ(σ)^¼ (`openedm.suggest.reducible`), but not below EDM's
+      in units of σ_data, −1.2 + ln(σ_data/½): with less noise, small networks have larger errors in the outlines of
+      samples.
+    - P_std: the corresponding standard deviation, but not above EDM's 1.2, and large enough that σ_min and σ_max are
+      within 4.65 P_std of P_mean, as EDM's are. Where the loss is not reducible a network still has to learn the
+      trivial denoiser, which it does not at levels that are never drawn: with the smaller standard deviation, small
+      networks have large errors at the ends of the range, mostly at σ_max, where sampling starts.
 
-    If almost none of the loss is reducible, P_mean and P_std are EDM's in units of σ_data, −1.2 + ln(σ_data/½) and 1.2,
-    the latter with the same bound.
+    If almost none of the loss is reducible, P_mean and P_std are EDM's in units of σ_data and 1.2, the latter large
+    enough in the same way.
 
     For data scaled by c the noise levels are scaled by c, and ln c is added to P_mean.
 
@@ -190,13 +196,15 @@ def suggest(
     span = math.log(high.sigma / low.sigma)
     sigmas = [low.sigma * math.exp(span * i / (levels - 1)) for i in range(levels)]
     curve = reducible(held, sigmas, scale.sigma_data, seed)
-    p_mean = -1.2 + math.log(scale.sigma_data / 0.5) if curve.p_mean is None else curve.p_mean
+    usual = EDM_P_MEAN + math.log(scale.sigma_data / EDM_SIGMA_DATA)
+    p_mean = usual if curve.p_mean is None else max(curve.p_mean, usual)
+    p_std = EDM_P_STD if curve.p_std is None else min(curve.p_std, EDM_P_STD)
     return Suggestion(
         sigma_data=scale.sigma_data,
         sigma_min=low.sigma,
         sigma_max=high.sigma,
         p_mean=p_mean,
-        p_std=max(1.2 if curve.p_std is None else curve.p_std, _cover(p_mean, low.sigma, high.sigma)),
+        p_std=max(p_std, _cover(p_mean, low.sigma, high.sigma)),
         scale=scale,
         lowest=low,
         highest=high,
@@ -276,10 +284,12 @@ def _mean_reason(found: Suggestion) -> str:
     if curve.p_mean is None:
         return "EDM's −1.2 in units of σ_data: almost none of the loss is reducible"
     peak = max(range(len(curve.values)), key=lambda i: curve.values[i])
-    return (
-        f"mean of ln σ under the reducible loss, ± {curve.p_mean_error:.1g}; largest, {curve.values[peak]:.0%}, at "
-        f"σ = {curve.sigmas[peak]:.2g}"
-    )
+    largest = f"largest, {curve.values[peak]:.0%}, at σ = {curve.sigmas[peak]:.2g}"
+    mean = "mean of ln σ under the reducible loss/λ^¼"
+    if found.p_mean > curve.p_mean:
+        below = f"{curve.p_mean:.2f} ± {curve.p_mean_error:.1g}"
+        return f"EDM's −1.2 in units of σ_data; the {mean} is below, {below}; {largest}"
+    return f"{mean}, ± {curve.p_mean_error:.1g}; {largest}"
 
 
 def _std_reason(found: Suggestion) -> str:
@@ -293,7 +303,9 @@ def _std_reason(found: Suggestion) -> str:
             f"standard deviation of ln σ, {p_std:.2f} ± {curve.p_std_error:.1g} (half as much is reducible from "
             f"σ = {half[0]:.2g} to {half[-1]:.2g})"
         )
-    if found.p_std > (1.2 if p_std is None else p_std):
+        if p_std > EDM_P_STD:
+            reason = f"EDM's, below the {reason}"
+    if found.p_std > (EDM_P_STD if p_std is None else min(p_std, EDM_P_STD)):
         far = "σ_max" if math.log(found.sigma_max * found.sigma_min) > 2 * found.p_mean else "σ_min"
         return f"{reason}, increased so that {far} is within {COVERED_STDS:g} of it of p_mean and occurs in training"
     return reason
