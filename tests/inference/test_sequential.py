@@ -13,7 +13,14 @@ from openedm.inference.composite import Truncated, prior_from_config, prior_to_c
 from openedm.inference.sequential import fit_sequentially
 
 SETTINGS = replace(
-    TINY, network=TINY.drawn_network, members=1, weight_decay=0.0, emulator=None, refinement=None, passes=1000
+    TINY,
+    network=TINY.drawn_network,
+    members=1,
+    passes=1000,
+    batch_size=64,
+    weight_decay=0.0,
+    emulator=None,
+    refinement=None,
 )
 
 
