@@ -1,5 +1,6 @@
 import importlib
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -22,7 +23,7 @@ from openedm.inference import benchmark as library
 from openedm.inference.benchmark import FRESH
 from openedm.levels import Karras
 from openedm.metrics import c2st
-from openedm.networks import MLP, ConditionalMLP
+from openedm.networks import MLP, ConditionalEnsemble
 from openedm.sampling import Churn, Sampler
 
 CHANGES = {
@@ -139,7 +140,8 @@ def test_settings_change_the_rule_and_nothing_else(tmp_path):
     assert settings_of({}, 1000, 2, (2,)) == rule
     changed = settings_of(given("--settings={learning_rate: 1e-4, emulator: null, network: {width: 8}}"), 1000, 2, (2,))
     assert (changed.learning_rate, changed.emulator) == (1e-4, None)
-    assert changed.network == ConditionalMLP(width=8, num_blocks=rule.network.num_blocks, summary=rule.network.summary)
+    assert changed.network == replace(rule.network, width=8)
+    assert isinstance(changed.network, ConditionalEnsemble)
     assert changed.images == rule.images
     (tmp_path / "changes.yaml").write_text("network:\n  class_path: MLP\n  width: 8\n")
     assert settings_of(given(f"--settings={tmp_path / 'changes.yaml'}"), 1000, 2, (2,)).network == MLP(width=8)
