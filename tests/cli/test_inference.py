@@ -443,6 +443,7 @@ def test_map_prints_the_mode(openedm, made, monkeypatch):
 # calibrate.
 
 
+@pytest.mark.filterwarnings("ignore:theta and x hold at least 40 simulations")
 def test_calibrate_prints_the_librarys_tests(openedm, made, tmp_path):
     figure = tmp_path / "calibration.png"
     numbers = ["--num=40", "--num_samples=30", "--num_density_samples=5", "--plain=true", "--seed=2"]

@@ -1,5 +1,7 @@
 import math
 import sys
+import warnings
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -7,6 +9,7 @@ import torch
 from scipy.stats import kstest
 
 from gaussian_posteriors import LinearGaussian
+from openedm.inference import load, tasks
 from openedm.inference.calibration import calibrate, local_c2st, predictive_check
 from openedm.inference.export import to_arviz
 
@@ -52,8 +55,34 @@ def test_p_values_are_adjusted_by_holm():
 
 def test_the_summary_names_verdict_and_parameters():
     text = calibration(LinearGaussian(width=0.7, names=["rate", "size"]), num_density_samples=50).summary()
-    assert text.startswith("calibration fails at the 0.01 level, 400 simulations, n = 200")
+    assert text.startswith("calibration fails (SBC, TARP, HPD) at the 0.01 level, 400 simulations, n = 200")
     assert all(word in text for word in ("SBC   rate: p =", "SBC   size: p =", "TARP  p =", "highest-density"))
+
+
+def test_every_test_counts_for_the_verdict_and_the_rule_is_stated():
+    found = replace(calibration(count=50, num_density_samples=50), density=np.full(50, 0.5))
+    assert not found.passes(0.01)
+    assert replace(found, density=None).passes(0.01)
+    lines = found.summary().splitlines()
+    assert lines[0].startswith("calibration fails (HPD) at the 0.01 level")
+    assert lines[1].startswith(
+        "p >= 0.01 is required of each of 3 tests (SBC, TARP, HPD); a right posterior fails in at"
+    )
+    assert "at most 2 %" in replace(found, density=None).summary()
+
+
+def test_simulations_of_the_fit_are_recognised_also_after_saving(two_moons, tmp_path):
+    task = tasks.get("two_moons")
+    theta = task.prior.sample(400, seed=1)
+    x = task.simulate(theta, seed=2)
+    two_moons.save(tmp_path / "posterior")
+    posterior = load(tmp_path / "posterior").plain()
+    with pytest.warns(UserWarning, match="theta and x hold at least 30 simulations that the posterior was fitted to"):
+        found = calibrate(posterior, theta[50:80], x[50:80], num_samples=5)
+    assert "not valid: at least 30 of these simulations were used in the fit" in found.summary()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert calibrate(posterior, theta[50:80], task.simulate(theta, seed=3)[50:80], num_samples=5).trained_on == 0
 
 
 def test_equal_seeds_repeat_and_chunks_do_not_matter(monkeypatch):

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from fitted import TINY
-from openedm.inference import Box, Normal, Settings, Simulations, fit
+from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
 from openedm.networks import ConditionalMLP, SetSummary
@@ -32,8 +32,10 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
     [
         ({"theta": THETA[:5], "x": X[:5]}, "at least 100 simulations, got 5"),
         ({"theta": THETA[:-1]}, "one row a simulation, got 299 and 300"),
-        ({"theta": THETA[:, 0]}, r"theta must have shape \(n, d\), got \(300,\)"),
-        ({"x": X[:, 0]}, r"x must have shape \(n, \*x_shape\)"),
+        ({"theta": THETA[:, 0]}, "prior must have as many parameters as theta, 1, got 2"),
+        ({"theta": THETA[:, :, None]}, r"theta must have shape \(n, d\), got \(300, 2, 1\)"),
+        ({"x": X[0, 0]}, r"x must have shape \(n, \*x_shape\)"),
+        ({"theta": (5 * THETA).round(), "prior": None}, "these columns hold few different integers: 0, 1"),
         ({"theta": 3 * THETA}, "theta must lie in the prior's support, but"),
         ({"theta": THETA * torch.tensor([1.0, 0.0])}, "these columns are constant: 1"),
         ({"x": torch.ones(N, 2)}, "x must vary"),
@@ -65,7 +67,11 @@ def test_simulations_that_are_not_finite_are_named_or_dropped() -> None:
     x[7, 0], x[11, 1] = math.nan, math.inf
     with pytest.raises(ValueError, match=r"2 of 300 simulations are not: 7, 11; fit\(…, on_nonfinite='drop'\) leaves"):
         fit(THETA, x, PRIOR, settings=PLAIN)
-    assert fit(THETA, x, PRIOR, settings=PLAIN, on_nonfinite="drop").report["simulations"] == 298
+    with pytest.warns(
+        UserWarning, match=r"2 of 300 simulations are left out, because theta or x is not finite.* 7, 11$"
+    ):
+        report = fit(THETA, x, PRIOR, settings=PLAIN, on_nonfinite="drop").report
+    assert (report["simulations"], report["left out, not finite"]) == (298, 2)
 
 
 def test_constant_and_duplicated_columns_are_named_and_left_out() -> None:
@@ -193,3 +199,16 @@ def test_each_size_walks_its_whole_path(dim: int, x_shape: tuple[int, ...], prio
     assert posterior.sample(x[0], 3).shape == (3, dim)
     assert math.isfinite(float(posterior.log_prob(theta[0], x[0])))
     assert {"chosen", "verdict", "skipped"} <= posterior.report.keys()
+
+
+def test_one_number_a_simulation_needs_no_second_axis() -> None:
+    theta = torch.rand(200, generator=torch.Generator().manual_seed(0))
+    x = theta + 0.1 * torch.randn(200, generator=torch.Generator().manual_seed(1))
+    posterior = fit(theta, x, Box([0.0], [1.0]), settings=replace(PLAIN, judged=2))
+    one = posterior.sample(0.3, 5)
+    assert one.shape == (5, 1)
+    torch.testing.assert_close(posterior.sample([0.3, 0.6], 5)[0], one)
+    assert posterior.log_prob(theta[:4], 0.3).shape == (4,)
+    assert Simulations.of(theta, x).x.shape == (200, 1)
+    with pytest.warns(UserWarning, match="that the posterior was fitted to"):
+        assert calibrate(posterior, theta[:20], x[:20], num_samples=2).ranks.shape == (20, 1)

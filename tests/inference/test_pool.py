@@ -1,8 +1,12 @@
+import os
+
 import joblib
 import pytest
 import torch
 
+from openedm.inference.calling import DASK_PATIENCE, Outcome, Pool, _Workers
 from openedm.inference.simulation import simulate
+from openedm.inference.simulations import Store
 from simulators import PRIOR, same
 
 # Functions made here travel to other processes by value, since those cannot import a test's module.
@@ -51,6 +55,52 @@ def test_an_early_end_is_quiet_and_leaves_the_workers_usable():
     with pytest.raises(LookupError, match="enough"):
         simulate(make(), PRIOR, 400, workers=2, batch_size=2, progress=progress)
     assert len(simulate(make(), PRIOR, 10, workers=2)) == 10
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="processes are forked here")
+def test_a_simulation_that_ends_the_callers_process_is_found_by_the_next_call(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+    clean = simulate(make(), PRIOR, 40)
+    culprit, store = int(clean.seeds[31]), Store(tmp_path / "store")
+
+    def slow(theta, seed):
+        import time
+
+        time.sleep(0.01)
+        return make([culprit])(theta, seed)
+
+    slow.__module__ = "__main__"
+    child = os.fork()
+    if child == 0:
+        simulate(slow, PRIOR, 40, store=store, batch_size=4)
+        os._exit(0)
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 3
+    kept = store.done().tolist()
+    assert 8 <= len(kept) < 31
+    assert store.interrupted() == [28, 29, 30, 31]
+    alone = []
+
+    def in_another_process(pool, chunk, x_shape):
+        alone.append(int(chunk.index[0]))
+        died = chunk.failed([chunk.failure(0, "the process died")])
+        yield Outcome(alone[-1], died) if alone[-1] == 31 else pool._call.run(chunk, x_shape)
+
+    monkeypatch.setattr(Pool, "_alone", in_another_process)
+    found = simulate(slow, PRIOR, 40, store=store, batch_size=4)
+    assert alone == [28, 29, 30, 31]
+    assert [failure.index for failure in found.failures] == [31]
+    assert torch.equal(found.x, clean.x[[i for i in range(40) if i != 31]])
+    assert store.interrupted() == []
+
+
+def test_a_cluster_that_loses_its_workers_for_good_is_an_error():
+    workers = _Workers()
+    workers.check(0, 0.0)
+    workers.check(0, 10 * DASK_PATIENCE)  # a cluster that has not started yet
+    workers.check(2, 11 * DASK_PATIENCE)
+    workers.check(0, 11.9 * DASK_PATIENCE)
+    with pytest.raises(RuntimeError, match="the Dask cluster has had no worker for 120 seconds"):
+        workers.check(0, 12.1 * DASK_PATIENCE)
 
 
 @pytest.mark.slow

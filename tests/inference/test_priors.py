@@ -4,7 +4,9 @@ import json
 import math
 from typing import Any
 
+import numpy as np
 import pytest
+import scipy.stats
 import torch
 from scipy.stats import kstest
 from torch import Tensor, distributions
@@ -12,6 +14,7 @@ from torch import Tensor, distributions
 from openedm.ground.choices import from_config, to_config
 from openedm.inference.bijections import Bijection
 from openedm.inference.composite import Independent, as_prior, prior_from_config, prior_to_config
+from openedm.inference.own_priors import OwnPrior
 from openedm.inference.priors import Box, LogNormal, Normal, Prior, TorchPrior
 
 INF = math.inf
@@ -217,9 +220,13 @@ def test_a_file_cannot_name_anything_but_a_distribution(name: Any) -> None:
         (lambda: Independent(()), ValueError, "parts must hold at least one prior"),
         (lambda: OWN[0].sample(0), ValueError, "n must be >= 1, got 0"),
         (lambda: OWN[0].log_prob(torch.zeros(3)), ValueError, r"theta must have 2 columns, got the shape \(3,\)"),
-        (lambda: as_prior(3), TypeError, "prior must be a Prior, a torch distribution, .* got int"),
+        (lambda: as_prior(3), TypeError, "prior must be a Prior, a distribution of torch or scipy, .* got int"),
         (lambda: as_prior(distributions.Dirichlet(torch.ones(3))), ValueError, "support Simplex.* of Dirichlet"),
-        (lambda: as_prior(distributions.Poisson(torch.ones(3))), ValueError, "support IntegerGreaterThan.* of Poisson"),
+        (
+            lambda: as_prior(distributions.Poisson(torch.ones(3))),
+            ValueError,
+            "prior must be continuous, .* got Poisson",
+        ),
         (lambda: as_prior(distributions.Gamma(torch.ones(3, 2), 1.0)), ValueError, r"batch shape \(3, 2\)"),
         (lambda: Bijection((1.0,), (0.0,)), ValueError, r"low\[0\] must be < high\[0\]"),
     ],
@@ -236,3 +243,79 @@ def test_a_bijection_acts_on_the_last_dimension_of_any_shape() -> None:
     assert BIJECTION.forward(theta).shape == (2, 3, 4)
     assert BIJECTION.log_det(theta).shape == (2, 3)
     torch.testing.assert_close(BIJECTION.log_det_at(BIJECTION.forward(theta)), BIJECTION.log_det(theta))
+
+
+class Triangle:
+    """Of a user: θ_1 + θ_2 with a normal and a uniform part, drawn by numpy, (d,) ends as attributes."""
+
+    low, high = (-math.inf, 0.0), (math.inf, 2.0)
+
+    def sample(self, n):
+        if isinstance(n, tuple):
+            raise TypeError("n must be an integer")
+        return np.stack([np.random.normal(size=n), np.random.uniform(0, 2, size=n)], 1)  # noqa: NPY002
+
+    def log_prob(self, theta):
+        return torch.distributions.Normal(0.0, 1.0).log_prob(theta[:, :1]) - math.log(2)
+
+
+def test_an_object_with_sample_and_log_prob_is_a_prior():
+    prior = as_prior(Triangle(), ["a", "b"])
+    assert (prior.dim, prior.names, prior.bijection.high) == (2, ("a", "b"), (math.inf, 2.0))
+    draws = prior.sample(500, seed=3)
+    assert draws.equal(prior.sample(500, seed=3))
+    assert not draws.equal(prior.sample(500, seed=4))
+    expected = torch.distributions.Normal(0.0, 1.0).log_prob(torch.tensor(0.5)).double() - math.log(2)
+    torch.testing.assert_close(prior.log_prob(torch.tensor([[0.5, 1.0]]))[0], expected)
+    assert prior.log_prob(torch.tensor([0.5, 3.0])) == -math.inf
+    with pytest.raises(ValueError, match="prior Triangle cannot be saved: it is an object of your own"):
+        prior_to_config(prior)
+
+
+def test_an_object_whose_support_is_not_known_is_refused():
+    class Hidden(Triangle):
+        low = high = None
+
+        def log_prob(self, theta):
+            outside = (theta[:, 1] < 0) | (theta[:, 1] > 2)
+            return torch.where(outside, -math.inf, super().log_prob(theta)[:, 0])
+
+    with pytest.raises(ValueError, match=r"prior Hidden has no density at -?\d.* in column 1, and no attribute low"):
+        as_prior(Hidden())
+    assert OwnPrior(Hidden(), low=[-math.inf, 0.0], high=[math.inf, 2.0]).dim == 2
+
+
+@pytest.mark.parametrize(
+    ("frozen", "dim"),
+    [
+        (scipy.stats.gamma(2.0, scale=3.0), 1),
+        (scipy.stats.norm([0.0, 1.0], 2.0), 2),
+        (scipy.stats.beta(a=[2.0, 3.0, 4.0], b=1.5, loc=-1.0), 3),
+        (scipy.stats.multivariate_normal([1.0, 2.0], [[1.0, 0.5], [0.5, 2.0]]), 2),
+    ],
+)
+def test_frozen_distributions_of_scipy_are_priors_that_can_be_saved(frozen, dim):
+    prior = as_prior(frozen)
+    draws = prior.sample(200, seed=1)
+    assert draws.shape == (200, dim)
+    values = np.asarray(frozen.logpdf(draws.double().numpy()[:, 0] if dim == 1 else draws.double().numpy()))
+    expected = torch.from_numpy(values if values.ndim == 1 else values.sum(1))
+    torch.testing.assert_close(prior.log_prob(draws), expected)
+    assert prior_from_config(json.loads(json.dumps(prior_to_config(prior)))).sample(9).equal(prior.sample(9))
+
+
+def test_several_independent_distributions_of_sbi_are_one_prior():
+    class MultipleIndependent:
+        dists = (torch.distributions.Gamma(torch.ones(1), torch.ones(1)), scipy.stats.uniform(-1, 2))
+
+    prior = as_prior(MultipleIndependent())
+    assert (prior.dim, prior.bijection.low, prior.bijection.high) == (2, (0.0, -1.0), (math.inf, 1.0))
+
+
+@pytest.mark.parametrize(
+    "discrete",
+    [torch.distributions.Poisson(3.0), scipy.stats.poisson(3.0), torch.distributions.Categorical(torch.ones(3))],
+)
+def test_discrete_priors_are_refused_with_what_to_do(discrete):
+    with pytest.raises(ValueError, match=r"prior must be continuous, since discrete .*fit one posterior for each"):
+        as_prior(discrete)

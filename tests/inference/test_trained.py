@@ -66,7 +66,7 @@ def test_the_default_sampler_errs_by_less_than_a_fifth_of_a_percent(std, mean, m
 def test_densities_are_those_of_the_gaussian(std) -> None:
     posterior, x = posterior_of(ConditionalGaussian(std)), torch.tensor([0.7])
     theta = posterior.sample(x, 50)
-    exact = torch.distributions.Normal(0.7, std).log_prob(theta)[:, 0].double()
+    exact = torch.distributions.Normal(0.7, std).log_prob(theta)[:, 0]
     torch.testing.assert_close(posterior.log_prob(theta, x), exact, atol=0.01, rtol=0)
 
 

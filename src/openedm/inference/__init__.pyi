@@ -22,6 +22,7 @@ from .joint import Joint as Joint, fit_joint as fit_joint, load as load, save as
 from .columns import Columns as Columns
 from .maps import DataMap as DataMap, ParameterMap as ParameterMap
 from .masks import Masks as Masks
+from .own_priors import OwnPrior as OwnPrior, ScipyPrior as ScipyPrior
 from .posterior import Posterior as Posterior
 from .priors import (
     Box as Box,

@@ -18,6 +18,7 @@ q(θ | x), and measures how far from ½ they are at samples for it, compared wit
 `predictive_check` simulates new data from samples.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -31,6 +32,7 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
+from openedm.inference.sbi_calls import as_rows
 
 __all__ = ["Calibration", "LocalTest", "PredictiveCheck", "calibrate", "local_c2st", "predictive_check"]
 
@@ -55,6 +57,8 @@ class Calibration:
         tarp: u of the distance to the reference: the credibility of the ball around it that θ* lies on.
         density: u of minus the density: the credibility of the highest-density region that θ* lies on the edge of; None
             without densities.
+        trained_on: how many of the simulations are known to be among those that the posterior was fitted to, on which
+            it does better than on others.
     """
 
     names: tuple[str, ...]
@@ -63,6 +67,7 @@ class Calibration:
     sbc: Float64[np.ndarray, "simulations dim"]
     tarp: Uniforms
     density: Uniforms | None = None
+    trained_on: int = 0
 
     @property
     def sbc_p_values(self) -> Float64[np.ndarray, "dim"]:
@@ -77,7 +82,7 @@ class Calibration:
 
     @property
     def tarp_p_value(self) -> float:
-        """The p-value of the Kolmogorov–Smirnov test of the credibilities that TARP finds."""
+        """The p-value of the Kolmogorov–Smirnov test of TARP's credibilities."""
         return float(kstest(self.tarp, "uniform").pvalue)
 
     @property
@@ -91,8 +96,16 @@ class Calibration:
         # ∫_½^1 1[u ≤ α] dα = 1 − max(u, ½)
         return float((1 - np.maximum(self.tarp, 0.5)).mean() - 3 / 8)
 
+    @property
+    def p_values(self) -> dict[str, float]:
+        """The p-value of each test that counts: SBC (the least of the adjusted ones), TARP, and with densities HPD."""
+        found = {"SBC": float(self.sbc_p_values.min()), "TARP": self.tarp_p_value}
+        return found if self.density_p_value is None else {**found, "HPD": self.density_p_value}
+
     def passes(self, level: float = 0.01) -> bool:
-        """Whether neither SBC nor TARP rejects at that level; a right posterior fails each with at most that chance.
+        """Whether no test rejects at that level: SBC, TARP, and where there are densities that of their regions.
+
+        A right posterior fails each with at most that chance, and any of k tests with at most k times that.
 
         Args:
             level: between 0 and 1.
@@ -101,10 +114,10 @@ class Calibration:
             ValueError: the level is not a probability.
         """
         checks.between("level", level, 0.0, 1.0)
-        return bool(self.sbc_p_values.min() >= level and self.tarp_p_value >= level)
+        return min(self.p_values.values()) >= level
 
     def summary(self, level: float = 0.01) -> str:
-        """The tests as a few lines of text, the parameter with the lowest p-value first.
+        """The tests as a few lines of text, the parameter with the lowest p-value first, and the rule of the verdict.
 
         Args:
             level: of the verdict.
@@ -112,21 +125,27 @@ class Calibration:
         Raises:
             ValueError: the level is not a probability.
         """
-        verdict = "passes" if self.passes(level) else "fails"
-        p_values = self.sbc_p_values
+        failed = [name for name, p in self.p_values.items() if p < level]
+        verdict = "passes" if self.passes(level) else f"fails ({', '.join(failed)})"
+        tests, p_values = self.p_values, self.sbc_p_values
         lines = [
-            f"calibration {verdict} at the {level:.3g} level, {len(self.tarp)} simulations, n = {self.num_samples}"
+            f"calibration {verdict} at the {level:.3g} level, {len(self.tarp)} simulations, n = {self.num_samples}",
+            f"p >= {level:.3g} is required of each of {len(tests)} tests ({', '.join(tests)}); a right posterior fails "
+            f"in at most {100 * level * len(tests):.3g} % of cases",
         ]
-        lines += [f"SBC   {self.names[i]}: p = {p_values[i]:.3g}" for i in p_values.argsort()]
+        if self.trained_on:
+            lines += [f"not valid: at least {self.trained_on} of these simulations were used in the fit"]
+        adjusted = "" if len(p_values) == 1 else f" (adjusted for {len(p_values)} parameters)"
+        lines += [f"SBC   {self.names[i]}: p = {p_values[i]:.3g}{adjusted}" for i in p_values.argsort()]
         lines += [f"TARP  p = {self.tarp_p_value:.3g}, area {self.tarp_area:+.4f} (< 0: too narrow)"]
         if self.density_p_value is not None:
-            lines += [f"highest-density regions  p = {self.density_p_value:.3g}"]
+            lines += [f"HPD   p = {self.density_p_value:.3g} (highest-density regions)"]
         return "\n".join(lines)
 
 
 def calibrate(
     posterior: Posterior,
-    theta: Float[Tensor, "simulations dim"],
+    theta: Float[Tensor, "simulations *dim"],
     x: Float[Tensor, "simulations ..."],
     *,
     num_samples: int = 1000,
@@ -150,12 +169,22 @@ def calibrate(
     Raises:
         TypeError: a number or the seed is not an integer.
         ValueError: shapes do not fit, N < 20, values are not finite, or a number is out of its range.
+
+    Warns:
+        UserWarning: some of the simulations were used in the fit.
     """
     checks.integer("num_samples", num_samples, 1)
     checks.integer("num_density_samples", num_density_samples)
     checks.between("num_density_samples", num_density_samples, 0, num_samples)
+    theta, x = as_rows("theta", theta), as_rows("x", x)
     _check_simulations(posterior, theta, x)
-    count = len(theta)
+    count, trained_on = len(theta), len(posterior.trained_rows(theta, x))
+    if trained_on:
+        warnings.warn(
+            f"theta and x hold at least {trained_on} simulations that the posterior was fitted to, on which it does "
+            "better than on others: calibrate on fresh ones, such as simulate(…) with another seed",
+            stacklevel=2,
+        )
     generator = np.random.default_rng(seed)
     references = _of_other_rows(theta, generator) if references is None else references
     if references.shape != theta.shape or not bool(references.isfinite().all()):
@@ -176,7 +205,7 @@ def calibrate(
         tarp.append(_Ranks.of(drawn_distance, true_distance))
         if num_density_samples:
             points = torch.cat([samples[:, :num_density_samples], truth.to(samples)], 1)
-            depth = -posterior.log_prob(points, observed).cpu()[..., None]
+            depth = -posterior.potential(points, observed).cpu()[..., None]
             density.append(_Ranks.of(depth[:, :-1], depth[:, -1:]))
     ranks = _Ranks.joined(sbc)
     return Calibration(
@@ -186,6 +215,7 @@ def calibrate(
         sbc=ranks.uniform(num_samples, generator),
         tarp=_Ranks.joined(tarp).uniform(num_samples, generator)[:, 0],
         density=_Ranks.joined(density).uniform(num_density_samples, generator)[:, 0] if density else None,
+        trained_on=trained_on,
     )
 
 
@@ -271,6 +301,7 @@ def local_c2st(
     except ImportError as error:
         raise ImportError("local_c2st needs the sbi package: pip install 'openedm[sbi]'") from error
     checks.integer("num_trials", num_trials, 1)
+    theta, x = as_rows("theta", theta), as_rows("x", x)
     _check_simulations(posterior, theta, x)
     _check_observation(posterior, x_observed)
     if bool(x.isnan().any()) or bool(x_observed.isnan().any()):

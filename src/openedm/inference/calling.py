@@ -47,6 +47,10 @@ Seeding = Literal["seed", "seeds", "global"]
 DEATHS = ("KilledWorker", "WorkerCrashedError", "OutOfMemoryError")  # Dask's and Ray's; loky's is a class we can name
 
 
+DASK_SECONDS, DASK_PATIENCE = 5, 120
+"""How often a cluster is looked at while no result comes, and how long it may be without workers."""
+
+
 @dataclass(frozen=True, eq=False)
 class Chunk:
     """Simulations to be run together: indices (b,), parameters (b, d) and seeds (b,)."""
@@ -246,6 +250,24 @@ class _Tasks:
             return list(self._waiting.values())
 
 
+class _Workers:
+    """Whether a cluster that has lost its workers gets others."""
+
+    def __init__(self) -> None:
+        self._seen: float | None = None
+
+    def check(self, count: int, now: float) -> None:
+        """Raise RuntimeError where there were workers, and have been none for `DASK_PATIENCE` seconds."""
+        if count:
+            self._seen = now
+        elif self._seen is not None and now - self._seen > DASK_PATIENCE:
+            raise RuntimeError(
+                f"the Dask cluster has had no worker for {DASK_PATIENCE} seconds: a simulation has probably ended its "
+                "process, and nothing starts others (workers need a nanny for that); what was simulated is kept in the "
+                "store, if there is one, and the same call goes on with it"
+            )
+
+
 class Pool:
     """Runs chunks by joblib, in the processes of its backend.
 
@@ -288,18 +310,22 @@ class Pool:
             function, arguments, _ = task
             return client.submit(function, *arguments, pure=False)
 
-        running = {submit(task) for task in islice(tasks, 2 * self.processes)}
-        finished: Any = distributed.as_completed(running)  # type: ignore[no-untyped-call]
+        running, workers = {submit(task) for task in islice(tasks, 2 * self.processes)}, _Workers()
+        workers.check(len(client.scheduler_info()["workers"]), time.monotonic())
         try:
-            for future in finished:
-                outcome = future.result()
-                running.discard(future)
-                tasks.finished(outcome)
-                for task in islice(tasks, 1):
-                    following = submit(task)
-                    running.add(following)
-                    finished.add(following)
-                yield outcome
+            while running:
+                with contextlib.suppress(TimeoutError):
+                    # A result is lost with its worker: the future is done, and waits for a second run.
+                    done, _ = distributed.wait(list(running), DASK_SECONDS, "FIRST_COMPLETED")  # type: ignore[no-untyped-call]
+                    for future in done:
+                        outcome = future.result(timeout=DASK_SECONDS)
+                        running.discard(future)
+                        tasks.finished(outcome)
+                        running |= {submit(task) for task in islice(tasks, 1)}
+                        workers.check(1, time.monotonic())
+                        yield outcome
+                    continue
+                workers.check(len(client.scheduler_info()["workers"]), time.monotonic())
         finally:
             client.cancel(list(running))
 
@@ -314,6 +340,12 @@ class Pool:
             with contextlib.suppress(KeyboardInterrupt, StopIteration):
                 results.throw(KeyboardInterrupt())
             raise
+
+    def isolated(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+        """The outcome of simulations that may end their process, each in a process of its own."""
+        others = self if self.processes > 1 else Pool(self._call, 2)
+        for single in chunk.singles():
+            yield from others._alone(single, x_shape)
 
     def _alone(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
         """The chunk while nothing else runs; if it kills the process again, one simulation at a time."""

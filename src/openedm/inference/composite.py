@@ -19,6 +19,7 @@ from torch.distributions.utils import lazy_property
 
 from openedm.ground.choices import from_config, to_config
 from openedm.inference.bijections import Bijection
+from openedm.inference.own_priors import OwnPrior, has_density, is_frozen, priors_of_scipy
 from openedm.inference.priors import Box, LogNormal, Normal, Prior, TorchPrior
 
 __all__ = ["Independent", "Truncated", "as_prior", "prior_from_config", "prior_to_config"]
@@ -164,27 +165,35 @@ def as_prior(prior: Any, names: Sequence[str] | None = None) -> Prior | None:
     """The `Prior` that `prior` stands for.
 
     Args:
-        prior: a `Prior`; a torch distribution; a pair (low, high) of a box's ends, (d,) each; a list of
-            one-dimensional torch distributions or priors, one a parameter; or None, which stays None.
+        prior: a `Prior`; a distribution of torch (sbi's `MultipleIndependent` included) or a frozen one of scipy; any
+            object with `sample` and `log_prob` (`OwnPrior`); a pair (low, high) of a box's ends, (d,) each; a list of
+            any of these side by side; or None, which stays None.
         names: of the parameters, where the prior has none of its own.
 
     Raises:
         TypeError: prior is something else.
-        ValueError: it cannot be a prior (its shape, or a support that is no product of intervals).
+        ValueError: it cannot be a prior (its shape, discrete values, or a support that is no product of intervals).
     """
     if prior is None or isinstance(prior, Prior):
         return prior
+    if isinstance(getattr(prior, "dists", None), Sequence):  # sbi's MultipleIndependent
+        prior = list(prior.dists)
     if isinstance(prior, Distribution):
         return _from_torch(prior, names)
-    if isinstance(prior, list | tuple) and prior and all(isinstance(p, Prior | Distribution) for p in prior):
-        parts = [_from_torch(p, None) if isinstance(p, Distribution) else p for p in prior]
-        return Independent(parts)
+    if is_frozen(prior):
+        columns = priors_of_scipy(prior, names)
+        return columns[0] if len(columns) == 1 else Independent(columns)
+    if isinstance(prior, list | tuple) and prior and all(is_frozen(p) or has_density(p) for p in prior):
+        found = [as_prior(p) for p in prior]
+        return Independent([part for part in found if part is not None])
     if isinstance(prior, list | tuple) and len(prior) == 2:
         low, high = (torch.as_tensor(end, dtype=torch.float64).flatten().tolist() for end in prior)
         return Box(low, high, names)
+    if has_density(prior):
+        return OwnPrior(prior, names=names)
     raise TypeError(
-        "prior must be a Prior, a torch distribution, a list of them, a pair (low, high) or None, "
-        f"got {type(prior).__name__}"
+        "prior must be a Prior, a distribution of torch or scipy, an object with sample and log_prob, a list of them, "
+        f"a pair (low, high) or None, got {type(prior).__name__}"
     )
 
 
@@ -239,6 +248,11 @@ def _described(value: Any) -> Any:
             }
         case Distribution():
             return {"name": type(value).__name__, "parameters": _parameters(value)}
+    if not isinstance(value, str | int | float | tuple | None):
+        raise ValueError(
+            f"prior {type(value).__name__} cannot be saved: it is an object of your own; give one of this library, "
+            "torch or scipy, or save without a prior"
+        )
     return value
 
 

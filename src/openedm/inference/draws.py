@@ -11,14 +11,23 @@ from typing import Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.seeding import hash_seed
 from openedm.sampling import BrownianNoise
 
-__all__ = ["BLOCK", "SampleNoise", "StepNoise", "numbered_seeds", "observation_seeds", "sample_paths", "section_seeds"]
+__all__ = [
+    "BLOCK",
+    "SampleNoise",
+    "StepNoise",
+    "fingerprints",
+    "numbered_seeds",
+    "observation_seeds",
+    "sample_paths",
+    "section_seeds",
+]
 
 BLOCK = 64
 
@@ -40,6 +49,11 @@ def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[
     values = x.detach().to("cpu", torch.float32) + 0.0
     rows = torch.where(values.isnan(), torch.nan, values).contiguous().numpy()
     return tuple(hash_seed(f"{seed}:".encode() + row.tobytes()) for row in rows)
+
+
+def fingerprints(theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> Int64[Tensor, " rows"]:
+    """A number below 2⁶³ for each simulation, by which it is recognised: a hash of its float32 values."""
+    return torch.tensor(observation_seeds(torch.cat([theta.cpu().float(), x.cpu().float().flatten(1)], 1), 0))
 
 
 def numbered_seeds(seed: int, count: int) -> tuple[int, ...]:

@@ -57,7 +57,7 @@ def fit(
         settings: how to fit; None means `Settings.of`, the rule.
         names: of the parameters; None means the prior's.
         on_nonfinite: "error" refuses simulations with infinities or other NaN than those and names them, "drop" leaves
-            them out. The posterior is then conditional on the simulator's success.
+            them out, with a warning that says how many. The posterior is then conditional on the simulator's success.
         run: folder for the trainer's checkpoints; None writes none.
         resume: continue from the checkpoints in `run`, which an earlier call with the same arguments has written.
         observers: of the trainers, for logs and trackers.
@@ -96,7 +96,8 @@ def fit(
     report = _report(data, verdict)
     if verdict.shortfall.is_large:
         warnings.warn(f"{verdict.shortfall}", stacklevel=2)
-    return DenoiserPosterior(verdict.parts, prior=data.prior, names=data.names, report=report)
+    known = data.fingerprints
+    return DenoiserPosterior(verdict.parts, prior=data.prior, names=data.names, report=report, trained_on=known)
 
 
 def _sorted_where_exchangeable(data: Prepared) -> Prepared:
@@ -110,6 +111,8 @@ def _sorted_where_exchangeable(data: Prepared) -> Prepared:
 def _report(data: Prepared, verdict: Verdict) -> Mapping[str, Any]:
     """What was tried and chosen, as plain data."""
     report: dict[str, Any] = {"settings": to_config(data.settings), "simulations": len(data.theta), "seed": data.seed}
+    if data.dropped:
+        report["left out, not finite"] = data.dropped
     if (absence := data.data.absence) is not None:
         report["data"] = absence.describe(data.data.x_shape)
     if data.data.exchangeable:

@@ -2,35 +2,32 @@
 
 `Posterior` checks arguments, gives every observation its seed, keeps to the prior's support and splits long work; how
 samples are drawn and densities computed is for its subclasses. Besides the library's own calls it answers those of the
-`sbi` package (`sample((n,), x=…)`, `sample_batched`, `set_default_x`), whose diagnostics take it as it is.
+`sbi` package (`sample((n,), x=…)` here, others in `sbi_calls`), whose diagnostics and analyses take it as it is.
 """
 
 import math
-from abc import ABC, abstractmethod
-from collections.abc import Callable, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeGuard
 
-import numpy.typing as npt
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference.bijections import Bijection
-from openedm.inference.draws import numbered_seeds, observation_seeds, section_seeds
+from openedm.inference.draws import observation_seeds, section_seeds
 from openedm.inference.modes import find_mode
 from openedm.inference.priors import Prior
+from openedm.inference.sbi_calls import SbiCalls, Values, as_tensor
 
 __all__ = ["SECTION", "Posterior", "Values", "as_tensor"]
-
-Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float
-"""What can be read as a tensor of numbers."""
 
 SECTION = 1 << 14
 """How many samples of an observation are drawn at a time, each time with seeds of their own."""
 
 
-class Posterior(ABC):
+class Posterior(SbiCalls):
     """p(θ | x), amortised: for any observation x of shape `x_shape`.
 
     A subclass calls `__init__` and defines `_draw` and `_density`.
@@ -77,7 +74,7 @@ class Posterior(ABC):
         self.dim, self.x_shape, self.prior, self.names = dim, tuple(x_shape), prior, tuple(names)
         self.device = torch.device(device)
         self._support = Bijection.unbounded(dim) if support is None else support
-        self._default_x: Tensor | None = None
+        self._default_x = None
 
     @property
     def support(self) -> Bijection:
@@ -109,6 +106,12 @@ class Posterior(ABC):
             x: float32 observations on `device`, finite.
         """
 
+    def _relative_density(
+        self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
+    ) -> Float[Tensor, "observations n"]:
+        """ln q(θ | x) up to a constant of each observation, where that takes less time. Arguments as for `_density`."""
+        return self._density(theta, x)
+
     @torch.no_grad()
     def sample(
         self,
@@ -119,6 +122,7 @@ class Posterior(ABC):
         x: Values | None = None,
         seed: int | Sequence[int] = 0,
         show_progress_bars: bool = False,
+        max_sampling_batch_size: int | None = None,
     ) -> Float[Tensor, "... dim"]:
         """Samples from p(θ | x): `sample(x, n)`.
 
@@ -127,11 +131,13 @@ class Posterior(ABC):
         result is (*shape, dim). So an observation that is a tuple of integers must be given as a tensor or by `x=`.
 
         Args:
-            x_or_shape: one observation of shape `x_shape`, or a batch (b, *x_shape); or a shape.
+            x_or_shape: one observation of shape `x_shape`, or a batch (b, *x_shape); where an observation is one
+                number, also that number, or (b,); or a shape.
             n: how many samples of each observation, ≥ 1; None means 1000. Not with a shape.
             x: another place for the observations.
             seed: an integer ≥ 0; or one for each observation, so that equal observations get different samples.
-            show_progress_bars: part of sbi's form, without effect: there are no bars.
+            show_progress_bars, max_sampling_batch_size: part of sbi's form, without effect: there are no bars, and
+                `max_rows` bounds what is computed at a time.
 
         Returns:
             (n, dim) for one observation, (b, n, dim) for a batch, on `device`.
@@ -157,46 +163,27 @@ class Posterior(ABC):
         samples = self._samples(observations, 1000 if n is None else n, seed)
         return samples[0] if single else samples
 
-    @torch.no_grad()
-    def sample_batched(
+    def log_prob(
         self,
-        sample_shape: Sequence[int],
-        x: Values,
+        theta: Values,
+        x: Values | None = None,
         *,
-        seed: int = 0,
-        show_progress_bars: bool = False,
-        max_sampling_batch_size: int | None = None,
-    ) -> Float[Tensor, "*shape observations dim"]:
-        """Samples for a batch of observations, the interface of sbi: (*sample_shape, b, dim).
-
-        The noise depends on an observation's number in the batch, not on its values: diagnostics need independent
-        samples of observations that repeat.
-
-        Args:
-            sample_shape: of the samples of each observation.
-            x: (b, *x_shape).
-            seed: an integer ≥ 0.
-            show_progress_bars, max_sampling_batch_size: part of sbi's interface, without effect: there are no bars, and
-                `max_rows` bounds what is computed at a time.
-
-        Raises:
-            TypeError, ValueError: as `sample`.
-        """
-        checks.integer("seed", seed, 0)
-        observations, _ = self._observations(x)
-        samples = self._samples(observations, math.prod(sample_shape), numbered_seeds(seed, len(observations)))
-        return samples.transpose(0, 1).reshape(*sample_shape, len(observations), self.dim)
-
-    def log_prob(self, theta: Values, x: Values | None = None) -> Float[Tensor, "..."]:
+        norm_posterior: bool = True,
+        track_gradients: bool | None = None,
+        leakage_correction_params: Mapping[str, Any] | None = None,
+    ) -> Float[Tensor, "..."]:
         """ln q(θ | x), in nats; −∞ outside the prior's support. Differentiable in theta where the posterior is.
 
         Args:
-            theta: (dim,) or (n, dim) for one observation, (b, n, dim) for a batch of b.
+            theta: (dim,) or (n, dim) for one observation, (b, n, dim) for a batch of b; of one parameter also (n,).
             x: one observation (`x_shape`), a batch (b, *x_shape), or None for that of `set_default_x`. A batch of one
                 also goes with (dim,) and (n, dim).
+            norm_posterior: False leaves out the constant of each observation, where that saves time (as `potential`).
+            track_gradients: whether the result has gradients; None means where theta requires them.
+            leakage_correction_params: part of sbi's form, without effect: no sample lies outside the support.
 
         Returns:
-            The shape of theta without its last dimension.
+            The shape of theta without its last dimension, in theta's dtype.
 
         Raises:
             TypeError: theta or x holds no numbers.
@@ -204,6 +191,8 @@ class Posterior(ABC):
         """
         observations, _ = self._observations(x)
         points, count = as_tensor("theta", theta), len(observations)
+        if self.dim == 1 and count == 1 and points.ndim == 1:
+            points = points[:, None] if len(points) != 1 else points
         shapes = f"({count}, n, {self.dim})" if count > 1 else f"(n, {self.dim})"
         grouped = points.ndim == 3 and len(points) == count
         if not (grouped or (count == 1 and points.ndim in (1, 2))) or points.shape[-1] != self.dim:
@@ -211,8 +200,10 @@ class Posterior(ABC):
         if bool(points.isnan().any()):
             raise ValueError("theta must hold no NaN")
         points = points.to(self.device)
-        with torch.set_grad_enabled(torch.is_grad_enabled() and points.requires_grad):
-            return self._log_prob(points.reshape(count, -1, self.dim), observations).reshape(points.shape[:-1])
+        tracked = torch.is_grad_enabled() if track_gradients is None else track_gradients
+        with torch.set_grad_enabled(tracked and points.requires_grad):
+            values = self._log_prob(points.reshape(count, -1, self.dim), observations, normalised=norm_posterior)
+            return values.to(points.dtype).reshape(points.shape[:-1])
 
     def map(self, x: Values | None = None, *, num_draws: int = 256, seed: int = 0) -> Float[Tensor, "... dim"]:
         """The mode of q(θ | x) in θ, found by ascent from the highest of some samples, in unbounded coordinates.
@@ -237,30 +228,13 @@ class Posterior(ABC):
             draws = self._samples(observations, num_draws, seed).cpu()
 
         def density_for(one: Tensor) -> Callable[[Tensor], Tensor]:
-            return lambda points: self._log_prob(points[None], one[None])[0].cpu()
+            return lambda points: self._log_prob(points[None], one[None], normalised=False)[0].cpu()
 
         modes = [
             find_mode(density_for(one), starts, self.support)
             for one, starts in zip(observations, draws.cpu(), strict=True)
         ]
         return (modes[0] if single else torch.stack(modes)).to(self.device)
-
-    @property
-    def default_x(self) -> Tensor | None:
-        """The observation taken where none is given (interface of sbi); None unless `set_default_x` was called."""
-        return self._default_x
-
-    def set_default_x(self, x: Values) -> "Posterior":
-        """Take `x` where no observation is given. Returns the posterior itself, as in sbi.
-
-        Raises:
-            TypeError, ValueError: as `sample`.
-        """
-        observations, _ = self._observations(x)
-        if len(observations) != 1:
-            raise ValueError(f"x must be one observation, got {len(observations)}")
-        (self._default_x,) = observations
-        return self
 
     def _observations(self, x: Values | None) -> tuple[Tensor, bool]:
         """Observations (b, *x_shape) on the device, and whether x was a single one."""
@@ -271,7 +245,10 @@ class Posterior(ABC):
                 f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor or by x=; a "
                 "first argument that is a tuple of integers is the shape of the samples, as in sbi"
             )
-        values = self._complete(as_tensor("x", x).detach().to(self.device, torch.float32))
+        values = as_tensor("x", x).detach().to(self.device, torch.float32)
+        if self.x_shape == (1,) and values.ndim < 2 and values.shape != (1,):
+            values = values.reshape(-1, 1) if values.ndim else values[None]
+        values = self._complete(values)
         shape = tuple(values.shape)
         single = shape == self.x_shape
         if not single and (len(shape) != len(self.x_shape) + 1 or shape[1:] != self.x_shape or shape[0] == 0):
@@ -280,6 +257,10 @@ class Posterior(ABC):
         rows = values[None] if single else values
         self._check_observations(rows)
         return rows, single
+
+    def trained_rows(self, theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> Int64[Tensor, " trained"]:
+        """The rows of simulations that are known to be among those that the posterior was fitted to."""
+        return torch.empty(0, dtype=torch.int64)
 
     def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
         """Which of the observations (b, *x_shape) there is a posterior for: the finite ones."""
@@ -321,15 +302,20 @@ class Posterior(ABC):
         return tuple(seed)
 
     def _log_prob(
-        self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
+        self,
+        theta: Float[Tensor, "observations n dim"],
+        x: Float[Tensor, "observations ..."],
+        *,
+        normalised: bool = True,
     ) -> Float[Tensor, "observations n"]:
         """ln q of theta (b, n, dim), few observations and points at a time."""
+        density = self._density if normalised else self._relative_density
         if theta.numel() == 0:
             return theta.new_zeros(theta.shape[:-1])
         theta, inside = self._moved_inside(theta.to(self.device))
         size = max(1, self.max_rows // (count := min(SECTION, theta.shape[1])))
         rows = [
-            torch.cat([self._density(points, x_chunk) for points in torch.split(theta_chunk, count, 1)], 1)
+            torch.cat([density(points, x_chunk) for points in torch.split(theta_chunk, count, 1)], 1)
             for theta_chunk, x_chunk in zip(torch.split(theta, size), torch.split(x, size), strict=True)
         ]
         return torch.where(inside, torch.cat(rows), -math.inf)
@@ -348,18 +334,3 @@ class Posterior(ABC):
 
 def _is_shape(value: object) -> TypeGuard[tuple[int, ...]]:
     return isinstance(value, tuple) and all(isinstance(size, int) and not isinstance(size, bool) for size in value)
-
-
-def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
-    """`values` as a float32 tensor; float64 stays.
-
-    Raises:
-        TypeError: they are not real numbers; the message names the argument.
-    """
-    try:
-        tensor = torch.as_tensor(values)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a tensor, an array or numbers, got {type(values).__name__}") from error
-    if tensor.is_complex():
-        raise TypeError(f"{name} must be real, got {tensor.dtype}")
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()

@@ -12,14 +12,17 @@ from torch import Tensor
 
 from openedm.inference.absent import Absence, Kind, describe_refused, kind_in, kind_of, warn_unlike_members
 from openedm.inference.composite import as_prior
+from openedm.inference.draws import fingerprints
 from openedm.inference.maps import DataMap, ParameterMap
-from openedm.inference.posterior import Values, as_tensor
-from openedm.inference.priors import Prior
+from openedm.inference.priors import CONTINUOUS, Prior
+from openedm.inference.sbi_calls import Values, as_rows
 from openedm.inference.settings import Settings
 
 __all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "constant_columns", "duplicated_columns", "prepare"]
 
 MIN_SIMULATIONS = 100
+MAX_KNOWN = 4096
+"""How many simulations a posterior remembers that it was fitted to."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +39,7 @@ class Prepared:
         seed: of everything random.
         prior: of θ, or None.
         names: of the parameters; None means the prior's.
+        dropped: how many simulations were left out, whose values are not finite.
     """
 
     theta: Float[Tensor, "n d"]
@@ -49,6 +53,13 @@ class Prepared:
     seed: int
     prior: Prior | None
     names: Sequence[str] | None
+    dropped: int = 0
+
+    @property
+    def fingerprints(self) -> Int64[Tensor, " some"]:
+        """By which simulations of this fit are recognised: of all, or of `MAX_KNOWN` at equal distances."""
+        rows = torch.linspace(0, len(self.theta) - 1, min(len(self.theta), MAX_KNOWN)).long()
+        return fingerprints(self.theta[rows], self.x[rows])
 
 
 def check_simulations(
@@ -72,10 +83,13 @@ def check_simulations(
 
     Raises:
         TypeError: something else than real numbers.
-        ValueError: shapes that do not fit, too few simulations, values that are not finite, or θ outside the support or
-            constant.
+        ValueError: shapes that do not fit, too few simulations, values that are not finite, or θ outside the support,
+            constant or discrete.
+
+    Warns:
+        UserWarning: how many simulations are left out.
     """
-    parameters, values = (as_tensor(name, given).detach().to(dtype) for name, given in (("theta", theta), ("x", x)))
+    parameters, values = (as_rows(name, given).detach().to(dtype) for name, given in (("theta", theta), ("x", x)))
     if parameters.ndim != 2 or parameters.shape[1] == 0:
         raise ValueError(f"theta must have shape (n, d), got {tuple(parameters.shape)}")
     if values.ndim < 2 or values[:1].numel() == 0:
@@ -93,6 +107,11 @@ def check_simulations(
                 f"theta and x must be finite, but {len(rows)} of {len(bad)} simulations are not: {_named(rows)}; "
                 f"{describe_refused(values, absent)}"
             )
+        warnings.warn(
+            f"{int(bad.sum())} of {len(bad)} simulations are left out, because theta or x is not finite: the posterior "
+            f"is conditional on the simulator's success; they are {_named(bad.nonzero()[:, 0].tolist())}",
+            stacklevel=4,
+        )
         parameters, values = parameters[~bad], values[~bad]
     if len(parameters) < at_least:
         raise ValueError(f"there must be at least {at_least} simulations, got {len(parameters)}")
@@ -103,6 +122,9 @@ def check_simulations(
     constant = constant_columns(parameters)
     if constant:
         raise ValueError(f"theta must vary, but these columns are constant: {_named(constant)}")
+    if discrete := discrete_columns(parameters):
+        listed = _named(discrete)
+        raise ValueError(f"theta must be {CONTINUOUS}, but these columns hold few different integers: {listed}")
     return parameters, values
 
 
@@ -127,9 +149,10 @@ def prepare(
             not vectors.
 
     Warns:
-        UserWarning: columns of x that are constant or equal to others, which are left out.
+        UserWarning: how many simulations are left out; columns of x that are constant or equal to others, which are
+            left out.
     """
-    known, values = as_prior(prior, names), as_tensor("x", x)
+    known, values = as_prior(prior, names), as_rows("x", x)
     absent = kind_in(values) if settings is None else kind_of(settings.network)
     theta, x = check_simulations(theta, values, known, drop_nonfinite=drop_nonfinite, absent=absent)
     shape = tuple(x.shape[1:])
@@ -144,7 +167,8 @@ def prepare(
     held, training = order[:count].sort().values, order[count:].sort().values
     parameters = ParameterMap.of(theta, None if known is None else known.bijection)
     u, data = parameters.forward(theta), _data_map(x, training, keep, settings)
-    return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names)
+    dropped = len(values) - len(theta)
+    return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names, dropped)
 
 
 def _data_map(
@@ -185,6 +209,14 @@ def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:
 def constant_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
     """The columns without variance."""
     return (values == values[:1]).all(0).nonzero()[:, 0].tolist()
+
+
+def discrete_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
+    """The columns of integers that repeat: of a hundred rows or more at most a quarter as many different ones."""
+    if len(values) < MIN_SIMULATIONS:
+        return []
+    whole = (values == values.round()).all(0).nonzero()[:, 0].tolist()
+    return [i for i in whole if 4 * len(set(values[:, i].tolist())) <= len(values)]
 
 
 def duplicated_columns(values: Float[Tensor, "rows columns"]) -> list[tuple[int, int]]:

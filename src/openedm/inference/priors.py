@@ -27,7 +27,12 @@ from openedm.ground.choices import Choice
 from openedm.ground.seeding import global_generators_kept, seed_global_generators
 from openedm.inference.bijections import Bijection
 
-__all__ = ["Box", "LogNormal", "Normal", "Prior", "TorchPrior"]
+__all__ = ["CONTINUOUS", "Box", "LogNormal", "Normal", "Prior", "TorchPrior", "set_names"]
+
+CONTINUOUS = (
+    "continuous, since discrete parameters have no density (fit one posterior for each of their values, with the "
+    "others as parameters, and weigh them, or give a continuous parameter in their place)"
+)
 
 
 class Prior(Choice, ABC):
@@ -56,20 +61,22 @@ class Prior(Choice, ABC):
     def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         """Ln p(θ) of points strictly inside the support, on the host."""
 
-    def sample(self, n: int, seed: int = 0) -> Float32[Tensor, "n d"]:
-        """Draws of θ, strictly inside the support; the same for the same seed and n.
+    def sample(self, n: int | tuple[int, ...], seed: int = 0) -> Float32[Tensor, "... d"]:
+        """Draws of θ, strictly inside the support; the same for the same seed and n: (n, d).
 
         Args:
-            n: the number of draws, ≥ 1.
+            n: the number of draws, ≥ 1; or their shape, as torch's distributions and sbi have it.
             seed: of the draws, ≥ 0.
 
         Raises:
             ValueError: n < 1 or seed < 0.
             TypeError: n or seed is not an integer.
         """
-        checks.integer("n", n, 1)
+        count = math.prod(n) if isinstance(n, tuple) else n
+        checks.integer("n", count, 1)
         checks.integer("seed", seed, 0)
-        return self.bijection.clamp(self._draw(n, seed).float())
+        draws = self.bijection.clamp(self._draw(count, seed).float())
+        return draws.reshape(*n, self.dim) if isinstance(n, tuple) else draws
 
     def log_prob(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         """Ln p(θ); −inf outside the support, whose ends belong to it. It is computed on the host.
@@ -241,7 +248,7 @@ class TorchPrior(_Distributed):
                 "prior must be a distribution of vectors (d,), got the batch shape "
                 f"{tuple(batch)} and the event shape {tuple(event)} of {type(self.distribution).__name__}"
             )
-        _set_names(self, self.dim)
+        set_names(self, self.dim)
         _interval(self.distribution)
 
     @cached_property
@@ -263,6 +270,8 @@ def _interval(distribution: Distribution) -> tuple[Float64[Tensor, "*d"], Float6
         support = None
     while hasattr(support, "base_constraint"):
         support = support.base_constraint
+    if getattr(support, "is_discrete", False):
+        raise ValueError(f"prior must be {CONTINUOUS}, got {type(distribution).__name__}")
     low, high = -math.inf, math.inf
     if support is constraints.real:
         pass
@@ -291,13 +300,13 @@ def _set_numbers(prior: Any, *fields: str, positive: str | None = None) -> None:
     for name in others:
         if len(getattr(prior, name)) != dim:
             raise ValueError(f"{name} must have as many entries as {first}, {dim}, got {len(getattr(prior, name))}")
-    _set_names(prior, dim)
+    set_names(prior, dim)
     for i, value in enumerate(getattr(prior, positive) if positive else ()):
         if not value > 0:
             raise ValueError(f"{positive} must be > 0 in {_column(prior, i)}, got {value!r}")
 
 
-def _set_names(prior: Any, dim: int) -> None:
+def set_names(prior: Any, dim: int) -> None:
     """Make `prior.names` a tuple, and check that there are `dim` of them."""
     if prior.names is None:
         return

@@ -10,7 +10,7 @@ result depends neither on how many simulations there are, nor on how many proces
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -39,8 +39,8 @@ BATCH_SIZE = 1000
 """Simulations in a chunk at most, where `batch_size` does not say."""
 CHUNK_SECONDS = 0.5
 """Wall time that a chunk should take."""
-SAVE_SECONDS = 1.0
-"""Work of each process after which results are written."""
+SAVE_SECONDS, FIRST_SAVE_SECONDS = 1.0, 0.1
+"""Work of each process after which results are written; the first are written earlier."""
 
 
 def simulate(
@@ -87,8 +87,9 @@ def simulate(
         batch_size: how many simulations a process gets at a time. None: 1000 if batched, else half a second's.
         workers: processes. None: as `joblib.parallel_config` says around the call (a backend such as "dask" or "ray"
             and its settings), one where there is none; −1: one a core. With one, simulations run in this process, and
-            a simulator that kills its process ends this one. loky (joblib's own), Dask and Ray report processes that
-            die; "multiprocessing" does not.
+            a simulator that kills its process ends this one; with a store, what was simulated before is kept, and the
+            same call then runs the simulations in question in processes of their own, and reports which one it was.
+            loky (joblib's own), Dask and Ray report processes that die; "multiprocessing" does not.
         arrays: "torch", θ is a float32 tensor for the simulator; "numpy", a float64 array of the same values.
         store: a folder for the simulations, or a `Store`.
         retry_failures: whether to run simulations again that failed according to the store.
@@ -102,7 +103,8 @@ def simulate(
     Raises:
         TypeError: the simulator cannot be called, or an argument has another type.
         ValueError: an argument is out of range, or the store is of other simulations.
-        RuntimeError: a simulation failed and on_error="raise"; or none gave a result.
+        RuntimeError: a simulation failed and on_error="raise"; none gave a result; or a Dask cluster has lost its
+            workers for good.
     """
     call = Call(simulator, batched, arrays)
     _check(n, seed, batch_size, workers, arrays, on_error)
@@ -116,8 +118,15 @@ def simulate(
     pool = Pool(call, workers)
     with _locked(folder, prior, seed, call) as add:
         results = _Results(n, folder, add, retry_failures, pool.processes)
-        chunks = _Chunks(chunk.rows(results.missing), batched, batch_size)
-        _run(pool, chunks, results, on_error, progress)
+        suspects = np.intersect1d(results.missing, [] if folder is None else folder.interrupted()).astype(np.int64)
+        remaining = np.setdiff1d(results.missing, suspects)
+        mark = folder.mark if folder is not None and pool.processes == 1 else None
+        chunks = _Chunks(chunk.rows(remaining), batched, batch_size, mark)
+        try:
+            _run(pool, chunks, chunk.rows(suspects), results, on_error, progress)
+        finally:  # which a process that is killed does not reach
+            if folder is not None:
+                folder.mark(())
     return replace(results.simulations(), prior=prior)
 
 
@@ -164,13 +173,18 @@ def _locked(
 def _run(
     pool: Pool,
     chunks: "_Chunks",
+    suspects: Chunk,
     results: "_Results",
     on_error: str,
     progress: Progress,
 ) -> None:
-    """Simulate all chunks. Finished ones are saved, also if an error ends the run."""
+    """Simulate all chunks, suspects first and apart. Finished ones are saved, also if an error ends the run."""
     try:
         results.report(progress)
+        for outcome in pool.isolated(suspects, results.x_shape):
+            results.take(outcome)
+            results.report(progress)
+            _check_failures(outcome, on_error)
         while chunks.remaining:
             # Until a result shows its shape, one chunk runs at a time.
             some = chunks if results.x_shape is not None else iter([next(chunks)])
@@ -181,17 +195,27 @@ def _run(
                     results.report(progress)
                     if outcome.interrupted:
                         raise KeyboardInterrupt
-                    if (failures := outcome.simulations.failures) and on_error == "raise":
-                        raise RuntimeError(str(failures[0]))
+                    _check_failures(outcome, on_error)
     finally:
         results.save()
+
+
+def _check_failures(outcome: Outcome, on_error: str) -> None:
+    if (failures := outcome.simulations.failures) and on_error == "raise":
+        raise RuntimeError(str(failures[0]))
 
 
 class _Chunks:
     """An iterator over the simulations to run, in chunks that are cut when they are taken."""
 
-    def __init__(self, todo: Chunk, batched: bool, batch_size: int | None) -> None:
-        self._todo = todo
+    def __init__(
+        self,
+        todo: Chunk,
+        batched: bool,
+        batch_size: int | None,
+        mark: Callable[[Sequence[int]], None] | None = None,
+    ) -> None:
+        self._todo, self._mark = todo, mark
         self._batched = batched
         self._batch_size = batch_size or (BATCH_SIZE if batched else None)
         self._size = 1
@@ -213,7 +237,10 @@ class _Chunks:
             following = (self._todo.index[start] // size + 1) * size
             stop = int(np.searchsorted(self._todo.index, following))
         self._position = min(stop, len(self._todo))
-        return self._todo.rows(slice(start, self._position))
+        chunk = self._todo.rows(slice(start, self._position))
+        if self._mark is not None:
+            self._mark(chunk.index.tolist())
+        return chunk
 
     def adapt(self, outcome: Outcome) -> None:
         """Choose the size of the next chunks such that they take about `CHUNK_SECONDS`."""
@@ -259,8 +286,9 @@ class _Results:
         self._done += len(part)
         self._failed += len(part.failures)
         self._unsaved_seconds += outcome.seconds
-        # A kill costs a second at most, or a thousandth of a long run, which keeps the number of files small.
-        if self._unsaved_seconds >= max(SAVE_SECONDS * self._processes, self._saved_seconds / 1000):
+        # A kill costs a second at most, at first a tenth, or a thousandth of a long run: few files.
+        early = min(SAVE_SECONDS, FIRST_SAVE_SECONDS + self._saved_seconds) * self._processes
+        if self._unsaved_seconds >= max(early, self._saved_seconds / 1000):
             self.save()
 
     def save(self) -> None:

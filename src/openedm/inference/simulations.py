@@ -8,6 +8,7 @@ ever grows.
 | manifest.json | what the simulations are of: dimensions, seed, names, prior, the first θ |
 | part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
 | failures-….parquet | index, seed, theta, error: simulations that failed |
+| running.json | the simulations that run in the process that writes, until they are done |
 | lock | locked by the run that writes |
 
 Files are immutable and appear complete or not at all: each is written under a hidden name, flushed to the disk and
@@ -37,7 +38,7 @@ from openedm.inference.priors import Prior
 
 __all__ = ["Failure", "Manifest", "Simulations", "Store"]
 
-FORMAT = "openedm-simulations-1"
+FORMAT, RUNNING = "openedm-simulations-1", "running.json"
 
 
 @dataclass(frozen=True, order=True)
@@ -83,15 +84,16 @@ class Simulations:
 
     @classmethod
     def of(
-        cls, theta: Float[Tensor, "n d"], x: Float[Tensor, "n *x_shape"], prior: Prior | None = None
+        cls, theta: Float[Tensor, "n *d"], x: Float[Tensor, "n *x_shape"], prior: Prior | None = None
     ) -> "Simulations":
-        """Simulations that were made elsewhere, numbered in the order of their rows.
+        """Simulations that were made elsewhere, numbered in the order of their rows; one number a row may be (n,).
 
         >>> len(Simulations.of(torch.zeros(5, 2), torch.ones(5, 3)))
         5
         """
         n = len(theta)
-        return cls(theta.float(), x.float(), torch.arange(n), torch.full((n,), -1), prior=prior)
+        theta, x = (v.float()[:, None] if v.ndim == 1 else v.float() for v in (theta, x))
+        return cls(theta, x, torch.arange(n), torch.full((n,), -1), prior=prior)
 
     @classmethod
     def joined(cls, parts: "Sequence[Simulations]") -> "Simulations":
@@ -223,6 +225,21 @@ class Store:
                 found[row["index"]] = Failure(row["index"], tuple(row["theta"]), row["seed"], row["error"])
         done = set(self.done(n).tolist()) if found else set()
         return tuple(found[i] for i in sorted(found) if i not in done and (n is None or i < n))
+
+    def mark(self, indices: Sequence[int]) -> None:
+        """Note which simulations run in this process, of which one may end it; none removes the note."""
+        path = self.path / RUNNING
+        if len(indices):
+            write_json(path, {"indices": list(indices)})
+        else:
+            path.unlink(missing_ok=True)
+
+    def interrupted(self) -> Sequence[int]:
+        """The simulations that ran in a process when it ended without a word, in an earlier run."""
+        try:
+            return [int(i) for i in read_json(self.path / RUNNING)["indices"]]
+        except (KeyError, OSError, TypeError, ValueError):
+            return []
 
     @contextmanager
     def writing(self, manifest: Manifest) -> Iterator[Callable[[Simulations], None]]:

@@ -22,7 +22,7 @@ from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
 from openedm.inference.average import Average
 from openedm.inference.columns import Columns
-from openedm.inference.draws import SampleNoise, StepNoise, observation_seeds, sample_paths
+from openedm.inference.draws import SampleNoise, StepNoise, fingerprints, observation_seeds, sample_paths
 from openedm.inference.maps import Coordinates, DataMap, ParameterMap
 from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
@@ -44,6 +44,8 @@ MIN_ROWS, MAX_CHAINS = 32, 1 << 14
 """Fewer samples of each observation are drawn for all observations at a time; the chains that run at a time."""
 
 EVIDENCE_DRAWS, MAX_EVIDENCES = 1024, 64
+"""Samples that normalise an observation's density; how many of these numbers are kept."""
+
 PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
 KIND = "fit"
 """The kind of folders that hold such a posterior."""
@@ -92,13 +94,24 @@ class DenoiserPosterior(Posterior):
         report: what `fit` tried and chose, plain data.
         noise: what a stochastic sampler adds in its steps: "independent" draws, or the increments of one Brownian path
             a sample ("path"), so that more steps refine the same samples.
+        trained_on: fingerprints of simulations that the posterior was fitted to, by which `calibrate` recognises them;
+            None where they are not known.
 
     Raises:
         ValueError: a refinement without emulator or prior, noise="path" for a sampler that it has no effect on, or as
             `Posterior`.
     """
 
-    options: ClassVar[tuple[str, ...]] = ("parts", "prior", "names", "sampler", "likelihood", "report", "noise")
+    options: ClassVar[tuple[str, ...]] = (
+        "parts",
+        "prior",
+        "names",
+        "sampler",
+        "likelihood",
+        "report",
+        "noise",
+        "trained_on",
+    )
 
     def __init__(
         self,
@@ -110,6 +123,7 @@ class DenoiserPosterior(Posterior):
         likelihood: Likelihood = DENSITY,
         report: Mapping[str, Any] | None = None,
         noise: StepNoise = "independent",
+        trained_on: Int64[Tensor, " rows"] | None = None,
     ) -> None:
         checks.one_of("noise", noise, get_args(StepNoise))
         if noise == "path" and not (isinstance(sampler, Sampler) and sampler.uses_path_noise):
@@ -122,6 +136,7 @@ class DenoiserPosterior(Posterior):
             support.dim, parts.data.x_shape, prior=prior, names=names, device=weights.device, support=support
         )
         self.parts, self.sampler, self.likelihood, self.noise = parts, sampler, likelihood, noise
+        self.trained_on = trained_on
         self.report: dict[str, Any] = dict(report or {})
         self._evidences: OrderedDict[bytes, float] = OrderedDict()
 
@@ -180,7 +195,9 @@ class DenoiserPosterior(Posterior):
             **{name: m and mixture_config(m) for name, m in mixtures.items()},
         }
         common = storage.Common(parts.model, members, self.prior, self.names, self.sampler, self.likelihood)
-        storage.write(path, KIND, common, further, mixtures, {"reduction": parts.data.reduction})
+        storage.write(
+            path, KIND, common, further, mixtures, {"reduction": parts.data.reduction, "trained_on": self.trained_on}
+        )
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "DenoiserPosterior":
@@ -222,7 +239,13 @@ class DenoiserPosterior(Posterior):
                 likelihood=common.likelihood,
                 report=dict(config["report"]),
                 noise=config.get("noise", "independent"),
+                trained_on=stored.tensors.get("trained_on"),
             )
+
+    def trained_rows(self, theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> Int64[Tensor, " trained"]:
+        """The rows of simulations that are known to be among those of the fit, of which up to 4096 are remembered."""
+        known = torch.empty(0, dtype=torch.int64) if self.trained_on is None else self.trained_on.cpu()
+        return torch.isin(fingerprints(theta, x), known).nonzero()[:, 0]
 
     def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
         """Which of the observations there is a posterior for: finite ones, or not larger than those simulated."""
@@ -290,14 +313,17 @@ class DenoiserPosterior(Posterior):
     def _density(
         self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
     ) -> Float[Tensor, "observations n"]:
-        y = self.parts.data.forward(x)
         if not self.refined:
-            return self._flow_density(theta, y)
-        rows = []
-        for i, points in enumerate(theta):
-            target = self.learned_target(x[i : i + 1])
-            rows.append(target.log_prob(points) - self._evidence(x[i : i + 1], y[i], target))
-        return torch.stack(rows)
+            return self._flow_density(theta, self.parts.data.forward(x))
+        return self._relative_density(theta, x) - self._evidences_of(x)[:, None]
+
+    def _relative_density(
+        self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
+    ) -> Float[Tensor, "observations n"]:
+        if not self.refined:
+            return self._density(theta, x)
+        target = self.learned_target(x, theta.shape[1])
+        return target.log_prob(theta.flatten(0, 1)).reshape(theta.shape[:-1])
 
     def _flow_density(
         self, theta: Float[Tensor, "observations n dim"], y: Float[Tensor, "observations *y"]
@@ -394,3 +420,9 @@ class DenoiserPosterior(Posterior):
         while len(self._evidences) > MAX_EVIDENCES:
             self._evidences.popitem(last=False)
         return self._evidences[key]
+
+    def _evidences_of(self, x: Float[Tensor, "observations ..."]) -> Float64[Tensor, " observations"]:
+        """ln ∫ p(θ) q(x | θ) dθ of each observation."""
+        y = self.parts.data.forward(x)
+        each = [self._evidence(x[i : i + 1], y[i], self.learned_target(x[i : i + 1])) for i in range(len(x))]
+        return torch.tensor(each, dtype=torch.float64, device=self.device)
