@@ -158,7 +158,7 @@ class _Work:
             log_probs = _refined_log_probs(refined, data, self.rows[:JUDGED_REFINED])
             gains = (log_probs - held_out[:JUDGED_REFINED]).tolist()
             gain = sum(gains) / len(gains)
-            means["prior × learned likelihood"] = float(log_probs.mean())
+            means["prior × learned likelihood"] = means[chosen] + gain  # of fewer simulations: the difference counts
             self.job.progress("judging", 0.5)
             if is_certain_gain(gains):
                 posterior, held_out, chosen = refined, log_probs, f"{self._start(simulator, ranks)}, refined"
