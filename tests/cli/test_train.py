@@ -236,6 +236,17 @@ def test_to_resume_where_there_is_nothing_is_to_start(openedm, tmp_path):
     assert "resumed" not in result.out
 
 
+def test_options_that_are_named_change_in_the_middle_with_a_word(finished, openedm, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    named = ["--options.learning_rate=0.0005", "--options.images=480"]
+    result = openedm("train", run, "--resume=true", *named, "--tracker=none")
+    assert result.status == 0, result.err
+    assert "changed  options.learning_rate was 0.001, is 0.0005" in result.out
+    again = openedm("train", run, "--resume=true", "--tracker=none")
+    assert "changed" not in again.out
+
+
 def test_resuming_with_other_settings_is_refused_and_changes_nothing(finished, openedm):
     run, _ = finished
     before = {p: p.read_bytes() for p in run.rglob("*") if p.is_file()}

@@ -406,6 +406,25 @@ def test_resuming_with_other_settings_is_refused_and_each_is_named(changed, name
         assert name in str(caught.value)
 
 
+def test_settings_that_are_named_may_change_in_the_middle(finished, trainer):
+    changed = {"learning_rate": 0.5, "average": HalfLife(99), "clip_norm": 1.0}
+    objective = EDM2(noise=LogNormal(p_std=2.0, p_mean=-0.4))
+    run = trainer(objective=objective, images=160, **changed)
+    names = ["options.learning_rate", "options.average", "options.clip_norm", "objective.noise"]
+    lines = run.resume(finished.run, changes=names)
+    assert "options.learning_rate was 0.001, is 0.5" in lines
+    assert any(line.startswith("objective.noise.p_std was 1.0, is 2.0") for line in lines)
+    run.fit()
+    assert (run.state.images, run.objective) == (160, objective)
+    assert trainer(objective=EDM2()).resume(finished.run, changes=names) == ()
+
+
+@pytest.mark.parametrize("changed", [{"seed": 7}, {"batch_size": 32}, {"network": MLP(width=8, num_blocks=1)}])
+def test_naming_a_setting_that_does_not_fit_the_state_does_not_allow_it(changed, finished, trainer):
+    with pytest.raises(ValueError, match="cannot be resumed with other settings"):
+        trainer(objective=EDM2(), **changed).resume(finished.run, changes=["options", "model"])
+
+
 def test_a_run_with_the_p_mean_of_version_0_1_resumes_with_it_and_without_one_named(
     tmp_path, trainer, state_of, differences
 ):

@@ -88,9 +88,13 @@ class TrainingBar(Observer):
         """Advance to the images seen; the loss shown is averaged over about 50 steps."""
         if self._bar is None:
             self._bar = tqdm(
-                total=self._total, unit="img", unit_scale=True, smoothing=0.05, mininterval=update_interval()
+                total=self._total,
+                initial=min(progress.images, self._total),
+                unit="img",
+                unit_scale=True,
+                smoothing=0.05,
+                mininterval=update_interval(),
             )
-            self._bar.n = self._bar.initial = min(progress.images, self._total)
         if math.isfinite(progress.loss):
             self._loss = progress.loss if math.isnan(self._loss) else self._loss + 0.02 * (progress.loss - self._loss)
         skipped = {"skipped": progress.skipped} if progress.skipped else {}

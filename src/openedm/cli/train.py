@@ -78,8 +78,9 @@ def train(
         init: start from the averaged weights of this checkpoint or run (fine-tuning): --init runs/first. Network and
             preconditioning are then those of the checkpoint, unless given; the units of the data are measured anew.
         resume: continue from the newest checkpoint in the run folder, if there is one. The options are then those of
-            the run, unless given: such as --options.images, which may be raised. Options that would change its steps
-            are refused.
+            the run, unless given: --options.images, learning_rate, rampup, schedule, clip_norm, label_dropout,
+            precision, average.half_life and --objective.noise may change in the middle, which is printed; other
+            options that would change its steps are refused.
         budget: network, batch, length and intervals for a machine and a time, measured with the data before training:
             cpu-hour; gpu-8gb, for 12 hours; gpu-24gb, for a day; gpu-80gb, for two days. Options that are given keep
             their values; what is chosen is printed as options. Pictures of several sizes, or larger than the budget's
@@ -116,11 +117,11 @@ def train(
         observers=[bar, log, figures, *curves],
         accelerator=accelerator,
     )
-    if earlier:
-        trainer.resume()
+    changed = trainer.resume(changes=names_given.get() or ()) if earlier else ()
     plan = None if trainer.finished else trainer.plan()
     if accelerator.is_main_process:
-        _describe(trainer, dataset.describe(), plan, chosen.lines, grid_evaluations(dataset, sampler))
+        notes = [f"chosen   {line}" for line in chosen.lines] + [f"changed  {line}" for line in changed]
+        _describe(trainer, dataset.describe(), plan, notes, grid_evaluations(dataset, sampler))
         _record(run, values)
         log.start(trainer.state.images)
     _fit(trainer, bar, tracked=bool(curves))
@@ -203,10 +204,10 @@ def _outcome(trainer: Trainer) -> str:
     return f"stopped at {where}\ncontinue with the same command and --resume true"
 
 
-def _describe(trainer: Trainer, data: str, plan: Plan | None, chosen: Sequence[str], grid: int) -> None:
+def _describe(trainer: Trainer, data: str, plan: Plan | None, notes: Sequence[str], grid: int) -> None:
     model, device = trainer.model, trainer.accelerator.device
-    for line in chosen:
-        print(f"chosen   {line}")
+    for line in notes:
+        print(line)
     print(f"data     {data}, sigma_data {model.sigma_data:.4f}")
     if model.units is not None:
         print(f"units    mean ± width of a channel: {model.units.describe(model.sigma_data)}")

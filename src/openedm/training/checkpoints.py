@@ -14,7 +14,7 @@ classes. The random state of a run is its seed and its step, from which every st
 import math
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -315,6 +315,9 @@ CHANGEABLE_OPTIONS = VALIDATION_OPTIONS | {
 }
 CHANGEABLE_OPTIONS |= {"stop_after", "power_average.every", "power_average.precision", "sharding"}
 """Options that a resumed run may change: they do not alter its steps."""
+NAMED_OPTIONS = frozenset({"images", "learning_rate", "rampup", "schedule", "clip_norm", "label_dropout", "precision"})
+NAMED_OPTIONS |= {"accumulate", "average.half_life"}
+"""Options that alter the steps to come and fit the state of those that were made: they may change if they are named."""
 
 
 def as_recorded(content: Mapping[str, Any], objective: Objective) -> Objective:
@@ -337,9 +340,14 @@ def as_recorded(content: Mapping[str, Any], objective: Objective) -> Objective:
 
 
 def check_unchanged(
-    folder: Path, content: Mapping[str, Any], model: Model, objective: Objective, options: Options
-) -> None:
-    """Check that a run does not resume with settings that would change its steps.
+    folder: Path,
+    content: Mapping[str, Any],
+    model: Model,
+    objective: Objective,
+    options: Options,
+    named: Collection[str] = (),
+) -> tuple[str, ...]:
+    """Check that a run does not resume with settings that would change its steps, unless they are named.
 
     Options that are newer than the checkpoint are compared by their defaults.
 
@@ -347,9 +355,13 @@ def check_unchanged(
         folder: the checkpoint.
         content: the content of its training.json.
         model, objective, options: the settings of the run that resumes.
+        named: the dotted names of settings that may change, such as "options.learning_rate" or "objective.noise".
+
+    Returns:
+        What changes among `named`, a line each.
 
     Raises:
-        ValueError: settings changed, and the message lists them; or those of the checkpoint cannot be read.
+        ValueError: other settings changed, and the message lists them; or those of the checkpoint cannot be read.
     """
     try:
         objective_before = from_config(Objective, content["objective"])
@@ -364,14 +376,22 @@ def check_unchanged(
     fixed = set(VALIDATION_OPTIONS) if options.tracks_best else set()
     if options.schedule == "cosine":
         fixed.add("images")
-    changed = [
-        f"{name} was {old!r}, is {new!r}"
+    differences = [
+        (name, f"{name} was {old!r}, is {new!r}")
         for part, (before, after) in pairs.items()
         for name, old, new in _differences(to_config(before), to_config(after), part)
         if name.removeprefix("options.") not in CHANGEABLE_OPTIONS - fixed
     ]
-    if changed:
-        raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(changed)}")
+    meant = {name for name, _ in differences if _is_meant(name, named)}
+    if refused := [line for name, line in differences if name not in meant]:
+        raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(refused)}")
+    return tuple(line for _, line in differences)
+
+
+def _is_meant(name: str, named: Collection[str]) -> bool:
+    """Whether a setting may change in the middle of a run, and is among those named, or a part of one of them."""
+    fits = name.removeprefix("options.") in NAMED_OPTIONS or name.startswith("objective.noise.")
+    return fits and any(f"{name}.".startswith(f"{each}.") for each in named)
 
 
 def _differences(before: Any, after: Any, name: str) -> Iterator[tuple[str, Any, Any]]:

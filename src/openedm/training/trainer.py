@@ -8,7 +8,7 @@ unless `torch.use_deterministic_algorithms(True)` is set.
 
 import copy
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from functools import cached_property, partial
@@ -408,13 +408,19 @@ class Trainer:
         for observer in self.observers:
             observer.on_checkpoint(self.state.images, path)
 
-    def resume(self, path: str | Path | None = None) -> None:
+    def resume(self, path: str | Path | None = None, changes: Collection[str] = ()) -> tuple[str, ...]:
         """Continue from a checkpoint: all later weights are bit-identical to those of a run that was not interrupted.
 
         On a GPU this requires `torch.use_deterministic_algorithms(True)`; otherwise they differ by rounding.
 
         Args:
             path: a checkpoint or a run; None means the run of this trainer.
+            changes: the names of settings that this trainer has on purpose otherwise than the run, such as
+                "options.learning_rate": the options images, learning_rate, rampup, schedule, clip_norm, label_dropout,
+                precision, accumulate and average.half_life, and "objective.noise". No others may change the steps.
+
+        Returns:
+            What has changed, a line for each setting.
 
         Raises:
             ValueError: there is no checkpoint, or it was written with another model, another objective, or options that
@@ -428,7 +434,7 @@ class Trainer:
         self.objective = self._loss_module.objective = as_recorded(content, self.objective)
         if self.options.accumulate is None:
             self.options = replace(self.options, accumulate=read_accumulate(content))
-        check_unchanged(folder, content, self.model, self.objective, self.options)
+        changed = check_unchanged(folder, content, self.model, self.objective, self.options, changes)
         state, weights = RunState.from_json(content, folder), read_weights(folder)
         if not self.options.keep_best:
             load_weights(self.average.network, weights, folder)
@@ -439,3 +445,4 @@ class Trainer:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
         self.state, self.origin = state, content.get("init")
         self._best = weights if self.options.keep_best and state.best_loss is not None else None
+        return changed
