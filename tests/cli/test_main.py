@@ -1,5 +1,6 @@
 import importlib
 import re
+import runpy
 import subprocess
 import sys
 
@@ -121,3 +122,11 @@ def test_what_needs_no_torch_does_not_wait_for_it():
     code = "import sys; from openedm.cli.main import main; main(['--help']); sys.exit('torch' in sys.modules)"
     finished = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False, timeout=60)
     assert finished.returncode == 0
+
+
+def test_the_package_is_the_command_line(capsys, monkeypatch):
+    monkeypatch.setattr("sys.argv", ["openedm", "--version"])
+    with pytest.raises(SystemExit) as stopped:
+        runpy.run_module("openedm", run_name="__main__")
+    assert stopped.value.code == 0
+    assert "openedm" in capsys.readouterr().out

@@ -285,3 +285,10 @@ def test_a_tracker_that_is_not_installed_is_an_error_that_names_it(openedm, tmp_
     assert result.status == 1
     assert "comet_ml" in result.err.splitlines()[-1]
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("name", ["t.csv", "folder/fields.nc", "volumes.h5"])
+def test_a_file_that_no_source_reads_is_named_with_those_that_are(name, openedm, tmp_path):
+    result = openedm("train", tmp_path / "run", f"--data={name}", "--tracker=none")
+    assert result.status == 2
+    assert f"data: {name} is no file that a source reads: give a .npy or .npz of arrays" in result.err

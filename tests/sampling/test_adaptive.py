@@ -396,3 +396,19 @@ def test_settings_for_each_sample_are_refused_before_any_evaluation() -> None:
             with pytest.raises(ValueError, match="denoiser must have one setting for all samples, but has"):
                 run(denoiser)
     assert Guided(mixture, wide, 2.0).rows is None
+
+
+@pytest.mark.filterwarnings("ignore:max_nfe=60")
+def test_a_tolerance_below_what_float32_resolves_is_named():
+    class Float32(Denoiser):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.ones(1))
+            self.sigma_data, self.event_shape = 1.0, (1,)
+
+        def denoise(self, x: Tensor, sigma: Tensor, condition: Condition, **options: object) -> Tensor:
+            return ((x / (1 + sigma.reshape(-1, 1) ** 2)).float() * self.weight).to(x.dtype)
+
+    sampler = Sampler(Karras(2), solver=DormandPrince(1e-14, max_nfe=60))
+    with pytest.warns(UserWarning, match="tolerance=1e-14 is below what a network in float32 resolves"):
+        sampler.sample(Float32(), seeds=range(2))

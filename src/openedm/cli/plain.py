@@ -9,7 +9,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError
 
-from openedm.data import Arrays, ImageFolder, Source
+from openedm.data import Arrays, ImageFolder, Source, Table
 from openedm.ground.choices import Choice, class_path, classes_named, subclasses
 from openedm.ground.legacy import upgrade
 from openedm.networks import ModuleNetwork, ModuleSummary, Network, Summary
@@ -95,12 +95,36 @@ def expand(kind: Any, value: Any) -> Any:
             return spec
         if (own := _own_module(kind, value)) is not None:
             return own
-        path = Path(value)
-        if kind is Source and path.suffix in (".npy", ".npz"):
-            return {"class_path": class_path(Arrays), "init_args": {"path": value}}
-        if kind is Source and (path.suffix == ".zip" or path.is_dir() or len(path.parts) > 1):
-            return {"class_path": class_path(ImageFolder), "init_args": {"path": value}}
+        if kind is Source and (source := _source_of(Path(value))) is not None:
+            return {"class_path": class_path(source), "init_args": {"path": value}}
     return upgrade(value) if isinstance(value, dict) else value
+
+
+def _source_of(path: Path) -> type[Source] | None:
+    """The source that reads a path; None if it is none.
+
+    Raises:
+        ArgumentError: it is a file that no source reads.
+    """
+    readers: dict[str, type[Source]] = {".npy": Arrays, ".npz": Arrays, ".parquet": Table, ".arrow": Table}
+    suffix = path.suffix.lower()
+    if suffix in readers:
+        return readers[suffix]
+    if path.is_dir() or suffix in (".zip", ".tar", ".tgz"):
+        return ImageFolder
+    if path.is_file() or suffix in _OTHER_DATA:
+        raise ArgumentError(
+            None,
+            f"data: {path} is no file that a source reads: give a .npy or .npz of arrays, a .parquet or .arrow table "
+            "of images, or a folder, .zip or .tar of images. Numbers of other files become one by "
+            "numpy.save('data.npy', array), an array (samples, channels) or (samples, channels, …)",
+        )
+    return ImageFolder if len(path.parts) > 1 else None
+
+
+_OTHER_DATA = frozenset(
+    {".csv", ".h5", ".hdf5", ".mat", ".nc", ".pickle", ".pkl", ".pt", ".tsv", ".txt", ".xlsx", ".zarr"}
+)
 
 
 def _own_module(kind: Any, name: str) -> Plain | None:

@@ -322,6 +322,19 @@ def _warn_of_stopped(solution: Solution, solver: AdaptiveSolver, sigma_end: floa
         )
 
 
+def _warn_of_rounding(denoiser: Denoiser, solver: AdaptiveSolver) -> None:
+    """Warn if rounding of a network decides the steps: they become so small that a run seems to have no end."""
+    weights = next((p for p in denoiser.parameters() if p.is_floating_point()), None)
+    tolerance = solver.tolerance / (1.0 if solver.relative else denoiser.sigma_data)
+    if weights is not None and tolerance < (least := 10 * torch.finfo(weights.dtype).eps):
+        warnings.warn(
+            f"tolerance={solver.tolerance:g} is below what a network in {str(weights.dtype).removeprefix('torch.')} "
+            f"resolves, about {least:.0e} σ_data: its rounding makes the steps ever smaller; 1e-5 is the least that is "
+            "of use in float32. max_nfe limits the evaluations",
+            stacklevel=2,
+        )
+
+
 def _standardised(
     denoiser: Denoiser, x: Tensor, sigma_start: float, sigma_end: float, condition: Condition
 ) -> Standardised:
@@ -349,6 +362,7 @@ def _flow(
     if at is not None:
         at = at.cpu().to(torch.float64)
         check_times(at, sigma_start, sigma_end, "levels")
+    _warn_of_rounding(denoiser, solver)
     form = solver.formulation(denoiser.sigma_data)
     ends = torch.tensor([sigma_start, sigma_end], dtype=torch.float64)
     start, end = form.variable.time(ends).tolist()
