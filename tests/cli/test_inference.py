@@ -357,7 +357,7 @@ def test_sample_writes_the_posteriors_samples_and_their_table(openedm, made, tmp
     out, figure = tmp_path / "samples.npz", tmp_path / "pairs.png"
     result = openedm(
         *["inference", "sample", made.posterior, out, "--x=-0.1,0.2", "--num_samples=50", "--seed=3"],
-        *[f"--figure={figure}", "--truth=0,0"],
+        *[f"--figure={figure}", "--truth=0,0", "--prior=true"],
     )
     assert result.status == 0, result.err
     expected = load(made.posterior).sample([-0.1, 0.2], 50, seed=3)
@@ -406,6 +406,7 @@ def test_sample_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run("--x=1,2", out="s.csv"), "out must end in .npz")
     refuses(run("--x=1,2", "--figure=f.gif"), "figure must end in .png or .pdf or .svg")
     refuses(run("--x=1,2", "--truth=1,2"), "truth requires a figure")
+    refuses(run("--x=1,2", "--prior=true"), "prior requires a figure")
     refuses(run("--x=1,2", "--nfe=9", "--sampler.churn.s_churn=3"), "nfe and sampler options are mutually exclusive")
     refuses(run("--x=1,2", "--noise=path"), "noise='path' requires sampler options")
     refuses(run("--x=1,2", "--noise=path", "--sampler.solver=Heun"), "noise='path' has no effect")
@@ -438,6 +439,22 @@ def test_map_prints_the_mode(openedm, made, monkeypatch):
     density = float(load(made.posterior).plain().log_prob(mode, [0.1, 0.2]))
     rows = [line.split() for line in result.out.splitlines()]
     assert rows == [["parameter", "mode"], ["a", "0.25"], ["b", "-0.5"], ["log-density", f"{density:.6g}"]]
+
+
+# check.
+
+
+def test_check_gives_the_librarys_verdict_and_compares_predictions(openedm, made):
+    arguments = ["inference", "check", made.posterior, "--x=0.1,0.2", "--num_draws=200"]
+    result = openedm(*arguments, f"--simulator={made.file}:noisy")
+    assert result.status == 0, result.err
+    lines, known = result.out.splitlines(), str(load(made.posterior).verdict([0.1, 0.2])).splitlines()
+    assert lines[0] in ("trust", "more simulations", "model does not fit")
+    assert lines[1 : len(known)] == known[1:]
+    assert lines[len(known)].startswith("predictions: p = ")
+    assert lines[-2].split()[0] in ("x[0]", "x[1]")
+    refuses(openedm(*arguments, "--batched=true"), "batched and arrays require a simulator")
+    refuses(openedm("inference", "check", made.posterior, "--x=0.1"), "x must be one observation (2,)")
 
 
 # calibrate.

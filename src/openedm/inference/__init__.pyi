@@ -1,5 +1,6 @@
 # What `openedm.inference` offers, read by type checkers and, when a name is first used, by lazy_loader.
 from . import tasks as tasks
+from .assessing import Assessment as Assessment
 from .bijections import Bijection as Bijection
 from .calibration import (
     Calibration as Calibration,

@@ -96,8 +96,14 @@ def fit(
     report = _report(data, verdict)
     if verdict.shortfall.is_large:
         warnings.warn(f"{verdict.shortfall}", stacklevel=2)
-    known = data.fingerprints
-    return DenoiserPosterior(verdict.parts, prior=data.prior, names=data.names, report=report, trained_on=known)
+    return DenoiserPosterior(
+        verdict.parts,
+        prior=data.prior,
+        names=data.names,
+        report=report,
+        trained_on=data.fingerprints,
+        reference=data.reference,
+    )
 
 
 def _sorted_where_exchangeable(data: Prepared) -> Prepared:

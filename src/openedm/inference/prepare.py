@@ -13,6 +13,7 @@ from torch import Tensor
 from openedm.inference.absent import Absence, Kind, describe_refused, kind_in, kind_of, warn_unlike_members
 from openedm.inference.composite import as_prior
 from openedm.inference.draws import fingerprints
+from openedm.inference.likeness import Reference
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.priors import CONTINUOUS, Prior
 from openedm.inference.sbi_calls import Values, as_rows
@@ -23,6 +24,9 @@ __all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "constant_columns
 MIN_SIMULATIONS = 100
 MAX_KNOWN = 4096
 """How many simulations a posterior remembers that it was fitted to."""
+
+MAX_COMPARED = 2000
+"""How many simulations of those trained on, and of the others, an observation is compared with, at most."""
 
 
 @dataclass(frozen=True)
@@ -56,10 +60,22 @@ class Prepared:
     dropped: int = 0
 
     @property
+    def reference(self) -> Reference:
+        """What the observation of a verdict is compared with."""
+        rows = (part[_spread(len(part), MAX_COMPARED)] for part in (self.training, self.held_out))
+        training, held_out = (self.x[r] if self.data.vector else self.data.forward(self.x[r]) for r in rows)
+        return Reference.of(training, held_out, vectors=self.data.vector)
+
+    @property
     def fingerprints(self) -> Int64[Tensor, " some"]:
         """By which simulations of this fit are recognised: of all, or of `MAX_KNOWN` at equal distances."""
-        rows = torch.linspace(0, len(self.theta) - 1, min(len(self.theta), MAX_KNOWN)).long()
+        rows = _spread(len(self.theta), MAX_KNOWN)
         return fingerprints(self.theta[rows], self.x[rows])
+
+
+def _spread(count: int, most: int) -> Int64[Tensor, " some"]:
+    """Rows at equal distances, all of them or as many as allowed."""
+    return torch.linspace(0, count - 1, min(count, most)).long()
 
 
 def check_simulations(

@@ -7,8 +7,8 @@ about N(0, I), where denoisers are easy to learn and samplers make the least err
 """
 
 from collections import OrderedDict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
 
@@ -16,22 +16,24 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
-from openedm.denoiser import Denoiser
 from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
+from openedm.inference.assessing import FEWEST, Assessment, predicted
 from openedm.inference.average import Average
 from openedm.inference.columns import Columns
 from openedm.inference.draws import SampleNoise, StepNoise, fingerprints, observation_seeds, sample_paths
-from openedm.inference.maps import Coordinates, DataMap, ParameterMap
-from openedm.inference.posterior import Posterior
+from openedm.inference.likeness import Likeness, Reference
+from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.parts import Parts
+from openedm.inference.posterior import Posterior, Values
 from openedm.inference.priors import Prior
 from openedm.inference.refine import LearnedTarget, Refinement, evidence, evidence_near
 from openedm.likelihood import Likelihood
+from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.structured import mixture_config, mixture_from_config
 from openedm.sampling import Auto, DormandPrince, Sampler, SamplerChoice
-from openedm.training import Model
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
 
@@ -51,37 +53,6 @@ KIND = "fit"
 """The kind of folders that hold such a posterior."""
 
 
-@dataclass(frozen=True)
-class Parts:
-    """What a `DenoiserPosterior` is made of.
-
-    Attributes:
-        denoiser: D(r; σ, y), with y as its condition; variables beyond those of θ are integrated out.
-        parameters: θ ↔ u; a `ParameterMap` where there is an emulator.
-        data: x → y.
-        base: the conditional Gaussian that makes r of u; None means r = u.
-        emulator: the learned likelihood, with `parameters.inputs_of(θ)` as its condition; None without one.
-        target: the map from the kept columns of x to what the emulator models; None means y.
-        refinement: the Markov chains that refine samples; None for none. Needs an emulator and a prior.
-        model: the description of the denoiser, which is needed to save it; None for a denoiser of your own.
-    """
-
-    denoiser: Denoiser
-    parameters: Coordinates
-    data: DataMap
-    base: ConditionalMixture | None = None
-    emulator: ConditionalMixture | None = None
-    target: Columns | None = None
-    refinement: Refinement | None = None
-    model: Model | None = None
-
-    def emulated(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows dim"]:
-        """What the emulator models of x."""
-        if self.target is None:
-            return self.data.forward(x)
-        return self.target.forward(x[:, list(self.data.keep)]).float()
-
-
 class DenoiserPosterior(Posterior):
     """p(θ | x) from a conditional denoiser, trained or exact.
 
@@ -94,6 +65,7 @@ class DenoiserPosterior(Posterior):
         report: what `fit` tried and chose, plain data.
         noise: what a stochastic sampler adds in its steps: "independent" draws, or the increments of one Brownian path
             a sample ("path"), so that more steps refine the same samples.
+        reference: what the observation of `verdict` is compared with, from the simulations; None where not known.
         trained_on: fingerprints of simulations that the posterior was fitted to, by which `calibrate` recognises them;
             None where they are not known.
 
@@ -111,6 +83,7 @@ class DenoiserPosterior(Posterior):
         "report",
         "noise",
         "trained_on",
+        "reference",
     )
 
     def __init__(
@@ -124,6 +97,7 @@ class DenoiserPosterior(Posterior):
         report: Mapping[str, Any] | None = None,
         noise: StepNoise = "independent",
         trained_on: Int64[Tensor, " rows"] | None = None,
+        reference: Reference | None = None,
     ) -> None:
         checks.one_of("noise", noise, get_args(StepNoise))
         if noise == "path" and not (isinstance(sampler, Sampler) and sampler.uses_path_noise):
@@ -136,7 +110,7 @@ class DenoiserPosterior(Posterior):
             support.dim, parts.data.x_shape, prior=prior, names=names, device=weights.device, support=support
         )
         self.parts, self.sampler, self.likelihood, self.noise = parts, sampler, likelihood, noise
-        self.trained_on = trained_on
+        self.trained_on, self.reference = trained_on, reference
         self.report: dict[str, Any] = dict(report or {})
         self._evidences: OrderedDict[bytes, float] = OrderedDict()
 
@@ -192,12 +166,13 @@ class DenoiserPosterior(Posterior):
             "refinement": parts.refinement and to_config(parts.refinement),
             "report": self.report,
             "noise": self.noise,
+            "reference": self.reference and self.reference.to_config(),
             **{name: m and mixture_config(m) for name, m in mixtures.items()},
         }
         common = storage.Common(parts.model, members, self.prior, self.names, self.sampler, self.likelihood)
-        storage.write(
-            path, KIND, common, further, mixtures, {"reduction": parts.data.reduction, "trained_on": self.trained_on}
-        )
+        tensors = {"reduction": parts.data.reduction, "trained_on": self.trained_on}
+        tensors |= {} if self.reference is None else self.reference.stored
+        storage.write(path, KIND, common, further, mixtures, tensors)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "DenoiserPosterior":
@@ -240,12 +215,61 @@ class DenoiserPosterior(Posterior):
                 report=dict(config["report"]),
                 noise=config.get("noise", "independent"),
                 trained_on=stored.tensors.get("trained_on"),
+                reference=Reference.from_stored(config.get("reference"), stored.tensors),
             )
 
     def trained_rows(self, theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> Int64[Tensor, " trained"]:
         """The rows of simulations that are known to be among those of the fit, of which up to 4096 are remembered."""
         known = torch.empty(0, dtype=torch.int64) if self.trained_on is None else self.trained_on.cpu()
         return torch.isin(fingerprints(theta, x), known).nonzero()[:, 0]
+
+    def verdict(
+        self,
+        x: Values | None = None,
+        *,
+        simulator: Callable[[Tensor, int], Tensor] | None = None,
+        num_draws: int = 500,
+        seed: int = 0,
+    ) -> Assessment:
+        """Whether to trust the posterior at one observation: trust, more simulations, or model does not fit.
+
+        Args:
+            x: one observation, or None for that of `set_default_x`.
+            simulator: `simulator(theta, seed)` gives data (n, *x_shape), to be compared with x; None leaves that out.
+            num_draws: how many data are simulated, ≥ 200.
+            seed: of samples and simulations.
+
+        Raises:
+            TypeError, ValueError: as `sample`; x is a batch, num_draws < 200, or the simulator's data have another
+                shape or are not finite.
+        """
+        checks.integer("num_draws", num_draws, FEWEST)
+        observations, _ = self._observations(x)
+        if len(observations) != 1:
+            raise ValueError(f"x must be one observation, got {len(observations)}")
+        likeness = self.likeness(observations)
+        effective = self._agreement(observations)
+        predictive = None
+        if simulator is not None:
+            with torch.no_grad():
+                theta = self._samples(observations, num_draws, seed)[0].cpu()
+            predictive = predicted(torch.as_tensor(simulator(theta, seed)), observations[0])
+        found = None if likeness is None else likeness[0]
+        return Assessment.of(self.report, self.dim, found, effective=effective, predictive=predictive)
+
+    def likeness(self, x: Values) -> list[Likeness] | None:
+        """How like the simulations each observation is; None where the posterior does not know its simulations.
+
+        Args:
+            x: one observation or a batch of them.
+
+        Raises:
+            TypeError, ValueError: as `sample`.
+        """
+        if self.reference is None:
+            return None
+        observations, _ = self._observations(x)
+        return self.reference(observations if self.parts.data.vector else self.parts.data.forward(observations))
 
     def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
         """Which of the observations there is a posterior for: finite ones, or not larger than those simulated."""
@@ -410,16 +434,28 @@ class DenoiserPosterior(Posterior):
             total, _ = evidence_near(pilots[0], target.in_coordinates, seed=seed, draws=EVIDENCE_DRAWS)
             self._evidences[key] = total
         elif key not in self._evidences:
-            # The density of proposals is known where they follow the ODE.
-            stochastic = self.sampler.choose(self.parts.denoiser).stochastic
-            proposing = self.with_sampler(SAMPLER) if stochastic else self
-            u = proposing._flow(y[None], EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
-            theta = self.parts.parameters.inverse(u)
-            proposal = self._flow_density(theta[None], y[None])[0]
-            self._evidences[key] = evidence(target.log_prob(theta), proposal)[0]
+            self._evidences[key], _ = self._weighed(x, y, target)
         while len(self._evidences) > MAX_EVIDENCES:
             self._evidences.popitem(last=False)
         return self._evidences[key]
+
+    @torch.no_grad()
+    def _weighed(
+        self, x: Float[Tensor, "one ..."], y: Float[Tensor, "*y"], target: LearnedTarget
+    ) -> tuple[float, float]:
+        """ln ∫ p(θ) q(x | θ) dθ, and the share of the denoiser's samples that are effective for it."""
+        # The density of proposals is known where they follow the ODE.
+        stochastic = self.sampler.choose(self.parts.denoiser).stochastic
+        proposing = self.with_sampler(SAMPLER) if stochastic else self
+        u = proposing._flow(y[None], EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
+        theta = self.parts.parameters.inverse(u)
+        return evidence(target.log_prob(theta), self._flow_density(theta[None], y[None])[0])
+
+    def _agreement(self, x: Float[Tensor, "one ..."]) -> float | None:
+        """The share of the denoiser's samples that are effective; None without learned likelihood, or exact density."""
+        if self.parts.emulator is None or self.prior is None or self.dim > MAX_EXACT_SIZE:
+            return None
+        return self._weighed(x, self.parts.data.forward(x)[0], self.learned_target(x))[1]
 
     def _evidences_of(self, x: Float[Tensor, "observations ..."]) -> Float64[Tensor, " observations"]:
         """ln ∫ p(θ) q(x | θ) dθ of each observation."""

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float64
+from torch import Tensor
 
 from openedm.cli.arguments import numbers_of
 from openedm.cli.inference.arguments import PosteriorOptions, load_observed
@@ -12,6 +13,7 @@ from openedm.cli.parsing import Flat
 from openedm.cli.terminal import table
 from openedm.ground import checks
 from openedm.ground.storage import new_path, write_arrays
+from openedm.inference.likeness import FAR
 from openedm.plots import pair_plot, save_figure
 
 
@@ -23,6 +25,7 @@ def sample(
     seed: int = 0,
     figure: str | None = None,
     truth: str | None = None,
+    prior: bool = False,
     device: str = "cpu",
     options: Flat[PosteriorOptions] = PosteriorOptions(),
 ) -> None:
@@ -39,6 +42,7 @@ def sample(
         seed: seed of the samples.
         figure: also plot pairs of parameters with regions of 50 and 90 % to this .png, .pdf or .svg file.
         truth: known parameters to mark in the figure, numbers separated by commas or a .npy file.
+        prior: also draw samples of the prior in the figure.
         device: cpu or cuda.
         options: how they are drawn.
     """
@@ -48,16 +52,24 @@ def sample(
     observed = load_observed(posterior, x, device, options)
     if drawing is not None and not observed.single:
         raise ValueError(f"figure requires a single observation, got a batch of {len(observed.x)}")
-    if truth is not None and drawing is None:
-        raise ValueError("truth requires a figure")
+    if (truth is not None or prior) and drawing is None:
+        raise ValueError(f"{'prior' if truth is None else 'truth'} requires a figure")
+    if prior and observed.posterior.prior is None:
+        raise ValueError("prior requires a posterior with a prior, but this one was fitted without")
     known, names = None if truth is None else numbers_of("truth", truth), observed.posterior.names
     samples = observed.posterior.sample(observed.x, num_samples, seed=seed).cpu()
     write_arrays(target, {"samples": samples.numpy(), "x": observed.x.numpy(), "names": np.array(names)})
     if observed.single:
         print(_summary(samples.double().numpy(), names))
+    far = [i for i, each in enumerate(observed.posterior.likeness(observed.x) or ()) if each.ratio > FAR]
+    if far:
+        print(f"x is far from all simulations, observation {far[0]} first: see openedm inference check")
     print(f"{num_samples} samples{'' if observed.single else f' of each of {len(observed.x)} observations'}: {out}")
     if drawing is not None:
-        save_figure(pair_plot(samples, names, known), drawing)
+        shown: dict[str, Tensor] = {"posterior": samples}
+        if prior and observed.posterior.prior is not None:
+            shown["prior"] = observed.posterior.prior.sample(num_samples, seed)
+        save_figure(pair_plot(shown if prior else samples, names, known), drawing)
         print(f"figure: {drawing}")
 
 

@@ -1,0 +1,123 @@
+"""Whether to trust a posterior at one observation: what is known without the truth, as numbers and in one word."""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float
+from torch import Tensor
+
+from openedm.inference.likeness import OUTSIDE, Likeness, Reference
+from openedm.inference.shortfall import ENOUGH
+
+__all__ = ["FEW", "FEWEST", "LEVEL", "Advice", "Assessment", "predicted"]
+
+Advice = Literal["trust", "more simulations", "model does not fit"]
+
+LEVEL = 0.01
+"""Predictions that are less likely, after a correction for their number, do not fit."""
+
+FEWEST = 200
+"""With fewer data, half of which calibrate the distance, no p-value is below `LEVEL`."""
+
+FEW = 0.01
+"""A learned likelihood of which fewer samples are effective is another distribution than the denoiser's."""
+
+
+def predicted(data: Float[Tensor, "draws ..."], x: Float[Tensor, "..."]) -> float:
+    """The p-value of an observation among data simulated from posterior samples, by the distance of `Reference`.
+
+    Args:
+        data: the simulations; those that are not finite (beside what is absent in x) are left out.
+        x: the observation.
+
+    Raises:
+        ValueError: data of another shape, or fewer than 200 that are finite.
+    """
+    data = data.cpu().float()
+    if data.shape[1:] != x.shape:
+        raise ValueError(f"simulator must give {(len(data), *x.shape)}, got {tuple(data.shape)}")
+    absent = x.cpu().isnan()
+    finite = data[data.masked_fill(absent, 0.0).flatten(1).isfinite().all(1)].masked_fill(absent, 0.0)
+    if len(finite) < FEWEST:
+        raise ValueError(
+            f"simulator must give at least {FEWEST} data that are finite, got {len(finite)} of {len(data)}"
+        )
+    flat, half = finite.flatten(1), len(finite) // 2
+    observed = x.cpu().float().masked_fill(absent, 0.0).flatten()[None]
+    return Reference.of(flat[:half], flat[half:], vectors=True, own=False)(observed)[0].p_value
+
+
+@dataclass(frozen=True)
+class Assessment:
+    """What speaks for and against a posterior at one observation.
+
+    Attributes:
+        likeness: of the observation and the simulations; None where the posterior does not know its simulations.
+        shortfall: nats that are lost for want of simulations, on average over the prior; None where not estimated.
+        dim: number of parameters.
+        simulations: how many there were; None where not known.
+        effective: share of the denoiser's samples that are effective when they are weighted to become prior × learned
+            likelihood; None without one.
+        predictive: the p-value of the observation among data simulated from posterior samples; None without.
+    """
+
+    likeness: Likeness | None
+    shortfall: float | None
+    dim: int
+    simulations: int | None
+    effective: float | None = None
+    predictive: float | None = None
+
+    @classmethod
+    def of(cls, report: Mapping[str, Any], dim: int, likeness: Likeness | None, **found: float | None) -> "Assessment":
+        """From the report of a fit."""
+        return cls(likeness, report.get("shortfall"), dim, report.get("simulations"), **found)
+
+    @property
+    def needed(self) -> float | None:
+        """A rough guess how many simulations would do; None where not estimated."""
+        if self.shortfall is None or self.simulations is None:
+            return None
+        return self.simulations * max(0.0, self.shortfall) / (ENOUGH * self.dim)
+
+    @property
+    def advice(self) -> Advice:
+        """The model does not fit where x is unlike all simulations, or predictions are unlike x. More simulations are
+        needed where more is lost for want of them than means and widths bear, or where nearly none of the samples agree
+        with the learned likelihood. Else nothing that was looked at speaks against the posterior.
+        """
+        outside = self.likeness is not None and self.likeness.outside
+        if outside or (self.predictive is not None and self.predictive < LEVEL):
+            return "model does not fit"
+        lost = self.shortfall is not None and not self.shortfall <= ENOUGH * self.dim
+        return "more simulations" if lost or (self.effective is not None and self.effective < FEW) else "trust"
+
+    def __str__(self) -> str:
+        """The advice and the numbers behind it, a line each."""
+        lines: list[str] = [self.advice]
+        if self.likeness is not None:
+            p, ratio = self.likeness
+            lines.append(
+                f"x: {ratio:.2g} of the distance of the farthest simulation (above {OUTSIDE:.2g} is outside), {p:.2g} "
+                "of simulations are as far"
+            )
+        if self.shortfall is not None:
+            lines.append(f"simulations: {self._gains(max(0.0, self.shortfall))}")
+        if self.effective is not None:
+            lines.append(f"learned likelihood: {self.effective:.0%} of samples are effective (below {FEW:.0%} is few)")
+        if self.predictive is not None:
+            lines.append(f"predictions: p = {self.predictive:.2g} (below {LEVEL:.2g} does not fit)")
+        return "\n".join(lines)
+
+    def _gains(self, lost: float) -> str:
+        """What is lost, and what more simulations would gain of it."""
+        if not math.isfinite(lost):
+            return "more are needed: some held-out simulations have no density at all"
+        text = (
+            f"{lost:.2g} nats are lost for want of more, {ENOUGH * self.dim:.2g} are bearable; twice as many would "
+            f"gain about {lost / 2:.2g}, ten times as many {0.9 * lost:.2g}"
+        )
+        few = self.needed is not None and lost > ENOUGH * self.dim
+        return f"{text}; some {self.needed:,.0f} may do" if few else text

@@ -1,0 +1,107 @@
+"""Whether an observation is like the simulations, and what a posterior says of itself."""
+
+import math
+
+import pytest
+import torch
+from scipy.stats import kstest
+
+from openedm.inference import Box, load
+from openedm.inference.assessing import Assessment, predicted
+from openedm.inference.likeness import Likeness, Reference
+
+GENERATOR = torch.Generator().manual_seed(0)
+
+
+def ring(n):
+    """Around a hollow, in three columns, of which two are the same, and a constant."""
+    angle = 2 * math.pi * torch.rand(n, generator=GENERATOR)
+    points = torch.stack([angle.cos(), angle.sin()], 1) + 0.05 * torch.randn(n, 2, generator=GENERATOR)
+    return torch.cat([points, points[:, :1], torch.full((n, 1), 3.0)], 1)
+
+
+def test_p_values_of_data_like_the_simulations_are_uniform_and_none_is_outside():
+    reference = Reference.of(ring(1200), ring(200), vectors=True)
+    found = reference(ring(300))
+    assert kstest([each.p_value for each in found], "uniform").pvalue > 1e-3
+    assert not any(each.outside for each in found)
+
+
+@pytest.mark.parametrize(
+    "strange",
+    [[0.0, 0.0, 0.0, 3.0], [2.5, 0.0, 2.5, 3.0], [1.0, 0.0, -1.0, 3.0], [1.0, 0.0, 1.0, 4.0]],
+    ids=["in the hollow", "far away", "other copies", "another constant"],
+)
+def test_data_unlike_the_simulations_are_outside(strange):
+    (found,) = Reference.of(ring(1200), ring(200), vectors=True)(torch.tensor([strange]))
+    assert found.outside
+    assert found.p_value < 0.002
+
+
+def test_images_with_another_pattern_are_outside_and_absent_values_are_not():
+    images = torch.randn(150, 4, 1, generator=GENERATOR) * torch.ones(150, 4, 9)
+    reference = Reference.of(images[:100], images[100:], vectors=False)
+    pattern = images[:1].clone()
+    pattern[..., ::2] *= -1
+    gap = images[101:102].clone()
+    assert [each.outside for each in reference(torch.cat([pattern, gap]))] == [True, False]
+
+
+LIKE = Likeness(0.4, 0.5)
+
+
+@pytest.mark.parametrize(
+    ("assessment", "advice"),
+    [
+        (Assessment(LIKE, 0.01, 2, 1000), "trust"),
+        (Assessment(LIKE, 0.3, 2, 1000), "more simulations"),
+        (Assessment(LIKE, math.inf, 2, 1000), "more simulations"),
+        (Assessment(LIKE, 0.01, 2, 1000, effective=0.001), "more simulations"),
+        (Assessment(Likeness(0.001, 2.0), 0.3, 2, 1000), "model does not fit"),
+        (Assessment(LIKE, 0.01, 2, 1000, predictive=0.004), "model does not fit"),
+        (Assessment(None, None, 2, None), "trust"),
+    ],
+)
+def test_the_advice_follows_from_the_numbers_and_names_them(assessment, advice):
+    lines = str(assessment).splitlines()
+    assert assessment.advice == lines[0] == advice
+    assert len(lines) == 1 + sum(
+        value is not None
+        for value in (assessment.likeness and 1.0, assessment.shortfall, assessment.effective, assessment.predictive)
+    )
+
+
+def test_twice_and_ten_times_as_many_simulations_gain_what_falls_as_one_over_n():
+    text = str(Assessment(LIKE, 0.3, 2, 1000))
+    assert "0.3 nats are lost for want of more, 0.1 are bearable; twice as many would gain about 0.15" in text
+    assert "ten times as many 0.27; some 3,000 may do" in text
+
+
+def test_predictions_unlike_the_observation_have_a_low_p_value():
+    draws = torch.randn(400, 3, generator=GENERATOR)
+    assert predicted(draws, torch.tensor([0.1, -0.5, 0.3])) > 0.05
+    assert predicted(draws, torch.tensor([0.1, -9.0, 0.3])) < 0.01
+    with pytest.raises(ValueError, match="at least 200 data that are finite, got 0 of 400"):
+        predicted(draws * math.nan, torch.zeros(3))
+    with pytest.raises(ValueError, match=r"simulator must give \(400, 2\), got \(400, 3\)"):
+        predicted(draws, torch.zeros(2))
+
+
+def test_a_posterior_says_whether_to_trust_it_also_after_saving(two_moons, tmp_path):
+    two_moons.save(tmp_path / "posterior")
+    posterior = load(tmp_path / "posterior")
+    inside = posterior.verdict([0.1, 0.2])
+    assert inside == two_moons.verdict([0.1, 0.2])
+    assert inside.advice in ("trust", "more simulations")
+    assert 0 <= inside.effective <= 1
+    assert [each.outside for each in posterior.likeness([[0.1, 0.2], [40.0, 0.2]])] == [False, True]
+    assert posterior.verdict([40.0, 0.2]).advice == "model does not fit"
+
+
+def test_the_verdict_compares_predictions_where_it_gets_a_simulator(two_moons):
+    assert isinstance(two_moons.prior, Box)
+    shifted = two_moons.verdict([0.1, 0.2], simulator=lambda theta, seed: theta + 5, num_draws=200)
+    assert shifted.predictive < 0.01
+    assert shifted.advice == "model does not fit"
+    with pytest.raises(ValueError, match="x must be one observation, got 2"):
+        two_moons.verdict([[0.1, 0.2], [0.0, 0.0]])
