@@ -95,16 +95,19 @@ class Assessment:
         return "more simulations" if lost or (self.effective is not None and self.effective < FEW) else "trust"
 
     def __str__(self) -> str:
-        """The advice and the numbers behind it, a line each."""
+        """The advice and the numbers behind it, a line each; also which of them are not known."""
         lines: list[str] = [self.advice]
-        if self.likeness is not None:
+        if self.likeness is None:
+            lines.append("x: not compared, the posterior does not know its simulations")
+        else:
             p, ratio = self.likeness
             lines.append(
                 f"x: {ratio:.2g} of the distance of the farthest simulation (above {OUTSIDE:.2g} is outside), {p:.2g} "
                 "of simulations are as far"
             )
-        if self.shortfall is not None:
-            lines.append(f"simulations: {self._gains(max(0.0, self.shortfall))}")
+        unknown = "what is lost for want of more was not estimated"
+        known = unknown if self.shortfall is None else self._gains(max(0.0, self.shortfall))
+        lines.append(f"simulations: {known}")
         if self.effective is not None:
             lines.append(f"learned likelihood: {self.effective:.0%} of samples are effective (below {FEW:.0%} is few)")
         if self.predictive is not None:
