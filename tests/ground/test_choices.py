@@ -21,7 +21,18 @@ import openedm
 from openedm import levels, preconditioning, schedules
 from openedm.data import Form
 from openedm.ground.choices import Choice, class_path, from_config, to_config
-from openedm.inference import Bijection, Box, Columns, Independent, LogNormal, Normal, TorchPrior, Truncated
+from openedm.inference import (
+    Bijection,
+    Box,
+    Columns,
+    Independent,
+    LogNormal,
+    Normal,
+    OwnPrior,
+    ScipyPrior,
+    TorchPrior,
+    Truncated,
+)
 from openedm.inference.maps import Coordinates, ParameterMap
 from openedm.sampling import Churn, Heun, Sampler, Solver
 from properties.strategies import (
@@ -66,12 +77,14 @@ EXAMPLES: dict[type[Choice], Choice] = {
     LogNormal: LogNormal((0.0,), (1.0,)),
     Independent: Independent([Box((0.0,), (1.0,))]),
     TorchPrior: TorchPrior(torch.distributions.Gamma(2.0, 3.0)),
+    ScipyPrior: ScipyPrior("gamma", (2.0,), 0.0, 3.0),
+    OwnPrior: OwnPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))),
     Truncated: Truncated(Box((0.0,), (1.0,)), (0.2,), (0.4,)),
     Form: Form(size=8),
 }
 """Choices whose fields have no defaults, and no values that suit them all."""
-PRIORS = {Independent, TorchPrior, Truncated}
-"""Made of other priors or distributions: `prior_to_config` writes them (tests/inference/test_priors.py)."""
+PRIORS = {Independent, OwnPrior, TorchPrior, Truncated}
+"""Made of other priors, distributions or objects: `prior_to_config` writes them (tests/inference/test_priors.py)."""
 
 
 def kind_of(choice: Choice) -> type[Choice]:

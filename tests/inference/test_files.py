@@ -220,12 +220,18 @@ def test_a_file_that_is_cut_short_is_named(name, saved):
 @pytest.mark.parametrize("change", ["missing", "extra"])
 def test_weights_that_are_missing_or_too_many_are_named(change, saved):
     tensors = load_file(saved / WEIGHTS)
-    name = next(iter(tensors))
+    name = next(name for name in tensors if name.startswith("denoiser"))
     value = tensors.pop(name)
     if change == "extra":
         tensors |= {name: value, f"{name}_too": value.clone()}
     save_file(tensors, saved / WEIGHTS)
     with pytest.raises(ValueError, match="is missing" if change == "missing" else "is unexpected"):
+        load(saved)
+
+
+def test_a_tensor_of_no_part_is_named(saved):
+    save_file(load_file(saved / WEIGHTS) | {"trained_on_too": torch.zeros(2)}, saved / WEIGHTS)
+    with pytest.raises(ValueError, match="trained_on_too is unexpected"):
         load(saved)
 
 

@@ -31,6 +31,8 @@ __all__ = ["CONFIG", "FORMAT", "VERSION", "WEIGHTS", "Common", "Stored", "read",
 
 FORMAT, VERSION = "openedm-posterior", 2
 CONFIG, WEIGHTS = "config.json", "model.safetensors"
+FURTHER = ("reduction", "trained_on", "reference")
+"""Tensors of posteriors that are not weights, or what such tensors belong to; each may be absent."""
 JOINT_1 = "joint.json"
 
 
@@ -148,9 +150,13 @@ class Stored:
             ValueError: weights are missing, too many or of another shape.
         """
         networks = {f"denoiser.{i}": member.network for i, member in enumerate(_preconditioned(common))}
-        for name, module in {**networks, **modules}.items():
-            if module is not None:
-                load_weights(module, tensors_with_prefix(self.tensors, name), self.folder / WEIGHTS)
+        parts = {name: module for name, module in {**networks, **modules}.items() if module is not None}
+        for name, module in parts.items():
+            load_weights(module, tensors_with_prefix(self.tensors, name), self.folder / WEIGHTS)
+        owned = tuple(f"{name}." for name in parts)
+        for name in self.tensors:
+            if not name.startswith(owned) and name.split(".")[0] not in FURTHER:
+                raise ValueError(f"{self.folder / WEIGHTS}: {name} is unexpected")
 
 
 def read(path: str | Path, kind: str | None = None) -> Stored:
