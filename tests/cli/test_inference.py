@@ -35,6 +35,7 @@ CHANGES = {
     "network": {"width": 8, "num_blocks": 1},
     "emulator": {"steps": 10, "width": 8, "components": [2], "folds": 4},
     "base": {"steps": 10, "width": 8},
+    "refinement": {"num_steps": 4, "max_steps": 8, "num_pilots": 16},
 }
 TINY = f"--settings={json.dumps(CHANGES)}"
 

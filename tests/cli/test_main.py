@@ -126,6 +126,7 @@ def test_what_needs_no_torch_does_not_wait_for_it():
 
 def test_the_package_is_the_command_line(capsys, monkeypatch):
     monkeypatch.setattr("sys.argv", ["openedm", "--version"])
+    monkeypatch.delitem(sys.modules, "openedm.__main__", raising=False)
     with pytest.raises(SystemExit) as stopped:
         runpy.run_module("openedm", run_name="__main__")
     assert stopped.value.code == 0

@@ -256,13 +256,18 @@ def test_what_is_dumped_is_plain_yaml_that_names_every_value():
         (["run", "--netwrk=MLP"], ["--netwrk"]),
         (
             ["run", "--network=MPL"],
-            ["network", "MPL", "known: ADM, ConditionalMLP, DDPMpp", "MLP, ModuleNetwork, NCSNpp"],
+            ["network", "MPL", "known: ADM, ConditionalEnsemble, ConditionalMLP, DDPMpp", "MLP, ModuleNetwork, NCSNpp"],
         ),
         (["run", "--network=MLP", "--network.widht=8"], ["network", "widht"]),
         (["run", "--sampler.levels=Kerras"], ["sampler.levels", "Kerras", "Karras"]),
         (
             ["run", "--network=openedm.levels.VP"],
-            ["network", "openedm.levels.VP", "known: ADM, ConditionalMLP, DDPMpp", "MLP, ModuleNetwork, NCSNpp"],
+            [
+                "network",
+                "openedm.levels.VP",
+                "known: ADM, ConditionalEnsemble, ConditionalMLP, DDPMpp",
+                "MLP, ModuleNetwork, NCSNpp",
+            ],
         ),
         (["run", "--options.batch_size=many"], ["options.batch_size", "many", "int"]),
         (["run", "--options.batch_size=1.5"], ["options.batch_size", "1.5", "int"]),
