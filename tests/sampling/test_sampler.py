@@ -370,10 +370,17 @@ def test_seeds_that_are_no_sequence_are_refused_by_type(seeds: Any) -> None:
 
 
 @pytest.mark.usefixtures("without_type_checker")
-@pytest.mark.parametrize("source", [[0], SeededNoise([0])], ids=["seeds", "source"])
-def test_seeds_of_another_number_than_the_noise_are_refused(source: Any) -> None:
+@pytest.mark.parametrize(
+    ("source", "message"),
+    [
+        ([0], r"seeds must be one a sample of the noise \(3\), got 1"),
+        (SeededNoise([0]), r"seeds must give noise of shape \(3, 2\), got \(1, 2\)"),
+    ],
+    ids=["seeds", "source"],
+)
+def test_seeds_of_another_number_than_the_noise_are_refused(source: Any, message: str) -> None:
     sampler = Sampler(Karras(2), churn=Churn(5.0))
-    with pytest.raises(ValueError, match=r"seeds must give noise of shape \(3, 2\), got \(1, 2\)"):
+    with pytest.raises(ValueError, match=message):
         sampler.sample(MIXTURE, source, noise=unit_noise())
 
 
