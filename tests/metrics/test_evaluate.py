@@ -161,7 +161,7 @@ def test_what_does_not_fit_is_refused_by_name(train, test):
 
 
 @dataclass(frozen=True)
-class MeanDistance(OwnMetric):
+class DistanceOfMeans(OwnMetric):
     """The distance of the means, or what is given instead."""
 
     instead: float | None = None
@@ -184,13 +184,13 @@ def test_a_metric_of_ones_own_stands_beside_its_floor_and_its_error():
         Features(torch.randn(n, 2, generator=generator) + shift, None, None, False, "")
         for n, shift in ((60, 3.0), (120, 0.0))
     )
-    report = compare(made, real, metrics=["kernel"], num_splits=4, num_bootstrap=0, own=MeanDistance())
-    found = report.measure("MeanDistance")
+    report = compare(made, real, metrics=["kernel"], num_splits=4, num_bootstrap=0, own=DistanceOfMeans())
+    found = report.measure("DistanceOfMeans")
     assert found.value == pytest.approx(3 * math.sqrt(2), abs=0.5)
     assert found.floor < 0.6
     assert found.error == pytest.approx(math.sqrt(2 / 60), rel=0.6)
-    assert any(name.startswith("MeanDistance, 60 images") for name, _ in report.rows())
-    with pytest.raises(ValueError, match=r"MeanDistance\.measure must return a finite number, got nan"):
-        compare(made, real, own=MeanDistance(math.nan))
+    assert any(name.startswith("DistanceOfMeans, 60 images") for name, _ in report.rows())
+    with pytest.raises(ValueError, match=r"DistanceOfMeans\.measure must return a finite number, got nan"):
+        compare(made, real, own=DistanceOfMeans(math.nan))
     with pytest.raises(TypeError, match=r"Means\.measure must return a number, got Tensor"):
         compare(made, real, own=Means())
