@@ -446,7 +446,7 @@ def test_map_prints_the_mode(openedm, made, monkeypatch):
 
 
 def test_check_gives_the_librarys_verdict_and_compares_predictions(openedm, made):
-    arguments = ["inference", "check", made.posterior, "--x=0.1,0.2", "--num_draws=200"]
+    arguments = ["inference", "check", made.posterior, "--x=0.1,0.2", "--num_draws=400"]
     result = openedm(*arguments, f"--simulator={made.file}:noisy")
     assert result.status == 0, result.err
     lines, known = result.out.splitlines(), str(load(made.posterior).verdict([0.1, 0.2])).splitlines()

@@ -260,7 +260,7 @@ class _Run:
         full = slope + self.linear * y
         size, speed = self.error_norm(y, time), self.error_norm(full, time)
         trial_step = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).clamp(max=0.1 * span)
-        trial_step = trial_step.to(time)
+        trial_step = trial_step.to(time).nan_to_num(nan=1e-6 * span)  # of samples that fail here: times stay finite
         euler_state = y + _broadcast(self.direction * trial_step, y) * full
         change = self.slope(time + self.direction * trial_step, euler_state, index) + self.linear * euler_state - full
         curvature = self.error_norm(change, time) / trial_step

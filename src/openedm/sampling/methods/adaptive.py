@@ -374,7 +374,7 @@ def _flow(
         return torch.where(time == start, sigma_start, torch.where(time == end, sigma_end, sigma))
 
     def slope(time: Tensor, y: Tensor, rows: Tensor) -> Tensor:
-        sigma = sigma_at(time).nan_to_num(nan=sigma_start)  # NaN of samples that have failed
+        sigma = sigma_at(time)
         state = y / per_sample(form.factor(sigma), y)
         denoised = denoiser(state, sigma, denoiser.condition_of(condition, rows))
         if not first:
