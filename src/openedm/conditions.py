@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int64, Shaped
 from torch import Tensor
 
-__all__ = ["ConditionLayout", "pack"]
+__all__ = ["ConditionLayout", "find_incomplete", "pack"]
 
 
 def pack(
@@ -181,3 +181,15 @@ class ConditionLayout:
                 f"{float(found[row].min()):g} … {float(found[row].max()):g} in condition[{row}]: "
                 "openedm.conditions.pack(classes, values) makes such a condition"
             )
+
+
+def find_incomplete(values: Float[Tensor, "rows *shape"]) -> tuple[int, ...]:
+    """The first row of floats that is NaN altogether, and the first that is so in part, where there are such rows.
+
+    >>> find_incomplete(torch.tensor([[0.5, 0.1], [torch.nan, torch.nan], [0.7, torch.nan]]))
+    (1, 2)
+    """
+    missing = values.isnan().flatten(1)
+    absent = missing.all(1)
+    kinds = (absent, missing.any(1) & ~absent)
+    return tuple(int(kind.nonzero()[0]) for kind in kinds if bool(kind.any()))

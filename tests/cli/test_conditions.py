@@ -8,7 +8,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from openedm.data import Arrays, ImageFolder
+from openedm.data import Arrays, ImageFolder, Source
+from openedm.ground.choices import from_config
 from openedm.ground.storage import read_json
 
 from .conftest import QUIET, UNET
@@ -202,11 +203,15 @@ def test_fitted_levels_take_the_conditions(openedm, runs, tmp_path):
 
 
 @pytest.mark.parametrize("kind", ["vector", "low"])
-def test_scores_and_likelihoods_use_the_conditions_of_the_data(openedm, sets, runs, kind):
+def test_scores_and_likelihoods_use_the_conditions_of_the_data(openedm, sets, runs, tmp_path, kind):
     options = source(sets, "folder", kind)
-    result = openedm("evaluate", runs / kind, *options, "--num=20", "--nfe=4")
+    report = tmp_path / "report.json"
+    result = openedm("evaluate", runs / kind, *options, "--num=20", "--nfe=4", f"--out={report}")
     assert result.status == 0, result.err
     assert "accuracy of the classifier on generated labels" in result.out
+    drawn = read_json(report)["drawn"]["conditions"]
+    assert from_config(Source, drawn["data"]).path == str(sets / "x")
+    assert (drawn["count"], len(drawn["digest"])) == (20, 64)
     result = openedm("likelihood", runs / kind, *options, "--num=2", "--method.trace=Hutchinson")
     assert result.status == 0, result.err
     wrong = openedm("evaluate", runs / kind, "--num=20", "--nfe=4")  # the digits have no such conditions
@@ -234,8 +239,8 @@ def test_other_commands_take_models_with_conditions(openedm, sets, runs, tmp_pat
         (["--conditions=0.5,1", "--conditions_resize=nearest"], "conditions_resize='nearest' has no effect"),
         (["--conditions=none", "--classes=cat"], "conditions='none' leaves out the classes"),
         (["--conditions_key=a"], "conditions_key and conditions_resize require conditions from a file"),
-        (["--conditions=0.5,1", "--classes=cow"], "classes must be names, cat, dog, eel, or indices between 0 and 2"),
-        (["--conditions=0.5,1", "--classes=3"], "or indices between 0 and 2, got [3]"),
+        (["--conditions=0.5,70", "--classes=cow"], "classes must be names, cat, dog, eel, or indices between 0 and 2"),
+        (["--conditions=0.5,70", "--classes=3"], "or indices between 0 and 2, got [3]"),
     ],
 )
 def test_conditions_that_do_not_fit_are_refused(openedm, runs, tmp_path, options, message):

@@ -129,6 +129,17 @@ def test_samples_with_another_guidance_are_not_mixed_into_a_folder(
         (["--guiding=nowhere", "--guidance.weight=2"], "nowhere is not a folder"),
         (["--guiding={digits}", "--guidance.weight=2"], "of the shape of main's, (2,), got (1, 8, 8)"),
         (["--guidance=Interva", "--guidance.weight=2"], "known: Constant, Interval, Piecewise"),
+        (
+            ["--guidance=2"],
+            "guidance must be one of Constant, Interval, Piecewise, got 2: its options have names, "
+            "such as --guidance.weight 2",
+        ),
+        (
+            ["--sampler.churn", "4"],
+            "sampler.churn must be given by its options, got 4: its options have names, such "
+            "as --sampler.churn.s_churn 4",
+        ),
+        (["--sampler", "2"], "sampler must be given by its options, got 2: --sampler.help lists its options"),
     ],
 )
 def test_guidance_that_cannot_take_effect_is_an_error_and_nothing_is_written(

@@ -92,6 +92,23 @@ def test_what_does_not_fit_is_an_error_before_the_long_work(openedm, toy_run, gi
     assert result.err == f"openedm likelihood: error: {message}\n"
 
 
+def test_every_image_must_be_at_the_levels_of_dequantisation(openedm, digits_run, tmp_path):
+    data = ["--data=Arrays", f"--data.path={tmp_path / 'x.npz'}", "--batch_size=2", *PROBES, *LOOSE]
+    labels = np.arange(6)
+    bytes = np.random.default_rng(0).integers(0, 256, (6, 1, 8, 8)).astype(np.float32)
+    x = bytes / 127.5 - 1
+    x[4, 0, 2, 2] = 0.123
+    np.savez(tmp_path / "x.npz", x=x, labels=labels)
+    options = ["--data.num_classes=10", "--data.range", "-1", "1"]
+    result = openedm("likelihood", digits_run, *data, *options, "--num_values=256")
+    assert result.status == 1
+    assert "require images at whole levels, but image 4 is not at 256 levels of [-1, 1]" in result.err
+    result = openedm("likelihood", digits_run, *data, *options)
+    assert result.status == 0, result.err
+    assert "image 4 is not at 256 levels of [-1, 1]: the density of the images is computed" in result.out
+    assert "bits per dimension  " not in result.out
+
+
 def test_importance_needs_an_exact_trace(openedm, digits_run):
     result = openedm("likelihood", digits_run, "--importance=true", "--draws=2")
     assert result.status == 1

@@ -1,13 +1,24 @@
 """What the commands sample and evaluate do, called as a library."""
 
+import re
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from openedm.data import Arrays, InMemory, Pairs, Toy
+from openedm.data.partners import resize_images
 from openedm.data.stored import FULL_RANGES
-from openedm.generation import CheckpointSampler, SampleFiles, SamplingOptions, open_images, read_conditions
+from openedm.generation import (
+    CheckpointSampler,
+    SampleFiles,
+    SamplingOptions,
+    conditions_of_data,
+    open_images,
+    read_conditions,
+)
 from openedm.levels import Karras
 from openedm.networks import MLP, DDPMpp
 from openedm.sampling import Auto, Churn, Euler, PublishedNoise, Sampler
@@ -155,14 +166,14 @@ def test_a_tolerance_or_a_sampler_alone_replaces_the_default_number_of_evaluatio
 def test_arrays_are_conditions_that_seeds_take_in_turn(tmp_path):
     data = Pairs(torch.randn(12, 2), torch.randn(12, 3), torch.arange(12) % 3, class_names=["cat", "dog", "eel"])
     folder = untrained(tmp_path / "checkpoint", Model.for_data(data, MLP(width=8, num_blocks=1)))
-    values, options = np.arange(6.0).reshape(2, 3), SamplingOptions(nfe=None, sampler=SAMPLER)
+    values, options = np.arange(6.0).reshape(2, 3) / 4, SamplingOptions(nfe=None, sampler=SAMPLER)
     source = CheckpointSampler(folder, options, ["eel"], conditions=values)
-    assert source.condition([0, 1, 2]).tolist() == [[2, 0, 1, 2], [2, 3, 4, 5], [2, 0, 1, 2]]
+    assert source.condition([0, 1, 2]).tolist() == [[2, 0, 0.25, 0.5], [2, 0.75, 1, 1.25], [2, 0, 0.25, 0.5]]
     prepared = source.prepare()
     [(_, whole)] = source.draw(prepared, range(5))
     parts = torch.cat([x for _, x in source.draw(prepared, range(5), batch_size=2)])
     torch.testing.assert_close(parts, whole, rtol=0, atol=1e-6)
-    other = CheckpointSampler(folder, options, ["eel"], conditions=values + 1)
+    other = CheckpointSampler(folder, options, ["eel"], conditions=values + 0.5)
     assert source.settings(SAMPLER) != other.settings(SAMPLER)
     with pytest.raises(ValueError, match=r"conditions must have shape \(rows, 3\)"):
         CheckpointSampler(folder, options, conditions=values[:, :2])
@@ -181,6 +192,60 @@ def test_of_conditions_of_other_proportions_the_central_parts_are_taken_with_a_w
         with pytest.warns(UserWarning, match="2 of 2 conditions have other proportions than the model's images, 4x4"):
             found = read_conditions(str(tmp_path / name), model)
         assert torch.equal(found.of_seeds([0, 1])[0], torch.ones(2, 1, 4, 4))
+
+
+IMAGES, FIELDS = torch.linspace(-1, 1, 64).reshape(4, 1, 4, 4), torch.linspace(0, 255, 64).reshape(4, 1, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("trained", "given", "ranges"),
+    [
+        (IMAGES, IMAGES / 2 + 0.5, "from 0 to 1, but those of training were from -1 to 1: .* x \\* 2 / 1 - 1"),
+        (IMAGES, FIELDS, "from 0 to 255, but those of training were from -1 to 1: .* x \\* 2 / 255 - 1 for pictures"),
+        (FIELDS, IMAGES, "from -1 to 1, but those of training were from 0 to 255"),
+        (FIELDS, FIELDS + 300, "from 300 to 555, but those of training were from 0 to 255"),
+        (IMAGES, -IMAGES.abs(), None),
+        (IMAGES, torch.ones(2, 1, 4, 4), None),
+        (FIELDS, FIELDS[:1], None),
+        (FIELDS.flatten(1), FIELDS.flatten(1) + 400 * (torch.arange(16) == 6), "from 424.* in channel 6, but .* 24.28"),
+        (FIELDS.flatten(1), FIELDS.flatten(1)[:1], None),
+    ],
+)
+def test_conditions_that_cannot_be_in_the_units_of_training_are_a_warning_with_both_ranges(
+    trained, given, ranges, tmp_path, recwarn
+):
+    data = Pairs(IMAGES, trained)
+    model = Model.for_data(data, UNET, condition_dropout=True)
+    folder = untrained(tmp_path / "checkpoint", model)
+    CheckpointSampler(folder, conditions=given)
+    found = [str(w.message) for w in recwarn.list if "those of training" in str(w.message)]
+    assert len(found) == (ranges is not None)
+    if ranges is not None:
+        assert re.search(ranges, found[0])
+    recwarn.clear()
+    conditions_of_data(Pairs(torch.zeros(len(given), 1, 4, 4), given), model, 3)
+    assert len(recwarn.list) == (ranges is not None)
+    recwarn.clear()
+    old = replace(model, condition_range=None)  # a checkpoint that did not keep it: known for images alone
+    conditions_of_data(Pairs(torch.zeros(len(given), 1, 4, 4), given), old, 3)
+    assert len(recwarn.list) == (ranges is not None and trained is IMAGES)
+
+
+def test_images_are_resized_one_by_one_and_cut_only_where_they_are_in_the_range_of_pictures(tmp_path):
+    model = Model.for_data(Pairs(IMAGES, IMAGES), UNET)
+    dark, bright, kelvin = torch.full((3, 1, 8, 8), -1.0).unbind()
+    bright[:, 2:5], dark[:, :3], kelvin[:] = 1.0, -0.2, 280.0
+    kelvin[:, :3] = 290.0
+    np.save(tmp_path / "all.npy", torch.stack([dark, bright]).numpy())
+    np.save(tmp_path / "dark.npy", dark[None].numpy())
+    together, alone = (
+        read_conditions(str(tmp_path / name), model).of_seeds([0])[0] for name in ("all.npy", "dark.npy")
+    )
+    assert torch.equal(together, alone)
+    assert float(alone.max()) > -0.2  # beside the edge
+    larger = resize_images(torch.stack([bright, kelvin]), (12, 12), "bicubic")
+    assert float(larger[0].abs().max()) == 1
+    assert 279 < float(larger[1].min()) < 280 < 290 < float(larger[1].max()) < 291
 
 
 def test_the_published_classes_of_many_seeds_do_not_need_the_noise_of_all_in_memory(tmp_path, monkeypatch):

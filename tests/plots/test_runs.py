@@ -1,11 +1,14 @@
 import numpy as np
 import PIL.Image
+import pytest
 import torch
 
+from openedm.data import Pairs
 from openedm.data.pictures import image_grid
 from openedm.denoiser import Preconditioned
 from openedm.levels import Karras
 from openedm.objective import Objective
+from openedm.plots.conditional import conditional_samples
 from openedm.plots.runs import RunFigures
 from openedm.preconditioning import EDM
 from openedm.sampling import Sampler
@@ -46,6 +49,17 @@ def test_a_snapshot_of_what_is_no_picture_is_an_array(tmp_path):
     figures = RunFigures(tmp_path, RunLog(tmp_path / "log.jsonl", Options()), Objective(), SAMPLER)
     figures.on_snapshot(7, Tenths((2,)))
     assert np.array_equal(np.load(tmp_path / "samples-000000000007.npy"), np.zeros((64, 2), np.float32))
+
+
+@pytest.mark.parametrize(("value", "shown"), [(7.0, 0.0), (0.5, 0.5)])
+def test_conditions_of_one_value_are_shown_as_grey_where_they_are_outside_the_range_of_pictures(value, shown):
+    data = Pairs(torch.zeros(2, 1, 4, 4), torch.full((2, 1, 4, 4), value))
+    denoiser = Tenths((1, 4, 4))
+    denoiser.condition_shape = (1, 4, 4)
+    denoiser.denoise = lambda x, sigma, condition, **options: torch.zeros_like(x)
+    tiles, columns = conditional_samples(denoiser, data, SAMPLER, count=2, draws=3)
+    assert (tiles.shape, columns) == ((6, 1, 4, 4), 3)
+    assert torch.equal(tiles[::3], torch.full((2, 1, 4, 4), shown, dtype=tiles.dtype))
 
 
 def test_curves_are_drawn_anew_with_every_validation(tmp_path):

@@ -9,7 +9,7 @@ from torch import nn
 
 from openedm.data import InMemory, Pairs
 from openedm.likelihood import Likelihood
-from openedm.networks import MLP, Network
+from openedm.networks import MLP, ConditionalMLP, Network
 from openedm.networks.layers import seeded
 from openedm.objective import EDM, LogNormal
 from openedm.sampling import Auto, DormandPrince, Sampler, sample_batches
@@ -154,3 +154,30 @@ def test_what_does_not_go_with_conditions_is_refused():
         Model(Told(), condition_shape=(0,))
     with pytest.raises(ValueError, match="condition_dropout must be false without a condition_shape, got True"):
         Model(Told(), condition_dropout=True)
+
+
+@pytest.mark.parametrize("device", ["cpu", "other"])
+def test_conditions_that_the_network_does_not_take_are_refused_before_the_first_step(device, monkeypatch):
+    if device == "other":  # where networks check nothing, which would synchronise the device, and return NaN
+        monkeypatch.setattr("openedm.networks.conditions._check_missing", lambda *_, **__: None)
+    x, condition = torch.zeros(6, 2).normal_(), torch.zeros(6, 3).normal_()
+    absent, partly = condition.clone(), condition.clone()
+    absent[4], partly[5, 1] = math.nan, math.nan
+    options = Options(images=8, batch_size=4, validate_every=0)
+    for given, name, found in ((absent, "dataset", "4 has no number"), (partly, "validation", "5 has NaN in part")):
+        data, other = Pairs(x, given, allow_nan=True), Pairs(x, condition)
+        training, validation = (data, None) if name == "dataset" else (other, data)
+        model = Model.for_data(training, ConditionalMLP(width=16, num_blocks=1))
+        with pytest.raises(ValueError, match=f"{name} must have conditions that .* that of sample {found}"):
+            Trainer(model, training, options=options, validation=validation)
+    both = Pairs(x, absent, torch.arange(6) % 2, allow_nan=True)
+    with pytest.raises(ValueError, match="of sample 4 has no number"):
+        Trainer(Model.for_data(both, ConditionalMLP(width=16, num_blocks=1)), both, options=options)
+
+
+def test_conditions_without_numbers_are_no_condition_in_training_with_dropout():
+    x, condition = torch.zeros(6, 2).normal_(), torch.zeros(6, 3).normal_()
+    condition[4] = math.nan
+    data = Pairs(x, condition, allow_nan=True)
+    model = Model.for_data(data, ConditionalMLP(width=16, num_blocks=1), condition_dropout=True)
+    Trainer(model, data, options=Options(images=8, batch_size=4, validate_every=0, label_dropout=0.5)).fit()

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ from torch import Tensor
 
 from openedm.cli.terminal import Bars, rows
 from openedm.data import Dataset, Digits, Source, align_classes
+from openedm.generation import conditions_of_data
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.storage import new_path, write_arrays, write_json
@@ -66,10 +68,13 @@ def likelihood(
     if not images and (draws, importance, num_values) != (1, False, None):
         raise ValueError("draws, importance and num_values require images: other data are not dequantised")
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num].sort().values
-    if images and (draws, importance, num_values) == (1, False, None):
-        images = _is_dequantised(dataset, chosen[:batch_size], dequantisation.num_values)
+    if images:
+        required = (draws, importance, num_values) != (1, False, None)
+        images = _is_dequantised(dataset, torch.split(chosen, batch_size), dequantisation.num_values, required=required)
     if importance and method.trace_for(dataset.event_shape).random:
         raise ValueError(f"importance requires an exact trace, got {method.trace_for(dataset.event_shape)!r}")
+    if model.condition_shape is not None:
+        conditions_of_data(dataset, model, num)
     denoiser = load_denoiser(folder, weights).to(make_accelerator().device)
     with Bars() as bars:
         table = dataset_log_prob(
@@ -96,14 +101,26 @@ def _num_values(data: Source, dataset: Dataset) -> int:
     return 256 if dataset.stored is None else dataset.stored.num_values
 
 
-def _is_dequantised(dataset: Dataset, chosen: Tensor, num_values: int) -> bool:
-    """Whether the first images are at the levels of dequantisation; if not, a line says what is computed instead."""
-    found = at_levels(dataset.fetch(chosen)[0], num_values)
-    if not found:
-        print(
-            f"the images are not at {num_values} levels of [-1, 1]: their density is computed, not bits per dimension"
-        )
-    return found
+def _is_dequantised(dataset: Dataset, batches: Sequence[Tensor], num_values: int, *, required: bool) -> bool:
+    """Whether all images are at the levels of dequantisation; if not, a line says what is computed instead.
+
+    Args:
+        dataset: the data.
+        batches: the numbers of the images, some at a time.
+        num_values: the number of levels.
+        required: whether an option asks for dequantisation, so that other images are an error.
+    """
+    for part in batches:
+        x = dataset.fetch(part)[0]
+        if at_levels(x, num_values):
+            continue
+        index = next(int(i) for i, image in zip(part, x, strict=True) if not at_levels(image[None], num_values))
+        found = f"image {index} is not at {num_values} levels of [-1, 1]"
+        if required:
+            raise ValueError(f"draws, importance and num_values require images at whole levels, but {found}")
+        print(f"{found}: the density of the images is computed, not bits per dimension")
+        return False
+    return True
 
 
 def _check_fit(model: Model, dataset: Dataset) -> bool:

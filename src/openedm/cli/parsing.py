@@ -29,6 +29,7 @@ from openedm.cli.plain import (
     to_plain,
     without_none,
 )
+from openedm.data import Source
 from openedm.ground.choices import Choice
 
 T = TypeVar("T")
@@ -158,7 +159,10 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     left: list[str | None] = list(arguments)
     for names, text, where in typed:
         kind = _type_of(options, plain, names)
-        value = expand(kind, _parse_yaml(text))
+        value = _parse_yaml(text)
+        if is_choice(kind) and isinstance(value, int | float):
+            value = _path_or_error(kind, plain, names, text)
+        value = expand(kind, value)
         if kind is dict or (isinstance(value, dict) and is_choice(kind)):
             nested = functools.reduce(lambda inner, name: {name: inner}, reversed(names[1:]), value)
             plain[names[0]] = overlay(options[names[0]].kind, plain.get(names[0]), nested)
@@ -318,6 +322,22 @@ def _type_of(options: Mapping[str, Option], plain: Plain, names: Names) -> Any:
         kind = None if cls is None else without_none(get_type_hints(cls).get(name))
         value = fields_of(value).get(name) if isinstance(value, dict) else None
     return kind
+
+
+def _path_or_error(kind: type[Choice], plain: Plain, names: Names, text: str) -> str:
+    """A number as a path, where a choice may be one; ArgumentError with the option of the choice that was meant."""
+    if kind is Source or hasattr(kind, "short"):
+        return text
+    option = ".".join(names)
+    value = functools.reduce(lambda inner, name: fields_of(inner or {}).get(name), names[1:], plain.get(names[0]))
+    cls = class_of(kind, value or {})
+    hints = {} if cls is None else get_type_hints(cls)
+    numbers = [name for name in hints if cls is not None and name in arguments_of(cls) and hints[name] in (int, float)]
+    fields = [f"--{option}.{name} {text}" for name in numbers[:1]] or [f"--{option}.help"]
+    known = ", ".join(c.__name__ for c in known_classes(kind))
+    allowed = f"one of {known}" if is_abstract(kind) else "given by its options"
+    hint = f"its options have names, such as {fields[0]}" if numbers else f"{fields[0]} lists its options"
+    raise ArgumentError(None, f"{option} must be {allowed}, got {text}: {hint}")
 
 
 def _fixed_length(kind: Any) -> int:

@@ -59,6 +59,7 @@ class _Aligned(Dataset):
         self.num_classes, self.class_names = num_classes, class_names
         self.event_shape, self.kind, self.chunks = dataset.event_shape, dataset.kind, dataset.chunks
         self.condition_shape, self.stored = dataset.condition_shape, dataset.stored
+        self.incomplete = dataset.incomplete
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -83,6 +83,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         stored: the numbers and axes in which the samples are stored, which samples of a model are converted back to;
             None for bytes of images, and for data that are used as they are.
         chunks: the grouping of samples in storage, if training should follow it; None if any order is as fast.
+        incomplete: samples whose float conditions have NaN, one of each kind: a first without any number, and a first
+            with some. Before the first step, training checks that the network takes them.
     """
 
     event_shape: tuple[int, ...]
@@ -93,6 +95,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     condition_shape: tuple[int, ...] | None = None
     stored: Stored | None = None
     chunks: Chunks | None = None
+    incomplete: tuple[int, ...] = ()
 
     @property
     def condition_layout(self) -> ConditionLayout:
@@ -187,6 +190,8 @@ class Statistics:
         channel_stds: the standard deviation of each channel about its own mean.
         outliers: the channels that have one value with more than half of the sum of squares about their mean, and more
             than 9 standard deviations from it: a few such values decide how wide the channel seems.
+        channel_lows: the lowest value of each channel that was read.
+        channel_highs: the highest.
     """
 
     mean: float
@@ -195,6 +200,8 @@ class Statistics:
     channel_means: tuple[float, ...] = ()
     channel_stds: tuple[float, ...] = ()
     outliers: tuple[int, ...] = ()
+    channel_lows: tuple[float, ...] = ()
+    channel_highs: tuple[float, ...] = ()
 
 
 def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256) -> Statistics:
@@ -260,8 +267,9 @@ class _Channels:
         alone = (farthest > 0.5 * self.squares) & (farthest > 81 * variances)
         mean = float(self.mean.mean())
         std = math.sqrt(float((variances + (self.mean - mean).square()).mean()))
-        means, stds = self.mean.flatten().tolist(), variances.sqrt().flatten().tolist()
-        return Statistics(mean, std, count, tuple(means), tuple(stds), tuple(alone.flatten().nonzero()[:, 0].tolist()))
+        columns = (self.mean, variances.sqrt(), self.low, self.high)
+        means, stds, lows, highs = (tuple(column.flatten().tolist()) for column in columns)
+        return Statistics(mean, std, count, means, stds, tuple(alone.flatten().nonzero()[:, 0].tolist()), lows, highs)
 
 
 def measure_conditions(

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int, Shaped
 from torch import Tensor
 
-from openedm.conditions import pack
+from openedm.conditions import find_incomplete, pack
 from openedm.data.array_files import MAX_COPIED, check_memory
 from openedm.data.classes import number_classes, read_labels
 from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_index
@@ -146,7 +146,8 @@ class Pairs(InMemory):
             for the embedding of a network; an image with the spatial sizes of x is for its input. Images in uint8,
             uint16 or bool are kept as they are and scaled from their full range to [-1, 1] when fetched.
         labels, num_classes, class_names: as for `InMemory`.
-        allow_nan: whether a condition may have NaN, which marks absent entries, such as members of a set.
+        allow_nan: whether a condition may have NaN, which marks absent entries, such as members of a set; a condition
+            without any number is no condition, for training with label_dropout.
         kind, range, layout: as for `InMemory`.
 
     Raises:
@@ -176,6 +177,7 @@ class Pairs(InMemory):
         x, condition = as_tensor("x", x), as_tensor("condition", condition)
         self._condition = _check_condition(condition, len(x), allow_nan)
         self.condition_shape = tuple(condition.shape[1:])
+        self.incomplete = find_incomplete(self._condition) if allow_nan else ()
 
     def fetch(self, indices: Indices) -> tuple[Tensor, Tensor]:
         """The samples at `indices`, and their conditions."""

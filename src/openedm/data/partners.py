@@ -22,13 +22,19 @@ __all__ = ["ConditionImages", "resize_images"]
 def resize_images(
     x: Float[Tensor, "batch channels height width"], size: tuple[int, int], resize: Resize
 ) -> Float[Tensor, "batch channels rows columns"]:
-    """Images at another height and width; bicubic with antialiasing, cut to the range of the images, or nearest."""
+    """Images at another height and width; bicubic with antialiasing, or nearest.
+
+    Bicubic interpolation leaves the range of the values beside edges. An image in [-1, 1] is cut to this range, as
+    pictures are to the range of their bytes; values in other units are not cut. Each image is resized by itself: the
+    result does not depend on the others.
+    """
     if tuple(x.shape[2:]) == size:
         return x
     if resize == "nearest":
         return functional.interpolate(x, size, mode="nearest-exact")
-    low, high = float(x.min()), float(x.max())
-    return functional.interpolate(x, size, mode="bicubic", antialias=True).clamp(low, high)
+    resized = functional.interpolate(x, size, mode="bicubic", antialias=True)
+    inside = (x.abs() <= 1).flatten(1).all(1).reshape(-1, 1, 1, 1)
+    return torch.where(inside, resized.clamp(-1, 1), resized)
 
 
 class ConditionImages:

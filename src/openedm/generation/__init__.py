@@ -1,7 +1,7 @@
 """Samples of checkpoints: how they are drawn, written to files, and scored against real data."""
 
 from openedm.generation.classes import find_classes, split_names
-from openedm.generation.conditions import Conditions, conditions_of_data, read_conditions
+from openedm.generation.conditions import Conditions, conditions_of_data, read_conditions, warn_of_range
 from openedm.generation.files import SampleFiles
 from openedm.generation.options import CheckpointSampler, PreparedSampler, SamplingOptions
 from openedm.generation.scoring import Images, ScoringOptions, open_images, score
@@ -20,4 +20,5 @@ __all__ = [
     "read_conditions",
     "score",
     "split_names",
+    "warn_of_range",
 ]

@@ -26,7 +26,10 @@ from openedm.generation.classes import find_classes
 from openedm.ground import checks
 from openedm.training import Model
 
-__all__ = ["Conditions", "conditions_of_data", "read_conditions"]
+__all__ = ["Conditions", "conditions_of_data", "read_conditions", "warn_of_range"]
+
+NUM_PROBED = 256
+"""The largest number of samples of some data whose conditions are compared with those of training."""
 
 _DEFAULT_KEYS = ("conditions", "condition")
 _OTHER_ARRAYS = ("samples", "seeds", "labels", "class_names", "layout", "range")
@@ -59,6 +62,9 @@ class Conditions:
 
         Raises:
             ValueError: they are not those of the model, or not finite; the message names the row.
+
+        Warns:
+            UserWarning: they are in another range than those of training.
         """
         shape = model.condition_shape
         if shape is None:
@@ -72,6 +78,7 @@ class Conditions:
         wrong = ~values.flatten(1).isfinite().all(1)
         if bool(wrong.any()):
             raise ValueError(f"conditions must be finite, but row {int(wrong.nonzero()[0])} has NaN or infinity")
+        warn_of_range("conditions", values, model)
         digest = hashlib.sha256(f"{tuple(values.shape)}".encode() + values.numpy().tobytes())
         if classes is not None:
             digest.update(classes.numpy().tobytes())
@@ -91,6 +98,9 @@ def conditions_of_data(dataset: Dataset, model: Model, count: int) -> Conditions
 
     Raises:
         ValueError: the data do not have the conditions or the classes of the model.
+
+    Warns:
+        UserWarning: the conditions are in another range than those of training.
     """
     dataset = align_classes(dataset, model.num_classes, model.class_names)
     layout = dataset.condition_layout
@@ -107,7 +117,48 @@ def conditions_of_data(dataset: Dataset, model: Model, count: int) -> Conditions
         assert values is not None
         return values, classes
 
-    return Conditions(len(chosen), fetch, "of the data")
+    values, labels = fetch(range(min(len(chosen), NUM_PROBED)))
+    warn_of_range("conditions of data", values, model)
+    digest = hashlib.sha256(f"{dataset.describe()} {len(chosen)}".encode() + values.numpy().tobytes())
+    digest.update(b"" if labels is None else labels.numpy().tobytes())
+    return Conditions(len(chosen), fetch, digest.hexdigest())
+
+
+def warn_of_range(name: str, values: Float[Tensor, "rows channels *rest"], model: Model) -> None:
+    """Warn if conditions cannot be in the units of those that a model was trained with.
+
+    That is, if a channel has numbers outside the range of training by more than half its width; for images also if they
+    start in the middle of it, as [0, 1] in [-1, 1], or are in less than 2 % of it, unless they are constant.
+
+    Args:
+        name: what the warning calls them.
+        values: the floats of some rows; NaN does not count.
+        model: the model. Of checkpoints that did not keep the range, images are compared with [-1, 1].
+
+    Warns:
+        UserWarning: the first such channel, with both ranges.
+    """
+    known = model.condition_range
+    if known is None and model.images and model.condition_units is None and values.ndim > 2:
+        known = ((-1.0, 1.0),) * values.shape[1]
+    for channel, (low, high) in enumerate(known or ()):
+        given = values[:, channel][values[:, channel].isfinite()]
+        if not len(given):
+            continue
+        least, most, width = float(given.min()), float(given.max()), max(high - low, 1e-6 * abs(low))
+        outside = least < low - width / 2 or most > high + width / 2
+        upper = abs(least - (low + high) / 2) <= 0.01 * width and high - width / 4 < most
+        narrow = least < most and most - least < 0.02 * width
+        if outside or (values.ndim > 2 and (upper or narrow)):
+            where = f" in channel {channel}" if values.shape[1] > 1 else ""
+            pictures = least >= 0 and (low, high) == (-1, 1)
+            hint = f", such as x * 2 / {255 if most > 1 else 1} - 1 for pictures" if pictures else ""
+            warnings.warn(
+                f"{name} have numbers from {least:g} to {most:g}{where}, but those of training were from {low:g} to "
+                f"{high:g}: samples follow them only in the same units{hint}",
+                stacklevel=3,
+            )
+            return
 
 
 def read_conditions(source: str, model: Model, key: str | None = None, resize: Resize = "bicubic") -> Conditions:

@@ -152,23 +152,33 @@ def open_images(
     else:
         num, model = NUM if num is None else num, read_model(find_checkpoint(path))
         if model.condition_shape is None or data is None:
-            source = CheckpointSampler(path, sampling)
+            source, given = CheckpointSampler(path, sampling), {}
         else:
-            source = CheckpointSampler(path, sampling, conditions=conditions_of_data(data.load(), model, num))
-        return _drawn(source, num, batch_size, accelerator, progress, log)
-    given = [f.name for f in dataclasses.fields(sampling) if getattr(sampling, f.name) != f.default]
-    given += [] if num is None else ["num"]
-    if sampling.nfe is None and {"sampler", "tolerance"} & {*given}:
-        given.remove("nfe")  # its default ended
-    if given:
-        raise ValueError(f"{', '.join(given)} must not be given: the images in samples={path} are there already")
+            conditions = conditions_of_data(data.load(), model, num)
+            source = CheckpointSampler(path, sampling, conditions=conditions)
+            given = {"data": to_config(data), "count": conditions.count, "digest": conditions.digest}
+        return _drawn(source, num, batch_size, accelerator, progress, log, conditions=given)
+    extra = [f.name for f in dataclasses.fields(sampling) if getattr(sampling, f.name) != f.default]
+    extra += [] if num is None else ["num"]
+    if sampling.nfe is None and {"sampler", "tolerance"} & {*extra}:
+        extra.remove("nfe")  # its default ended
+    if extra:
+        raise ValueError(f"{', '.join(extra)} must not be given: the images in samples={path} are there already")
     return Images(dataset.event_shape, len(dataset), dataset.num_classes, partial(image_batches, dataset, batch_size))
 
 
 def _drawn(
-    source: CheckpointSampler, num: int, batch_size: int, accelerator: Accelerator, progress: Progress, log: Log
+    source: CheckpointSampler,
+    num: int,
+    batch_size: int,
+    accelerator: Accelerator,
+    progress: Progress,
+    log: Log,
+    *,
+    conditions: dict[str, Any],
 ) -> Images:
     drawn: dict[str, Any] = {**source.source, **source.options.execution, "num": num}
+    drawn |= {"conditions": conditions} if conditions else {}
 
     def draw(numbers: Sequence[int]) -> Iterator[ImageBatch]:
         prepared = source.prepare(accelerator, progress)

@@ -46,11 +46,11 @@ def conditional_samples(
 
 
 def _as_samples(values: Tensor, event_shape: tuple[int, ...]) -> Tensor | None:
-    """Image conditions in the shape of samples and in [-1, 1]; None where they cannot be shown as such."""
+    """Image conditions in the shape of samples and in [-1, 1], constant ones as 0; None where they cannot be shown."""
     if values.ndim < 3 or tuple(values.shape[2:]) != event_shape[1:] or values.shape[1] not in (1, event_shape[0]):
         return None
     values = values.expand(len(values), *event_shape)
     low, high = values.amin(), values.amax()
     if bool(low < -1 - 1e-3) or bool(high > 1 + 1e-3):
-        values = (values - low) / (high - low) * 2 - 1
+        values = (values - low) / (high - low) * 2 - 1 if bool(low < high) else torch.zeros_like(values)
     return values

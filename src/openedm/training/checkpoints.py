@@ -368,8 +368,10 @@ def check_unchanged(
         options_before = from_config(Options, content["options"])
     except (AttributeError, KeyError, OverflowError, TypeError, ValueError) as error:
         raise ValueError(f"{folder / 'training.json'} does not describe the run's settings: {error}") from error
+    model_before = read_model(folder)
+    model = replace(model, condition_range=model_before.condition_range)  # older runs lack it; no step depends on it
     pairs: dict[str, tuple[Choice, Choice]] = {
-        "model": (read_model(folder), model),
+        "model": (model_before, model),
         "objective": (objective_before, objective),
         "options": (options_before, options),
     }

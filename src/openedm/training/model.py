@@ -1,5 +1,6 @@
 """The description of a denoiser, without its weights: the content of a checkpoint's `config.json`."""
 
+import math
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from openedm.ground.choices import Choice, class_path, is_outside
 from openedm.networks import DDPMpp, ModuleNetwork, Network, Signature
 from openedm.networks.own import check_answer
 from openedm.preconditioning import Preconditioning
-from openedm.units import Units
+from openedm.units import DIGITS, Units
 
 __all__ = ["Model", "channels_last", "num_parameters"]
 
@@ -52,10 +53,12 @@ class Model(Choice):
         units: location and scale of the data, in which they have the standard deviation `sigma_data`; None for data
             without units of their own, such as images in [-1, 1].
         condition_units: those of the float conditions; None if there are none, or they are images in [-1, 1].
+        condition_range: the lowest and the highest number in each channel of the float conditions of the training data;
+            None if it is not known.
 
     Raises:
-        ValueError: a value is out of its range, the names do not fit the classes, units do not fit their shape, or
-            there is `condition_dropout` without a `condition_shape`.
+        ValueError: a value is out of its range, the names do not fit the classes, units or a range do not fit their
+            shape, or there is `condition_dropout` without a `condition_shape`.
     """
 
     network: Network = DDPMpp()
@@ -71,6 +74,7 @@ class Model(Choice):
     stored: Stored | None = None
     units: Units | None = None
     condition_units: Units | None = None
+    condition_range: tuple[tuple[float, float], ...] | None = None
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -92,6 +96,8 @@ class Model(Choice):
             if self.condition_shape is None:
                 raise ValueError(f"condition_units must be None without a condition_shape, got {self.condition_units}")
             self.condition_units.check("condition_units", self.condition_shape)
+        if self.condition_range is not None:
+            _check_range(self.condition_range, self.condition_shape)
 
     @property
     def condition_layout(self) -> ConditionLayout:
@@ -137,9 +143,9 @@ class Model(Choice):
         dataset = as_dataset(dataset)
         condition_shape = dataset.condition_shape if conditional else None
         num_classes = dataset.num_classes if conditional else 0
-        statistics, condition_units = measure(dataset), None
-        if standardise and condition_shape is not None:
-            condition_units = _condition_units(dataset, condition_shape)
+        statistics, condition_units, condition_range = measure(dataset), None, None
+        if condition_shape is not None:
+            condition_units, condition_range = _measure_conditions(dataset, condition_shape, standardise=standardise)
         if statistics.std == 0:
             raise ValueError(
                 f"the data are constant, {statistics.mean:g} in all {statistics.count} samples that were read: their "
@@ -164,6 +170,7 @@ class Model(Choice):
             stored=dataset.stored,
             units=_units(statistics) if standardise else None,
             condition_units=condition_units,
+            condition_range=condition_range,
         )
 
     @property
@@ -247,14 +254,26 @@ def _warn_of_outliers(name: str, statistics: Statistics) -> None:
     )
 
 
-def _condition_units(dataset: Dataset, shape: tuple[int, ...]) -> Units | None:
-    """The units of the float conditions; None for images in [-1, 1], which join those of the data."""
+def _measure_conditions(
+    dataset: Dataset, shape: tuple[int, ...], *, standardise: bool
+) -> tuple[Units | None, tuple[tuple[float, float], ...] | None]:
+    """The units of the float conditions, None for images in [-1, 1], which join those of the data; and their range."""
     statistics, largest = measure_conditions(dataset)
+    pairs = zip(statistics.channel_lows, statistics.channel_highs, strict=True)
+    limits = tuple((float(f"{low:.{DIGITS}g}"), float(f"{high:.{DIGITS}g}")) for low, high in pairs)
+    known = None if any(low > high for low, high in limits) else limits  # a channel without any number
     is_image = dataset.kind == "images" and len(shape) == len(dataset.event_shape) and largest <= 1
-    if is_image:
-        return None
+    if is_image or not standardise:
+        return None, known
     _warn_of_outliers("conditions", statistics)
-    return Units.measured(statistics.channel_means, statistics.channel_stds, 1.0)
+    return Units.measured(statistics.channel_means, statistics.channel_stds, 1.0), known
+
+
+def _check_range(limits: tuple[tuple[float, float], ...], shape: tuple[int, ...] | None) -> None:
+    if shape is None:
+        raise ValueError(f"condition_range must be None without a condition_shape, got {limits}")
+    if len(limits) != shape[0] or not all(math.isfinite(b - a) and a <= b for a, b in limits):
+        raise ValueError(f"condition_range must hold {shape[0]} pairs of a lowest and a highest number, got {limits}")
 
 
 def num_parameters(module: torch.nn.Module) -> int:

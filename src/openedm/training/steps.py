@@ -7,6 +7,7 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from openedm.conditions import ConditionLayout
+from openedm.data import Dataset
 from openedm.denoiser import Condition, Preconditioned, per_sample
 from openedm.ground.devices import has_float64
 from openedm.ground.seeding import generator
@@ -15,7 +16,7 @@ from openedm.training.augmentation import Augmented
 from openedm.training.model import Model
 from openedm.training.options import AUGMENT, LEVELS, NOISE, Options
 
-__all__ = ["LossModule", "StepNoise"]
+__all__ = ["LossModule", "StepNoise", "check_incomplete"]
 
 
 class LossModule(nn.Module):
@@ -130,3 +131,41 @@ class StepNoise:
             assert values is not None  # as the layout has floats
             condition = layout.with_values(condition, self.augmented[rows].apply(values))
         return condition if self.hidden is None else layout.hide(condition, self.hidden[rows])
+
+
+@torch.no_grad()
+def check_incomplete(name: str, dataset: Dataset, denoiser: Preconditioned) -> None:
+    """Evaluate a denoiser once for the conditions of some data that have NaN, before training comes to them.
+
+    Args:
+        name: what errors call the data.
+        dataset: the data, whose `incomplete` samples are tried.
+        denoiser: a new denoiser in evaluation mode.
+
+    Raises:
+        ValueError: the network refuses such a condition, or does not return finite numbers; the message names the
+            sample.
+    """
+    if denoiser.condition_shape is None:
+        return
+    device = next(denoiser.parameters(), torch.empty(0)).device
+    for index in dataset.incomplete:
+        x, condition = dataset.fetch([index])
+        chosen = dataset.condition_layout.select(condition, denoiser.condition_layout)
+        assert chosen is not None  # as the denoiser has a condition_shape
+        problem = "it returns NaN for it"
+        try:
+            denoised = denoiser(denoiser.standardise(x).to(device), 1.0, chosen.to(device), standard=True)
+        except ValueError as error:
+            problem = str(error)
+        else:
+            if bool(denoised.isfinite().all()):
+                continue
+        values = denoiser.condition_layout.unpack(chosen)[1]
+        assert values is not None
+        parts = "has no number" if bool(values.isnan().all()) else "has NaN in part"
+        raise ValueError(
+            f"{name} must have conditions that the network takes, but that of sample {index} {parts}: {problem}. "
+            "Without any number it is no condition, for training with label_dropout > 0; in part, it requires a "
+            "summary that takes absent entries, such as SetSummary"
+        )

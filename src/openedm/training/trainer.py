@@ -55,7 +55,7 @@ from openedm.training.options import DROPOUT, Options, check_compatibility
 from openedm.training.post_hoc import PowerAverages, remove_snapshots
 from openedm.training.processes import full_copy, full_state_dict, make_accelerator, shard
 from openedm.training.resources import Plan, available_on, is_small, measure_cost, plan_accumulation
-from openedm.training.steps import LossModule, StepNoise
+from openedm.training.steps import LossModule, StepNoise, check_incomplete
 
 __all__ = ["Trainer"]
 
@@ -78,8 +78,9 @@ class Trainer:
 
     Raises:
         ValueError: the data do not fit the model or have classes that it does not have, a tenth or more of the
-            objective's noise levels are outside the range of the model's preconditioning, the batch does not divide
-            over processes and rounds, or `run` already holds checkpoints (call `resume`).
+            objective's noise levels are outside the range of the model's preconditioning, the network does not take
+            conditions of the data that have NaN, the batch does not divide over processes and rounds, or `run` already
+            holds checkpoints (call `resume`).
     """
 
     def __init__(
@@ -128,6 +129,8 @@ class Trainer:
         if self._init is not None:
             self.origin = load_initial(denoiser.network, self.model.preconditioning, self._init)
         self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        for name, data in (("dataset", self.dataset), ("validation", self.validation)):
+            check_incomplete(name, data, self.average)
         self._loss_module = LossModule(denoiser, self.objective).to(device).train()
         choice = options.power_average
         self._power_averages = None if choice is None else PowerAverages(choice, denoiser.network)
