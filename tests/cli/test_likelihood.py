@@ -1,15 +1,18 @@
 import json
 import math
+import re
+import shutil
 
 import numpy as np
 import pytest
 import torch
 
-from openedm.data import Digits, Toy
+from openedm.data import Digits, LatentPairs, Toy
 from openedm.ground.choices import to_config
-from openedm.likelihood import ExactTrace, Hutchinson, Likelihood, bits_per_dim
+from openedm.likelihood import ExactTrace, Hutchinson, Likelihood, bits_per_dim, dataset_log_prob
+from openedm.metrics import Values, extract, image_batches
 from openedm.sampling import DormandPrince
-from openedm.training import load_denoiser
+from openedm.training import find_checkpoint, load_denoiser
 
 LOOSE = ["--method.solver=DormandPrince", "--method.solver.tolerance=0.1"]
 TOY = ["--data=Toy", "--data.num_samples=300", "--num=20", *LOOSE]
@@ -122,3 +125,41 @@ def test_numbers_are_never_overwritten(openedm, toy_run, tmp_path):
     assert result.status == 1
     assert "exists already: a file is never overwritten" in result.err
     assert out.read_text() == "mine"
+
+
+def test_a_model_that_never_saw_samples_without_class_needs_the_classes(openedm, digits_run, tmp_path):
+    x = Digits("test").load().fetch(range(6))[0].numpy()
+    np.savez(tmp_path / "x.npz", x=x)
+    data = ["--data", tmp_path / "x.npz", "--num=2", *PROBES, *LOOSE]
+    result = openedm("likelihood", digits_run, *data)
+    assert result.status == 1
+    assert "data must have the 10 classes of the model, which was trained with label_dropout 0" in result.err
+    folder = tmp_path / "converted"  # of which it is not known
+    shutil.copytree(find_checkpoint(digits_run), folder, ignore=shutil.ignore_patterns("training*"))
+    result = openedm("likelihood", folder, *data)
+    assert result.status == 0, result.err
+    assert "the data have no classes: their density is that of the model without a class" in result.out
+
+
+def test_a_single_number_has_no_error_and_data_in_other_units_are_a_warning(openedm, toy_run, digits_run, tmp_path):
+    result = openedm("likelihood", toy_run, "--data=Toy", "--data.num_samples=300", "--num=1", *LOOSE)
+    assert re.search(r"log-likelihood  -?[\d.]+ nats\n", result.out)
+    result = openedm("likelihood", toy_run, "--data=Toy", "--num=1", "--seed=99999999999999999999")
+    assert "seed must be between 0 and" in result.err
+    x, labels = Digits("test").load().fetch(range(6))
+    np.savez(tmp_path / "x.npz", x=(x + 1).numpy() * 7.3, labels=labels.numpy())
+    with pytest.warns(UserWarning, match=r"data are not images in \[-1, 1\], as those of the model"):
+        openedm("likelihood", digits_run, "--data", tmp_path / "x.npz", "--data.num_classes=10", "--num=1", *LOOSE)
+
+
+def test_latents_are_drawn_with_the_seed_whatever_the_batch(toy_run):
+    data = LatentPairs(torch.zeros(9, 2), torch.ones(9, 2))
+    denoiser, chosen = load_denoiser(toy_run), torch.arange(6)
+    whole, parts, other = (
+        dataset_log_prob(denoiser, data, chosen, Likelihood(solver=DormandPrince(0.1)), batch_size=size, seed=seed)
+        for size, seed in ((6, 0), (4, 0), (6, 1))
+    )
+    torch.testing.assert_close(whole["log_prob"], parts["log_prob"], rtol=0, atol=1e-4)
+    assert float((whole["log_prob"] - other["log_prob"]).abs().min()) > 1e-3
+    features = [extract(Values().fit(data), image_batches(data, 4)).values for _ in range(2)]
+    assert torch.equal(*features)

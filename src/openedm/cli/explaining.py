@@ -15,6 +15,9 @@ UNION = re.compile(
     r"Subtypes: \[(?P<kinds>.*?)\] "
     r"Errors: - (?P<reasons>.*) Given value type: .*? Given value: (?P<value>.*)"
 )
+SINGLE = re.compile(
+    r'Parser key "(?P<key>[^"]*)": Expected a (?P<kind><class \'[\w.]+\'>|typing\.Literal\[[^]]*\])\. Got value:'
+)
 WORDS = {
     "int": "an integer",
     "float": "a number",
@@ -33,17 +36,24 @@ def simplify(message: str) -> str:
     ...     "[<class 'int'>, <class 'NoneType'>]\\nErrors:\\n- Expected a <class 'int'>\\n"
     ...     "- Expected a <class 'NoneType'>\\nGiven value type: <class 'str'>\\nGiven value: abc")
     'num must be an integer or null, got abc'
+    >>> simplify('Parser key "draws": Expected a <class \\'int\\'>. Got value: 1.5')
+    'draws must be an integer, got 1.5'
     """
     text = " ".join(message.split())
     found = UNION.fullmatch(text)
     if found is None:
-        return text
+        return _in_sentences(text)
     key, value = found["key"], found["value"]
     reasons = [reason.strip() for reason in found["reasons"].split(" - ")]
     given = [reason for reason in reasons if not reason.startswith("Expected a ")]
     if given:
-        return " or ".join(f"{key}: {reason}" if key else reason for reason in given)
+        return _in_sentences(" or ".join(f"{key}: {reason}" if key else reason for reason in given))
     return f"{key or 'the value'} must be {_in_words(found['kinds'])}, got {value}"
+
+
+def _in_sentences(text: str) -> str:
+    """What jsonargparse says of single kinds, in words."""
+    return SINGLE.sub(lambda part: f"{part['key']} must be {_in_words(part['kind'])}, got", text)
 
 
 def _in_words(kinds: str) -> str:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ from openedm.ground.storage import new_path, write_arrays, write_json
 from openedm.likelihood import Dequantisation, Likelihood, dataset_log_prob
 from openedm.likelihood.bits import at_levels
 from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
+from openedm.training.checkpoints import trained_without_dropout
 
 
 def likelihood(
@@ -64,7 +66,8 @@ def likelihood(
     dequantisation = Dequantisation(_num_values(data, dataset) if num_values is None else num_values, draws, importance)
     model = read_model(folder)
     dataset = align_classes(dataset, model.num_classes, model.class_names)
-    images = _check_fit(model, dataset)
+    checks.between("seed", seed, 0, 2**63 // len(dataset) - 1)
+    images = _check_fit(folder, model, dataset, num)
     if not images and (draws, importance, num_values) != (1, False, None):
         raise ValueError("draws, importance and num_values require images: other data are not dequantised")
     chosen = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(seed))[:num].sort().values
@@ -73,8 +76,6 @@ def likelihood(
         images = _is_dequantised(dataset, torch.split(chosen, batch_size), dequantisation.num_values, required=required)
     if importance and method.trace_for(dataset.event_shape).random:
         raise ValueError(f"importance requires an exact trace, got {method.trace_for(dataset.event_shape)!r}")
-    if model.condition_shape is not None:
-        conditions_of_data(dataset, model, num)
     denoiser = load_denoiser(folder, weights).to(make_accelerator().device)
     with Bars() as bars:
         table = dataset_log_prob(
@@ -123,12 +124,23 @@ def _is_dequantised(dataset: Dataset, batches: Sequence[Tensor], num_values: int
     return True
 
 
-def _check_fit(model: Model, dataset: Dataset) -> bool:
-    """Whether the samples are images; ValueError for data of another shape than the model's."""
+def _check_fit(folder: Path, model: Model, dataset: Dataset, num: int) -> bool:
+    """Whether the samples are images; a ValueError for data of another shape or without the conditions of the model."""
     if dataset.event_shape != model.event_shape:
         raise ValueError(
             f"data must have the shape of the model's samples, {model.event_shape}, got {dataset.event_shape}"
         )
+    if model.condition_shape is not None:
+        conditions_of_data(dataset, model, num)
+    elif model.num_classes and not dataset.num_classes:
+        if trained_without_dropout(folder):
+            raise ValueError(
+                f"data must have the {model.num_classes} classes of the model, which was trained with label_dropout 0 "
+                f"and so never without a class, got {dataset.describe()}"
+            )
+        print("the data have no classes: their density is that of the model without a class")
+    if model.images and dataset.kind != "images" and model.units is None:
+        warnings.warn("data are not images in [-1, 1], as those of the model: see --data.range", stacklevel=2)
     return model.images and dataset.kind == "images"
 
 
@@ -147,9 +159,9 @@ def _summary(table: dict[str, Tensor], dataset: Dataset, method: Likelihood) -> 
 def _mean(values: Tensor) -> str:
     known = values[values.isfinite()]
     missing = len(values) - len(known)
-    error = float(known.std() / math.sqrt(len(known))) if len(known) > 1 else math.nan
+    error = f" ± {float(known.std() / math.sqrt(len(known))):.2g}" if len(known) > 1 else ""
     left_out = f" (without {missing} that reached the limit of evaluations)" if missing else ""
-    return f"{float(known.mean()):.5g} ± {error:.2g}{left_out}"
+    return f"{f'{float(known.mean()):.5g}' if len(known) else 'unknown'}{error}{left_out}"
 
 
 def _write(path: Path, table: dict[str, Tensor], settings: dict[str, Any]) -> None:

@@ -86,7 +86,7 @@ class _Aligned(Dataset):
         self.num_classes, self.class_names = num_classes, None if class_names is None else tuple(class_names)
         self.event_shape, self.kind, self.chunks = dataset.event_shape, dataset.kind, dataset.chunks
         self.condition_shape, self.stored = dataset.condition_shape, dataset.stored
-        self.incomplete = dataset.incomplete
+        self.incomplete, self.random = dataset.incomplete, dataset.random
 
     def __len__(self) -> int:
         return len(self._dataset)

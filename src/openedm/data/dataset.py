@@ -85,6 +85,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         chunks: the grouping of samples in storage, if training should follow it; None if any order is as fast.
         incomplete: samples whose float conditions have NaN, one of each kind: a first without any number, and a first
             with some. Before the first step, training checks that the network takes them.
+        random: whether `fetch` draws random numbers, from torch's global generator on the host.
     """
 
     event_shape: tuple[int, ...]
@@ -96,6 +97,7 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     stored: Stored | None = None
     chunks: Chunks | None = None
     incomplete: tuple[int, ...] = ()
+    random: bool = False
 
     @property
     def condition_layout(self) -> ConditionLayout:

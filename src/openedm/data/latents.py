@@ -40,6 +40,8 @@ class LatentPairs(InMemory):
         ValueError: the shapes differ, or a standard deviation is negative or not finite.
     """
 
+    random = True
+
     def __init__(
         self,
         mean: Shaped[Tensor, "samples *event"] | Array,

@@ -155,7 +155,7 @@ def warn_of_range(name: str, values: Float[Tensor, "rows channels *rest"], model
             hint = f", such as x * 2 / {255 if most > 1 else 1} - 1 for pictures" if pictures else ""
             warnings.warn(
                 f"{name} have numbers from {least:g} to {most:g}{where}, but those of training were from {low:g} to "
-                f"{high:g}: samples follow them only in the same units{hint}",
+                f"{high:g}: they mean the same only in the units of training{hint}",
                 stacklevel=3,
             )
             return

@@ -38,7 +38,7 @@ from openedm.sampling import (
     sample_batches,
 )
 from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
-from openedm.training.checkpoints import read_progress
+from openedm.training.checkpoints import trained_without_dropout
 
 __all__ = ["CheckpointSampler", "PreparedSampler", "SamplingOptions"]
 
@@ -343,9 +343,8 @@ def _source(folder: Path, model: Model, options: SamplingOptions) -> dict[str, A
         return {**source, "guidance": to_config(options.guidance), "guiding": other}
     if model.num_classes == 0 and model.condition_shape is None:
         raise ValueError("guidance must not be given: the model is unconditional; give another checkpoint as guiding")
-    training = read_progress(folder) if (folder / "training.json").is_file() else {}
     no_dropout = model.condition_shape is not None and not model.condition_dropout
-    if no_dropout or training.get("options", {}).get("init_args", {}).get("label_dropout") == 0:
+    if no_dropout or trained_without_dropout(folder):
         raise ValueError(
             "guidance requires a model that was also trained without its condition, this one was trained with "
             "label_dropout 0: train with --options.label_dropout 0.1, or give another checkpoint as guiding"

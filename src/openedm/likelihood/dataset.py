@@ -1,5 +1,6 @@
 """Log-likelihoods of the samples of a dataset, computed in batches, as columns of numbers."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -7,9 +8,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from openedm.data import Dataset, align_classes
+from openedm.data.dataset import Batch
 from openedm.denoiser import Denoiser
 from openedm.ground import checks
 from openedm.ground.progress import Progress, no_progress
+from openedm.ground.seeding import derive_seed, host_seeded
 from openedm.likelihood.bits import BitsPerDim, bits_per_dim
 from openedm.likelihood.density import Likelihood, LogProb
 
@@ -53,7 +56,8 @@ def dataset_log_prob(
 ) -> dict[str, Tensor]:
     """Columns of numbers, one row a sample: index, log_prob, standard_error and nfe; bits_per_dim for images.
 
-    A row depends on the index of the sample and the seed, not on the batch.
+    A row depends on the index of the sample and the seed, not on the batch. Data that are drawn anew, such as latents,
+    are drawn with the seed.
 
     Args:
         denoiser: the model; if it has classes or floats as its condition, it is conditioned on those of the data. Data
@@ -70,10 +74,10 @@ def dataset_log_prob(
         dataset = align_classes(dataset, denoiser.num_classes)
     parts, batches = [], torch.split(indices, batch_size)
     for done, part in enumerate(batches, start=1):
-        x, labels = dataset.fetch(part)
-        condition = dataset.condition_layout.select(labels, denoiser.condition_layout)
         # A seed for each index, different for every `seed`.
         seeds = [seed * len(dataset) + int(index) for index in part]
+        x, labels = _fetch(dataset, part, seeds)
+        condition = dataset.condition_layout.select(labels, denoiser.condition_layout)
         columns = {"index": part}
         found: LogProb | BitsPerDim
         if dequantisation is None:
@@ -85,3 +89,15 @@ def dataset_log_prob(
         parts.append({**columns, "standard_error": found.standard_error.cpu(), "nfe": found.nfe.cpu()})
         progress("batches", done, len(batches))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
+
+
+def _fetch(dataset: Dataset, part: Int64[Tensor, "samples"], seeds: Sequence[int]) -> Batch:
+    """The samples and conditions of a batch; each with its own seed where they are drawn anew."""
+    if not dataset.random:
+        return dataset.fetch(part)
+    rows: list[Batch] = []
+    for index, seed in zip(part, seeds, strict=True):
+        with host_seeded(derive_seed(seed, 1)):  # not the numbers of the probes
+            rows.append(dataset.fetch(index[None]))
+    conditions = [condition for _, condition in rows if condition is not None]
+    return torch.cat([x for x, _ in rows]), torch.cat(conditions) if conditions else None

@@ -22,6 +22,7 @@ from torch import Tensor
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.devices import device_of
+from openedm.ground.seeding import host_seeded
 from openedm.ground.storage import write_json, write_tensors
 from openedm.metrics.extractors import FeatureNetwork, Output
 from openedm.metrics.frechet import GaussianStatistics
@@ -71,7 +72,7 @@ class Features:
 def image_batches(
     dataset: Dataset, batch_size: int = 256, numbers: Sequence[int] | None = None
 ) -> Iterator[ImageBatch]:
-    """Images of `dataset` and their labels.
+    """Images of `dataset` and their labels. Those of data that are drawn anew are the same for the same batches.
 
     Args:
         dataset: the images.
@@ -84,7 +85,8 @@ def image_batches(
     checks.at_least("batch_size", batch_size, 1)
     numbers = range(len(dataset)) if numbers is None else numbers
     for start in range(0, len(numbers), batch_size):
-        x, condition = dataset.fetch(numbers[start : start + batch_size])
+        with host_seeded(numbers[start]):
+            x, condition = dataset.fetch(numbers[start : start + batch_size])
         yield x, None if condition is None else dataset.condition_layout.unpack(condition)[0]
 
 

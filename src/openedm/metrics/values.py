@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from openedm.data import Dataset
+from openedm.ground.seeding import host_seeded
 from openedm.metrics.extractors import Extractor, FeatureNetwork, Output
 
 __all__ = ["MAX_VALUES", "ValueFeatures", "Values"]
@@ -76,7 +77,8 @@ class ValueFeatures(FeatureNetwork):
         self.cells: tuple[int, ...] | None = None
         if entries > MAX_VALUES:
             max_samples = max(2, min(max_samples, MAX_READ // entries))
-        x = data.fetch(data.spread(max_samples))[0].double()
+        with host_seeded(0):
+            x = data.fetch(data.spread(max_samples))[0].double()
         axes = (0, *range(2, x.ndim))
         std = x.std(axes, correction=0, keepdim=True)[0]
         self.register_buffer("mean", x.mean(axes, keepdim=True)[0])

@@ -16,6 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.data import Dataset
+from openedm.ground.seeding import host_seeded
 
 __all__ = ["Moments", "Noisy", "draw", "moments", "noisy", "parts"]
 
@@ -40,7 +41,8 @@ def draw(data: Dataset, max_samples: int, seed: int, batch_size: int = 256) -> F
     rows = torch.empty(count, size, dtype=torch.float64)
     for start in range(0, count, batch_size):
         part = chosen[start : start + batch_size]
-        rows[start : start + len(part)] = data.fetch(part)[0].flatten(1)
+        with host_seeded(part[0]):
+            rows[start : start + len(part)] = data.fetch(part)[0].flatten(1)
         if not bool(rows[start : start + len(part)].isfinite().all()):
             raise ValueError(f"data must be finite, found NaN or infinity among samples {sorted(part)[:8]} …")
     return rows

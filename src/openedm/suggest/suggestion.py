@@ -12,6 +12,7 @@ from torch import Tensor
 from openedm import objective
 from openedm.data import Dataset, InMemory, as_dataset, measure
 from openedm.ground import checks
+from openedm.ground.seeding import host_seeded
 from openedm.levels import EDM_SIGMA_DATA
 from openedm.objective import EDM_P_MEAN
 from openedm.suggest.limits import UNIFORM_SHARE, Highest, Lowest, comparable, highest, lowest, posteriors
@@ -139,7 +140,9 @@ def in_standard_units(data: Dataset, max_samples: int = 10_000) -> Dataset:
     if data.kind == "images" or found.std == 0:
         return data
     units = Units.measured(found.channel_means, found.channel_stds, EDM_SIGMA_DATA)
-    return InMemory(units.standardise(data.fetch(data.spread(max_samples))[0]))
+    with host_seeded(0):  # so that data that are drawn anew give the same numbers each time
+        x = data.fetch(data.spread(max_samples))[0]
+    return InMemory(units.standardise(x))
 
 
 def suggest(

@@ -50,6 +50,7 @@ __all__ = [
     "restore_optimizer",
     "save_checkpoint",
     "tensors_with_prefix",
+    "trained_without_dropout",
 ]
 
 FORMAT = "openedm-denoiser-1"
@@ -318,6 +319,13 @@ CHANGEABLE_OPTIONS |= {"stop_after", "power_average.every", "power_average.preci
 NAMED_OPTIONS = frozenset({"images", "learning_rate", "rampup", "schedule", "clip_norm", "label_dropout", "precision"})
 NAMED_OPTIONS |= {"accumulate", "average.half_life"}
 """Options that alter the steps to come and fit the state of those that were made: they may change if they are named."""
+
+
+def trained_without_dropout(folder: Path) -> bool:
+    """Whether a checkpoint records that training never left classes out; False where it does not say."""
+    training = read_progress(folder) if (folder / "training.json").is_file() else {}
+    options = training.get("options", {})
+    return isinstance(options, dict) and options.get("init_args", options).get("label_dropout") == 0
 
 
 def as_recorded(content: Mapping[str, Any], objective: Objective) -> Objective:
