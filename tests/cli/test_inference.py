@@ -10,7 +10,7 @@ from jsonargparse import ArgumentError
 from PIL import Image
 
 from openedm.cli import main as module
-from openedm.cli.arguments import numbers_of, simulator_of
+from openedm.cli.arguments import function_of, numbers_of
 from openedm.cli.inference import COMMANDS
 from openedm.cli.inference import benchmark as benchmarking
 from openedm.cli.inference.arguments import settings_of, tasks_of
@@ -208,7 +208,7 @@ def test_a_simulator_that_is_not_there_is_an_error(made, tmp_path):
         (f"{tmp_path}/json.py:f", "another module is called 'json'"),
     ]:
         with pytest.raises(ValueError, match=message):
-            simulator_of(text)
+            function_of(text)
 
 
 # simulate.
@@ -220,7 +220,7 @@ def test_simulate_fills_a_store_with_what_the_library_simulates(made):
     assert result.status == 0
     assert result.out.startswith(f"{len(found)} simulations, x of shape (2,): {made.store}\n")
     assert f"{200 - len(found)} failed; the first: simulation {found.failures[0].index} " in result.out
-    expected = simulate(simulator_of(f"{made.file}:noisy"), Box([-1.0, -1.0], [1.0, 1.0]), 200)
+    expected = simulate(function_of(f"{made.file}:noisy"), Box([-1.0, -1.0], [1.0, 1.0]), 200)
     assert torch.equal(found.theta, expected.theta)
     assert torch.equal(found.x, expected.x)
 
@@ -440,6 +440,26 @@ def test_map_prints_the_mode(openedm, made, monkeypatch):
     density = float(load(made.posterior).plain().log_prob(mode, [0.1, 0.2]))
     rows = [line.split() for line in result.out.splitlines()]
     assert rows == [["parameter", "mode"], ["a", "0.25"], ["b", "-0.5"], ["log-density", f"{density:.6g}"]]
+
+
+def test_fit_takes_an_embedding_of_ones_own(openedm, made, tmp_path):
+    file = tmp_path / "embedding_of_the_tests.py"
+    file.write_text("""
+from torch import nn
+
+class Columns(nn.Sequential):
+    def __init__(self):
+        super().__init__(nn.Linear(2, 3), nn.Tanh())
+""")
+    quick = "--settings=" + json.dumps({"passes": 2, "network": {"width": 8, "num_blocks": 1}})
+    fitted = openedm("inference", "fit", made.store, tmp_path / "own", f"--embedding={file}:Columns", quick)
+    assert fitted.status == 0, fitted.err
+    drawn = openedm("inference", "sample", tmp_path / "own", tmp_path / "s.npz", "--x=0.1,0.2", "--num_samples=5")
+    assert drawn.status == 0, drawn.err
+    refuses(
+        openedm("inference", "fit", made.store, tmp_path / "other", f"--embedding={file}:Rows"),
+        "has no function 'Rows'",
+    )
 
 
 # check.

@@ -5,9 +5,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from fitted import TINY
-from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit
+from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit, load
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
 from openedm.networks import ConditionalMLP, SetSummary
@@ -130,6 +131,41 @@ def test_a_linear_gaussian_posterior_is_found(prior, without_type_checker) -> No
             emulated.sample(observed, 2000).std(0), torch.full((3,), std), atol=0.1 * std, rtol=0
         )
         torch.testing.assert_close(emulated.map(observed, num_draws=32), 0.8 * observed, atol=0.25 * std, rtol=0)
+
+
+class Columns(nn.Module):
+    """An embedding of one's own, of five numbers."""
+
+    def __init__(self, condition_shape: tuple[int, ...]) -> None:
+        super().__init__()
+        self.layer = nn.Linear(math.prod(condition_shape), 5)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.layer(x.flatten(1))
+
+
+@pytest.mark.parametrize(
+    "embedding", [Columns, Columns((2,)), lambda: Columns((2,))], ids=["class", "module", "function"]
+)
+def test_an_embedding_of_ones_own_is_trained_with_the_denoiser(embedding, monkeypatch, tmp_path) -> None:
+    rule = Settings.of
+    monkeypatch.setattr(Settings, "of", lambda *sizes: replace(rule(*sizes), passes=2))
+    posterior = fit(THETA, X, PRIOR, embedding=embedding)
+    summary = posterior.parts.denoiser.network.summary
+    assert isinstance(summary[0], Columns)
+    if isinstance(embedding, Columns):
+        assert not torch.equal(summary[0].layer.weight, embedding.layer.weight)  # a copy was trained
+    samples = posterior.sample(X[0], 5)
+    posterior.save(tmp_path / "posterior")
+    if isinstance(embedding, type):
+        assert torch.equal(load(tmp_path / "posterior").sample(X[0], 5), samples)
+
+
+def test_an_embedding_beside_settings_or_of_another_type_is_refused(without_type_checker) -> None:
+    with pytest.raises(ValueError, match="embedding and settings are mutually exclusive"):
+        fit(THETA, X, PRIOR, embedding=Columns, settings=PLAIN)
+    with pytest.raises(TypeError, match=r"embedding must be an nn.Module, its class, .* got int"):
+        fit(THETA, X, PRIOR, embedding=3)
 
 
 def test_sets_of_different_sizes_are_learned_from(without_type_checker) -> None:

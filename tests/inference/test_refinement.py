@@ -1,9 +1,11 @@
 """Refinement: chains come to their target; each is a function of its own seed."""
 
+import math
+
 import pytest
 import torch
 
-from openedm.inference.judging import is_certain_gain
+from openedm.inference.judging import is_gain
 from openedm.inference.refine import Refinement, Target, evidence, evidence_near
 
 
@@ -57,6 +59,29 @@ def test_an_ensemble_s_mean_is_the_target_though_members_are_asked_first(without
     assert target.asked < 0.8 * 3 * 4000 * 101
 
 
+class TwoModes(Target):
+    """Narrow Gaussians around −1 and 1, the second with three quarters of the mass."""
+
+    members = 1
+
+    def __call__(self, u, chains, member=None):
+        each = [
+            -0.5 * ((u - mean) / 0.02).square().sum(-1) + math.log(share) for mean, share in ((-1, 0.25), (1, 0.75))
+        ]
+        return torch.stack(each).double().logsumexp(0, keepdim=True)
+
+
+def test_the_weights_of_separate_modes_come_right_though_starts_and_pilots_have_others(without_type_checker) -> None:
+    def half_and_half(n: int, seed: int) -> torch.Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        side = (torch.rand(n, 2, generator=generator)[:, :1] < 0.5).float() * 2 - 1
+        return side + 0.02 * torch.randn(n, 2, generator=generator)
+
+    start, pilots = half_and_half(4000, 0), half_and_half(256, 1)
+    moved = Refinement(num_steps=25).run(start[None], pilots[None], TwoModes(), [3])[0]
+    assert float((moved[:, 0] > 0).float().mean()) == pytest.approx(0.75, abs=0.03)
+
+
 class Half(Normals):
     """Of density 0 below 0."""
 
@@ -93,11 +118,13 @@ def test_the_evidence_of_a_gaussian_is_its_integral() -> None:
     assert 0.5 < share < 1
 
 
-def test_refinement_is_chosen_only_where_its_gain_is_certain() -> None:
-    assert is_certain_gain([0.5, 0.6, 0.4, 0.5])
-    assert not is_certain_gain([0.5, -0.6, 0.4, -0.5])
-    assert not is_certain_gain([-0.5, -0.6])
-    assert not is_certain_gain([float("nan")] * 5)
+def test_refinement_is_chosen_where_its_mean_gain_is_positive() -> None:
+    assert is_gain([0.5, 0.6, 0.4, 0.5])
+    assert is_gain([0.5, -0.6, 0.4, -0.2])
+    assert not is_gain([0.5, -0.6, 0.4, -0.5])
+    assert not is_gain([0.5, 0.6, float("nan"), 0.1])
+    assert not is_gain([-0.5, -0.6])
+    assert not is_gain([float("nan")] * 5)
 
 
 def test_pilots_that_are_far_too_wide_settle(without_type_checker) -> None:

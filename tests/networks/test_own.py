@@ -111,6 +111,11 @@ class Nothing(Plain):
         return None
 
 
+class Rounded(nn.Module):
+    def forward(self, condition: torch.Tensor) -> torch.Tensor:
+        return condition.long()
+
+
 class NeedsMore(nn.Module):
     def __init__(self, depth: int) -> None:
         super().__init__()
@@ -140,9 +145,18 @@ def test_a_module_is_a_summary(given: Any) -> None:
     assert built(X, torch.zeros(64), torch.zeros(64, 3, 4)).shape == X.shape
 
 
-def test_a_summary_of_another_width_is_refused() -> None:
-    with pytest.raises(ValueError, match=r"must return floating-point numbers of shape \(2, 32\), got \(2, 5\)"):
-        ConditionalMLP(width=32, summary=Mean(5)).build((2,), condition_shape=(3,))
+def test_a_summary_of_another_width_gets_a_linear_layer() -> None:
+    network = ConditionalMLP(width=32, num_blocks=1, summary=Mean(5))
+    assert network.build((2,), condition_shape=(3,))(X, torch.zeros(64), torch.zeros(64, 3)).shape == X.shape
+
+
+def test_a_summary_that_is_not_a_vector_is_refused() -> None:
+    with pytest.raises(
+        ValueError, match=r"must return floating-point numbers of shape \(2, 3\), got \(2, 3\) of torch.int64"
+    ):
+        ConditionalMLP(width=32, summary=Rounded()).build((2,), condition_shape=(3,))
+    with pytest.raises(ValueError, match=r"must return floating-point numbers of shape \(2, 32\), got \(2, 3, 4\)"):
+        ConditionalMLP(width=32, summary=nn.Identity()).build((2,), condition_shape=(3, 4))
 
 
 def test_the_public_names_are_there() -> None:

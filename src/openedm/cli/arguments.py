@@ -31,19 +31,19 @@ def parse_integers(name: str, text: str) -> list[int]:
     return values
 
 
-def simulator_of(text: str) -> Callable[..., Any]:
-    """The user's function `file.py:function`. The file is imported, with its folder first on the path.
+def function_of(text: str, option: str = "simulator") -> Callable[..., Any]:
+    """The user's function, or class, `file.py:function`. The file is imported, with its folder first on the path.
 
     Raises:
         ValueError: the file or function does not exist, or another module has the file's name.
     """
     file, colon, name = text.rpartition(":")
     if not colon or not file.endswith(".py"):
-        raise ValueError(f"simulator must be file.py:function, got {text!r}")
-    module = import_file("simulator", file)
+        raise ValueError(f"{option} must be file.py:function, got {text!r}")
+    module = import_file(option, file)
     function = getattr(module, name, None)
     if not callable(function):
-        raise ValueError(f"simulator must be file.py:function, but {file} has no function {name!r}")
+        raise ValueError(f"{option} must be file.py:function, but {file} has no function {name!r}")
     return function  # type: ignore[no-any-return]
 
 

@@ -22,7 +22,7 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.networks import Network
-from openedm.networks.summaries import ABSENT
+from openedm.networks.summaries import ABSENT, Summary
 
 __all__ = ["Absence", "Kind", "describe_refused", "kind_in", "kind_of", "warn_unlike_members"]
 
@@ -148,7 +148,7 @@ def kind_in(x: Float[Tensor, "rows *event"]) -> Kind | None:
     return "members" if 2 * int(whole.sum()) > len(whole) else "values"
 
 
-def kind_of(network: Network) -> Kind | None:
+def kind_of(network: Network | Summary | None) -> Kind | None:
     """What NaN in a condition of this network mark; None where it takes no NaN.
 
     That is the attribute `absent` of its summary, or of the network itself.

@@ -37,6 +37,7 @@ def fit(
     *,
     seed: int = 0,
     settings: Settings | None = None,
+    embedding: Any = None,
     names: Sequence[str] | None = None,
     on_nonfinite: Literal["error", "drop"] = "error",
     run: str | Path | None = None,
@@ -55,6 +56,10 @@ def fit(
             ends, or None. Samples lie inside its support, and an emulator draws its θ from it.
         seed: of everything random; the same seed and machine give the same posterior.
         settings: how to fit; None means `Settings.of`, the rule.
+        embedding: the network that summarises x for the denoiser, in place of the rule's: an `nn.Module` of your own,
+            called as `embedding(x)` with standardised data (rows, *x_shape), which returns (rows, any number), its
+            class, a function that makes one, or a `Summary`. It is trained together with the denoiser. None means
+            that of the rule.
         names: of the parameters; None means the prior's.
         on_nonfinite: "error" refuses simulations with infinities or other NaN than those and names them, "drop" leaves
             them out, with a warning that says how many. The posterior is then conditional on the simulator's success.
@@ -90,7 +95,16 @@ def fit(
     drop_nonfinite = on_nonfinite == "drop"
     job = Job(None if run is None else Path(run), resume, tuple(observers), progress)
 
-    data = prepare(theta, x, prior, settings=settings, names=names, drop_nonfinite=drop_nonfinite, seed=seed)
+    data = prepare(
+        theta,
+        x,
+        prior,
+        settings=settings,
+        embedding=embedding,
+        names=names,
+        drop_nonfinite=drop_nonfinite,
+        seed=seed,
+    )
     data = _sorted_where_exchangeable(data)
     verdict = choose_posterior(data, job)
     report = _report(data, verdict)

@@ -18,8 +18,17 @@ from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.priors import CONTINUOUS, Prior
 from openedm.inference.sbi_calls import Values, as_rows
 from openedm.inference.settings import Settings
+from openedm.networks import Summary
 
-__all__ = ["MIN_SIMULATIONS", "Prepared", "check_simulations", "constant_columns", "duplicated_columns", "prepare"]
+__all__ = [
+    "MIN_SIMULATIONS",
+    "Prepared",
+    "check_simulations",
+    "constant_columns",
+    "duplicated_columns",
+    "prepare",
+    "summary_of",
+]
 
 MIN_SIMULATIONS = 100
 MAX_KNOWN = 4096
@@ -150,6 +159,7 @@ def prepare(
     prior: Any = None,
     *,
     settings: Settings | None = None,
+    embedding: Any = None,
     names: Sequence[str] | None = None,
     drop_nonfinite: bool = False,
     seed: int = 0,
@@ -157,22 +167,31 @@ def prepare(
     """Check simulations, choose the settings, split the simulations and find how they are standardised.
 
     Args:
-        theta, x, prior, settings, names, seed: as for `fit`.
+        theta, x, prior, settings, embedding, names, seed: as for `fit`.
         drop_nonfinite: whether simulations with NaN or infinities are left out, not refused.
 
     Raises:
-        TypeError, ValueError: as for `check_simulations`; x does not vary, or settings with an emulator for x that are
-            not vectors.
+        TypeError, ValueError: as for `check_simulations`; x does not vary, settings with an emulator for x that are not
+            vectors, or settings beside an embedding.
 
     Warns:
         UserWarning: how many simulations are left out; columns of x that are constant or equal to others, which are
             left out.
     """
     known, values = as_prior(prior, names), as_rows("x", x)
-    absent = kind_in(values) if settings is None else kind_of(settings.network)
+    if embedding is not None and settings is not None:
+        raise ValueError(
+            "embedding and settings are mutually exclusive: settings=Settings(network="
+            "ConditionalMLP(summary=embedding), emulator=None) has both"
+        )
+    summary = None if embedding is None else summary_of(embedding)
+    if settings is None and summary is None:
+        absent = kind_in(values)
+    else:
+        absent = kind_of(summary if settings is None else settings.network)
     theta, x = check_simulations(theta, values, known, drop_nonfinite=drop_nonfinite, absent=absent)
     shape = tuple(x.shape[1:])
-    settings = Settings.of(len(theta), theta.shape[1], shape, absent) if settings is None else settings
+    settings = Settings.of(len(theta), theta.shape[1], shape, absent, summary) if settings is None else settings
     if settings.emulator is not None and len(shape) > 1:
         raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
     keep = _columns_to_keep(x) if len(shape) == 1 else ()
@@ -185,6 +204,21 @@ def prepare(
     u, data = parameters.forward(theta), _data_map(x, training, keep, settings)
     dropped = len(values) - len(theta)
     return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names, dropped)
+
+
+def summary_of(embedding: Any) -> Summary:
+    """A user's embedding of x as a summary.
+
+    Raises:
+        TypeError: it is neither a module, nor something that makes one, nor a `Summary`.
+    """
+    summary = embedding if isinstance(embedding, Summary) else Summary.adopt(embedding)
+    if not isinstance(summary, Summary):
+        raise TypeError(
+            "embedding must be an nn.Module, its class, a function that makes one, or a Summary, got "
+            f"{type(embedding).__name__}"
+        )
+    return summary
 
 
 def _data_map(

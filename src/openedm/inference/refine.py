@@ -4,10 +4,12 @@
 
 a and b are two of a fixed set of pilots, samples for the same observation, and γ is random: the differences know the
 posterior's widths, correlations and the ways between its modes (differential evolution, ter Braak 2006), and since the
-pilots are no part of the chains these are independent and the proposal is symmetric. The pilots themselves are moved
-first, in blocks of steps, until their mean ln π and their widths no longer change; the other chains then make as many
-steps, with the pilots where they ended.
-Importance sampling from a kernel estimate around the pilots (`evidence_near`) normalises the density of what is drawn.
+pilots are no part of the chains these are independent and the proposal is symmetric. Every fifth step proposes a draw
+of the density q that the pilots show (`Kernels`), accepted with probability min(1, π(u') q(u) / π(u) q(u')): that sets
+the weights of separate modes right, which differences hardly change. Of many parameters too few would be accepted.
+The pilots themselves are moved first, in blocks of steps, until their mean ln π and their widths no longer change; the
+other chains then make as many steps, with the pilots where they ended.
+Importance sampling from the same density (`evidence_near`) normalises that of what is drawn.
 
 Where the learned likelihood is an ensemble's mean, a step first tests a proposal with one member, in turn, and computes
 the whole ensemble only for those that pass: delayed acceptance (Christen and Fox 2005), whose target is the same.
@@ -26,6 +28,7 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference.draws import SampleNoise, section_seeds
+from openedm.inference.kernels import FREEDOM, Kernels
 from openedm.inference.maps import ParameterMap
 from openedm.inference.priors import Prior
 from openedm.networks.mixtures import ConditionalMixture
@@ -39,8 +42,8 @@ SETTLED = 2.5
 """n pilots have settled when a block moves the mean of ln π by less than this /√n of its spread, and the logarithm of
 each standard deviation by less than this /√n: twice what it does by chance."""
 
-FREEDOM = 5.0
-"""Degrees of freedom of the kernels around pilots, whose tails are heavier than most targets'."""
+MAX_KERNEL_SIZE = 8
+"""Of more parameters no step proposes a draw of the pilots' density."""
 
 
 class Target(ABC):
@@ -131,14 +134,22 @@ class Refinement(Choice):
         u, observation = start.flatten(0, 1).clone(), chains // n
         each = target(u, chains)
         value = _mean(each)
+        kernels = Kernels.of(pilots) if d <= MAX_KERNEL_SIZE else None
         for step in range(self.num_steps):
             uniform = torch.special.ndtr(noise.draw((5,)).to(start)).clamp(1e-7, 1 - 1e-7)
             first, second = (uniform[:, :2] * pilots.shape[1]).long().unbind(-1)
-            difference = pilots[observation, first] - pilots[observation, second]
-            proposal = u + _factor(step, d, uniform[:, 2])[:, None] * difference
+            if kernels is not None and step % 5 == 2:
+                now, normal = u.reshape(count, n, d), noise.draw((d + FREEDOM,)).to(start)
+                anew = kernels.at(first.reshape(count, n), normal.reshape(count, n, -1))
+                odds = (kernels.log_prob(now) - kernels.log_prob(anew)).flatten()  # ln q(u)/q(u')
+                proposal = anew.flatten(0, 1).to(u)
+            else:
+                difference = pilots[observation, first] - pilots[observation, second]
+                proposal = u + _factor(step, d, uniform[:, 2])[:, None] * difference
+                odds = torch.zeros_like(value)
             member = step % target.members
             gain = target(proposal, chains, member)[0] - each[member]
-            passed = (uniform[:, 3].log() < gain).nonzero()[:, 0]
+            passed = (uniform[:, 3].log() < gain + odds).nonzero()[:, 0]
             if len(passed) == 0:
                 continue
             each_new = target(proposal[passed], passed)
@@ -271,27 +282,11 @@ def evidence_near(
         draws: how many.
         known: another sample of π, which counts as one more draw: where the pilots missed it, the integral is large.
     """
-    points = pilots.double()
-    n, d = points.shape
-    scale = (4 / (n * (d + 2))) ** (1 / (d + 4))
-    covariance = torch.cov(points.T).reshape(d, d) * scale**2
-    factor = torch.linalg.cholesky(covariance + 1e-10 * torch.eye(d).to(covariance) * covariance.diagonal().mean())
+    kernels = Kernels.of(pilots[None])
+    n, d = pilots.shape
     generator = torch.Generator().manual_seed(seed)
-    normal = torch.randn(draws, d, generator=generator, dtype=torch.float64).to(points)
-    gamma = torch.distributions.Chi2(FREEDOM)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        chi = gamma.sample((draws, 1)).double().to(points)
-    u = points[torch.arange(draws) % n] + (normal / (chi / FREEDOM).sqrt()) @ factor.T
+    noise = torch.randn(1, draws, d + FREEDOM, generator=generator, dtype=torch.float64).to(pilots.device)
+    u = kernels.at(torch.arange(draws, device=pilots.device)[None] % n, noise)[0]
     if known is not None:
         u = torch.cat([u, known.double()[None]])
-    whitened = torch.linalg.solve_triangular(factor, (u[:, None] - points).flatten(0, 1).T, upper=False).T
-    squares = whitened.square().sum(1).reshape(len(u), n)
-    kernels = -(FREEDOM + d) / 2 * (squares / FREEDOM).log1p()
-    constant = (
-        math.lgamma((FREEDOM + d) / 2)
-        - math.lgamma(FREEDOM / 2)
-        - d / 2 * math.log(FREEDOM * math.pi)
-        - float(factor.diagonal().log().sum())
-    )
-    return evidence(log_target(u), kernels.logsumexp(1) - math.log(n) + constant)
+    return evidence(log_target(u), kernels.log_prob(u[None])[0])

@@ -159,7 +159,14 @@ class Settings(Choice):
             raise ValueError("compare must be True without an emulator: nothing would be trained")
 
     @classmethod
-    def of(cls, simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None = None) -> "Settings":
+    def of(
+        cls,
+        simulations: int,
+        dim: int,
+        x_shape: tuple[int, ...],
+        absent: Kind | None = None,
+        embedding: Summary | None = None,
+    ) -> "Settings":
         """The rule.
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
@@ -176,6 +183,7 @@ class Settings(Choice):
           where x has more than 100 numbers.
         * Matrices are series (channels, time), or sets (members, features) where members are absent; arrays with three
           axes are images.
+        * With an embedding of the user's, all data are treated as those other data are, with that embedding.
         * At least 100 and at most 2000 simulations are held out, a tenth if that is between the two.
 
         Args:
@@ -183,6 +191,7 @@ class Settings(Choice):
             dim: number of parameters.
             x_shape: shape of one observation.
             absent: what NaN in the data mark, "members" of sets or "values" of series; None where there are no NaN.
+            embedding: the user's network that summarises an observation; None for that of the rule.
         """
         many = simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
@@ -198,14 +207,14 @@ class Settings(Choice):
             steps=steps,
             batch_size=512 if many else 256,
         )
-        network, passes = _direct(simulations, dim, x_shape, absent)
+        network, passes = _direct(simulations, dim, x_shape, absent, embedding)
         return cls(
             network=network,
             drawn_network=ConditionalMLP(width=96 if dim <= 2 else 128),
             bases=("Gaussian",) if dim <= 2 else ("linear", "Gaussian"),
             passes=passes,
             images=round(max(samples, 100_000) * (1.6 if many else 1.0)),
-            emulator=emulator if len(x_shape) == 1 else None,
+            emulator=emulator if len(x_shape) == 1 and embedding is None else None,
             held_out=min(held, 0.5),
         )
 
@@ -242,10 +251,12 @@ class Settings(Choice):
         )
 
 
-def _direct(simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None) -> tuple[Network, int]:
+def _direct(
+    simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None, embedding: Summary | None
+) -> tuple[Network, int]:
     """The network of a denoiser that learns from the simulations, and how many passes it makes."""
     n = max(simulations, 1)
-    if len(x_shape) == 1:
+    if len(x_shape) == 1 and embedding is None:
         width, dropout = (64, 0.1) if n < 3000 else (96, 0.05) if n < 30_000 else (128, 0.0)
         noise = min(min(0.005 * x_shape[0], 0.1) * math.sqrt(1000 / n), 0.2)
         steps = min(max(3000 * math.sqrt(n / 1000), 2000), 20_000)
@@ -256,4 +267,5 @@ def _direct(simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind |
     fewest = 60 if dim <= 2 else 100
     cheap = math.prod(x_shape) <= 100
     passes = max(fewest, min(500, round(500 * (1000 / n) ** 1.2))) if cheap else fewest
-    return ConditionalMLP(width=96 if dim <= 2 else 128, summary=kinds.get(len(x_shape), VectorSummary())), passes
+    summary = kinds.get(len(x_shape), VectorSummary()) if embedding is None else embedding
+    return ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary), passes

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from openedm.ground.choices import is_outside
-from openedm.networks.layers import seeded
+from openedm.networks.layers import KAIMING, Linear, seeded
 from openedm.networks.network import Network, Signature
 from openedm.networks.summaries import Summary
 
@@ -62,7 +62,7 @@ class ModuleNetwork(Network):
 
 @dataclass(frozen=True)
 class ModuleSummary(Summary):
-    """A summary that is a module of the user's own, called as `summary(condition)`, (rows, *shape) → (rows, features).
+    """A summary that is a module of the user's own, `summary(condition)`: (rows, *shape) → (rows, any number).
 
     It is made where a module is given for a summary: `ConditionalMLP(summary=module)`.
 
@@ -81,7 +81,10 @@ class ModuleSummary(Summary):
         return _holding(cls, module)
 
     def module(self, condition_shape: tuple[int, ...], features: int) -> nn.Module:
-        """A copy of the module, or a new one, checked with two conditions of zeros."""
+        """A copy of the module, or a new one, checked with two conditions of zeros.
+
+        A linear layer follows where it returns another number of features than were asked for.
+        """
         known = {"condition_shape": condition_shape, "features": features}
         made = _made(self, "summary", "summary(condition)", known, None)
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
@@ -93,7 +96,11 @@ class ModuleSummary(Summary):
                     f"{(2, *condition_shape)}: {error}"
                 ) from error
         made.train()
-        _check_tensor(f"summary {self.name}, called as summary(condition),", found, (2, features))
+        called = f"summary {self.name}, called as summary(condition),"
+        if isinstance(found, Tensor) and found.ndim == 2 and len(found) == 2 and 0 < found.shape[1] != features:
+            _check_tensor(called, found, (2, found.shape[1]))
+            return nn.Sequential(made, Linear(found.shape[1], features, init=KAIMING))
+        _check_tensor(called, found, (2, features))
         return made
 
 

@@ -18,6 +18,7 @@ from openedm.inference.settings import Settings
 from openedm.inference.simulations import Simulations, Store
 from openedm.inference.tasks import Task
 from openedm.inference.trained import SAMPLER, DenoiserPosterior
+from openedm.networks import Summary
 from openedm.sampling import Sampler, SamplerChoice
 
 
@@ -97,7 +98,12 @@ def tasks_of(names: str) -> list[Task]:
 
 
 def settings_of(
-    changes: dict[str, Any] | None, simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None = None
+    changes: dict[str, Any] | None,
+    simulations: int,
+    dim: int,
+    x_shape: tuple[int, ...],
+    absent: Kind | None = None,
+    embedding: Summary | None = None,
 ) -> Settings | None:
     """The settings of the rule with some changes; None without changes.
 
@@ -107,6 +113,7 @@ def settings_of(
         dim: the number of parameters.
         x_shape: shape of one observation.
         absent: what NaN in the data mark, as for `Settings.of`.
+        embedding: the user's network that summarises an observation, as for `Settings.of`.
 
     Raises:
         ArgumentError: a name is not known, or a value has the wrong type.
@@ -114,7 +121,7 @@ def settings_of(
     """
     if changes is None:
         return None
-    rule = to_plain(Settings.of(simulations, dim, x_shape, absent))
+    rule = to_plain(Settings.of(simulations, dim, x_shape, absent, embedding))
     return build(Settings, "settings", overlay(Settings, rule, changes))
 
 

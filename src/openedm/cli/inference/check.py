@@ -7,7 +7,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm.cli.arguments import simulator_of
+from openedm.cli.arguments import function_of
 from openedm.cli.inference.arguments import PosteriorOptions, load_observed, simulations_of
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import table
@@ -54,7 +54,7 @@ def check(
     checks.at_least("num_draws", num_draws, FEWEST)
     if simulator is None and (batched or arrays != "torch"):
         raise ValueError("batched and arrays require a simulator")
-    function = None if simulator is None else Call(simulator_of(simulator), batched, arrays)
+    function = None if simulator is None else Call(function_of(simulator), batched, arrays)
     fresh = None if simulations is None else simulations_of(simulations)
     observed = load_observed(posterior, x, device, options)
     if not observed.single:

@@ -3,12 +3,14 @@
 from collections.abc import Mapping
 from typing import Any, Literal
 
+from openedm.cli.arguments import function_of
 from openedm.cli.inference.arguments import settings_of, simulations_of, task_of
 from openedm.cli.parsing import Changes
 from openedm.cli.terminal import Bars, rows
 from openedm.ground.storage import new_path
 from openedm.inference import fitting
 from openedm.inference.absent import kind_in
+from openedm.inference.prepare import summary_of
 from openedm.inference.priors import Prior
 from openedm.inference.trained import DenoiserPosterior
 
@@ -22,6 +24,7 @@ def fit(
     seed: int = 0,
     on_nonfinite: Literal["error", "drop"] = "error",
     settings: Changes | None = None,
+    embedding: str | None = None,
     run: str | None = None,
     resume: bool = False,
 ) -> None:
@@ -42,6 +45,9 @@ def fit(
         on_nonfinite: error: simulations with NaN or infinities are an error, except for NaN that mark absent members of
             sets or values of series. drop: they are left out.
         settings: settings that differ from the rule, such as --settings.images 1000000; or a YAML file of such fields.
+        embedding: a network of your own that summarises x, in place of the rule's: file.py:Class, a class of nn.Module
+            that is made without arguments (or with condition_shape and features). Commands that read the posterior then
+            need --import with the name of that module.
         run: a folder for checkpoints.
         resume: continue from the checkpoints in `run`.
     """
@@ -49,9 +55,11 @@ def fit(
     known = task_of(task)
     if known is not None and prior is not None:
         raise ValueError("prior and task are mutually exclusive, because a task has a prior")
+    summary = None if embedding is None else summary_of(function_of(embedding, "embedding"))
     found = simulations_of(simulations, num)
     chosen = prior or (None if known is None else known.prior) or found.prior
-    changed = settings_of(settings, len(found), found.theta.shape[-1], tuple(found.x.shape[1:]), kind_in(found.x))
+    sizes = len(found), found.theta.shape[-1], tuple(found.x.shape[1:])
+    changed = settings_of(settings, *sizes, kind_in(found.x), summary)
     with Bars() as bars:
         try:
             posterior = fitting.fit(
@@ -60,6 +68,7 @@ def fit(
                 chosen,
                 seed=seed,
                 settings=changed,
+                embedding=summary if changed is None else None,
                 on_nonfinite=on_nonfinite,
                 run=run,
                 resume=resume,

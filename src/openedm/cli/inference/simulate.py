@@ -5,7 +5,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm.cli.arguments import simulator_of
+from openedm.cli.arguments import function_of
 from openedm.cli.inference.arguments import task_of
 from openedm.cli.terminal import Bars
 from openedm.inference import simulation
@@ -54,7 +54,7 @@ def simulate(
         )
     if known is None and (simulator is None or prior is None):
         raise ValueError("simulator and prior must be given, or a task")
-    function: Any = TaskSimulator(known) if known is not None else simulator_of(str(simulator))
+    function: Any = TaskSimulator(known) if known is not None else function_of(str(simulator))
     with Bars() as bars:
         try:
             found = simulation.simulate(
