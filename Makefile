@@ -6,10 +6,11 @@ BIN := .venv/bin
 PEERS := benchmarks/.venv/bin
 # Idle OpenMP threads sleep instead of spinning: several times faster on a busy machine.
 export OMP_WAIT_POLICY ?= PASSIVE
-# One test process a core, one thread each.
-PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -n auto
+# One test process a core, one thread each. A process gets half of the tests in their order, and takes of the other's when
+# it is done, so that few fixtures of a file are made by both. Compiled files are kept for the processes that tests start.
+PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test check coverage lint types imports golden sizes recorded bench bench-solvers bench-inference clean
+.PHONY: demo test check laws coverage lint types imports golden sizes recorded bench bench-solvers bench-inference clean
 
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openedm needs Python 3.11 or later")'
@@ -31,6 +32,9 @@ FAST := src tests/ground tests/data tests/generation tests/properties tests/samp
 
 check: lint types imports  ## what to run every few minutes: lint, types, import rules, a fast part of the tests
 	OPENEDM_EXAMPLES=5 $(PYTEST) -m 'not golden and not slow' $(FAST)
+
+laws: .venv/installed  ## the tests with 200 examples of each law instead of 30
+	OPENEDM_EXAMPLES=200 $(PYTEST) -m 'not golden'
 
 coverage: .venv/installed  ## the tests, and the lines that none of them runs
 	$(PYTEST) -m 'not golden' --cov --cov-report=term:skip-covered

@@ -1,13 +1,14 @@
 """Hypothesis draws the same examples in every run, and gives each as long as it takes."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
+from pathlib import Path
 
 import jaxtyping
 import pytest
 from hypothesis import settings
 
-examples = int(os.environ.get("OPENEDM_EXAMPLES", "100"))  # `make check` asks for a few
+examples = int(os.environ.get("OPENEDM_EXAMPLES", "30"))  # `make check` asks for fewer, `make laws` for more
 settings.register_profile("openedm", derandomize=True, deadline=None, max_examples=examples)
 settings.load_profile("openedm")
 
@@ -15,6 +16,14 @@ settings.load_profile("openedm")
 def pytest_configure(config: pytest.Config) -> None:
     """Of a long tuple beartype checks one item at random, also while Hypothesis makes a choice that holds a table."""
     config.addinivalue_line("filterwarnings", "ignore:Do not use the `random` module inside strategies")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_collect_file(
+    file_path: Path, parent: pytest.Collector
+) -> Generator[None, list[pytest.Collector], list[pytest.Collector]]:
+    """No file of tests has examples in docstrings: to look for them would import each file a second time."""
+    return [found for found in (yield) if type(found) is pytest.Module]
 
 
 @pytest.fixture

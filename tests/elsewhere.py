@@ -43,8 +43,7 @@ class _Module(_DummyBackendModule):
         torch.default_generator.set_state(state)
 
 
-if not hasattr(torch, "elsewhere"):  # pytest imports this file twice: for tests, and for examples in it
-    _setup_privateuseone_for_python_backend("elsewhere", _Module())
+_setup_privateuseone_for_python_backend("elsewhere", _Module())
 ELSEWHERE = torch.device("elsewhere:0")
 _aten = torch.ops.aten
 _COPIES = {_aten._to_copy.default, _aten.copy_.default, _aten._pin_memory.default, _aten.is_pinned.default}
