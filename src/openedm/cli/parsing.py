@@ -101,7 +101,7 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     parser = parser_for(program, command)
     modules, others = take_imports(arguments)
     import_modules(modules)
-    plain, others = merge(command, others)
+    plain, others = merge(command, _joined(others))
     for names, text, _ in _parse_options(others):
         if names[-1] != "help" or len(names) == 1:
             continue
@@ -117,6 +117,22 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     for name, cls in _flat(command).items():
         values[name] = cls(**{argument: values.pop(argument) for argument in arguments_of(cls)})
     return values
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with numbers below 0 joined to their options: argparse takes `-0.3,1` for an option.
+
+    >>> _joined(["--conditions", "-0.3,1", "--seeds", "4"])
+    ['--conditions=-0.3,1', '--seeds', '4']
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ""
+        if re.match(r"-\.?\d", argument) and before.startswith("--") and "=" not in before:
+            joined[-1] = f"{before}={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]:
