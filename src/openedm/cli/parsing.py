@@ -316,13 +316,13 @@ def _help(kind: type[Choice], option: str, name: str) -> str:
     """The help text of an option: the classes to choose from, or the options of the class `name`."""
     cls = class_of(kind, {"class_path": name} if name else {})
     if cls is None and name:
-        names = ", ".join(c.__name__ for c in known_classes(kind)) or "the classes of modules that --import MODULE names"
+        names = ", ".join(c.__name__ for c in known_classes(kind)) or "the classes of modules given by --import"
         raise ArgumentError(None, f"--{option}.help must be followed by one of {names}, got {name!r}")
     if cls is None:
         known = {c.__name__: inspect.cleandoc(c.__doc__ or "") for c in known_classes(kind)}
         rows = [f"  {title:<20} {text.partition(chr(10))[0]}" for title, text in known.items()]
         if not rows:
-            return f"--{option} is a class of your own below {class_path(kind)},\nof a module that --import MODULE names."
+            return f"--{option} is a class of your own below {class_path(kind)},\nof a module given by --import MODULE."
         return "\n".join([f"--{option} is one of", *rows, f"--{option}.help CLASS describes one of them."])
     about = None if arguments_of(cls) else inspect.cleandoc(cls.__doc__ or "")
     parser = ArgumentParser(prog=f"--{option} {cls.__name__}", add_help=False, description=about)
