@@ -3,7 +3,8 @@
     python -m benchmarks.inference.exact --simulations 1000 --out exact.json
 
 Prints, for each problem, the mean C2ST of its observations, the largest error of a mean in standard deviations and the
-ratio of standard deviations that is furthest from 1, with the CPU seconds of the fit and what was chosen.
+ratio of standard deviations that is furthest from 1, with the CPU seconds of the fit and what was chosen; then how
+often the verdict on an observation is "trust" or another one where C2ST is below 0.55, above 0.6, or between.
 """
 
 import argparse
@@ -43,13 +44,23 @@ def measured(name: str, simulations: int, samples: int, seed: int) -> dict[str, 
         warnings.simplefilter("always")
         posterior = fit(theta.float(), x.float(), (problem.low, problem.high), seed=seed)
     row: dict[str, Any] = {"problem": name, "cpu_seconds": time.process_time() - started}
-    row |= {"c2st": [], "shift": [], "width": [], "warnings": [str(w.message) for w in caught]}
+    row |= {
+        "c2st": [],
+        "shift": [],
+        "width": [],
+        "advice": [],
+        "effective": [],
+        "warnings": [str(w.message) for w in caught],
+    }
     for number in range(len(problem.truths)):
         observed = observe(problem, number)
         exact = exact_posterior(problem, observed, samples, seed)
         drawn = posterior.sample(observed.float(), samples).double()
         ratio = drawn.std(0) / exact.std(0)
         row["c2st"].append(c2st(drawn.float(), exact.float()))
+        verdict = posterior.verdict(observed.float())
+        row["advice"].append(verdict.advice)
+        row["effective"].append(verdict.effective)
         row["shift"].append(float(((drawn.mean(0) - exact.mean(0)) / exact.std(0)).abs().max()))
         row["width"].append(float(ratio[ratio.log().abs().argmax()]))
     return row | {"c2st_mean": statistics.fmean(row["c2st"]), "report": posterior.report}
@@ -65,6 +76,16 @@ def line(row: dict[str, Any]) -> str:
     )
 
 
+def judgements(rows: list[dict[str, Any]]) -> list[str]:
+    """The table of verdicts and C2ST."""
+    pairs = [pair for row in rows for pair in zip(row["c2st"], row["advice"], strict=True)]
+    text = [f"{'C2ST':10} {'trust':>6} {'other':>6}"]
+    for name, low, high in (("< 0.55", 0.0, 0.55), ("0.55-0.6", 0.55, 0.6), ("> 0.6", 0.6, 1.1)):
+        found = [advice == "trust" for score, advice in pairs if low <= score < high]
+        text.append(f"{name:10} {sum(found):6} {len(found) - sum(found):6}")
+    return text
+
+
 def main() -> None:
     """Run it."""
     given = arguments()
@@ -74,7 +95,7 @@ def main() -> None:
     for name in given.problems:
         rows.append(measured(name, given.simulations, given.samples, given.seed))
         print(line(rows[-1]), flush=True)
-    print(f"{'mean':10} {statistics.fmean(row['c2st_mean'] for row in rows):6.3f}")
+    print(f"{'mean':10} {statistics.fmean(row['c2st_mean'] for row in rows):6.3f}", *judgements(rows), sep="\n")
     if given.out is not None:
         write_json(given.out, {"machine": machine(), "simulations": given.simulations, "rows": rows})
 

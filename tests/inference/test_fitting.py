@@ -44,6 +44,7 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
         ({"on_nonfinite": "ignore"}, "on_nonfinite must be"),
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"resume": True}, "run must be given to resume"),
+        ({"settings": replace(TINY, emulator=MixtureOptions(folds=30))}, "folds must be <= 27, a tenth of the 270"),
         ({"x": torch.randn(N, 3, 8, 8), "settings": TINY}, r"settings.emulator must be None for x of shape"),
     ],
 )
@@ -51,6 +52,13 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 def test_what_does_not_fit_is_refused_before_any_work(change: dict, message: str, without_type_checker) -> None:
     with pytest.raises(ValueError, match=message):
         fit(**{"theta": THETA, "x": X, "prior": PRIOR, "settings": TINY, **change})
+
+
+@pytest.mark.parametrize("n", [100, 119, 149, 199, 200, 1111, 5000])
+def test_the_rule_leaves_ten_simulations_a_fold(n: int) -> None:
+    rule = Settings.of(n, 2, (2,))
+    assert rule.emulator is not None
+    assert 10 * rule.emulator.folds <= n - min(round(n * rule.held_out), n // 2)
 
 
 def test_simulations_hold_data_and_prior() -> None:

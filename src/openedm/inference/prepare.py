@@ -197,8 +197,14 @@ def prepare(
     keep = _columns_to_keep(x) if len(shape) == 1 else ()
     if len(shape) > 1 and bool((x[~x.isnan()] == x[~x.isnan()][0]).all()):
         raise ValueError("x must vary, but all its values are the same")
-    order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
+    folds = 0 if settings.emulator is None else settings.emulator.folds
+    if len(theta) - count < 10 * folds:
+        raise ValueError(
+            f"settings.emulator.folds must be <= {(len(theta) - count) // 10}, a tenth of the {len(theta) - count} "
+            f"simulations that are trained on, got {folds}"
+        )
+    order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
     held, training = order[:count].sort().values, order[count:].sort().values
     parameters = ParameterMap.of(theta, None if known is None else known.bijection)
     u, data = parameters.forward(theta), _data_map(x, training, keep, settings)

@@ -206,6 +206,7 @@ class Settings(Choice):
             width=128 if many else 64,
             steps=steps,
             batch_size=512 if many else 256,
+            folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),
         )
         network, passes = _direct(simulations, dim, x_shape, absent, embedding)
         return cls(
