@@ -1,8 +1,11 @@
+import math
+import re
+
 import pytest
 import torch
 from torch.nn.functional import pad, unfold
 
-from openedm.data import InMemory
+from openedm.data import InMemory, Toy
 from openedm.exact import GaussianMixture
 from openedm.suggest import suggest
 from openedm.suggest.reducible import WINDOW_SIZE, fit_mixture, log_normal_of, windows_at
@@ -45,3 +48,16 @@ class TestReducible:
         found = suggest(InMemory(pictures(channels=1).float(), kind="vectors"), levels=8)
         assert "windows" in found.reducible.by
         assert found.reducible.values[-1] < 0.01
+
+    def test_chance_is_not_reducible(self):
+        found = suggest(InMemory((0.3 * normal(90, 1, 6, 6, seed=1)).clamp(-1, 1).float()), levels=8)
+        assert found.reducible.p_mean is None
+        assert found.p_mean == pytest.approx(-1.2 + math.log(found.sigma_data / 0.5))
+        assert re.search(
+            r"almost none of the loss is reducible, \d% ± \d% at most, of \d+ samples", found.reasons()["p_mean"]
+        )
+
+    def test_what_a_few_samples_show_is_uncertain(self):
+        found = suggest(Toy(num_samples=64).load())
+        assert found.reducible.p_mean is None
+        assert "is uncertain" in found.reasons()["p_mean"]

@@ -57,8 +57,10 @@ MAX_WINDOWS = 8192
 PIXELS_PER_IMAGE = 8
 """The number of pixels of each noisy image that are denoised from their windows."""
 
-MIN_REDUCIBLE = 0.02
-"""The least maximum of the reducible loss for which its moments are computed; below it they would be random."""
+MIN_REDUCIBLE, MIN_ERRORS, MIN_PER_SAMPLE = 0.02, 3.0, 4.0
+"""The moments of the reducible loss are computed if it is at least the first somewhere, and there at least the second
+times its standard error and at least the third over the number of samples: T has the mean of these samples, whose error
+counts as 1 over their number at high σ. Below, the moments would be random."""
 
 DISPLACEMENT_POWER = 0.25
 """The power of λ(σ) by which the reducible loss is divided: with 0 errors are relative to the noise, with 1 not."""
@@ -77,7 +79,8 @@ class Reducible:
         values: reducible(σ), ≥ 0; `trivial` minus this is the loss of D*.
         errors: standard errors of `values`.
         by: the name of D* at each σ; "trivial" if no denoiser is better than T.
-        p_mean: mean of ln σ under reducible(σ)/λ(σ)^¼; None if reducible(σ) is below `MIN_REDUCIBLE` at every σ.
+        p_mean: mean of ln σ under reducible(σ)/λ(σ)^¼; None if reducible(σ) is too small or uncertain at every σ
+            (`MIN_REDUCIBLE`).
         p_std: standard deviation of ln σ under the same density, or None as for p_mean.
         p_mean_error: standard error of p_mean, from the held-out samples.
         p_std_error: standard error of p_std, from the held-out samples.
@@ -137,7 +140,9 @@ def reducible(held: HeldOut, sigmas: Sequence[float], sigma_data: float, seed: i
     names, gains = _best(_gains(held, sigmas, seed))
     gains = weight[:, None] * gains
     v = held.moments.variance
-    is_reducible = float(gains.mean(1).max()) >= MIN_REDUCIBLE
+    smallest = max(MIN_REDUCIBLE, MIN_PER_SAMPLE / len(held.rows))
+    least = (MIN_ERRORS * gains.std(1) / math.sqrt(gains.shape[1])).clamp(min=smallest)
+    is_reducible = bool((gains.mean(1) >= least).any())
     displacing = gains / weight.pow(DISPLACEMENT_POWER)[:, None]
     mean, std = log_normal_of(levels, displacing.mean(1)) if is_reducible else (None, None)
     mean_error, std_error = _jackknife(levels, displacing) if is_reducible else (0.0, 0.0)

@@ -17,7 +17,7 @@ from openedm.levels import EDM_SIGMA_DATA
 from openedm.objective import EDM_P_MEAN
 from openedm.suggest.limits import UNIFORM_SHARE, Highest, Lowest, comparable, highest, lowest, posteriors
 from openedm.suggest.moments import draw, moments, noisy
-from openedm.suggest.reducible import HeldOut, Reducible, reducible
+from openedm.suggest.reducible import MIN_REDUCIBLE, HeldOut, Reducible, reducible
 from openedm.units import Units
 
 __all__ = ["Scale", "Suggestion", "in_standard_units", "suggest"]
@@ -284,9 +284,12 @@ def _highest_reason(high: Highest) -> str:
 
 def _mean_reason(found: Suggestion) -> str:
     curve = found.reducible
-    if curve.p_mean is None:
-        return "EDM's −1.2 in units of σ_data: almost none of the loss is reducible"
     peak = max(range(len(curve.values)), key=lambda i: curve.values[i])
+    if curve.p_mean is None:
+        certain = curve.values[peak] < 2 * MIN_REDUCIBLE
+        share = f"{curve.values[peak]:.0%} ± {curve.errors[peak]:.0%} at most, of {curve.held_out} samples"
+        reason = "almost none of the loss is reducible" if certain else "how much of the loss is reducible is uncertain"
+        return f"EDM's −1.2 in units of σ_data: {reason}, {share}"
     largest = f"largest, {curve.values[peak]:.0%}, at σ = {curve.sigmas[peak]:.2g}"
     mean = "mean of ln σ under the reducible loss/λ^¼"
     if found.p_mean > curve.p_mean:
@@ -335,7 +338,7 @@ def _warnings(scale: Scale, kind: str, curve: Reducible) -> tuple[str, ...]:
         found.append(f"{scale.constant} of {scale.dimensions} dimensions are constant")
     if curve.p_mean is None:
         found.append(
-            "no denoiser is better than a multiple of x about the mean: the data are similar to isotropic Gaussian "
-            "noise, or there are too few samples; p_mean and p_std are EDM's in units of sigma_data"
+            "no denoiser is certainly better than a multiple of x about the mean: the data are similar to isotropic "
+            "Gaussian noise, or there are too few samples; p_mean and p_std are EDM's in units of sigma_data"
         )
     return tuple(found)
