@@ -121,3 +121,10 @@ def test_options_that_cannot_take_effect_are_refused(openedm, toy_run, tmp_path,
     assert result.status == 1
     assert message in result.err
     assert not list(tmp_path.iterdir())
+
+
+def test_a_wrong_number_inside_a_chosen_class_is_named_in_words(openedm, toy_run, tmp_path):
+    result = openedm("sample", toy_run, tmp_path / "a.npz", "--sampler.levels=VE", "--sampler.levels.num_steps=few")
+    assert "num_steps must be an integer, got few" in result.err
+    result = openedm("sample", toy_run, tmp_path / "a.npz", "--sampler.levels.sigma_max=high")
+    assert "sigma_max must be a number or null, got high" in result.err

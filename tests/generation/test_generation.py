@@ -258,3 +258,11 @@ def test_the_published_classes_of_many_seeds_do_not_need_the_noise_of_all_in_mem
     )
     assert torch.equal(source.labels(range(600)), expected)
     assert max(most) <= 256
+
+
+@pytest.mark.parametrize("name", ["a.jpg", "a.npy", "a.ZIP"])
+def test_a_name_of_another_kind_of_file_is_no_folder(name, tmp_path):
+    x = torch.rand(4, 1, 4, 4) * 2 - 1
+    source = CheckpointSampler(untrained(tmp_path / "c", Model.for_data(InMemory(x), UNET)), SamplingOptions(nfe=4))
+    with pytest.raises(ValueError, match=r"out must be a folder, or end in \.npz or \.png, got '.*a\."):
+        SampleFiles(source, tmp_path / name)

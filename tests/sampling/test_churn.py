@@ -128,3 +128,10 @@ def test_churn_forgets_the_start_and_the_ode_does_not() -> None:
     # start: a mean of about 2⁻¹⁰ · 0.5 is left, far below the error of a mean.
     error = math.sqrt(VARIANCE / batch)
     assert all(abs(float(x.mean())) < 5 * error for x in ends)
+
+
+def test_churn_at_none_of_the_noise_levels_is_refused_by_the_check() -> None:
+    Sampler(Karras(4, 0.1, 10.0), churn=Churn(5.0, s_min=9.0)).check(GAUSSIAN)
+    for limits in ({"s_min": 20.0}, {"s_max": 0.05}):
+        with pytest.raises(ValueError, match=r"noise levels between them, of 0.1 … 10, or churn has no effect"):
+            Sampler(Karras(4, 0.1, 10.0), churn=Churn(5.0, **limits)).check(GAUSSIAN)

@@ -18,6 +18,7 @@ UNION = re.compile(
 SINGLE = re.compile(
     r'Parser key "(?P<key>[^"]*)": Expected a (?P<kind><class \'[\w.]+\'>|typing\.Literal\[[^]]*\])\. Got value:'
 )
+INSIDE = re.compile(r"(?P<where>Parser key \"[^\"]*\": Problem with given class_path '[^']*': )(?P<what>Parser key .*)")
 WORDS = {
     "int": "an integer",
     "float": "a number",
@@ -40,6 +41,8 @@ def simplify(message: str) -> str:
     'draws must be an integer, got 1.5'
     """
     text = " ".join(message.split())
+    if (inner := INSIDE.fullmatch(text)) is not None:
+        return f"{inner['where']}{simplify(inner['what'])}"
     found = UNION.fullmatch(text)
     if found is None:
         return _in_sentences(text)

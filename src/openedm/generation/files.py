@@ -22,6 +22,11 @@ from openedm.training import make_accelerator, share_of
 
 __all__ = ["Format", "SampleFiles"]
 
+OTHER_FILES = frozenset(
+    {".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".safetensors", ".zip", ".tar"}
+)
+"""Ends of names that mean files of other kinds, not folders."""
+
 SETTINGS = "settings.json"
 Format = Literal["png", "npz", "grid"]
 
@@ -59,6 +64,8 @@ class SampleFiles:
             )
         self.source, self.out, self.format = source, Path(out), format
         if format == "png":
+            if self.out.suffix.lower() in OTHER_FILES and not self.out.is_dir():
+                raise ValueError(f"out must be a folder, or end in .npz or .png, got {str(out)!r}")
             check_folders("out", self.out)
         else:
             new_path("out", out, [".npz" if format == "npz" else ".png"])

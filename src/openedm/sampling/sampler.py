@@ -312,9 +312,15 @@ class Sampler(SamplerChoice):
         """Raise an error, without an evaluation, if this sampler does not support a denoiser.
 
         Raises:
-            ValueError: as for `sample`.
+            ValueError: as for `sample`, or there is churn, but at none of the noise levels.
         """
-        self.solver.check(self.grid(denoiser))
+        grid, churn = self.grid(denoiser), self.churn
+        self.solver.check(grid)
+        if churn.s_churn > 0 and not any(churn.s_min <= sigma <= churn.s_max for sigma in grid.sigmas):
+            raise ValueError(
+                "s_min and s_max must have noise levels between them, of "
+                f"{grid.sigmas[-1]:.3g} … {grid.sigmas[0]:.3g}, or churn has no effect, got {churn}"
+            )
 
 
 def _in_data_units(states: Iterator[State], standard: Standardised, dtype: torch.dtype) -> Iterator[State]:
