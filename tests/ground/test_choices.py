@@ -34,6 +34,7 @@ from openedm.inference import (
     Truncated,
 )
 from openedm.inference.maps import Coordinates, ParameterMap
+from openedm.networks import JoinedSummary
 from openedm.sampling import Churn, Heun, Sampler, Solver
 from properties.strategies import (
     all_levels,
@@ -81,6 +82,7 @@ EXAMPLES: dict[type[Choice], Choice] = {
     OwnPrior: OwnPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))),
     Truncated: Truncated(Box((0.0,), (1.0,)), (0.2,), (0.4,)),
     Form: Form(size=8),
+    JoinedSummary: JoinedSummary(("image", "number"), ((1, 8, 8), (1,))),
 }
 """Choices whose fields have no defaults, and no values that suit them all."""
 PRIORS = {Independent, OwnPrior, TorchPrior, Truncated}

@@ -169,6 +169,59 @@ def test_an_embedding_of_ones_own_is_trained_with_the_denoiser(embedding, monkey
         assert torch.equal(load(tmp_path / "posterior").sample(X[0], 5), samples)
 
 
+def test_several_kinds_of_data_are_learned_from_at_once(monkeypatch, tmp_path, without_type_checker) -> None:
+    rule = Settings.of
+    narrow = {"width": 32, "num_blocks": 1}
+    monkeypatch.setattr(
+        Settings,
+        "of",
+        lambda *sizes: replace(r := rule(*sizes), passes=20, judged=8, network=replace(r.network, **narrow)),
+    )
+    generator = torch.Generator().manual_seed(0)
+    image = THETA[:, :1, None, None].expand(-1, 1, 8, 8) + torch.randn(N, 1, 8, 8, generator=generator)
+    x = {"image": image, "series": torch.randn(N, 2, 9, generator=generator), "number": X[:, 1]}
+    posterior = fit(THETA, x, PRIOR)
+    assert posterior.report["data"] == "several kinds at once: image (1, 8, 8), series (2, 9), number (1,)"
+    one = {"number": X[0, 1], "image": image[0], "series": x["series"][0]}
+    samples = posterior.sample(one, 200)
+    assert torch.equal(posterior.sample({name: values[:1] for name, values in x.items()}, 200)[0], samples)
+    other = posterior.sample({**one, "number": X[0, 1] - 0.5}, 200)  # each kind has its effect
+    assert (
+        float((other - samples).mean(0)[1])
+        < -0.15
+        < 0.15
+        < float((posterior.sample({**one, "image": image[0] + 0.5}, 200) - samples).mean(0)[0])
+    )
+    assert posterior.log_prob(samples[:3], one).shape == (3,)
+    assert posterior.verdict(one).likeness is not None
+    with pytest.warns(UserWarning, match="hold at least 20 simulations that the posterior was fitted to"):
+        calibrate(posterior, THETA[:20], {name: values[:20] for name, values in x.items()}, num_samples=2)
+    posterior.save(tmp_path / "posterior")
+    assert torch.equal(load(tmp_path / "posterior").sample(one, 200), samples)
+    with pytest.raises(ValueError, match="x must hold image, series, number, got number"):
+        posterior.sample({"number": X[0, 1]}, 2)
+    with pytest.raises(ValueError, match=r"x\['series'\] must be one observation \(2, 9\) or several .* got \(9,\)"):
+        posterior.sample({**one, "series": torch.zeros(9)}, 2)
+    with pytest.raises(ValueError, match="as many observations of each name, got image"):
+        posterior.sample({**one, "series": x["series"]}, 2)
+    with pytest.raises(TypeError, match="to which the posterior was fitted, got a mapping"):
+        fit(THETA, X, PRIOR, settings=PLAIN).sample({"x": X[0]}, 2)
+
+
+@pytest.mark.parametrize(
+    ("x", "message"),
+    [
+        ({}, "names must be different"),
+        ({"image": torch.zeros(N, 1, 2, 3, 4)}, r"x\['image'\] must hold vectors"),
+        ({"a": X, "b": X[:10]}, r"as many observations of each name, got a \(300,\), b \(10,\)"),
+        ({"a": X, "b": torch.full((N, 2), torch.nan)}, "must be finite"),
+    ],
+)
+def test_mappings_that_do_not_fit_are_refused(x, message, without_type_checker) -> None:
+    with pytest.raises(ValueError, match=message):
+        fit(THETA, x, PRIOR)
+
+
 def test_an_embedding_beside_settings_or_of_another_type_is_refused(without_type_checker) -> None:
     with pytest.raises(ValueError, match="embedding and settings are mutually exclusive"):
         fit(THETA, X, PRIOR, embedding=Columns, settings=PLAIN)

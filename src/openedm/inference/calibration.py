@@ -176,7 +176,7 @@ def calibrate(
     checks.integer("num_samples", num_samples, 1)
     checks.integer("num_density_samples", num_density_samples)
     checks.between("num_density_samples", num_density_samples, 0, num_samples)
-    theta, x = as_rows("theta", theta), as_rows("x", x)
+    theta, x = as_rows("theta", theta), as_rows("x", posterior.flat(x))
     _check_simulations(posterior, theta, x)
     count, trained_on = len(theta), len(posterior.trained_rows(theta, x))
     if trained_on:
@@ -301,7 +301,7 @@ def local_c2st(
     except ImportError as error:
         raise ImportError("local_c2st needs the sbi package: pip install 'openedm[sbi]'") from error
     checks.integer("num_trials", num_trials, 1)
-    theta, x = as_rows("theta", theta), as_rows("x", x)
+    theta, x = as_rows("theta", theta), as_rows("x", posterior.flat(x))
     _check_simulations(posterior, theta, x)
     _check_observation(posterior, x_observed)
     if bool(x.isnan().any()) or bool(x_observed.isnan().any()):
@@ -380,7 +380,7 @@ def predictive_check(
     """
     _check_observation(posterior, x_observed)
     theta = posterior.sample(x_observed, num_draws, seed=seed).cpu()
-    data = torch.as_tensor(simulator(theta, seed))
+    data = torch.as_tensor(posterior.flat(simulator(theta, seed)))
     if tuple(data.shape) != (num_draws, *posterior.x_shape):
         raise ValueError(f"simulator must give {(num_draws, *posterior.x_shape)}, got {tuple(data.shape)}")
     (x_observed,), _ = posterior._observations(x_observed)

@@ -25,6 +25,7 @@ from openedm.inference.prepare import Prepared, prepare
 from openedm.inference.settings import Settings
 from openedm.inference.simulations import Simulations
 from openedm.inference.trained import DenoiserPosterior
+from openedm.networks import JoinedSummary
 from openedm.training import Observer
 
 __all__ = ["fit"]
@@ -50,8 +51,9 @@ def fit(
     Args:
         theta: parameters (n, d), drawn from the prior; or `Simulations`, which hold x and the prior as well.
         x: what the simulator gave for each, (n, *x_shape): vectors, or series (channels, time), images (c, h, w), sets
-            (members, features). NaN mark absent members of sets, whole rows, and values of series that were not
-            measured; the kind follows from their pattern, or from the summary in `settings`.
+            (members, features); or, of several kinds at once, a mapping from names to vectors, series or images. NaN
+            mark absent members of sets, whole rows, and values of series that were not measured; the kind follows from
+            their pattern, or from the summary in `settings`.
         prior: of θ: a `Prior`, a torch distribution, a list of one-dimensional ones, a pair (low, high) of a box's
             ends, or None. Samples lie inside its support, and an emulator draws its θ from it.
         seed: of everything random; the same seed and machine give the same posterior.
@@ -88,6 +90,11 @@ def fit(
         x, theta = theta.x, theta.theta
     if x is None:
         raise TypeError("x must be given, or Simulations in place of theta")
+    if isinstance(x, Mapping):
+        if embedding is not None or settings is not None:
+            raise ValueError("embedding and settings must be None where x is a mapping: each kind has its own summary")
+        embedding = JoinedSummary.of(x)
+        x = embedding.flatten(x)
     checks.integer("seed", seed, 0)
     checks.one_of("on_nonfinite", on_nonfinite, ("error", "drop"))
     if resume and run is None:
@@ -105,7 +112,7 @@ def fit(
         drop_nonfinite=drop_nonfinite,
         seed=seed,
     )
-    data = _sorted_where_exchangeable(data)
+    data = data if embedding is not None else _sorted_where_exchangeable(data)
     verdict = choose_posterior(data, job)
     report = _report(data, verdict)
     if verdict.shortfall.is_large:
@@ -135,6 +142,9 @@ def _report(data: Prepared, verdict: Verdict) -> Mapping[str, Any]:
         report["left out, not finite"] = data.dropped
     if (absence := data.data.absence) is not None:
         report["data"] = absence.describe(data.data.x_shape)
+    if isinstance(joined := getattr(data.settings.network, "summary", None), JoinedSummary):
+        kinds = ", ".join(f"{name} {shape}" for name, shape in zip(joined.names, joined.shapes, strict=True))
+        report["data"] = f"several kinds at once: {kinds}"
     if data.data.exchangeable:
         report["data"] = "the columns of x are draws of one distribution: networks get them sorted"
     if (found := verdict.simulator) is not None:

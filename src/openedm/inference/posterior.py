@@ -236,6 +236,10 @@ class Posterior(SbiCalls):
         ]
         return (modes[0] if single else torch.stack(modes)).to(self.device)
 
+    def flat(self, x: Values) -> Values:
+        """Data as they are, or, of several kinds, in one vector each: what the posterior was fitted to."""
+        return x
+
     def _observations(self, x: Values | None) -> tuple[Tensor, bool]:
         """Observations (b, *x_shape) on the device, and whether x was a single one."""
         if x is None:
@@ -245,7 +249,7 @@ class Posterior(SbiCalls):
                 f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor or by x=; a "
                 "first argument that is a tuple of integers is the shape of the samples, as in sbi"
             )
-        values = as_tensor("x", x).detach().to(self.device, torch.float32)
+        values = as_tensor("x", self.flat(x)).detach().to(self.device, torch.float32)
         if self.x_shape == (1,) and values.ndim < 2 and values.shape != (1,):
             values = values.reshape(-1, 1) if values.ndim else values[None]
         values = self._complete(values)

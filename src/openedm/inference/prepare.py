@@ -194,7 +194,7 @@ def prepare(
     settings = Settings.of(len(theta), theta.shape[1], shape, absent, summary) if settings is None else settings
     if settings.emulator is not None and len(shape) > 1:
         raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
-    keep = _columns_to_keep(x) if len(shape) == 1 else ()
+    keep = () if len(shape) > 1 else _columns_to_keep(x) if summary is None else tuple(range(x.shape[1]))
     if len(shape) > 1 and bool((x[~x.isnan()] == x[~x.isnan()][0]).all()):
         raise ValueError("x must vary, but all its values are the same")
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)

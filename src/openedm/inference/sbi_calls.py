@@ -15,8 +15,8 @@ from openedm.inference.draws import numbered_seeds
 
 __all__ = ["SbiCalls", "Values", "as_rows", "as_tensor"]
 
-Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float
-"""What can be read as a tensor of numbers."""
+Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float | Mapping[str, Any]
+"""What can be read as a tensor of numbers; for data of several kinds also a mapping from names to such."""
 
 
 P = TypeVar("P", bound="SbiCalls")
@@ -157,7 +157,7 @@ def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
         TypeError: they are not real numbers; the message names the argument.
     """
     try:
-        tensor = torch.as_tensor(values)
+        tensor = torch.as_tensor(values)  # a mapping is a TypeError
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name} must be a tensor, an array or numbers, got {type(values).__name__}") from error
     if tensor.is_complex():

@@ -31,6 +31,7 @@ from openedm.inference.priors import Prior
 from openedm.inference.refine import LearnedTarget, Refinement, evidence, evidence_near
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
+from openedm.networks import JoinedSummary
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.structured import mixture_config, mixture_from_config
 from openedm.sampling import Auto, DormandPrince, Sampler, SamplerChoice
@@ -253,9 +254,25 @@ class DenoiserPosterior(Posterior):
         if simulator is not None:
             with torch.no_grad():
                 theta = self._samples(observations, num_draws, seed)[0].cpu()
-            predictive = predicted(torch.as_tensor(simulator(theta, seed)), observations[0])
+            predictive = predicted(torch.as_tensor(self.flat(simulator(theta, seed))), observations[0])
         found = None if likeness is None else likeness[0]
         return Assessment.of(self.report, self.dim, found, effective=effective, predictive=predictive)
+
+    def flat(self, x: Values) -> Values:
+        """Data as they are, or, of several kinds (a mapping from names), in one vector each.
+
+        Raises:
+            TypeError: a mapping for a posterior of one kind of data.
+            ValueError: names or shapes do not fit.
+        """
+        if not isinstance(x, Mapping):
+            return x
+        joined = getattr(self.parts.model and self.parts.model.network, "summary", None)
+        if not isinstance(joined, JoinedSummary):
+            raise TypeError(
+                f"x must be a tensor of shape {self.x_shape}, to which the posterior was fitted, got a mapping"
+            )
+        return joined.flatten(x)
 
     def likeness(self, x: Values) -> list[Likeness] | None:
         """How like the simulations each observation is; None where the posterior does not know its simulations.

@@ -9,6 +9,7 @@ a vector.
 from openedm.networks.designs import ADM, DDPMpp, NCSNpp, SongUNet
 from openedm.networks.dit import DiT
 from openedm.networks.ensembles import ConditionalEnsemble, ConditionalEnsembleMLP
+from openedm.networks.joined import JoinedSummary
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import MLP, ConditionalMLP, ConditionalResidualMLP, ResidualMLP
 from openedm.networks.network import Network, RawNetwork, Signature
@@ -29,6 +30,7 @@ __all__ = [
     "DDPMpp",
     "DiT",
     "ImageSummary",
+    "JoinedSummary",
     "JointTransformer",
     "MaskedTransformer",
     "ModuleNetwork",
