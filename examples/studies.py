@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from openedm.inference import DenoiserPosterior, Settings, calibrate, predictive_check, simulate
+from openedm.inference import DenoiserPosterior, Refinement, Settings, calibrate, predictive_check, simulate
 from openedm.inference.tasks import Task
 from openedm.metrics.c2st import c2st
 from openedm.plots import calibration_plot, pair_plot, posterior_trajectories, predictive_plot, save_figure
@@ -50,9 +50,11 @@ class Budget:
         """Seconds, to see that all runs; its numbers mean nothing."""
         settings = Settings.of(500, dim, x_shape)
         assert settings.emulator is not None
-        few = replace(settings.emulator, members=1, components=(1,), steps=60)
+        few = replace(settings.emulator, members=1, components=(1,), steps=60, folds=2)
         base = replace(settings.base, steps=60)
-        settings = replace(settings, emulator=few, base=base, images=10_000, passes=10, pool=5_000, judged=10)
+        chains = Refinement(num_steps=5, num_pilots=64, max_steps=20)
+        settings = replace(settings, emulator=few, base=base, refinement=chains, images=10_000, passes=10)
+        settings = replace(settings, pool=5_000, judged=10)
         return cls(500, settings, samples=300, fresh=20, ranked=20, walkers=50, steps=20, burn_in=5)
 
 

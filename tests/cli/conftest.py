@@ -3,6 +3,7 @@
 import contextlib
 import io
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,6 +11,8 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from openedm.cli.main import main
+from openedm.generation import options
+from openedm.sampling import auto
 
 UNET = ["--network=DDPMpp", "--network.model_channels=8", "--network.channel_mult=[1]", "--network.num_blocks=1"]
 MLP = ["--data=Toy", "--data.num_samples=300", "--network=MLP", "--network.width=16", "--network.num_blocks=1"]
@@ -27,6 +30,13 @@ def fresh_accelerate() -> Iterator[None]:
 def _forget() -> None:
     AcceleratorState._reset_state(reset_partial_state=True)
     GradientState._reset_state()
+
+
+@pytest.fixture
+def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Levels are fitted with one step of Levenberg–Marquardt, for tests of what becomes of them."""
+    for module in (auto, options):
+        monkeypatch.setattr(module, "fit_levels", partial(module.fit_levels, iterations=1))
 
 
 @pytest.fixture(scope="session")

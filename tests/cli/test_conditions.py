@@ -196,8 +196,8 @@ def test_averages_of_other_widths_keep_the_conditions(openedm, sets, tmp_path):
     )
 
 
-def test_fitted_levels_take_the_conditions(openedm, runs, tmp_path):
-    result = openedm("sample", runs / "vector", tmp_path / "s.npz", "--seeds=0-1", "--levels=fitted", "--nfe=4",
+def test_fitted_levels_take_the_conditions(openedm, runs, tmp_path, quick_fits):
+    result = openedm("sample", runs / "vector", tmp_path / "s.npz", "--seeds=0-1", "--levels=fitted", "--nfe=3",
                      "--conditions=0.5,70")  # fmt: skip
     assert result.status == 0, result.err
 

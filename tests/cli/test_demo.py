@@ -5,9 +5,16 @@ import json
 import PIL.Image
 import pytest
 
+from openedm.cli import demo as command
+
 
 @pytest.mark.slow
-def test_the_demo_trains_samples_and_scores_through_the_other_commands_and_goes_on_when_run_again(openedm, tmp_path):
+def test_the_demo_trains_samples_and_scores_through_the_other_commands_and_goes_on_when_run_again(
+    openedm, tmp_path, monkeypatch
+):
+    small = [option.replace("model_channels=32", "model_channels=8") for option in command.TRAINING]
+    assert small != command.TRAINING
+    monkeypatch.setattr(command, "TRAINING", small)
     out = tmp_path / "demo"
     first = openedm("demo", "--out", out, "--images", 256)
     assert first.status == 0, first.err

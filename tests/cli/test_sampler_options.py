@@ -57,7 +57,7 @@ def test_noise_that_has_no_effect_is_refused_before_levels_are_fitted(openedm, t
     assert set((find_checkpoint(toy_run) / "fitted").glob("*")) == before
 
 
-def test_levels_are_fitted_once_and_kept_beside_the_checkpoint(openedm, toy_run, tmp_path):
+def test_levels_are_fitted_once_and_kept_beside_the_checkpoint(openedm, toy_run, tmp_path, quick_fits):
     arguments = ["--format=npz", "--seeds=0-9", "--nfe=6", "--levels=fitted"]
     first = openedm("sample", toy_run, tmp_path / "a.npz", *arguments)
     assert first.status == 0
@@ -78,7 +78,7 @@ def test_levels_are_fitted_once_and_kept_beside_the_checkpoint(openedm, toy_run,
     assert len(list(kept.parent.iterdir())) == 2
 
 
-def test_levels_can_be_fitted_to_a_sampler_that_is_described(openedm, digits_run, tmp_path):
+def test_levels_can_be_fitted_to_a_sampler_that_is_described(openedm, digits_run, tmp_path, quick_fits):
     solver = ["--sampler.solver=Multistep", "--sampler.solver.predictor=2", "--sampler.levels.num_steps=4"]
     result = openedm(
         "sample", digits_run, tmp_path / "a.npz", "--format=npz", "--seeds=0-3", "--levels=fitted", *solver
