@@ -1,5 +1,7 @@
 import hashlib
 import json
+import re
+import shutil
 
 import numpy as np
 import pytest
@@ -256,3 +258,89 @@ def test_options_of_sampling_are_refused_for_images_that_are_there(openedm, real
         result = openedm("evaluate", drawn / "png", *arguments(real, classifier), option)
         assert result.status == 1
         assert "must not be given: the images in samples=" in result.err
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"labels": np.arange(8) % 3 + 8}, "samples must have classes among the 10 known, 0, 1, 2, 3, 4, …, got 10"),
+        ({"labels": np.arange(8) % 2, "class_names": ["cat", "dog"]}, "samples must have 10 classes, got 2"),
+    ],
+)
+def test_classes_that_the_data_do_not_have_are_refused(openedm, real, classifier, tmp_path, arrays, message):
+    np.savez(tmp_path / "a.npz", samples=np.zeros((8, 1, 8, 8), np.float32), **arrays)
+    result = openedm("evaluate", tmp_path / "a.npz", *arguments(real, classifier))
+    assert result.status == 1
+    assert message in result.err
+
+
+@pytest.mark.parametrize("names", [False, True])
+def test_classes_are_matched_by_label_or_by_name(openedm, classifier, tmp_path, names):
+    x, labels = Digits("all").load().fetch(range(300))
+    x, labels, known = x.numpy(), labels.numpy(), [str(i) for i in range(10)]
+    some = labels >= 7 if not names else labels >= 0
+    given = {"labels": labels[some]}
+    if names:  # the same classes in another order
+        given = {"labels": 9 - labels, "class_names": known[::-1]}
+    np.savez(tmp_path / "real.npz", images=x, labels=labels, **({"class_names": known} if names else {}))
+    np.savez(tmp_path / "a.npz", samples=x[some], **given)
+    out = tmp_path / "report.json"
+    options = ["--cache=null", f"--classifier={classifier}", f"--out={out}", "--metrics=[]", "--num_bootstrap=0"]
+    result = openedm("evaluate", tmp_path / "a.npz", "--data", tmp_path / "real.npz", "--data.key=images", *options)
+    assert result.status == 0, result.err
+    assert json.loads(out.read_text())["accuracy"] > 0.9
+
+
+def test_archives_and_npy_files_of_samples_are_read_and_other_files_are_named(openedm, real, drawn, tmp_path):
+    shutil.make_archive(str(tmp_path / "drawn"), "tar", drawn / "png")
+    with np.load(drawn / "a.npz") as file:
+        np.save(tmp_path / "drawn.npy", file["samples"])
+    options = [*arguments(real, "x")[:2], "--extractor=Values", "--num_splits=1", "--num_bootstrap=0", "--metrics=[]"]
+    tables = [openedm("evaluate", tmp_path / f"drawn.{end}", *options).out for end in ("tar", "npy")]
+    assert "40 generated to 240 real" in tables[0]
+    assert "±" not in tables[0].partition("(in brackets")[0]  # a single draw has no deviation
+    assert "40 generated to 240 real" in tables[1]
+    (tmp_path / "notes.txt").write_text("x")
+    for name, found in (("nothing", "'nothing', which does not exist"), ("notes.txt", "notes.txt'")):
+        result = openedm("evaluate", name if name == "nothing" else tmp_path / name, *options)
+        assert "samples must be a checkpoint or run folder, a folder, .zip or .tar of images" in result.err
+        assert result.err.rstrip().endswith(found)
+
+
+@pytest.mark.parametrize(
+    ("scale", "shift", "message"),
+    [
+        (30.0, 0.0, "of the numbers of samples are outside [-1, 1], up to 30, and were cut"),
+        (0.5, 0.5, "x has values from 0 to 1, but images of float32 are taken to be in (-1, 1): write samples in"),
+    ],
+)
+def test_samples_in_other_units_than_images_are_a_warning(openedm, real, tmp_path, scale, shift, message):
+    x = data(real).load().fetch(range(20))[0].numpy()
+    np.savez(tmp_path / "a.npz", samples=x * scale + shift)
+    options = [*arguments(real, "x")[:2], "--extractor=Values", "--num_splits=1", "--num_bootstrap=0", "--metrics=[]"]
+    with pytest.warns(UserWarning, match=re.escape(message)):
+        openedm("evaluate", tmp_path / "a.npz", *options)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (["--seed=99999999999999999999"], "seed must be between 0 and 9223372036854775807"),
+        (["--held_out=Toy"], "held_out must have classes and the shape of data, (1, 8, 8), got"),
+        (["--metrics=[neighbours]", "--num=4"], "the number of images on either side, for 'neighbours', must be >= 6"),
+    ],
+)
+def test_what_does_not_fit_is_an_error_before_a_classifier_is_trained(openedm, digits_run, monkeypatch, given, message):
+    monkeypatch.setattr("openedm.generation.scoring.train_classifier", None)
+    result = openedm("evaluate", digits_run, *given)
+    assert result.status == 1
+    assert message in result.err
+
+
+def test_a_cache_that_cannot_be_written_is_a_warning(openedm, real, classifier, drawn, tmp_path):
+    (tmp_path / "file").write_text("x")
+    options = [*arguments(real, classifier)[:-1], f"--cache={tmp_path / 'file'}", "--num_splits=1", "--metrics=[]"]
+    with pytest.warns(UserWarning, match="the features of the data are not kept, cache=.*file cannot be written"):
+        result = openedm("evaluate", drawn / "png", *options)
+    assert result.status == 0
+    assert "features of the data" not in result.out

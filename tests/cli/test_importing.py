@@ -19,6 +19,19 @@ from openedm.ground.choices import class_path, subclasses
 from openedm.networks import Network
 from openedm.training import find_checkpoint
 
+PLAIN = """
+from torch import nn
+
+
+class Plain(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.net = nn.Conv2d(1, 1, 3, padding=1)
+
+    def forward(self, x, c_noise, condition=None, augment=None):
+        return self.net(x)
+"""
+
 OLD_FORM = '''
 from dataclasses import dataclass
 
@@ -185,3 +198,20 @@ def test_what_cannot_be_imported_is_an_error_of_one_line(given: str, message: st
     assert result.err.startswith("openedm info: error: ")
     assert message in result.err
     assert result.err.count("\n") == 1
+
+
+@pytest.mark.parametrize("given", ["own_plain", "./own_plain.py"])
+@pytest.mark.parametrize("name", ["Plain", "own_plain.Plain"])
+def test_a_class_of_modules_is_found_by_its_name_in_what_was_imported(
+    name: str, given: str, folder: Path, openedm: Run
+) -> None:
+    (folder / "own_plain.py").write_text(PLAIN)
+    try:
+        trained = openedm("train", "run", "--import", given, "--network", name, *QUICK)
+        assert trained.status == 0, trained.err
+        assert "ModuleNetwork(name='own_plain.Plain')" in trained.out
+    finally:
+        forget("own_plain")
+    refused = openedm("train", "other", "--network", "Plain", *QUICK)
+    assert refused.status == 2
+    assert "of a module of your own: --import MODULE" in refused.err

@@ -3,12 +3,13 @@ import re
 import runpy
 import subprocess
 import sys
+import warnings
 
 import pytest
 
 import openedm as package
 from openedm.cli import main as module
-from openedm.cli.main import COMMANDS, GROUPS
+from openedm.cli.main import COMMANDS, GROUPS, one_line_warnings
 from openedm.cli.parsing import parser_for
 
 
@@ -28,6 +29,14 @@ def test_help_names_every_command_with_a_line_on_it(openedm):
 def test_the_version_is_the_packages(openedm):
     result = openedm("--version")
     assert (result.status, result.out) == (0, f"openedm {package.__version__}\n")
+
+
+def test_a_warning_is_one_line_without_a_place_in_the_code():
+    with one_line_warnings("openedm train"):
+        shown = [warnings.formatwarning("two\n lines", kind, "x.py", 3) for kind in (UserWarning, FutureWarning)]
+    assert shown[0] == "openedm train: warning: two lines\n"
+    assert shown[1].startswith("x.py:3: FutureWarning")
+    assert warnings.formatwarning("two", UserWarning, "x.py", 3).startswith("x.py:3: UserWarning")
 
 
 @pytest.mark.parametrize(
@@ -62,7 +71,7 @@ def test_the_help_of_a_command_says_something_on_every_argument(name, openedm):
         (["train"], 2, "the following arguments are required: out"),
         (["train", "run", "--netwrk=MLP"], 2, "unrecognized arguments: --netwrk=MLP"),
         (["train", "run", "--network=MPL"], 2, 'Parser key "network": .*MPL.*known: .*DDPMpp, .*MLP, .*NCSNpp'),
-        (["train", "run", "--options.images=few"], 2, 'Parser key "options.images": .*few'),
+        (["train", "run", "--options.images=few"], 2, "options\\.images must be an integer, got few"),
         (["sample", "run", "out", "--format=gif"], 2, "format must be one of 'png', 'npz', 'grid'.* got gif"),
         (["sample", "run", "out", "--sampler.solver=Huen"], 2, 'Parser key "sampler.solver": .*Huen.*Heun'),
         (["info"], 2, "the following arguments are required: checkpoint"),
@@ -88,7 +97,7 @@ def test_arguments_that_cannot_be_read_end_with_status_2_and_one_line(arguments,
         (["train", "run", "--options.accumulate=3"], "batch_size must be a multiple of processes × accumulate = 3"),
         (["sample", "nowhere", "out"], "nowhere is not a folder"),
         (["info", "nowhere"], "nowhere is not a folder"),
-        (["evaluate", "nowhere"], "nowhere is not a folder"),
+        (["evaluate", "nowhere"], "got 'nowhere', which does not exist"),
     ],
 )
 def test_values_that_make_no_sense_end_with_status_1_one_line_and_nothing_written(

@@ -1,3 +1,5 @@
+import math
+
 import pytest
 import torch
 
@@ -42,7 +44,11 @@ def test_the_error_of_a_mean_is_the_bootstraps_limit():
     rows = normal(50, seed=0)
     draws = torch.randint(50, (20_000, 50), generator=torch.Generator().manual_seed(1))
     assert mean_error(rows) == pytest.approx(float(rows[draws].mean(1).std()), rel=0.03)
-    assert mean_error(torch.tensor([True, True])) == 0
+    assert mean_error(torch.full((8,), 3.0)) == 0
+    # A share of 0 or 1 is not known exactly: Agresti and Coull's error, as if two more counted and two did not.
+    share, count = 10 / 12, 12
+    for value in (True, False):
+        assert mean_error(torch.full((8,), value)) == pytest.approx(math.sqrt(share * (1 - share) / count), rel=1e-12)
 
 
 def test_the_inception_scores_error_is_the_spread_of_its_resamples():

@@ -38,8 +38,8 @@ def evaluate(
     bit-identical to that of a single process.
 
     Args:
-        samples: a checkpoint or run folder, from which images are drawn and scored without being written; or a folder
-            or zip of images or an npz file of arrays, such as `openedm sample` writes.
+        samples: a checkpoint or run folder, from which images are drawn and scored without being written; or a folder,
+            .zip or .tar of images, or a .npz or .npy file of arrays, such as `openedm sample` writes.
         data: the real data to compare with: the training data of the model.
         held_out: labelled data for the classifier's accuracy on real images; by default the test split of `data`, if
             there is one.

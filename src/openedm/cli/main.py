@@ -5,7 +5,10 @@ import importlib
 import os
 import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+import warnings
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
 
 from openedm.cli import data, inference
 from openedm.cli.explaining import TRACEBACK, describe_error
@@ -90,9 +93,10 @@ def _run(program: str, arguments: list[str]) -> int:
     module = importlib.import_module(".".join(["openedm.cli", *path]))
     command = getattr(module, path[-1])
     try:
-        values = parse(program, command, arguments)
-        configure_process(values.values())
-        status = command(**values)
+        with one_line_warnings(program):
+            values = parse(program, command, arguments)
+            configure_process(values.values())
+            status = command(**values)
     except ArgumentError as error:
         print(f"{program}: error: {explain(command, str(error))}", file=sys.stderr)
         print(f"{program} --help describes all options", file=sys.stderr)
@@ -103,6 +107,23 @@ def _run(program: str, arguments: list[str]) -> int:
         print(f"{program}: error: {describe_error(error)}", file=sys.stderr)
         return 1
     return int(status or 0)
+
+
+@contextmanager
+def one_line_warnings(program: str) -> Iterator[None]:
+    """Warnings of this package as lines of the command, without the place in the code, in the block."""
+    formatted = warnings.formatwarning
+
+    def one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
+        if category is not UserWarning or os.environ.get(TRACEBACK):
+            return formatted(message, category, *place, **more)
+        return f"{program}: warning: {' '.join(str(message).split())}\n"
+
+    warnings.formatwarning = one_line
+    try:
+        yield
+    finally:
+        warnings.formatwarning = formatted
 
 
 def configure_process(options: Iterable[object] = ()) -> None:

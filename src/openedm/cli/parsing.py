@@ -30,7 +30,7 @@ from openedm.cli.plain import (
     without_none,
 )
 from openedm.data import Source
-from openedm.ground.choices import Choice
+from openedm.ground.choices import Choice, class_path
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice)
@@ -101,7 +101,7 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     parser = parser_for(program, command)
     modules, others = take_imports(arguments)
     import_modules(modules)
-    plain, others = merge(command, others)
+    plain, others = merge(command, _joined(others))
     for names, text, _ in _parse_options(others):
         if names[-1] != "help" or len(names) == 1:
             continue
@@ -117,6 +117,22 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     for name, cls in _flat(command).items():
         values[name] = cls(**{argument: values.pop(argument) for argument in arguments_of(cls)})
     return values
+
+
+def _joined(arguments: Sequence[str]) -> list[str]:
+    """The arguments with numbers below 0 joined to their options: argparse takes `-0.3,1` for an option.
+
+    >>> _joined(["--conditions", "-0.3,1", "--seeds", "4"])
+    ['--conditions=-0.3,1', '--seeds', '4']
+    """
+    joined: list[str] = []
+    for argument in arguments:
+        before = joined[-1] if joined else ""
+        if re.match(r"-\.?\d", argument) and before.startswith("--") and "=" not in before:
+            joined[-1] = f"{before}={argument}"
+        else:
+            joined.append(argument)
+    return joined
 
 
 def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]:
@@ -222,8 +238,8 @@ def explain(command: Command, message: str) -> str:
     named = re.match(r'Parser key "([\w.]+)"', message)
     kind: Any = _type_of(options_of(command), {}, tuple(named[1].split("."))) if named else None
     if is_abstract(kind) and "Problem with given class_path" not in text:
-        known = ", ".join(c.__name__ for c in known_classes(kind))
-        text += f" (known: {known}; of a module of your own: --import MODULE)"
+        known = "".join(f"{c.__name__}, " for c in known_classes(kind)).removesuffix(", ")
+        text += f" ({f'known: {known}; of' if known else 'a class of'} a module of your own: --import MODULE)"
     return text
 
 
@@ -300,11 +316,13 @@ def _help(kind: type[Choice], option: str, name: str) -> str:
     """The help text of an option: the classes to choose from, or the options of the class `name`."""
     cls = class_of(kind, {"class_path": name} if name else {})
     if cls is None and name:
-        names = ", ".join(c.__name__ for c in known_classes(kind))
+        names = ", ".join(c.__name__ for c in known_classes(kind)) or "the classes of modules given by --import"
         raise ArgumentError(None, f"--{option}.help must be followed by one of {names}, got {name!r}")
     if cls is None:
         known = {c.__name__: inspect.cleandoc(c.__doc__ or "") for c in known_classes(kind)}
         rows = [f"  {title:<20} {text.partition(chr(10))[0]}" for title, text in known.items()]
+        if not rows:
+            return f"--{option} is a class of your own below {class_path(kind)},\nof a module given by --import MODULE."
         return "\n".join([f"--{option} is one of", *rows, f"--{option}.help CLASS describes one of them."])
     about = None if arguments_of(cls) else inspect.cleandoc(cls.__doc__ or "")
     parser = ArgumentParser(prog=f"--{option} {cls.__name__}", add_help=False, description=about)

@@ -9,6 +9,7 @@ from typing import Any, get_args, get_type_hints
 import yaml
 from jsonargparse import ArgumentError
 
+from openedm.cli.importing import recorded
 from openedm.data import Arrays, ImageFolder, Source, Table
 from openedm.ground.choices import Choice, class_path, classes_named, subclasses
 from openedm.ground.legacy import upgrade
@@ -128,11 +129,13 @@ _OTHER_DATA = frozenset(
 
 
 def _own_module(kind: Any, name: str) -> Plain | None:
-    """The choice for a class of modules that the user's imports have defined, such as my_nets.MyModule."""
+    """The choice for a class of modules that the user's imports have defined, such as my_nets.MyModule or MyModule."""
     holder = {Network: ModuleNetwork, Summary: ModuleSummary}.get(kind)
-    if holder is None or own_class(name) is None:
+    names = [name, *(f"{module.removesuffix('.py').rpartition('/')[2]}.{name}" for module in recorded.get())]
+    found = next((each for each in names if own_class(each) is not None), None)
+    if holder is None or found is None:
         return None
-    return {"class_path": class_path(holder), "init_args": {"name": name}}
+    return {"class_path": class_path(holder), "init_args": {"name": found}}
 
 
 def without_none(kind: Any) -> Any:

@@ -1,6 +1,6 @@
 """Data: samples in memory, and encoded images in folders, archives and tables, read, measured and converted."""
 
-from openedm.data.aligned import align_classes
+from openedm.data.aligned import align_classes, match_classes
 from openedm.data.arrays import Arrays
 from openedm.data.converting import convert, encoded_images
 from openedm.data.dataset import Batch, Chunks, Dataset, Source, Statistics, measure
@@ -48,6 +48,7 @@ __all__ = [
     "convert",
     "encoded_images",
     "image_grid",
+    "match_classes",
     "measure",
     "save_image",
     "to_image",

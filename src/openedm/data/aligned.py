@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openedm.data.dataset import Batch, Dataset, Indices
 
-__all__ = ["align_classes"]
+__all__ = ["align_classes", "match_classes"]
 
 
 def align_classes(
@@ -28,18 +28,45 @@ def align_classes(
     """
     if num_classes == 0 or dataset.num_classes == 0:
         return dataset
+    own = (dataset.num_classes, dataset.class_names)
+    places = match_classes(*own, num_classes, class_names, numbered=dataset.renumbered is not None, name=name)
+    return dataset if places is None else _Aligned(dataset, places, num_classes, class_names)
+
+
+def match_classes(
+    num_own: int,
+    own_names: Sequence[str] | None,
+    num_classes: int,
+    class_names: Sequence[str] | None,
+    *,
+    numbered: bool = False,
+    name: str = "data",
+) -> list[int] | None:
+    """For each of some classes its number among others, by name; None where the numbers are the same.
+
+    Args:
+        num_own: the number of classes to find, >= 1.
+        own_names: their names; None for those whose names are their numbers.
+        num_classes: the number of classes among which they are.
+        class_names: the names of these, if they have names.
+        numbered: whether the names of the classes to find are labels that were renumbered.
+        name: what errors call the data with the classes to find.
+
+    Raises:
+        ValueError: a class is not among the others, or they cannot be compared.
+    """
+    own = None if own_names is None else tuple(own_names)
     wanted = None if class_names is None else tuple(class_names)
-    own = dataset.class_names
-    if (dataset.num_classes, own) == (num_classes, wanted):
-        return dataset
-    numbered = dataset.renumbered is not None or own is None  # the data's names are their labels
+    if (num_own, own) == (num_classes, wanted):
+        return None
+    numbered = numbered or own is None
     if (wanted is None and not numbered) or (own is None and wanted is not None and not all(map(str.isdigit, wanted))):
         # One side has names and the other numbers: the same numbers of classes are taken for the same classes.
-        if dataset.num_classes != num_classes:
-            raise ValueError(f"{name} must have {num_classes} classes, got {dataset.num_classes}")
-        return dataset
+        if num_own != num_classes:
+            raise ValueError(f"{name} must have {num_classes} classes, got {num_own}")
+        return None
     names = wanted if wanted is not None else tuple(map(str, range(num_classes)))
-    given = own if own is not None else tuple(map(str, range(dataset.num_classes)))
+    given = own if own is not None else tuple(map(str, range(num_own)))
     place = {known: i for i, known in enumerate(names)}
     absent = [known for known in given if known not in place]
     if absent:
@@ -48,15 +75,15 @@ def align_classes(
             f"{name} must have classes among the {num_classes} known, {', '.join(names[:5])}"
             f"{', …' if num_classes > 5 else ''}, got {', '.join(absent[:5])}{more}"
         )
-    return _Aligned(dataset, [place[known] for known in given], num_classes, wanted)
+    return [place[known] for known in given]
 
 
 class _Aligned(Dataset):
     def __init__(
-        self, dataset: Dataset, places: Sequence[int], num_classes: int, class_names: tuple[str, ...] | None
+        self, dataset: Dataset, places: Sequence[int], num_classes: int, class_names: Sequence[str] | None
     ) -> None:
         self._dataset, self._places = dataset, torch.tensor(places)
-        self.num_classes, self.class_names = num_classes, class_names
+        self.num_classes, self.class_names = num_classes, None if class_names is None else tuple(class_names)
         self.event_shape, self.kind, self.chunks = dataset.event_shape, dataset.kind, dataset.chunks
         self.condition_shape, self.stored = dataset.condition_shape, dataset.stored
         self.incomplete, self.random = dataset.incomplete, dataset.random

@@ -3,8 +3,9 @@
 from openedm.generation.classes import find_classes, split_names
 from openedm.generation.conditions import Conditions, conditions_of_data, read_conditions, warn_of_range
 from openedm.generation.files import SampleFiles
+from openedm.generation.images import Images, open_images
 from openedm.generation.options import CheckpointSampler, PreparedSampler, SamplingOptions
-from openedm.generation.scoring import Images, ScoringOptions, open_images, score
+from openedm.generation.scoring import ScoringOptions, score
 
 __all__ = [
     "CheckpointSampler",

@@ -1,22 +1,20 @@
 """Generated images scored against real ones: drawn from a checkpoint or read, on one process or several."""
 
 import dataclasses
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast
 from torch import Tensor
 
-from openedm.data import Arrays, Dataset, ImageFolder, Source, align_classes
-from openedm.generation.conditions import conditions_of_data
-from openedm.generation.options import CheckpointSampler, SamplingOptions
+from openedm.data import Dataset, Source, align_classes
+from openedm.generation.images import Batches, CutImages, Images, Log
 from openedm.ground import checks
-from openedm.ground.choices import Choice, to_config
+from openedm.ground.choices import Choice
 from openedm.ground.progress import Progress, no_progress
 from openedm.metrics import (
     Classifier,
@@ -38,17 +36,9 @@ from openedm.metrics import (
     train_classifier,
 )
 from openedm.metrics.features import ImageBatch
-from openedm.training import find_checkpoint, make_accelerator, read_model, share_of
+from openedm.training import make_accelerator, share_of
 
-__all__ = ["Images", "ScoringOptions", "open_images", "score"]
-
-NUM = 1000
-"""Images that are drawn from a checkpoint unless a number is given."""
-
-Batches = Callable[[Sequence[int]], Iterable[ImageBatch]]
-"""From the numbers of some images, in increasing order, to these images."""
-
-Log = Callable[[str], None]
+__all__ = ["ScoringOptions", "score"]
 
 
 @dataclass(frozen=True)
@@ -64,12 +54,12 @@ class ScoringOptions(Choice):
         metrics: which metrics besides the Fréchet distance: kernel, neighbours, inception; all that apply by default.
         own_metric: a further metric of your own, a class below openedm.metrics.OwnMetric in a module given by --import.
         num_pairwise: the most images on either side of kernel and neighbours, whose cost is the square.
-        num_splits: random halves of the real images to average over.
+        num_splits: random halves of the real images to average over; of a single one there is no deviation.
         num_bootstrap: replicates for the Fréchet distance's interval; 0 leaves it out.
         cache: a folder to keep the real images' features in, found by a hash of all images and of the network; null for
-            none. Features of a classifier that is not kept are not kept either.
+            none. Features of a classifier that is not kept, and of Values, are not kept either.
         batch_size: images drawn, or passed through the network, at a time.
-        seed: of the classifier's training and of the random halves of the data.
+        seed: of the classifier's training and of the random halves of the data, >= 0.
 
     Raises:
         ValueError: a value is out of its range, or there is a classifier beside another extractor.
@@ -91,103 +81,11 @@ class ScoringOptions(Choice):
             checks.at_least(name, getattr(self, name), low)
         if self.num_bootstrap:
             checks.at_least("num_bootstrap", self.num_bootstrap, 2)
+        checks.between("seed", self.seed, 0, 2**63 - 1)
         if self.extractor is not None and self.classifier is not None:
             raise ValueError(
                 f"classifier and another extractor are mutually exclusive, got {self.classifier!r} and {self.extractor}"
             )
-
-
-@dataclass(frozen=True)
-class Images:
-    """Generated images that are read, or drawn as `batches` gives them.
-
-    Attributes:
-        event_shape: of one image.
-        count: the number of images.
-        num_classes: the number of their classes; 0 for none.
-        batches: from the numbers of some images to these images. Several processes must call it together.
-        drawn: how they were drawn; empty for images that are read. The sampler is added when they are drawn.
-    """
-
-    event_shape: tuple[int, ...]
-    count: int
-    num_classes: int
-    batches: Batches
-    drawn: dict[str, Any] = dataclasses.field(default_factory=dict)
-
-
-def open_images(
-    samples: str | Path,
-    sampling: SamplingOptions = SamplingOptions(),
-    num: int | None = None,
-    *,
-    data: Source | None = None,
-    batch_size: int = 100,
-    accelerator: Accelerator | None = None,
-    progress: Progress = no_progress,
-    log: Log = lambda line: None,
-) -> Images:
-    """The images of a folder, a zip or an npz file; or those that are drawn from a checkpoint.
-
-    Args:
-        samples: a checkpoint or run folder; or a folder or zip of images or an npz file with an array `samples`.
-        sampling: how images are drawn from a checkpoint.
-        num: the number of images to draw, with seeds 0 … num − 1 and the classes in turn; 1000 by default.
-        data: the data whose conditions a model with float conditions gets: those of `num` samples at even distances, or
-            of all in turn.
-        batch_size: images at a time.
-        accelerator: the processes; None for those there are.
-        progress: called while levels are fitted.
-        log: called with a line about the sampler.
-
-    Raises:
-        ValueError: there are no such images, or an option has no effect.
-    """
-    path, accelerator = Path(samples), accelerator or make_accelerator()
-    dataset: Dataset
-    if path.suffix == ".npz":
-        dataset = Arrays(str(path), key="samples").load()
-    elif path.suffix == ".zip" or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
-        dataset = ImageFolder(str(path)).load()
-    else:
-        num, model = NUM if num is None else num, read_model(find_checkpoint(path))
-        if model.condition_shape is None or data is None:
-            source, given = CheckpointSampler(path, sampling), {}
-        else:
-            conditions = conditions_of_data(data.load(), model, num)
-            source = CheckpointSampler(path, sampling, conditions=conditions)
-            given = {"data": to_config(data), "count": conditions.count, "digest": conditions.digest}
-        return _drawn(source, num, batch_size, accelerator, progress, log, conditions=given)
-    extra = [f.name for f in dataclasses.fields(sampling) if getattr(sampling, f.name) != f.default]
-    extra += [] if num is None else ["num"]
-    if sampling.nfe is None and {"sampler", "tolerance"} & {*extra}:
-        extra.remove("nfe")  # its default ended
-    if extra:
-        raise ValueError(f"{', '.join(extra)} must not be given: the images in samples={path} are there already")
-    return Images(dataset.event_shape, len(dataset), dataset.num_classes, partial(image_batches, dataset, batch_size))
-
-
-def _drawn(
-    source: CheckpointSampler,
-    num: int,
-    batch_size: int,
-    accelerator: Accelerator,
-    progress: Progress,
-    log: Log,
-    *,
-    conditions: dict[str, Any],
-) -> Images:
-    drawn: dict[str, Any] = {**source.source, **source.options.execution, "num": num}
-    drawn |= {"conditions": conditions} if conditions else {}
-
-    def draw(numbers: Sequence[int]) -> Iterator[ImageBatch]:
-        prepared = source.prepare(accelerator, progress)
-        drawn["sampler"] = to_config(prepared.sampler)
-        if prepared.origin and accelerator.is_main_process:
-            log(f"{prepared.origin}: {prepared.sampler}")
-        return ((x.float(), source.labels(seeds)) for seeds, x in source.draw(prepared, numbers, batch_size))
-
-    return Images(source.model.event_shape, num, source.model.num_classes, draw, drawn)
 
 
 def score(
@@ -225,7 +123,11 @@ def score(
         raise ValueError(f"samples must have the shape of data, {real.event_shape}, got {images.event_shape}")
     checks.at_least("the number of samples", images.count, 2)
     checks.at_least("the number of images in data", len(real), 4)
+    count = min(images.count, len(real) // 2, options.num_pairwise)
+    applicable_metrics(options.metrics, count, classes=True)
     held = None if held_out is None else held_out.load()
+    if held is not None and (held.event_shape != real.event_shape or held.num_classes == 0):
+        raise ValueError(f"held_out must have classes and the shape of data, {real.event_shape}, got {held.describe()}")
     if held_out is None and real.kind == "images":
         held = _test_split(data, extractor)
     if real.renumbered is not None and images.num_classes > real.num_classes:
@@ -238,18 +140,14 @@ def score(
     if network.predicts_labels:
         real = align_classes(real, network.num_classes)
         held = None if held is None else align_classes(held, network.num_classes, name="held_out")
+    if network.predicts_labels:
+        images = images.with_classes_of(real)
     _check_classes(network, images, real, held, given=held_out is not None)
-    applicable_metrics(
-        options.metrics, min(images.count, len(real) // 2, options.num_pairwise), network.num_classes > 0
-    )
+    applicable_metrics(options.metrics, count, network.num_classes > 0)
     shared = _Shared(network, options.batch_size, accelerator, progress)
-
-    # Arrays and checkpoints hold the sampler's numbers; a picture is cut to [-1, 1], and so are these.
-    def clamped(numbers: Sequence[int]) -> Iterator[ImageBatch]:
-        cut = real.kind == "images"
-        return ((x.clamp(-1, 1) if cut else x, labels) for x, labels in images.batches(numbers))
-
-    found = shared.extract(clamped, images.count, "samples")
+    cut = CutImages(images.batches)
+    found = shared.extract(cut if real.kind == "images" else images.batches, images.count, "samples")
+    cut.warn()
     found = found if real.num_classes > 0 else dataclasses.replace(found, labels=None)
     kept = None if extractor is None and options.classifier is None else options.cache
     kept = None if isinstance(extractor, Values) else kept
@@ -314,7 +212,8 @@ class _Shared:
         features, path, there = kept_features(real, self.network, cache, batch_size=self.batch_size, compute=compute)
         if there:
             self._any(False)
-        log(f"features of the data: {'read from' if there else 'kept in'} {path}")
+        if path is not None:
+            log(f"features of the data: {'read from' if there else 'kept in'} {path}")
         return features
 
     def _nothing(self) -> Features:
@@ -412,11 +311,3 @@ def _reported(batches: Iterable[ImageBatch], name: str, total: int, progress: Pr
     for done, batch in enumerate(batches, start=1):
         yield batch
         progress(name, done, total)
-
-
-def _is_checkpoint(path: Path) -> bool:
-    try:
-        find_checkpoint(path)
-    except ValueError:
-        return False
-    return True

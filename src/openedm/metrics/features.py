@@ -9,6 +9,7 @@ images and of the network, and the file is checked against it.
 import hashlib
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -152,13 +153,13 @@ def kept_features(
     *,
     batch_size: int = 256,
     compute: Callable[[], Features] | None = None,
-) -> tuple[Features, Path, bool]:
+) -> tuple[Features, Path | None, bool]:
     """The features of `dataset`, read from `folder` where they are kept, else extracted and kept there.
 
     They are found by the hash of the current images and labels, which are all read each time, and of the network. A
     damaged file is written again.
 
-    Returns the features, the file, and whether it existed.
+    Returns the features, the file, and whether it existed; None for the file if the folder cannot be written.
 
     Args:
         dataset: images.
@@ -166,6 +167,9 @@ def kept_features(
         folder: created if it does not exist.
         batch_size: images that pass through the network at once.
         compute: extracts the features where they are not kept; by default `extract` of `image_batches`.
+
+    Warns:
+        UserWarning: the folder cannot be written, so that the features are not kept.
     """
     settings = {
         "version": VERSION,
@@ -179,12 +183,15 @@ def kept_features(
     found = _read(path, settings, network)
     if found is not None:
         return found, path, True
-    path.parent.mkdir(parents=True, exist_ok=True)  # an error comes before the work
     features = extract(network, image_batches(dataset, batch_size)) if compute is None else compute()
-    write_json(path.with_suffix(".json"), settings)
     tensors = {"values": features.values, "probabilities": features.probabilities, "labels": features.labels}
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
-    write_tensors(path, present, {"openedm": json.dumps(settings)})
+    try:
+        write_json(path.with_suffix(".json"), settings)
+        write_tensors(path, present, {"openedm": json.dumps(settings)})
+    except OSError as error:
+        warnings.warn(f"the features of the data are not kept, cache={folder} cannot be written: {error}", stacklevel=2)
+        return features, None, False
     return features, path, False
 
 

@@ -122,10 +122,14 @@ def neighbours(
 def mean_error(rows: Float[Tensor, " rows"] | Bool[Tensor, " rows"]) -> float:
     """The standard error of a mean, the limit of its bootstrap: the standard deviation of the rows over √n.
 
+    Of a share that is 0 or 1 the deviation is 0, which says nothing of the error: then that of Agresti and Coull 1998,
+    as if two more rows counted and two did not.
+
     For recall, density and coverage it is the error with the centres of the balls held fixed: too small by a fifth to a
     third, since other images would have other balls.
     """
-    return float(rows.double().std(correction=0)) / math.sqrt(len(rows))
+    n, error = len(rows), float(rows.double().std(correction=0)) / math.sqrt(len(rows))
+    return math.sqrt(2 * (n + 2)) / (n + 4) ** 1.5 if error == 0 and rows.dtype == torch.bool else error
 
 
 def _radii(x: Float64[Tensor, "rows dim"], k: int, block: int) -> Float64[Tensor, "rows k"]:

@@ -7,6 +7,7 @@ error is up to twice as large as it should be: an interval is then wide, not nar
 """
 
 import dataclasses
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +15,15 @@ __all__ = ["Measure", "Report"]
 
 Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
+
+RANGES = {
+    "precision": (0.0, 1.0),
+    "recall": (0.0, 1.0),
+    "coverage": (0.0, 1.0),
+    "density": (0.0, math.inf),
+    "Inception score": (1.0, math.inf),
+}
+"""The values that a metric can have, to which its interval is cut."""
 
 
 @dataclass(frozen=True)
@@ -86,6 +96,10 @@ class Report:
             return None
         return max(self.frechet - Z * self.frechet_error, 0.0), self.frechet + Z * self.frechet_error
 
+    def _spread(self, std: float, digits: str) -> str:
+        """A standard deviation over the draws; nothing for a single one, which has none."""
+        return "" if self.num_splits == 1 else f" ± {std:{digits}}"
+
     def measure(self, name: str) -> Measure:
         """The metric of this name.
 
@@ -108,18 +122,20 @@ class Report:
             ),
             (
                 f"Fréchet distance, {n} generated to {n} real",
-                f"{self.frechet_matched:.2f} ± {self.frechet_matched_std:.2f}",
+                f"{self.frechet_matched:.2f}{self._spread(self.frechet_matched_std, '.2f')}",
             ),
-            (f"floor: {n} real to {n} other real", f"{self.floor:.2f} ± {self.floor_std:.2f}"),
+            (f"floor: {n} real to {n} other real", f"{self.floor:.2f}{self._spread(self.floor_std, '.2f')}"),
         ]
         for m in self.measures:
-            low, high = m.value - Z * m.error, m.value + Z * m.error
+            lowest, highest = RANGES.get(m.name, (-math.inf, math.inf))
+            low, high = max(m.value - Z * m.error, lowest), min(m.value + Z * m.error, highest)
             scale, unit = (1000, ", × 1000") if m.name == "kernel distance" else (1, "")
             value, floor = (f"{scale * number:.3g}" for number in (m.value, m.floor))
             rows.append(
                 (
                     f"{m.name}{unit}, {self.measured_samples} images",
-                    f"{value} [{scale * low:.3g}, {scale * high:.3g}], real {floor} ± {scale * m.floor_std:.2g}",
+                    f"{value} [{scale * low:.3g}, {scale * high:.3g}], "
+                    f"real {floor}{self._spread(scale * m.floor_std, '.2g')}",
                 )
             )
         if self.accuracy is not None:
