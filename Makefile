@@ -21,8 +21,11 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q 
 demo: .venv/installed  ## train, sample and score on the digits, in minutes
 	$(BIN)/openedm demo
 
+# Which tests: all but those that compare with reference numbers. `make test SELECT=` takes these, too.
+SELECT ?= -m 'not golden'
+
 test: .venv/installed  ## the tests, without those that compare with reference numbers
-	$(PYTEST) -m 'not golden'
+	$(PYTEST) $(SELECT)
 
 # Laws and examples of the small rooms and of sampling, each law on five examples: half of the tests in a minute.
 FAST := src tests/ground tests/data tests/generation tests/properties tests/sampling tests/test_checks.py \

@@ -209,6 +209,7 @@ def test_a_simulator_that_is_not_there_is_an_error(made, tmp_path):
     ]:
         with pytest.raises(ValueError, match=message):
             function_of(text)
+        assert str(tmp_path) not in sys.path
 
 
 # simulate.

@@ -52,7 +52,7 @@ def test_sets_with_absent_members_are_fitted_by_default(monkeypatch) -> None:
     chosen = Settings.of(400, 2, (6, 2), "members")
     assert isinstance(chosen.network.summary, SetSummary)
     assert isinstance(Settings.of(400, 2, (6, 2), "values").network.summary, SeriesSummary)
-    monkeypatch.setattr(Settings, "of", lambda n, dim, shape, absent: SETS if absent == "members" else PLAIN)
+    monkeypatch.setattr(Settings, "of", lambda n, dim, shape, absent, *_: SETS if absent == "members" else PLAIN)
     theta, x = trials(150)
     posterior = fit(theta, x)
     assert posterior.report["data"] == "sets of 1 to 6 members of 2 values"

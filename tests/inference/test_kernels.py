@@ -31,9 +31,9 @@ def test_draws_have_the_density() -> None:
     generator = torch.Generator().manual_seed(0)
     which = torch.randint(64, (1, 20_000), generator=generator)
     drawn = kernels.at(which, torch.randn(1, 20_000, 6, generator=generator))
-    for edge in (-1.05, -1.0, 0.0, 0.98, 1.1):
-        grid = torch.linspace(-60, edge, 400_001, dtype=torch.float64)
-        below = float(kernels.log_prob(grid[None, :, None]).exp().sum() * (edge + 60) / 400_000)
+    for edge in (-1.0, 0.0, 1.1):
+        grid = torch.linspace(-30, edge, 60_001, dtype=torch.float64)
+        below = float(kernels.log_prob(grid[None, :, None]).exp().sum() * (edge + 30) / 60_000)
         assert float((drawn < edge).double().mean()) == pytest.approx(below, abs=0.015)
 
 

@@ -78,7 +78,7 @@ def test_the_weights_of_separate_modes_come_right_though_starts_and_pilots_have_
         return side + 0.02 * torch.randn(n, 2, generator=generator)
 
     start, pilots = half_and_half(4000, 0), half_and_half(256, 1)
-    moved = Refinement(num_steps=25).run(start[None], pilots[None], TwoModes(), [3])[0]
+    moved = Refinement(num_steps=25, density_steps=True).run(start[None], pilots[None], TwoModes(), [3])[0]
     assert float((moved[:, 0] > 0).float().mean()) == pytest.approx(0.75, abs=0.03)
 
 
@@ -98,8 +98,8 @@ def test_a_chain_that_starts_where_there_is_no_density_comes_away(without_type_c
 
 def test_a_chain_does_not_depend_on_the_others() -> None:
     start, pilots = torch.randn(100, 2), torch.randn(16, 2)
-    many = Refinement(num_steps=5).run(start[None], pilots[None], log_normal(0.0, 1.0), [3])[0]
-    few = Refinement(num_steps=5).run(start[None, :7], pilots[None], log_normal(0.0, 1.0), [3])[0]
+    many = Refinement(num_steps=5, density_steps=True).run(start[None], pilots[None], log_normal(0.0, 1.0), [3])[0]
+    few = Refinement(num_steps=5, density_steps=True).run(start[None, :7], pilots[None], log_normal(0.0, 1.0), [3])[0]
     torch.testing.assert_close(many[:7], few)
 
 

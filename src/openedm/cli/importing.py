@@ -121,13 +121,18 @@ def import_file(option: str, file: str) -> ModuleType:
     path = Path(file).resolve()
     if not path.is_file():
         raise ValueError(f"{option}: the file {file} does not exist")
-    if str(path.parent) not in sys.path:
-        sys.path.insert(0, str(path.parent))  # and it stays, so that worker processes find the module
-    module = _import(option, path.stem, file)
-    if Path(getattr(module, "__file__", None) or "").resolve() != path:
-        raise ValueError(
-            f"{option} must be a file with a unique name, but another module is called {path.stem!r}: rename {file}"
-        )
+    before, folder = list(sys.path), str(path.parent)
+    if folder not in sys.path:
+        sys.path.insert(0, folder)  # and it stays, so that worker processes find the module
+    try:
+        module = _import(option, path.stem, file)
+        if Path(getattr(module, "__file__", None) or "").resolve() != path:
+            raise ValueError(
+                f"{option} must be a file with a unique name, but another module is called {path.stem!r}: rename {file}"
+            )
+    except ValueError:
+        sys.path[:] = before  # a file that hides another module would hide it from worker processes
+        raise
     return module
 
 

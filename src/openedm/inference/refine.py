@@ -4,9 +4,10 @@
 
 a and b are two of a fixed set of pilots, samples for the same observation, and γ is random: the differences know the
 posterior's widths, correlations and the ways between its modes (differential evolution, ter Braak 2006), and since the
-pilots are no part of the chains these are independent and the proposal is symmetric. Every fifth step proposes a draw
-of the density q that the pilots show (`Kernels`), accepted with probability min(1, π(u') q(u) / π(u) q(u')): that sets
-the weights of separate modes right, which differences hardly change. Of many parameters too few would be accepted.
+pilots are no part of the chains these are independent and the proposal is symmetric. With `density_steps` every fifth
+step proposes a draw of the density q that the pilots show (`Kernels`) instead, and takes it with probability
+min(1, π(u') q(u) / π(u) q(u')): that sets the weights of separate modes right, which differences hardly change. Of many
+parameters too few would be taken.
 The pilots themselves are moved first, in blocks of steps, until their mean ln π and their widths no longer change; the
 other chains then make as many steps, with the pilots where they ended.
 Importance sampling from the same density (`evidence_near`) normalises that of what is drawn.
@@ -70,6 +71,8 @@ class Refinement(Choice):
         num_pilots: samples that proposals are made from, ≥ 2.
         max_steps: the pilots decide how many blocks of steps are made, up to so many steps; None means one block, and
             pilots that stay where they start.
+        density_steps: whether every fifth step proposes a draw of the pilots' density; not with more than eight
+            parameters.
 
     Raises:
         ValueError: a count is out of its range.
@@ -78,6 +81,7 @@ class Refinement(Choice):
     num_steps: int = 100
     num_pilots: int = 256
     max_steps: int | None = None
+    density_steps: bool = False
 
     def __post_init__(self) -> None:
         checks.at_least("num_steps", self.num_steps, 1)
@@ -134,7 +138,7 @@ class Refinement(Choice):
         u, observation = start.flatten(0, 1).clone(), chains // n
         each = target(u, chains)
         value = _mean(each)
-        kernels = Kernels.of(pilots) if d <= MAX_KERNEL_SIZE else None
+        kernels = Kernels.of(pilots) if self.density_steps and d <= MAX_KERNEL_SIZE else None
         for step in range(self.num_steps):
             uniform = torch.special.ndtr(noise.draw((5,)).to(start)).clamp(1e-7, 1 - 1e-7)
             first, second = (uniform[:, :2] * pilots.shape[1]).long().unbind(-1)

@@ -134,7 +134,7 @@ class Settings(Choice):
         default=MixtureOptions(members=1, components=(1,), width=128, steps=2500, batch_size=512, folds=2)
     )
     compare: bool = True
-    refinement: Refinement | None = Refinement(num_steps=25, max_steps=500)
+    refinement: Refinement | None = Refinement(num_steps=25, max_steps=500, density_steps=True)
     held_out: float = 0.1
     reduce_above: int = 64
     judged: int = 128
