@@ -1,5 +1,6 @@
 import importlib
 import json
+import sys
 from dataclasses import replace
 from types import SimpleNamespace
 
