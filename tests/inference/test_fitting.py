@@ -215,11 +215,20 @@ def test_several_kinds_of_data_are_learned_from_at_once(monkeypatch, tmp_path, w
         ({"image": torch.zeros(N, 1, 2, 3, 4)}, r"x\['image'\] must hold vectors"),
         ({"a": X, "b": X[:10]}, r"as many observations of each name, got a \(300,\), b \(10,\)"),
         ({"a": X, "b": torch.full((N, 2), torch.nan)}, "must be finite"),
+        ({"a": torch.ones(N, 2), "b": torch.zeros(N)}, "x must vary, but all its columns are constant"),
     ],
 )
 def test_mappings_that_do_not_fit_are_refused(x, message, without_type_checker) -> None:
     with pytest.raises(ValueError, match=message):
         fit(THETA, x, PRIOR)
+
+
+def test_an_embedding_in_the_settings_gets_the_columns_as_they_were_given(without_type_checker) -> None:
+    x = torch.cat([torch.randn(N, 6, generator=torch.Generator().manual_seed(0)), torch.ones(N, 1)], 1)  # exchangeable
+    network = ConditionalMLP(width=8, num_blocks=1, summary=Columns((7,)))
+    posterior = fit(THETA, x, PRIOR, settings=replace(PLAIN, network=network, members=1))
+    assert posterior.parts.data.keep == tuple(range(7))
+    assert not posterior.parts.data.exchangeable
 
 
 def test_an_embedding_beside_settings_or_of_another_type_is_refused(without_type_checker) -> None:

@@ -21,7 +21,7 @@ from openedm.inference.candidates import Job
 from openedm.inference.exchangeable import are_exchangeable
 from openedm.inference.judging import Verdict, choose_posterior
 from openedm.inference.posterior import Values
-from openedm.inference.prepare import Prepared, prepare
+from openedm.inference.prepare import Prepared, prepare, takes_all_columns
 from openedm.inference.settings import Settings
 from openedm.inference.simulations import Simulations
 from openedm.inference.trained import DenoiserPosterior
@@ -112,7 +112,7 @@ def fit(
         drop_nonfinite=drop_nonfinite,
         seed=seed,
     )
-    data = data if embedding is not None else _sorted_where_exchangeable(data)
+    data = _sorted_where_exchangeable(data)
     verdict = choose_posterior(data, job)
     report = _report(data, verdict)
     if verdict.shortfall.is_large:
@@ -130,7 +130,9 @@ def fit(
 def _sorted_where_exchangeable(data: Prepared) -> Prepared:
     """The same simulations; of columns that are draws of one distribution networks get the order statistics."""
     rows, maps = data.training, data.data
-    if not maps.vector or not are_exchangeable(data.x[rows][:, list(maps.keep)], data.u[rows]):
+    if not maps.vector or takes_all_columns(data.settings):
+        return data
+    if not are_exchangeable(data.x[rows][:, list(maps.keep)], data.u[rows]):
         return data
     return replace(data, data=maps.sorted(data.x[rows]))
 

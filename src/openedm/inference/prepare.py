@@ -18,7 +18,7 @@ from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.priors import CONTINUOUS, Prior
 from openedm.inference.sbi_calls import Values, as_rows
 from openedm.inference.settings import Settings
-from openedm.networks import Summary
+from openedm.networks import Summary, VectorSummary
 
 __all__ = [
     "MIN_SIMULATIONS",
@@ -28,6 +28,7 @@ __all__ = [
     "duplicated_columns",
     "prepare",
     "summary_of",
+    "takes_all_columns",
 ]
 
 MIN_SIMULATIONS = 100
@@ -194,7 +195,10 @@ def prepare(
     settings = Settings.of(len(theta), theta.shape[1], shape, absent, summary) if settings is None else settings
     if settings.emulator is not None and len(shape) > 1:
         raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
-    keep = () if len(shape) > 1 else _columns_to_keep(x) if summary is None else tuple(range(x.shape[1]))
+    whole = len(shape) == 1 and takes_all_columns(settings)
+    keep = tuple(range(x.shape[1])) if whole else _columns_to_keep(x) if len(shape) == 1 else ()
+    if whole and len(constant_columns(x)) == x.shape[1]:
+        raise ValueError("x must vary, but all its columns are constant")
     if len(shape) > 1 and bool((x[~x.isnan()] == x[~x.isnan()][0]).all()):
         raise ValueError("x must vary, but all its values are the same")
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
@@ -210,6 +214,12 @@ def prepare(
     u, data = parameters.forward(theta), _data_map(x, training, keep, settings)
     dropped = len(values) - len(theta)
     return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names, dropped)
+
+
+def takes_all_columns(settings: Settings) -> bool:
+    """Whether the network has an embedding of the user's, which expects the columns of a vector as they were given."""
+    summary = getattr(settings.network, "summary", None)
+    return settings.emulator is None and summary is not None and not isinstance(summary, VectorSummary)
 
 
 def summary_of(embedding: Any) -> Summary:
