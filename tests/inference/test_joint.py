@@ -10,11 +10,11 @@ from openedm.ground.choices import to_config
 from openedm.inference import DenoiserPosterior, load
 from openedm.inference.bijections import Bijection
 from openedm.inference.columns import Columns
+from openedm.inference.flow import SCORE_LEVEL
 from openedm.inference.joint import Conditional, Joint, fit_joint
 from openedm.inference.maps import Coordinates
 from openedm.inference.masks import JointModel, Latent, MaskedData, Masks, Pinned
 from openedm.inference.priors import Box
-from openedm.inference.trained import SCORE_LEVEL
 from openedm.likelihood import Likelihood
 from openedm.networks import JointTransformer
 from openedm.sampling import Auto, Heun

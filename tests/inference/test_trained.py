@@ -56,8 +56,9 @@ class Quantiles:
 @pytest.mark.parametrize("std", [1.0, 0.5, 0.2, 0.05, 0.02])
 @pytest.mark.parametrize("mean", [0.0, 2.0])
 def test_the_default_sampler_errs_by_less_than_a_fifth_of_a_percent(std, mean, monkeypatch) -> None:
-    monkeypatch.setattr("openedm.inference.trained.SampleNoise", Quantiles)
-    low, centre, high = posterior_of(ConditionalGaussian(std))._flow(torch.tensor([[mean]]), 3, [0])[0, :, 0].tolist()
+    monkeypatch.setattr("openedm.inference.flow.SampleNoise", Quantiles)
+    flow = posterior_of(ConditionalGaussian(std)).flow
+    low, centre, high = flow.samples(torch.tensor([[mean]]), 3, [0])[0, :, 0].tolist()
     assert abs((high - low) / (2 * std) - 1) < 0.002
     assert abs(centre - mean) / std < 0.002
 

@@ -204,10 +204,11 @@ def _refined_log_probs(
     theta, x, refinement = data.theta[rows], data.x[rows], posterior.parts.refinement
     assert refinement is not None
     few = replace(refinement, num_pilots=min(refinement.num_pilots, JUDGING_PILOTS))
-    pilots, _ = posterior.settled_pilots(x, few, JUDGING_SEED)
+    flow = posterior.refined_flow
+    pilots, _ = flow.settled_pilots(x, few, JUDGING_SEED)
     u, values = data.parameters.forward(theta), []
     for i in range(len(rows)):
-        target = posterior.learned_target(x[i : i + 1])
+        target = flow.target(x[i : i + 1])
         draws = JUDGING_DRAWS * few.num_pilots
         total, _ = evidence_near(pilots[i], target.in_coordinates, seed=i, draws=draws, known=u[i])
         values.append(target.log_prob(theta[i : i + 1])[0] - total)

@@ -1,9 +1,6 @@
-"""The posterior of a trained conditional denoiser D(r; σ, y).
+"""The posterior of a trained conditional denoiser: samples, densities and a verdict for observations, kept in a folder.
 
-    y = data(x),   u = parameters(θ),   r = P(y)(u − μ(y)),   r ~ the flow of D, from its mean at σ_max and noise there
-
-μ and P are a conditional Gaussian fitted beforehand: posteriors that are narrow, or here narrow and there wide, become
-about N(0, I), where denoisers are easy to learn and samplers make the least error. Without one r = u.
+Samples and densities are those of the denoiser's flow (`flow`), refined where the posterior says so (`refined_flow`).
 """
 
 from collections import OrderedDict
@@ -13,7 +10,7 @@ from pathlib import Path
 from typing import Any, ClassVar, get_args
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from openedm.ground import checks
@@ -22,34 +19,23 @@ from openedm.inference import storage
 from openedm.inference.assessing import FEWEST, Assessment, predicted
 from openedm.inference.average import Average
 from openedm.inference.columns import Columns
-from openedm.inference.draws import SampleNoise, StepNoise, fingerprints, observation_seeds, sample_paths
+from openedm.inference.draws import StepNoise, fingerprints
+from openedm.inference.flow import DENSITY, SAMPLER, ConditionalFlow
 from openedm.inference.likeness import Likeness, Reference
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.parts import Parts
 from openedm.inference.posterior import Posterior, Values
 from openedm.inference.priors import Prior
-from openedm.inference.refine import LearnedTarget, Refinement, evidence, evidence_near
+from openedm.inference.refine import Refinement
+from openedm.inference.refined_flow import RefinedFlow
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks import JoinedSummary
-from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.structured import mixture_config, mixture_from_config
-from openedm.sampling import Auto, DormandPrince, Sampler, SamplerChoice
+from openedm.sampling import Sampler, SamplerChoice
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
 
-SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
-"""Errs by less than 0.1 % of a standard deviation on Gaussians from the size of the prior to a fiftieth of it."""
-
-DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3, sigma_max=80.0)
-SCORE_LEVEL = 0.05
-MIN_ROWS, MAX_CHAINS = 32, 1 << 14
-"""Fewer samples of each observation are drawn for all observations at a time; the chains that run at a time."""
-
-EVIDENCE_DRAWS, MAX_EVIDENCES = 1024, 64
-"""Samples that normalise an observation's density; how many of these numbers are kept."""
-
-PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
 KIND = "fit"
 """The kind of folders that hold such a posterior."""
 
@@ -114,6 +100,16 @@ class DenoiserPosterior(Posterior):
         self.trained_on, self.reference = trained_on, reference
         self.report: dict[str, Any] = dict(report or {})
         self._evidences: OrderedDict[bytes, float] = OrderedDict()
+
+    @property
+    def flow(self) -> ConditionalFlow:
+        """Samples and densities of the denoiser alone."""
+        return ConditionalFlow(self.parts, self.sampler, self.likelihood, self.noise)
+
+    @property
+    def refined_flow(self) -> RefinedFlow:
+        """Samples and densities of prior × learned likelihood, for a posterior with an emulator and a prior."""
+        return RefinedFlow(self.flow, self.prior, self._evidences)
 
     @property
     def refined(self) -> bool:
@@ -307,175 +303,26 @@ class DenoiserPosterior(Posterior):
     def _draw(
         self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]
     ) -> Float[Tensor, "observations n dim"]:
-        y = self.parts.data.forward(x)
-        u = self._flows(y, n, seeds)
-        if self.parts.refinement is not None:
-            size = max(1, MAX_CHAINS // n)
-            chunks = (slice(i, i + size) for i in range(0, len(x), size))
-            u = torch.cat([self._refine(u[rows], x[rows], y[rows], seeds[rows]) for rows in chunks])
+        if self.refined:
+            u = self.refined_flow.samples(x, n, seeds)
+        else:
+            u = self.flow.samples(self.parts.data.forward(x), n, seeds)
         return self.parts.parameters.inverse(u)
-
-    def _flows(
-        self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
-    ) -> Float64[Tensor, "observations n dim"]:
-        """u by the flow: many samples one observation at a time, whose summary is then made once."""
-        if n < MIN_ROWS:
-            return self._flow(y, n, seeds)
-        return torch.cat([self._flow(y[i : i + 1], n, [seed]) for i, seed in enumerate(seeds)])
-
-    def _flow(
-        self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
-    ) -> Float64[Tensor, "observations n dim"]:
-        """u by the flow from the denoiser's own mean at σ_max and noise there.
-
-        From zero and noise, as samplers start, the mean of samples would be short by |mean|/σ_max standard deviations.
-        """
-        denoiser, sampler = self.parts.denoiser, self.sampler.choose(self.parts.denoiser)
-        source = SampleNoise(seeds, n)
-        noise = source.draw(denoiser.event_shape or (self.dim,)).to(y)
-        condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
-        top = float(sampler.levels_for(denoiser).sigmas().max())
-        centre = denoiser(torch.zeros_like(noise), top, condition)
-        shape = noise.shape[1:]
-        steps = None if not sampler.stochastic else source if self.noise == "independent" else sample_paths(seeds, n)
-        r = sampler.sample(denoiser, steps, noise=noise + centre / top, condition=condition, event_shape=shape)
-        u: Tensor = r.reshape(len(y), n, -1)[..., : self.dim].double()
-        if self.parts.base is not None:
-            mean, factor, _ = self._base(self.parts.base, y)
-            u = mean[:, None] + torch.linalg.solve_triangular(factor, u.mT, upper=False).mT
-        return u
-
-    @torch.no_grad()
-    def _base(self, base: ConditionalMixture, y: Float[Tensor, "observations y"]) -> tuple[Tensor, Tensor, Tensor]:
-        """μ, P and ln det P of each row, float64."""
-        _, means, factors, logs = base.parameters_of(y[None])
-        return means[0, :, 0].double(), factors[0, :, 0].double(), logs[0, :, 0].double()
 
     def _density(
         self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
     ) -> Float[Tensor, "observations n"]:
         if not self.refined:
-            return self._flow_density(theta, self.parts.data.forward(x))
-        return self._relative_density(theta, x) - self._evidences_of(x)[:, None]
+            return self.flow.log_prob(theta, self.parts.data.forward(x))
+        return self._relative_density(theta, x) - self.refined_flow.log_evidences(x)[:, None]
 
     def _relative_density(
         self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
     ) -> Float[Tensor, "observations n"]:
-        if not self.refined:
-            return self._density(theta, x)
-        target = self.learned_target(x, theta.shape[1])
-        return target.log_prob(theta.flatten(0, 1)).reshape(theta.shape[:-1])
-
-    def _flow_density(
-        self, theta: Float[Tensor, "observations n dim"], y: Float[Tensor, "observations *y"]
-    ) -> Float64[Tensor, "observations n"]:
-        """ln q(θ | y) by the change of variables; its gradient is the denoiser's score at a low level."""
-        parameters, denoiser = self.parts.parameters, self.parts.denoiser
-        r, volume = parameters.forward(theta), parameters.log_det(theta)
-        if self.parts.base is not None:
-            mean, factor, logs = self._base(self.parts.base, y)
-            r = torch.matmul(r - mean[:, None], factor.mT)
-            volume = volume + logs[:, None]
-        condition = y if len(y) == 1 else y.repeat_interleave(theta.shape[1], 0)
-        flat = r.flatten(0, 1)
-        # Above 16 parameters the trace is estimated with random probes, the same for every point.
-        found = self.likelihood.log_prob(denoiser, flat.detach(), condition, seeds=[0] * len(flat))
-        values = found.log_prob.to(r)
-        if r.requires_grad:
-            with torch.no_grad():
-                score = denoiser.score(flat.detach(), SCORE_LEVEL, condition)
-            values = values + (score * (flat - flat.detach())).sum(-1)
-        return values.reshape(r.shape[:-1]) + volume
-
-    def learned_target(self, x: Float[Tensor, "observations ..."], num_chains: int = 1) -> LearnedTarget:
-        """prior × learned likelihood, for so many chains of each observation, or for any points of a single one.
-
-        Raises:
-            ValueError: the emulator or the prior is missing.
-        """
-        parameters = self.parts.parameters
-        if self.parts.emulator is None or self.prior is None or not isinstance(parameters, ParameterMap):
-            raise ValueError("posterior must have an emulator and a prior, one of them is None")
-        observed = self.parts.emulated(x).repeat_interleave(num_chains, 0)
-        return LearnedTarget(self.parts.emulator, self.prior, parameters, observed)
-
-    @torch.no_grad()
-    def _refine(
-        self,
-        u: Float[Tensor, "observations n dim"],
-        x: Float[Tensor, "observations ..."],
-        y: Float[Tensor, "observations *y"],
-        seeds: Sequence[int],
-    ) -> Float[Tensor, "observations n dim"]:
-        """u moved by chains whose target is ln p(u) + ln q(x | u), as many steps as the pilots of each x need."""
-        refinement = self.parts.refinement
-        assert refinement is not None
-        pilots, steps = self.settled_pilots(x, refinement, PILOT_SEED, y)
-        moved = u.clone()
-        for count in sorted(set(steps.tolist())):
-            rows = (steps == count).nonzero()[:, 0].tolist()
-            chains = replace(refinement, num_steps=count, max_steps=None)
-            target = self.learned_target(x[rows], u.shape[1])
-            moved[rows] = chains.run(u[rows], pilots[rows], target, [seeds[i] for i in rows])
-        return moved
-
-    @torch.no_grad()
-    def settled_pilots(
-        self,
-        x: Float[Tensor, "observations ..."],
-        refinement: Refinement,
-        seed: int,
-        y: Float[Tensor, "observations *y"] | None = None,
-    ) -> tuple[Float[Tensor, "observations pilots dim"], Int64[Tensor, " observations"]]:
-        """Samples u of prior × learned likelihood that further chains are made with, and how many steps those need.
-
-        Args:
-            x: observations.
-            refinement: how many pilots, and steps.
-            seed: of the pilots, beside the observations.
-            y: `parts.data.forward(x)` if it is known.
-        """
-        seeds = observation_seeds(x, seed)
-        pilots = self._flows(self.parts.data.forward(x) if y is None else y, refinement.num_pilots, seeds)
-        return refinement.settle(pilots, self.learned_target(x, refinement.num_pilots), seeds)
-
-    @torch.no_grad()
-    def _evidence(self, x: Float[Tensor, "one ..."], y: Float[Tensor, "*y"], target: LearnedTarget) -> float:
-        """ln ∫ p(θ) q(x | θ) dθ, kept for the last few observations."""
-        key = x.cpu().numpy().tobytes()
-        refinement = self.parts.refinement
-        assert refinement is not None
-        if key not in self._evidences and refinement.max_steps is not None:
-            pilots, _ = self.settled_pilots(x, refinement, PILOT_SEED, y[None])
-            (seed,) = observation_seeds(x, EVIDENCE_SEED)
-            total, _ = evidence_near(pilots[0], target.in_coordinates, seed=seed, draws=EVIDENCE_DRAWS)
-            self._evidences[key] = total
-        elif key not in self._evidences:
-            self._evidences[key], _ = self._weighed(x, y, target)
-        while len(self._evidences) > MAX_EVIDENCES:
-            self._evidences.popitem(last=False)
-        return self._evidences[key]
-
-    @torch.no_grad()
-    def _weighed(
-        self, x: Float[Tensor, "one ..."], y: Float[Tensor, "*y"], target: LearnedTarget
-    ) -> tuple[float, float]:
-        """ln ∫ p(θ) q(x | θ) dθ, and the share of the denoiser's samples that are effective for it."""
-        # The density of proposals is known where they follow the ODE.
-        stochastic = self.sampler.choose(self.parts.denoiser).stochastic
-        proposing = self.with_sampler(SAMPLER) if stochastic else self
-        u = proposing._flow(y[None], EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
-        theta = self.parts.parameters.inverse(u)
-        return evidence(target.log_prob(theta), self._flow_density(theta[None], y[None])[0])
+        return self.refined_flow.relative_log_prob(theta, x) if self.refined else self._density(theta, x)
 
     def _agreement(self, x: Float[Tensor, "one ..."]) -> float | None:
         """The share of the denoiser's samples that are effective; None without learned likelihood, or exact density."""
         if self.parts.emulator is None or self.prior is None or self.dim > MAX_EXACT_SIZE:
             return None
-        return self._weighed(x, self.parts.data.forward(x)[0], self.learned_target(x))[1]
-
-    def _evidences_of(self, x: Float[Tensor, "observations ..."]) -> Float64[Tensor, " observations"]:
-        """ln ∫ p(θ) q(x | θ) dθ of each observation."""
-        y = self.parts.data.forward(x)
-        each = [self._evidence(x[i : i + 1], y[i], self.learned_target(x[i : i + 1])) for i in range(len(x))]
-        return torch.tensor(each, dtype=torch.float64, device=self.device)
+        return self.refined_flow.agreement(x)
