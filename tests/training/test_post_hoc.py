@@ -164,7 +164,7 @@ def test_a_width_that_was_tracked_is_rebuilt_as_it_was_with_the_networks_other_t
     run = trainer(run=tmp_path, power_average=TRACKED)
     run.fit()
     weights = reconstruct(tmp_path, 0.10)
-    expected = run._power_averages.networks[1].state_dict()
+    expected = run._weights.power_averages.networks[1].state_dict()
     assert weights.keys() == expected.keys() == read_weights(find_checkpoint(tmp_path)).keys()
     for name, tensor in expected.items():
         torch.testing.assert_close(weights[name], tensor, rtol=0, atol=1e-6)

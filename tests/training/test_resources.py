@@ -76,7 +76,7 @@ def test_training_in_chosen_rounds_takes_the_same_steps(monkeypatch: pytest.Monk
     cost = trainer.plan().cost
     trainer.options = options
     needed = cost.bytes(4)
-    monkeypatch.setattr("openedm.training.trainer.available_on", lambda device: int(needed / 0.89))
+    monkeypatch.setattr("openedm.training.resources.available_on", lambda device: int(needed / 0.89))
     found = trainer.fit()
     assert trainer.options.accumulate == 4
     for one, other in zip(found.parameters(), expected.parameters(), strict=True):

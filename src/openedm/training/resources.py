@@ -13,9 +13,10 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from accelerate import Accelerator
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
@@ -26,7 +27,7 @@ from openedm.training.model import Model
 from openedm.training.options import Options
 from openedm.training.steps import LossModule
 
-__all__ = ["Cost", "Plan", "format_bytes", "format_seconds", "measure_cost", "plan_accumulation"]
+__all__ = ["Cost", "Plan", "format_bytes", "format_seconds", "measure_cost", "measure_plan", "plan_accumulation"]
 
 TIMED_SECONDS = 1.0
 """About the longest time of a pass whose time is taken, and of more than one repeat."""
@@ -200,6 +201,22 @@ def plan_accumulation(cost: Cost, options: Options, processes: int, available: i
         f"one sample at a time needs {needed}, {format_bytes(cost.fixed)} of it for gradients and moments, but {free}: "
         + ADVICE
     )
+
+
+def measure_plan(module: LossModule, model: Model, options: Options, accelerator: Accelerator) -> Plan:
+    """The plan by a measured pass and the memory that is free; every process chooses the most rounds of all.
+
+    Arguments as for `measure_cost`, and the processes of the run. Errors as for `plan_accumulation`.
+    """
+    cost = measure_cost(module, model, options)
+    processes, available = accelerator.num_processes, available_on(accelerator.device)
+    available //= processes if accelerator.device.type == "cpu" else 1  # the processes of a host share its memory
+    plan = plan_accumulation(cost, options, processes, available)
+    if processes > 1 and options.accumulate is None:
+        rounds = torch.tensor(plan.accumulate, device=accelerator.device)
+        most = int(accelerator.gather(rounds[None]).max())
+        plan = replace(plan, accumulate=most, samples=options.batch_size // processes // most)
+    return plan
 
 
 def is_small(model: Model, options: Options, module: nn.Module) -> bool:

@@ -29,33 +29,27 @@ from openedm.ground.seeding import derive_seed, seed_global
 from openedm.ground.storage import read_tensors
 from openedm.objective import Loss, Objective
 from openedm.optimisation import OptimiserStep, minimise
-from openedm.training.averaging import MovingAverage
 from openedm.training.checkpoints import (
     FOLDER,
     RunState,
-    as_recorded,
-    check_unchanged,
     find_checkpoint,
-    flatten_optimizer,
     list_checkpoints,
-    load_weights,
-    read_accumulate,
     read_progress,
     read_weights,
     remove_checkpoints,
-    restore_optimizer,
     save_checkpoint,
-    tensors_with_prefix,
 )
 from openedm.training.initial import Initial, as_initial, load_initial
 from openedm.training.loading import Prefetcher, batches, rows_of
 from openedm.training.model import Model
 from openedm.training.monitoring import Observer, TrainingProgress, Validation
 from openedm.training.options import DROPOUT, Options, check_compatibility
-from openedm.training.post_hoc import PowerAverages, remove_snapshots
-from openedm.training.processes import full_copy, full_state_dict, make_accelerator, shard
-from openedm.training.resources import Plan, available_on, is_small, measure_cost, plan_accumulation
-from openedm.training.steps import LossModule, StepNoise, check_incomplete
+from openedm.training.post_hoc import remove_snapshots
+from openedm.training.processes import make_accelerator
+from openedm.training.resources import Plan, is_small, measure_plan
+from openedm.training.resuming import as_recorded, check_unchanged, read_accumulate
+from openedm.training.steps import StepNoise, check_incomplete
+from openedm.training.weights import TrainedWeights
 
 __all__ = ["Trainer"]
 
@@ -120,7 +114,6 @@ class Trainer:
         self.state = RunState()
         self._init = as_initial(init)
         self.origin: dict[str, Any] | None = None
-        self._best: dict[str, Tensor] | None = None
         self._build()
 
     def _build(self) -> None:
@@ -128,32 +121,13 @@ class Trainer:
         denoiser = self.model.build_on(device, options.seed)
         if self._init is not None:
             self.origin = load_initial(denoiser.network, self.model.preconditioning, self._init)
-        self.average = copy.deepcopy(denoiser).eval().requires_grad_(False)
+        average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         for name, data in (("dataset", self.dataset), ("validation", self.validation)):
-            check_incomplete(name, data, self.average)
-        self._loss_module = LossModule(denoiser, self.objective).to(device).train()
-        choice = options.power_average
-        self._power_averages = None if choice is None else PowerAverages(choice, denoiser.network)
-        self._sharded = options.sharding == "fsdp" and self.accelerator.num_processes > 1
-        if self._sharded:
-            powers = [] if self._power_averages is None else self._power_averages.networks
-            shard([self._loss_module, self.average, *powers], device, self.accelerator.num_processes)
-        self._moving_average = MovingAverage(self.average, denoiser)
-        trained = {name: p for name, p in self._loss_module.named_parameters() if p.requires_grad}
-        self._parameter_names = list(trained)
-        settings: dict[str, Any] = {
-            "lr": options.learning_rate,
-            "betas": (options.beta_1, options.beta_2),
-            "eps": options.epsilon,
-            "fused": True,
-        }
-        self.optimizer: torch.optim.Optimizer = (
-            torch.optim.AdamW(trained.values(), weight_decay=options.weight_decay, **settings)
-            if options.weight_decay > 0
-            else torch.optim.Adam(trained.values(), **settings)
-        )
+            check_incomplete(name, data, average)
+        self._weights = TrainedWeights(denoiser, average, self.objective, options, self.accelerator)
+        self._loss_module = self._weights.loss_module
         self._wrapped: nn.Module = (
-            self._loss_module if self._sharded else self.accelerator.prepare_model(self._loss_module)
+            self._loss_module if self._weights.sharded else self.accelerator.prepare_model(self._loss_module)
         )
         self._loss = torch.compile(self._wrapped) if options.compile else self._wrapped
 
@@ -161,6 +135,16 @@ class Trainer:
     def denoiser(self) -> Preconditioned:
         """The denoiser with the raw weights of the last step; `average` is the denoiser for sampling."""
         return self._loss_module.denoiser
+
+    @property
+    def average(self) -> Preconditioned:
+        """The denoiser with the averaged weights of the last step."""
+        return self._weights.average
+
+    @property
+    def optimizer(self) -> torch.optim.Optimizer:
+        """Adam or AdamW, with its moments."""
+        return self._weights.optimizer
 
     @property
     def best_loss(self) -> float | None:
@@ -187,7 +171,7 @@ class Trainer:
         """
         if self.run is not None and self.state.images == 0 and list_checkpoints(self.run):
             raise ValueError(f"run={self.run} already has checkpoints: call resume() first, or choose another folder")
-        if self.run is not None and self._power_averages is not None and self.accelerator.is_main_process:
+        if self.run is not None and self._weights.power_averages is not None and self.accelerator.is_main_process:
             remove_snapshots(self.run, self.state.images)
         if self.options.accumulate is None and is_small(self.model, self.options, self.denoiser):
             self.options = replace(self.options, accumulate=1)
@@ -205,12 +189,7 @@ class Trainer:
                 self._run_periodic(stopping=stopping)
                 if stopping:
                     break
-        average = self._full_average()
-        if self._best is None:
-            return average
-        best = copy.deepcopy(average)
-        best.network.load_state_dict(full_state_dict(self._best))
-        return best
+        return self._weights.full_best(self.model)
 
     def plan(self) -> Plan:
         """Measure a small pass, and choose `options.accumulate` where it is None; gradients and weights stay.
@@ -222,23 +201,11 @@ class Trainer:
         Raises:
             MemoryError: a batch does not fit into the memory that is free; the message names the options to change.
         """
-        accelerator = self.accelerator
-        if self._sharded:  # a pass over slices needs all processes, and their memory differs
+        if self._weights.sharded:  # a pass over slices needs all processes, and their memory differs
             return Plan.unknown(self.options)
-        cost = measure_cost(self._loss_module, self.model, self.options)
-        processes, available = accelerator.num_processes, available_on(accelerator.device)
-        available //= processes if accelerator.device.type == "cpu" else 1  # the processes of a host share its memory
-        plan = plan_accumulation(cost, self.options, processes, available)
-        if processes > 1 and self.options.accumulate is None:
-            rounds = torch.tensor(plan.accumulate, device=accelerator.device)
-            most = int(accelerator.gather(rounds[None]).max())
-            share = self.options.batch_size // processes
-            plan = replace(plan, accumulate=most, samples=share // most)
+        plan = measure_plan(self._loss_module, self.model, self.options, self.accelerator)
         self.options = replace(self.options, accumulate=plan.accumulate)
         return plan
-
-    def _full_average(self) -> Preconditioned:
-        return full_copy(self.average, self.model) if self._sharded else self.average
 
     def _steps(self) -> Iterator[TrainingProgress]:
         options, state, accelerator = self.options, self.state, self.accelerator
@@ -300,9 +267,8 @@ class Trainer:
         state.step += 1
         if step.taken:
             state.skipped_in_a_row = 0
-            self._moving_average.update(options.average.decay(options.batch_size, state.images))
-            if self._power_averages is not None:
-                self._power_averages.update(state.step - state.skipped)
+            decay = options.average.decay(options.batch_size, state.images)
+            self._weights.update_averages(decay, state.step - state.skipped)
             return
         state.skipped += 1
         state.skipped_in_a_row += 1
@@ -328,13 +294,14 @@ class Trainer:
 
         if (not stopping or self.finished or options.tracks_best) and due(options.validate_every):
             self._validate()
-        is_main, powers = self.accelerator.is_main_process, self._power_averages
-        if self.run is not None and powers is not None and (is_main or self._sharded) and due(powers.choice.every):
+        is_main, powers = self.accelerator.is_main_process, self._weights.power_averages
+        calls = is_main or self._weights.sharded  # the others send their slices
+        if self.run is not None and powers is not None and calls and due(powers.choice.every):
             powers.save(self.run, images, self.state.step - self.state.skipped, write=is_main)
         if self.run is not None and (stopping or due(options.checkpoint_every)):
             self.save()
         if (not stopping or self.finished) and due(options.snapshot_every):
-            average = self._full_average()
+            average = self._weights.full_average(self.model)
             for observer in self.observers:
                 observer.on_snapshot(images, average)
         if any_due and self.accelerator.num_processes > 1:
@@ -355,7 +322,7 @@ class Trainer:
 
     def _validate(self) -> None:
         accelerator = self.accelerator
-        loss, average = 0.0, self._full_average()
+        loss, average = 0.0, self._weights.full_average(self.model)
         if accelerator.is_main_process:
             measured = self._validation.measure(average)
             loss = measured.loss
@@ -369,24 +336,13 @@ class Trainer:
 
     def _track_best(self, loss: float) -> None:
         """Compare a validation loss with the lowest one; with `keep_best`, copy the averaged weights if it is lower."""
-        if self.state.best.update(torch.tensor(loss, dtype=torch.float64)) and self.options.keep_best:
-            self._best = {name: t.clone() for name, t in self.average.network.state_dict().items()}
+        if self.state.best.update(torch.tensor(loss, dtype=torch.float64)):
+            self._weights.mark_best()
 
     def _any_process(self, flag: bool) -> bool:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0)
-
-    def _checkpoint_modules(self) -> dict[str, nn.Module]:
-        """The modules whose tensors a checkpoint contains for resuming, by their prefix in it."""
-        parts: dict[str, nn.Module] = {"network": self.denoiser.network}
-        if self.options.keep_best:
-            parts["average"] = self.average.network
-        if self._power_averages is not None:
-            parts |= {f"power.{i}": network for i, network in enumerate(self._power_averages.networks)}
-        if self._loss_module.uncertainty is not None:
-            parts["uncertainty"] = self._loss_module.uncertainty
-        return parts
 
     def save(self) -> None:
         """Write a checkpoint named by the images seen, unless it exists, and remove those that are no longer kept."""
@@ -394,14 +350,10 @@ class Trainer:
             raise ValueError("run must be given to save checkpoints, got None")
         path = self.run / FOLDER / f"{self.state.images:012d}"
         is_main = self.accelerator.is_main_process
-        done = path.exists() if is_main else not self._sharded  # if weights are sharded, all send their slices
-        if self._any_process(done) if self._sharded else done:
+        done = path.exists() if is_main else not self._weights.sharded  # if weights are sharded, all send their slices
+        if self._any_process(done) if self._weights.sharded else done:
             return
-        parts = self._checkpoint_modules().items()
-        tensors = {f"{part}.{name}": t for part, module in parts for name, t in module.state_dict().items()}
-        tensors = full_state_dict(tensors | flatten_optimizer(self.optimizer, self._parameter_names), keep=is_main)
-        weights = self.average.network.state_dict() if self._best is None else self._best
-        weights = full_state_dict(weights, keep=is_main)
+        tensors, weights = self._weights.for_resuming(keep=is_main), self._weights.for_sampling(keep=is_main)
         if not is_main:
             return
         origin = {} if self.origin is None else {"init": self.origin}
@@ -439,13 +391,9 @@ class Trainer:
             self.options = replace(self.options, accumulate=read_accumulate(content))
         changed = check_unchanged(folder, content, self.model, self.objective, self.options, changes)
         state, weights = RunState.from_json(content, folder), read_weights(folder)
-        if not self.options.keep_best:
-            load_weights(self.average.network, weights, folder)
-        for part, module in self._checkpoint_modules().items():
-            load_weights(module, tensors_with_prefix(tensors, part), folder)
-        restore_optimizer(self.optimizer, self._parameter_names, tensors, folder)
+        self._weights.restore(tensors, weights, folder)
         if state.step > state.skipped and not self.optimizer.state:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
         self.state, self.origin = state, content.get("init")
-        self._best = weights if self.options.keep_best and state.best_loss is not None else None
+        self._weights.best = weights if self.options.keep_best and state.best_loss is not None else None
         return changed
