@@ -25,7 +25,7 @@ import PIL.Image
 import torch
 from benchmarks.common import machine, write_json
 
-from openedm.data import Arrays, Dataset, FolderImages, Form, ImageFolder, Shards, Table, convert, encoded
+from openedm.data import Arrays, Dataset, FolderImages, Form, ImageFolder, Shards, Table, convert, decoded
 from openedm.training import Options
 from openedm.training.loading import batches
 
@@ -56,11 +56,11 @@ def make(root: Path, size: int, count: int) -> None:
 @contextmanager
 def undecoded() -> Iterator[None]:
     """Every set counts as large, so that nothing is decoded when it is loaded."""
-    before, encoded.MEMORY = encoded.MEMORY, 0
+    before, decoded.MAX_BYTES_IN_MEMORY = decoded.MAX_BYTES_IN_MEMORY, 0
     try:
         yield
     finally:
-        encoded.MEMORY = before
+        decoded.MAX_BYTES_IN_MEMORY = before
 
 
 def datasets(root: Path) -> dict[str, Dataset]:

@@ -11,7 +11,7 @@ import pyarrow.parquet
 import pytest
 import torch
 
-from openedm.data import Arrays, Form, ImageFolder, MemoryImages, Shards, Table, convert, encoded, encoded_images
+from openedm.data import Arrays, Form, ImageFolder, MemoryImages, Shards, Table, convert, decoded, encoded_images
 from openedm.ground.choices import from_config, to_config
 
 from ..picture_files import encode, pixels
@@ -24,7 +24,7 @@ FLOATS = [[0.5, -2.0], [1.5, 0.25], [3.0, 1e3]]
 def kept(request, monkeypatch):
     """Both ways to hold a set: decoded when it is loaded, and when samples are fetched."""
     if request.param == "when fetched":
-        monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+        monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
 
 
 def folder(path, pictures, **files):

@@ -9,7 +9,7 @@ import pytest
 import tifffile
 import torch
 
-from openedm.data import Arrays, Form, ImageFolder, MemoryImages, Shards, convert, encoded, save_image
+from openedm.data import Arrays, Form, ImageFolder, MemoryImages, Shards, convert, decoded, save_image
 from openedm.data.decoding import Header, read_header
 from picture_files import encode
 
@@ -77,7 +77,7 @@ def back(dataset):
 @pytest.mark.parametrize(("name", "content", "pixels"), FILES.values(), ids=FILES.keys())
 def test_a_file_of_any_depth_is_read_exactly(tmp_path, monkeypatch, name, content, pixels, large):
     if large:
-        monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+        monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
     pixels = pixels[:, :, None] if pixels.ndim == 2 else pixels
     path = folder(tmp_path, {name: content, f"b{name}": content})
     header = read_header(io.BytesIO(content), name)

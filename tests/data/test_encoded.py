@@ -22,7 +22,7 @@ from openedm.data import (
     Table,
     TarImages,
     convert,
-    encoded,
+    decoded,
     encoded_images,
 )
 from openedm.data.rows import ArrowImages
@@ -106,7 +106,7 @@ def test_fingerprints_are_of_names_and_classes():
 
 
 def test_an_image_that_changed_its_size_after_loading_is_named(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
     reader("folder", tmp_path)
     dataset = ImageFolder(str(tmp_path)).load()
     (tmp_path / "bee" / "2.png").write_bytes(encode(pixels(2, (1, 1))))

@@ -10,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 
-from openedm.data import ImageFolder, Source, encoded
+from openedm.data import ImageFolder, Source, decoded
 from openedm.ground.choices import from_config, to_config
 
 
@@ -275,13 +275,13 @@ def test_a_zip_with_a_damaged_member_names_it(tmp_path):
 
 @pytest.fixture
 def lazy(monkeypatch):
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
 
 
 def test_a_large_set_is_decoded_when_fetched_with_the_same_result(tmp_path, packed, monkeypatch):
     path = labelled(tmp_path, packed)
     x, labels = everything(ImageFolder(path))
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
     dataset = ImageFolder(path).load()
     assert not hasattr(dataset, "_x")
     assert dataset.describe() == "4 images of 3×5×6 in 3 classes"
@@ -293,16 +293,16 @@ def test_a_large_set_is_decoded_when_fetched_with_the_same_result(tmp_path, pack
 def test_large_files_of_small_images_are_decoded_once_each(tmp_path, packed, monkeypatch):
     path = labelled(tmp_path, packed)
     x, labels = everything(ImageFolder(path))
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", x.numel())  # of the pixels; the files have more
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", x.numel())  # of the pixels; the files have more
     dataset = ImageFolder(path).load()
-    decoded = []
-    decode = encoded.decode_picture
-    monkeypatch.setattr(encoded, "decode_picture", lambda *given: decoded.append(given[1]) or decode(*given))
+    names = []
+    decode = decoded.decode_picture
+    monkeypatch.setattr(decoded, "decode_picture", lambda *given: names.append(given[1]) or decode(*given))
     for chosen in ([2, 0], [0, 2, 2], [3, 1, 0, 2]):
         found, found_labels = dataset.fetch(chosen)
         assert torch.equal(found, x[chosen])
         assert found_labels.tolist() == labels[chosen].tolist()
-    assert len(decoded) == 4
+    assert len(names) == 4
 
 
 def test_a_large_set_names_a_broken_file_when_it_is_fetched(tmp_path, packed, lazy):

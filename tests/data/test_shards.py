@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openedm.data import Form, MemoryImages, Shards, Source, archive, convert, encoded
+from openedm.data import Form, MemoryImages, Shards, Source, archive, convert, decoded
 from openedm.ground.choices import from_config, to_config
 from picture_files import encode, pixels
 
@@ -31,7 +31,7 @@ def write(path: Path, files: dict[str, bytes], mode: str = "w") -> Path:
 
 def test_large_and_streamed_sets_are_read_when_fetched(converted, monkeypatch):
     x, labels = Shards(str(converted)).load().fetch(range(7))
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
     monkeypatch.setattr(archive.FileParts.__init__, "__defaults__", (1,))
     for dataset in (Shards(str(converted)).load(), Shards(str(converted), streaming=True).load()):
         for order in ([6, 0, 3, 3, 1], [2]):
@@ -51,7 +51,7 @@ def test_streaming_tells_which_pictures_lie_together(converted):
 
 
 def test_worker_processes_and_this_one_read_the_same_at_once(converted, monkeypatch):
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
     dataset = Shards(str(converted)).load()
     x = dataset.fetch(range(7))[0]  # opens the shards before the workers are forked
     loader = torch.utils.data.DataLoader(dataset, batch_size=None, sampler=[*range(7)] * 5, num_workers=2)

@@ -9,7 +9,7 @@ import pytest
 import torch
 from pyarrow import parquet
 
-from openedm.data import Source, Table, encoded
+from openedm.data import Source, Table, decoded
 from openedm.ground.choices import from_config, to_config
 from picture_files import encode, pixels
 
@@ -83,7 +83,7 @@ def test_streamed_tables_go_to_worker_processes(folder):
 
 
 def test_arrow_files_are_mapped_into_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
     for number, table in enumerate((rows(0, 6), rows(6))):
         with pyarrow.ipc.new_stream(str(tmp_path / f"{number}.arrow"), table.schema) as writer:
             writer.write_table(table)
@@ -96,7 +96,7 @@ def test_arrow_files_are_mapped_into_memory(tmp_path, monkeypatch):
 
 def test_large_parquet_goes_through_the_datasets_library(folder, monkeypatch, tmp_path):
     monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
-    monkeypatch.setattr(encoded, "MAX_BYTES_IN_MEMORY", 0)
+    monkeypatch.setattr(decoded, "MAX_BYTES_IN_MEMORY", 0)
     dataset = Table(str(folder)).load()
     assert dataset.class_names == ("ant", "bee", "cat")
     assert torch.equal(dataset.fetch([9, 0])[0], expected([9, 0]))

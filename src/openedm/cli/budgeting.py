@@ -9,7 +9,7 @@ from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 from openedm.data import Dataset, Source
-from openedm.data.encoded import ImageSource
+from openedm.data.decoded import ImageSource
 from openedm.networks import Network
 from openedm.objective import Objective
 from openedm.plots.runs import grid_evaluations

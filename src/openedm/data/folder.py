@@ -11,8 +11,9 @@ import numpy as np
 
 from openedm.data.archive import Archive
 from openedm.data.classes import ClassNumbers, number_classes
+from openedm.data.decoded import ImageSource
 from openedm.data.decoding import SUFFIXES
-from openedm.data.encoded import EncodedImages, ImageSource
+from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.listing import Listing, read_listing
 from openedm.ground import checks

@@ -20,8 +20,9 @@ from jaxtyping import Int64
 from openedm.data.archive import FileParts, tar_members
 from openedm.data.classes import ClassNumbers
 from openedm.data.dataset import Chunks
+from openedm.data.decoded import ImageSource
 from openedm.data.decoding import SUFFIXES, Header
-from openedm.data.encoded import EncodedImages, ImageSource
+from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.listing import check_class, rows_of_floats
 from openedm.ground.storage import parse_json, read_json

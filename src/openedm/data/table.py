@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from openedm.data import encoded
+from openedm.data import decoded
 from openedm.data.columns import import_optional
 from openedm.data.dataset import Chunks, Dataset
-from openedm.data.encoded import ImageSource
+from openedm.data.decoded import ImageSource
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.rows import ArrowImages, ParquetImages, TableImages, name_of_files
 from openedm.ground import checks
@@ -91,7 +91,7 @@ class Table(ImageSource):
             return self._hub()
         if files[0].endswith(".parquet"):
             size = sum(Path(file).stat().st_size for file in files if "://" not in file)
-            if self.streaming or size <= encoded.MAX_BYTES_IN_MEMORY or "://" in files[0]:
+            if self.streaming or size <= decoded.MAX_BYTES_IN_MEMORY or "://" in files[0]:
                 return ParquetImages(files, self.image, self.label, self._conditions)
             table = import_optional("datasets").load_dataset("parquet", data_files=files, split="train")
         else:
