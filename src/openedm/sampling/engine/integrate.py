@@ -1,13 +1,8 @@
 """An adaptive integrator of batches in which every sample has its own step size.
 
 A step of an embedded pair of order p (`engine.pairs`) is accepted if its error ratio e = ‖error/tolerance‖ is at most
-1. The size of the next step of a sample is that of the last one times
-
-    0.9 e^{−0.6/p} e_before^{0.2/p}    after an accepted step, within [1/5, 8]; not above 1 after a rejection,
-    0.9 e^{−1/p}                       after a rejected one, within [1/5, 1],
-
-Söderlind's PI controller 4.2 (Söderlind 2003, Digital filters in adaptive time-stepping, Table II), with e_before the
-ratio of the previous accepted step. Times and step sizes are float64; the dtype of the state is unchanged.
+1, and sets the size of the next one (`engine.step_sizes`). Times and step sizes are float64; the dtype of the state is
+unchanged.
 
 Only the samples that have not reached the end are evaluated, and the result of a sample does not depend on the others.
 """
@@ -23,6 +18,7 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.ground.devices import float64_on
 from openedm.sampling.engine.pairs import DORMAND_PRINCE, Pair, Row
+from openedm.sampling.engine.step_sizes import SAFETY_FACTOR, initial_step, next_factor
 
 __all__ = ["Norm", "Scale", "Slope", "Solution", "check_times", "integrate", "root_mean_square"]
 
@@ -32,8 +28,6 @@ Slope = Callable[[Float[Tensor, "rows"], Float[Tensor, "rows *event"], Int64[Ten
 Norm = Callable[[Float[Tensor, "rows *event"]], Float[Tensor, "rows"]]
 Scale = Callable[[Float[Tensor, "rows"]], Float[Tensor, "rows"]]
 
-SAFETY_FACTOR, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 8.0
-CURRENT_EXPONENT, PREVIOUS_EXPONENT = 0.6, 0.2
 MIN_RELATIVE_STEP = 16 * 2.0**-52
 
 
@@ -255,18 +249,16 @@ class _Run:
         slope: Float[Tensor, "rows *event"],
         index: Int64[Tensor, "rows"],
     ) -> Float[Tensor, "rows"]:
-        """The size of a step for which Euler's method is expected to have an error of about 0.01 tolerances."""
-        order, span = self.method.order, abs(self.end - self.start)
+        """The size of the first step; one more evaluation."""
         full = slope + self.linear * y
+
+        def change_after(step: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
+            euler_state = y + _broadcast(self.direction * step, y) * full
+            after = self.slope(time + self.direction * step, euler_state, index) + self.linear * euler_state
+            return self.error_norm(after - full, time)
+
         size, speed = self.error_norm(y, time), self.error_norm(full, time)
-        trial_step = torch.where((size < 1e-5) | (speed < 1e-5), 1e-6 * span, 0.01 * size / speed).clamp(max=0.1 * span)
-        trial_step = trial_step.to(time).nan_to_num(nan=1e-6 * span)  # of samples that fail here: times stay finite
-        euler_state = y + _broadcast(self.direction * trial_step, y) * full
-        change = self.slope(time + self.direction * trial_step, euler_state, index) + self.linear * euler_state - full
-        curvature = self.error_norm(change, time) / trial_step
-        rate = torch.maximum(speed, curvature)
-        step = torch.where(rate <= 1e-15, (1e-3 * trial_step).clamp(min=1e-6), (0.01 / rate) ** (1 / order))
-        return torch.minimum(100 * trial_step, step.to(time)).clamp(max=span)
+        return initial_step(size, speed, change_after, self.method.order, abs(self.end - self.start))
 
     def error_norm(self, values: Float[Tensor, "rows *event"], time: Float[Tensor, "rows"]) -> Float[Tensor, "rows"]:
         """The norm of `values` in units of the tolerance."""
@@ -304,10 +296,11 @@ class _Run:
             self.write_dense(dense, rows, time, length, z, slopes, accepted)
         accepted_mask = accepted.reshape(-1, *[1] * (y.ndim - 1))
         num_accepted = accepted.to(torch.int64)
+        factor = next_factor(ratio, accepted, rows.last_ratio, rows.last_rejected, self.method.order)
         return replace(
             rows,
             time=torch.where(accepted, time, rows.time),
-            step=length.abs() * self.factor(ratio, accepted, rows),
+            step=length.abs() * factor,
             x=torch.where(accepted_mask, y, rows.x),
             slope=torch.where(accepted_mask, slopes[-1], rows.slope) if self.method.first_same_as_last else rows.slope,
             stale=accepted & (not self.method.first_same_as_last),
@@ -317,23 +310,6 @@ class _Run:
             accepted=rows.accepted + num_accepted,
             rejected=rows.rejected + 1 - num_accepted,
         )
-
-    def factor(
-        self, ratio: Float[Tensor, "rows"], accepted: Bool[Tensor, "rows"], rows: _Rows
-    ) -> Float[Tensor, "rows"]:
-        """The factor of the step size."""
-        order = self.method.order
-        ratio = ratio.nan_to_num(nan=math.inf).clamp(min=1e-10)
-        accepted_factor = (
-            SAFETY_FACTOR * ratio ** (-CURRENT_EXPONENT / order) * rows.last_ratio ** (PREVIOUS_EXPONENT / order)
-        )
-        accepted_factor = torch.where(rows.last_rejected, accepted_factor.clamp(max=1.0), accepted_factor).clamp(
-            MIN_FACTOR, MAX_FACTOR
-        )
-        rejected_factor = (SAFETY_FACTOR * ratio ** (-1 / order)).clamp(MIN_FACTOR, 1.0)
-        # If the result was not finite although the error was small, the factor is the smallest.
-        rejected_factor = torch.where(ratio <= 1, MIN_FACTOR, rejected_factor)
-        return torch.where(accepted, accepted_factor, rejected_factor)
 
     def write_dense(
         self,
