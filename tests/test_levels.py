@@ -234,6 +234,7 @@ def test_a_warp_moves_the_quantiles_and_may_not_change_their_order() -> None:
         (lambda: VP(5, sigma_min=1.0), "no VP schedule has sigma(0.001) = 1.0"),
         (lambda: iddpm_table(0), "m must be >= 1, got 0"),
         (lambda: iddpm_table(10, c_1=0.0), "c_1 must be finite and > 0, got 0.0"),
+        (lambda: iddpm_table(10, c_1=1.0), "c_1 must be < 1, got 1.0"),
         (lambda: Explicit(()), "values must hold at least one level, got ()"),
         (lambda: Explicit((2.0, 0.0)), "values[1] must be finite and > 0, got 0.0"),
         (lambda: Explicit((1.0, 2.0)), "values must decrease strictly, got values[0]=1.0 and values[1]=2.0"),

@@ -60,6 +60,20 @@ def test_what_cannot_be_converted_is_one_clear_line_and_leaves_nothing(openedm, 
     assert not mark.exists()
 
 
+def test_a_checkpoint_gets_no_name_of_a_file(openedm, pickled, tmp_path):
+    done = openedm("convert", pickled, tmp_path / "made.safetensors")
+    assert (done.status, "out must be a folder for the checkpoint of" in done.err) == (1, True)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("arguments", [["info"], ["sample", "out"]])
+def test_commands_for_checkpoints_say_how_a_published_network_becomes_one(openedm, pickled, tmp_path, arguments):
+    command, *out = arguments
+    done = openedm(command, pickled, *(tmp_path / name for name in out))
+    assert done.status == 1
+    assert f"of a published network, openedm convert {pickled} FOLDER makes one" in done.err
+
+
 def test_nothing_is_overwritten(openedm, pickled, tmp_path):
     (tmp_path / "made").mkdir()
     done = openedm("convert", pickled, tmp_path / "made")

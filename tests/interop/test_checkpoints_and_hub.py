@@ -51,9 +51,8 @@ def test_a_network_goes_out_and_comes_back_the_same(name: str, tmp_path: Path) -
     condition = torch.tensor([0, 1]) if model.num_classes else None
     expected = denoiser(X, 1.0, condition)
     torch.testing.assert_close(loaded(X, 1.0, condition), expected, rtol=1e-5, atol=1e-5)
-    if name != "ncsnpp":  # Its frequencies are divided by 2π on the way.
-        states = zip(loaded.network.state_dict().values(), denoiser.network.state_dict().values(), strict=True)
-        assert all(torch.equal(a, b) for a, b in states)
+    states = zip(loaded.network.state_dict().values(), denoiser.network.state_dict().values(), strict=True)
+    assert all(torch.equal(a, b) for a, b in states)
 
 
 def test_nothing_is_overwritten_and_the_pair_of_files_belongs_together(tmp_path: Path) -> None:
@@ -105,11 +104,45 @@ def test_endless_json_is_an_error_and_no_recursion(tmp_path: Path) -> None:
         (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8, 6)), "samples must be square images"),
         (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8)), "samples must be square images"),
         (Model(DDPMpp(**SIZES), VP(), 0.3, (1, 8, 8)), "sigma_data must be 0.5 for VPPrecond"),
+        (Model(DDPMpp(**SIZES), event_shape=(1, 8, 8), condition_shape=(3,)), r"condition_shape must be None .*\(3,\)"),
+        (Model(DDPMpp(**SIZES), event_shape=(1, 8, 8), condition_shape=(1, 8, 8)), "condition_shape must be None"),
+        (Model(DDPMpp(**SIZES), event_shape=(1, 8, 8), images=False), "images must be true"),
+        (
+            Model(SongUNet(**SIZES, resample_filter=(5e3, 5e3)), event_shape=(1, 8, 8)),
+            "resample_filter must be a list of at most 32 numbers from -1024 to 1024",
+        ),
     ],
 )
 def test_what_has_no_published_name_is_refused(model: Model, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         publish(model, model.build())
+
+
+def test_a_description_of_another_network_is_refused() -> None:
+    wider = Model(DDPMpp(**{**SIZES, "model_channels": 16}), event_shape=(1, 8, 8))
+    with pytest.raises(ValueError, match=r"denoiser must have the network that model describes, .*got DDPMpp\("):
+        publish(MODELS["ddpmpp"], wider.build())
+
+
+def test_a_key_of_a_file_with_one_network_is_refused(tmp_path: Path) -> None:
+    write_published(tmp_path / "a.safetensors", publish(MODELS["ddpmpp"], with_weights(MODELS["ddpmpp"])))
+    with pytest.raises(ValueError, match=r"key must be 'ema' for a.safetensors, which holds one network, got 'net'"):
+        read_published(tmp_path / "a.safetensors", key="net")
+
+
+def test_nothing_is_written_if_the_description_cannot_be(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="kwargs must be plain values, got object"):
+        write_published(tmp_path / "a.safetensors", Published("X", {"a": object()}, {"w": torch.ones(2)}))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tensors_that_share_memory_are_written_and_read(tmp_path: Path) -> None:
+    base = torch.arange(4.0)
+    tensors = {"a": base, "b": base, "c": base[1:], "d": base[:2].expand(3, 2), "empty": base[:0]}
+    write_published(tmp_path / "a.safetensors", Published("X", {}, tensors))
+    found = read_published(tmp_path / "a.safetensors").state_dict
+    assert found.keys() == tensors.keys()
+    assert all(torch.equal(found[name], value) for name, value in tensors.items())
 
 
 def test_a_range_of_noise_levels_that_a_checkpoint_cannot_keep_is_refused() -> None:

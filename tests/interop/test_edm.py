@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from golden import golden_arrays, golden_json, needs_golden
+from openedm.ground.tensors import as_tensor
 from openedm.interop import (
     edm_choice,
     edm_denoiser,
@@ -163,13 +164,24 @@ def test_every_name_of_the_network_has_a_published_one_of_its_own(options):
     assert len(set(names.values())) == len(names)
 
 
+@pytest.mark.parametrize("value", [None, "x", torch.ones(32).to_sparse()])
+def test_weights_that_are_no_numbers_are_refused_by_name(value, without_type_checker):
+    network = edm_network(OPTIONS)
+    with pytest.raises(TypeError, match=r"^model.map_layer0.bias must be a tensor"):
+        load_edm_state_dict(network, _published(network) | {"model.map_layer0.bias": value})
+
+
+def big_endian(value):
+    return value.numpy().astype(">f4")
+
+
 @pytest.mark.parametrize("prefix", ["model.", ""])
-@pytest.mark.parametrize("convert", [torch.Tensor.double, torch.Tensor.half, torch.Tensor.numpy])
+@pytest.mark.parametrize("convert", [torch.Tensor.double, torch.Tensor.half, torch.Tensor.numpy, big_endian])
 def test_weights_are_copied_from_tensors_and_arrays_of_any_precision(prefix, convert):
     network = edm_network(OPTIONS)
     given = {name: convert(value) for name, value in _published(network, prefix).items()}
     load_edm_state_dict(network, given)
-    weight = torch.as_tensor(given[f"{prefix}dec.8x8_block1.conv0.weight"])
+    weight = as_tensor("weight", given[f"{prefix}dec.8x8_block1.conv0.weight"])
     assert torch.equal(network.decoder[1].blocks[1].conv0.weight, weight.float())
 
 
@@ -194,6 +206,19 @@ def test_fourier_frequencies_become_angular_ones():
             lambda s: s.update({"model.enc.4x4_down.conv0.resample_filter": torch.ones(1, 1, 4, 4) / 16}),
             "enc.4x4_down.conv0.resample_filter is another filter",
         ),
+        (
+            lambda s: s.update({"model.enc.8x8_down.conv0.resample_filter": torch.ones(1, 1, 2, 2) / 4}),
+            "unexpected enc.8x8_down.conv0.resample_filter",
+        ),
+        (
+            lambda s: s.update({"model.map_layer0.bias": torch.full((32,), 1e300, dtype=torch.float64)}),
+            "map_layer0.bias holds 32 infinite of 32 numbers as torch.float32, with which all samples would be NaN",
+        ),
+        (
+            lambda s: s.update({"map_layer0.bias": torch.zeros(32)}),
+            "state_dict must have one tensor a name, got map_layer0.bias and model.map_layer0.bias",
+        ),
+        (lambda s: s.clear(), r"does not fit the network: missing .*(; .*){4} and \d+ more$"),
     ],
 )
 def test_weights_that_do_not_fit_are_refused_by_name_and_change_nothing(change, message):
@@ -214,6 +239,13 @@ def test_weights_that_do_not_fit_are_refused_by_name_and_change_nothing(change, 
         ({"model_type": "UNet"}, "model_type must be one of 'SongUNet', 'DhariwalUNet', got 'UNet'"),
         ({"encoder_type": "wide"}, "encoder_type must be one of 'standard', 'skip', 'residual', got 'wide'"),
         ({"decoder_type": "residual"}, "decoder_type must be one of 'standard', 'skip', got 'residual'"),
+        ({"img_resolution": 8.0}, "img_resolution must be an integer between 0 and 16384, got 8.0"),
+        ({"img_channels": "1"}, "img_channels must be an integer between 0 and 4096, got '1'"),
+        ({"label_dim": None}, "label_dim must be an integer between 0 and 1048576, got None"),
+        ({"channel_mult": 3}, "channel_mult must be a list of at most 32 integers from 0 to 1024, got 3"),
+        ({"attn_resolutions": None}, "attn_resolutions must be a list of at most 32 integers from 0 to 16384"),
+        ({"resample_filter": "ab"}, "resample_filter must be a list of at most 32 numbers from -1024 to 1024"),
+        ({"resample_filter": [1e-300, 1e-300]}, "resample_filter must be taps with a sum other than 0"),
     ],
 )
 def test_published_options_that_are_not_known_here_are_refused_by_name(options, message):
@@ -273,6 +305,32 @@ def test_the_options_of_a_preconditioning_reach_it():
     assert (vp.preconditioning.beta_d, vp.preconditioning.num_levels, vp.preconditioning.epsilon_t) == (10, 500, 1e-4)
     ve = edm_denoiser("VEPrecond", {**OPTIONS, "sigma_max": 50.0}, state_dict)
     assert (ve.sigma_min, ve.sigma_max) == (0.02, 50.0)
+
+
+@pytest.mark.parametrize(
+    ("precond", "changes", "message"),
+    [
+        ("EDMPrecond", {"sigma_min": 10.0, "sigma_max": 5.0}, "sigma_min must be < sigma_max, got sigma_min=10.0"),
+        ("EDMPrecond", {"sigma_min": -1.0}, "sigma_min must be >= 0, got -1.0"),
+        ("EDMPrecond", {"sigma_max": 0}, "sigma_min must be < sigma_max, got sigma_min=0.0 and sigma_max=0.0"),
+        ("EDMPrecond", {"sigma_data": "x"}, "sigma_data must be a number, got 'x'"),
+        ("EDMPrecond", {"sigma_data": True}, "sigma_data must be a number, got True"),
+        ("VEPrecond", {"sigma_max": float("inf")}, "sigma_max must be a finite number, got inf"),
+        ("VPPrecond", {"beta_min": -50.0}, r"must give 0 < sigma\(epsilon_t\) < sigma\(1\) < inf, got nan and nan"),
+        ("VPPrecond", {"beta_d": 1e300}, r"must give 0 < sigma\(epsilon_t\) < sigma\(1\) < inf, got inf and inf"),
+        ("iDDPMPrecond", {"C_1": 1.0}, "c_1 must be < 1, got 1.0"),
+        ("iDDPMPrecond", {"C_1": 1e9}, "c_1 must be < 1, got 1000000000.0"),
+    ],
+)
+def test_noise_levels_that_no_denoiser_has_are_refused(precond, changes, message):
+    with pytest.raises(ValueError, match=message):
+        edm_denoiser(precond, {**OPTIONS, **changes}, _published(edm_network(OPTIONS)))
+
+
+def test_levels_of_iddpm_are_one_list():
+    state_dict = {**_published(edm_network(OPTIONS, out_channels=2)), "u": torch.ones(2, 3)}
+    with pytest.raises(ValueError, match=r"u must be a list of levels, got shape \(2, 3\)"):
+        edm_denoiser("iDDPMPrecond", OPTIONS, state_dict)
 
 
 @pytest.mark.parametrize("precond", ["VPPrecond", "iDDPMPrecond"])

@@ -1,6 +1,7 @@
 """Published networks from pickles: the numbers of a network that was built directly, or a clear error."""
 
 import gzip
+import io
 import os
 import pickle
 import subprocess
@@ -119,6 +120,19 @@ def test_the_state_dict_has_the_names_of_torchs_own() -> None:
     assert list(parse_pickle(pickled(ema=top)).state_dict) == list(top.state_dict())
 
 
+def saved(**options: bool) -> bytes:
+    buffer = io.BytesIO()
+    torch.save({"ema": torch.ones(2)}, buffer, **options)
+    return buffer.getvalue()
+
+
+def two_of_one_name() -> Persistent:
+    top, inner = network(), network()
+    inner.register_buffer("b", torch.zeros(1))
+    top.__dict__.update(_buffers={"a.b": torch.ones(1)}, _modules={"a": inner})
+    return top
+
+
 def in_itself() -> Persistent:
     top = network()
     top.__dict__["_modules"] = {"a": top}
@@ -155,6 +169,9 @@ def expanded() -> Persistent:
         (lambda: gzip.compress(pickled(ema=network())), "got a gzip file: unpack it first"),
         (lambda: b"version https://git-lfs.github.com/spec/v1\noid sha256:0", "got a pointer of Git LFS"),
         (lambda: b"\n <!DOCTYPE html><html></html>", "got an HTML page"),
+        (lambda: b"\xef\xbb\xbf<!-- of a proxy -->" + b" " * 100 + b"<html></html>", "got an HTML page"),
+        (lambda: saved(_use_new_zipfile_serialization=True), "got a zip archive, as of torch.save"),
+        (lambda: saved(_use_new_zipfile_serialization=False), "got a file of torch.save"),
         (lambda: b'{"error": 404}', "got a JSON text"),
         (lambda: b"\x08" + bytes(7) + b"{}", "got safetensors"),
         (lambda: pickled(ema=network()) + b"x", "the file must end with the pickle"),
@@ -174,6 +191,8 @@ def expanded() -> Persistent:
         (lambda: pickled(ema=network(_modules={"a": 1})), "a must be a module, got int"),
         (lambda: pickled(ema=network(_buffers={"a": 1})), "a must be a tensor, got int"),
         (lambda: pickled(ema=network(_modules={"a" * 600: None})), "_modules of EDMPrecond must be a dict with names"),
+        (lambda: pickled(ema=two_of_one_name()), "a.b must be one tensor, but two have this name"),
+        (lambda: pickled(ema=network())[:-40], "incomplete or damaged"),
         (lambda: pickled(ema=in_itself()), "more or deeper modules"),
         (lambda: pickled(ema=doubling()), "more or deeper modules"),
         (lambda: pickled(ema=expanded()), "have more elements than their storages"),

@@ -9,7 +9,7 @@ import torch
 from golden import golden_arrays, golden_json, needs_golden
 from interop.recipe import evaluate
 from openedm.interop import edm_network, published_names
-from openedm.interop.edm import DEFAULTS
+from openedm.interop.arguments import DEFAULTS
 
 INDEX = {e["name"]: e for e in golden_json("networks/index.json").get("entries", [])}
 SMALL = {

@@ -1,10 +1,14 @@
 """A run that was stopped, killed or crashed and then resumed is the run that was never interrupted, bit for bit."""
 
+from dataclasses import replace
 from itertools import count
 
 import pytest
+import torch
+from torch import nn
 
-from openedm.training import Observer
+from openedm.data import InMemory
+from openedm.training import Model, Observer, Options, Trainer, load_denoiser
 
 
 class Crash(Exception):
@@ -78,3 +82,29 @@ def test_worker_processes_that_load_data_do_not_change_a_run_that_is_resumed(
     trainer.resume()
     trainer.fit()
     assert differences(state_of(trainer), uninterrupted) == []
+
+
+class Tied(nn.Module):
+    """Two layers with the same weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(2, 2), nn.Linear(2, 2)
+        self.second.weight = self.first.weight
+
+    def forward(self, x, c_noise, condition=None, augment=None):
+        return self.second(self.first(x))
+
+
+def test_a_network_with_tied_weights_is_saved_and_goes_on(tmp_path, without_type_checker):
+    data = InMemory(torch.linspace(-1, 1, 64).reshape(32, 2))
+    model = Model.for_data(data, Tied)
+    options = Options(images=64, batch_size=16, validate_every=0)
+    expected = Trainer(model, data, options=options, run=tmp_path / "whole").fit().network.state_dict()
+    Trainer(model, data, options=replace(options, images=32), run=tmp_path / "parts").fit()
+    resumed = Trainer(model, data, options=options, run=tmp_path / "parts")
+    resumed.resume()
+    resumed.fit()
+    loaded = load_denoiser(tmp_path / "parts", network=Tied).network
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
+    assert loaded.second.weight is loaded.first.weight

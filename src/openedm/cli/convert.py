@@ -38,6 +38,8 @@ def _to_checkpoint(source: Path, out: Path, key: str, weights: str) -> None:
     if weights != "ema":
         raise ValueError(f"weights must be 'ema' for a file, which has one set of weights, got {weights!r}")
     new_path("out", out, what="a checkpoint")
+    if out.suffix in (".safetensors", ".pkl"):
+        raise ValueError(f"out must be a folder for the checkpoint of {source}, got {str(out)!r}")
     if not source.is_file():
         raise ValueError(f"source must be a file or a checkpoint, got {str(source)!r}")
     large = source.stat().st_size >= MIN_BYTES_WITH_PROGRESS and sys.stderr.isatty()
@@ -55,7 +57,7 @@ def _to_checkpoint(source: Path, out: Path, key: str, weights: str) -> None:
 def _to_published(source: Path, out: Path, key: str, weights: Literal["ema", "raw"]) -> None:
     if key != "ema":
         raise ValueError(f"key must be 'ema' for a checkpoint, got {key!r}")
-    new_published(out)
+    new_published(out, "out")
     folder = find_checkpoint(source)
     model = read_model(folder)
     published = publish(model, load_denoiser(folder, weights))

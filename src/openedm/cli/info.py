@@ -6,6 +6,7 @@ from typing import Any
 import yaml
 
 from openedm.cli.terminal import rows
+from openedm.ground import checks
 from openedm.ground.choices import from_config, is_outside, to_config
 from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.objective import Objective
@@ -51,8 +52,7 @@ def _weights(folder: Path) -> str:
     tensors = read_weights(folder)
     types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
     broken = [f"{name} holds {count_not_finite(t)}" for name, t in sorted(tensors.items()) if not all_finite(t)]
-    more = f" and {len(broken) - 5} more" if len(broken) > 5 else ""
-    return f"{types}; NOT FINITE: {'; '.join(broken[:5])}{more}" if broken else types
+    return f"{types}; NOT FINITE: {checks.first_of(broken)}" if broken else types
 
 
 def _training(folder: Path) -> dict[str, str]:

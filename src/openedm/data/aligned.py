@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from openedm.data.dataset import Batch, Dataset, Indices
+from openedm.ground import checks
 
 __all__ = ["align_classes", "match_classes"]
 
@@ -70,10 +71,9 @@ def match_classes(
     place = {known: i for i, known in enumerate(names)}
     absent = [known for known in given if known not in place]
     if absent:
-        more = f" and {len(absent) - 5} more" if len(absent) > 5 else ""
         raise ValueError(
             f"{name} must have classes among the {num_classes} known, {', '.join(names[:5])}"
-            f"{', …' if num_classes > 5 else ''}, got {', '.join(absent[:5])}{more}"
+            f"{', …' if num_classes > 5 else ''}, got {checks.first_of(absent, separator=', ')}"
         )
     return [place[known] for known in given]
 

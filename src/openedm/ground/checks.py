@@ -73,3 +73,9 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> None:
     """Raise ValueError unless `value` is among `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def first_of(items: Sequence[str], most: int = 5, separator: str = "; ") -> str:
+    """The first few items of a list, and how many more there are: the list in an error's message."""
+    more = f" and {len(items) - most} more" if len(items) > most else ""
+    return separator.join(items[:most]) + more

@@ -115,9 +115,21 @@ def _writing(path: Path) -> Iterator[Path]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: dict[str, str] | None = None) -> None:
-    """Write tensors as safetensors, with `metadata` in the header."""
+    """Write tensors as safetensors, with `metadata` in the header; those that share memory are written one by one."""
     with _writing(path) as temporary:
-        save_file({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, temporary, metadata)
+        save_file(_separate(tensors), temporary, metadata)
+
+
+def _separate(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors on the host, none of which share memory, as tied weights do: safetensors refuses to write those."""
+    separate: dict[str, Tensor] = {}
+    taken: set[int] = set()
+    for name, tensor in tensors.items():
+        own = tensor.detach().cpu().contiguous()
+        start = own.untyped_storage().data_ptr()
+        separate[name] = own.clone() if start in taken else own
+        taken.add(start)
+    return separate
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -83,15 +83,16 @@ def count_not_finite(tensor: Tensor) -> str:
 def misfits(expected: Tensor, given: Tensor) -> Iterator[str]:
     """What is wrong with a tensor of a file in place of that of a new module: its shape, its kind of numbers, or NaN.
 
-    Half precision is accepted where single precision is expected, and NaN or infinity where the new module has them,
-    as in a mask.
+    Half and double precision are accepted where single precision is expected, unless a number overflows in it, and NaN
+    or infinity where the new module has them, as in a mask.
     """
     if given.shape != expected.shape:
         yield f"has shape {tuple(given.shape)} instead of {tuple(expected.shape)}"
     elif _kind(given) != _kind(expected):
         yield f"holds {given.dtype} instead of {expected.dtype}"
-    elif not all_finite(given) and bool(expected.isfinite().all()):
-        yield f"holds {count_not_finite(given)}, with which all samples would be NaN"
+    elif not all_finite(used := given.to(expected.dtype)) and bool(expected.isfinite().all()):
+        overflow = f" as {expected.dtype}" if all_finite(given) else ""
+        yield f"holds {count_not_finite(used)}{overflow}, with which all samples would be NaN"
 
 
 def _kind(tensor: Tensor) -> str:

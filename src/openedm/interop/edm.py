@@ -8,24 +8,22 @@ of the weights: Karras et al. 2022 (arXiv 2206.00364), https://github.com/NVlabs
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from openedm import preconditioning
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
-from openedm.ground.tensors import misfits
+from openedm.ground.tensors import as_tensor, misfits
+from openedm.interop.arguments import DESIGN_ARGUMENTS, PRECONDITIONINGS, SIZE_ARGUMENTS, check_values, complete
 from openedm.interop.pickles import DamagedFileError
-from openedm.networks import ADM, DDPMpp, NCSNpp, Signature, SongUNet, UNet
+from openedm.networks import ADM, Signature, SongUNet, UNet
 from openedm.networks.blocks import DECODERS, ENCODERS
 from openedm.networks.designs import ADM_STYLE
 from openedm.networks.layers import filter_kernel
 from openedm.networks.unet import SkipPath, level_resolutions
-from openedm.preconditioning import Preconditioning
 
 __all__ = [
     "edm_choice",
@@ -38,72 +36,6 @@ __all__ = [
 
 Weights = Tensor | np.ndarray
 FREQUENCIES_NAME = "map_noise.freqs"
-REQUIRED_ARGUMENTS = ("img_resolution", "img_channels", "model_type")
-SIZE_ARGUMENTS = ("model_channels", "channel_mult", "channel_mult_emb", "num_blocks", "attn_resolutions", "dropout")
-"""The constructor arguments of networks that have the same names in this library."""
-DESIGN_ARGUMENTS = {
-    "embedding_type": "embedding",
-    "channel_mult_noise": "channel_mult_noise",
-    "encoder_type": "encoder",
-    "decoder_type": "decoder",
-    "resample_filter": "resample_filter",
-}
-"""Constructor arguments of `SongUNet` with other names in this library, or that are part of the style."""
-
-
-@dataclass(frozen=True)
-class PublishedClass:
-    """A published preconditioning.
-
-    Attributes:
-        kind: the class of this library.
-        names: its constructor arguments, in order, and their names in this library.
-        denoiser_names: the arguments that the denoiser has in this library, with the same names.
-        model_type: the default class of its network.
-    """
-
-    kind: type[Preconditioning]
-    names: Mapping[str, str]
-    denoiser_names: tuple[str, ...] = ()
-    model_type: str = "DhariwalUNet"
-
-    def split(self, kwargs: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The arguments of the preconditioning, and those of the network with `model_type`."""
-        names = {*self.names, *self.denoiser_names, "use_fp16"}
-        arguments = {name: value for name, value in kwargs.items() if name in names}
-        rest = {name: value for name, value in kwargs.items() if name not in names}
-        return arguments, {"model_type": self.model_type, **rest}
-
-
-PRECONDITIONINGS = {
-    "EDMPrecond": PublishedClass(preconditioning.EDM, {}, ("sigma_min", "sigma_max", "sigma_data")),
-    "VPPrecond": PublishedClass(
-        preconditioning.VP,
-        {"beta_d": "beta_d", "beta_min": "beta_min", "M": "num_levels", "epsilon_t": "epsilon_t"},
-        model_type="SongUNet",
-    ),
-    "VEPrecond": PublishedClass(
-        preconditioning.VE, {"sigma_min": "sigma_min", "sigma_max": "sigma_max"}, model_type="SongUNet"
-    ),
-    "iDDPMPrecond": PublishedClass(preconditioning.IDDPM, {"C_1": "c_1", "C_2": "c_2", "M": "num_levels"}),
-}
-
-
-def network_arguments(choice: ADM | DDPMpp | NCSNpp | SongUNet) -> dict[str, Any]:
-    """The published constructor arguments of a network, without the shapes of its data; the inverse of `edm_choice`."""
-    sizes = {name: getattr(choice, name) for name in SIZE_ARGUMENTS}
-    if isinstance(choice, ADM):
-        return {"model_type": "DhariwalUNet", **sizes}
-    design = {published: getattr(choice.style, name) for published, name in DESIGN_ARGUMENTS.items()}
-    return {"model_type": "SongUNet", **sizes, **design}
-
-
-DEFAULT_SHAPES = {"label_dim": 0, "augment_dim": 0, "label_dropout": 0}
-DEFAULTS = {
-    "SongUNet": DEFAULT_SHAPES | network_arguments(SongUNet(channel_mult=(1, 2, 2, 2), attn_resolutions=(16,))),
-    "DhariwalUNet": DEFAULT_SHAPES | network_arguments(ADM(attn_resolutions=(32, 16, 8))),
-}
-"""The constructor arguments of each class of network, and their defaults."""
 
 
 def edm_denoiser(
@@ -123,9 +55,11 @@ def edm_denoiser(
             exact ones if it has no levels.
 
     Raises:
-        ValueError: as for `edm_network` and `load_edm_state_dict`, `precond` is unknown, or a table is given for
-            another class than iDDPM.
+        TypeError: as for `load_edm_state_dict`.
+        ValueError: as for `edm_network` and `load_edm_state_dict`, `precond` is unknown, a value of the preconditioning
+            is out of its range, or a table is given for another class than iDDPM.
     """
+    check_values(kwargs)
     checks.one_of("precond", precond, PRECONDITIONINGS)
     if table is not None and precond != "iDDPMPrecond":
         raise ValueError(f"table must be None for {precond}: only iDDPMPrecond rounds to a table")
@@ -134,8 +68,11 @@ def edm_denoiser(
     chosen = {published.names[name]: value for name, value in arguments.items() if name in published.names}
     numbers = {name: float(arguments[name]) for name in published.denoiser_names if name in arguments}
     if precond == "iDDPMPrecond":
-        levels = _tensor(state_dict["u"]).tolist() if table is None and "u" in state_dict else table
-        chosen["table"] = None if levels is None else tuple(levels)
+        levels = as_tensor("u", state_dict["u"]) if table is None and "u" in state_dict else table
+        if isinstance(levels, Tensor) and levels.ndim != 1:
+            raise ValueError(f"u must be a list of levels, got shape {tuple(levels.shape)}")
+        given = levels.tolist() if isinstance(levels, Tensor) else levels
+        chosen["table"] = None if given is None else tuple(given)
 
     chosen_preconditioning = published.kind(**chosen)
     channels, resolution = options.get("img_channels", 0), options.get("img_resolution", 0)
@@ -148,8 +85,11 @@ def edm_denoiser(
         event_shape=(channels, resolution, resolution),
         num_classes=network.signature.num_classes,
     )
-    denoiser.sigma_min = numbers.get("sigma_min", denoiser.sigma_min)
-    denoiser.sigma_max = numbers.get("sigma_max", denoiser.sigma_max)
+    if published.denoiser_names:
+        denoiser.sigma_min = numbers.get("sigma_min", denoiser.sigma_min)
+        denoiser.sigma_max = numbers.get("sigma_max", denoiser.sigma_max)
+        checks.at_least("sigma_min", denoiser.sigma_min, 0)
+        checks.ordered("sigma_min", denoiser.sigma_min, "sigma_max", denoiser.sigma_max)
     return denoiser.eval()
 
 
@@ -158,7 +98,7 @@ def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> U
 
     Args:
         kwargs: the published names, as for `edm_choice`.
-        out_channels: the channels of F; None means `img_channels` (iDDPM: twice as many).
+        out_channels: the channels of F; None means `img_channels`. The networks of iDDPM have twice as many.
 
     Raises:
         ValueError: a name is missing or unknown, or a value is not supported by the network of this library.
@@ -167,7 +107,7 @@ def edm_network(kwargs: Mapping[str, Any], out_channels: int | None = None) -> U
     >>> edm_network(options).resolutions
     (32, 16, 8, 4)
     """
-    options = _options(kwargs)
+    options = complete(kwargs)
     channels, resolution = options["img_channels"], options["img_resolution"]
     signature = Signature(
         (channels, resolution, resolution),
@@ -193,7 +133,7 @@ def edm_choice(kwargs: Mapping[str, Any]) -> SongUNet | ADM:
     >>> edm_choice({"img_resolution": 64, "img_channels": 3, "model_type": "DhariwalUNet"}).attn_resolutions
     (32, 16, 8)
     """
-    options = _options(kwargs)
+    options = complete(kwargs)
     own = level_resolutions(options["img_resolution"], len(options["channel_mult"]))
     sizes = {name: options[name] for name in SIZE_ARGUMENTS}
     sizes["channel_mult"] = tuple(sizes["channel_mult"])
@@ -263,44 +203,35 @@ def load_edm_state_dict(network: UNet, state_dict: Mapping[str, Weights]) -> Non
             levels of iDDPM's preconditioning, is not part of the network and is ignored.
 
     Raises:
-        ValueError: a name is missing or unexpected, a shape differs, weights are integers, NaN or infinite, or the file
-            has another resampling filter. The network is then unchanged.
+        TypeError: an entry is not a tensor, an array or a list of numbers.
+        ValueError: a name is missing, unexpected or given twice, a shape differs, weights are integers, NaN or
+            infinite in the network's dtype, or the file has another resampling filter. The network is then unchanged.
     """
-    published_tensors = {
-        name.removeprefix("model."): _tensor(value) for name, value in state_dict.items() if name != "u"
-    }
-    filters = {
-        name: published_tensors.pop(name) for name in list(published_tensors) if name.endswith(".resample_filter")
-    }
+    named: dict[str, Tensor] = {}
+    for full_name, value in state_dict.items():
+        name = full_name.removeprefix("model.")
+        if name in named:
+            raise ValueError(f"state_dict must have one tensor a name, got {name} and model.{name}")
+        if full_name != "u":
+            named[name] = as_tensor(full_name, value).detach()
+    filters = {name: named.pop(name) for name in list(named) if name.endswith(".resample_filter")}
     arguments = network.state_dict()
     targets = {published: arguments[name] for name, published in published_names(network).items()}
 
-    problems = [f"missing {name}" for name in targets if name not in published_tensors]
-    problems += [f"unexpected {name}" for name in published_tensors if name not in targets]
-    problems += [
-        f"{name} {problem}"
-        for name, target in targets.items()
-        if name in published_tensors
-        for problem in misfits(target, published_tensors[name])
-    ]
-    expected = filter_kernel(network.choice.style.resample_filter)
-    problems += [f"{name} is another filter" for name, value in filters.items() if not _same_filter(value, expected)]
+    problems = [f"missing {name}" for name in targets if name not in named]
+    problems += [f"unexpected {name}" for name in named if name not in targets]
+    for name in targets.keys() & named.keys():
+        problems += [f"{name} {problem}" for problem in misfits(targets[name], named[name])]
+    expected = published_filters(network)
+    problems += [f"unexpected {name}" for name in filters if name not in expected]
+    for name in expected.keys() & filters.keys():
+        if not _same_filter(filters[name], expected[name]):
+            problems.append(f"{name} is another filter")
     if problems:
-        raise ValueError("state_dict does not fit the network: " + "; ".join(problems))
+        raise ValueError(f"state_dict does not fit the network: {checks.first_of(sorted(problems))}")
     for name, target in targets.items():
-        value = published_tensors[name].to(target)
+        value = named[name].to(target)
         target.copy_(2 * math.pi * value if name == FREQUENCIES_NAME else value)
-
-
-def _options(kwargs: Mapping[str, Any]) -> dict[str, Any]:
-    """The constructor arguments with the defaults of their class."""
-    checks.one_of("model_type", kwargs.get("model_type", "SongUNet"), DEFAULTS)
-    defaults = DEFAULTS[kwargs.get("model_type", "SongUNet")]
-    missing = [name for name in REQUIRED_ARGUMENTS if name not in kwargs]
-    unknown = sorted(set(kwargs) - set(defaults) - set(REQUIRED_ARGUMENTS))
-    if missing or unknown:
-        raise ValueError(f"constructor arguments must be complete and known, got missing {missing}, unknown {unknown}")
-    return {**defaults, **kwargs}
 
 
 def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
@@ -328,47 +259,12 @@ def _prefixes(network: UNet) -> Iterator[tuple[str, str]]:
     yield "conv_out", f"{end}_conv"
 
 
-def _tensor(value: Weights) -> Tensor:
-    return torch.from_numpy(np.array(value)) if isinstance(value, np.ndarray) else value.detach()
-
-
 def _same_filter(value: Tensor, expected: Tensor) -> bool:
     return value.numel() == expected.numel() and torch.allclose(value.to(expected).reshape(expected.shape), expected)
 
 
-# The limits of the arguments in a file. They are compared with the tensors of the file before a network is built, so
-# that the network is never larger than the file.
-MAX_INTEGERS = {
-    "img_resolution": 2**14,
-    "img_channels": 2**12,
-    "label_dim": 2**20,
-    "augment_dim": 2**12,
-    "model_channels": 2**14,
-    "channel_mult_emb": 2**8,
-    "channel_mult_noise": 2**8,
-    "num_blocks": 2**10,
-    "M": 2**17,
-}
-"""The largest values of integers >= 0."""
-FLOAT_ARGUMENTS = {
-    "dropout",
-    "label_dropout",
-    "sigma_min",
-    "sigma_max",
-    "sigma_data",
-    "beta_d",
-    "beta_min",
-    "epsilon_t",
-}
-FLOAT_ARGUMENTS |= {"C_1", "C_2"}
-MAX_LIST_VALUES = {"channel_mult": 2**10, "attn_resolutions": 2**14, "resample_filter": 2**10}
-"""The largest values in lists of numbers >= 0, integers except for `resample_filter`, of length ≤ `MAX_LIST_LENGTH`."""
-MAX_LIST_LENGTH = 32
-STRING_ARGUMENTS = ("model_type", "embedding_type", "encoder_type", "decoder_type")
-
-
-def check_arguments(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> None:
-    """Check the types of constructor arguments, and that they do not describe a network larger than its weights.
+def check_sizes(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapping[str, Tensor]) -> None:
+    """Check, before a network is built, that the arguments in a file do not describe one larger than its weights.
 
     Args:
         class_name: one of `PRECONDITIONINGS`.
@@ -376,13 +272,9 @@ def check_arguments(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapp
         state_dict: the weights in the file.
 
     Raises:
-        ValueError: an argument has another type or is out of range, or the network would be larger. Unknown arguments
-            are not checked here, but in `edm_denoiser`.
+        ValueError: as for `edm_choice`, or the network would be larger.
     """
-    for name, value in kwargs.items():
-        allowed = _problem_with(name, value)
-        if allowed is not None:
-            raise DamagedFileError(f"{name} must be {allowed}, got {repr(value)[:100]}")
+    check_values(kwargs)
     levels, blocks = len(kwargs.get("channel_mult", (1, 2, 3, 4))), kwargs.get("num_blocks", 1)
     if blocks * levels > len(state_dict):
         raise DamagedFileError(
@@ -401,20 +293,3 @@ def check_arguments(class_name: str, kwargs: Mapping[str, Any], state_dict: Mapp
         raise DamagedFileError(
             f"the file must have the {needed:,} weights of the network that it describes, got {present:,}"
         )
-
-
-def _problem_with(name: str, value: Any) -> str | None:
-    """The allowed values of an argument if it has another one; None if it is allowed, or unknown."""
-    if name in MAX_INTEGERS and (type(value) is not int or not 0 <= value <= MAX_INTEGERS[name]):
-        return f"an integer between 0 and {MAX_INTEGERS[name]}"
-    if name in FLOAT_ARGUMENTS and (type(value) not in (int, float) or math.isnan(value)):
-        return "a number"
-    if name in STRING_ARGUMENTS and type(value) is not str:
-        return "a string"
-    if name in MAX_LIST_VALUES:
-        kinds = (int, float) if name == "resample_filter" else (int,)
-        is_list = isinstance(value, Sequence) and not isinstance(value, str) and len(value) <= MAX_LIST_LENGTH
-        if not is_list or any(type(item) not in kinds or not 0 <= item <= MAX_LIST_VALUES[name] for item in value):
-            kind = "integers" if kinds == (int,) else "numbers"
-            return f"a list of at most {MAX_LIST_LENGTH} {kind} from 0 to {MAX_LIST_VALUES[name]}"
-    return None

@@ -189,7 +189,7 @@ class Machine:
 
     def _take(self, size: int) -> memoryview:
         if size > len(self.content) - self.end:
-            self.damaged(f"the file ends where {size} more bytes are expected")
+            self.damaged(f"the file ends where {size} more bytes are expected: it is incomplete or damaged")
         self.end += size
         return self.content[self.end - size : self.end]
 
@@ -252,7 +252,7 @@ class Machine:
     def _frame(self) -> None:
         size = self._number("<Q")
         if size > len(self.content) - self.end:
-            self.damaged(f"a frame of {size} bytes is longer than the file")
+            self.damaged(f"a frame of {size} bytes is longer than the file, which is incomplete or damaged")
 
     def _append(self, items: list[Any]) -> None:
         target = self._top()

@@ -22,19 +22,18 @@ from openedm import preconditioning
 from openedm.denoiser import Preconditioned
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import new_path, read_json, read_tensors, write_json, write_tensors
+from openedm.interop.arguments import PRECONDITIONINGS, check_values, network_arguments
 from openedm.interop.edm import (
     FREQUENCIES_NAME,
-    PRECONDITIONINGS,
-    check_arguments,
+    check_sizes,
     edm_choice,
     edm_denoiser,
-    network_arguments,
     published_filters,
     published_names,
     published_resolutions,
 )
 from openedm.interop.pickles import Bytes, DamagedFileError, Machine, UnreadableFileError, describe
-from openedm.interop.records import Record, StoredTensor, known_globals, plain
+from openedm.interop.records import STORAGE_MAGIC, Record, StoredTensor, known_globals, plain
 from openedm.networks import ADM, DDPMpp, NCSNpp, SongUNet, UNet
 from openedm.training import Model
 
@@ -48,16 +47,16 @@ MAX_ENTRIES = 200_000
 MAX_MODULES = 100_000
 MAX_DEPTH = 32
 MAX_NAME = 500
+TORCH_SAVE = "of torch.save: published files are plain pickles"
 SIGNATURES = (
-    (b"pk\x03\x04", "a zip archive, as of torch.save: published files are plain pickles"),
+    (b"pk\x03\x04", f"a zip archive, as {TORCH_SAVE}"),
     (b"\x1f\x8b", "a gzip file: unpack it first, for example with gunzip"),
     (b"bzh", "a bzip2 file: unpack it first"),
     (b"\xfd7zxz", "an xz file: unpack it first"),
     (b"\x28\xb5\x2f\xfd", "a Zstandard file: unpack it first"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file itself: fetch it with git lfs pull"),
-    (b"<!doctype html", "an HTML page, as of a failed download: open the address in a browser and download again"),
-    (b"<html", "an HTML page, as of a failed download: open the address in a browser and download again"),
     (b"<?xml", "an XML page, as of a failed download"),
+    (b"<", "an HTML page, as of a failed download: open the address in a browser and download again"),
     (b"{", "a JSON text, as of a failed download"),
     (b"\x89hdf", "an HDF5 file"),
     (b"\x93numpy", "a NumPy array"),
@@ -100,7 +99,7 @@ class Published:
                 f"built for {', '.join(PRECONDITIONINGS)}; the tensors of the file can still be read"
             )
         try:
-            check_arguments(self.class_name, self.kwargs, self.state_dict)
+            check_sizes(self.class_name, self.kwargs, self.state_dict)
             return edm_denoiser(self.class_name, self.kwargs, self.state_dict)
         except (ArithmeticError, TypeError, RuntimeError) as error:
             raise DamagedFileError(f"constructor arguments must describe a network: {error}") from error
@@ -111,14 +110,14 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
 
     Args:
         path: NAME.pkl; or NAME.safetensors, with NAME.json beside it.
-        key: the entry of a pickle that holds the network.
+        key: the entry of a pickle that holds the network; of the other files it must be "ema".
         progress: called after each tensor of a pickle with the share of the bytes that are read. A pickle is mapped,
             not loaded: beside the weights themselves, memory holds one storage at a time.
 
     Raises:
         UnsafeFileError: the pickle names a function to run; the message has its name and position.
         DamagedFileError: the pickle cannot be read as a published network.
-        ValueError: the other files cannot be read, or the name has another suffix.
+        ValueError: the other files cannot be read, a key is given for them, or the name has another suffix.
         OSError: a pickle cannot be opened.
     """
     path = Path(path)
@@ -126,6 +125,8 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
         return _read_pickle(path, key, progress)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .pkl or .safetensors, got {str(path)!r}")
+    if key != "ema":
+        raise ValueError(f"key must be 'ema' for {path.name}, which holds one network, got {key!r}")
     config = read_json(path.with_suffix(".json"))
     if config.get("format") != FORMAT:
         raise ValueError(f"{path.with_suffix('.json')}: format must be {FORMAT!r}, got {config.get('format')!r}")
@@ -139,15 +140,16 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
     return Published(name, given, read_tensors(path), network_name, data)
 
 
-def new_published(path: str | Path) -> tuple[Path, Path]:
-    """The two new files for a published network.
+def new_published(path: str | Path, name: str = "path") -> tuple[Path, Path]:
+    """The two new files for a published network; `name` is that of the argument, for messages.
 
     Raises:
         ValueError: the name does not end in .safetensors, or a file is there already.
     """
-    path, config = Path(path), Path(path).with_suffix(".json")
-    new_path("path", path, [".safetensors"])
-    new_path("path", config)
+    path = Path(path)
+    new_path(name, path, [".safetensors"])
+    config = path.with_suffix(".json")
+    new_path(name, config)
     return path, config
 
 
@@ -155,15 +157,16 @@ def write_published(path: str | Path, published: Published) -> None:
     """Write a published network to NAME.safetensors and NAME.json; each appears complete or not at all.
 
     Raises:
-        ValueError: the name does not end in .safetensors, or a file is there already.
+        ValueError: the name does not end in .safetensors, a file is there already, or the arguments are not plain
+            values, which JSON can hold.
     """
     path, config = new_published(path)
     content = {
         "format": FORMAT,
         "class_name": published.class_name,
         "network_name": published.network_name,
-        "init_kwargs": _without_infinities(published.kwargs),
-        "dataset_kwargs": published.dataset_kwargs,
+        "init_kwargs": _without_infinities(plain(published.kwargs, "kwargs")),
+        "dataset_kwargs": plain(published.dataset_kwargs, "dataset_kwargs"),
     }
     write_tensors(path, published.state_dict)
     write_json(config, content)
@@ -191,6 +194,8 @@ def parse_pickle(content: Bytes, key: str = "ema", progress: Progress = no_progr
         raise DamagedFileError(f"the file must be a published pickle, got {other}", 0)
     machine = Machine(content, known_globals())
     top = machine.read()
+    if type(top) is int and top == STORAGE_MAGIC:
+        raise DamagedFileError(f"the file must be a published pickle, got a file {TORCH_SAVE}", 0)
     if machine.end != len(content):
         raise DamagedFileError("the file must end with the pickle, but is longer", machine.end)
     if not isinstance(top, dict):
@@ -218,7 +223,7 @@ def _other_kind(start: bytes) -> str | None:
     """What a file is that begins with these bytes, if it is a known kind other than a pickle."""
     if start[8:9] == b"{" and int.from_bytes(start[:8], "little") < 2**32:
         return "safetensors: name it NAME.safetensors, with NAME.json beside it, or load it with its own library"
-    text = start.lstrip().lower()
+    text = start.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
     return next((kind for signature, kind in SIGNATURES if text.startswith(signature)), None)
 
 
@@ -277,6 +282,8 @@ def _named_tensors(record: Record) -> dict[str, StoredTensor]:
                     continue
                 if not isinstance(value, StoredTensor):
                     raise DamagedFileError(f"{prefix}{name} must be a tensor, got {describe(value)}")
+                if prefix + name in found:
+                    raise DamagedFileError(f"{prefix}{name} must be one tensor, but two have this name")
                 found[prefix + name] = value
         for name, value in reversed(_entries(module, "_modules")):
             if value is None:
@@ -339,15 +346,21 @@ def published_model(published: Published, denoiser: Preconditioned) -> Model:
 
 
 def publish(model: Model, denoiser: Preconditioned) -> Published:
-    """A network of this library with the published names, for `write_published`.
+    """A network of this library with the published names, for `write_published`; without the names of its classes.
 
     Args:
         model: its description.
         denoiser: the network with its weights.
 
     Raises:
-        ValueError: it is not a U-Net for square images with one of EDM's preconditionings, or has units.
+        ValueError: it is not a U-Net for square images with one of EDM's preconditionings, is conditioned on floats, is
+            not for images in [-1, 1], or has values that published files may not have.
     """
+    if model.condition_shape is not None:
+        raise ValueError(
+            f"condition_shape must be None to have published names, got {model.condition_shape}: such files have "
+            "classes alone"
+        )
     if model.units is not None:
         raise ValueError(
             f"units must be None to have published names, got {model.units}: such files have no place for location and "
@@ -359,8 +372,12 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
         raise ValueError(f"preconditioning must be one of {', '.join(c.__name__ for c in classes)}, got {precond}")
     if not isinstance(network, UNet) or not isinstance(choice, ADM | DDPMpp | NCSNpp | SongUNet):
         raise ValueError(f"network must be DDPMpp, NCSNpp, SongUNet or ADM to have published names, got {choice}")
+    if network.choice != choice:
+        raise ValueError(f"denoiser must have the network that model describes, {choice}, got {network.choice}")
     if len(model.event_shape) != 3 or model.event_shape[1] != model.event_shape[2]:
         raise ValueError(f"samples must be square images to have published names, got {model.event_shape}")
+    if not model.images:
+        raise ValueError("images must be true to have published names, got False: such files hold images in [-1, 1]")
     channels, height, _ = model.event_shape
     class_name = classes[type(precond)]
     kwargs: dict[str, Any] = {"img_resolution": height, "img_channels": channels, "label_dim": model.num_classes}
@@ -377,6 +394,7 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
     state = {f"model.{name}": network.state_dict()[own] for own, name in published_names(network).items()}
     if f"model.{FREQUENCIES_NAME}" in state:
         state[f"model.{FREQUENCIES_NAME}"] = state[f"model.{FREQUENCIES_NAME}"] / (2 * math.pi)
+    check_values(kwargs)
     state |= {f"model.{name}": kernel for name, kernel in published_filters(network).items()}
     if isinstance(precond, preconditioning.IDDPM) and precond.table is not None:
         state["u"] = torch.tensor(precond.table, dtype=torch.float64)

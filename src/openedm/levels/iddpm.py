@@ -23,11 +23,17 @@ def iddpm_table(m: int = 1000, c_1: float = 0.001, c_2: float = 0.008) -> tuple[
 
     Args:
         m: M ≥ 1, the number of non-zero levels.
-        c_1: C₁ > 0, the bound on the ratio.
+        c_1: C₁, the bound on the ratio, between 0 and 1.
         c_2: C₂ > 0, the offset.
+
+    Raises:
+        TypeError: m is no integer.
+        ValueError: a value is out of its range.
     """
-    checks.at_least("m", m, 1)
+    checks.integer("m", m, 1)
     checks.positive("c_1", c_1)
+    if c_1 >= 1:
+        raise ValueError(f"c_1 must be < 1, got {c_1!r}")
     checks.positive("c_2", c_2)
     alpha_bar = [math.sin(0.5 * math.pi * j / (m * (c_2 + 1))) ** 2 for j in range(m + 1)]
     u = [0.0] * (m + 1)

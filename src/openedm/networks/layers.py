@@ -197,12 +197,12 @@ def filter_kernel(taps: Sequence[float], dimension: int = 2) -> Float[Tensor, "*
     tensor([0.2500, 0.7500])
 
     Raises:
-        ValueError: there are no taps, or their sum is 0.
+        ValueError: there are no taps, or their sum is 0 or not finite.
     """
-    total = sum(taps)
-    if len(taps) == 0 or total == 0:
-        raise ValueError(f"resample_filter must be taps with a sum other than 0, got {tuple(taps)}")
-    values = [math.prod(chosen) / total**dimension for chosen in itertools.product(taps, repeat=dimension)]
+    total = math.prod([sum(taps)] * dimension)
+    if len(taps) == 0 or total == 0 or not math.isfinite(total):
+        raise ValueError(f"resample_filter must be taps with a sum other than 0 that is finite, got {tuple(taps)}")
+    values = [math.prod(chosen) / total for chosen in itertools.product(taps, repeat=dimension)]
     return torch.tensor(values).reshape([len(taps)] * dimension)
 
 

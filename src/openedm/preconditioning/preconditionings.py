@@ -107,7 +107,7 @@ class VP(Preconditioning):
         epsilon_t: ε_t, the smallest time of training, in (0, 1).
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of its range, or not 0 < σ_VP(ε_t) < σ_VP(1) < ∞.
     """
 
     beta_d: float = 19.9
@@ -118,7 +118,11 @@ class VP(Preconditioning):
     def __post_init__(self) -> None:
         checks.at_least("num_levels", self.num_levels, 2)
         checks.between("epsilon_t", self.epsilon_t, 1e-12, 1 - 1e-12)
-        _ = self.schedule
+        if not 0 < self.sigma_min < self.sigma_max < math.inf:
+            raise ValueError(
+                f"beta_d, beta_min and epsilon_t must give 0 < sigma(epsilon_t) < sigma(1) < inf, got {self.sigma_min} "
+                f"and {self.sigma_max} from {self.beta_d}, {self.beta_min} and {self.epsilon_t}"
+            )
 
     @property
     def schedule(self) -> schedules.VP:
@@ -153,7 +157,7 @@ class VE(Preconditioning):
         sigma_max: highest noise level of training.
 
     Raises:
-        ValueError: not 0 < sigma_min < sigma_max.
+        ValueError: not 0 < sigma_min < sigma_max < ∞.
     """
 
     sigma_min: float = 0.02
@@ -162,6 +166,7 @@ class VE(Preconditioning):
     def __post_init__(self) -> None:
         checks.positive("sigma_min", self.sigma_min)
         checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
+        checks.finite("sigma_max", self.sigma_max)
 
     def prediction(self, sigma_data: float) -> Prediction:
         """The score in units of 1/σ."""

@@ -176,9 +176,7 @@ def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path)
     for name in expected.keys() & tensors.keys():
         problems += [f"{name} {problem}" for problem in misfits(expected[name], tensors[name])]
     if problems:
-        more = f" and {len(problems) - 5} more" if len(problems) > 5 else ""
-        listed = "; ".join(sorted(problems)[:5])
-        raise ValueError(f"the weights in {origin} do not fit the network: {listed}{more}")
+        raise ValueError(f"the weights in {origin} do not fit the network: {checks.first_of(sorted(problems))}")
     module.load_state_dict({name: shard_like(expected[name], tensor) for name, tensor in tensors.items()})
 
 
@@ -255,5 +253,6 @@ def find_checkpoint(path: str | Path) -> Path:
     found = list_checkpoints(path)
     if not found:
         problem = "has no checkpoint" if path.is_dir() else "is not a folder"
-        raise ValueError(f"{path} {problem}: give a checkpoint (a folder with config.json) or a run with checkpoints")
+        way = f"; of a published network, openedm convert {path} FOLDER makes one" if path.is_file() else ""
+        raise ValueError(f"{path} {problem}: give a checkpoint (a folder with config.json) or a run with some{way}")
     return found[-1]

@@ -107,9 +107,8 @@ def _copy(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, mismat
     if not fits:
         raise ValueError(f"init: no parameter of {origin} fits the network: give the network that it was trained with")
     if problems and mismatch == "error":
-        more = f" and {len(problems) - 10} more" if len(problems) > 10 else ""
         raise ValueError(
-            f"init: {len(problems)} parameters of {origin} do not fit the network: {'; '.join(problems[:10])}{more}. "
+            f"init: {len(problems)} parameters of {origin} do not fit the network: {checks.first_of(problems, 10)}. "
             "--init.mismatch new (training.Initial(path, mismatch='new')) starts these anew"
         )
     network.load_state_dict(expected | fits)
