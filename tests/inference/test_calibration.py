@@ -10,8 +10,9 @@ from scipy.stats import kstest
 
 from gaussian_posteriors import LinearGaussian
 from openedm.inference import load, tasks
-from openedm.inference.calibration import calibrate, local_c2st, predictive_check
+from openedm.inference.calibration import calibrate
 from openedm.inference.export import to_arviz
+from openedm.inference.local_checks import local_c2st, predictive_check
 
 TRUTH = LinearGaussian()
 WRONG = {"narrow": {"width": 0.7}, "wide": {"width": 1.4}, "shifted": {"shift": 0.4}}

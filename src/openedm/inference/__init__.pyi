@@ -2,14 +2,7 @@
 from . import tasks as tasks
 from .assessing import Assessment as Assessment
 from .bijections import Bijection as Bijection
-from .calibration import (
-    Calibration as Calibration,
-    LocalTest as LocalTest,
-    PredictiveCheck as PredictiveCheck,
-    calibrate as calibrate,
-    local_c2st as local_c2st,
-    predictive_check as predictive_check,
-)
+from .calibration import Calibration as Calibration, calibrate as calibrate
 from .composite import (
     Independent as Independent,
     Truncated as Truncated,
@@ -21,6 +14,12 @@ from .export import to_arviz as to_arviz
 from .fitting import fit as fit
 from .joint import Joint as Joint, fit_joint as fit_joint, load as load, save as save
 from .columns import Columns as Columns
+from .local_checks import (
+    LocalTest as LocalTest,
+    PredictiveCheck as PredictiveCheck,
+    local_c2st as local_c2st,
+    predictive_check as predictive_check,
+)
 from .maps import DataMap as DataMap, ParameterMap as ParameterMap
 from .masks import Masks as Masks
 from .own_priors import OwnPrior as OwnPrior, ScipyPrior as ScipyPrior

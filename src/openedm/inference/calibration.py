@@ -1,4 +1,4 @@
-"""Tests of posteriors: on average over simulations (θ*, x) by ranks (`calibrate`), and at one observation.
+"""Tests of posteriors on average over simulations (θ*, x), by ranks.
 
 If q is the true posterior, θ* and the samples are exchangeable given x, and the rank r of any function of them among
 the n samples is uniform on 0 … n. Taken here as u = (r + v)/(n + 1), v uniform, it is uniform on [0, 1] exactly, also
@@ -11,15 +11,10 @@ where values tie, and the Kolmogorov–Smirnov test of u is exact. The functions
 The ranks are those of `sbi.diagnostics`, whose functions also take a `Posterior`. They are computed here for the tests:
 sbi's test of SBC treats ranks as continuous, and the p-value of `check_tarp` compares points of the coverage curve with
 those of the diagonal as if both were samples, so that it does not fail at a stated rate.
-
-At one observation, `local_c2st` trains classifiers to tell (θ, x) of the simulator from (θ', x), θ' drawn from
-q(θ | x), and measures how far from ½ they are at samples for it, compared with classifiers whose labels are shuffled
-(L-C2ST, Linhart et al. 2023, arXiv 2306.03580; the classifiers and the test are the `sbi` package's).
-`predictive_check` simulates new data from samples.
 """
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -34,10 +29,7 @@ from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
 from openedm.inference.sbi_calls import as_rows
 
-__all__ = ["Calibration", "LocalTest", "PredictiveCheck", "calibrate", "local_c2st", "predictive_check"]
-
-Simulator = Callable[[Tensor, int], Tensor]
-"""Data (n, *x_shape) of parameters (n, dim) and a seed, such as a task's `simulate`."""
+__all__ = ["Calibration", "calibrate", "check_simulations"]
 
 Uniforms = Float64[np.ndarray, "simulations"]
 
@@ -177,7 +169,7 @@ def calibrate(
     checks.integer("num_density_samples", num_density_samples)
     checks.between("num_density_samples", num_density_samples, 0, num_samples)
     theta, x = as_rows("theta", theta), as_rows("x", posterior.flat(x))
-    _check_simulations(posterior, theta, x)
+    check_simulations(posterior, theta, x)
     count, trained_on = len(theta), len(posterior.trained_rows(theta, x))
     if trained_on:
         warnings.warn(
@@ -248,158 +240,7 @@ def _of_other_rows(theta: Float[Tensor, "n d"], generator: np.random.Generator) 
     return theta[torch.from_numpy(successor).to(theta.device)]
 
 
-@dataclass(frozen=True)
-class LocalTest:
-    """The result of L-C2ST at one observation.
-
-    Attributes:
-        statistic: mean (d − ½)² of the classifier's probabilities d; 0 where it cannot tell the two sets apart.
-        null: the statistics of classifiers with shuffled labels.
-        p_value: the share of `null` and the statistic itself that is at least the statistic: never below
-            1/(trials + 1).
-    """
-
-    statistic: float
-    null: Float64[np.ndarray, "trials"]
-
-    @property
-    def p_value(self) -> float:
-        """The share of all statistics that are at least that of the posterior."""
-        return float((1 + (self.null >= self.statistic).sum()) / (1 + len(self.null)))
-
-
-def local_c2st(
-    posterior: Posterior,
-    theta: Float[Tensor, "simulations dim"],
-    x: Float[Tensor, "simulations ..."],
-    x_observed: Float[Tensor, "..."],
-    *,
-    num_samples: int = 1000,
-    num_trials: int = 100,
-    seed: int = 0,
-) -> LocalTest:
-    """L-C2ST at one observation, by sbi's `LC2ST`: an MLP of two layers on standardised (θ, x).
-
-    Trains 1 + num_trials classifiers: minutes, for thousands of simulations.
-
-    Args:
-        posterior: to be tested.
-        theta: true parameters, drawn from the prior, (N, dim), N ≥ 20; thousands are needed for power.
-        x: the data simulated with them; flattened for the classifier.
-        x_observed: the observation, (*x_shape).
-        num_samples: of the posterior there, at which the classifiers are compared.
-        num_trials: classifiers with shuffled labels; 100 or more for a test at the 1 % level.
-        seed: of samples and classifiers.
-
-    Raises:
-        ImportError: sbi is not installed.
-        TypeError: a number or the seed is not an integer.
-        ValueError: shapes do not fit, values are not finite, or a number is out of its range.
-    """
-    try:
-        from sbi.diagnostics import LC2ST
-    except ImportError as error:
-        raise ImportError("local_c2st needs the sbi package: pip install 'openedm[sbi]'") from error
-    checks.integer("num_trials", num_trials, 1)
-    theta, x = as_rows("theta", theta), as_rows("x", posterior.flat(x))
-    _check_simulations(posterior, theta, x)
-    _check_observation(posterior, x_observed)
-    if bool(x.isnan().any()) or bool(x_observed.isnan().any()):
-        raise ValueError(
-            "local_c2st supports no data with absent members or values (NaN): its classifiers need numbers"
-        )
-    theta_observed = posterior.sample(x_observed, num_samples, seed=seed).to(theta)
-    theta_posterior = posterior.sample(x, 1, seed=numbered_seeds(seed, len(x)))[:, 0].to(theta)
-    test = LC2ST(
-        prior_samples=theta,
-        xs=x.reshape(len(x), -1),
-        posterior_samples=theta_posterior,
-        z_score=True,
-        num_trials_null=num_trials,
-        classifier_kwargs={"random_state": seed},
-    )
-    # sbi shuffles labels by torch's global generator.
-    with torch.random.fork_rng(devices=[]):
-        test.train_on_observed_data(verbosity=0).train_under_null_hypothesis(verbosity=0)
-        observation = x_observed.flatten()
-        statistic = test.get_statistic_on_observed_data(theta_o=theta_observed, x_o=observation)
-        null = test.get_statistics_under_null_hypothesis(theta_o=theta_observed, x_o=observation, verbosity=0)
-    return LocalTest(float(statistic), np.asarray(null.scores, dtype=np.float64))
-
-
-@dataclass(frozen=True)
-class PredictiveCheck:
-    """An observation beside data simulated from posterior samples.
-
-    Attributes:
-        observed: the statistics of the observation.
-        draws: those of the simulated data.
-        theta: the parameters they were simulated with.
-    """
-
-    observed: Float64[np.ndarray, "statistics"]
-    draws: Float64[np.ndarray, "draws statistics"]
-    theta: Float[Tensor, "draws dim"]
-
-    @property
-    def tails(self) -> Float64[np.ndarray, "statistics"]:
-        """The share of draws below each observed statistic, ties counted half: near 0 or 1 the model does not fit."""
-        below, ties = self.draws < self.observed, self.draws == self.observed
-        return np.asarray(below.mean(0) + ties.mean(0) / 2)
-
-    @property
-    def p_values(self) -> Float64[np.ndarray, "statistics"]:
-        """Two-sided p-values: 2 min(tail, 1 − tail). Conservative, since the posterior depends on the observation."""
-        return np.asarray(2 * np.minimum(self.tails, 1 - self.tails))
-
-
-def predictive_check(
-    posterior: Posterior,
-    simulator: Simulator,
-    x_observed: Float[Tensor, "..."],
-    *,
-    num_draws: int = 1000,
-    statistics: Callable[[Tensor], Tensor] | None = None,
-    seed: int = 0,
-) -> PredictiveCheck:
-    """Data simulated from posterior samples, to compare with the observation (posterior predictive check).
-
-    Args:
-        posterior: p(θ | x).
-        simulator: `simulator(theta, seed)` gives data (n, *x_shape). Draws that are not finite are left out.
-        x_observed: one observation, (*x_shape).
-        num_draws: ≥ 1.
-        statistics: from data (n, *x_shape) to (n, k); None means the data themselves, flattened, without members and
-            values that are absent in x_observed.
-        seed: of samples and simulations.
-
-    Raises:
-        TypeError: num_draws or the seed is not an integer.
-        ValueError: x_observed has another shape or is not finite, the simulator's data have another shape, or no draw
-            is finite.
-    """
-    _check_observation(posterior, x_observed)
-    theta = posterior.sample(x_observed, num_draws, seed=seed).cpu()
-    data = torch.as_tensor(posterior.flat(simulator(theta, seed)))
-    if tuple(data.shape) != (num_draws, *posterior.x_shape):
-        raise ValueError(f"simulator must give {(num_draws, *posterior.x_shape)}, got {tuple(data.shape)}")
-    (x_observed,), _ = posterior._observations(x_observed)
-    present = ~x_observed.cpu().flatten().isnan()
-    statistics = statistics or (lambda x: x.flatten(1)[:, present.to(x.device)])
-    draws, observed = statistics(data).double().cpu(), statistics(x_observed[None].to(data)).double().cpu()
-    finite = draws.isfinite().all(1)
-    if not bool(finite.any()):
-        raise ValueError("simulator must give finite data, got none in any draw")
-    return PredictiveCheck(observed[0].numpy(), draws[finite].numpy(), theta[finite])
-
-
-def _check_observation(posterior: Posterior, x: Float[Tensor, "..."]) -> None:
-    shape = tuple(posterior._complete(x).shape)
-    if shape != posterior.x_shape:
-        raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {shape}")
-
-
-def _check_simulations(posterior: Posterior, theta: Float[Tensor, "..."], x: Float[Tensor, "..."]) -> None:
+def check_simulations(posterior: Posterior, theta: Float[Tensor, "..."], x: Float[Tensor, "..."]) -> None:
     """Raise ValueError unless theta (N, dim) and x (N, *x_shape) are finite and N ≥ 20."""
     if theta.ndim != 2 or theta.shape[1] != posterior.dim:
         raise ValueError(f"theta must be (simulations, {posterior.dim}), got {tuple(theta.shape)}")

@@ -8,7 +8,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.inference.calibration import Simulator, predictive_check
+from openedm.inference.local_checks import Simulator, predictive_check
 from openedm.inference.posterior import Posterior
 
 __all__ = ["to_arviz"]

@@ -12,7 +12,7 @@ from openedm.cli.inference.arguments import PosteriorOptions, load_observed, sim
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import table
 from openedm.ground import checks
-from openedm.inference import calibration
+from openedm.inference import local_checks
 from openedm.inference.assessing import FEWEST
 from openedm.inference.calling import Call, Chunk
 from openedm.inference.simulation import simulation_seeds
@@ -62,12 +62,12 @@ def check(
     called = None if function is None else _Called(function, observed.posterior.x_shape)
     print(observed.posterior.verdict(observed.x, simulator=called, num_draws=num_draws, seed=seed))
     if called is not None:
-        found = calibration.predictive_check(observed.posterior, called, observed.x, num_draws=num_draws, seed=seed)
+        found = local_checks.predictive_check(observed.posterior, called, observed.x, num_draws=num_draws, seed=seed)
         order = found.p_values.argsort(kind="stable")[:5]
         rows = [[f"x[{i}]", f"{found.observed[i]:.4g}", f"{found.tails[i]:.3f}"] for i in order]
         print(table(["furthest out", "observed", "share of draws below"], rows))
     if fresh is not None:
-        local = calibration.local_c2st(
+        local = local_checks.local_c2st(
             observed.posterior, fresh.theta, fresh.x, observed.x.float(), num_trials=num_trials, seed=seed
         )
         print(f"L-C2ST at x: p = {local.p_value:.3g}, statistic {local.statistic:.3g}")
