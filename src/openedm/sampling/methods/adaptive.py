@@ -38,7 +38,7 @@ from openedm.sampling.engine.pairs import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pa
 from openedm.sampling.engine.plan import Grid, Solver, State
 from openedm.sampling.noise import NoiseSource
 from openedm.schedules import Angle, LogSigma, Schedule
-from openedm.standardised import Standardised, standardised
+from openedm.standardised import standardised
 
 __all__ = ["AdaptiveSolver", "DormandPrince", "Exponential23", "Tsit5", "adaptive_flow", "adaptive_sample"]
 
@@ -54,7 +54,7 @@ class Formulation:
         slope: N as a function of (x, D, σ, dσ/dτ); the last two have one value a row and broadcast against x.
         linear: L.
         scale: the factor of the tolerance of y, a function of τ; None for 1.
-        share: the fraction of the tolerance that is the tolerance of a step.
+        tolerance_fraction: the fraction of the tolerance that is the tolerance of a step.
     """
 
     pair: Pair
@@ -280,7 +280,8 @@ def adaptive_flow(
     check_no_per_sample_settings(denoiser)
     denoiser.check_shape(x)
     denoiser.check_condition(condition, len(x))
-    standard = _standardised(denoiser, x, sigma_start, sigma_end, condition)
+    highest = max(sigma_start, sigma_end)
+    standard = standardised(denoiser, condition, sigma_max=highest, event_shape=tuple(x.shape[1:]))
     solution = _flow(standard, standard.standard(x), sigma_start, sigma_end, solver, None, at)[0]
     if standard.is_identity:
         return solution
@@ -333,13 +334,6 @@ def _warn_of_rounding(denoiser: Denoiser, solver: AdaptiveSolver) -> None:
             "of use in float32. max_nfe limits the evaluations",
             stacklevel=2,
         )
-
-
-def _standardised(
-    denoiser: Denoiser, x: Tensor, sigma_start: float, sigma_end: float, condition: Condition
-) -> Standardised:
-    highest = max(sigma_start, sigma_end)
-    return standardised(denoiser, condition, sigma_max=highest, event_shape=tuple(x.shape[1:]))
 
 
 @torch.no_grad()
