@@ -3,38 +3,33 @@
 The manifest is written last: a folder without one has an interrupted conversion, which continues with the next shard.
 """
 
-import io
-import json
 import re
-import tarfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from openedm.data.decoding import as_array, decode_picture, decode_upright
 from openedm.data.encoded import EncodedImages
 from openedm.data.folder import FolderImages
-from openedm.data.forms import Form, Resize, as_size, resize_to
+from openedm.data.forms import Form, Resize
+from openedm.data.shard_writer import Shard, ShardWriter, completed_shard
 from openedm.data.shards import FORMAT, INDEX, MANIFEST, TarImages
 from openedm.data.stored import FULL_RANGE_TYPES
 from openedm.data.table import Table, local_files
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import file_digest, read_json, replacing, write_arrays, write_json
+from openedm.ground.storage import file_digest, read_json, write_arrays, write_json
 
 __all__ = ["convert", "encoded_images"]
 
 _STATE = ".converting.json"
 _OWN_FILES = re.compile(r"shard-\d{6}\.tar|\.shard-\d{6}\.json|index\.npz|\..*\.tmp|\.converting\.json")
-_BLOCK_SIZE = 256
-"""The number of images that are read before the threads decode them."""
 
 
 def encoded_images(
@@ -131,7 +126,7 @@ def convert(
     }
     settings |= {} if condition_resize == "bicubic" else {"condition_resize": condition_resize}
     _start(out, settings, resume=resume)
-    shards: list[_Shard] = []
+    shards: list[Shard] = []
 
     def report(done: int, dropped: int = 0) -> None:
         progress("images", done, len(images), dropped=dropped + sum(len(shard.dropped) for shard in shards))
@@ -139,150 +134,14 @@ def convert(
     with ThreadPoolExecutor(threads) as pool:
         for number, start in enumerate(range(0, len(images), per_shard)):
             chosen = range(start, min(start + per_shard, len(images)))
-            shard = _completed_shard(out, f"shard-{number:06d}.tar")
+            shard = completed_shard(out, f"shard-{number:06d}.tar")
             if shard is None:
                 first = next((shard for shard in shards if shard.keys), None)
-                writer = _Writer(images, form, damaged, _Shard(f"shard-{number:06d}.tar"), first, condition_resize)
+                writer = ShardWriter(images, form, damaged, Shard(f"shard-{number:06d}.tar"), first, condition_resize)
                 shard = writer.write(out, chosen, pool, report)
             shards.append(shard)
             report(chosen.stop)
     return _finish(out, images, form, shards, about or {})
-
-
-@dataclass
-class _Shard:
-    """The content of one shard, stored in a JSON file beside it until the conversion is complete."""
-
-    file: str
-    bytes: int = 0
-    sha256: str = ""
-    shape: list[int] | None = None
-    dtype: str = ""
-    first: str = ""
-    keys: list[int] = field(default_factory=list)
-    offsets: list[int] = field(default_factory=list)
-    sizes: list[int] = field(default_factory=list)
-    dropped: list[dict[str, str]] = field(default_factory=list)
-    condition_shape: list[int] | None = None
-    condition_dtype: str = ""
-    condition_offsets: list[int] = field(default_factory=list)
-    condition_sizes: list[int] = field(default_factory=list)
-
-
-@dataclass
-class _Result:
-    """An encoded image, its shape and its type, and the same of the image that is its condition."""
-
-    content: bytes
-    shape: list[int]
-    dtype: str
-    condition: "_Result | None" = None
-
-
-@dataclass
-class _Writer:
-    """Writes one shard; `first` is the first shard of the set that has images, whose shape all others must have."""
-
-    images: EncodedImages
-    form: Form
-    damaged: str
-    shard: _Shard
-    first: _Shard | None
-    resize: Resize = "bicubic"
-    channels: int = 0
-
-    def __post_init__(self) -> None:
-        partners = self.images.condition_images
-        self.channels = 0 if partners is None else next(iter(partners.shapes())).channels
-
-    def write(self, out: Path, chosen: range, pool: ThreadPoolExecutor, report: Callable[[int, int], None]) -> _Shard:
-        """Write the images `chosen` and the record of the shard; `report` takes the numbers done and dropped."""
-        shard = self.shard
-        with replacing(out / shard.file) as path:
-            with tarfile.open(path, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-                for start in range(chosen.start, chosen.stop, _BLOCK_SIZE):
-                    block = range(start, min(start + _BLOCK_SIZE, chosen.stop))
-                    for index, result in zip(block, pool.map(self._encode, block, map(self._read, block)), strict=True):
-                        if isinstance(result, ValueError):
-                            self._drop(index, result)
-                        else:
-                            self._add(archive, index, result)
-                    report(block.stop, len(shard.dropped))
-            shard.bytes, shard.sha256 = path.stat().st_size, file_digest(path)
-        write_json(_record_path(out, shard.file), vars(shard), indent=None)
-        return shard
-
-    def _read(self, index: int) -> tuple[bytes, bytes | None] | ValueError:
-        """The encoded image, and that which is its condition."""
-        partners = self.images.condition_images
-        try:
-            [(content, _)] = self.images.read([index])
-            return content, None if partners is None else next(iter(partners.read([index])))[0]
-        except ValueError as error:
-            return error
-
-    def _encode(self, index: int, content: tuple[bytes, bytes | None] | ValueError) -> _Result | ValueError:
-        """The encoded results, or the error if there is no result."""
-        if isinstance(content, ValueError):
-            return content
-        partners = self.images.condition_images
-        try:
-            name = self.images.describe(index)
-            picture = self._decode(content[0], name, self.form.channels)
-            found = self._result(self.form.apply(picture), name)
-            if partners is None or content[1] is None:
-                return found
-            name = partners.describe(index)
-            partner = resize_to(self._decode(content[1], name, self.channels), as_size(picture), self.resize)
-            found.condition = self._result(self.form.apply(partner, nearest=self.resize == "nearest"), name)
-            return found
-        except ValueError as error:
-            return error
-
-    def _decode(self, content: bytes, name: str, channels: int) -> Any:
-        decode = decode_upright if self.form.bits == 8 else decode_picture
-        return decode(io.BytesIO(content), name, channels)
-
-    def _result(self, picture: Any, name: str) -> _Result:
-        height, width, channels = as_array(picture).shape
-        dtype = str(as_array(picture).dtype)
-        if dtype not in FULL_RANGE_TYPES:
-            raise ValueError(f"{name} has pixels of {dtype}, which shards do not hold: read it by ImageFolder")
-        return _Result(self.form.encode(picture), [channels, height, width], dtype)
-
-    def _drop(self, index: int, error: ValueError) -> None:
-        if self.damaged == "refuse":
-            raise ValueError(f"{error}; damaged='drop' leaves such images out") from error
-        self.shard.dropped.append({"name": self.images.name(index), "reason": str(error)})
-
-    def _add(self, archive: tarfile.TarFile, index: int, result: _Result) -> None:
-        shard, name, shape = self.shard, self.images.describe(index), result.shape
-        first = self.first or shard
-        if first.shape is not None and shape != first.shape:
-            sizes = f"is {shape[1]}×{shape[2]}, but {first.first} is {first.shape[1]}×{first.shape[2]}"
-            raise ValueError(f"{name} {sizes}: give size and crop to make all sizes equal")
-        shard.shape, shard.first = shape, shard.first or name
-        shard.dtype = _wider(shard.dtype, result.dtype)
-        shard.keys.append(index)
-        shard.offsets.append(_append(archive, f"{index:08d}.{self.form.encoding}", result.content))
-        shard.sizes.append(len(result.content))
-        if result.condition is not None:
-            partner = result.condition
-            shard.condition_shape = partner.shape
-            shard.condition_dtype = _wider(shard.condition_dtype, partner.dtype)
-            name = f"{index:08d}.condition.{self.form.encoding}"
-            shard.condition_offsets.append(_append(archive, name, partner.content))
-            shard.condition_sizes.append(len(partner.content))
-        if self.images.labels is not None:
-            _append(archive, f"{index:08d}.cls", str(self.images.labels[index]).encode())
-        if self.images.num_floats:
-            floats = [float(value) for value in self.images.read_conditions([index])[0]]
-            _append(archive, f"{index:08d}.json", json.dumps({"condition": floats}).encode())
-
-
-def _wider(one: str, other: str) -> str:
-    """The type with the more values."""
-    return max(one, other, key=("", *FULL_RANGE_TYPES).index)
 
 
 def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
@@ -314,23 +173,7 @@ def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         raise ValueError(f"out={out} has files that are not part of the conversion, such as {min(others)}")
 
 
-def _completed_shard(out: Path, file: str) -> _Shard | None:
-    """The record of a shard that the interrupted conversion completed, or None."""
-    record, shard = _record_path(out, file), out / file
-    if not record.exists() or not shard.exists():
-        return None
-    try:
-        found = _Shard(**read_json(record))
-    except TypeError as error:
-        raise ValueError(f"{record} does not describe a shard of the conversion: {error}") from error
-    return found if shard.stat().st_size == found.bytes else None
-
-
-def _record_path(out: Path, file: str) -> Path:
-    return out / f".{Path(file).stem}.json"
-
-
-def _index_conditions(arrays: dict[str, np.ndarray], images: EncodedImages, shards: list[_Shard]) -> dict[str, Any]:
+def _index_conditions(arrays: dict[str, np.ndarray], images: EncodedImages, shards: list[Shard]) -> dict[str, Any]:
     """Add the conditions, or the places of those that are images, to the index; returns what the manifest says."""
     if images.num_floats:
         arrays["condition"] = images.read_conditions(arrays["key"].tolist())
@@ -345,17 +188,8 @@ def _index_conditions(arrays: dict[str, np.ndarray], images: EncodedImages, shar
     return {"condition": {"shape": shape, "dtype": dtype}}
 
 
-def _append(archive: tarfile.TarFile, name: str, content: bytes) -> int:
-    """Append a file and return the offset of its content."""
-    entry = tarfile.TarInfo(name)
-    entry.size = len(content)
-    offset = archive.offset + tarfile.BLOCKSIZE  # a header is one block
-    archive.addfile(entry, io.BytesIO(content))
-    return int(offset)
-
-
 def _finish(
-    out: Path, images: EncodedImages, form: Form, shards: list[_Shard], about: Mapping[str, Any]
+    out: Path, images: EncodedImages, form: Form, shards: list[Shard], about: Mapping[str, Any]
 ) -> dict[str, Any]:
     """Write the index and the manifest, and remove the hidden files."""
     keys = [key for shard in shards for key in shard.keys]
