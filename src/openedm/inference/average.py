@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
-from openedm.denoiser import Condition, Denoiser
+from openedm.denoiser import CONDITION, UNITS, Condition, Denoiser, take_attributes
 from openedm.ground import checks
 
 __all__ = ["Average"]
@@ -28,14 +28,11 @@ class Average(Denoiser):
         if len(shapes) > 1:
             raise ValueError(f"members must have one shape, got {sorted(map(str, shapes))}")
         self.members = nn.ModuleList(members)
-        first = members[0]
-        self.event_shape, self.condition_shape = first.event_shape, first.condition_shape
-        self.condition_dropout = all(member.condition_dropout for member in members)
-        self.sigma_data, self.num_classes = first.sigma_data, first.num_classes
-        self.sigma_min, self.sigma_max = max(m.sigma_min for m in members), min(m.sigma_max for m in members)
         if len({str((m.location, m.scale)) for m in members}) > 1:
             raise ValueError("members must have one location and one scale")
-        self.location, self.scale = first.location, first.scale
+        take_attributes(self, members[0], ("event_shape", "sigma_data", *CONDITION, *UNITS))
+        self.condition_dropout = all(member.condition_dropout for member in members)
+        self.sigma_min, self.sigma_max = max(m.sigma_min for m in members), min(m.sigma_max for m in members)
 
     @classmethod
     def of(cls, members: Sequence[Denoiser]) -> Denoiser:

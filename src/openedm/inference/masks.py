@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from openedm.data import Dataset
 from openedm.data.dataset import Indices, as_index
-from openedm.denoiser import Condition, Denoiser, Preconditioned
+from openedm.denoiser import Condition, Denoiser, Preconditioned, take_attributes
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.networks import JointTransformer, Network
@@ -146,7 +146,7 @@ class Latent(Denoiser):
         self.register_buffer("where", torch.tensor(list(latent), dtype=torch.int64), persistent=False)
         self.register_buffer("given", torch.tensor(list(known), dtype=torch.int64), persistent=False)
         self.event_shape, self.condition_shape = (len(latent),), (len(known),)
-        self.sigma_data, self.sigma_min, self.sigma_max = denoiser.sigma_data, denoiser.sigma_min, denoiser.sigma_max
+        take_attributes(self, denoiser, ("sigma_data", "sigma_min", "sigma_max"))
 
     def denoise(
         self, x: Float[Tensor, "batch *event"], sigma: Float64[Tensor, "*batch_or_none"], condition: Condition
