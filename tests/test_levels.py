@@ -3,15 +3,20 @@
 import math
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from openedm import levels, schedules
+from openedm.exact import GaussianMixture
 from openedm.levels import IDDPM, VE, VP, Explicit, Karras, Levels, Logistic, LogLinear, iddpm_table
+from openedm.sampling import Sampler
 from properties.strategies import EPS, all_levels, continuous_levels, log_uniform, tables
 
 
@@ -47,7 +52,7 @@ def test_one_step_means_the_highest_level_alone(rule: Callable[..., Levels]) -> 
 def test_a_range_is_cut_to_what_the_denoiser_supports(levels: Levels, one: float, other: float) -> None:
     low, high = sorted((one, other))
     ends = (max(levels.sigma_min, low), min(levels.sigma_max, high))
-    assume(ends[0] < ends[1])
+    assume(ends[0] * (1 + 1e-9) < ends[1])  # closer ones are not apart in float64
     if isinstance(levels, VP):
         assume(math.log1p(ends[0] ** 2) < levels.epsilon_s * math.log1p(ends[1] ** 2))
     cut = levels.within(low, high)
@@ -243,6 +248,78 @@ def test_a_warp_moves_the_quantiles_and_may_not_change_their_order() -> None:
 def test_a_value_out_of_range_is_named(make: Callable[[], object], message: str) -> None:
     with pytest.raises(ValueError, match=re.escape(message)):
         make()
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Karras(3, 1.0, 1 + 2e-16), "sigmas must decrease strictly, got sigmas[1]=1.0 and sigmas[2]=1.0, from"),
+        (lambda: LogLinear(1000, 1.0, 1 + 1e-13), "sigmas must decrease strictly"),
+        (lambda: Logistic(1000, 1.0, 1 + 1e-13, centre=0.25), "sigmas must decrease strictly"),
+        (
+            lambda: Karras(5, 0.002, 80.0, rho=1e-3),
+            "sigmas[1] must be a finite number, got nan, from Karras(num_steps=5",
+        ),
+        (lambda: VP(5, 1e-3, 1e300), "sigma_max must be between 0 and 1e+150, got 1e+300"),
+    ],
+)
+def test_levels_that_are_not_apart_in_float64_are_refused(make: Callable[[], Levels], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        make()
+
+
+@dataclass(frozen=True)
+class Given(Levels):
+    """A rule of one's own that is not checked: levels as they are given."""
+
+    sigma_min: float | None = 0.01
+    sigma_max: float | None = 10.0
+    num_steps: int = 3
+    values: tuple[float, ...] = (10.0, 1.0, 0.01)
+
+    def sigmas(self) -> torch.Tensor:
+        return torch.tensor(self.values)
+
+
+class Fieldless(Levels):
+    def sigmas(self) -> torch.Tensor:
+        return torch.ones(1)
+
+
+GAUSSIAN = GaussianMixture([1.0], [[0.0]], [[[1.0]]])
+
+
+def test_a_rule_of_ones_own_may_give_levels_in_single_precision() -> None:
+    assert Sampler(Given()).grid(GAUSSIAN).sigmas == pytest.approx((10.0, 1.0, 0.01), rel=1e-7)
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ((0.01, 1.0, 10.0), "sigmas must decrease strictly, got sigmas[0]=0.0"),
+        ((10.0, 1.0, 1.0), "sigmas must decrease strictly, got sigmas[1]=1.0 and sigmas[2]=1.0, from Given("),
+        ((10.0, math.nan, 0.01), "sigmas[1] must be a finite number, got nan"),
+        ((math.inf, 1.0, 0.01), "sigmas[0] must be a finite number, got inf"),
+        ((10.0, 1.0, 0.0), "sigmas[-1] must be finite and > 0, got 0.0"),
+        ((10.0, 1.0), "sigmas must be num_steps levels, got shape (2,) from Given("),
+        ((), "sigmas must be num_steps levels, got shape (0,)"),
+        ((1000.0, 1.0, 0.01), "sigmas must be between 0.01 and 10, got 1000 … 0.01"),
+    ],
+)
+def test_levels_of_a_rule_of_ones_own_are_checked_before_a_run(values: tuple[float, ...], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        Sampler(Given(values=values)).grid(GAUSSIAN)
+
+
+def test_a_rule_without_its_fields_is_refused_by_name() -> None:
+    with pytest.raises(TypeError, match=r"Fieldless must have the fields num_steps, sigma_min, sigma_max, lacks \["):
+        Sampler(Fieldless()).grid(GAUSSIAN)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("make", [torch.tensor, np.array, list])
+def test_levels_may_be_given_as_a_tensor_an_array_or_a_list(make: Callable[[list[float]], Any]) -> None:
+    assert Explicit(make([2.0, 1.0])) == Explicit((2.0, 1.0))
 
 
 @pytest.mark.parametrize("epsilon_s", [1e-5, 1e-2])

@@ -4,6 +4,7 @@ import math
 import re
 from decimal import Decimal, localcontext
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -106,6 +107,14 @@ def test_inputs_of_low_precision_are_computed_in_float64(schedule: Schedule, dty
         result = function(coarse)
         assert result.dtype == torch.float64
         assert torch.equal(result, function(coarse.double()))
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("value", ["1", None, 1j, torch.tensor([1j])])
+def test_what_is_no_real_number_is_neither_time_nor_noise_level(value: Any) -> None:
+    for function in (VP().sigma, VP().time, VPScaling().scale):
+        with pytest.raises(TypeError, match="times and noise levels must be real"):
+            function(value)
 
 
 def decimal_vp(beta_d: float, beta_min: float, t: float) -> tuple[Decimal, Decimal]:

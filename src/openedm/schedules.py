@@ -31,7 +31,7 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.ground.devices import float64_on
+from openedm.ground.tensors import Values, float64
 
 __all__ = [
     "EDM",
@@ -48,17 +48,9 @@ __all__ = [
     "Scaling",
     "Schedule",
     "VPScaling",
+    "Values",
+    "float64",
 ]
-
-Values = Tensor | float
-"""A time, a noise level or several: a Python number or a tensor of any shape and dtype."""
-
-
-def float64(value: Values) -> Float64[Tensor, "*shape"]:
-    """`value` as a float64 tensor (float32 on devices without float64); differentiable."""
-    if isinstance(value, Tensor):
-        return value if value.dtype == torch.float64 else value.to(float64_on(value.device))
-    return torch.tensor(value, dtype=torch.float64)
 
 
 class Scaling(Choice, ABC):
@@ -246,11 +238,12 @@ class VP(Schedule):
         β_d = 2 (ln(1+σ_min²)/ε_s − ln(1+σ_max²)) / (ε_s − 1),  β_min = ln(1+σ_max²) − ½ β_d.
 
         Raises:
-            ValueError: not 0 < sigma_min < sigma_max, epsilon_s not in (0, 1), or no increasing schedule goes through
-                both points (σ_min too large for its ε_s).
+            ValueError: not 0 < sigma_min < sigma_max ≤ 1e150, epsilon_s not in (0, 1), or no increasing schedule goes
+                through both points (σ_min too large for its ε_s).
         """
         checks.positive("sigma_min", sigma_min)
         checks.ordered("sigma_min", sigma_min, "sigma_max", sigma_max)
+        checks.between("sigma_max", sigma_max, 0, 1e150)  # whose square is finite
         if not 0 < epsilon_s < 1:
             raise ValueError(f"epsilon_s must be between 0 and 1, got {epsilon_s!r}")
         low, high = math.log1p(sigma_min**2), math.log1p(sigma_max**2)

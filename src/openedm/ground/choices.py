@@ -205,7 +205,7 @@ def _is_plain(annotation: Any) -> bool:
 
 
 def _checked(name: str, value: Any, annotation: Any) -> Any:
-    """A plain value of this type: numbers of numpy become those of Python, and lists become tuples.
+    """A plain value of this type: numbers of numpy become those of Python, lists, arrays and tensors become tuples.
 
     Raises:
         TypeError: the value has another type.
@@ -243,6 +243,8 @@ def _checked_integer(name: str, value: Any) -> int:
 
 
 def _checked_tuple(name: str, value: Any, members: tuple[Any, ...]) -> tuple[Any, ...]:
+    if getattr(value, "ndim", None) == 1:  # an array or a tensor
+        value = value.tolist()
     if not isinstance(value, tuple | list):
         inner = getattr(members[0], "__name__", "values") if members else "values"
         raise TypeError(f"{name} must be a tuple of {inner}, such as ({value!r},), got {value!r}")

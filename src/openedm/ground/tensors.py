@@ -1,22 +1,46 @@
-"""Arguments that are numbers in tensors, arrays or lists."""
+"""Arguments that are numbers, alone, in tensors, arrays or lists."""
 
 from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Float64
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.ground.devices import float64_on
 
 __all__ = [
+    "Values",
     "all_finite",
     "as_tensor",
     "check_floats",
     "count_not_finite",
     "first_not_finite",
+    "float64",
     "misfits",
 ]
+
+
+Values = Tensor | float
+"""A time, a noise level or several: a Python number or a tensor of any shape and dtype."""
+
+
+def float64(value: Values) -> Float64[Tensor, "*shape"]:
+    """`value` as a float64 tensor (float32 on devices without float64); differentiable.
+
+    Raises:
+        TypeError: it is complex, or not a number or several.
+    """
+    if isinstance(value, Tensor):
+        if value.is_complex():
+            raise TypeError(f"times and noise levels must be real, got {value.dtype}")
+        return value if value.dtype == torch.float64 else value.to(float64_on(value.device))
+    try:
+        return torch.tensor(value, dtype=torch.float64)
+    except (TypeError, ValueError) as error:
+        raise TypeError(f"times and noise levels must be real numbers, or a tensor of them, got {value!r}") from error
 
 
 def as_tensor(name: str, value: Any) -> Tensor:

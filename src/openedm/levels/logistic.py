@@ -51,11 +51,9 @@ class Logistic(Levels):
         checks.positive("spread", self.spread)
         for k, value in enumerate(self.warp):
             checks.finite(f"warp[{k}]", value)
-        ordered = bool((self._shares().diff() > 0).all())
-        if ordered and not self.follows_data:
-            ordered = bool((self.sigmas().diff() < 0).all())
-        if not ordered:
+        if not bool((self._shares().diff() > 0).all()):
             raise ValueError(f"warp must keep the order of the levels, got {self.warp}")
+        self._check_order()
 
     def _shares(self) -> Float64[Tensor, "num_steps"]:
         """p_i."""

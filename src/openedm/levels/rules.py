@@ -1,5 +1,6 @@
 """The base of the rules for noise levels, the rules that are even in the time of a schedule, and explicit levels."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -28,9 +29,11 @@ __all__ = [
 ]
 
 EDM_SIGMA_DATA = 0.5
+"""The σ_data of Karras et al. 2022, for which their noise levels and P_mean are."""
 MAX_STEPS = 100_000
 """The largest number of steps or evaluations of a run: a hundred times what any sample needs."""
-"""The σ_data of Karras et al. 2022, for which their noise levels and P_mean are."""
+FIELDS = ("num_steps", "sigma_min", "sigma_max")
+"""The fields that every rule has."""
 
 C = TypeVar("C", bound=Choice)
 AnyLevels = TypeVar("AnyLevels", bound="Levels")
@@ -80,8 +83,12 @@ class Levels(Choice, ABC):
             sigma_data: standard deviation of the data, > 0, such as that of a denoiser.
 
         Raises:
+            TypeError: a rule of one's own lacks a field.
             ValueError: the range that results is empty, because one end is given and out of the proportion.
         """
+        missing = [name for name in FIELDS if not hasattr(self, name)]
+        if missing:
+            raise TypeError(f"{type(self).__name__} must have the fields {', '.join(FIELDS)}, lacks {missing}")
         return numbers_for_data(self, sigma_data, self.relative_numbers)
 
     @property
@@ -102,6 +109,36 @@ class Levels(Choice, ABC):
 
         Numbers that are None are EDM's, for σ_data = 0.5.
         """
+
+    def checked_sigmas(self) -> Float64[Tensor, "num_steps"]:
+        """The levels, as `sigmas` gives them, which is not checked in a rule of one's own.
+
+        Raises:
+            TypeError: they are not numbers.
+            ValueError: they are not `num_steps`, finite, > 0 and strictly decreasing, or outside the range of the rule.
+        """
+        sigmas = schedules.float64(self.sigmas())
+        if tuple(sigmas.shape) != (self.num_steps,):
+            raise ValueError(f"sigmas must be num_steps levels, got shape {tuple(sigmas.shape)} from {self}")
+        first, last = sigmas[0].item(), sigmas[-1].item()
+        if not (bool((sigmas.diff() < 0).all()) and last > 0 and math.isfinite(first)):
+            try:
+                checks.decreasing("sigmas", sigmas.tolist())
+                checks.positive("sigmas[-1]", last)
+            except ValueError as error:
+                raise ValueError(f"{error}, from {self}") from error
+        low, high = self.ends
+        if first > high * (1 + 1e-6) or last < low * (1 - 1e-6):
+            raise ValueError(f"sigmas must be between {low:g} and {high:g}, got {first:g} … {last:g} from {self}")
+        return sigmas
+
+    def _check_order(self) -> None:
+        """Raise ValueError unless the levels decrease strictly; those that follow σ_data are checked once it is known.
+
+        Levels of a range that is too narrow for their number, or of a schedule that does not reach them, do not.
+        """
+        if not self.follows_data:
+            self.checked_sigmas()
 
     def within(self, low: float, high: float) -> "Levels":
         """The same rule with its range cut to [`low`, `high`], the noise levels that a denoiser supports.
@@ -182,13 +219,12 @@ class Uniform(EvenLevels):
 
     def __post_init__(self) -> None:
         self._check_range()
-        if self.follows_data:
-            return
-        sigmas = self.sigmas()
-        if not bool((sigmas[1:] < sigmas[:-1]).all()):
+        try:
+            self._check_order()
+        except ValueError as error:
             raise ValueError(
                 f"schedule must reach all levels from {self.sigma_max:g} to {self.sigma_min:g}, got {self.schedule}"
-            )
+            ) from error
 
 
 @dataclass(frozen=True)
@@ -216,6 +252,7 @@ class Karras(EvenLevels):
     def __post_init__(self) -> None:
         self._check_range()
         checks.positive("rho", self.rho)
+        self._check_order()
 
     @property
     def schedule(self) -> schedules.Schedule:
@@ -230,7 +267,7 @@ class VP(EvenLevels):
     Args:
         num_steps: N ≥ 1.
         sigma_min: lowest level; None means σ(ε_s) of the schedule with β_d = 19.9, β_min = 0.1.
-        sigma_max: highest level; the default is σ(1) of the same schedule.
+        sigma_max: highest level, σ(1) of the same schedule by default; None means EDM's 80 σ_data/0.5.
         epsilon_s: ε_s, the time of σ_min, in (0, 1).
 
     Raises:
@@ -248,8 +285,7 @@ class VP(EvenLevels):
         if self.sigma_min is None:
             object.__setattr__(self, "sigma_min", float(schedules.VP().sigma(self.epsilon_s)))
         self._check_range()
-        if self.num_steps > 1:
-            _ = self.schedule
+        self._check_order()
 
     @property
     def schedule(self) -> schedules.Schedule:
@@ -276,6 +312,7 @@ class LogLinear(EvenLevels):
 
     def __post_init__(self) -> None:
         self._check_range()
+        self._check_order()
 
     @property
     def schedule(self) -> schedules.Schedule:
@@ -285,7 +322,10 @@ class LogLinear(EvenLevels):
 
 @dataclass(frozen=True)
 class VE(LogLinear):
-    """Song et al.'s VE levels: σ² in geometric progression, that is `LogLinear` with VE's range."""
+    """Song et al.'s VE levels: σ² in geometric progression, that is `LogLinear` with VE's range.
+
+    Args and errors as for `LogLinear`.
+    """
 
     sigma_min: float | None = 0.02
     sigma_max: float | None = 100.0

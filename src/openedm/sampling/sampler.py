@@ -194,6 +194,8 @@ class Sampler(SamplerChoice):
         if noise is not None:
             check_floats("noise", noise, "a tensor of unit Gaussian noise (batch, *event)")
             check_given("noise", noise)
+            if event_shape is not None and tuple(noise.shape[1:]) != tuple(event_shape):
+                raise ValueError(f"event_shape must be that of noise, {tuple(noise.shape[1:])}, got {event_shape}")
         source = seeds if seeds is None or isinstance(seeds, NoiseSource) else SeededNoise(seeds)
         if source is None and self.stochastic:
             raise ValueError("seeds must be given if a run adds noise (s_churn > 0 or a stochastic solver), got None")
@@ -284,7 +286,7 @@ class Sampler(SamplerChoice):
         Raises:
             ValueError: the levels are outside the denoiser's range.
         """
-        sigmas = tuple(denoiser.round_sigma(self.levels_for(denoiser).sigmas()).tolist())
+        sigmas = tuple(denoiser.round_sigma(self.levels_for(denoiser).checked_sigmas()).tolist())
         return Grid(
             sigmas[::-1] if upward else sigmas,
             self.schedule,

@@ -32,6 +32,7 @@ from typing import NamedTuple
 import torch
 
 from openedm.ground import checks
+from openedm.sampling.engine.curve import check_curve
 from openedm.sampling.engine.plan import Combination, Grid, Noise, Plan, PlannedSolver, Stage, Step
 
 __all__ = ["RK4", "Alpha", "Euler", "Heun", "Midpoint", "Ralston", "RungeKutta", "Tableau"]
@@ -52,6 +53,14 @@ class Tableau(NamedTuple):
     def c(self) -> tuple[float, ...]:
         """The nodes c_i = Σ_j a_ij."""
         return tuple(sum(row) for row in self.a)
+
+    def check(self, name: str) -> None:
+        """Raise ValueError unless row i holds i coefficients, and the weights, one a row, sum to 1."""
+        if [len(row) for row in self.a] != list(range(len(self.b))) or not math.isclose(sum(self.b), 1, abs_tol=1e-9):
+            raise ValueError(
+                f"tableau of {name} must have rows of 0, 1, 2, … coefficients and as many weights, with the sum 1, got "
+                f"a={self.a} and b={self.b}"
+            )
 
 
 class RungeKutta(PlannedSolver):
@@ -75,8 +84,11 @@ class RungeKutta(PlannedSolver):
 
         Raises:
             ValueError: at a stage the schedule does not have a finite σ > 0, for example below t = 0, or σ is constant
-                because it is clipped; or an Euler step to 0 would be infinitely long.
+                because it is clipped; an Euler step to 0 would be infinitely long; functions of a schedule or scaling
+                of one's own do not fit each other; or the tableau is not one.
         """
+        self.tableau.check(type(self).__name__)
+        check_curve(grid.schedule, grid.scaling, grid.sigmas)
         times = grid.schedule.time(torch.tensor(grid.sigmas, dtype=torch.float64)).tolist()
         end = grid.schedule.time_of_zero
         if math.isinf(end):
