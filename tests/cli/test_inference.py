@@ -25,6 +25,7 @@ from openedm.inference.benchmark import FRESH
 from openedm.levels import Karras
 from openedm.metrics import c2st
 from openedm.networks import MLP, ConditionalEnsemble
+from openedm.plots import pair_plot
 from openedm.sampling import Churn, Sampler
 
 CHANGES = {
@@ -356,13 +357,19 @@ def _pair(made):
 # sample, log_prob, map.
 
 
-def test_sample_writes_the_posteriors_samples_and_their_table(openedm, made, tmp_path):
+def test_sample_writes_the_posteriors_samples_and_their_table(openedm, made, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        "openedm.cli.inference.sample.pair_plot", lambda *given, **more: drawn.update(more) or pair_plot(*given, **more)
+    )
     out, figure = tmp_path / "samples.npz", tmp_path / "pairs.png"
     result = openedm(
         *["inference", "sample", made.posterior, out, "--x=-0.1,0.2", "--num_samples=50", "--seed=3"],
-        *[f"--figure={figure}", "--truth=0,0", "--prior=true"],
+        *[f"--figure={figure}", "--truth=0,0"],
     )
     assert result.status == 0, result.err
+    assert set(drawn) == {"prior"}
+    assert drawn["prior"].shape == (100_000, 2)
     expected = load(made.posterior).sample([-0.1, 0.2], 50, seed=3)
     with np.load(out, allow_pickle=False) as file:
         assert np.array_equal(file["samples"], expected.numpy())
@@ -410,6 +417,9 @@ def test_sample_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run("--x=1,2", "--figure=f.gif"), "figure must end in .png or .pdf or .svg")
     refuses(run("--x=1,2", "--truth=1,2"), "truth requires a figure")
     refuses(run("--x=1,2", "--prior=true"), "prior requires a figure")
+    drawn = f"--figure={tmp_path / 'f.png'}"
+    refuses(run("--x=1,2", drawn, "--truth=1,2,3"), "truth must be 2 finite numbers, one for each of a, b, got '1,2,3'")
+    refuses(run("--x=1,2", drawn, "--truth=1,inf"), "truth must be 2 finite numbers, one for each of a, b, got '1,inf'")
     refuses(run("--x=1,2", "--nfe=9", "--sampler.churn.s_churn=3"), "nfe and sampler options are mutually exclusive")
     refuses(run("--x=1,2", "--noise=path"), "noise='path' requires sampler options")
     refuses(run("--x=1,2", "--noise=path", "--sampler.solver=Heun"), "noise='path' has no effect")

@@ -9,7 +9,7 @@ from openedm.exact import GaussianMixture
 from openedm.levels import Karras
 from openedm.plots import calibration_plot, pair_plot, posterior_trajectories, predictive_plot, save_figure
 from openedm.plots.calibration import uniform_band
-from openedm.plots.posteriors import credible_thresholds, smooth_histogram
+from openedm.plots.histograms import credible_thresholds, smooth_histogram
 from openedm.sampling import Sampler, State
 
 
@@ -37,7 +37,7 @@ def test_pairs_are_named_once_and_marked_with_the_truth(tmp_path):
     assert len(shown) == 6
     assert [axes.get_xlabel() for axes in shown if axes.get_xlabel()] == ["a", "b", "c"]
     assert [axes.get_ylabel() for axes in shown if axes.get_ylabel()] == ["b", "c"]
-    assert legend(figure) == ["ours", "theirs", "truth"]
+    assert legend(figure) == ["ours", "theirs", "50 % of samples", "90 % of samples", "truth"]
     marks = [line.get_xydata()[0] for axes in shown for line in axes.lines if line.get_marker() == "s"]
     assert np.array(marks) == pytest.approx(np.array([[0.1, -0.2], [0.1, 0.3], [-0.2, 0.3]]))
     save_figure(figure, tmp_path / "pairs.png")
@@ -46,6 +46,46 @@ def test_pairs_are_named_once_and_marked_with_the_truth(tmp_path):
 def test_a_single_parameter_and_a_constant_one_are_drawn(tmp_path):
     save_figure(pair_plot(normal(50, 1), truth=[0.0]), tmp_path / "one.png")
     save_figure(pair_plot(torch.cat([normal(50, 1), torch.ones(50, 1)], 1)), tmp_path / "constant.png")
+
+
+def texts(axes):
+    return [text.get_text() for text in axes.texts]
+
+
+def test_medians_and_intervals_or_means_stand_above_the_marginals(tmp_path):
+    samples = torch.stack([torch.linspace(0, 4, 1001), 1e-5 * torch.linspace(-3, 1, 1001)], 1)
+    figure = pair_plot(samples, ["a", "b"])
+    assert [texts(axes) for axes in visible(figure)] == [
+        ["2.00 [0.10, 3.90]"],
+        [],
+        [r"−1.00 [−2.90, 0.90] $\times10^{-5}$"],
+    ]
+    assert figure.legends[0].get_title().get_text() == "median [95 % interval]"
+    both = pair_plot({"x": samples[:, :1] + 100, "y": samples[:, :1] - 1}, numbers="mean")
+    assert texts(visible(both)[0]) == ["1.0 ± 1.2", "102.0 ± 1.2"]
+    assert texts(visible(pair_plot(samples, numbers=None))[0]) == []
+    five = pair_plot(normal(50, 5), list("abcde"))
+    assert [texts(axes)[-1] for axes in visible(five) if texts(axes)] == list("abcde")
+    save_figure(five, tmp_path / "five.png")
+
+
+def test_the_prior_is_a_curve_on_the_diagonal_that_ends_where_the_prior_does():
+    prior = torch.rand(20_000, 2, generator=torch.Generator().manual_seed(3)) * torch.tensor([1.0, 50.0])
+    samples = torch.stack([0.1 * normal(500).abs(), 20 + 0.1 * normal(500)], 1)
+    figure = pair_plot(samples, ["a", "b"], prior=prior)
+    assert legend(figure) == ["50 % of samples", "90 % of samples", "prior"]
+    first, region, second = visible(figure)
+    (curve,) = [line for line in first.lines if line.get_linestyle() == "--"]
+    x, y = curve.get_xydata().T
+    assert y[0] == y[-1] == 0
+    assert (x[0], x[-1]) == pytest.approx((0, 1), abs=1e-3)
+    assert y[1:-1] == pytest.approx(1, abs=0.1)
+    assert -0.01 < first.get_xlim()[0] < x[0]
+    assert first.get_xlim()[1] < 0.5
+    (flat,) = [line for line in second.lines if line.get_linestyle() == "--"]
+    inside = flat.get_xydata()[(flat.get_xdata() > 19.5) & (flat.get_xdata() < 20.5)]
+    assert inside[:, 1] == pytest.approx(1 / 50, rel=0.3)
+    assert not [line for line in region.lines if line.get_linestyle() == "--"]
 
 
 def test_pictures_contain_the_truth_however_far_it_lies():
@@ -90,6 +130,21 @@ def test_histograms_are_smoothed_as_much_as_their_samples_ask():
 def test_pairs_that_do_not_fit_are_refused(arguments, message):
     with pytest.raises(ValueError, match=message):
         pair_plot(*arguments)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"prior": torch.zeros(5, 3)}, r"prior must be samples \(n >= 2, 2\), got \(5, 3\)"),
+        ({"prior": torch.zeros(1, 2)}, r"prior must be samples \(n >= 2, 2\), got \(1, 2\)"),
+        ({"prior": torch.full((5, 2), math.inf)}, "prior must hold finite numbers only"),
+        ({"numbers": "mode"}, "numbers must be one of 'median', 'mean', None, got 'mode'"),
+    ],
+)
+@pytest.mark.usefixtures("without_type_checker")
+def test_priors_and_numbers_that_do_not_fit_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        pair_plot(torch.rand(5, 2), **options)
 
 
 def test_trajectories_run_from_noise_to_the_samples(tmp_path):

@@ -3,21 +3,24 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import cycle
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float64
 from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import MaxNLocator
-from scipy.ndimage import gaussian_filter
+from matplotlib.patches import Patch
+from matplotlib.ticker import MaxNLocator, ScalarFormatter
 
 from openedm.ground import checks
+from openedm.plots.histograms import credible_thresholds, smooth_histogram
 from openedm.plots.style import (
     COLOURS,
+    GREY,
     Numbers,
     evenly,
     finite_array,
@@ -28,13 +31,14 @@ from openedm.plots.style import (
 )
 from openedm.sampling import State
 
-__all__ = ["credible_thresholds", "pair_plot", "posterior_trajectories", "smooth_histogram"]
+__all__ = ["pair_plot", "posterior_trajectories"]
 
-Grid = Float64[np.ndarray, "bins bins"]
-
-BINS = 80
-WIDTHS = (0.7, 1.0, 1.5, 2.0, 3.0, 4.0, 6.0)
-"""Standard deviations, in bins, that a histogram may be smoothed with."""
+MOST_NUMBERED = 3
+"""Sets whose numbers stand above the panels."""
+WIDER = 3.0
+"""How far beyond a panel the prior's samples are counted, in widths of the panel."""
+TRUTH: dict[str, Any] = {"color": "black", "linewidth": 0.9, "linestyle": (0, (4, 2))}
+PRIOR: dict[str, Any] = {"color": GREY, "linewidth": 1.1, "linestyle": (0, (1.5, 1))}
 
 
 def pair_plot(
@@ -42,16 +46,24 @@ def pair_plot(
     names: Sequence[str] | None = None,
     truth: Numbers | None = None,
     levels: Sequence[float] = (0.5, 0.9),
+    *,
+    prior: Numbers | None = None,
+    numbers: Literal["median", "mean"] | None = "median",
 ) -> Figure:
     """Marginals of each parameter on the diagonal, credible regions of each pair below it.
 
-    A region is the smallest that holds its share of the samples, by a smoothed histogram.
+    A region is the smallest that holds its share of the samples, by a smoothed histogram. A parameter is shown where
+    its samples and its truth lie, not over all of the prior.
 
     Args:
         samples: (n, d), n ≥ 2; or several sets with a label each.
         names: of the parameters.
         truth: (d,), marked by lines.
         levels: shares of the samples in the regions, between 0 and 1.
+        prior: samples of the prior (n, d), n ≥ 2, whose density is a dashed curve on the diagonal; ten times as many as
+            of the posterior make a smooth one.
+        numbers: what stands above each marginal, a line for each of at most three sets: the median and the central
+            interval of 95 % ("median"), or mean ± standard deviation ("mean"); None for nothing.
 
     Raises:
         ValueError: no samples, sets of different dimensions, values that are not finite, or lengths that do not fit.
@@ -64,13 +76,18 @@ def pair_plot(
     if len(dims) != 1 or min(len(rows) for rows in sets.values()) < 2:
         raise ValueError(f"samples must be (n >= 2, d) with one d, got {[rows.shape for rows in sets.values()]}")
     dim = dims.pop()
-    labels, mark = names_or_thetas(names, dim), _truth(truth, dim)
+    labels, mark, before = names_or_thetas(names, dim), _truth(truth, dim), _prior(prior, dim)
+    checks.one_of("numbers", numbers, ("median", "mean", None))
     checks.at_least("the number of levels", len(levels), 1)
     for i, level in enumerate(levels):
         checks.between(f"levels[{i}]", level, 0.0, 1.0)
-    ends = [_ends([rows[:, i] for rows in sets.values()], None if mark is None else mark[i]) for i in range(dim)]
-    side = 1.9 if dim <= 4 else 1.35
-    figure = Figure(figsize=(0.6 + side * dim, 0.5 + side * dim), layout="constrained")
+    bounds = [None if before is None else (before[:, i].min(), before[:, i].max()) for i in range(dim)]
+    ends = [
+        _ends([rows[:, i] for rows in sets.values()], None if mark is None else mark[i], bounds[i]) for i in range(dim)
+    ]
+    side = 3.0 if dim == 1 else 1.9 if dim <= 4 else 1.35
+    key = 2.0 if dim == 1 else 0.0  # beside the only panel; else there is room above the diagonal
+    figure = Figure(figsize=(0.6 + key + side * dim, 0.5 + side * dim), layout="constrained")
     grid = figure.subplots(dim, dim, squeeze=False)
     for row in range(dim):
         for column in range(dim):
@@ -83,8 +100,18 @@ def pair_plot(
                     _draw_marginal(axes, rows[:, row], ends[row], colour)
                 else:
                     _draw_region(axes, rows[:, [column, row]], (ends[column], ends[row]), levels, colour)
+            if column == row:
+                if before is not None:
+                    _draw_prior(axes, before[:, row], ends[row])
+                # The names beside and below many panels are far away.
+                above = [(labels[row], "black")] if dim > 4 else []
+                if numbers is not None and len(sets) <= MOST_NUMBERED:
+                    shades = COLOURS if len(sets) > 1 else ["black"]
+                    rows_of_sets = zip(sets.values(), shades, strict=False)
+                    above += [(_numbers(rows[:, row], numbers), shade) for rows, shade in rows_of_sets]
+                _write_above(axes, above, dim)
             _finish_pair(axes, row, column, ends, mark, labels)
-    _pair_legend(figure, grid, list(sets), mark is not None, levels)
+    _pair_legend(figure, dim, list(sets), mark is not None, levels, before is not None, numbers)
     return figure
 
 
@@ -149,40 +176,6 @@ def posterior_trajectories(
     return figure
 
 
-def credible_thresholds(mass: Grid, levels: Sequence[float]) -> list[float]:
-    """The densities above which the smallest regions with these shares of the mass lie, in the order of `levels`.
-
-    >>> credible_thresholds(np.array([[0.5, 0.3], [0.15, 0.05]]), [0.5, 0.9])
-    [0.5, 0.15]
-    """
-    ordered = np.sort(mass.ravel())[::-1]
-    held = np.cumsum(ordered) / ordered.sum()
-    last = len(ordered) - 1
-    return [float(ordered[min(int(np.searchsorted(held, level - 1e-12)), last)]) for level in levels]
-
-
-def smooth_histogram(
-    points: Float64[np.ndarray, "n d"], ends: Sequence[tuple[float, float]]
-) -> tuple[Float64[np.ndarray, "..."], Sequence[Float64[np.ndarray, "edges"]]]:
-    """The shares of the points in 80 bins along each coordinate, smoothed, and the bins' edges.
-
-    By the Gaussian of `WIDTHS` under which one half of the points makes the other half most likely: narrow where there
-    is detail or many points, wide where there is neither.
-
-    Args:
-        points: (n, d), n ≥ 2.
-        ends: of the histogram along each coordinate.
-    """
-    halves = [np.histogramdd(half, BINS, ends) for half in (points[::2], points[1::2])]
-    (first, edges), (second, _) = halves
-
-    def fit(width: float) -> float:
-        smoothed = [gaussian_filter(half, width) + 1e-6 for half in (first, second)]
-        return float((second * np.log(smoothed[0])).sum() + (first * np.log(smoothed[1])).sum())
-
-    return gaussian_filter(first + second, max(WIDTHS, key=fit)) / len(points), edges
-
-
 def _truth(truth: Numbers | None, dim: int) -> Float64[np.ndarray, "dim"] | None:
     mark = None if truth is None else finite_array("truth", truth, 1)
     if mark is not None and len(mark) != dim:
@@ -190,11 +183,72 @@ def _truth(truth: Numbers | None, dim: int) -> Float64[np.ndarray, "dim"] | None
     return mark
 
 
-def _draw_marginal(axes: Axes, values: Float64[np.ndarray, "n"], ends: tuple[float, float], colour: str) -> None:
+def _prior(prior: Numbers | None, dim: int) -> Float64[np.ndarray, "n dim"] | None:
+    rows = None if prior is None else finite_array("prior", prior, 2)
+    if rows is not None and (rows.shape[1] != dim or len(rows) < 2):
+        raise ValueError(f"prior must be samples (n >= 2, {dim}), got {rows.shape}")
+    return rows
+
+
+def _draw_prior(axes: Axes, values: Float64[np.ndarray, "n"], ends: tuple[float, float]) -> None:
+    """The density of the prior where a parameter is shown; there may be few of its samples, so more room is counted."""
+    low, high = float(values.min()), float(values.max())
+    room = WIDER * (ends[1] - ends[0])
+    inner = max(low, ends[0] - room), min(high, ends[1] + room)
+    if inner[0] >= inner[1]:  # constant, or nowhere near
+        return
+    x, y = _density(values, inner)
+    # Down to 0 at the ends of the prior.
+    x, y = ([inner[0], *x], [0.0, *y]) if inner[0] == low else (x, y)
+    x, y = ([*x, inner[1]], [*y, 0.0]) if inner[1] == high else (x, y)
+    axes.plot(x, y, **PRIOR)
+
+
+def _density(values: Float64[np.ndarray, "n"], ends: tuple[float, float]) -> tuple[list[float], list[float]]:
+    """Places from one end to the other, and the density there."""
     mass, (edges,) = smooth_histogram(values[:, None], [ends])
     height, centres = mass / (edges[1] - edges[0]), (edges[1:] + edges[:-1]) / 2
-    axes.fill_between(centres, height, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(centres, height, color=colour, linewidth=1.4)
+    return [edges[0], *centres, edges[-1]], [height[0], *height, height[-1]]
+
+
+def _write_above(axes: Axes, lines: Sequence[tuple[str, str]], dim: int) -> None:
+    """Texts and their colours above a panel, the first at the top."""
+    size = 9 if dim <= 4 else 7
+    for i, (text, colour) in enumerate(reversed(lines)):
+        place: dict[str, Any] = {
+            "xycoords": "axes fraction",
+            "textcoords": "offset points",
+            "ha": "center",
+            "va": "bottom",
+        }
+        font = _name_size(text, dim, size) if i == len(lines) - 1 and dim > 4 else size
+        axes.annotate(text, (0.5, 1.0), (0, 3 + 1.25 * size * i), fontsize=font, color=colour, **place)
+
+
+def _numbers(values: Float64[np.ndarray, "n"], kind: Literal["median", "mean"]) -> str:
+    """The numbers of one parameter, to two digits of its width.
+
+    >>> _numbers(np.linspace(-1.0, 2.0, 1001), "median"), _numbers(np.array([12345.0, 12347.0]), "mean")
+    ('0.50 [−0.93, 1.93]', '12346.0 ± 1.4')
+    """
+    if kind == "median":
+        low, centre, high = np.quantile(values, [0.025, 0.5, 0.975])
+        shown, width, form = [centre, low, high], (high - low) / 4, "{} [{}, {}]"
+    else:
+        shown, width, form = [values.mean(), values.std(ddof=1)], values.std(ddof=1), "{} ± {}"
+    largest = max(abs(float(value)) for value in shown)
+    power = math.floor(math.log10(largest)) if largest > 0 else 0
+    factored = power < -2 or power > 4
+    scale = 10.0**power if factored else 1.0
+    digits = max(0, min(6, 1 - math.floor(math.log10(width / scale)))) if width > 0 else 3
+    text = form.format(*(f"{value / scale:z.{digits}f}".replace("-", "−") for value in shown))
+    return rf"{text} $\times10^{{{power}}}$" if factored else text
+
+
+def _draw_marginal(axes: Axes, values: Float64[np.ndarray, "n"], ends: tuple[float, float], colour: str) -> None:
+    x, y = _density(values, ends)
+    axes.fill_between(x, y, color=colour, alpha=0.2, linewidth=0)
+    axes.plot(x, y, color=colour, linewidth=1.4)
 
 
 def _draw_region(
@@ -210,9 +264,13 @@ def _draw_region(
     if not thresholds:
         return
     x, y = (x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2
-    shades = [to_rgba(colour, 0.15 + 0.35 * i / len(thresholds)) for i in range(len(thresholds))]
-    axes.contourf(x, y, mass, [*thresholds, mass.max()], colors=shades)
+    axes.contourf(x, y, mass, [*thresholds, mass.max()], colors=_shades(colour, len(thresholds)))
     axes.contour(x, y, mass, thresholds, colors=colour, linewidths=0.9)
+
+
+def _shades(colour: str, count: int) -> list[tuple[float, float, float, float]]:
+    """The colours of regions, the largest first."""
+    return [to_rgba(colour, 0.15 + 0.35 * i / count) for i in range(count)]
 
 
 def _finish_pair(
@@ -225,36 +283,75 @@ def _finish_pair(
 ) -> None:
     dim = len(ends)
     axes.spines[["top", "right"]].set_visible(False)
-    axes.set_xlim(*ends[column])
-    axes.xaxis.set_major_locator(MaxNLocator(3))
-    axes.tick_params(labelsize=8, labelbottom=row == dim - 1, labelleft=column == 0 and row > 0)
+    axes.set_xlim(*_slightly_wider(ends[column]))
+    axes.tick_params(labelsize=8 if dim <= 4 else 7, labelbottom=row == dim - 1, labelleft=column == 0 and row > 0)
+    _few_ticks(axes.xaxis, dim)
     if truth is not None:
-        axes.axvline(truth[column], color="black", linewidth=0.9, linestyle=(0, (4, 2)))
+        axes.axvline(truth[column], **TRUTH)
     if row == column:
         axes.set(yticks=[])
         axes.set_ylim(bottom=0)
         axes.spines["left"].set_visible(False)
     else:
-        axes.set_ylim(*ends[row])
-        axes.yaxis.set_major_locator(MaxNLocator(3))
+        axes.set_ylim(*_slightly_wider(ends[row]))
+        _few_ticks(axes.yaxis, dim)
         if truth is not None:
-            axes.axhline(truth[row], color="black", linewidth=0.9, linestyle=(0, (4, 2)))
+            axes.axhline(truth[row], **TRUTH)
             axes.plot(truth[column], truth[row], "s", color="black", markersize=3.5)
     if row == dim - 1:
-        axes.set_xlabel(names[column], fontsize=10)
+        axes.set_xlabel(names[column], fontsize=_name_size(names[column], dim))
     if column == 0 and row > 0:
-        axes.set_ylabel(names[row], fontsize=10)
+        axes.set_ylabel(names[row], fontsize=_name_size(names[row], dim))
 
 
-def _pair_legend(figure: Figure, grid: np.ndarray, labels: list[str], truth: bool, levels: Sequence[float]) -> None:
-    shown = [(k, Line2D([], [], color=c, linewidth=3)) for k, c in zip(labels, cycle(COLOURS), strict=False) if k]
-    if truth:
-        shown.append(("truth", Line2D([], [], color="black", linewidth=0.9, linestyle=(0, (4, 2)))))
-    title = "regions of " + ", ".join(f"{level:.0%}" for level in sorted(levels)) if len(grid) > 1 else None
+def _slightly_wider(ends: tuple[float, float]) -> tuple[float, float]:
+    """Ends of an axis on which what lies on the ends of the data is seen."""
+    margin = 0.01 * (ends[1] - ends[0])
+    return ends[0] - margin, ends[1] + margin
+
+
+def _few_ticks(axis: Axis, dim: int) -> None:
+    """At most three ticks; powers of ten stand at the end of the axis."""
+    axis.set_major_locator(MaxNLocator(3 if dim <= 4 else 2))
+    form = ScalarFormatter(useMathText=True)
+    form.set_powerlimits((-2, 4))
+    axis.set_major_formatter(form)
+    axis.get_offset_text().set_fontsize(7)
+
+
+def _name_size(name: str, dim: int, size: float = 10.0) -> float:
+    """The font of a parameter's name, smaller where it is long."""
+    return max(6.0, min(size, 10.0 * (22 if dim <= 4 else 15) / max(1, len(name))))
+
+
+def _pair_legend(
+    figure: Figure,
+    dim: int,
+    labels: list[str],
+    truth: bool,
+    levels: Sequence[float],
+    prior: bool,
+    numbers: Literal["median", "mean"] | None,
+) -> None:
+    """What colours and lines mean, in the empty half of the figure, and what the numbers are."""
+    shown: list[tuple[str, Any]] = [
+        (label, Line2D([], [], color=colour, linewidth=3))
+        for label, colour in zip(labels, cycle(COLOURS), strict=False)
+        if label
+    ]
+    if dim > 1:
+        colour = GREY if len(labels) > 1 else COLOURS[0]
+        for level, shade in zip(sorted(levels), reversed(_shades(colour, len(set(levels)))), strict=False):
+            shown.append((f"{100 * level:g} % of samples", Patch(facecolor=shade, edgecolor=colour, linewidth=0.9)))
+    shown += [("prior", Line2D([], [], **PRIOR))] if prior else []
+    shown += [("truth", Line2D([], [], **TRUTH))] if truth else []
+    words = {"median": "median [95 % interval]", "mean": "mean ± standard deviation"}
+    title = words[numbers] if numbers is not None and len(labels) <= MOST_NUMBERED else ""
     if shown or title:
-        where: Any = "upper right" if len(grid) > 1 else "outside upper right"
-        texts, handles = [k for k, _ in shown], [handle for _, handle in shown]
-        figure.legend(handles, texts, loc=where, frameon=False, fontsize=9, title=title or "", title_fontsize=9)
+        where: Any = "upper right" if dim > 1 else "outside right upper"
+        size = 9 if dim <= 4 else 10
+        handles, texts = [handle for _, handle in shown], [text for text, _ in shown]
+        figure.legend(handles, texts, loc=where, frameon=False, fontsize=size, title=title, title_fontsize=size)
 
 
 def _draw_beside(axes: Axes, values: Float64[np.ndarray, "n"]) -> None:
@@ -264,9 +361,19 @@ def _draw_beside(axes: Axes, values: Float64[np.ndarray, "n"]) -> None:
     beside.set_axis_off()
 
 
-def _ends(values: Sequence[Float64[np.ndarray, "_"]], truth: float | None) -> tuple[float, float]:
-    """Where a parameter is shown: all but 0.1 % of the samples of each set at either end, and the truth."""
+def _ends(
+    values: Sequence[Float64[np.ndarray, "_"]], truth: float | None, bounds: tuple[float, float] | None
+) -> tuple[float, float]:
+    """Where a parameter is shown: all but 0.1 % of the samples of each set at either end, and the truth.
+
+    The margin beyond them ends where the prior does, unless they lie outside of it.
+    """
     inner = [np.quantile(v, [0.001, 0.999]) for v in values] + ([] if truth is None else [np.array([truth, truth])])
     low, high = min(ends[0] for ends in inner), max(ends[1] for ends in inner)
     margin = 0.08 * (high - low) or 0.5
-    return float(low - margin), float(high + margin)
+    first, last = low - margin, high + margin
+    if bounds is not None and bounds[0] < bounds[1]:
+        near = 0.01 * (high - low)  # samples of the prior do not quite reach its ends
+        first = max(first, min(low, bounds[0])) if bounds[0] <= low + near else first
+        last = min(last, max(high, bounds[1])) if bounds[1] >= high - near else last
+    return float(first), float(last)

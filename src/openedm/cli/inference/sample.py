@@ -16,6 +16,9 @@ from openedm.ground.storage import new_path, write_arrays
 from openedm.inference.likeness import FAR
 from openedm.plots import pair_plot, save_figure
 
+PRIOR_DRAWS = 100_000
+"""Samples of the prior from which a figure shows its density."""
+
 
 def sample(
     posterior: str,
@@ -25,7 +28,7 @@ def sample(
     seed: int = 0,
     figure: str | None = None,
     truth: str | None = None,
-    prior: bool = False,
+    prior: bool | None = None,
     device: str = "cpu",
     options: Flat[PosteriorOptions] = PosteriorOptions(),
 ) -> None:
@@ -40,9 +43,10 @@ def sample(
             them.
         num_samples: number of samples for each observation.
         seed: seed of the samples.
-        figure: also plot pairs of parameters with regions of 50 and 90 % to this .png, .pdf or .svg file.
+        figure: also plot pairs of parameters with regions of 50 and 90 %, and median and 95 % interval of each, to this
+            .png, .pdf or .svg file.
         truth: known parameters to mark in the figure, numbers separated by commas or a .npy file.
-        prior: also draw samples of the prior in the figure.
+        prior: whether the figure shows the density of the prior; by default it does where the posterior has one.
         device: cpu or cuda.
         options: how they are drawn.
     """
@@ -52,11 +56,12 @@ def sample(
     observed = load_observed(posterior, x, device, options)
     if drawing is not None and not observed.single:
         raise ValueError(f"figure requires a single observation, got a batch of {len(observed.x)}")
-    if (truth is not None or prior) and drawing is None:
+    if (truth is not None or prior is not None) and drawing is None:
         raise ValueError(f"{'prior' if truth is None else 'truth'} requires a figure")
     if prior and observed.posterior.prior is None:
         raise ValueError("prior requires a posterior with a prior, but this one was fitted without")
-    known, names = None if truth is None else numbers_of("truth", truth), observed.posterior.names
+    names = observed.posterior.names
+    known = None if truth is None else _truth(truth, names)
     samples = observed.posterior.sample(observed.x, num_samples, seed=seed).cpu()
     write_arrays(target, {"samples": samples.numpy(), "x": observed.x.numpy(), "names": np.array(names)})
     if observed.single:
@@ -66,11 +71,21 @@ def sample(
         print(f"x is far from all simulations, observation {far[0]} first: see openedm inference check")
     print(f"{num_samples} samples{'' if observed.single else f' of each of {len(observed.x)} observations'}: {out}")
     if drawing is not None:
-        shown: dict[str, Tensor] = {"posterior": samples}
-        if prior and observed.posterior.prior is not None:
-            shown["prior"] = observed.posterior.prior.sample(num_samples, seed)
-        save_figure(pair_plot(shown if prior else samples, names, known), drawing)
+        before = None if prior is False else observed.posterior.prior
+        draws = None if before is None else before.sample(PRIOR_DRAWS, seed)
+        save_figure(pair_plot(samples, names, known, prior=draws), drawing)
         print(f"figure: {drawing}")
+
+
+def _truth(text: str, names: Sequence[str]) -> Tensor:
+    """Known parameters, one for each name."""
+    known = numbers_of("truth", text)
+    if tuple(known.shape) != (len(names),) or not bool(known.isfinite().all()):
+        raise ValueError(
+            f"truth must be {len(names)} finite numbers, one for each of {', '.join(names)}, got {text!r} of shape "
+            f"{tuple(known.shape)}"
+        )
+    return known
 
 
 def _summary(samples: Float64[np.ndarray, "samples parameters"], names: Sequence[str]) -> str:
