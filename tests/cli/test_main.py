@@ -1,4 +1,5 @@
 import importlib
+import os
 import re
 import runpy
 import subprocess
@@ -125,6 +126,18 @@ def test_control_c_at_any_time_ends_with_status_130(openedm, monkeypatch):
     monkeypatch.setattr(module.importlib, "import_module", interrupted)
     result = openedm("info", "run")
     assert (result.status, result.err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize("buffered", ["", "1"])
+@pytest.mark.parametrize("change", ["", "main._dispatch = lambda arguments: sys.exit(print(arguments))"])
+def test_an_output_that_nobody_reads_ends_a_command_without_a_word(change, buffered, monkeypatch):
+    monkeypatch.setenv("PYTHONUNBUFFERED", buffered)
+    reader, writer = os.pipe()
+    os.close(reader)
+    code = f"import sys; from openedm.cli import main; {change}\nsys.exit(main.main(['--help']))"
+    finished = subprocess.run([sys.executable, "-c", code], stdout=writer, stderr=subprocess.PIPE, timeout=60)
+    os.close(writer)
+    assert (finished.returncode, finished.stderr) == (141, b"")
 
 
 def test_what_needs_no_torch_does_not_wait_for_it():

@@ -266,12 +266,21 @@ class TestWithArviz:
         assert table["r_hat"].max() < 1.05
         assert table["ess_bulk"].min() > 250
 
+    @pytest.mark.parametrize("make", [list, np.array])
+    def test_an_observation_may_be_a_list_or_an_array(self, make):
+        x = [0.5, -1.0, 2.0]
+        data, expected = to_arviz(TRUTH, make(x), 5), to_arviz(TRUTH, torch.tensor(x), 5)
+        assert data.posterior.equals(expected.posterior)
+        assert data.observed_data["x"].values.tolist() == x
+
     def test_bad_exports_are_refused(self):
         _, x = TRUTH.joint(1)
         with pytest.raises(ValueError, match="num_chains must be >= 1"):
             to_arviz(TRUTH, x[0], num_chains=0)
         with pytest.raises(ValueError, match=r"x_observed must be one observation \(3,\)"):
             to_arviz(TRUTH, x)
+        with pytest.raises(ValueError, match=r"names of parameters .*, got \['chain', 'draw'\]"):
+            to_arviz(LinearGaussian(names=["draw", "chain"]), x[0])
         with pytest.raises(ValueError, match="simulator must give finite data, got 39 draws that are not"):
             to_arviz(TRUTH, x[0], 10, simulator=lambda theta, seed: torch.ones(40, 3) / torch.eye(40)[:, :1])
 

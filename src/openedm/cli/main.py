@@ -3,6 +3,7 @@
 import difflib
 import importlib
 import os
+import select
 import signal
 import sys
 import warnings
@@ -47,9 +48,38 @@ ABOUT = {
 }
 
 
+UNREAD = 128 + 13
+"""The status of a command whose output nobody reads any more: that of a process that SIGPIPE ends."""
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command line, and return the exit status: 0 done, 1 failed, 2 wrong arguments, 130 interrupted."""
-    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command line, and return the exit status.
+
+    0 done, 1 failed, 2 wrong arguments, 130 interrupted, 141 the output was closed, as by `openedm info RUN | head -1`.
+    """
+    try:
+        try:
+            return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
+        finally:  # --help exits
+            sys.stdout.flush()
+    except BrokenPipeError:
+        if not _is_unread():
+            raise
+        return UNREAD
+
+
+def _is_unread() -> bool:
+    """Whether nobody reads the output any more; what is left of it is then discarded."""
+    output = sys.stdout.fileno()
+    poll = select.poll()
+    poll.register(output, 0)
+    if not poll.poll(0):  # of events that are always reported: an error, or that the other end is closed
+        return False
+    os.dup2(os.open(os.devnull, os.O_WRONLY), output)
+    return True
+
+
+def _dispatch(arguments: list[str]) -> int:
     if arguments[:1] == ["--version"]:
         from openedm import __version__
 
@@ -102,6 +132,8 @@ def _run(program: str, arguments: list[str]) -> int:
         print(f"{program} --help describes all options", file=sys.stderr)
         return 2
     except Exception as error:
+        if isinstance(error, BrokenPipeError) and _is_unread():
+            return UNREAD
         if os.environ.get(TRACEBACK):
             raise
         print(f"{program}: error: {describe_error(error)}", file=sys.stderr)

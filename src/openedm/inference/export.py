@@ -4,19 +4,19 @@ import inspect
 from typing import Any
 
 import numpy as np
-from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference.local_checks import Simulator, predictive_check
 from openedm.inference.posterior import Posterior
+from openedm.inference.sbi_calls import Values
 
 __all__ = ["to_arviz"]
 
 
 def to_arviz(
     posterior: Posterior,
-    x_observed: Float[Tensor, "..."],
+    x_observed: Values,
     num_draws: int = 1000,
     *,
     num_chains: int = 4,
@@ -31,7 +31,7 @@ def to_arviz(
 
     Args:
         posterior: p(θ | x).
-        x_observed: one observation, (*x_shape).
+        x_observed: one observation, as `Posterior.sample` takes it: (*x_shape).
         num_draws: of each chain, ≥ 1.
         num_chains: ≥ 1.
         simulator: `simulator(theta, seed)`; its draws must all be finite: sets filled up with NaN have no predictions.
@@ -39,34 +39,36 @@ def to_arviz(
 
     Raises:
         ImportError: ArviZ is not installed.
-        TypeError: a number or the seed is no integer.
-        ValueError: x_observed has another shape or is not finite, a number is < 1, or a simulation is not finite.
+        TypeError: a number or the seed is no integer, or there is no posterior.
+        ValueError: x_observed has another shape or is not finite, a number is < 1, a parameter is named chain or draw,
+            or a simulation is not finite.
     """
     try:
         import arviz
     except ImportError as error:
         raise ImportError("to_arviz needs the arviz package: pip install 'openedm[sbi]'") from error
+    checks.instance("posterior", posterior, Posterior, "a Posterior, such as the result of fit")
     for name, number in (("num_draws", num_draws), ("num_chains", num_chains)):
         checks.integer(name, number, 1)
-    x_observed = posterior._complete(x_observed)
-    if tuple(x_observed.shape) != posterior.x_shape:
-        raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {tuple(x_observed.shape)}")
-    total = num_chains * num_draws
+    if taken := sorted({"chain", "draw"} & set(posterior.names)):
+        raise ValueError(f"names of parameters must not be those of ArviZ's dimensions, got {taken}")
+    observations, single = posterior._observations(x_observed)
+    if not single:
+        raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got a batch of {len(observations)}")
+    x, total = observations[0], num_chains * num_draws
 
     def columns(theta: Tensor) -> dict[str, np.ndarray]:
         by_chain = theta.cpu().double().reshape(num_chains, num_draws, posterior.dim).numpy()
         return {name: by_chain[..., i] for i, name in enumerate(posterior.names)}
 
     groups: dict[str, Any] = {
-        "posterior": columns(posterior.sample(x_observed, total, seed=seed)),
-        "observed_data": {"x": x_observed.cpu().double().numpy()},
+        "posterior": columns(posterior.sample(x, total, seed=seed)),
+        "observed_data": {"x": x.cpu().double().numpy()},
     }
     if posterior.prior is not None:
         groups["prior"] = columns(posterior.prior.sample(total, seed))
     if simulator is not None:
-        found = predictive_check(
-            posterior, simulator, x_observed, num_draws=total, statistics=lambda x: x.flatten(1), seed=seed
-        )
+        found = predictive_check(posterior, simulator, x, num_draws=total, statistics=lambda x: x.flatten(1), seed=seed)
         if len(found.draws) < total:
             raise ValueError(f"simulator must give finite data, got {total - len(found.draws)} draws that are not")
         predicted = found.draws.reshape(num_chains, num_draws, *posterior.x_shape)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 from huggingface_hub import ModelHubMixin, hf_hub_download
 
 from openedm.denoiser import Preconditioned
+from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.storage import write_json, write_tensors
 from openedm.training.checkpoints import FORMAT, find_checkpoint, load_denoiser, read_model
@@ -54,10 +55,12 @@ class Pretrained(
         network: its network; None means a new one.
 
     Raises:
+        TypeError: the description is not a `Model`, or the network not a module.
         ValueError: the description cannot be built.
     """
 
     def __init__(self, description: Model, network: Any = None) -> None:
+        checks.instance("description", description, Model, "a Model, or use Pretrained.from_checkpoint(path)")
         super().__init__(
             description.build().network if network is None else network,
             description.preconditioning,
