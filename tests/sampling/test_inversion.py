@@ -21,6 +21,7 @@ GAUSSIAN = GaussianMixture([1.0], [[0.5, -1.0]], [[[2.0, 0.6], [0.6, 0.3]]])
 MIXTURE = GaussianMixture(
     [0.3, 0.7], [[-1.0, 0.5], [0.8, 0.0]], [[[0.20, 0.05], [0.05, 0.10]], [[0.05, 0.0], [0.0, 0.3]]]
 )
+RUNS = [(*curve, Heun()) for curve in CURVES] + [(VP(), VPScaling(), solver) for solver in (Euler(), RK4())]
 LOW, HIGH = 0.3, 6.0
 DATA = torch.randn(5, 2, generator=torch.Generator().manual_seed(3), dtype=torch.float64)
 
@@ -36,8 +37,7 @@ def there_and_back(sampler: Sampler, denoiser: Denoiser) -> Tensor:
     return last.x / last.scale
 
 
-@pytest.mark.parametrize(("schedule", "scaling"), CURVES, ids=repr)
-@pytest.mark.parametrize("solver", [Euler(), Heun(), RK4()], ids=repr)
+@pytest.mark.parametrize(("schedule", "scaling", "solver"), RUNS, ids=repr)
 def test_the_inverse_of_a_gaussian_tends_to_its_closed_form_at_the_order_of_the_solver(
     schedule: Schedule, scaling: Scaling, solver: Solver
 ) -> None:
@@ -47,8 +47,7 @@ def test_the_inverse_of_a_gaussian_tends_to_its_closed_form_at_the_order_of_the_
     assert math.log2(errors[0] / errors[1]) == pytest.approx(solver.order, abs=0.2)
 
 
-@pytest.mark.parametrize(("schedule", "scaling"), CURVES, ids=repr)
-@pytest.mark.parametrize("solver", [Euler(), Heun(), RK4()], ids=repr)
+@pytest.mark.parametrize(("schedule", "scaling", "solver"), RUNS, ids=repr)
 def test_sampling_undoes_inversion_to_the_error_of_the_solver(
     schedule: Schedule, scaling: Scaling, solver: Solver
 ) -> None:
