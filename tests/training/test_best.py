@@ -88,9 +88,17 @@ def test_without_these_options_the_lowest_loss_is_not_looked_at(trainer):
     assert run.best_loss is None
 
 
-@pytest.mark.parametrize("options", [{}, {"stop_after": 4}, {"keep_best": False, "stop_after": 4}])
-@pytest.mark.parametrize("stops", [[1], [5, 6], [3, 11]])
-@pytest.mark.parametrize("every", [16, 48])
+@pytest.mark.parametrize(
+    ("options", "stops", "every"),
+    [
+        ({}, [1], 16),
+        ({}, [5, 6], 48),
+        ({"stop_after": 4}, [3, 11], 16),
+        ({"stop_after": 4}, [1], 48),
+        ({"keep_best": False, "stop_after": 4}, [5, 6], 16),
+        ({"keep_best": False, "stop_after": 4}, [3, 11], 48),
+    ],
+)
 def test_a_run_that_is_interrupted_and_resumed_equals_one_that_was_not(
     trainer, held_out, state_of, differences, tmp_path, options, stops, every
 ):

@@ -13,6 +13,7 @@ from openedm.sampling import Sampler
 from openedm.training import Model, Options, Trainer
 from openedm.training.averaging import HalfLife
 
+pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 SAMPLER = Sampler(Karras(num_steps=8))
 TINY = {"model_channels": 16, "channel_mult": (1,), "num_blocks": 1, "dropout": 0.0}
 QUICK = Options(
