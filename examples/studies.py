@@ -50,11 +50,11 @@ class Budget:
         """Seconds, to see that all runs; its numbers mean nothing."""
         settings = Settings.of(500, dim, x_shape)
         assert settings.emulator is not None
-        few = replace(settings.emulator, members=1, components=(1,), steps=60, folds=2)
-        base = replace(settings.base, steps=60)
-        chains = Refinement(num_steps=5, num_pilots=64, max_steps=20)
-        settings = replace(settings, emulator=few, base=base, refinement=chains, images=10_000, passes=10)
-        settings = replace(settings, pool=5_000, judged=10)
+        few = replace(settings.emulator, members=1, components=(1,), steps=30, folds=2)
+        base = replace(settings.base, steps=30)
+        chains = Refinement(num_steps=3, num_pilots=32, max_steps=6)
+        settings = replace(settings, emulator=few, base=base, refinement=chains, images=5_000, passes=5)
+        settings = replace(settings, pool=2_000, judged=5)
         return cls(500, settings, samples=300, fresh=20, ranked=20, walkers=50, steps=20, burn_in=5)
 
 

@@ -133,7 +133,7 @@ def test_walkers_that_disagree_have_a_large_r_hat(examples):
 
 
 @pytest.mark.slow
-def test_one_command_draws_all_figures_and_tells_the_numbers(examples, tmp_path, capsys):
+def test_one_command_draws_all_figures_and_tells_the_numbers(examples, tmp_path, capsys, without_type_checker):
     examples["influenza"].main(["--out", str(tmp_path), "--quick"])
     names = {"pairs.png", "predictive.png", "calibration.png", "trajectories.png", "summary.json", "table.md"}
     assert {path.name for path in tmp_path.iterdir()} == names
