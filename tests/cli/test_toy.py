@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 from types import SimpleNamespace
 
+import jaxtyping
 import numpy as np
 import pytest
 import torch
@@ -40,7 +41,9 @@ def run(folder, *arguments):
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """One run with everything left at its default but the sizes."""
-    return run(tmp_path_factory.mktemp("runs") / "toy", *TINY)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the run of one's own data is checked
+        return run(tmp_path_factory.mktemp("runs") / "toy", *TINY)
 
 
 def table(printed, title):
