@@ -13,15 +13,16 @@ from PIL import Image
 from openedm.cli import main as module
 from openedm.cli.arguments import function_of, numbers_of
 from openedm.cli.inference import COMMANDS
-from openedm.cli.inference import benchmark as benchmarking
 from openedm.cli.inference.arguments import settings_of, tasks_of
 from openedm.cli.inference.fit import fit as command
 from openedm.cli.parsing import parse, parser_for
 from openedm.cli.terminal import Bars, table
 from openedm.ground.progress import no_progress
+from openedm.ground.storage import replace_nonfinite
 from openedm.inference import Box, DenoiserPosterior, Settings, Store, calibrate, fit, load, simulate, tasks
 from openedm.inference import benchmark as library
 from openedm.inference.benchmark import FRESH
+from openedm.inference.local_checks import LocalTest
 from openedm.levels import Karras
 from openedm.metrics import c2st
 from openedm.networks import MLP, ConditionalEnsemble
@@ -270,6 +271,7 @@ def test_simulate_interrupted_says_how_to_go_on(openedm, tmp_path, monkeypatch):
         (["--simulator=a.py:f"], "simulator and prior must be given, or a task"),
         (["--task=slcp", *BOX], "task and simulator, prior or batched are mutually exclusive"),
         (["--task=nothing"], "task must be one of"),
+        (["--task=slcp", "--num=0"], "num must be >= 1, got 0"),
     ],
 )
 def test_simulate_refuses_what_does_not_go_together(arguments, message, openedm, tmp_path):
@@ -322,6 +324,13 @@ def test_fit_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run(made.store, tmp_path / "out", "--settings.imags=3"), "does not accept option 'imags'")
     np.savez(tmp_path / "part.npz", theta=np.zeros((3, 2)))
     refuses(run(tmp_path / "part.npz", tmp_path / "out"), "must hold the arrays theta and x, ['x'] missing")
+    np.savez(tmp_path / "both.npz", theta=np.zeros((3, 2)), x=np.zeros((3, 2)), x_a=np.zeros((3, 2)))
+    refuses(run(tmp_path / "both.npz", tmp_path / "out"), "must hold either x or x_a, got both")
+    np.savez(tmp_path / "single.npz", theta=1.0, x=2.0)
+    refuses(run(tmp_path / "single.npz", tmp_path / "out"), "one row a simulation in each array, got theta (), x ()")
+    refuses(run(made.posterior, tmp_path / "out"), f"simulations: the folder {made.posterior} holds none")
+    refuses(run(made.store, tmp_path / "out", "--num=0"), "num must be >= 1, got 0")
+    refuses(run(made.store, tmp_path / "out", f"--run={made.file}"), f"run must be a folder, but {made.file} is a file")
     assert not (tmp_path / "out").exists()
 
 
@@ -424,8 +433,11 @@ def test_sample_refuses_before_it_works(openedm, made, tmp_path):
     refuses(run("--x=1,2", "--noise=path"), "noise='path' requires sampler options")
     refuses(run("--x=1,2", "--noise=path", "--sampler.solver=Heun"), "noise='path' has no effect")
     refuses(run(f"--x={tmp_path / 'x.npy'}", f"--figure={tmp_path / 'f.png'}"), "figure requires a single observation")
-    refuses(openedm("inference", "sample", tmp_path, tmp_path / "s.npz", "--x=1,2"), "holds no posterior")
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["x.npy"]
+    refuses(openedm("inference", "sample", tmp_path, tmp_path / "s.npz", "--x=1,2"), f"posterior: {tmp_path} holds no")
+    np.save(tmp_path / "text.npy", np.array(["1", "2"]))
+    refuses(run(f"--x={tmp_path / 'text.npy'}"), "text.npy must hold arrays of real numbers, got x of <U1")
+    refuses(run("--x=1,2", "--device=gpu"), "device must be one of this machine, such as cpu or cuda, got 'gpu'")
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["text.npy", "x.npy"]
 
 
 def test_log_prob_prints_or_writes_densities(openedm, made, tmp_path):
@@ -490,20 +502,116 @@ def test_check_gives_the_librarys_verdict_and_compares_predictions(openedm, made
     refuses(openedm("inference", "check", made.posterior, "--x=0.1"), "x must be one observation (2,)")
 
 
+def test_check_tests_fresh_simulations_and_writes_all_numbers_and_a_figure(openedm, made, tmp_path, monkeypatch):
+    posterior, given = load(made.posterior), []
+
+    def tested(*arguments, **options):
+        given.append((arguments, options))
+        return LocalTest(0.03, np.array([0.01, 0.02, 0.05]))
+
+    monkeypatch.setattr("openedm.inference.local_checks.local_c2st", tested)
+    fresh = simulate(function_of(f"{made.file}:noisy"), posterior.prior, 30, seed=1)
+    x = fresh.x.clone()
+    x[3, 0] = torch.nan  # left out
+    np.savez(tmp_path / "fresh.npz", theta=fresh.theta.numpy(), x=x.numpy())
+    arguments = ["inference", "check", made.posterior, "--x=0.1,0.2", "--num_draws=260", "--num_trials=3"]
+    arguments += [f"--simulations={tmp_path / 'fresh.npz'}", f"--simulator={made.file}:noisy"]
+    result = openedm(*arguments, f"--out={tmp_path / 'check.json'}", f"--figure={tmp_path / 'predictions.png'}")
+    assert result.status == 0, result.err
+    count = len(fresh) - 1
+    assert f"L-C2ST at x: p = 0.5, statistic 0.03, {count} simulations\n" in result.out
+    ((_, theta, data, _), options) = given[0]
+    kept = torch.arange(len(fresh)) != 3
+    assert torch.equal(theta, fresh.theta[kept])
+    assert torch.equal(data, fresh.x[kept])
+    assert options == {"num_trials": 3, "seed": 0}
+    found = json.loads((tmp_path / "check.json").read_text())
+    verdict = posterior.verdict([0.1, 0.2])
+    assert found["advice"] == result.out.splitlines()[0]
+    assert found["likeness"] == {"p_value": verdict.likeness.p_value, "ratio": verdict.likeness.ratio}
+    assert found["shortfall"] == pytest.approx(verdict.shortfall)
+    assert found["effective"] == pytest.approx(verdict.effective)
+    assert f"predictions: p = {found['predictive']:.2g} " in result.out
+    predictions = found["predictions"]
+    assert predictions["name"] == ["x[0]", "x[1]"]
+    assert predictions["observed"] == pytest.approx([0.1, 0.2])
+    assert predictions["p_value"] == pytest.approx([2 * min(s, 1 - s) for s in predictions["share_below"]])
+    assert found["local_c2st"] == {"p_value": 0.5, "statistic": 0.03, "simulations": count}
+    with Image.open(tmp_path / "predictions.png") as image:
+        assert image.size[0] > 100
+
+
+def test_check_refuses_before_it_works(openedm, made, tmp_path, monkeypatch):
+    def run(*arguments):
+        return openedm("inference", "check", made.posterior, "--x=0.1,0.2", *arguments)
+
+    def never(*arguments, **options):
+        raise AssertionError
+
+    monkeypatch.setattr(DenoiserPosterior, "verdict", never)
+    np.savez(tmp_path / "wide.npz", theta=np.zeros((30, 2)), x=np.zeros((30, 3)))
+    np.savez(tmp_path / "few.npz", theta=np.zeros((30, 2)), x=np.full((30, 2), np.nan))
+    np.savez(tmp_path / "uneven.npz", theta=np.zeros((30, 2)), x=np.zeros((29, 2)))
+    (tmp_path / "there.json").write_text("{}")
+    simulator = f"--simulator={made.file}:noisy"
+    for arguments, message in [
+        ([f"--figure={tmp_path / 'f.png'}"], "figure requires a simulator"),
+        ([simulator, "--figure=f.csv"], "figure must end in .png"),
+        ([f"--out={tmp_path / 'there.json'}"], "there.json exists already: a file is never overwritten"),
+        (["--out=o.txt"], "out must end in .json"),
+        ([f"--out={made.file}/o.json"], "out must be a folder"),
+        ([simulator, "--num_draws=100"], "num_draws must be >= 200, got 100"),
+        (["--num_trials=0"], "num_trials must be >= 1, got 0"),
+        (["--seed=-1"], "seed must be >= 0, got -1"),
+        ([f"--simulations={tmp_path / 'nowhere'}"], "simulations: "),
+        ([f"--simulations={tmp_path}"], "holds none: give a store"),
+        ([f"--simulations={tmp_path / 'wide.npz'}"], "simulations must have 2 parameters and x of shape (2,)"),
+        ([f"--simulations={tmp_path / 'few.npz'}"], "simulations must be at least 20 that the posterior takes, got 0"),
+        ([f"--simulations={tmp_path / 'uneven.npz'}"], "one row a simulation in each array, got theta (30, 2), x (29"),
+    ]:
+        refuses(run(*arguments), message)
+    assert {path.name for path in tmp_path.iterdir()} == {"wide.npz", "few.npz", "uneven.npz", "there.json"}
+
+
+def test_check_runs_a_few_simulations_before_it_runs_them_all(openedm, made, tmp_path):
+    file = tmp_path / "counting_of_the_tests.py"
+    file.write_text(f"""
+from pathlib import Path
+
+def wrong(theta, seed):
+    with Path({str(tmp_path / "calls")!r}).open("a") as file:
+        file.write("x")
+    return [0.0, 0.0, 0.0]
+""")
+    result = openedm("inference", "check", made.posterior, "--x=0.1,0.2", f"--simulator={file}:wrong")
+    refuses(result, "simulator: none of 10 gave a result of shape (2,); simulation 0 ")
+    assert (tmp_path / "calls").read_text() == "x" * 10
+
+
 # calibrate.
 
 
 @pytest.mark.filterwarnings("ignore:theta and x hold at least 40 simulations")
 def test_calibrate_prints_the_librarys_tests(openedm, made, tmp_path):
-    figure = tmp_path / "calibration.png"
+    figure, out = tmp_path / "calibration.png", tmp_path / "calibration.json"
     numbers = ["--num=40", "--num_samples=30", "--num_density_samples=5", "--plain=true", "--seed=2"]
     own = openedm(
-        "inference", "calibrate", made.posterior, f"--simulations={made.store}", *numbers, f"--figure={figure}"
+        "inference",
+        "calibrate",
+        made.posterior,
+        f"--simulations={made.store}",
+        *numbers,
+        f"--figure={figure}",
+        f"--out={out}",
     )
     posterior, (theta, x) = load(made.posterior).plain(), _pair(made)
     tests = calibrate(posterior, theta[:40], x[:40], num_samples=30, num_density_samples=5, seed=2)
-    assert own.out == f"{tests.summary()}\nfigure: {figure}\n"
+    assert own.out == f"{tests.summary()}\nfigure: {figure}\nall numbers: {out}\n"
     assert figure.is_file()
+    found = json.loads(out.read_text())
+    assert found["p_values"] == pytest.approx(tests.p_values)
+    assert found["sbc_p_values"] == pytest.approx(dict(zip("ab", tests.sbc_p_values, strict=True)))
+    assert (found["passes"], found["simulations"], found["trained_on"]) == (tests.passes(), 40, tests.trained_on)
     task, fresh = (
         tasks.get("two_moons"),
         openedm("inference", "calibrate", made.posterior, "--task=two_moons", *numbers),
@@ -522,6 +630,13 @@ def test_calibrate_refuses_what_does_not_fit(openedm, made):
     refuses(run("--task=slcp"), "task must fit the posterior, with 2 parameters")
     refuses(run("--task=two_moons", "--num=5"), "num must be >= 20, got 5")
     refuses(run("--task=two_moons", "--level=2"), "level must be between")
+    refuses(run("--task=two_moons", "--num_samples=0"), "num_samples must be >= 1, got 0")
+    refuses(run("--task=two_moons", "--num_density_samples=501"), "num_density_samples must be between 0 and 500")
+    refuses(run("--task=two_moons", "--out=o.txt"), "out must end in .json")
+    refuses(
+        run("--task=two_moons", "--device=gpu"), "device must be one of this machine, such as cpu or cuda, got 'gpu'"
+    )
+    refuses(run(f"--simulations={made.folder}"), "simulations: the folder")
 
 
 # benchmark.
@@ -623,7 +738,7 @@ def test_tables_line_up():
 
 
 def test_json_holds_no_numbers_that_it_cannot():
-    assert benchmarking._replace_nonfinite({"a": [float("nan"), 1.0], "b": (float("inf"), "c")}) == {
+    assert replace_nonfinite({"a": [float("nan"), 1.0], "b": (float("inf"), "c")}) == {
         "a": [None, 1.0],
         "b": [None, "c"],
     }

@@ -72,7 +72,8 @@ def test_every_test_counts_for_the_verdict_and_the_rule_is_stated():
     assert "at most 2 %" in replace(found, density=None).summary()
 
 
-def test_simulations_of_the_fit_are_recognised_also_after_saving(two_moons, tmp_path):
+def test_simulations_of_the_fit_are_recognised_also_after_saving(two_moons, tmp_path, monkeypatch):
+    pytest.importorskip("sbi")
     task = tasks.get("two_moons")
     theta = task.prior.sample(400, seed=1)
     x = task.simulate(theta, seed=2)
@@ -81,6 +82,9 @@ def test_simulations_of_the_fit_are_recognised_also_after_saving(two_moons, tmp_
     with pytest.warns(UserWarning, match="theta and x hold at least 30 simulations that the posterior was fitted to"):
         found = calibrate(posterior, theta[50:80], x[50:80], num_samples=5)
     assert "not valid: at least 30 of these simulations were used in the fit" in found.summary()
+    monkeypatch.setattr("sbi.diagnostics.LC2ST", lambda **given: given["nothing"])  # the test itself is not run
+    with pytest.warns(UserWarning, match="hold at least 30 simulations"), pytest.raises(KeyError, match="nothing"):
+        local_c2st(posterior, theta[50:80], x[50:80], x[0], num_samples=5)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert calibrate(posterior, theta[50:80], task.simulate(theta, seed=3)[50:80], num_samples=5).trained_on == 0

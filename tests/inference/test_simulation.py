@@ -26,6 +26,48 @@ def test_a_simulation_depends_on_its_seed_and_index_alone(n, more, batch_size, s
     assert few.seeds.unique().numel() == n
 
 
+def test_several_kinds_of_data_are_one_row_each_and_come_apart_again(tmp_path):
+    def kinds(theta, seed):
+        return {"series": np.outer([1, 2], np.arange(3.0)) * float(theta[0]), "number": seed % 7}
+
+    def batched(theta, seeds):
+        return {
+            "series": np.outer([1, 2], np.arange(3.0)) * theta[:, 0, None, None].numpy(),
+            "number": torch.from_numpy(seeds % 7),
+        }
+
+    one, many = simulate(kinds, PRIOR, 40), simulate(batched, PRIOR, 40, batched=True, batch_size=16)
+    assert same(one, many)
+    assert one.kinds == many.kinds == (("series", (2, 3)), ("number", (1,)))
+    assert one.x.shape == (40, 7)
+    assert torch.equal(one.data["series"][:, 1, 2], 4 * one.theta[:, 0])
+    assert torch.equal(one.data["number"][:, 0], (one.seeds % 7).float())
+    assert one.first(5).kinds == one.kinds
+    assert torch.equal(Simulations.of(one.theta, one.data).x, one.x)
+    stored = simulate(kinds, PRIOR, 40, store=tmp_path / "store")
+    assert stored.kinds == one.kinds
+    assert torch.equal(simulate(kinds, PRIOR, 60, store=tmp_path / "store").data["series"][:40], one.data["series"])
+
+
+def test_kinds_of_data_that_change_or_are_none_are_failures():
+    def changing(theta, seed):
+        return {"a": theta} if seed % 2 else {"b": theta}
+
+    found = simulate(changing, PRIOR, 20)
+    (first,) = {name for name, _ in found.kinds}
+    other = "b" if first == "a" else "a"
+    assert found.failures[0].error == (
+        f"ValueError: simulator must return shape {{{first}: (2,)}} as before, got {{{other}: (2,)}}"
+    )
+    for returned, message in [
+        ({}, "names must be different"),
+        ({"a": "text"}, r"simulator must return x\['a'\] as real numbers, got str"),
+        ({"a": np.zeros((2, 2, 2, 2))}, r"x\['a'\] must hold vectors"),
+    ]:
+        with pytest.raises(RuntimeError, match=message):
+            simulate(lambda theta, returned=returned: returned, PRIOR, 2)
+
+
 def test_one_by_one_and_batched_by_row_agree():
     assert same(simulate(own_seed, PRIOR, 70), simulate(row_seeds, PRIOR, 70, batched=True, batch_size=32))
 

@@ -28,6 +28,12 @@ def test_a_store_gives_what_memory_gives(path):
     assert same(stored, Store(path).load())
 
 
+def test_a_store_inside_a_file_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match=r"store must be a folder, but .*file is a file"):
+        Store(tmp_path / "file" / "store")
+
+
 def test_stored_simulations_know_their_prior_and_its_names(path):
     named = Box(low=(-1.0, 0.0), high=(1.0, 5.0), names=("a", "b"))
     assert simulate(own_seed, named, 3, store=path).prior == named

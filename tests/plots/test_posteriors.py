@@ -7,7 +7,14 @@ from scipy.stats import norm
 
 from openedm.exact import GaussianMixture
 from openedm.levels import Karras
-from openedm.plots import calibration_plot, pair_plot, posterior_trajectories, predictive_plot, save_figure
+from openedm.plots import (
+    calibration_plot,
+    pair_plot,
+    posterior_trajectories,
+    predictive_histograms,
+    predictive_plot,
+    save_figure,
+)
 from openedm.plots.calibration import uniform_band
 from openedm.plots.histograms import credible_thresholds, smooth_histogram
 from openedm.sampling import Sampler, State
@@ -238,6 +245,26 @@ def test_predictions_have_a_picture_for_each_series(tmp_path):
     assert seen.get_ydata() == pytest.approx(draws[0, 1].numpy())
     save_figure(figure, tmp_path / "fan.png")
     assert len(predictive_plot(draws[0, 0], draws[:, 0], t).axes) == 1
+
+
+def test_observed_numbers_stand_over_their_predictions_with_two_sided_p_values(tmp_path):
+    draws = torch.stack([torch.arange(100.0), torch.zeros(100), 1e6 + normal(100)], 1)
+    figure = predictive_histograms(torch.tensor([4.5, 0.0, 1e6 + 40]), draws, names=["a", "b", "c"])
+    assert [axes.get_title() for axes in figure.axes] == ["a, p = 0.1", "b, p = 1", "c, p = 0"]
+    assert figure.axes[2].get_xlim()[1] > 1e6 + 40
+    assert legend(figure) == ["observed", "simulated from posterior samples"]
+    save_figure(figure, tmp_path / "numbers.png")
+    many = predictive_histograms(torch.zeros(7), normal(50, 7))
+    assert [axes.get_title().split(",")[0] for axes in visible(many)] == [f"x[{i}]" for i in range(7)]
+    for observed, given in [(torch.zeros(2), normal(50, 3)), (torch.zeros(3), normal(1, 3))]:
+        with pytest.raises(ValueError, match=r"draws must be \(n >= 2, "):
+            predictive_histograms(observed, given)
+
+
+def test_more_than_three_series_stand_in_rows():
+    figure = predictive_plot(torch.zeros(4, 5), normal(20, 4, 5), torch.arange(5))
+    assert len(visible(figure)) == 4
+    assert figure.axes[3].get_subplotspec().rowspan.start == 1
 
 
 @pytest.mark.parametrize(

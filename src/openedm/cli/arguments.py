@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -63,18 +64,32 @@ def numbers_of(name: str, text: str | None) -> Tensor:
         arrays = arrays_of(name, text)
         if name not in arrays:
             raise ValueError(f"{name}: {text} must hold an array {name}, got {', '.join(sorted(arrays))}")
-        return torch.from_numpy(arrays[name])
+        return arrays[name]
     try:
         return torch.tensor([float(part) for part in text.split(",")], dtype=torch.float64)
     except ValueError as error:
         raise ValueError(f"{name} must be numbers separated by commas, or a .npy or .npz file, got {text!r}") from error
 
 
-def arrays_of(name: str, path: str) -> dict[str, np.ndarray]:
-    """The arrays of a file; that of a .npy file is called `name`."""
+def arrays_of(name: str, path: str) -> dict[str, Tensor]:
+    """The arrays of real numbers in a file; that of a .npy file is called `name`.
+
+    Args:
+        name: the name of the argument, for messages.
+        path: the file.
+
+    Raises:
+        ValueError: the file does not exist, is damaged, or holds no array of real numbers.
+    """
     try:
         with open(path, "rb") as file:
             content = np.load(file, allow_pickle=False)
-            return dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
-    except (OSError, ValueError, EOFError) as error:
+            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
+    except (OSError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{name}: {path} cannot be read as .npy or .npz: {error}") from error
+    real = {key: array for key, array in arrays.items() if array.dtype.kind in "fiub"}
+    if not real:
+        listed = ", ".join(f"{key} of {array.dtype}" for key, array in arrays.items())
+        raise ValueError(f"{name}: {path} must hold arrays of real numbers, got {listed or 'none'}")
+    # In the byte order of this machine, which torch needs.
+    return {key: torch.from_numpy(array.astype(array.dtype.newbyteorder("="))) for key, array in real.items()}

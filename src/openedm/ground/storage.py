@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import os
 import shutil
 from collections.abc import Collection, Iterator, Mapping
@@ -148,6 +149,19 @@ def write_json(path: Path, content: Any, indent: int | None = 1) -> None:
     """Write plain data as JSON, on one line if `indent` is None."""
     with _writing(path) as temporary:
         temporary.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def replace_nonfinite(content: Any) -> Any:
+    """The content with null instead of NaN and infinity, which JSON does not have.
+
+    >>> replace_nonfinite({"p": 0.5, "ratios": [1.0, float("inf")]})
+    {'p': 0.5, 'ratios': [1.0, None]}
+    """
+    if isinstance(content, dict):
+        return {key: replace_nonfinite(value) for key, value in content.items()}
+    if isinstance(content, list | tuple):
+        return [replace_nonfinite(value) for value in content]
+    return None if isinstance(content, float) and not math.isfinite(content) else content
 
 
 def read_json(path: Path) -> dict[str, Any]:

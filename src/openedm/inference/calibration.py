@@ -29,7 +29,7 @@ from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
 from openedm.inference.sbi_calls import as_rows
 
-__all__ = ["Calibration", "calibrate", "check_simulations"]
+__all__ = ["Calibration", "calibrate", "check_simulations", "count_trained_on"]
 
 Uniforms = Float64[np.ndarray, "simulations"]
 
@@ -170,13 +170,7 @@ def calibrate(
     checks.between("num_density_samples", num_density_samples, 0, num_samples)
     theta, x = as_rows("theta", theta), as_rows("x", posterior.flat(x))
     check_simulations(posterior, theta, x)
-    count, trained_on = len(theta), len(posterior.trained_rows(theta, x))
-    if trained_on:
-        warnings.warn(
-            f"theta and x hold at least {trained_on} simulations that the posterior was fitted to, on which it does "
-            "better than on others: calibrate on fresh ones, such as simulate(…) with another seed",
-            stacklevel=2,
-        )
+    count, trained_on = len(theta), count_trained_on(posterior, theta, x)
     generator = np.random.default_rng(seed)
     references = _of_other_rows(theta, generator) if references is None else references
     if references.shape != theta.shape or not bool(references.isfinite().all()):
@@ -251,3 +245,18 @@ def check_simulations(posterior: Posterior, theta: Float[Tensor, "..."], x: Floa
         if not bool(valid.all()):
             rows = (~valid).nonzero()[:, 0].tolist()
             raise ValueError(f"{name} must be finite, got NaN or infinities in {len(rows)} rows, first {rows[:5]}")
+
+
+def count_trained_on(posterior: Posterior, theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> int:
+    """How many simulations are known to be among those of the fit.
+
+    Warns:
+        UserWarning: there are some.
+    """
+    if count := len(posterior.trained_rows(theta, x)):
+        warnings.warn(
+            f"theta and x hold at least {count} simulations that the posterior was fitted to, on which it does better "
+            "than on others: test it on fresh ones, such as simulate(…) with another seed",
+            stacklevel=3,
+        )
+    return count

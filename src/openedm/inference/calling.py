@@ -34,9 +34,9 @@ from joblib import Parallel, delayed, effective_n_jobs
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
 from numpy import ndarray
-from torch import Tensor
 
 from openedm.ground.seeding import global_generators_kept, seed_global_generators
+from openedm.inference.results import Form, Kinds, as_rows_of_numbers
 from openedm.inference.simulations import Failure, Simulations
 
 __all__ = ["Call", "Chunk", "Outcome", "Pool", "Simulator", "name_of"]
@@ -76,11 +76,13 @@ class Chunk:
         theta = tuple(float(value) for value in self.theta[row])
         return Failure(int(self.index[row]), theta, int(self.seeds[row]), text)
 
-    def simulated(self, x: Float32[ndarray, "b *x_shape"], failures: Sequence[Failure] = ()) -> Simulations:
+    def simulated(
+        self, x: Float32[ndarray, "b *x_shape"], failures: Sequence[Failure] = (), kinds: Kinds | None = None
+    ) -> Simulations:
         """The chunk with its results, and simulations that failed beside them."""
         # Copies: what joblib hands to a process may be mapped from a file and read-only.
         theta, data, index, seeds = (torch.from_numpy(np.array(a)) for a in (self.theta, x, self.index, self.seeds))
-        return Simulations(theta, data, index, seeds, tuple(failures))
+        return Simulations(theta, data, index, seeds, tuple(failures), kinds=kinds)
 
     def failed(self, failures: Sequence[Failure]) -> Simulations:
         """No results: simulations that failed, if any."""
@@ -149,30 +151,30 @@ class Call:
                 f"but {name_of(self.simulator)}{signature} cannot: {error}"
             ) from error
 
-    def run(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Outcome:
+    def run(self, chunk: Chunk, form: Form | None) -> Outcome:
         """Simulate a chunk: a batch that fails is run again one by one, and only what fails by itself is a failure.
 
         Args:
             chunk: the simulations.
-            x_shape: the shape a result must have; None: that of the first result.
+            form: the form a result must have; None: that of the first result.
         """
         started = time.perf_counter()
         with global_generators_kept() if self.seeding == "global" else contextlib.nullcontext():
-            found = self._in_one_call(chunk, x_shape) if self.batched else None
-            simulations, interrupted = found or self._one_by_one(chunk, x_shape)
+            found = self._in_one_call(chunk, form) if self.batched else None
+            simulations, interrupted = found or self._one_by_one(chunk, form)
         return Outcome(int(chunk.index[0]), simulations, time.perf_counter() - started, interrupted)
 
-    def _in_one_call(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> tuple[Simulations, bool] | None:
+    def _in_one_call(self, chunk: Chunk, form: Form | None) -> tuple[Simulations, bool] | None:
         """The results, and whether KeyboardInterrupt came; None if the call fails."""
         try:
-            x = self._results(chunk)
+            x, found = self._results(chunk)
         except KeyboardInterrupt:
             return chunk.failed(()), True
         except (Exception, SystemExit):
             return None
-        return (chunk.simulated(x), False) if x_shape in (None, x.shape[1:]) else None
+        return (chunk.simulated(x, kinds=found.kinds), False) if form in (None, found) else None
 
-    def _one_by_one(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> tuple[Simulations, bool]:
+    def _one_by_one(self, chunk: Chunk, form: Form | None) -> tuple[Simulations, bool]:
         """The results and failures, and whether KeyboardInterrupt came."""
         rows: list[int] = []
         results: list[Float32[ndarray, "*x_shape"]] = []
@@ -180,11 +182,10 @@ class Call:
         interrupted = False
         for i, single in enumerate(chunk.singles()):
             try:
-                x = self._results(single)[0]
-                if x_shape is None:
-                    x_shape = x.shape
-                if x.shape != x_shape:
-                    raise ValueError(f"simulator must return shape {x_shape} as before, got {x.shape}")
+                x, found = self._results(single)
+                form = found if form is None else form
+                if found != form:
+                    raise ValueError(f"simulator must return shape {form} as before, got {found}")
             except KeyboardInterrupt:
                 interrupted = True
                 break
@@ -192,38 +193,31 @@ class Call:
                 failures.append(chunk.failure(i, error))
             else:
                 rows.append(i)
-                results.append(x)
-        if not results:
+                results.append(x[0])
+        if not results or form is None:
             return chunk.failed(failures), interrupted
-        return chunk.rows(rows).simulated(np.stack(results), failures), interrupted
+        return chunk.rows(rows).simulated(np.stack(results), failures, form.kinds), interrupted
 
-    def _results(self, chunk: Chunk) -> Float32[ndarray, "b *x_shape"]:
-        """The result of each row, by one call; unless `batched`, of the only row."""
+    def _results(self, chunk: Chunk) -> tuple[Float32[ndarray, "b *x_shape"], Form]:
+        """The result of each row, by one call, and their form; unless `batched`, of the only row."""
         theta = chunk.theta if self.batched else chunk.theta[0]
         given = torch.from_numpy(theta.copy()) if self.arrays == "torch" else theta.astype(np.float64)
         match self.seeding:
             case "seeds":
-                x = _float32(self.simulator(given, seeds=chunk.seeds.copy()))
+                x = self.simulator(given, seeds=chunk.seeds.copy())
             case "seed":
-                x = _float32(self.simulator(given, seed=int(chunk.seeds[0])))
+                x = self.simulator(given, seed=int(chunk.seeds[0]))
             case "global":
                 seed_global_generators(int(chunk.seeds[0]))
-                x = _float32(self.simulator(given))
-        if not self.batched:
-            x = x[None]
-        elif x.ndim == 0 or len(x) != len(chunk):
-            raise ValueError(
-                f"simulator must return one row for each of the {len(chunk)} rows of theta (batched=True), "
-                f"got shape {x.shape}"
-            )
-        return x if x.ndim > 1 else x[:, None]
+                x = self.simulator(given)
+        return as_rows_of_numbers(x, len(chunk) if self.batched else None)
 
 
 class _Tasks:
     """The chunks as joblib's tasks, and those of them without an outcome. joblib takes tasks from several threads."""
 
-    def __init__(self, call: Call, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> None:
-        self._call, self._chunks, self._x_shape = call, chunks, x_shape
+    def __init__(self, call: Call, chunks: Iterator[Chunk], form: Form | None) -> None:
+        self._call, self._chunks, self._form = call, chunks, form
         self._lock = threading.Lock()
         self._waiting: dict[int, Chunk] = {}
         self._stopped = False
@@ -237,7 +231,7 @@ class _Tasks:
                 raise StopIteration
             chunk = next(self._chunks)
             self._waiting[int(chunk.index[0])] = chunk
-        return delayed(self._call.run)(chunk, self._x_shape)
+        return delayed(self._call.run)(chunk, self._form)
 
     def finished(self, outcome: Outcome) -> None:
         with self._lock:
@@ -281,10 +275,10 @@ class Pool:
         self._workers = workers
         self.processes = max(1, effective_n_jobs(workers))
 
-    def outcomes(self, chunks: Iterator[Chunk], x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+    def outcomes(self, chunks: Iterator[Chunk], form: Form | None) -> Generator[Outcome, None, None]:
         """The outcomes of the chunks, in any order. Where a process dies, each chunk it may have run is run alone."""
         while True:
-            tasks = _Tasks(self._call, chunks, x_shape)
+            tasks = _Tasks(self._call, chunks, form)
             try:
                 yield from self._parallel(tasks)
                 return
@@ -293,7 +287,7 @@ class Pool:
                 if not _is_death(error):
                     raise
             for chunk in suspects:
-                yield from self._alone(chunk, x_shape)
+                yield from self._alone(chunk, form)
 
     def _parallel(self, tasks: _Tasks) -> Generator[Outcome, None, None]:
         backend = get_active_backend()[0]
@@ -341,16 +335,16 @@ class Pool:
                 results.throw(KeyboardInterrupt())
             raise
 
-    def isolated(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+    def isolated(self, chunk: Chunk, form: Form | None) -> Generator[Outcome, None, None]:
         """The outcome of simulations that may end their process, each in a process of its own."""
         others = self if self.processes > 1 else Pool(self._call, 2)
         for single in chunk.singles():
-            yield from others._alone(single, x_shape)
+            yield from others._alone(single, form)
 
-    def _alone(self, chunk: Chunk, x_shape: tuple[int, ...] | None) -> Generator[Outcome, None, None]:
+    def _alone(self, chunk: Chunk, form: Form | None) -> Generator[Outcome, None, None]:
         """The chunk while nothing else runs; if it kills the process again, one simulation at a time."""
         try:
-            yield from self._parallel(_Tasks(self._call, iter([chunk]), x_shape))
+            yield from self._parallel(_Tasks(self._call, iter([chunk]), form))
             return
         except Exception as error:
             if not _is_death(error):
@@ -360,27 +354,13 @@ class Pool:
             yield Outcome(int(chunk.index[0]), chunk.failed([chunk.failure(0, reason)]))
             return
         for single in chunk.singles():
-            yield from self._alone(single, x_shape)
+            yield from self._alone(single, form)
 
 
 def name_of(simulator: Simulator) -> str:
     """The name of a function, of the function within a partial, or of an object's class."""
     simulator = getattr(simulator, "func", simulator)
     return str(getattr(simulator, "__qualname__", type(simulator).__qualname__))
-
-
-def _float32(x: Any) -> Float32[ndarray, "*shape"]:
-    """The result of a simulator as float32; NaN and infinities stay."""
-    if isinstance(x, Tensor):
-        x = x.detach().cpu()
-        x = x.float().numpy() if x.is_floating_point() else x.numpy()
-    array = np.asarray(x)
-    if array.dtype.kind not in "fiub":
-        raise TypeError(f"simulator must return real numbers, got {type(x).__name__} of dtype {array.dtype}")
-    if array.size == 0:
-        raise ValueError(f"simulator must return at least one number, got shape {array.shape}")
-    with np.errstate(over="ignore"):
-        return array.astype(np.float32)
 
 
 def _is_death(error: BaseException) -> bool:

@@ -17,6 +17,7 @@ from typing import Any, Literal
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.progress import Progress, no_progress
+from openedm.ground.storage import check_folders
 from openedm.inference.candidates import Job
 from openedm.inference.exchangeable import are_exchangeable
 from openedm.inference.judging import Verdict, choose_posterior
@@ -87,7 +88,7 @@ def fit(
         if x is not None:
             raise ValueError("x must not be given beside Simulations, which hold it")
         prior = theta.prior if prior is None else prior
-        x, theta = theta.x, theta.theta
+        x, theta = theta.data, theta.theta
     if x is None:
         raise TypeError("x must be given, or Simulations in place of theta")
     if isinstance(x, Mapping):
@@ -99,6 +100,8 @@ def fit(
     checks.one_of("on_nonfinite", on_nonfinite, ("error", "drop"))
     if resume and run is None:
         raise ValueError("run must be given to resume")
+    if run is not None:
+        check_folders("run", Path(run))
     drop_nonfinite = on_nonfinite == "drop"
     job = Job(None if run is None else Path(run), resume, tuple(observers), progress)
 

@@ -15,10 +15,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.inference.calibration import check_simulations
+from openedm.inference.calibration import check_simulations, count_trained_on
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
-from openedm.inference.sbi_calls import as_rows
+from openedm.inference.sbi_calls import Values, as_rows, as_tensor
 
 __all__ = ["LocalTest", "PredictiveCheck", "Simulator", "local_c2st", "predictive_check"]
 
@@ -50,7 +50,7 @@ def local_c2st(
     posterior: Posterior,
     theta: Float[Tensor, "simulations dim"],
     x: Float[Tensor, "simulations ..."],
-    x_observed: Float[Tensor, "..."],
+    x_observed: Values,
     *,
     num_samples: int = 1000,
     num_trials: int = 100,
@@ -64,7 +64,7 @@ def local_c2st(
         posterior: to be tested.
         theta: true parameters, drawn from the prior, (N, dim), N ≥ 20; thousands are needed for power.
         x: the data simulated with them; flattened for the classifier.
-        x_observed: the observation, (*x_shape).
+        x_observed: the observation, (*x_shape), or a mapping where there are several kinds of data.
         num_samples: of the posterior there, at which the classifiers are compared.
         num_trials: classifiers with shuffled labels; 100 or more for a test at the 1 % level.
         seed: of samples and classifiers.
@@ -73,6 +73,9 @@ def local_c2st(
         ImportError: sbi is not installed.
         TypeError: a number or the seed is not an integer.
         ValueError: shapes do not fit, values are not finite, or a number is out of its range.
+
+    Warns:
+        UserWarning: some of the simulations were used in the fit.
     """
     try:
         from sbi.diagnostics import LC2ST
@@ -81,12 +84,13 @@ def local_c2st(
     checks.integer("num_trials", num_trials, 1)
     theta, x = as_rows("theta", theta), as_rows("x", posterior.flat(x))
     check_simulations(posterior, theta, x)
-    _check_observation(posterior, x_observed)
-    if bool(x.isnan().any()) or bool(x_observed.isnan().any()):
+    observed = _observation(posterior, x_observed)
+    if bool(x.isnan().any()) or bool(observed.isnan().any()):
         raise ValueError(
             "local_c2st supports no data with absent members or values (NaN): its classifiers need numbers"
         )
-    theta_observed = posterior.sample(x_observed, num_samples, seed=seed).to(theta)
+    count_trained_on(posterior, theta, x)
+    theta_observed = posterior.sample(observed, num_samples, seed=seed).to(theta)
     theta_posterior = posterior.sample(x, 1, seed=numbered_seeds(seed, len(x)))[:, 0].to(theta)
     test = LC2ST(
         prior_samples=theta,
@@ -99,7 +103,7 @@ def local_c2st(
     # sbi shuffles labels by torch's global generator.
     with torch.random.fork_rng(devices=[]):
         test.train_on_observed_data(verbosity=0).train_under_null_hypothesis(verbosity=0)
-        observation = x_observed.flatten()
+        observation = observed.to(x).flatten()
         statistic = test.get_statistic_on_observed_data(theta_o=theta_observed, x_o=observation)
         null = test.get_statistics_under_null_hypothesis(theta_o=theta_observed, x_o=observation, verbosity=0)
     return LocalTest(float(statistic), np.asarray(null.scores, dtype=np.float64))
@@ -134,7 +138,7 @@ class PredictiveCheck:
 def predictive_check(
     posterior: Posterior,
     simulator: Simulator,
-    x_observed: Float[Tensor, "..."],
+    x_observed: Values,
     *,
     num_draws: int = 1000,
     statistics: Callable[[Tensor], Tensor] | None = None,
@@ -145,7 +149,7 @@ def predictive_check(
     Args:
         posterior: p(θ | x).
         simulator: `simulator(theta, seed)` gives data (n, *x_shape). Draws that are not finite are left out.
-        x_observed: one observation, (*x_shape).
+        x_observed: one observation, (*x_shape), or a mapping where there are several kinds of data.
         num_draws: ≥ 1.
         statistics: from data (n, *x_shape) to (n, k); None means the data themselves, flattened, without members and
             values that are absent in x_observed.
@@ -156,22 +160,25 @@ def predictive_check(
         ValueError: x_observed has another shape or is not finite, the simulator's data have another shape, or no draw
             is finite.
     """
-    _check_observation(posterior, x_observed)
-    theta = posterior.sample(x_observed, num_draws, seed=seed).cpu()
+    observation = _observation(posterior, x_observed)
+    theta = posterior.sample(observation, num_draws, seed=seed).cpu()
     data = torch.as_tensor(posterior.flat(simulator(theta, seed)))
     if tuple(data.shape) != (num_draws, *posterior.x_shape):
         raise ValueError(f"simulator must give {(num_draws, *posterior.x_shape)}, got {tuple(data.shape)}")
-    (x_observed,), _ = posterior._observations(x_observed)
-    present = ~x_observed.cpu().flatten().isnan()
+    (complete,), _ = posterior._observations(observation)
+    present = ~complete.cpu().flatten().isnan()
     statistics = statistics or (lambda x: x.flatten(1)[:, present.to(x.device)])
-    draws, observed = statistics(data).double().cpu(), statistics(x_observed[None].to(data)).double().cpu()
+    draws, observed = statistics(data).double().cpu(), statistics(complete[None].to(data)).double().cpu()
     finite = draws.isfinite().all(1)
     if not bool(finite.any()):
         raise ValueError("simulator must give finite data, got none in any draw")
     return PredictiveCheck(observed[0].numpy(), draws[finite].numpy(), theta[finite])
 
 
-def _check_observation(posterior: Posterior, x: Float[Tensor, "..."]) -> None:
+def _observation(posterior: Posterior, x_observed: Values) -> Float[Tensor, "..."]:
+    """One observation as a tensor."""
+    x = as_tensor("x_observed", posterior.flat(x_observed))
     shape = tuple(posterior._complete(x).shape)
     if shape != posterior.x_shape:
         raise ValueError(f"x_observed must be one observation {posterior.x_shape}, got {shape}")
+    return x

@@ -94,7 +94,7 @@ def fit_sequentially(
         inside = region.log_prob(theta) > -math.inf
         posterior = fit(
             theta[inside],
-            x[inside],
+            made[-1].form.split(x[inside]),
             region,
             seed=seed + number,
             settings=settings,

@@ -26,6 +26,7 @@ from openedm.ground.seeding import derive_seed
 from openedm.inference.calling import Call, Chunk, Outcome, Pool, Simulator, name_of
 from openedm.inference.composite import as_prior, prior_to_config
 from openedm.inference.priors import Prior
+from openedm.inference.results import Form
 from openedm.inference.simulations import Manifest, Simulations, Store
 
 __all__ = ["parameters", "simulate", "simulation_seeds"]
@@ -80,6 +81,8 @@ def simulate(
     Args:
         simulator: `simulator(theta (d,)) -> x (*x_shape)`, or with `batched` `simulator(theta (b, d)) -> x
             (b, *x_shape)`; x is a tensor, an array or a list, and is kept as float32; a number counts as shape (1,).
+            Of several kinds of data at once, x is a mapping from names to vectors, series or images; `Simulations.x`
+            holds the numbers of all in a row, and `fit` takes them apart.
         prior: what `as_prior` takes: a Prior, a torch distribution, a list of them, or a pair (low, high).
         n: how many simulations, ≥ 1.
         seed: of everything, ≥ 0.
@@ -181,14 +184,14 @@ def _run(
     """Simulate all chunks, suspects first and apart. Finished ones are saved, also if an error ends the run."""
     try:
         results.report(progress)
-        for outcome in pool.isolated(suspects, results.x_shape):
+        for outcome in pool.isolated(suspects, results.form):
             results.take(outcome)
             results.report(progress)
             _check_failures(outcome, on_error)
         while chunks.remaining:
             # Until a result shows its shape, one chunk runs at a time.
-            some = chunks if results.x_shape is not None else iter([next(chunks)])
-            with contextlib.closing(pool.outcomes(some, results.x_shape)) as outcomes:
+            some = chunks if results.form is not None else iter([next(chunks)])
+            with contextlib.closing(pool.outcomes(some, results.form)) as outcomes:
                 for outcome in outcomes:
                     results.take(outcome)
                     chunks.adapt(outcome)
@@ -264,10 +267,10 @@ class _Results:
         self._n, self._store, self._add, self._processes = n, store, add, processes
         self._parts: list[Simulations] = []
         self._saved_seconds = self._unsaved_seconds = 0.0
-        self.x_shape: tuple[int, ...] | None = None
+        self.form: Form | None = None
         missing, failed = np.ones(n, dtype=bool), []
         if store is not None and (manifest := store.manifest) is not None:
-            self.x_shape = manifest.x_shape
+            self.form = manifest.form
             missing[store.done(n)] = False
             failed = [] if retry_failures else [f.index for f in store.failures(n)]
         self._done = n - int(missing.sum())
@@ -281,8 +284,8 @@ class _Results:
     def take(self, outcome: Outcome) -> None:
         part = outcome.simulations
         self._parts.append(part)
-        if len(part) and self.x_shape is None:
-            self.x_shape = tuple(part.x.shape[1:])
+        if len(part) and self.form is None:
+            self.form = part.form
         self._done += len(part)
         self._failed += len(part.failures)
         self._unsaved_seconds += outcome.seconds

@@ -5,7 +5,7 @@ ever grows.
 
 | file | content |
 |---|---|
-| manifest.json | what the simulations are of: dimensions, seed, names, prior, the first θ |
+| manifest.json | what the simulations are of: dimensions, kinds of data, seed, names, prior, the first θ |
 | part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
 | failures-….parquet | index, seed, theta, error: simulations that failed |
 | running.json | the simulations that run in the process that writes, until they are done |
@@ -32,9 +32,11 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from openedm.ground.storage import read_json, replacing, write_json
+from openedm.ground.storage import check_folders, read_json, replacing, write_json
 from openedm.inference.composite import prior_from_config
 from openedm.inference.priors import Prior
+from openedm.inference.results import Form, Kinds
+from openedm.networks import JoinedSummary
 
 __all__ = ["Failure", "Manifest", "Simulations", "Store"]
 
@@ -73,6 +75,8 @@ class Simulations:
         seeds: (n,), of each; −1 where they are not known.
         failures: the simulations that gave no result, in the order of their indices.
         prior: that theta was drawn from; None where it is not known.
+        kinds: where there are several kinds of data, the name and shape of each; x (n, numbers) then holds the numbers
+            of all, one kind after the other. None for one kind.
     """
 
     theta: Float32[Tensor, "n d"]
@@ -81,19 +85,34 @@ class Simulations:
     seeds: Int64[Tensor, " n"]
     failures: tuple[Failure, ...] = ()
     prior: Prior | None = None
+    kinds: Kinds | None = None
 
     @classmethod
     def of(
-        cls, theta: Float[Tensor, "n *d"], x: Float[Tensor, "n *x_shape"], prior: Prior | None = None
+        cls,
+        theta: Float[Tensor, "n *d"],
+        x: Float[Tensor, "n *x_shape"] | Mapping[str, Float[Tensor, "n *shape"]],
+        prior: Prior | None = None,
     ) -> "Simulations":
         """Simulations that were made elsewhere, numbered in the order of their rows; one number a row may be (n,).
+
+        Args:
+            theta: (n, d).
+            x: (n, *x_shape); or, of several kinds of data, a mapping from names to (n, *shape).
+            prior: that theta was drawn from, or None.
+
+        Raises:
+            ValueError: kinds of data with unequal numbers of rows, or of shapes that there is no kind of.
 
         >>> len(Simulations.of(torch.zeros(5, 2), torch.ones(5, 3)))
         5
         """
-        n = len(theta)
+        n, kinds = len(theta), None
+        if isinstance(x, Mapping):
+            joined = JoinedSummary.of(x)
+            x, kinds = joined.flatten(x), tuple(zip(joined.names, joined.shapes, strict=True))
         theta, x = (v.float()[:, None] if v.ndim == 1 else v.float() for v in (theta, x))
-        return cls(theta, x, torch.arange(n), torch.full((n,), -1), prior=prior)
+        return cls(theta, x, torch.arange(n), torch.full((n,), -1), prior=prior, kinds=kinds)
 
     @classmethod
     def joined(cls, parts: "Sequence[Simulations]") -> "Simulations":
@@ -104,7 +123,22 @@ class Simulations:
             torch.cat([getattr(part, name) for part in full]) for name in ("theta", "x", "index", "seeds")
         )
         order = torch.from_numpy(np.argsort(index.numpy()))
-        return cls(theta[order], x[order], index[order], seeds[order], failures, parts[0].prior)
+        return cls(theta[order], x[order], index[order], seeds[order], failures, parts[0].prior, full[0].kinds)
+
+    @property
+    def form(self) -> Form:
+        """The form of the data of one simulation."""
+        return Form(tuple(self.x.shape[1:]), self.kinds)
+
+    @property
+    def data(self) -> Tensor | dict[str, Tensor]:
+        """X as `fit` takes it: as it is, or, of several kinds of data, a mapping from names to (n, *shape)."""
+        return self.form.split(self.x)
+
+    def first(self, n: int) -> "Simulations":
+        """The first n simulations, without the failures."""
+        kept = {name: getattr(self, name)[:n] for name in ("theta", "x", "index", "seeds")}
+        return replace(self, **kept, failures=())
 
     @property
     def names(self) -> Sequence[str] | None:
@@ -126,6 +160,7 @@ class Manifest:
         prior: its plain form; None where it has none.
         first_theta: the first θ, by which the prior is recognised.
         x_shape: of a result; None before there is one.
+        kinds: of several kinds of data in a result, the name and shape of each; None for one kind.
     """
 
     dim: int
@@ -134,6 +169,12 @@ class Manifest:
     prior: Mapping[str, Any] | None
     first_theta: Sequence[Sequence[float]]
     x_shape: tuple[int, ...] | None = None
+    kinds: Kinds | None = None
+
+    @property
+    def form(self) -> Form | None:
+        """The form of a result; None before there is one."""
+        return None if self.x_shape is None else Form(self.x_shape, self.kinds)
 
 
 class Store:
@@ -150,6 +191,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         _parquet()
         self.path = Path(path)
+        check_folders("store", self.path.parent)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"store must be a folder, got the file {str(self.path)!r}")
         if self.path.is_dir() and self.manifest is None and any(p.name != "lock" for p in self.path.glob("[!.]*")):
@@ -169,8 +211,9 @@ class Store:
             content = read_json(path)
             if content.pop("format") != FORMAT:
                 raise ValueError("another format")
-            shape = content.pop("x_shape")
-            return Manifest(**content, x_shape=None if shape is None else tuple(shape))
+            shape, kinds = content.pop("x_shape"), content.pop("kinds", None)
+            found = None if kinds is None else tuple((str(name), tuple(map(int, of))) for name, of in kinds)
+            return Manifest(**content, x_shape=None if shape is None else tuple(shape), kinds=found)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is not a manifest of the format {FORMAT!r}: {error}") from error
 
@@ -201,7 +244,7 @@ class Store:
             x[rows] = _unpack(table["x"], x[0].size)[kept].reshape(-1, *manifest.x_shape)
         read = slice(None) if seeds.min() >= 0 else seeds >= 0  # without files that were damaged in the middle
         rows, draws, numbers, streams = (torch.from_numpy(a[read]) for a in (theta, x, index, seeds))
-        return Simulations(rows, draws, numbers, streams, failures, self._prior(manifest))
+        return Simulations(rows, draws, numbers, streams, failures, self._prior(manifest), manifest.kinds)
 
     def done(self, n: int | None = None) -> Int64[ndarray, "k"]:
         """The indices of the simulations that gave a result, ascending.
@@ -268,7 +311,7 @@ class Store:
         manifest = self.manifest
         if len(simulations):
             if manifest is not None and manifest.x_shape is None:
-                self._describe(replace(manifest, x_shape=tuple(simulations.x.shape[1:])))
+                self._describe(replace(manifest, x_shape=simulations.form.shape, kinds=simulations.kinds))
             index, seeds, theta, x = (getattr(simulations, name).numpy() for name in ("index", "seeds", "theta", "x"))
             columns = {"index": index, "seed": seeds, "theta": _pack(theta), "x": _pack(x.reshape(len(x), -1))}
             self._write("part", columns)
@@ -278,7 +321,10 @@ class Store:
             self._write("failures", {"index": index, "seed": seeds, "theta": theta, "error": errors})
 
     def _describe(self, manifest: Manifest) -> None:
-        write_json(self.path / "manifest.json", {"format": FORMAT, **asdict(manifest)})
+        content = asdict(manifest)
+        if manifest.kinds is None:  # as older versions read it
+            del content["kinds"]
+        write_json(self.path / "manifest.json", {"format": FORMAT, **content})
 
     def _write(self, kind: str, columns: Mapping[str, Any]) -> None:
         import pyarrow

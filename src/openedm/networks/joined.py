@@ -84,8 +84,9 @@ class JoinedSummary(Summary):
                 values = values[..., None]
             batch = values.shape[: values.ndim - len(shape)]
             if values.shape[len(batch) :] != shape or len(batch) > 1:
+                several = ", ".join(map(str, ("n", *shape)))
                 raise ValueError(
-                    f"x[{name!r}] must be one observation {shape} or several {('n', *shape)}, got {tuple(values.shape)}"
+                    f"x[{name!r}] must be one observation {shape} or several ({several}), got {tuple(values.shape)}"
                 )
             parts.append(values.reshape(*batch, math.prod(shape)))
         batches = [part.shape[:-1] for part in parts if part.ndim > 1]

@@ -1,7 +1,7 @@
 """Figures: functions from numbers to matplotlib `Figure`s. They show nothing, write nothing, set nothing global."""
 
 from openedm.plots.arrays import event_grid
-from openedm.plots.calibration import calibration_plot, predictive_plot
+from openedm.plots.calibration import calibration_plot, predictive_histograms, predictive_plot
 from openedm.plots.images import denoising_trajectory, sample_grid
 from openedm.plots.losses import loss_curve, loss_per_sigma, reducible_loss
 from openedm.plots.posteriors import pair_plot, posterior_trajectories
@@ -18,6 +18,7 @@ __all__ = [
     "loss_per_sigma",
     "pair_plot",
     "posterior_trajectories",
+    "predictive_histograms",
     "predictive_plot",
     "reducible_loss",
     "sample_grid",

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 from scipy.stats import binom
 
@@ -24,7 +26,7 @@ from openedm.plots.style import (
     plain,
 )
 
-__all__ = ["calibration_plot", "predictive_plot", "uniform_band"]
+__all__ = ["calibration_plot", "predictive_histograms", "predictive_plot", "uniform_band"]
 
 BANDS = (0.5, 0.8, 0.95)
 POINTS = 100
@@ -101,7 +103,7 @@ def predictive_plot(
     """An observed series over data simulated from posterior samples: median, and bands of 50, 80 and 95 % of them.
 
     Args:
-        observed: (times,), or (series, times): one panel each.
+        observed: (times,), or (series, times): one panel each, three in a row.
         draws: (n, times) or (n, series, times).
         t: (times,).
         names: of the series.
@@ -124,8 +126,13 @@ def predictive_plot(
     if not (np.isfinite(seen).all() and np.isfinite(many).all()):
         raise ValueError("observed and draws must be finite")
     labels = names_or_thetas(names, len(seen)) if names is not None or len(seen) > 1 else [""]
-    figure = Figure(figsize=(0.8 + 4.6 * len(seen), 3.6), layout="constrained")
-    for i, axes in enumerate(figure.subplots(1, len(seen), squeeze=False)[0]):
+    columns = min(len(seen), 3)
+    rows = -(-len(seen) // columns)
+    figure = Figure(figsize=(0.8 + 4.6 * columns, 0.4 + 3.2 * rows), layout="constrained")
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        if i >= len(seen):
+            axes.set_visible(False)
+            continue
         for share, opacity in zip(sorted(BANDS, reverse=True), (0.18, 0.3, 0.45), strict=True):
             ends = np.quantile(many[:, i], [(1 - share) / 2, (1 + share) / 2], axis=0)
             colour = on_white(COLOURS[0], opacity)
@@ -141,6 +148,48 @@ def predictive_plot(
     figure.legend(
         handles, texts, loc="outside lower center", ncols=3 if len(seen) == 1 else 5, frameon=False, fontsize=8
     )
+    return figure
+
+
+def predictive_histograms(observed: Numbers, draws: Numbers, *, names: Sequence[str] | None = None) -> Figure:
+    """Observed numbers over the distribution of each in data simulated from posterior samples, with its p-value.
+
+    The p-value is two-sided: twice the share of draws on the smaller side of the observed number, ties counted half.
+
+    Args:
+        observed: (numbers,).
+        draws: (n, numbers), n ≥ 2.
+        names: of the numbers; None means x[0], x[1], ….
+
+    Raises:
+        ValueError: shapes that do not fit, or values that are not finite.
+    """
+    seen, many = finite_array("observed", observed, 1), finite_array("draws", draws, 2)
+    if many.shape[1] != len(seen) or len(many) < 2:
+        raise ValueError(f"draws must be (n >= 2, {len(seen)}), got {many.shape}")
+    labels = names_or_thetas(names if names is not None else [f"x[{i}]" for i in range(len(seen))], len(seen))
+    columns = min(len(seen), 5)
+    rows = -(-len(seen) // columns)
+    figure = Figure(figsize=(0.4 + 2.1 * columns, 0.5 + 1.8 * rows), layout="constrained")
+    for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
+        if i >= len(seen):
+            axes.set_visible(False)
+            continue
+        values = many[:, i]
+        inner = [*np.quantile(values, [0.001, 0.999]), seen[i]]
+        margin = 0.05 * (max(inner) - min(inner)) or 0.5
+        ends = min(inner) - margin, max(inner) + margin
+        axes.hist(values, 40, range=ends, density=True, color=on_white(COLOURS[0], 0.35))
+        axes.axvline(seen[i], color="black", linewidth=1.2)
+        axes.set(yticks=[], xlim=ends)
+        axes.spines[["left", "top", "right"]].set_visible(False)
+        axes.xaxis.set_major_locator(MaxNLocator(3))
+        axes.tick_params(labelsize=8)
+        below = float((values < seen[i]).mean() + (values == seen[i]).mean() / 2)
+        axes.set_title(f"{labels[i]}, p = {2 * min(below, 1 - below):.2g}", fontsize=9)
+    handles = [Line2D([], [], color="black", linewidth=1.2), Patch(color=on_white(COLOURS[0], 0.35))]
+    texts = ["observed", "simulated from posterior samples"]
+    figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False, fontsize=8)
     return figure
 
 

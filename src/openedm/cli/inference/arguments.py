@@ -4,6 +4,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -14,12 +15,17 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.inference import tasks
 from openedm.inference.absent import Kind
+from openedm.inference.posterior import as_tensor
+from openedm.inference.results import Form
 from openedm.inference.settings import Settings
 from openedm.inference.simulations import Simulations, Store
 from openedm.inference.tasks import Task
 from openedm.inference.trained import SAMPLER, DenoiserPosterior
-from openedm.networks import Summary
+from openedm.networks import JoinedSummary, Summary
 from openedm.sampling import Sampler, SamplerChoice
+
+FEWEST_TESTED = 20
+"""Simulations that tests of a posterior need."""
 
 
 @dataclass(frozen=True)
@@ -66,13 +72,23 @@ class ObservedPosterior(NamedTuple):
 
     Attributes:
         posterior: the posterior on its device, without refinement if that is left out.
-        x: one observation, or a batch of them.
+        x: one observation, or a batch of them; of several kinds of data, all numbers of each in a row.
         single: whether it is a single observation.
+        form: of one observation.
     """
 
     posterior: DenoiserPosterior
     x: Tensor
     single: bool
+    form: Form
+
+    @property
+    def arrays(self) -> dict[str, np.ndarray]:
+        """The observation as arrays of an npz file: x, or x_NAME for each kind of data."""
+        if self.form.kinds is None:
+            return {"x": self.x.numpy()}
+        parts = self.form.split(self.x[None] if self.single else self.x)
+        return {f"x_{name}": (part[0] if self.single else part).numpy() for name, part in dict(parts).items()}
 
 
 def task_of(name: str | None) -> Task | None:
@@ -126,7 +142,7 @@ def settings_of(
 
 
 def simulations_of(path: str, num: int | None = None) -> Simulations:
-    """The simulations of a store, or of an npz file with the arrays theta and x.
+    """The simulations of a store, or of an npz file with the arrays theta and x, or x_NAME for each kind of data.
 
     Args:
         path: the folder or file.
@@ -135,29 +151,124 @@ def simulations_of(path: str, num: int | None = None) -> Simulations:
     Raises:
         ValueError: there are no simulations, or fewer than `num`.
     """
-    if Path(path).is_dir():
-        found = Store(path).load()
-    else:
-        arrays = arrays_of("simulations", path)
-        if missing := {"theta", "x"} - arrays.keys():
-            raise ValueError(f"simulations: {path} must hold the arrays theta and x, {sorted(missing)} missing")
-        found = Simulations.of(torch.from_numpy(arrays["theta"]), torch.from_numpy(arrays["x"]))
+    checks.at_least("num", 1 if num is None else num, 1)
+    folder = Path(path)
+    if folder.is_dir() and not (folder / "manifest.json").is_file():
+        raise ValueError(
+            f"simulations: the folder {path} holds none: give a store that `openedm inference simulate` wrote, or an "
+            "npz file"
+        )
+    try:
+        found = Store(path).load() if folder.is_dir() else _simulations_in_file(path)
+    except ValueError as error:
+        raise ValueError(f"simulations: {str(error).removeprefix('simulations: ')}") from error
     if num is None:
         return found
     if len(found) < num:
         raise ValueError(f"simulations: {path} must have num={num} results, got {len(found)}")
-    return Simulations.of(found.theta[:num], found.x[:num], found.prior)
+    return found.first(num)
+
+
+def _simulations_in_file(path: str) -> Simulations:
+    arrays = arrays_of("simulations", path)
+    kinds = {name.removeprefix("x_"): array for name, array in arrays.items() if name.startswith("x_")}
+    missing = [name for name in ("theta", "x") if name not in arrays and not (name == "x" and kinds)]
+    if missing:
+        raise ValueError(f"{path} must hold the arrays theta and x, {missing} missing (or x_NAME for each kind of x)")
+    if "x" in arrays and kinds:
+        raise ValueError(f"{path} must hold either x or {', '.join(f'x_{name}' for name in kinds)}, got both")
+    found = {name: array for name, array in arrays.items() if name in ("theta", "x") or name.startswith("x_")}
+    counts = {name: len(array) if array.ndim else 0 for name, array in found.items()}
+    if len(set(counts.values())) > 1 or not min(counts.values()):
+        listed = ", ".join(f"{name} {tuple(found[name].shape)}" for name in found)
+        raise ValueError(f"{path} must hold one row a simulation in each array, got {listed}")
+    return Simulations.of(found["theta"], kinds or found["x"])
+
+
+def form_of(posterior: DenoiserPosterior) -> Form:
+    """The form of an observation of a posterior: its shape, and the kinds of data where there are several."""
+    joined = getattr(posterior.parts.model and posterior.parts.model.network, "summary", None)
+    kinds = tuple(zip(joined.names, joined.shapes, strict=True)) if isinstance(joined, JoinedSummary) else None
+    return Form(posterior.x_shape, kinds)
+
+
+def usable(posterior: DenoiserPosterior, simulations: Simulations) -> Simulations:
+    """Those of the simulations that the posterior takes: without NaN that mark nothing absent, or infinities.
+
+    Raises:
+        ValueError: the simulations have other parameters or data than the posterior, or it takes fewer than 20.
+    """
+    form = form_of(posterior)
+    if simulations.kinds is not None:
+        if form.kinds is None or dict(form.kinds) != dict(simulations.kinds):
+            raise ValueError(f"simulations must have x of shape {form}, as the posterior, got {simulations.form}")
+        flat = as_tensor("x", posterior.flat(simulations.data)).float()
+        simulations = replace(simulations, x=flat, kinds=form.kinds)
+    sizes = simulations.theta.shape[1], tuple(simulations.x.shape[1:])
+    if sizes != (posterior.dim, posterior.x_shape):
+        raise ValueError(
+            f"simulations must have {posterior.dim} parameters and x of shape {form}, as the posterior, got {sizes[0]} "
+            f"and {simulations.form}"
+        )
+    kept = simulations.theta.isfinite().all(1) & posterior.accepts(simulations.x)
+    if int(kept.sum()) < FEWEST_TESTED:
+        raise ValueError(
+            f"simulations must be at least {FEWEST_TESTED} that the posterior takes, got {int(kept.sum())} of "
+            f"{len(simulations)}"
+        )
+    rows = {name: getattr(simulations, name)[kept] for name in ("theta", "x", "index", "seeds")}
+    return replace(simulations, **rows)
+
+
+def load_posterior(path: str, device: str, options: PosteriorOptions) -> DenoiserPosterior:
+    """The posterior of a folder, on a device and with these options.
+
+    Raises:
+        ValueError: the posterior cannot be read, there is no such device, or the options do not suit it.
+    """
+    try:
+        found = torch.empty(0, device=device).device
+    except (RuntimeError, AssertionError) as error:
+        raise ValueError(f"device must be one of this machine, such as cpu or cuda, got {device!r}") from error
+    try:
+        loaded = DenoiserPosterior.load(path, found)
+    except ValueError as error:
+        raise ValueError(f"posterior: {error}") from error
+    return options.applied(loaded)
 
 
 def load_observed(
-    posterior: str, x: str | None, device: str, options: PosteriorOptions = PosteriorOptions()
+    posterior: str,
+    x: str | None,
+    device: str,
+    options: PosteriorOptions = PosteriorOptions(),
+    *,
+    single: str | None = None,
 ) -> ObservedPosterior:
     """The posterior of a folder, with these options, and the observation `x`.
+
+    Args:
+        posterior: the folder.
+        x: numbers or a file, as `numbers_of` reads them; of several kinds of data, an npz file with an array of each.
+        device: where samples are drawn.
+        options: how they are drawn.
+        single: what requires a single observation, for the message; None takes a batch, too.
 
     Raises:
         ValueError: the posterior or the observation cannot be read, or the observation has another shape.
     """
-    loaded = options.applied(DenoiserPosterior.load(posterior, device))
-    observed = numbers_of("x", x)
-    _, single = loaded._observations(observed)  # an error if the shape does not fit, before any work
-    return ObservedPosterior(loaded, observed, single)
+    loaded = load_posterior(posterior, device, options)
+    form = form_of(loaded)
+    observed = numbers_of("x", x) if form.kinds is None else _kinds_of(x, loaded, form)
+    rows, alone = loaded._observations(observed)  # an error if the shape does not fit, before any work
+    if single is not None and not alone:
+        raise ValueError(f"{single} requires a single observation, got x of {len(rows)}")
+    return ObservedPosterior(loaded, observed, alone, form)
+
+
+def _kinds_of(text: str | None, posterior: DenoiserPosterior, form: Form) -> Tensor:
+    """An observation of several kinds of data, from an npz file."""
+    if text is None or not text.endswith(".npz"):
+        given = "nothing" if text is None else repr(text)
+        raise ValueError(f"x must be an .npz file with an array for each of {form}, got {given}")
+    return as_tensor("x", posterior.flat(arrays_of("x", text)))

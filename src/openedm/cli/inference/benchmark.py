@@ -10,7 +10,7 @@ from openedm.cli.inference.arguments import settings_of, tasks_of
 from openedm.cli.parsing import Changes
 from openedm.cli.terminal import Bars, table
 from openedm.ground import checks
-from openedm.ground.storage import new_path, write_json
+from openedm.ground.storage import new_path, replace_nonfinite, write_json
 from openedm.inference.benchmark import TIMES, benchmark_task, machine, reference_folder, references
 
 
@@ -76,7 +76,7 @@ def benchmark(
             rows.append(row)
             print(f"{item.name}: C2ST {' '.join(f'{v:.3f}' for v in row['c2st'])}, chosen: {row['report']['chosen']}")
             if target is not None:
-                write_json(target, _replace_nonfinite(content))
+                write_json(target, replace_nonfinite(content))
     finally:
         if rows:
             print(f"\n{_table(rows)}")
@@ -109,12 +109,3 @@ def _table(rows: Sequence[dict[str, Any]]) -> str:
         mean = f"{statistics.fmean(row['c2st_mean'] for row in rows):.3f}"
         lines.append(["mean", mean, *[""] * (len(header) - 2)])
     return table(header, lines)
-
-
-def _replace_nonfinite(content: Any) -> Any:
-    """The content with null instead of NaN and infinity, which JSON does not have."""
-    if isinstance(content, dict):
-        return {key: _replace_nonfinite(value) for key, value in content.items()}
-    if isinstance(content, list | tuple):
-        return [_replace_nonfinite(value) for value in content]
-    return None if isinstance(content, float) and not math.isfinite(content) else content

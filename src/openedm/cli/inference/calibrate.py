@@ -1,12 +1,18 @@
 """`openedm inference calibrate`: test a posterior by SBC and TARP on simulations that were not fitted."""
 
-from openedm.cli.inference.arguments import PosteriorOptions, simulations_of, task_of
+from openedm.cli.inference.arguments import (
+    FEWEST_TESTED,
+    PosteriorOptions,
+    load_posterior,
+    simulations_of,
+    task_of,
+    usable,
+)
 from openedm.cli.parsing import Flat
 from openedm.ground import checks
-from openedm.ground.storage import new_path
+from openedm.ground.storage import new_path, replace_nonfinite, write_json
 from openedm.inference import calibration, simulation
 from openedm.inference.benchmark import FRESH
-from openedm.inference.trained import DenoiserPosterior
 from openedm.plots import calibration_plot, save_figure
 
 
@@ -20,6 +26,7 @@ def calibrate(
     level: float = 0.01,
     seed: int = 0,
     figure: str | None = None,
+    out: str | None = None,
     device: str = "cpu",
     options: Flat[PosteriorOptions] = PosteriorOptions(),
 ) -> None:
@@ -32,7 +39,7 @@ def calibrate(
         posterior: the folder that `openedm inference fit` wrote.
         task: the benchmark task of the posterior, for new simulations.
         simulations: or simulations that were not used in the fit: a store with another seed, or an npz file with the
-            arrays theta and x.
+            arrays theta and x (or x_NAME for each kind of data).
         num: largest number of simulations, at least 20; those that the posterior does not take are left out
             (NaN that do not mark absent members or values, infinities).
         num_samples: number of posterior samples for each.
@@ -41,15 +48,19 @@ def calibrate(
         level: significance level of the tests.
         seed: seed of the samples and new simulations.
         figure: also plot the tests to this .png, .pdf or .svg file.
+        out: a JSON file for the p-values.
         device: cpu or cuda.
         options: how posterior samples are drawn.
     """
-    drawing = new_path("figure", figure, [".png", ".pdf", ".svg"])
+    drawing, target = new_path("figure", figure, [".png", ".pdf", ".svg"]), new_path("out", out, [".json"])
     checks.between("level", level, 0.0, 1.0)
-    checks.at_least("num", num, 20)
+    checks.at_least("num", num, FEWEST_TESTED)
+    checks.at_least("num_samples", num_samples, 1)
+    checks.between("num_density_samples", num_density_samples, 0, num_samples)
+    checks.at_least("seed", seed, 0)
     if (task is None) == (simulations is None):
         raise ValueError("either task or simulations must be given")
-    fitted, known = options.applied(DenoiserPosterior.load(posterior, device)), task_of(task)
+    fitted, known = load_posterior(posterior, device, options), task_of(task)
     if known is not None:
         if (known.dim, known.x_shape) != (fitted.dim, fitted.x_shape):
             raise ValueError(
@@ -57,15 +68,25 @@ def calibrate(
                 f"{known.dim} and {known.x_shape}"
             )
         found = simulation.simulate(known.simulate, known.prior, num, seed=FRESH + seed, batched=True)
-        theta, x = found.theta, found.x
     else:
-        found = simulations_of(str(simulations))
-        usable = found.theta.isfinite().all(1) & fitted.accepts(found.x)
-        theta, x = found.theta[usable][:num], found.x[usable][:num]
+        found = usable(fitted, simulations_of(str(simulations))).first(num)
     tests = calibration.calibrate(
-        fitted, theta, x, num_samples=num_samples, num_density_samples=num_density_samples, seed=seed
+        fitted, found.theta, found.x, num_samples=num_samples, num_density_samples=num_density_samples, seed=seed
     )
     print(tests.summary(level))
     if drawing is not None:
         save_figure(calibration_plot(tests.sbc, tests.tarp, tests.density, names=tests.names), drawing)
         print(f"figure: {drawing}")
+    if target is not None:
+        numbers = {
+            "passes": tests.passes(level),
+            "level": level,
+            "simulations": len(tests.tarp),
+            "num_samples": num_samples,
+            "trained_on": tests.trained_on,
+            "p_values": tests.p_values,
+            "sbc_p_values": dict(zip(tests.names, tests.sbc_p_values.tolist(), strict=True)),
+            "tarp_area": tests.tarp_area,
+        }
+        write_json(target, replace_nonfinite(numbers))
+        print(f"all numbers: {target}")

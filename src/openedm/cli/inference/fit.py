@@ -35,7 +35,8 @@ def fit(
     `--resume true`.
 
     Args:
-        simulations: a store that `openedm inference simulate` wrote, or an npz file with the arrays theta and x.
+        simulations: a store that `openedm inference simulate` wrote, or an npz file with the arrays theta and x, or, of
+            several kinds of data, x_NAME for each.
         out: a new folder for the posterior.
         prior: prior of the parameters, such as --prior Box --prior.low [0,0] --prior.high [1,5]. By default that of the
             task or the store; it is optional for an npz file, but a posterior without a prior cannot be refined.
@@ -63,9 +64,8 @@ def fit(
     with Bars() as bars:
         try:
             posterior = fitting.fit(
-                found.theta,
-                found.x,
-                chosen,
+                found,
+                prior=chosen,
                 seed=seed,
                 settings=changed,
                 embedding=summary if changed is None else None,

@@ -19,7 +19,8 @@ def log_prob(
 
     Args:
         posterior: the folder that `openedm inference fit` wrote.
-        x: the observation, numbers separated by commas, --x=-1.0,2.0; or a .npy file.
+        x: the observation, numbers separated by commas, --x=-1.0,2.0; or a .npy file; of several kinds of data, an .npz
+            file with an array of each name.
         theta: the parameters, numbers separated by commas; or a .npy file of one (d,) or many (n, d).
         plain: leave out refinement.
         out: write the numbers to this .npy file instead of printing them.

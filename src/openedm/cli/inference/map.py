@@ -13,15 +13,14 @@ def map(
 
     Args:
         posterior: the folder that `openedm inference fit` wrote.
-        x: the observation, numbers separated by commas, --x=-1.0,2.0; or a .npy file.
+        x: the observation, numbers separated by commas, --x=-1.0,2.0; or a .npy file; of several kinds of data, an .npz
+            file with an array of each name.
         num_draws: number of samples to start from.
         seed: seed of the samples.
         plain: leave out refinement.
         device: cpu or cuda.
     """
-    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain))
-    if not observed.single:
-        raise ValueError(f"x must be one observation {observed.posterior.x_shape}, got {tuple(observed.x.shape)}")
+    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain), single="map")
     mode = observed.posterior.map(observed.x, num_draws=num_draws, seed=seed)
     density = float(observed.posterior.log_prob(mode, observed.x))
     values = [[name, f"{value:.6g}"] for name, value in zip(observed.posterior.names, mode.tolist(), strict=True)]

@@ -34,13 +34,14 @@ def sample(
 ) -> None:
     """Draw samples from a posterior, given observations.
 
-    Writes the arrays samples, x and names, and prints mean, standard deviation and quantiles of each parameter.
+    Writes the arrays samples, x (of several kinds of data, x_NAME of each) and names, and prints mean, standard
+    deviation and quantiles of each parameter.
 
     Args:
         posterior: the folder that `openedm inference fit` wrote.
         out: the npz file to write.
         x: the observation, numbers separated by commas, --x=-1.0,2.0; or a .npy file of one observation or a batch of
-            them.
+            them; of several kinds of data, an .npz file with an array of each name.
         num_samples: number of samples for each observation.
         seed: seed of the samples.
         figure: also plot pairs of parameters with regions of 50 and 90 %, and median and 95 % interval of each, to this
@@ -53,9 +54,7 @@ def sample(
     target, drawing = Path(out), new_path("figure", figure, [".png", ".pdf", ".svg"])
     new_path("out", out, [".npz"])
     checks.at_least("num_samples", num_samples, 2)
-    observed = load_observed(posterior, x, device, options)
-    if drawing is not None and not observed.single:
-        raise ValueError(f"figure requires a single observation, got a batch of {len(observed.x)}")
+    observed = load_observed(posterior, x, device, options, single=None if drawing is None else "figure")
     if (truth is not None or prior is not None) and drawing is None:
         raise ValueError(f"{'prior' if truth is None else 'truth'} requires a figure")
     if prior and observed.posterior.prior is None:
@@ -63,7 +62,7 @@ def sample(
     names = observed.posterior.names
     known = None if truth is None else _truth(truth, names)
     samples = observed.posterior.sample(observed.x, num_samples, seed=seed).cpu()
-    write_arrays(target, {"samples": samples.numpy(), "x": observed.x.numpy(), "names": np.array(names)})
+    write_arrays(target, {"samples": samples.numpy(), **observed.arrays, "names": np.array(names)})
     if observed.single:
         print(_summary(samples.double().numpy(), names))
     far = [i for i, each in enumerate(observed.posterior.likeness(observed.x) or ()) if each.ratio > FAR]

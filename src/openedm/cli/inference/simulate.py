@@ -8,6 +8,7 @@ from torch import Tensor
 from openedm.cli.arguments import function_of
 from openedm.cli.inference.arguments import task_of
 from openedm.cli.terminal import Bars
+from openedm.ground import checks
 from openedm.inference import simulation
 from openedm.inference.priors import Prior
 from openedm.inference.simulations import Store
@@ -37,7 +38,7 @@ def simulate(
         store: the folder for the simulations: a new one, or one to continue.
         num: number of simulations in the store at the end.
         simulator: your function, as file.py:function. It takes parameters (d,) and returns data; an argument `seed`
-            receives the seed of the simulation.
+            receives the seed of the simulation. Several kinds of data are a dict from names to arrays.
         prior: prior of the parameters, such as --prior Box --prior.low [0,0] --prior.high [1,5]; not with a task.
         task: a benchmark task, such as slcp, instead of simulator and prior.
         seed: seed of all random numbers.
@@ -47,6 +48,7 @@ def simulate(
         arrays: whether the function receives torch tensors or numpy arrays.
         retry_failures: whether failed simulations are run again.
     """
+    checks.at_least("num", num, 1)
     known = task_of(task)
     if known is not None and (simulator is not None or prior is not None or batched):
         raise ValueError(
@@ -75,7 +77,7 @@ def simulate(
             raise
         except RuntimeError as error:  # each simulation failed
             raise ValueError(f"simulator={simulator!r}: {error}") from error
-    print(f"{len(found)} simulations, x of shape {tuple(found.x.shape[1:])}: {store}")
+    print(f"{len(found)} simulations, x of shape {found.form}: {store}")
     if found.failures:
         print(f"{len(found.failures)} failed; the first: {found.failures[0]}")
 
