@@ -12,9 +12,10 @@ from benchmarks.published_files import weights
 import openedm
 from openedm.interop import Pretrained, Published, publish, published_model, read_published, write_published
 from openedm.interop import hub as hub_module
-from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, SongUNet
+from openedm.networks import ADM, MLP, DDPMpp, ModuleNetwork, NCSNpp, SongUNet
 from openedm.preconditioning import EDM, IDDPM, VE, VP, Adapter
 from openedm.training import Model, load_denoiser, save_checkpoint
+from openedm.units import Units
 
 SIZES: dict[str, Any] = {"model_channels": 8, "channel_mult": (1, 2), "num_blocks": 1}
 X = torch.linspace(-1, 1, 128).reshape(2, 1, 8, 8)
@@ -191,10 +192,12 @@ def test_a_denoiser_is_pushed_to_a_hub(checkpoint: Path, monkeypatch: pytest.Mon
 
         def upload_folder(self, *, folder_path: Any, **options: Any) -> str:
             pushed["files"] = sorted(p.name for p in Path(folder_path).iterdir())
+            pushed["card"] = (folder_path / "README.md").read_text()
             return "done"
 
     monkeypatch.setattr(huggingface_hub.hub_mixin, "HfApi", Api)
     assert Pretrained.from_checkpoint(checkpoint).push_to_hub("someone/digits") == "done"
+    assert 'from_pretrained("someone/digits")' in pushed.pop("card")
     assert pushed == {"id": "someone/digits", "files": ["README.md", "config.json", "model.safetensors"]}
 
 
@@ -211,3 +214,97 @@ def test_a_denoiser_comes_from_a_hub_and_only_its_two_files(checkpoint: Path, mo
     assert set(asked) == {("someone/digits", name, "v1") for name in ("config.json", "model.safetensors")}
     with pytest.raises(ValueError, match=r"options of from_pretrained must be among .*, got \['size'\]"):
         Pretrained.from_pretrained("someone/digits", size=3)
+
+
+@pytest.fixture
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
+    def download(**options: Any) -> str:
+        raise ConnectionError("the hub was asked")
+
+    monkeypatch.setattr(hub_module, "hf_hub_download", download)
+    monkeypatch.setattr(huggingface_hub.hub_mixin, "hf_hub_download", download)
+
+
+@pytest.mark.usefixtures("no_hub")
+@pytest.mark.parametrize("name", ["./runs/x", "runs/x/checkpoint", "/runs/x", "~/x", "../x", "x", "runs/", Path("a/b")])
+def test_a_mistyped_path_is_refused_without_the_hub(name: str | Path) -> None:
+    with pytest.raises(ValueError, match=rf"must be a .* folder, or owner/name .*, got '{name}': there is no /"):
+        Pretrained.from_pretrained(name)
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_the_error_of_the_hub_says_that_there_is_no_folder_either() -> None:
+    with pytest.raises(ConnectionError, match="the hub was asked") as caught:
+        Pretrained.from_pretrained("someone/digits")
+    assert caught.value.__notes__ == [f"There is no folder {Path('someone/digits').absolute()} either."]
+
+
+@pytest.mark.usefixtures("no_hub")
+def test_options_of_the_hub_are_refused_for_a_folder(checkpoint: Path) -> None:
+    with pytest.raises(ValueError, match=r"revision must be left out for a folder, .*checkpoint, .*, got 'v1'"):
+        Pretrained.from_pretrained(checkpoint, revision="v1")
+    with pytest.raises(ValueError, match=r"token must be left out .* got a value"):
+        Pretrained.from_pretrained(str(checkpoint), token="secret")
+    with pytest.raises(ValueError, match=r"config\.json is not a folder"):
+        Pretrained.from_pretrained(checkpoint / "config.json")
+    assert_same(Pretrained.from_pretrained(checkpoint, local_files_only=True, revision=None), checkpoint)
+
+
+def test_a_network_that_is_not_the_described_one_is_refused_by_its_first_tensor() -> None:
+    small = Model(MLP(8, 1), event_shape=(2,), images=False)
+    network = small.build(seed=5).network
+    assert Pretrained(small, network).network is network
+    name = next(n for n, t in network.state_dict().items() if 8 in t.shape)
+    with pytest.raises(ValueError, match=rf"must be the one of description, MLP\(.*but {name} has shape .* instead of"):
+        Pretrained(Model(MLP(9, 1), event_shape=(2,), images=False), network)
+    with pytest.raises(ValueError, match=r"but .* is missing"):
+        Pretrained(Model(MLP(8, 2), event_shape=(2,), images=False), network)
+    with pytest.raises(ValueError, match=r"but .* is unexpected"):
+        Pretrained(small, Model(MLP(8, 2), event_shape=(2,), images=False).build().network)
+    with pytest.raises(TypeError, match=r"network must be an nn\.Module, .* got function"):
+        Pretrained(small, lambda x, c_noise, condition: x)
+
+
+def test_a_module_of_ones_own_is_compared_where_its_class_is_known() -> None:
+    class Own(torch.nn.Module):
+        def __init__(self, width: int = 3) -> None:
+            super().__init__()
+            self.layer = torch.nn.Linear(2, width)
+
+        def forward(self, x: Any, c_noise: Any, condition: Any = None, augment: Any = None) -> Any:
+            return x + self.layer(x).sum()
+
+    model = Model(ModuleNetwork.of(Own), event_shape=(2,), images=False)
+    with pytest.raises(ValueError, match=r"but layer\.weight has shape \(4, 2\) instead of \(3, 2\)"):
+        Pretrained(model, Own(4))
+    unknown = Model(ModuleNetwork("elsewhere.Own"), event_shape=(2,), images=False)
+    assert Pretrained(unknown, Own(4)).network.layer.out_features == 4
+
+
+VECTOR: dict[str, Any] = {"network": MLP(8, 1), "event_shape": (2,), "images": False}
+IMAGE: dict[str, Any] = {"network": DDPMpp(**SIZES), "event_shape": (1, 8, 8)}
+CARDS = {
+    "nothing": Model(**VECTOR),
+    "classes": Model(**VECTOR, num_classes=3),
+    "floats": Model(**VECTOR, condition_shape=(2,), condition_units=Units((280.0, 1.5e-7), (20.0, 1e-8))),
+    "floats as they are": Model(**VECTOR, condition_shape=(2,)),
+    "many floats": Model(**VECTOR, condition_shape=(9,), condition_units=Units((7.0,) * 9, (1.0,) * 9)),
+    "both": Model(**VECTOR, num_classes=3, condition_shape=(2,), condition_units=Units((5.0, 6.0), (1.0, 1.0))),
+    "image": Model(**IMAGE, condition_shape=(2, 8, 8)),
+    "image in units": Model(**IMAGE, condition_shape=(2, 8, 8), condition_units=Units((5.0, 6.0), (1.0, 1.0))),
+    "image and classes": Model(**IMAGE, num_classes=3, condition_shape=(1, 8, 8), condition_dropout=True),
+}
+
+
+@pytest.mark.parametrize("name", CARDS)
+def test_the_example_of_the_model_card_runs(name: str, tmp_path: Path) -> None:
+    Pretrained(CARDS[name]).save_pretrained(tmp_path)
+    _, program, _ = (tmp_path / "README.md").read_text().replace("```python", "```").split("```")
+    variables: dict[str, Any] = {}
+    exec(program.replace("ID OF THIS REPOSITORY", str(tmp_path)).replace("nfe=32", "nfe=4"), variables)
+    assert variables["x"].shape == (4, *CARDS[name].event_shape)
+    given = variables.get("condition")
+    assert (given is None) == (name == "nothing")
+    units = CARDS[name].condition_units
+    if units is not None:
+        assert float(given[-1, -1].mean()) == pytest.approx(units.location[-1])

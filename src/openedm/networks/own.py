@@ -54,6 +54,11 @@ class ModuleNetwork(Network):
         """
         return _holding(cls, module)
 
+    @property
+    def is_available(self) -> bool:
+        """Whether the module can be made: it was given, or an import of the user has defined its class."""
+        return getattr(self, "_source", None) is not None or own_class(self.name) is not None
+
     def module(self, signature: Signature, seed: int | None) -> nn.Module:
         """A copy of the module, or a new one."""
         known = {field.name: getattr(signature, field.name) for field in fields(signature)}
