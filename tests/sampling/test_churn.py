@@ -94,9 +94,15 @@ def test_the_state_moves_to_the_higher_level_by_exactly_the_noise_between(
 @given(log_uniform(0.01, 2.0), log_uniform(2.0, 60.0))
 def test_noise_is_drawn_only_at_levels_inside_the_range(s_min: float, s_max: float) -> None:
     levels, source = Karras(9, 0.005, 50.0), Drawn(2)
-    Sampler(levels, churn=Churn(3.0, s_min=s_min, s_max=s_max)).sample(GAUSSIAN, source)
+    sampler = Sampler(levels, churn=Churn(3.0, s_min=s_min, s_max=s_max))
     inside = sum(s_min <= sigma <= s_max for sigma in levels.sigmas().tolist())
-    assert len(source.given) == 1 + inside
+    if inside:
+        sampler.sample(GAUSSIAN, source)
+        assert len(source.given) == 1 + inside
+        return
+    with pytest.raises(ValueError, match="or churn has no effect"):
+        sampler.sample(GAUSSIAN, source)
+    assert not source.given
 
 
 def test_without_churn_only_the_initial_noise_is_drawn() -> None:
@@ -130,8 +136,10 @@ def test_churn_forgets_the_start_and_the_ode_does_not() -> None:
     assert all(abs(float(x.mean())) < 5 * error for x in ends)
 
 
-def test_churn_at_none_of_the_noise_levels_is_refused_by_the_check() -> None:
+def test_churn_at_none_of_the_noise_levels_is_refused_before_the_first_evaluation() -> None:
     Sampler(Karras(4, 0.1, 10.0), churn=Churn(5.0, s_min=9.0)).check(GAUSSIAN)
     for limits in ({"s_min": 20.0}, {"s_max": 0.05}):
-        with pytest.raises(ValueError, match=r"noise levels between them, of 0.1 … 10, or churn has no effect"):
-            Sampler(Karras(4, 0.1, 10.0), churn=Churn(5.0, **limits)).check(GAUSSIAN)
+        sampler = Sampler(Karras(4, 0.1, 10.0), churn=Churn(5.0, **limits))
+        for run in (sampler.check, sampler.sample, sampler.steps):
+            with pytest.raises(ValueError, match=r"noise levels between them, of 0.1 … 10, or churn has no effect"):
+                run(GAUSSIAN, **({} if run == sampler.check else {"seeds": [0]}))

@@ -69,7 +69,8 @@ class SamplerChoice(Choice):
                 one sum over the samples at the end; only if it fails is the run repeated, to find the level.
             TypeError: seeds are neither integers nor a source of noise.
             ValueError: there are neither seeds nor noise, or churn without seeds; a shape does not fit; noise is not
-                finite; dropout is active; or the solver needs times outside the schedule's domain.
+                finite; dropout is active; the solver needs times outside the schedule's domain; or there is churn, but
+                at none of the noise levels.
 
         >>> from openedm.exact import GaussianMixture
         >>> kelvin = GaussianMixture([1.0], [[280.0]], [[[1.0]]])
@@ -189,8 +190,7 @@ class Sampler(SamplerChoice):
         """The run as an iterator over its N + 1 states."""
         check_evaluation_mode(denoiser)
         _check_classes(denoiser, condition)
-        grid = self.grid(denoiser)
-        self.solver.check(grid)
+        grid = self._checked_grid(denoiser)
         if noise is not None:
             check_floats("noise", noise, "a tensor of unit Gaussian noise (batch, *event)")
             check_given("noise", noise)
@@ -314,8 +314,12 @@ class Sampler(SamplerChoice):
         """Raise an error, without an evaluation, if this sampler does not support a denoiser.
 
         Raises:
-            ValueError: as for `sample`, or there is churn, but at none of the noise levels.
+            ValueError: as for `sample`.
         """
+        self._checked_grid(denoiser)
+
+    def _checked_grid(self, denoiser: Denoiser) -> Grid:
+        """The levels of a run, which suit the solver, with churn at one of them at least if there is churn."""
         grid, churn = self.grid(denoiser), self.churn
         self.solver.check(grid)
         if churn.s_churn > 0 and not any(churn.s_min <= sigma <= churn.s_max for sigma in grid.sigmas):
@@ -323,6 +327,7 @@ class Sampler(SamplerChoice):
                 "s_min and s_max must have noise levels between them, of "
                 f"{grid.sigmas[-1]:.3g} … {grid.sigmas[0]:.3g}, or churn has no effect, got {churn}"
             )
+        return grid
 
 
 def _in_data_units(states: Iterator[State], standard: Standardised, dtype: torch.dtype) -> Iterator[State]:
