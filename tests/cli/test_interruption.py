@@ -73,30 +73,38 @@ def wait_for(run: Path, process: subprocess.Popen[str], step: int) -> None:
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory):
-    """Three runs with equal arguments: one uninterrupted, one killed and resumed, one interrupted and resumed."""
+def one_thread():
+    """The runs of this process compute as those of the processes do."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, openedm, one_thread):
+    """Three runs with equal arguments: one uninterrupted, one killed and resumed, one interrupted and resumed.
+
+    What is killed or interrupted is a process of its own; the others are this one.
+    """
     folder = tmp_path_factory.mktemp("runs")
     found, steps = {"folder": folder}, random.Random(os.getpid()).sample(range(8, 50), 2)
-    processes = [start(folder / "whole"), start(folder / "killed")]
-    try:
-        wait_for(folder / "killed", processes[1], steps[0])
-        os.killpg(processes[1].pid, signal.SIGKILL)
-        found["killed"] = finish(processes[1])
-        found["killed at"] = [p.name for p in list_checkpoints(folder / "killed")]
-        processes.append(start(folder / "interrupted", "--options.workers=1"))
-        wait_for(folder / "interrupted", processes[2], steps[1])
-        os.killpg(processes[2].pid, signal.SIGINT)
-        found["interrupted"] = finish(processes[2])
-        found["interrupted at"] = [p.name for p in list_checkpoints(folder / "interrupted")]
-        found["whole"] = finish(processes[0])
-        again = ("--resume=true", "--options.workers=0")
-        processes += [start(folder / name, *again) for name in ("killed", "interrupted")]
-        found["killed, resumed"], found["interrupted, resumed"] = finish(processes[3]), finish(processes[4])
-    finally:
-        for process in processes:
+    ends = {"killed": (signal.SIGKILL, ()), "interrupted": (signal.SIGINT, ("--options.workers=1",))}
+    for (name, (end, more)), step in zip(ends.items(), steps, strict=True):
+        process = start(folder / name, *more)
+        try:
+            wait_for(folder / name, process, step)
+            os.killpg(process.pid, end)
+            found[name] = finish(process)
+        finally:
             if process.poll() is None:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
+        found[f"{name} at"] = [p.name for p in list_checkpoints(folder / name)]
+    again = ("--resume=true", "--options.workers=0")
+    for name, run, more in [("whole", "whole", ()), *((f"{name}, resumed", name, again) for name in ends)]:
+        result = openedm("train", folder / run, *ARGUMENTS, *more)
+        found[name] = (result.status, result.out, result.err)
     return found
 
 
