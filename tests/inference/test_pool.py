@@ -104,10 +104,10 @@ def test_a_cluster_that_loses_its_workers_for_good_is_an_error():
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("batched", [False, True])
-def test_a_simulation_that_kills_its_process_is_found_and_the_rest_goes_on(batched, tmp_path):
+@pytest.mark.parametrize(("batched", "batch_size"), [(False, 1), (True, 4)])
+def test_a_simulation_that_kills_its_process_is_found_and_the_rest_goes_on(batched, batch_size, tmp_path):
     pytest.importorskip("pyarrow")
-    clean = simulate(make(), PRIOR, 60, workers=1)
+    clean = simulate(make(), PRIOR, 40, workers=1)
     culprits = [int(clean.seeds[31])]
     single = make(culprits)
 
@@ -117,13 +117,12 @@ def test_a_simulation_that_kills_its_process_is_found_and_the_rest_goes_on(batch
         return torch.stack([single(row, int(seed)) for row, seed in zip(theta, seeds, strict=True)])
 
     batch.__module__ = "__main__"
-    found = simulate(
-        batch if batched else single, PRIOR, 60, workers=2, batched=batched, batch_size=5, store=str(tmp_path / "s")
-    )
+    kept, simulator = str(tmp_path / "store"), batch if batched else single
+    found = simulate(simulator, PRIOR, 40, workers=2, batched=batched, batch_size=batch_size, store=kept)
     (failure,) = found.failures
     assert (failure.index, failure.seed, failure.theta) == (31, culprits[0], tuple(clean.theta[31].tolist()))
     assert "the process died (TerminatedWorkerError" in failure.error
-    rest = [i for i in range(60) if i != 31]
+    rest = [i for i in range(40) if i != 31]
     assert found.index.tolist() == rest
     assert torch.equal(found.x, clean.x[rest])
 
