@@ -81,8 +81,8 @@ def test_every_source_trains_and_samples(openedm, sets, tmp_path, name, kind):
         assert f"3 classes with conditions of {'2' if kind == 'vector' else '1×8×8'}" in convert.out
     run, options = tmp_path / "run", source(sets, name, kind)
     log = [
-        "--options.validate_every=64",
-        "--options.snapshot_every=64",
+        "--options.validate_every=128",
+        "--options.snapshot_every=128",
         "--tracker=none",
         "--sampler.levels.num_steps=2",
     ]
@@ -90,7 +90,8 @@ def test_every_source_trains_and_samples(openedm, sets, tmp_path, name, kind):
     assert result.status == 0, result.err
     assert f"in 3 classes with conditions of {'2' if kind == 'vector' else '1×8×8'}" in result.out
     assert list((run / "figures").glob("samples-*.png"))
-    result = openedm("train", tmp_path / "again", "--config", run / "config.yaml", "--options.images=64")
+    result = openedm("train", tmp_path / "again", "--config", run / "config.yaml", "--options.images=64",
+                     *QUIET)  # fmt: skip
     assert result.status == 0, result.err
     result = openedm("sample", run, tmp_path / "out", "--seeds=0-3", STEPS, "--conditions", sets / "x.npz",
                      f"--conditions_key={kind}")  # fmt: skip

@@ -14,7 +14,7 @@ NETWORKS = {
 }
 QUICK = [
     *("--network.num_blocks=1", "--tracker=none", "--options.batch_size=16", "--options.rampup=0"),
-    *("--options.images=64", "--options.validate_every=32", "--options.snapshot_every=64"),
+    *("--options.images=64", "--options.validate_every=64", "--options.snapshot_every=64"),
 ]
 
 
