@@ -11,6 +11,7 @@ from openedm.networks import MLP
 from openedm.objective import EDM, EDM2
 from openedm.training import HalfLife, Model, Options, Trainer, Validation
 
+pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 OPTIONS = Options(
     images=256 * 300,
     batch_size=256,
