@@ -306,8 +306,9 @@ def test_fit_reads_npz_files_and_needs_no_prior(openedm, made, tmp_path):
 
 
 def test_fit_takes_the_prior_of_a_task_or_ones_own(openedm, made, tmp_path):
-    task = openedm("inference", "fit", made.store, tmp_path / "task", TINY, "--task=two_moons")
-    own = openedm("inference", "fit", made.store, tmp_path / "own", TINY, *[p.replace("1,", "2,") for p in BOX])
+    plain = [TINY, "--settings.emulator=null", "--settings.refinement=null"]
+    task = openedm("inference", "fit", made.store, tmp_path / "task", *plain, "--task=two_moons")
+    own = openedm("inference", "fit", made.store, tmp_path / "own", *plain, *[p.replace("1,", "2,") for p in BOX])
     assert (task.status, own.status) == (0, 0), task.err + own.err
     assert load(tmp_path / "task").prior == tasks.get("two_moons").prior
     assert load(tmp_path / "own").prior.low == (-2.0, -1.0)
@@ -342,7 +343,7 @@ def test_fit_interrupted_keeps_its_run_and_goes_on(openedm, made, tmp_path, monk
                 raise KeyboardInterrupt
 
     # Small batches: progress is told every twentieth step.
-    changes = json.dumps(CHANGES | {"batch_size": 8})
+    changes = json.dumps(CHANGES | {"batch_size": 8, "refinement": None, "judged": 2})
     arguments = ["inference", "fit", made.store, tmp_path / "posterior", f"--settings={changes}"]
     arguments += [f"--run={tmp_path / 'run'}"]
     with monkeypatch.context() as patch:

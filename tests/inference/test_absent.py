@@ -38,7 +38,8 @@ def test_posteriors_of_sets_have_the_mean_and_width_of_their_number_of_trials(wi
     theta, x = trials(2000, 6, 1)
     network = ConditionalMLP(width=32, num_blocks=2, summary=SetSummary(width=32))
     rule = Settings.of(2000, 1, (6, 1), "members")
-    settings = replace(rule, network=network, images=200_000, batch_size=256, learning_rate=3e-3)
+    base = replace(rule.base, steps=500, pilot_steps=200)
+    settings = replace(rule, network=network, images=200_000, batch_size=256, learning_rate=3e-3, base=base, judged=8)
     posterior = fit(theta, x, Normal([0.0], [1.0]), settings=settings)
     for n in range(1, 7):
         seen = torch.linspace(-0.5, 1.0, n)[:, None]
@@ -78,7 +79,7 @@ def test_a_smaller_observation_is_the_same_as_one_with_absent_members(sets) -> N
     assert torch.equal(sets.sample(longer.numpy(), 50), expected)
     assert torch.equal(sets.sample(seen[None], 50)[0], expected)
     assert torch.equal(sets.sample((50,), x=seen), expected)
-    torch.testing.assert_close(sets.log_prob(expected, seen), sets.log_prob(expected, padded))
+    torch.testing.assert_close(sets.log_prob(expected[:5], seen), sets.log_prob(expected[:5], padded))
     assert sets.map(seen, num_draws=8).shape == (2,)
     assert torch.equal(sets.set_default_x(seen).sample(n=50), expected)
 

@@ -287,12 +287,14 @@ def test_counts_keep_their_root_for_the_emulator() -> None:
     assert posterior.parts.data.columns.kinds == ("root", "root")
 
 
+SHAPES = [(1, (1,)), (2, (10,)), (5, (1000,)), (20, (10,)), (50, (10,)), (2, (1, 16, 16)), (2, (1, 30))]
+
+
 @pytest.mark.parametrize(
-    ("dim", "x_shape"),
-    [(1, (1,)), (2, (10,)), (5, (1000,)), (20, (10,)), (50, (10,)), (2, (1, 16, 16)), (2, (1, 30))],
+    ("dim", "x_shape", "prior"),
+    [(*shape, True) for shape in SHAPES] + [(2, (10,), False), (2, (1, 16, 16), False)],
     ids=str,
 )
-@pytest.mark.parametrize("prior", [False, True], ids=["no prior", "prior"])
 def test_each_size_walks_its_whole_path(dim: int, x_shape: tuple[int, ...], prior: bool, without_type_checker) -> None:
     generator = torch.Generator().manual_seed(0)
     theta = torch.rand(120, dim, generator=generator)

@@ -46,7 +46,7 @@ def test_a_fit_says_that_more_simulations_are_needed(without_type_checker) -> No
     x = theta + 0.05 * torch.randn(150, 3, generator=generator)
     network = ConditionalMLP(width=32, num_blocks=2, summary=VectorSummary(width=32))
     plain = replace(TINY, network=network, emulator=None, refinement=None, judged=40)
-    settings = replace(plain, images=20_000, passes=1000, batch_size=64, learning_rate=3e-3)
+    settings = replace(plain, images=20_000, passes=300, batch_size=64, learning_rate=5e-3)
     with pytest.warns(UserWarning, match="more simulations are needed: with 150") as warned:
         posterior = fit(theta, x, settings=settings)
     assert posterior.report["verdict"] == str(warned[0].message)
