@@ -222,8 +222,8 @@ def test_measurements(
     "options",
     [
         {},
-        {"augmentation": Augmentation(p=0.5)},
-        {"power_average": PowerFunction()},
+        {"augmentation": Augmentation(p=0.5), "validate_every": 0},
+        {"power_average": PowerFunction(), "validate_every": 0},
         {"label_dropout": 0.3, "clip_norm": 1.0, "accumulate": 2, "weight_decay": 0.01, "keep_best": True},
     ],
     ids=["plain", "augmented", "power", "rest"],
@@ -250,7 +250,7 @@ def test_objectives(
     away: torch.device, kind: preconditioning.Preconditioning, goal: objective.Objective, tmp_path: Path
 ) -> None:
     """A run that stops half-way and goes on there takes the steps of one that never stopped, and of one on the CPU."""
-    chosen: dict[str, Any] = {"network": ONE_LEVEL, "preconditioning": kind, "objective": goal}
+    chosen: dict[str, Any] = {"network": ONE_LEVEL, "preconditioning": kind, "objective": goal, "validate_every": 0}
     here, _ = _trained(None, tmp_path / "here", **chosen)
     whole, expected = _trained(away, tmp_path / "whole", **chosen)
     first, _ = _trained(away, tmp_path / "parts", images=16, **chosen)
@@ -271,6 +271,7 @@ def _trained(
     preconditioning: preconditioning.Preconditioning = preconditioning.EDM(),
     objective: objective.Objective = objective.EDM(),
     images: int = 32,
+    validate_every: int = 16,
     resume: bool = False,
     **options: Any,
 ) -> tuple[list[float], Preconditioned]:
@@ -285,7 +286,7 @@ def _trained(
         epsilon=1e-3,  # of Adam: with 1e-8 it magnifies the rounding of gradients near 0
         rampup=8,
         average=HalfLife(half_life=40),
-        validate_every=16,
+        validate_every=validate_every,
         validate_samples=16,
         validate_levels=2,
         snapshot_every=0,

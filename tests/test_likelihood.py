@@ -20,6 +20,9 @@ from openedm.preconditioning import EDM
 from openedm.sampling import RK4, DormandPrince, Exponential23, Heun, Sampler, SeededNoise, Tsit5
 
 
+pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
+
+
 def noise(*shape: int, seed: int = 0) -> Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
