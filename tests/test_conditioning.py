@@ -196,6 +196,7 @@ class TestDPS:
         norms = squares.detach().sqrt()[:, None]
         torch.testing.assert_close(residual, -zeta * sigma**2 * gradient / norms, rtol=1e-9, atol=1e-12)
 
+    @pytest.mark.usefixtures("without_type_checker")
     @pytest.mark.parametrize("kappa", [0.1, 1.0, 4.0])
     def test_its_bias_on_gaussian_data_is_the_one_in_its_description(self, kappa: float) -> None:
         """Mean y √(2κ) F(√(κ/2)) and variance λ e^{−κ}, not y κ/(1+κ) and λ/(1+κ)."""

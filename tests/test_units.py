@@ -40,6 +40,8 @@ from openedm.standardised import InUnits
 from openedm.training import Model, Options, Trainer
 from openedm.units import Units
 
+pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
+
 UNITS = Units((280.0, -3e4), (20.0, 5e-3))
 STANDARD = GaussianMixture(
     [0.4, 0.6], [[-0.6, 0.3], [0.4, -0.2]], [[[0.05, 0.02], [0.02, 0.1]], [[0.1, 0.0], [0.0, 0.02]]]
