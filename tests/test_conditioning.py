@@ -246,6 +246,7 @@ class TestConditioned:
         covariance = torch.func.vmap(torch.func.jacrev(lambda x: conditioned(x[None], 0.5)[0]))(x.detach())
         assert covariance.shape == (2, 3, 3)
 
+    @pytest.mark.usefixtures("without_type_checker")
     def test_a_network_in_single_precision_is_conditioned_inside_a_sampler(self) -> None:
         """A new network puts out almost nothing, so that D = c_skip x: the denoiser of N(0, σ_data² I)."""
         network = DDPMpp(model_channels=8, channel_mult=(1,), num_blocks=1).build(

@@ -38,7 +38,7 @@ from openedm.metrics.neighbours import neighbours
 from openedm.sampling import Sampler
 from openedm.training import Augmentation, HalfLife, Model, Observer, Options, PowerFunction, Trainer, TrainingProgress
 
-pytestmark = pytest.mark.usefixtures("fresh_accelerate")
+pytestmark = pytest.mark.usefixtures("fresh_accelerate", "without_type_checker")
 
 MLP = networks.MLP(width=16, num_blocks=1)
 UNET = networks.DDPMpp(model_channels=8, channel_mult=(1, 2), num_blocks=1, attn_resolutions=(4,), dropout=0.0)

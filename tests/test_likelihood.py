@@ -19,7 +19,6 @@ from openedm.networks import MLP, DDPMpp
 from openedm.preconditioning import EDM
 from openedm.sampling import RK4, DormandPrince, Exponential23, Heun, Sampler, SeededNoise, Tsit5
 
-
 pytestmark = pytest.mark.usefixtures("without_type_checker")  # which takes longer than the arithmetic
 
 

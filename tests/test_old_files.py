@@ -150,7 +150,7 @@ def test_published_files_denoise_as_they_did(name):
 
 
 @pytest.mark.filterwarnings("ignore:max_nfe=40 ended 1 of 2 samples early")
-def test_samplers_are_read_from_plain_data_and_draw_what_they_did():
+def test_samplers_are_read_from_plain_data_and_draw_what_they_did(without_type_checker):
     wanted = expected("samplers")["samples"]
     for config, samples in zip(json.loads((OLD / "samplers.json").read_text()), wanted, strict=True):
         sampler: Any = from_config(Choice, config)
@@ -166,7 +166,7 @@ def test_every_choice_is_read_from_plain_data(config):
 
 
 @pytest.mark.parametrize("path", sorted((OLD / "configs").glob("sample-*.yaml")), ids=lambda path: path.stem)
-def test_a_configuration_of_a_sampler_draws_what_it_did(path, tmp_path):
+def test_a_configuration_of_a_sampler_draws_what_it_did(path, tmp_path, without_type_checker):
     out = tmp_path / "samples.npz"
     command("sample", OLD / "trained" / "toy", out, "--config", path, "--seeds=0-1", "--format=npz")
     with np.load(out) as file:

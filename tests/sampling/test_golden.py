@@ -15,7 +15,7 @@ from openedm.exact import GaussianMixture
 from openedm.preconditioning import IDDPM
 from openedm.sampling import Alpha, Churn, Euler, Sampler, SeededNoise
 
-pytestmark = golden_marks
+pytestmark = [*golden_marks, pytest.mark.usefixtures("without_type_checker")]  # which takes longer than the arithmetic
 INDEX = golden_json("sampler.json")
 ENTRIES = INDEX.get("entries", [])
 FROM_TABLE = [

@@ -3,6 +3,7 @@
 import math
 from dataclasses import dataclass
 
+import jaxtyping
 import pytest
 import torch
 from torch import nn
@@ -52,7 +53,9 @@ def fitted():
     options = Options(
         images=200_000, batch_size=256, learning_rate=5e-3, rampup=5_000, average=HalfLife(10_000), schedule="cosine"
     )
-    return Trainer(Model.for_data(pairs, Told()), pairs, EDM(noise=LogNormal(-0.5, 1.5)), options).fit()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # which takes longer than the arithmetic
+        return Trainer(Model.for_data(pairs, Told()), pairs, EDM(noise=LogNormal(-0.5, 1.5)), options).fit()
 
 
 def test_the_mean_given_the_data_is_learned(fitted):

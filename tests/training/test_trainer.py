@@ -429,7 +429,7 @@ def test_fp32_runs_the_network_in_float32(trainer):
 # Learned uncertainty.
 
 
-def test_the_learned_uncertainty_settles_where_every_level_contributes_equally(vectors):
+def test_the_learned_uncertainty_settles_where_every_level_contributes_equally(vectors, without_type_checker):
     objective = EDM2(noise=LogNormal(p_mean=-0.4, p_std=1.0))
     # With σ_data too small by far, λ leaves the loss uneven: there is something to even out.
     model = replace(Model.for_data(vectors, MLP(width=32, num_blocks=1), standardise=False), sigma_data=0.25)
