@@ -36,6 +36,15 @@ def test_a_checkpoint_goes_out_and_comes_back_the_same(openedm, pickled, tmp_pat
         assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
 
+def test_a_checkpoint_keeps_the_range_of_noise_levels_of_a_file(openedm, tmp_path):
+    kwargs = {**KWARGS, "sigma_min": 0.01, "sigma_max": 50.0}
+    (tmp_path / "a.pkl").write_bytes(published_file("EDMPrecond", kwargs, weights(KWARGS)))
+    done = openedm("convert", tmp_path / "a.pkl", tmp_path / "made")
+    assert done.status == 0, done.err
+    assert "0.01 to 50, sigma_data 0.5" in done.out
+    assert "0.01 to 50" in openedm("info", tmp_path / "made").out
+
+
 @pytest.mark.parametrize(
     ("name", "arguments", "message"),
     [

@@ -108,6 +108,7 @@ def test_endless_json_is_an_error_and_no_recursion(tmp_path: Path) -> None:
         (Model(DDPMpp(**SIZES), event_shape=(1, 8, 8), condition_shape=(3,)), r"condition_shape must be None .*\(3,\)"),
         (Model(DDPMpp(**SIZES), event_shape=(1, 8, 8), condition_shape=(1, 8, 8)), "condition_shape must be None"),
         (Model(DDPMpp(**SIZES), event_shape=(1, 8, 8), images=False), "images must be true"),
+        (Model(DDPMpp(**SIZES), VE(), event_shape=(1, 8, 8), noise_range=(0.1, 9.0)), "noise_range must be None"),
         (
             Model(SongUNet(**SIZES, resample_filter=(5e3, 5e3)), event_shape=(1, 8, 8)),
             "resample_filter must be a list of at most 32 numbers from -1024 to 1024",
@@ -146,12 +147,31 @@ def test_tensors_that_share_memory_are_written_and_read(tmp_path: Path) -> None:
     assert all(torch.equal(found[name], value) for name, value in tensors.items())
 
 
-def test_a_range_of_noise_levels_that_a_checkpoint_cannot_keep_is_refused() -> None:
+def test_a_range_of_noise_levels_is_kept_in_a_checkpoint_and_back(tmp_path: Path) -> None:
     kwargs = {"img_resolution": 8, "img_channels": 1, "model_type": "SongUNet", "model_channels": 8}
     kwargs |= {"channel_mult": [1], "num_blocks": 1}
     published = Published("EDMPrecond", {**kwargs, "sigma_max": 80.0}, weights(kwargs))
-    with pytest.raises(ValueError, match="a checkpoint cannot store another range"):
-        published_model(published, published.denoiser())
+    denoiser = published.denoiser()
+    model = published_model(published, denoiser)
+    assert model.noise_range == (0.0, 80.0)
+    save_checkpoint(tmp_path / "checkpoint", model, denoiser.network.state_dict())
+    for loaded in (load_denoiser(tmp_path / "checkpoint"), Pretrained.from_checkpoint(tmp_path / "checkpoint")):
+        assert (loaded.sigma_min, loaded.sigma_max) == (0.0, 80.0)
+    write_published(tmp_path / "again.safetensors", publish(model, denoiser))
+    assert read_published(tmp_path / "again.safetensors").denoiser().sigma_max == 80.0
+    above = Published("EDMPrecond", {**kwargs, "sigma_min": 0.01}, weights(kwargs))
+    save_checkpoint(tmp_path / "above", published_model(above, above.denoiser()), denoiser.network.state_dict())
+    assert load_denoiser(tmp_path / "above").sigma_min == 0.01  # and no highest level, which JSON cannot hold
+
+
+def test_a_range_of_noise_levels_is_inside_that_of_the_preconditioning() -> None:
+    network = DDPMpp(**SIZES)
+    with pytest.raises(ValueError, match=r"noise_range\[0\] must be < noise_range\[1\], got .*=2\.0 and .*=1\.0"):
+        Model(network, noise_range=(2.0, 1.0))
+    with pytest.raises(ValueError, match=r"noise_range\[0\] must be >= 0\.02, got 0\.01"):
+        Model(network, VE(), noise_range=(0.01, 50.0))
+    with pytest.raises(ValueError, match=r"noise_range\[1\] must be between 0\.02 and 100\.0, got 200\.0"):
+        Model(network, VE(), noise_range=(0.02, 200.0))
 
 
 @pytest.fixture

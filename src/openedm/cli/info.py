@@ -32,6 +32,8 @@ def info(checkpoint: str) -> None:
         **_conditions(model),
         "sigma_data": f"{model.sigma_data:.6g}" + ("" if model.units is None else " in standard units"),
     }
+    if model.noise_range is not None:
+        values["noise levels"] = "{:.6g} to {:.6g}".format(*model.noise_range)
     if modules := _imports(folder, to_config(model)):
         values["imports"] = " ".join(f"--import {module}" for module in modules)
     for name, units, width in (

@@ -74,6 +74,7 @@ class Pretrained(
             units=description.units,
             condition_units=description.condition_units,
         )
+        self.sigma_min, self.sigma_max = description.sigma_range
         self.description = description
 
     @classmethod

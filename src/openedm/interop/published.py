@@ -324,16 +324,8 @@ def published_model(published: Published, denoiser: Preconditioned) -> Model:
     Args:
         published: the network.
         denoiser: its denoiser.
-
-    Raises:
-        ValueError: the file limits the noise levels, which a checkpoint cannot store.
     """
-    own = denoiser.preconditioning
-    if (denoiser.sigma_min, denoiser.sigma_max) != (own.sigma_min, own.sigma_max):
-        raise ValueError(
-            f"sigma_min and sigma_max must be {own.sigma_min} and {own.sigma_max} for {own}, got {denoiser.sigma_min} "
-            f"and {denoiser.sigma_max}: a checkpoint cannot store another range; build the denoiser in Python instead"
-        )
+    own, limits = denoiser.preconditioning, (denoiser.sigma_min, denoiser.sigma_max)
     network: UNet = denoiser.network  # type: ignore[assignment]
     return Model(
         network=edm_choice(PRECONDITIONINGS[published.class_name].split(published.kwargs)[1]),
@@ -342,6 +334,7 @@ def published_model(published: Published, denoiser: Preconditioned) -> Model:
         event_shape=denoiser.event_shape or (),
         num_classes=denoiser.num_classes,
         augment_dim=network.signature.augment_dim,
+        noise_range=None if limits == (own.sigma_min, own.sigma_max) else limits,
     )
 
 
@@ -354,12 +347,18 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
 
     Raises:
         ValueError: it is not a U-Net for square images with one of EDM's preconditionings, is conditioned on floats, is
-            not for images in [-1, 1], or has values that published files may not have.
+            not for images in [-1, 1], or has values that published files may not have, such as a range of noise levels
+            with another preconditioning than `EDM`.
     """
     if model.condition_shape is not None:
         raise ValueError(
             f"condition_shape must be None to have published names, got {model.condition_shape}: such files have "
             "classes alone"
+        )
+    if model.noise_range is not None and type(model.preconditioning) is not preconditioning.EDM:
+        raise ValueError(
+            f"noise_range must be None to have published names, got {model.noise_range}: only files with EDM's "
+            "preconditioning have a range"
         )
     if model.units is not None:
         raise ValueError(
@@ -389,6 +388,8 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
     kwargs |= {name: getattr(precond, own) for name, own in PRECONDITIONINGS[class_name].names.items()}
     if class_name == "EDMPrecond":
         kwargs["sigma_data"] = model.sigma_data
+        if model.noise_range is not None:
+            kwargs["sigma_min"], kwargs["sigma_max"] = model.noise_range
     elif model.sigma_data != Preconditioned.sigma_data:
         raise ValueError(f"sigma_data must be 0.5 for {class_name}, which has no such argument, got {model.sigma_data}")
     state = {f"model.{name}": network.state_dict()[own] for own, name in published_names(network).items()}

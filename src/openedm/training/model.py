@@ -55,6 +55,8 @@ class Model(Choice):
         condition_units: those of the float conditions; None if there are none, or they are images in [-1, 1].
         condition_range: the lowest and the highest number in each channel of the float conditions of the training data;
             None if it is not known.
+        noise_range: the lowest and the highest noise level that the network supports; None for those of the
+            preconditioning, between which they must be.
 
     Raises:
         ValueError: a value is out of its range, the names do not fit the classes, units or a range do not fit their
@@ -75,6 +77,7 @@ class Model(Choice):
     units: Units | None = None
     condition_units: Units | None = None
     condition_range: tuple[tuple[float, float], ...] | None = None
+    noise_range: tuple[float, float] | None = None
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -98,6 +101,16 @@ class Model(Choice):
             self.condition_units.check("condition_units", self.condition_shape)
         if self.condition_range is not None:
             _check_range(self.condition_range, self.condition_shape)
+        low, high = self.sigma_range
+        checks.ordered("noise_range[0]", low, "noise_range[1]", high)
+        checks.at_least("noise_range[0]", low, self.preconditioning.sigma_min)
+        checks.between("noise_range[1]", high, low, self.preconditioning.sigma_max)
+
+    @property
+    def sigma_range(self) -> tuple[float, float]:
+        """The lowest and the highest noise level that the denoiser supports."""
+        own = self.preconditioning
+        return (own.sigma_min, own.sigma_max) if self.noise_range is None else self.noise_range
 
     @property
     def condition_layout(self) -> ConditionLayout:
@@ -223,7 +236,7 @@ class Model(Choice):
 
     def wrap(self, network: nn.Module) -> Preconditioned:
         """A denoiser around an existing network."""
-        return Preconditioned(
+        denoiser = Preconditioned(
             network,
             self.preconditioning,
             self.sigma_data,
@@ -234,6 +247,8 @@ class Model(Choice):
             units=self.units,
             condition_units=self.condition_units,
         )
+        denoiser.sigma_min, denoiser.sigma_max = self.sigma_range
+        return denoiser
 
 
 def _units(statistics: Statistics) -> Units:

@@ -196,7 +196,7 @@ def check_compatibility(
             f"model must have augment_dim={options.augment_dim} with augmentation, got {model.augment_dim}: "
             "Model.for_data(…, augment_dim=options.augment_dim)"
         )
-    low, high = model.preconditioning.sigma_min, model.preconditioning.sigma_max
+    low, high = model.sigma_range
     quantiles = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     sigmas = objective.noise.for_data(model.sigma_data).quantile(quantiles)
     fraction_outside = float(((sigmas < low * (1 - 1e-9)) | (sigmas > high * (1 + 1e-9))).double().mean())
