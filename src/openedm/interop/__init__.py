@@ -12,18 +12,21 @@ from openedm.interop.hub import Pretrained
 from openedm.interop.kdiffusion import SamplerFunction, from_kdiffusion, sampler_function
 from openedm.interop.pickles import DamagedFileError, UnreadableFileError, UnsafeFileError
 from openedm.interop.published import Published, publish, published_model, read_published, write_published
+from openedm.interop.sbi_estimators import SbiDenoiser, from_sbi
 
 __all__ = [
     "DamagedFileError",
     "Pretrained",
     "Published",
     "SamplerFunction",
+    "SbiDenoiser",
     "UnreadableFileError",
     "UnsafeFileError",
     "edm_choice",
     "edm_denoiser",
     "edm_network",
     "from_kdiffusion",
+    "from_sbi",
     "load_edm_state_dict",
     "publish",
     "published_filters",
