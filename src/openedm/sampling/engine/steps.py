@@ -173,6 +173,8 @@ class Run:
 
     def __init__(self, plan: Plan, x: Float[Tensor, "batch *event"], source: NoiseSource | None) -> None:
         self.plan, self.source = plan, source
+        # Asked once a run: to look whether something is a protocol's takes as long as several small steps.
+        self._drawn_at_every_step = source if isinstance(source, EveryStepNoise) else None
         self.x, self.point = x, x
         self._previous, self._start = x, x
         self._known: tuple[Tensor, ...] = ()  # directions, newest first
@@ -238,8 +240,8 @@ class Run:
         self.x = self.point = x
         if not self.finished and self.step.before is not None:
             self.point = self.step.before.add(x, self.source)
-        elif not self.finished and isinstance(self.source, EveryStepNoise):
-            self.source.skip(tuple(x.shape[1:]))
+        elif not self.finished and self._drawn_at_every_step is not None:
+            self._drawn_at_every_step.skip(tuple(x.shape[1:]))
         self._start = self.point
 
 
