@@ -404,6 +404,22 @@ def test_sample_takes_batches_and_leaves_refinement_out(openedm, made, tmp_path)
         assert np.array_equal(file["samples"], load(made.posterior).plain().sample(x, 40).numpy())
 
 
+def test_rows_of_x_together_are_one_observation_of_one_theta(openedm, made, tmp_path):
+    x, file = np.array([[0.1, 0.2], [-0.3, 0.0], [0.2, 0.1]]), tmp_path / "x.npy"
+    np.save(file, x)
+    out, posterior = tmp_path / "samples.npz", load(made.posterior).repeated(3)
+    options = [f"--x={file}", "--together=true"]
+    result = openedm("inference", "sample", made.posterior, out, *options, "--num_samples=20")
+    assert result.status == 0, result.err
+    with np.load(out) as found:
+        assert np.array_equal(found["samples"], posterior.sample(x, 20).numpy())
+    assert result.out.splitlines()[0].split()[:2] == ["parameter", "mean"]
+    densities = openedm("inference", "log_prob", made.posterior, *options, "--theta=0.1,0.2")
+    assert float(densities.out) == pytest.approx(float(posterior.log_prob([0.1, 0.2], x)), rel=1e-4)
+    refused = openedm("inference", "map", made.posterior, "--x=0.1,0.2", "--together=true")
+    refuses(refused, "x must be several observations (n, 2) with together, got (2,)")
+
+
 def test_sample_takes_any_sampler_and_its_noise(openedm, made, tmp_path):
     out = tmp_path / "samples.npz"
     options = ["--x=0.1,0.2", "--num_samples=20", "--sampler.churn.s_churn=4", "--sampler.levels.num_steps=6"]

@@ -22,7 +22,7 @@ from openedm.inference.bijections import Bijection
 from openedm.inference.own_priors import OwnPrior, has_density, is_frozen, priors_of_scipy
 from openedm.inference.priors import Box, LogNormal, Normal, Prior, TorchPrior
 
-__all__ = ["Independent", "Truncated", "as_prior", "prior_from_config", "prior_to_config"]
+__all__ = ["Independent", "Truncated", "as_prior", "gaussian_of", "prior_from_config", "prior_to_config"]
 
 PROPOSALS = 1 << 16
 """Points that `Truncated` proposes at a time."""
@@ -195,6 +195,33 @@ def as_prior(prior: Any, names: Sequence[str] | None = None) -> Prior | None:
         "prior must be a Prior, a distribution of torch or scipy, an object with sample and log_prob, a list of them, "
         f"a pair (low, high) or None, got {type(prior).__name__}"
     )
+
+
+def gaussian_of(prior: Prior) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]] | None:
+    """Mean and covariance of θ in the unbounded coordinates of the prior's bijection, if it is Gaussian there."""
+    match prior:
+        case Box():
+            return torch.zeros(prior.dim, dtype=torch.float64), torch.eye(prior.dim, dtype=torch.float64)
+        case Normal():
+            wide = _real(prior.covariance) if prior.std is None else torch.diag(_real(prior.std).square())
+            return _real(prior.mean), wide
+        case LogNormal():
+            return _real(prior.loc), torch.diag(_real(prior.scale).square())
+        case Independent():
+            found = [gaussian_of(part) for part in prior.parts]
+            known = [each for each in found if each is not None]
+            if len(known) == len(found):
+                return torch.cat([mean for mean, _ in known]), _blocks([each for _, each in known])
+    return None
+
+
+def _blocks(matrices: Sequence[Float64[Tensor, "d d"]]) -> Float64[Tensor, "total total"]:
+    found: Tensor = torch.block_diag(*matrices)  # type: ignore[no-untyped-call]
+    return found
+
+
+def _real(values: Any) -> Float64[Tensor, "*shape"]:
+    return torch.tensor(values, dtype=torch.float64)
 
 
 def prior_to_config(prior: Prior) -> dict[str, Any]:

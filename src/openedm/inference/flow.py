@@ -17,15 +17,19 @@ from openedm.inference.draws import SampleNoise, StepNoise, sample_paths
 from openedm.inference.parts import Parts
 from openedm.likelihood import Likelihood
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.sampling import Auto, DormandPrince, SamplerChoice
+from openedm.sampling import Auto, BrownianNoise, DormandPrince, Sampler, SamplerChoice
 
-__all__ = ["DENSITY", "SAMPLER", "SCORE_LEVEL", "ConditionalFlow"]
+__all__ = ["DENSITY", "SAMPLER", "SCORE_LEVEL", "ConditionalFlow", "gaussian_at"]
 
 SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 """Errs by less than 0.1 % of a standard deviation on Gaussians from the size of the prior to a fiftieth of it."""
 
 DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3, sigma_max=80.0)
 SCORE_LEVEL = 0.05
+Steps = SampleNoise | BrownianNoise | None
+MOMENT_ROWS = 1 << 14
+"""Samples that `moments` draws at a time."""
+
 MIN_ROWS = 32
 """Fewer samples of each observation are drawn for all observations at a time."""
 
@@ -68,18 +72,47 @@ class ConditionalFlow:
         From zero and noise, as samplers start, the mean of samples would be short by |mean|/σ_max standard deviations.
         """
         denoiser, sampler = self.parts.denoiser, self.sampler.choose(self.parts.denoiser)
-        dim = self.parts.parameters.bijection.dim
         source = SampleNoise(seeds, n)
-        noise = source.draw(denoiser.event_shape or (dim,)).to(y)
+        noise = source.draw(denoiser.event_shape or (self._dim,)).to(y)
+        steps = None if not sampler.stochastic else source if self.noise == "independent" else sample_paths(seeds, n)
+        return self._moved(noise, y, sampler, steps)
+
+    def moments(
+        self, y: Float[Tensor, "observations *y"], n: int, seeds: Sequence[int]
+    ) -> Float64[Tensor, "observations n dim"]:
+        """u by the ODE from noise whose own mean and covariance are exactly 0 and I, for means and covariances.
+
+        Those of a Gaussian come out as they are, since its flow is affine; of others, they have less noise than those
+        of independent samples. Arguments as for `samples`, with n above the number of parameters.
+        """
+        denoiser = self.parts.denoiser
+        sampler = SAMPLER.choose(denoiser)
+        size = max(1, MOMENT_ROWS // n) if y.ndim == 2 else 1  # a summary is made once for an observation
+        drawn = []
+        for rows in (slice(i, i + size) for i in range(0, len(y), size)):
+            noise = SampleNoise(seeds[rows], n).draw((self._dim,)).double().reshape(-1, n, self._dim)
+            noise = noise - noise.mean(1, keepdim=True)
+            factor = torch.linalg.cholesky(noise.mT @ noise / (n - 1))
+            white = torch.linalg.solve_triangular(factor, noise.mT, upper=False).mT
+            drawn.append(self._moved(white.flatten(0, 1).to(y), y[rows], sampler, None))
+        return torch.cat(drawn)
+
+    @property
+    def _dim(self) -> int:
+        return self.parts.parameters.bijection.dim
+
+    def _moved(
+        self, noise: Float[Tensor, "rows *event"], y: Float[Tensor, "observations *y"], sampler: Sampler, steps: Steps
+    ) -> Float64[Tensor, "observations n dim"]:
+        denoiser, n = self.parts.denoiser, len(noise) // len(y)
         condition = y if len(y) == 1 else y.repeat_interleave(n, 0)
         top = float(sampler.levels_for(denoiser).sigmas().max())
         centre = denoiser(torch.zeros_like(noise), top, condition)
         shape = noise.shape[1:]
-        steps = None if not sampler.stochastic else source if self.noise == "independent" else sample_paths(seeds, n)
         r = sampler.sample(denoiser, steps, noise=noise + centre / top, condition=condition, event_shape=shape)
-        u: Tensor = r.reshape(len(y), n, -1)[..., :dim].double()
+        u: Tensor = r.reshape(len(y), n, -1)[..., : self._dim].double()
         if self.parts.base is not None:
-            mean, factor, _ = _gaussian(self.parts.base, y)
+            mean, factor, _ = gaussian_at(self.parts.base, y)
             u = mean[:, None] + torch.linalg.solve_triangular(factor, u.mT, upper=False).mT
         return u
 
@@ -95,7 +128,7 @@ class ConditionalFlow:
         parameters, denoiser = self.parts.parameters, self.parts.denoiser
         r, volume = parameters.forward(theta), parameters.log_det(theta)
         if self.parts.base is not None:
-            mean, factor, logs = _gaussian(self.parts.base, y)
+            mean, factor, logs = gaussian_at(self.parts.base, y)
             r = torch.matmul(r - mean[:, None], factor.mT)
             volume = volume + logs[:, None]
         condition = y if len(y) == 1 else y.repeat_interleave(theta.shape[1], 0)
@@ -111,7 +144,7 @@ class ConditionalFlow:
 
 
 @torch.no_grad()
-def _gaussian(base: ConditionalMixture, y: Float[Tensor, "observations y"]) -> tuple[Tensor, Tensor, Tensor]:
+def gaussian_at(base: ConditionalMixture, y: Float[Tensor, "observations y"]) -> tuple[Tensor, Tensor, Tensor]:
     """μ, P and ln det P of each row, float64."""
     _, means, factors, logs = base.parameters_of(y[None])
     return means[0, :, 0].double(), factors[0, :, 0].double(), logs[0, :, 0].double()

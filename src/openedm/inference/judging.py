@@ -167,9 +167,14 @@ class _Work:
         scored = _refined_log_probs if posterior.refined else _log_probs
         dim, count = data.theta.shape[1], len(data.theta)
         shortfall = Shortfall.of(scored(posterior, data, trained[: len(held_out)]), held_out, dim, count)
+        parts = posterior.parts
+        if (
+            refined is not None and not posterior.refined
+        ):  # for `repeated`, where the product of likelihoods may be better
+            parts = replace(parts, emulator=refined.parts.emulator, target=refined.parts.target)
         self.job.progress("judging", 1.0)
         self.seconds["judging"] = round(time.perf_counter() - started, 1)
-        return Verdict(posterior.parts, chosen, simulator, means, self.skipped, gain, shortfall, self.seconds)
+        return Verdict(parts, chosen, simulator, means, self.skipped, gain, shortfall, self.seconds)
 
     def _start(self, simulator: LearnedSimulator | None, ranks: Mapping[str, float]) -> str | None:
         """The best candidate among those whose samples the emulator can refine."""

@@ -152,11 +152,12 @@ class Refinement(Choice):
                 proposal = u + _factor(step, d, uniform[:, 2])[:, None] * difference
                 odds = torch.zeros_like(value)
             member = step % target.members
-            gain = target(proposal, chains, member)[0] - each[member]
+            first_stage = target(proposal, chains, member)
+            gain = first_stage[0] - each[member]
             passed = (uniform[:, 3].log() < gain + odds).nonzero()[:, 0]
             if len(passed) == 0:
                 continue
-            each_new = target(proposal[passed], passed)
+            each_new = first_stage[:, passed] if target.members == 1 else target(proposal[passed], passed)
             new = _mean(each_new)
             correction = torch.where(value[passed].isneginf() & new.isfinite(), 0.0, new - value[passed] - gain[passed])
             accepted = uniform[passed, 4].log() < correction

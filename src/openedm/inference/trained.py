@@ -28,6 +28,7 @@ from openedm.inference.posterior import Posterior, Values
 from openedm.inference.priors import Prior
 from openedm.inference.refine import Refinement
 from openedm.inference.refined_flow import RefinedFlow
+from openedm.inference.repeated import RepeatedPosterior
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks import JoinedSummary
@@ -144,6 +145,25 @@ class DenoiserPosterior(Posterior):
             raise TypeError(f"sampler must be a Sampler or Auto, got {sampler!r}")
         sampler.choose(self.parts.denoiser).check(self.parts.denoiser)
         return self._with(sampler=sampler, noise=noise)
+
+    def repeated(self, count: int, *, plain: bool = False) -> RepeatedPosterior:
+        """The posterior of one θ given `count` independent observations of it, (count, *x_shape).
+
+            posterior.repeated(len(measured)).sample(measured, 1000)
+
+        By prior × product of the learned likelihood, where `fit` learned one, else by composed denoisers. Errors of the
+        posterior of one observation add up, while that of all of them narrows: check with
+        `calibrate(posterior.repeated(n), theta, x)`, with x (simulations, n, *x_shape).
+
+        Args:
+            count: how many, ≥ 1.
+            plain: compose denoisers also where a likelihood was learned.
+
+        Raises:
+            TypeError: count is no integer.
+            ValueError: count < 1, or the posterior's denoiser has further variables.
+        """
+        return RepeatedPosterior(self, count, plain=plain)
 
     def _with(self, **changes: Any) -> "DenoiserPosterior":
         return type(self)(**({name: getattr(self, name) for name in self.options} | changes))
@@ -322,7 +342,7 @@ class DenoiserPosterior(Posterior):
         return self.refined_flow.relative_log_prob(theta, x) if self.refined else self._density(theta, x)
 
     def _agreement(self, x: Float[Tensor, "one ..."]) -> float | None:
-        """The share of the denoiser's samples that are effective; None without learned likelihood, or exact density."""
-        if self.parts.emulator is None or self.prior is None or self.dim > MAX_EXACT_SIZE:
+        """The share of the denoiser's samples that are effective; None without refinement, or exact density."""
+        if not self.refined or self.dim > MAX_EXACT_SIZE:
             return None
         return self.refined_flow.agreement(x)

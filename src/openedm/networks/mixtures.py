@@ -10,17 +10,20 @@ are evaluated together, as batched matrices.
 import math
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.networks.layers import Residual, seeded
 
-__all__ = ["ConditionalMixture", "MemberLinear"]
+__all__ = ["ConditionalMixture", "MemberLinear", "Outputs"]
 
 MAX_LOG_DIAGONAL = 9.0
 """The logarithm of P's diagonal is kept between its negative and this, so that factors are finite."""
+
+Outputs = Float[Tensor, "members rows components outputs"]
+"""What the networks give for each component at each u."""
 
 
 class ConditionalMixture(nn.Module):
@@ -86,21 +89,20 @@ class ConditionalMixture(nn.Module):
 
     def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ln w (members, rows, K), μ (…, K, dim), P (…, K, dim, dim) and ln det P (…, K)."""
-        logits, means, logs, below = self._raw_parameters(u)
+        logits, means, logs, below = self._raw_parameters(self._outputs(u))
         flat = means.new_zeros(*means.shape[:-1], self.dim * self.dim)
         flat = flat.index_copy(-1, self._indices[self._below], below)
         flat = flat.index_copy(-1, self._indices[self._diagonal], logs.exp())
         matrices = flat.reshape(*flat.shape[:-1], self.dim, self.dim)
         return logits.log_softmax(-1), means, matrices, logs.sum(-1)
 
-    def _raw_parameters(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _raw_parameters(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (members, rows, K), μ (…, K, dim), the logarithm of P's diagonal (…, K, dim) and entries below it."""
-        out = self._outputs(u)
-        logits, means, factors = out.tensor_split([1, 1 + self.dim], -1)
+        logits, means, factors = outputs.tensor_split([1, 1 + self.dim], -1)
         logs = factors[..., self._diagonal].clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
         return logits[..., 0], means, logs, factors[..., self._below]
 
-    def _outputs(self, u: Float[Tensor, "members rows condition"]) -> Float[Tensor, "members rows components outputs"]:
+    def _outputs(self, u: Float[Tensor, "members rows condition"]) -> Outputs:
         """What the networks give for each component."""
         h = self.layer_in(u)
         for block in self.blocks:
@@ -112,7 +114,11 @@ class ConditionalMixture(nn.Module):
         self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
     ) -> Float[Tensor, "members rows"]:
         """ln q_e(y | u) of each member e, for rows that differ between members."""
-        logits, means, logs, below = self._raw_parameters(u)
+        return self._density(y, self._outputs(u))
+
+    def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
+        """ln q_e(y | u), from what the networks give for u."""
+        logits, means, logs, below = self._raw_parameters(outputs)
         errors = y[..., None, :] - means
         # P e without forming P: its rows are sums over packed products.
         whitened = logs.exp() * errors + torch.matmul(below * errors[..., self._columns], self._rows.to(errors))
@@ -132,6 +138,17 @@ class ConditionalMixture(nn.Module):
     ) -> Float[Tensor, "members rows"]:
         """ln q_e(y | u) of each member e, for the same rows."""
         return self.member_log_prob(y.expand(self.members, *y.shape), u.expand(self.members, *u.shape))
+
+    def product_log_prob(
+        self, y: Float[Tensor, "observations dim"], u: Float[Tensor, "rows condition"]
+    ) -> Float64[Tensor, " rows"]:
+        """Σᵢ ln q(yᵢ | u) over several y, for which the networks are evaluated once."""
+        outputs = self._outputs(u.expand(self.members, *u.shape))
+        total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
+        for one in y:
+            each = self._density(one.expand(self.members, len(u), self.dim), outputs)
+            total += each.logsumexp(0).double() - math.log(self.members)
+        return total
 
     def member(self, number: int) -> "ConditionalMixture":
         """One member alone; its parameters share the ensemble's memory.

@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.networks.layers import seeded
-from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture
+from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
 
 __all__ = [
     "STRUCTURES",
@@ -98,26 +98,22 @@ class StructuredMixture(ConditionalMixture):
         """The number of outputs for one component: its weight, mean and what of the factor depends on u."""
         return 1 + self.dim + {"banded": 2 * self.dim - 1, "scaled": self.dim, "constant": 0}[self.structure]
 
-    def _terms(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (members, rows, K), μ and a (…, K, dim), and B's entries (…, K, dim − 1), or none."""
-        out = self._outputs(u)
-        logits, means, scales, band = out.tensor_split([1, 1 + self.dim, 1 + 2 * self.dim], -1)
+        logits, means, scales, band = outputs.tensor_split([1, 1 + self.dim, 1 + 2 * self.dim], -1)
         logs = self.log_scale[:, None] + (scales if self.structure != "constant" else torch.zeros_like(means))
         return logits[..., 0], means, logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL), band
 
-    def _raw_parameters(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        logits, means, logs, band = self._terms(u)
+    def _raw_parameters(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits, means, logs, band = self._terms(outputs)
         factor = (self.lower * self._strict)[:, None].expand(*means.shape, self.dim)
         if band.shape[-1]:
             factor = factor + torch.diag_embed(band, -1)
         rows, columns = torch.tril_indices(self.dim, self.dim, -1, device=factor.device)
         return logits, means, logs, (logs.exp()[..., None] * factor)[..., rows, columns]
 
-    def member_log_prob(
-        self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
-    ) -> Float[Tensor, "members rows"]:
-        """ln q_e(y | u) of each member e, for rows that differ between members."""
-        logits, means, logs, band = self._terms(u)
+    def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
+        logits, means, logs, band = self._terms(outputs)
         errors = y[..., None, :] - means
         mixed = errors + torch.einsum("mrkj,mkij->mrki", errors, self.lower * self._strict)
         if band.shape[-1]:
@@ -169,16 +165,13 @@ class IndependentMixture(ConditionalMixture):
         """
         raise NotImplementedError("IndependentMixture has no parameters for all draws together")
 
-    def _terms(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor]:
+    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
         """ln w, μ and ln 1/s, each (members, rows, K)."""
-        logits, means, logs = self._outputs(u).unbind(-1)
+        logits, means, logs = outputs.unbind(-1)
         return logits.log_softmax(-1), means, logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
 
-    def member_log_prob(
-        self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
-    ) -> Float[Tensor, "members rows"]:
-        """ln q_e(y | u) of each member e, for rows that differ between members."""
-        weights, means, logs = (term[..., None, :] for term in self._terms(u))
+    def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
+        weights, means, logs = (term[..., None, :] for term in self._terms(outputs))
         each = weights + logs - 0.5 * ((y[..., None] - means) * logs.exp()).square()
         result: Tensor = each.logsumexp(-1).sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
         return result
@@ -187,7 +180,7 @@ class IndependentMixture(ConditionalMixture):
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
         """One y for each row of u; row i is drawn from member i mod `members`."""
         grouped = self._grouped(u)
-        weights, means, logs = self._terms(grouped)
+        weights, means, logs = self._terms(self._outputs(grouped))
         uniform = torch.rand(*weights.shape[:2], self.dim, generator=generator).to(u)
         chosen = (weights.exp().cumsum(-1)[..., None, :] < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
         noise = torch.randn(chosen.shape, generator=generator).to(u)

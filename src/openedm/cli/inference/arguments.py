@@ -16,6 +16,7 @@ from openedm.ground.choices import Choice
 from openedm.inference import tasks
 from openedm.inference.absent import Kind
 from openedm.inference.posterior import as_tensor
+from openedm.inference.repeated import RepeatedPosterior
 from openedm.inference.results import Form
 from openedm.inference.settings import Settings
 from openedm.inference.simulations import Simulations, Store
@@ -75,20 +76,28 @@ class ObservedPosterior(NamedTuple):
         x: one observation, or a batch of them; of several kinds of data, all numbers of each in a row.
         single: whether it is a single observation.
         form: of one observation.
+        together: the posterior of all rows of x as independent observations; None unless that is asked for.
     """
 
     posterior: DenoiserPosterior
     x: Tensor
     single: bool
     form: Form
+    together: RepeatedPosterior | None = None
+
+    @property
+    def given(self) -> DenoiserPosterior | RepeatedPosterior:
+        """What takes x: the posterior of all its rows together if that is asked for, else of one observation."""
+        return self.posterior if self.together is None else self.together
 
     @property
     def arrays(self) -> dict[str, np.ndarray]:
         """The observation as arrays of an npz file: x, or x_NAME for each kind of data."""
         if self.form.kinds is None:
             return {"x": self.x.numpy()}
-        parts = self.form.split(self.x[None] if self.single else self.x)
-        return {f"x_{name}": (part[0] if self.single else part).numpy() for name, part in dict(parts).items()}
+        alone = self.x.ndim == 1  # several observations together are a single one, too
+        parts = self.form.split(self.x[None] if alone else self.x)
+        return {f"x_{name}": (part[0] if alone else part).numpy() for name, part in dict(parts).items()}
 
 
 def task_of(name: str | None) -> Task | None:
@@ -244,6 +253,7 @@ def load_observed(
     options: PosteriorOptions = PosteriorOptions(),
     *,
     single: str | None = None,
+    together: bool = False,
 ) -> ObservedPosterior:
     """The posterior of a folder, with these options, and the observation `x`.
 
@@ -253,17 +263,25 @@ def load_observed(
         device: where samples are drawn.
         options: how they are drawn.
         single: what requires a single observation, for the message; None takes a batch, too.
+        together: whether the rows of x are independent observations of the same parameters.
 
     Raises:
         ValueError: the posterior or the observation cannot be read, or the observation has another shape.
     """
-    loaded = load_posterior(posterior, device, options)
+    loaded, repeated = load_posterior(posterior, device, options), None
     form = form_of(loaded)
     observed = numbers_of("x", x) if form.kinds is None else _kinds_of(x, loaded, form)
-    rows, alone = loaded._observations(observed)  # an error if the shape does not fit, before any work
+    if together:
+        shape, one_number = tuple(observed.shape), loaded.x_shape == (1,) and observed.ndim == 1
+        observed = observed[:, None] if one_number else observed
+        if tuple(observed.shape[1:]) != loaded.x_shape:
+            wanted = ", ".join(map(str, ("n", *loaded.x_shape)))
+            raise ValueError(f"x must be several observations ({wanted}) with together, got {shape}")
+        repeated = loaded.repeated(len(observed), plain=options.plain)
+    rows, alone = (repeated or loaded)._observations(observed)  # an error if the shape does not fit, before any work
     if single is not None and not alone:
         raise ValueError(f"{single} requires a single observation, got x of {len(rows)}")
-    return ObservedPosterior(loaded, observed, alone, form)
+    return ObservedPosterior(loaded, observed, alone, form, repeated)
 
 
 def _kinds_of(text: str | None, posterior: DenoiserPosterior, form: Form) -> Tensor:

@@ -10,6 +10,7 @@ def log_prob(
     x: str | None = None,
     theta: str | None = None,
     plain: bool = False,
+    together: bool = False,
     out: str | None = None,
     device: str = "cpu",
 ) -> None:
@@ -23,12 +24,14 @@ def log_prob(
             file with an array of each name.
         theta: the parameters, numbers separated by commas; or a .npy file of one (d,) or many (n, d).
         plain: leave out refinement.
+        together: whether the rows of x are independent observations of the same parameters: one posterior given all.
         out: write the numbers to this .npy file instead of printing them.
         device: cpu or cuda.
     """
     target = new_path("out", out, [".npy"])
-    observed, points = load_observed(posterior, x, device, PosteriorOptions(plain=plain)), numbers_of("theta", theta)
-    values = observed.posterior.log_prob(points, observed.x).detach().cpu()
+    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain), together=together)
+    points = numbers_of("theta", theta)
+    values = observed.given.log_prob(points, observed.x).detach().cpu()
     if target is None:
         print("\n".join(f"{value:.6g}" for value in values.flatten().tolist()))
         return

@@ -5,7 +5,13 @@ from openedm.cli.terminal import table
 
 
 def map(
-    posterior: str, x: str | None = None, num_draws: int = 256, seed: int = 0, plain: bool = False, device: str = "cpu"
+    posterior: str,
+    x: str | None = None,
+    num_draws: int = 256,
+    seed: int = 0,
+    plain: bool = False,
+    together: bool = False,
+    device: str = "cpu",
 ) -> None:
     """Find the mode of a posterior, by ascent from the samples of the highest density.
 
@@ -18,10 +24,11 @@ def map(
         num_draws: number of samples to start from.
         seed: seed of the samples.
         plain: leave out refinement.
+        together: whether the rows of x are independent observations of the same parameters: one posterior given all.
         device: cpu or cuda.
     """
-    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain), single="map")
-    mode = observed.posterior.map(observed.x, num_draws=num_draws, seed=seed)
-    density = float(observed.posterior.log_prob(mode, observed.x))
+    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain), single="map", together=together)
+    mode = observed.given.map(observed.x, num_draws=num_draws, seed=seed)
+    density = float(observed.given.log_prob(mode, observed.x))
     values = [[name, f"{value:.6g}"] for name, value in zip(observed.posterior.names, mode.tolist(), strict=True)]
     print(table(["parameter", "mode"], [*values, ["log-density", f"{density:.6g}"]]))

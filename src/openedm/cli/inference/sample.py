@@ -29,6 +29,7 @@ def sample(
     figure: str | None = None,
     truth: str | None = None,
     prior: bool | None = None,
+    together: bool = False,
     device: str = "cpu",
     options: Flat[PosteriorOptions] = PosteriorOptions(),
 ) -> None:
@@ -48,24 +49,26 @@ def sample(
             .png, .pdf or .svg file.
         truth: known parameters to mark in the figure, numbers separated by commas or a .npy file.
         prior: whether the figure shows the density of the prior; by default it does where the posterior has one.
+        together: whether the rows of x are independent observations of the same parameters: one posterior given all.
         device: cpu or cuda.
         options: how they are drawn.
     """
     target, drawing = Path(out), new_path("figure", figure, [".png", ".pdf", ".svg"])
     new_path("out", out, [".npz"])
     checks.at_least("num_samples", num_samples, 2)
-    observed = load_observed(posterior, x, device, options, single=None if drawing is None else "figure")
+    require = None if drawing is None else "figure"
+    observed = load_observed(posterior, x, device, options, single=require, together=together)
     if (truth is not None or prior is not None) and drawing is None:
         raise ValueError(f"{'prior' if truth is None else 'truth'} requires a figure")
     if prior and observed.posterior.prior is None:
         raise ValueError("prior requires a posterior with a prior, but this one was fitted without")
     names = observed.posterior.names
     known = None if truth is None else _truth(truth, names)
-    samples = observed.posterior.sample(observed.x, num_samples, seed=seed).cpu()
+    samples = observed.given.sample(observed.x, num_samples, seed=seed).cpu()
     write_arrays(target, {"samples": samples.numpy(), **observed.arrays, "names": np.array(names)})
     if observed.single:
         print(_summary(samples.double().numpy(), names))
-    far = [i for i, each in enumerate(observed.posterior.likeness(observed.x) or ()) if each.ratio > FAR]
+    far = [i for i, each in enumerate(observed.given.likeness(observed.x) or ()) if each.ratio > FAR]
     if far:
         print(f"x is far from all simulations, observation {far[0]} first: see openedm inference check")
     print(f"{num_samples} samples{'' if observed.single else f' of each of {len(observed.x)} observations'}: {out}")
