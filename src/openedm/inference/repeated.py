@@ -8,6 +8,7 @@ multiply the errors of one observation by n, while the posterior narrows by √n
 """
 
 import math
+import warnings
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import replace
@@ -43,6 +44,9 @@ EVIDENCE_DRAWS, MAX_PILOTS = 1024, 16
 CHAINS = Refinement(num_steps=25, max_steps=500, density_steps=True)
 """Where the posterior of one observation is not refined."""
 
+MOST_COMPOSED = 10
+"""With more denoisers composed, there is a warning."""
+
 PRODUCT_ROWS = 4096
 """Points whose likelihood is computed at a time: for each observation in turn, with the networks' outputs at hand."""
 
@@ -76,6 +80,12 @@ class RepeatedPosterior(Posterior):
         self.single, self.count = single, count
         known = parts.emulator is not None and single.prior is not None and not plain
         self.refinement = (parts.refinement or CHAINS) if known else None
+        if not known and count > MOST_COMPOSED:
+            warnings.warn(
+                f"{count} denoisers are composed, whose errors add up: of more than {MOST_COMPOSED}, widths may be far "
+                f"off; test it by calibrate(posterior.repeated({count}), theta, x) on fresh simulations",
+                stacklevel=3,
+            )
         self._pilots: OrderedDict[bytes, tuple[Tensor, int]] = OrderedDict()
         if parts.denoiser.event_shape not in (None, (single.dim,)):
             raise ValueError(

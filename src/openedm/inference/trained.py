@@ -157,7 +157,7 @@ class DenoiserPosterior(Posterior):
 
         Args:
             count: how many, ≥ 1.
-            plain: compose denoisers also where a likelihood was learned.
+            plain: compose denoisers also where a likelihood was learned. Of more than ten, there is a warning.
 
         Raises:
             TypeError: count is no integer.
