@@ -22,13 +22,20 @@ __version__ = "0.1.0"
 _load, __dir__, __all__ = lazy_loader.attach_stub(__name__, __file__)  # the names are in __init__.pyi
 
 
+class _NoAttributeError(AttributeError):
+    """Looks where else a name is only when it is shown: parsers of options ask for missing ones hundreds of times."""
+
+    def __str__(self) -> str:
+        return f"module 'openedm' has no attribute {self.name!r}{_where_else(self.name)}"
+
+
 def __getattr__(name: str) -> Any:
     try:
         return _load(name)
     except AttributeError as error:
         if name in __all__ or name.startswith("_"):
             raise
-        raise AttributeError(f"module 'openedm' has no attribute {name!r}{_where_else(name)}") from error
+        raise _NoAttributeError(name=name) from error
 
 
 def _where_else(name: str) -> str:
