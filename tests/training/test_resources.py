@@ -194,6 +194,23 @@ def test_times_are_those_of_warm_repeats_with_the_step_of_the_optimiser(monkeypa
     assert few > many > 0
 
 
+def test_a_slow_first_pass_does_not_keep_the_measured_batch_small(monkeypatch) -> None:
+    counts: list[int] = []
+
+    def scripted(run, device) -> float:
+        measured = getattr(run, "__self__", None)
+        if not isinstance(measured, resources._Pass):
+            return 0.0  # the optimiser's step
+        counts.append(len(measured.clean))
+        return 0.9 if len(counts) == 1 else 0.015 + 0.001 * counts[-1]
+
+    monkeypatch.setattr(resources, "_time", scripted)
+    model = Model(network=SMALL, event_shape=(1, 8, 8))
+    cost = measure_cost(loss_module(model), model, Options(batch_size=64))
+    assert cost.seconds == pytest.approx((0.015 + 0.064) / 64)
+    assert counts[-1] == 64
+
+
 def test_a_budget_for_another_machine_is_refused() -> None:
     assert budget_of(torch.device("cpu")) == "cpu-hour"
     with pytest.raises(ValueError, match="budget='gpu-8gb' needs a device of type 'cuda', got 'cpu'"):

@@ -135,10 +135,13 @@ def measure_cost(module: LossModule, model: Model, options: Options) -> Cost:
         sample = max(two - one, two // 2, 1)
         run = _Pass.make(module, model, options, 1, device)
         seconds = _time(run.run, device)
+        if seconds < TIMED_SECONDS:
+            seconds = min(seconds, _time(run.run, device))  # the first of all is slow
         fitting = (available_on(device) // 2 - fixed) // sample
-        count = max(1, min(share, fitting, int(TIMED_SECONDS / seconds)))
-        if count > 1:
-            run = _Pass.make(module, model, options, count, device)
+        count, most = 1, max(1, min(share, fitting))
+        # A sample among many costs less than one alone: as many as the time allows, then more if they took less.
+        while (larger := min(most, int(TIMED_SECONDS / seconds))) >= min(2 * count, most) and larger > count:
+            count, run = larger, _Pass.make(module, model, options, larger, device)
             seconds = _fastest(run.run, device) / count
         evaluation = _fastest(run.evaluate, device) / count
         update = _time_update(module, device) / options.batch_size
