@@ -17,7 +17,9 @@ from openedm.inference.composition import Composed, Moments
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.refine import Refinement
 from openedm.inference.trained import DenoiserPosterior, Parts
+from openedm.levels import Karras
 from openedm.networks.mixtures import ConditionalMixture
+from openedm.sampling import Churn, Sampler
 
 MODEL = LinearGaussian(dim=2, noise=1.0)
 CHAINS = Refinement(num_steps=25, num_pilots=64, max_steps=75, density_steps=True)
@@ -119,6 +121,27 @@ def test_samples_depend_on_seed_set_and_number_alone() -> None:
     torch.testing.assert_close(both[1], posterior.sample(sets[1], 100))
     torch.testing.assert_close(both[1, :40], single(refined=True).repeated(3).sample(sets[1], 40))
     assert not torch.equal(both[1], posterior.sample(sets[1], 100, seed=1))
+
+
+def test_chains_do_without_composed_denoisers_whose_widths_differ() -> None:
+    base, x = ConditionalMixture(3, 2, width=1, num_blocks=1), observed(3)
+    with torch.no_grad():
+        base.linear.weight.normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    known = single(refined=True)
+    uneven = DenoiserPosterior(replace(known.parts, base=base.eval().requires_grad_(False)), prior=MODEL.prior)
+    mean, covariance = closed_form(x)
+    samples, std = uneven.repeated(3).sample(x, 1000).double(), covariance.diagonal().sqrt()
+    assert ((samples.mean(0) - mean) / std).abs().max() < 0.2
+    assert (samples.std(0) / std - 1).abs().max() < 0.1
+    with pytest.raises(ValueError, match="another width at each observation"):
+        uneven.repeated(3, plain=True).sample(x, 10)
+
+
+def test_noise_of_a_path_is_used_where_it_is_asked_for() -> None:
+    x, churned = observed(3), Sampler(Karras(12, sigma_min=0.02, sigma_max=8.0), churn=Churn(s_churn=3.0))
+    one, path = (single().with_sampler(churned, noise).repeated(3).sample(x, 400) for noise in ("independent", "path"))
+    assert not torch.equal(one, path)
+    assert (one.std(0) / path.std(0) - 1).abs().max() < 0.15
 
 
 def test_a_bounded_prior_and_a_fitted_posterior_go_all_the_way() -> None:

@@ -22,7 +22,7 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.inference.composite import gaussian_of
 from openedm.inference.composition import Composed, Moments
-from openedm.inference.draws import SampleNoise, observation_seeds
+from openedm.inference.draws import SampleNoise, observation_seeds, sample_paths
 from openedm.inference.flow import gaussian_at
 from openedm.inference.kernels import FREEDOM, Kernels
 from openedm.inference.likeness import Likeness
@@ -200,22 +200,37 @@ class RepeatedPosterior(Posterior):
         if parts.base is not None:
             means, factors, _ = gaussian_at(parts.base, y)
             if float((factors - factors[:1]).abs().max()) > 1e-6 * float(factors.abs().max()):
+                if self.refinement is not None:
+                    return self._gaussian(x, n, seed)
                 raise ValueError(
                     "count must be 1 for this posterior: its conditional Gaussian has another width at each "
                     f"observation, so that denoisers cannot be composed; got {self.count}"
                 )
             factor, shifts = factors[0], torch.einsum("ij,nj->ni", factors[0], means)
-        (own,) = observation_seeds(x[None], MOMENT_SEED)
-        each = flow.moments(y, max(MOMENT_DRAWS, 4 * self.dim), observation_seeds(x, own % 2**32)) @ factor.mT
         prior = self._prior_moments(factor)
-        denoiser = Composed(parts.denoiser, y, shifts, Moments.of(each).beyond(prior), prior)
+        denoiser = Composed(parts.denoiser, y, shifts, self._moments(x, factor).beyond(prior), prior)
         source = SampleNoise([seed], n)
         sampler = flow.sampler.choose(parts.denoiser)
-        steps = source if sampler.stochastic else None
+        steps = None if not sampler.stochastic else source if flow.noise == "independent" else sample_paths([seed], n)
         noise = source.draw((self.dim,)).to(y)
         r = sampler.sample(denoiser, steps, noise=noise, event_shape=(self.dim,)).double()
         u: Tensor = torch.linalg.solve_triangular(factor, r.mT, upper=False).mT
         return u
+
+    def _moments(self, x: Float[Tensor, "count ..."], factor: Float64[Tensor, "d d"]) -> Moments:
+        """The moments of P u given each observation."""
+        (own,) = observation_seeds(x[None], MOMENT_SEED)
+        draws, seeds = max(MOMENT_DRAWS, 4 * self.dim), observation_seeds(x, own % 2**32)
+        return Moments.of(self.single.flow.moments(self.single.parts.data.forward(x), draws, seeds) @ factor.mT)
+
+    def _gaussian(self, x: Float[Tensor, "count ..."], n: int, seed: int) -> Float64[Tensor, "n dim"]:
+        """u by the product of Gaussians, from which chains start where denoisers cannot be composed."""
+        identity = torch.eye(self.dim, dtype=torch.float64, device=x.device)
+        prior = self._prior_moments(identity)
+        product = self._moments(x, identity).beyond(prior).product(prior)
+        factor = torch.linalg.cholesky(torch.linalg.inv(product.precisions[0]))
+        drawn: Tensor = product.means + SampleNoise([seed], n).draw((self.dim,)).to(factor) @ factor.mT
+        return drawn
 
     def _prior_moments(self, factor: Float64[Tensor, "d d"]) -> Moments:
         """The moments of P u under the prior; N(0, I) of u where there is none."""

@@ -87,7 +87,7 @@ class SbiDenoiser(StandardisedInside):
         return denoised
 
     def _coefficients(self, time: Float64[Tensor, "*shape"]) -> tuple[Tensor, Tensor]:
-        """M and s at a time of the estimator."""
+        """The factors m and s at a time of the estimator."""
         if self._is_flow:
             return 1 - time, time + float(self.estimator.noise_scale)
         m, s = (_flat(f(time)).reshape(time.shape) for f in (self.estimator.mean_t_fn, self.estimator.std_fn))
@@ -97,7 +97,7 @@ class SbiDenoiser(StandardisedInside):
         return ((sigma - float(self.estimator.noise_scale)) / (1 + sigma)).clamp(0, 1)
 
     def _score_time(self, sigma: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
-        """T by linear interpolation in ln σ."""
+        """The time of a score estimator, by linear interpolation in ln σ."""
         logs = sigma.clamp_min(1e-30).log().clamp(self._logs[0], self._logs[-1])
         above = torch.searchsorted(self._logs, logs.contiguous()).clamp(1, NODES - 1)
         low, high = self._logs[above - 1], self._logs[above]
