@@ -122,9 +122,12 @@ def test_another_conversion_does_not_go_on_with_an_interrupted_one(tmp_path, pic
 def test_folders_that_hold_something_are_left_alone(tmp_path):
     convert(held(), tmp_path / "out", FORM)
     before = content_of(tmp_path / "out")
-    for resume in (False, True):
-        with pytest.raises(ValueError, match="already has a converted set"):
-            convert(held(), tmp_path / "out", FORM, resume=resume)
+    with pytest.raises(ValueError, match="already has a converted set"):
+        convert(held(), tmp_path / "out", FORM)
+    with pytest.raises(ValueError, match="already has a set converted from other images or otherwise"):
+        convert(held(), tmp_path / "out", Form(size=4), resume=True)
+    with pytest.raises(ValueError, match="already has a set converted from other images or otherwise"):
+        convert(held(8), tmp_path / "out", FORM, resume=True)
     assert content_of(tmp_path / "out") == before
     (tmp_path / "other").mkdir()
     (tmp_path / "other" / "thesis.txt").write_text("dear")
@@ -134,6 +137,15 @@ def test_folders_that_hold_something_are_left_alone(tmp_path):
     (tmp_path / "begun" / "thesis.txt").write_text("dear")
     with pytest.raises(ValueError, match=r"not part of the conversion, such as thesis.txt"):
         convert(held(), tmp_path / "begun", FORM, per_shard=3, resume=True)
+
+
+def test_a_finished_conversion_that_is_resumed_stays_as_it_is_without_what_a_kill_at_its_end_left(tmp_path):
+    manifest = convert(held(), tmp_path / "out", FORM)
+    before = content_of(tmp_path / "out")
+    for name in (".converting.json", ".shard-000000.json", ".manifest.json.7.tmp"):
+        (tmp_path / "out" / name).write_text("{}")
+    assert convert(held(), tmp_path / "out", FORM, resume=True) == json.loads(json.dumps(manifest))
+    assert content_of(tmp_path / "out") == before
 
 
 DAMAGED = {"broken": {"2.png": b"no picture"}, "cut": {"2.png": encode(pixels(2, (64, 64)))[:400]}}

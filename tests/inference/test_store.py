@@ -140,7 +140,7 @@ def test_results_of_another_shape_than_the_stores_fail(path):
 
 def test_a_store_is_held_by_one_run_at_a_time(path):
     def simulator(theta):
-        with pytest.raises(ValueError, match="is being written to by another run"):
+        with pytest.raises(ValueError, match="is being written by this process already"):
             simulate(own_seed, PRIOR, 3, store=path)
         return theta
 

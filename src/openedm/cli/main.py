@@ -117,13 +117,14 @@ def _run(program: str, arguments: list[str]) -> int:
 
     from openedm.cli.importing import recorded
     from openedm.cli.parsing import explain, parse
+    from openedm.ground.locks import until_the_end
 
     path = program.split(" ")[1:]
     recorded.set(())
     module = importlib.import_module(".".join(["openedm.cli", *path]))
     command = getattr(module, path[-1])
     try:
-        with one_line_warnings(program):
+        with one_line_warnings(program), until_the_end():
             values = parse(program, command, arguments)
             configure_process(values.values())
             status = command(**values)

@@ -15,6 +15,7 @@ from openedm.cli.parsing import dump
 from openedm.cli.plain import read_options, to_plain
 from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Dataset, Digits, Source
+from openedm.ground.locks import hold_folder
 from openedm.ground.storage import check_folders, replacing
 from openedm.networks import DDPMpp, Network
 from openedm.objective import Objective
@@ -172,6 +173,7 @@ train.recorded_options = recorded_options  # type: ignore[attr-defined]
 def _check(run: Path, tracker: str, *, resume: bool) -> bool:
     """Whether the folder has checkpoints; ValueError if it has some but not `resume`, or for an unknown tracker."""
     check_folders("out", run)
+    hold_folder(run, "out")
     earlier = bool(list_checkpoints(run))
     if earlier and not resume:
         raise ValueError(f"out={run} already has a run: pass --resume true to continue it, or choose another folder")

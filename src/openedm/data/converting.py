@@ -23,8 +23,9 @@ from openedm.data.stored import FULL_RANGE_TYPES
 from openedm.data.table import Table, local_files
 from openedm.ground import checks
 from openedm.ground.choices import to_config
+from openedm.ground.locks import LOCK, locked_folder
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import file_digest, read_json, write_arrays, write_json
+from openedm.ground.storage import check_folders, file_digest, read_json, remove_remains, write_arrays, write_json
 
 __all__ = ["convert", "encoded_images"]
 
@@ -95,7 +96,8 @@ def convert(
 
     Args:
         images: the images to convert.
-        out: a new or empty folder; with `resume`, one with an interrupted conversion of the same images.
+        out: a new or empty folder; with `resume`, one with an interrupted conversion of the same images, or a finished
+            one, which stays as it is.
         form: size, crop, channels and encoding of the results.
         per_shard: the number of images in a shard.
         damaged: whether an image that cannot be decoded ends the conversion, or is left out and named in the manifest.
@@ -108,7 +110,9 @@ def convert(
 
     Raises:
         ValueError: `out` has other files, or a conversion and `resume` is false; the images or the form are not
-            those of the interrupted conversion; an image is damaged or of another size than the first, by name.
+            those of the interrupted conversion; an image is damaged or of another size than the first, by name; or
+            another process writes into `out`.
+        OSError: the disk is full, or `out` may not be written.
     """
     checks.at_least("per_shard", per_shard, 1)
     checks.at_least("threads", threads, 1)
@@ -125,13 +129,16 @@ def convert(
         "fingerprint": images.fingerprint(),
     }
     settings |= {} if condition_resize == "bicubic" else {"condition_resize": condition_resize}
-    _start(out, settings, resume=resume)
     shards: list[Shard] = []
 
     def report(done: int, dropped: int = 0) -> None:
         progress("images", done, len(images), dropped=dropped + sum(len(shard.dropped) for shard in shards))
 
-    with ThreadPoolExecutor(threads) as pool:
+    check_folders("out", out)
+    with locked_folder(out, "out"), ThreadPoolExecutor(threads) as pool:
+        if (out / MANIFEST).exists():
+            return _finished(out, images, settings, resume=resume)
+        _start(out, settings, resume=resume)
         for number, start in enumerate(range(0, len(images), per_shard)):
             chosen = range(start, min(start + per_shard, len(images)))
             shard = completed_shard(out, f"shard-{number:06d}.tar")
@@ -141,15 +148,40 @@ def convert(
                 shard = writer.write(out, chosen, pool, report)
             shards.append(shard)
             report(chosen.stop)
-    return _finish(out, images, form, shards, about or {})
+        return _finish(out, images, form, shards, about or {})
+
+
+def _finished(out: Path, images: EncodedImages, settings: dict[str, Any], *, resume: bool) -> dict[str, Any]:
+    """The manifest of a finished conversion of the same images, without what a kill at its very end left.
+
+    Raises:
+        ValueError: `resume` is false, or the set was converted from other images or into another form.
+    """
+    if not resume:
+        raise ValueError(f"out={out} already has a converted set: choose another folder")
+    manifest = read_json(out / MANIFEST)
+    try:
+        number = int(manifest["images"]) + len(manifest["dropped"])
+        same = number == len(images) and manifest["form"] == settings["form"]
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{out / MANIFEST} does not describe a converted set: {error!r}") from error
+    if not same:
+        raise ValueError(f"out={out} already has a set converted from other images or otherwise: choose another folder")
+    _remove_hidden(out)
+    return manifest
+
+
+def _remove_hidden(out: Path) -> None:
+    remove_remains(out)
+    for hidden in [out / _STATE, *out.glob(".shard-*.json")]:
+        hidden.unlink(missing_ok=True)
 
 
 def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
-    if (out / MANIFEST).exists():
-        raise ValueError(f"out={out} already has a converted set: choose another folder")
     state = out / _STATE
     if not state.exists():
-        if out.exists() and (not out.is_dir() or any(out.iterdir())):
+        remove_remains(out, _STATE)
+        if any(path.name != LOCK for path in out.iterdir()):
             raise ValueError(f"out={out} is not empty: choose another folder")
         write_json(state, settings)
         return
@@ -166,9 +198,8 @@ def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
             f"out={out} has an interrupted conversion with other {', '.join(changed)}: give the same, "
             "or choose another folder"
         )
-    for temporary in out.glob(".*.tmp"):  # left by a killed process
-        temporary.unlink()
-    others = [path.name for path in out.iterdir() if not _OWN_FILES.fullmatch(path.name)]
+    remove_remains(out)
+    others = [path.name for path in out.iterdir() if not _OWN_FILES.fullmatch(path.name) and path.name != LOCK]
     if others:
         raise ValueError(f"out={out} has files that are not part of the conversion, such as {min(others)}")
 
@@ -230,6 +261,5 @@ def _finish(
         "shards": [{"file": s.file, "images": len(s.keys), "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
     write_json(out / MANIFEST, manifest)
-    for hidden in [out / _STATE, *out.glob(".shard-*.json")]:
-        hidden.unlink(missing_ok=True)
+    _remove_hidden(out)
     return manifest

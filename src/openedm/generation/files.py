@@ -4,6 +4,7 @@ import json
 import math
 import shutil
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -16,8 +17,18 @@ from openedm.data.pictures import IMAGE_CHANNELS, beside, grid_columns, image_gr
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
 from openedm.ground.legacy import upgrade
+from openedm.ground.locks import LOCK, hold_folder, locked_file, locked_folder
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import check_folders, new_path, read_json, write_array, write_arrays, write_json
+from openedm.ground.storage import (
+    REMAINS,
+    check_folders,
+    new_path,
+    read_json,
+    remove_remains,
+    write_array,
+    write_arrays,
+    write_json,
+)
 from openedm.training import make_accelerator, share_of
 
 __all__ = ["Format", "SampleFiles"]
@@ -67,6 +78,7 @@ class SampleFiles:
             if self.out.suffix.lower() in OTHER_FILES and not self.out.is_dir():
                 raise ValueError(f"out must be a folder, or end in .npz or .png, got {str(out)!r}")
             check_folders("out", self.out)
+            hold_folder(self.out, "out")
         else:
             new_path("out", out, [".npz" if format == "npz" else ".png"])
         self.parts = self.out if format == "png" else self.out.with_name(f"{self.out.name}.parts")
@@ -108,15 +120,29 @@ class SampleFiles:
             progress: called after each batch with the samples that this process has drawn.
 
         Raises:
-            ValueError: `out` holds other files, or samples that were drawn with other settings.
+            ValueError: `out` holds other files, samples that were drawn with other settings, or another process draws
+                into it.
+            OSError: the disk is full, or `out` may not be written.
         """
         checks.at_least("batch_size", batch_size, 1)
         accelerator = accelerator or make_accelerator()
+        lock = locked_folder if self.format == "png" else locked_file
+        with lock(self.out, "out") if accelerator.is_main_process else nullcontext():
+            return self._write(prepared, seeds, batch_size, accelerator, progress)
+
+    def _write(
+        self,
+        prepared: PreparedSampler,
+        seeds: Sequence[int],
+        batch_size: int,
+        accelerator: Accelerator,
+        progress: Progress,
+    ) -> int:
         prepared = self._as_drawn_before(prepared)
         if accelerator.is_main_process:
             _open_folder(self.parts, self.source.settings(prepared.sampler))
         accelerator.wait_for_everyone()
-        missing = [seed for seed in dict.fromkeys(seeds) if not self._path(seed).exists()]
+        missing = [seed for seed in dict.fromkeys(seeds) if not _is_written(self._path(seed))]
         accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
         mine = share_of(missing, batch_size, accelerator.process_index, accelerator.num_processes)
         done = 0
@@ -192,6 +218,11 @@ class SampleFiles:
             write_json(self.out / "dataset.json", table, indent=None)
 
 
+def _is_written(path: Path) -> bool:
+    """Whether a file is there and not empty, as some file systems leave a file where the machine fails."""
+    return path.is_file() and path.stat().st_size > 0
+
+
 def _restored(arrays: np.ndarray, stored: Stored | None) -> dict[str, np.ndarray]:
     """The samples in the numbers and axes of the data, and what `data.Arrays` needs to read them as events again."""
     if stored is None:
@@ -219,7 +250,8 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     if path.is_file():
         if not _same_settings(path, settings):
             raise ValueError(f"{folder} holds samples drawn with other settings ({path}): choose another folder")
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(path.name != LOCK and not REMAINS.fullmatch(path.name) for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no samples of this command: choose another folder")
     else:
         write_json(path, settings)
+    remove_remains(folder)

@@ -4,9 +4,11 @@ import hashlib
 import json
 import math
 import os
+import re
 import shutil
+import stat
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +17,41 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from openedm.ground.disks import explain_write_errors
+from openedm.ground.locks import hold_file, locked_file
+
+REMAINS = re.compile(r"\.(?P<file>.+)\.\d+\.tmp|\.(?P<folder>.+)-\d+")
+"""Names under which files and folders are written, of which a process that is killed leaves one."""
+
 
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A path beside `path` to write to; the file takes the place of `path` at the end of the block.
 
     A block that fails leaves what was at `path` as it was and removes what it wrote, and a process that is killed
-    leaves at worst a hidden file beside it. The content is on the disk before its name changes, and the new name is on
-    the disk at the end of the block.
+    leaves at worst a hidden file beside it, which `remove_remains` deletes. The content is on the disk before its name
+    changes, and the new name is on the disk at the end of the block. The file gets the permissions that the user's
+    umask gives to new files, whatever the library that writes it thinks fit.
+
+    Raises:
+        OSError: the disk is full, or `path` may not be written; it names `path` and says what helps.
     """
     path = Path(path)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with open(temporary, "rb+") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-        if os.name == "posix":  # elsewhere folders cannot be opened
-            _flush(path.parent)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with explain_write_errors(path, temporary):
+        try:
+            with open(temporary, "wb") as file:
+                mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            if stat.S_IMODE(temporary.stat().st_mode) != mode:
+                temporary.chmod(mode)
+            os.replace(temporary, path)
+            if os.name == "posix":  # elsewhere folders cannot be opened
+                _flush(path.parent)
+        finally:
+            temporary.unlink(missing_ok=True)
 
 
 @contextmanager
@@ -42,21 +59,39 @@ def new_folder(path: Path, what: str = "a checkpoint") -> Iterator[Path]:
     """A folder under a temporary name; it gets the name `path`, durably, at the end of a block that does not fail.
 
     Raises:
-        ValueError: `path` exists; the message says that `what` is never overwritten.
+        ValueError: `path` exists, and the message says that `what` is never overwritten; or another process writes it.
+        OSError: the disk is full, or `path` may not be written; it names `path` and says what helps.
     """
-    if path.exists():
-        raise ValueError(f"{path} exists already: {what} is never overwritten")
-    temporary = path.with_name(f".{path.name}-{os.getpid()}")
-    shutil.rmtree(temporary, ignore_errors=True)  # left by a killed process with the same number
-    temporary.mkdir(parents=True)
-    try:
-        yield temporary
-        synchronise(temporary)
-        os.replace(temporary, path)
-        synchronise(path.parent)
-    except BaseException:
-        shutil.rmtree(temporary, ignore_errors=True)
-        raise
+    with locked_file(path):
+        if path.exists():
+            raise ValueError(f"{path} exists already: {what} is never overwritten")
+        remove_remains(path.parent, path.name)
+        temporary = path.with_name(f".{path.name}-{os.getpid()}")
+        with explain_write_errors(path, temporary):
+            try:
+                temporary.mkdir(parents=True)
+                yield temporary
+                synchronise(temporary)
+                os.replace(temporary, path)
+                synchronise(path.parent)
+            except BaseException:
+                shutil.rmtree(temporary, ignore_errors=True)
+                raise
+
+
+def remove_remains(folder: Path, name: str | None = None) -> None:
+    """Delete what killed processes left half-written in a folder, hidden; only with its lock, or that of the name.
+
+    Args:
+        folder: the folder.
+        name: the name of the file or folder that they wrote; None for all files, but no folders.
+    """
+    for path in folder.glob(".*"):
+        found = REMAINS.fullmatch(path.name)
+        written = found and (found["file"] or (found["folder"] if name is not None else None))
+        if written and name in (None, written):
+            with suppress(OSError):
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
 
 
 def synchronise(folder: Path) -> None:
@@ -93,8 +128,11 @@ def new_path(
         suffixes: the allowed suffixes; all if empty.
         what: the kind of result, for messages.
 
+    In a command, the path is locked until the command ends, and what a killed one left is removed.
+
     Raises:
-        ValueError: the path exists, has another suffix, or is inside a file.
+        ValueError: the path exists, has another suffix, is inside a file, or another process writes it.
+        OSError: its folder cannot be written.
     """
     if path is None:
         return None
@@ -102,6 +140,8 @@ def new_path(
     check_folders(name, target.parent)
     if suffixes and target.suffix not in suffixes:
         raise ValueError(f"{name} must end in {' or '.join(suffixes)}, got {str(path)!r}")
+    if hold_file(target, name):
+        remove_remains(target.parent, target.name)
     if target.exists():
         raise ValueError(f"{name}={path} exists already: {what} is never overwritten, choose another name")
     return target

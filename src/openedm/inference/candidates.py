@@ -22,7 +22,7 @@ from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
 from openedm.inference.trained import Average, Parts
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.training import Model, Observer, Trainer, TrainingProgress
+from openedm.training import Model, Observer, Trainer, TrainingProgress, list_checkpoints
 
 __all__ = ["Job", "linear_base", "train_on_draws", "train_on_simulations"]
 
@@ -131,7 +131,7 @@ def _train(
         trainer = Trainer(
             model, training, settings.objective, options, run=run, validation=held_out, observers=observers
         )
-        if job.resume and run is not None and run.exists():
+        if job.resume and run is not None and list_checkpoints(run):  # none, if a kill came before the first
             trainer.resume()
         try:
             members.append(trainer.fit().cpu().eval().requires_grad_(False))

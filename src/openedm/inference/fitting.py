@@ -10,12 +10,14 @@
 
 import warnings
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
 from openedm.ground import checks
 from openedm.ground.choices import to_config
+from openedm.ground.locks import locked_folder
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import check_folders
 from openedm.inference.candidates import Job
@@ -116,7 +118,8 @@ def fit(
         seed=seed,
     )
     data = _sorted_where_exchangeable(data)
-    verdict = choose_posterior(data, job)
+    with nullcontext() if job.run is None else locked_folder(job.run, "run"):
+        verdict = choose_posterior(data, job)
     report = _report(data, verdict)
     if verdict.shortfall.is_large:
         warnings.warn(f"{verdict.shortfall}", stacklevel=2)

@@ -9,10 +9,9 @@ ever grows.
 | part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
 | failures-….parquet | index, seed, theta, error: simulations that failed |
 | running.json | the simulations that run in the process that writes, until they are done |
-| lock | locked by the run that writes |
 
 Files are immutable and appear complete or not at all: each is written under a hidden name, flushed to the disk and
-renamed. Any parquet reader can read them. The lock of a process ends with it.
+renamed. Any parquet reader can read them. The run that writes holds the folder's lock (`openedm.ground.locks`).
 """
 
 import itertools
@@ -27,12 +26,12 @@ from typing import Any
 
 import numpy as np
 import torch
-from filelock import FileLock, Timeout
 from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
-from openedm.ground.storage import check_folders, read_json, replacing, write_json
+from openedm.ground.locks import locked_folder
+from openedm.ground.storage import check_folders, read_json, remove_remains, replacing, write_json
 from openedm.inference.composite import prior_from_config
 from openedm.inference.priors import Prior
 from openedm.inference.results import Form, Kinds
@@ -41,6 +40,8 @@ from openedm.networks import JoinedSummary
 __all__ = ["Failure", "Manifest", "Simulations", "Store"]
 
 FORMAT, RUNNING = "openedm-simulations-1", "running.json"
+OLD_LOCK = "lock"
+"""An empty file in stores that version 0.1 wrote."""
 
 
 @dataclass(frozen=True, order=True)
@@ -194,7 +195,7 @@ class Store:
         check_folders("store", self.path.parent)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"store must be a folder, got the file {str(self.path)!r}")
-        if self.path.is_dir() and self.manifest is None and any(p.name != "lock" for p in self.path.glob("[!.]*")):
+        if self.path.is_dir() and self.manifest is None and any(p.name != OLD_LOCK for p in self.path.glob("[!.]*")):
             raise ValueError(f"store must be a new folder or one of simulations, got {str(self.path)!r}")
 
     @property
@@ -291,19 +292,13 @@ class Store:
         Raises:
             ValueError: the store's simulations are of something else, or another run is adding to it.
         """
-        self.path.mkdir(parents=True, exist_ok=True)
-        try:
-            lock = FileLock(self.path / "lock").acquire(blocking=False)
-        except Timeout as error:
-            raise ValueError(f"store {str(self.path)!r} is being written to by another run") from error
-        with lock:
+        with locked_folder(self.path, "store", nested=False):
             existing = self.manifest
             if existing is None:
                 self._describe(manifest)
             else:
                 self._check(existing, manifest)
-            for remains in self.path.glob(".*.tmp"):  # of runs that were killed
-                remains.unlink(missing_ok=True)
+            remove_remains(self.path)
             yield self._add
 
     def _add(self, simulations: Simulations) -> None:

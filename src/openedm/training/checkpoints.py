@@ -13,7 +13,10 @@ classes. The random state of a run is its seed and its step, from which every st
 
 import math
 import os
+import re
 import shutil
+import time
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -36,9 +39,11 @@ from openedm.training.processes import shard_like
 __all__ = [
     "RunState",
     "find_checkpoint",
+    "is_checkpoint",
     "list_checkpoints",
     "load_denoiser",
     "load_weights",
+    "make_room",
     "read_model",
     "read_progress",
     "read_weights",
@@ -50,6 +55,7 @@ __all__ = [
 
 FORMAT = "openedm-denoiser-1"
 FOLDER = "checkpoints"
+_NAME, _PARTIAL = re.compile(r"[0-9]{1,18}"), re.compile(r"\.[0-9]{1,18}-([0-9]+|old)")
 
 
 @dataclass
@@ -225,19 +231,44 @@ def trained_without_dropout(folder: Path) -> bool:
     return isinstance(options, dict) and options.get("init_args", options).get("label_dropout") == 0
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Whether a folder holds the files of a checkpoint, none of them empty; they are not read."""
+    files = (path / "config.json", path / "model.safetensors")
+    return all(file.is_file() and file.stat().st_size > 0 for file in files)
+
+
 def list_checkpoints(run: Path) -> list[Path]:
-    """The complete checkpoints of a run, oldest first."""
+    """The complete checkpoints of a run, oldest first; other folders that are there, also empty ones, do not count."""
     folder = run / FOLDER
-    return sorted(p for p in folder.iterdir() if p.name.isdigit()) if folder.is_dir() else []
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(filter(is_checkpoint, found), key=lambda path: int(path.name))
+
+
+def make_room(path: Path) -> None:
+    """Move a folder that has the name of a new checkpoint and is none to NAME.incomplete; an empty one is removed."""
+    if not path.exists() or is_checkpoint(path):
+        return
+    try:
+        path.rmdir()
+    except OSError:
+        aside = path.with_name(f"{path.name}.incomplete")
+        os.replace(path, aside if not aside.exists() else path.with_name(f"{aside.name}-{time.time_ns()}"))
+        warnings.warn(f"{path} is not a complete checkpoint and was moved to {aside.name}", stacklevel=2)
 
 
 def remove_checkpoints(run: Path, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints of a run, and incomplete ones that a killed process left."""
+    """Delete all but the newest `keep` checkpoints of a run, and incomplete ones that a killed process left.
+
+    Args:
+        run: the run, with its lock.
+        keep: how many stay; 0 for all.
+    """
     if keep > 0:
         for old in list_checkpoints(run)[:-keep]:
             os.replace(old, old.with_name(f".{old.name}-old"))  # no longer listed, before it is incomplete
     for partial in (run / FOLDER).glob(".*"):
-        shutil.rmtree(partial, ignore_errors=True)
+        if _PARTIAL.fullmatch(partial.name):
+            shutil.rmtree(partial, ignore_errors=True)
 
 
 def find_checkpoint(path: str | Path) -> Path:

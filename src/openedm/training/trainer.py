@@ -24,6 +24,7 @@ from openedm import objective as objectives
 from openedm.data import Dataset, align_classes, as_dataset
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
+from openedm.ground.locks import locked_folder
 from openedm.ground.memory import explain_out_of_memory
 from openedm.ground.seeding import derive_seed, seed_global
 from openedm.ground.storage import read_tensors
@@ -33,7 +34,8 @@ from openedm.training.checkpoints import (
     FOLDER,
     RunState,
     find_checkpoint,
-    list_checkpoints,
+    is_checkpoint,
+    make_room,
     read_progress,
     read_weights,
     remove_checkpoints,
@@ -44,10 +46,10 @@ from openedm.training.loading import Prefetcher, batches, rows_of
 from openedm.training.model import Model
 from openedm.training.monitoring import Observer, TrainingProgress, Validation
 from openedm.training.options import DROPOUT, Options, check_compatibility
-from openedm.training.post_hoc import remove_snapshots
 from openedm.training.processes import make_accelerator
 from openedm.training.resources import Plan, is_small, measure_plan
 from openedm.training.resuming import as_recorded, check_unchanged, read_accumulate
+from openedm.training.run_folder import writing_run
 from openedm.training.steps import StepNoise, check_incomplete
 from openedm.training.weights import TrainedWeights
 
@@ -73,8 +75,7 @@ class Trainer:
     Raises:
         ValueError: the data do not fit the model or have classes that it does not have, a tenth or more of the
             objective's noise levels are outside the range of the model's preconditioning, the network does not take
-            conditions of the data that have NaN, the batch does not divide over processes and rounds, or `run` already
-            holds checkpoints (call `resume`).
+            conditions of the data that have NaN, or the batch does not divide over processes and rounds.
     """
 
     def __init__(
@@ -160,43 +161,39 @@ class Trainer:
     def fit(self, should_stop: Callable[[], bool] = lambda: False) -> Preconditioned:
         """Train until the end, and return the averaged denoiser in evaluation mode. Continues a run that stopped early.
 
-        With `options.keep_best` the result is a copy, with the averaged weights of the lowest validation loss so far.
+        With `options.keep_best`: a copy, with the averaged weights of the lowest validation loss so far.
 
         Args:
             should_stop: called after every step; if it returns True, a checkpoint is written and training ends early.
 
         Raises:
-            ValueError: `run` has checkpoints of an earlier run that was not resumed.
+            ValueError, OSError: `run` has checkpoints and was not resumed, another process writes it, or it cannot be.
             FloatingPointError: `options.patience` steps in a row were not finite.
         """
-        if self.run is not None and self.state.images == 0 and list_checkpoints(self.run):
-            raise ValueError(f"run={self.run} already has checkpoints: call resume() first, or choose another folder")
-        if self.run is not None and self._weights.power_averages is not None and self.accelerator.is_main_process:
-            remove_snapshots(self.run, self.state.images)
-        if self.options.accumulate is None and is_small(self.model, self.options, self.denoiser):
-            self.options = replace(self.options, accumulate=1)
-        elif self.options.accumulate is None:
-            self.plan()
         device = self.accelerator.device
         with (
+            writing_run(self.run, self.state.images),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
-            explain_out_of_memory("lower options.batch_size, or raise options.accumulate"),
         ):
-            for progress in self._steps():
-                for observer in self.observers:
-                    observer.on_progress(progress)
-                stopping = self._any_process(should_stop())
-                self._run_periodic(stopping=stopping)
-                if stopping:
-                    break
+            if self.options.accumulate is None and is_small(self.model, self.options, self.denoiser):
+                self.options = replace(self.options, accumulate=1)
+            elif self.options.accumulate is None:
+                self.plan()
+            with explain_out_of_memory("lower options.batch_size, or raise options.accumulate"):
+                for progress in self._steps():
+                    for observer in self.observers:
+                        observer.on_progress(progress)
+                    stopping = self._any_process(should_stop())
+                    self._run_periodic(stopping=stopping)
+                    if stopping:
+                        break
         return self._weights.full_best(self.model)
 
     def plan(self) -> Plan:
         """Measure a small pass, and choose `options.accumulate` where it is None; gradients and weights stay.
 
-        Sharded training is not measured: None then means one round.
-
-        Every process chooses the largest number of rounds of all. `fit` calls it, for networks that are not small.
+        Sharded training is not measured: None then means one round. Every process chooses the largest number of rounds
+        of all. `fit` calls it, for networks that are not small.
 
         Raises:
             MemoryError: a batch does not fit into the memory that is free; the message names the options to change.
@@ -350,7 +347,7 @@ class Trainer:
             raise ValueError("run must be given to save checkpoints, got None")
         path = self.run / FOLDER / f"{self.state.images:012d}"
         is_main = self.accelerator.is_main_process
-        done = path.exists() if is_main else not self._weights.sharded  # if weights are sharded, all send their slices
+        done = is_checkpoint(path) if is_main else not self._weights.sharded  # then all send slices
         if self._any_process(done) if self._weights.sharded else done:
             return
         tensors, weights = self._weights.for_resuming(keep=is_main), self._weights.for_sampling(keep=is_main)
@@ -358,8 +355,10 @@ class Trainer:
             return
         origin = {} if self.origin is None else {"init": self.origin}
         training = (tensors, self.state.to_json(self.objective, self.options) | origin)
-        save_checkpoint(path, self.model, weights, training)
-        remove_checkpoints(self.run, self.options.keep)
+        with locked_folder(self.run, "run"):
+            make_room(path)
+            save_checkpoint(path, self.model, weights, training)
+            remove_checkpoints(self.run, self.options.keep)
         for observer in self.observers:
             observer.on_checkpoint(self.state.images, path)
 
@@ -370,9 +369,9 @@ class Trainer:
 
         Args:
             path: a checkpoint or a run; None means the run of this trainer.
-            changes: the names of settings that this trainer has on purpose otherwise than the run, such as
-                "options.learning_rate": the options images, learning_rate, rampup, schedule, clip_norm, label_dropout,
-                precision, accumulate and average.half_life, and "objective.noise". No others may change the steps.
+            changes: the names of settings that this trainer has on purpose otherwise than the run: "options." and
+                images, learning_rate, rampup, schedule, clip_norm, label_dropout, precision, accumulate or
+                average.half_life; or "objective.noise". No others may change the steps.
 
         Returns:
             What has changed, a line for each setting.
