@@ -11,9 +11,12 @@ import yaml
 from safetensors.torch import load_file
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from openedm.data import Digits, Toy
-from openedm.networks import MLP
+from openedm.cli.budgeting import choose, dotted_names, names_given
+from openedm.data import Digits, ImageFolder, Toy
+from openedm.guidance import Interval
+from openedm.networks import MLP, DDPMpp
 from openedm.objective import EDM, EDM2
+from openedm.sampling import Sampler
 from openedm.training import (
     HalfLife,
     Model,
@@ -23,8 +26,10 @@ from openedm.training import (
     Validation,
     list_checkpoints,
     load_denoiser,
+    make_accelerator,
     read_model,
 )
+from openedm.training.resources import Cost
 
 TOY = ["--data=Toy", "--data.num_samples=300", "--network=MLP", "--network.width=16", "--network.num_blocks=1"]
 SIZES = ["--options.images=320", "--options.batch_size=32", "--options.rampup=100", "--options.average.half_life=50"]
@@ -148,6 +153,31 @@ def test_without_a_network_the_machine_chooses_and_what_is_chosen_can_be_typed(o
         assert torch.equal(one, other)
     assert not [line for line in again.out.splitlines() if line.startswith("chosen")]
     assert openedm("train", tmp_path / "run", "--resume=true").status == 0
+
+
+def test_a_recipe_guides_the_grids_of_classes_unless_it_is_told_otherwise(openedm, tmp_path, monkeypatch):
+    monkeypatch.setattr("openedm.training.recipes._measure", lambda *rest: Cost(1, 1, 1e-3, 1e-4))
+    for i, name in enumerate(("cat", "dog")):
+        (tmp_path / "photos" / name).mkdir(parents=True)
+        PIL.Image.fromarray(np.full((8, 8, 3), 60 * i, np.uint8)).save(tmp_path / "photos" / name / f"{i}.png")
+
+    def chosen(conditional=True, **given):
+        names_given.set(dotted_names(given))
+        options = Options(label_dropout=given.get("options.label_dropout", 0))
+        parts = ImageFolder(str(tmp_path / "photos")), DDPMpp(), EDM(), options, Sampler(), Interval()
+        return choose("cpu-hour", *parts, make_accelerator(), conditional=conditional, resumed=False)
+
+    guided = chosen()
+    assert (guided.options.label_dropout, guided.guidance) == (0.1, Interval(2.0))
+    assert "--options.label_dropout 0.1" in guided.lines[-1]
+    assert "--guidance.weight 2.0" in guided.lines[-1]
+    for other in (chosen(**{"options.label_dropout": 0.0}), chosen(conditional=False)):
+        assert (other.options.label_dropout, other.guidance) == (0.0, Interval())
+        assert "--guidance" not in other.lines[-1]
+    assert chosen(**{"guidance.weight": 1.0}).guidance == Interval()
+    refused = openedm("train", tmp_path / "run", *TOY, "--guidance.weight=2")
+    assert refused.status != 0
+    assert "guidance requires training with options.label_dropout > 0" in refused.err
 
 
 def test_pictures_of_several_sizes_are_cropped_to_the_budget(openedm, tmp_path, monkeypatch):

@@ -6,10 +6,12 @@ import textwrap
 import pytest
 import torch
 from torch import nn
+from torch.nn import functional
 
 from openedm.networks import SongUNet
 from openedm.networks.blocks import ResidualBlock, UNetStyle
 from openedm.networks.layers import Downsample, Upsample
+from openedm.networks.patches import blocks_to_channels, channels_to_blocks
 from openedm.networks.unet import level_resolutions
 
 NCSNPP = {"embedding": "fourier", "channel_mult_noise": 2, "encoder": "residual", "resample_filter": (1, 3, 3, 1)}
@@ -51,6 +53,30 @@ def test_an_untrained_block_returns_its_skip():
     x = _inputs(channels=8)[0]
     # Twice √½: after the convolutions and after the attention.
     torch.testing.assert_close(block(x, torch.randn(2, 4)), x / 2, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize("size", [(9,), (8, 12), (7, 10), (5, 4, 6)])
+def test_blocks_as_channels_are_those_of_torch_and_come_back(size):
+    x = torch.randn(2, 3, *size)
+    blocks = blocks_to_channels(x, 2)
+    assert blocks.shape == (2, 3 * 2 ** len(size), *(-(-side // 2) for side in size))
+    assert torch.equal(channels_to_blocks(blocks, 2, size), x)
+    if size == (8, 12):
+        assert torch.equal(blocks, functional.pixel_unshuffle(x, 2))
+
+
+@each_kind
+@pytest.mark.parametrize(("height", "width"), [(16, 16), (7, 10)])
+def test_a_network_on_blocks_takes_every_pixel_at_a_fraction_of_the_resolution(kind, height, width):
+    unet = _unet(kind, patch_size=2, attn_resolutions=(4,), channel_mult=(1, 2))
+    assert unet.resolutions == (8, 4)
+    assert unet.conv_in.weight.shape[1] == unet.conv_out.weight.shape[0] == 12
+    x, c_noise = _inputs(height=height, width=width)
+    x.requires_grad_()
+    out = unet(x, c_noise)
+    assert out.shape == x.shape
+    (gradient,) = torch.autograd.grad(out.square().sum(), x)
+    assert bool((gradient != 0).all())
 
 
 @each_kind

@@ -3,13 +3,14 @@ import PIL.Image
 import pytest
 import torch
 
-from openedm.data import Pairs
+from openedm.data import Digits, Pairs
 from openedm.data.pictures import image_grid
 from openedm.denoiser import Preconditioned
+from openedm.guidance import Interval
 from openedm.levels import Karras
 from openedm.objective import Objective
 from openedm.plots.conditional import conditional_samples
-from openedm.plots.runs import RunFigures
+from openedm.plots.runs import RunFigures, grid_evaluations
 from openedm.preconditioning import EDM
 from openedm.sampling import Sampler
 from openedm.training import Options, TrainingProgress, ValidationLoss
@@ -43,6 +44,17 @@ def test_a_snapshot_is_a_grid_with_a_column_a_class(tmp_path):
     picture = np.array(PIL.Image.open(tmp_path / "figures" / "samples-000000001280.png"))
     values = torch.arange(3).repeat(8)[:, None, None, None] / 10 * torch.ones(1, 1, 8, 8)
     assert np.array_equal(picture, image_grid(values, 3, scale=4)[:, :, 0])
+
+
+def test_a_snapshot_is_guided_where_that_is_asked_for(tmp_path):
+    log = RunLog(tmp_path / "log.jsonl", Options())
+    figures = RunFigures(tmp_path, log, Objective(), SAMPLER, guidance=Interval(3.0))
+    figures.on_snapshot(1, Tenths((1, 8, 8), num_classes=3))
+    picture = np.array(PIL.Image.open(tmp_path / "samples-000000000001.png"))
+    guided = 3 * torch.arange(3) / 10 + 2 * 0.1  # w D(class) − (w − 1) D(none), whose class is −1
+    values = guided.repeat(8)[:, None, None, None] * torch.ones(1, 1, 8, 8)
+    assert np.array_equal(picture, image_grid(values, 3, scale=4)[:, :, 0])
+    assert grid_evaluations(Digits().load(), SAMPLER, Interval(3.0)) == 2 * grid_evaluations(Digits().load(), SAMPLER)
 
 
 def test_a_snapshot_of_what_is_no_picture_is_an_array(tmp_path):

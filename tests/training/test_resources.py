@@ -11,7 +11,7 @@ from openedm.data import Digits, InMemory, Toy
 from openedm.ground.memory import available_memory, explain_out_of_memory
 from openedm.networks import MLP, DDPMpp
 from openedm.training import Model, Options, Trainer, resources
-from openedm.training.recipes import budget_of, choose_recipe
+from openedm.training.recipes import budget_of, choose_recipe, label_dropout_for
 from openedm.training.resources import Cost, format_bytes, format_seconds, measure_cost, plan_accumulation
 from openedm.training.steps import LossModule
 
@@ -178,9 +178,21 @@ def test_images_that_are_seen_often_are_transformed_at_a_cost_and_few_images_are
     assert often.options.augmentation is not None
     assert often.settings()["options.augmentation.p"] == often.options.augmentation.p
     assert often.options.images < 0.7 * rare.options.images
-    assert (rare.options.batch_size, often.options.batch_size) == (64, 20)
+    assert (rare.options.batch_size, often.options.batch_size) == (32, 20)
     kept = choose_recipe("cpu-hour", few, torch.device("cpu"), keep=["augmentation", "batch_size"])
     assert (kept.options.augmentation, kept.options.batch_size) == (None, Options().batch_size)
+
+
+def test_larger_images_are_taken_in_blocks_on_the_host_and_classes_are_left_out_at_times(monkeypatch) -> None:
+    fix_costs(monkeypatch, 2e-4)
+    for side, patch, levels in ((16, 1, 3), (28, 2, 3), (32, 2, 3), (64, 4, 3)):
+        data = InMemory(torch.zeros(64, 3, side, side), kind="images")
+        network = choose_recipe("cpu-hour", data, torch.device("cpu")).network
+        assert isinstance(network, DDPMpp)
+        assert (network.patch_size, len(network.channel_mult)) == (patch, levels)
+    assert label_dropout_for(Digits().load()) == 0.1
+    assert label_dropout_for(InMemory(torch.zeros(8, 1, 4, 4), kind="images")) == 0
+    assert label_dropout_for(Toy(num_samples=8).load()) == 0
 
 
 def test_times_are_those_of_warm_repeats_with_the_step_of_the_optimiser(monkeypatch) -> None:

@@ -10,11 +10,22 @@ from accelerate.utils import broadcast_object_list
 
 from openedm.data import Dataset, Source
 from openedm.data.decoded import ImageSource
+from openedm.guidance import GuidanceWeight, Interval
 from openedm.networks import Network
 from openedm.objective import Objective
 from openedm.plots.runs import grid_evaluations
 from openedm.sampling import Sampler
-from openedm.training import BudgetName, Options, Recipe, budget_of, choose_recipe, max_resolution, recipe_summary
+from openedm.training import (
+    GUIDANCE,
+    BudgetName,
+    Options,
+    Recipe,
+    budget_of,
+    choose_recipe,
+    label_dropout_for,
+    max_resolution,
+    recipe_summary,
+)
 
 names_given: ContextVar[frozenset[str] | None] = ContextVar("names_given", default=None)
 """The dotted names of the options that the present command was given, in files or on the command line."""
@@ -36,7 +47,7 @@ class Choices:
     """What is chosen for a budget.
 
     Attributes:
-        data, network, options: as given, and where they were not given as the recipe has them.
+        data, network, options, guidance: as given, and where they were not given as the recipe has them.
         dataset: the data, loaded.
         lines: what was chosen, for people.
     """
@@ -45,6 +56,7 @@ class Choices:
     dataset: Dataset
     network: Network
     options: Options
+    guidance: GuidanceWeight
     lines: tuple[str, ...] = ()
 
 
@@ -55,8 +67,10 @@ def choose(
     objective: Objective,
     options: Options,
     sampler: Sampler,
+    guidance: GuidanceWeight,
     accelerator: Accelerator,
     *,
+    conditional: bool,
     resumed: bool,
 ) -> Choices:
     """Load the data, and choose the network and the options that were not given.
@@ -69,15 +83,19 @@ def choose(
     """
     names, device = names_given.get(), accelerator.device
     if resumed or (budget is None and (names is None or "network" in names or "init" in names)):
-        return Choices(data, data.load(), network, options)
+        return Choices(data, data.load(), network, options, guidance)
     budget, names = budget or budget_of(device), names or frozenset()
     data, *lines = _fit_pictures(data, budget)
     dataset = data.load()
+    keep = [name.partition(".")[2] for name in names if name.startswith("options.")]
+    if "label_dropout" not in keep:
+        options = replace(options, label_dropout=label_dropout_for(dataset) if conditional else 0.0)
+    guides = "guidance" not in names and options.label_dropout > 0 and dataset.condition_shape is None
+    guidance = Interval(GUIDANCE) if guides else guidance
     found: list[Recipe | None] = [None]
     if accelerator.is_main_process:
         own = network if names & {"network", "init"} else None
-        keep = [name.partition(".")[2] for name in names if name.startswith("options.")]
-        grid = grid_evaluations(dataset, sampler)
+        grid = grid_evaluations(dataset, sampler, guidance)
         measured = choose_recipe(
             budget,
             dataset,
@@ -92,8 +110,10 @@ def choose(
     (recipe,) = broadcast_object_list(found) if accelerator.num_processes > 1 else found
     assert recipe is not None
     settings = {name: value for name, value in recipe.settings().items() if name not in names}
+    if guides:
+        settings["guidance.weight"] = GUIDANCE
     lines += [recipe_summary(recipe), _typed(settings)]
-    return Choices(data, dataset, recipe.network, recipe.options, tuple(lines))
+    return Choices(data, dataset, recipe.network, recipe.options, guidance, tuple(lines))
 
 
 def _fit_pictures(source: Source, budget: BudgetName) -> tuple[Any, ...]:

@@ -17,6 +17,7 @@ from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Dataset, Digits, Source
 from openedm.ground.locks import hold_folder
 from openedm.ground.storage import check_folders, replacing
+from openedm.guidance import GuidanceWeight, Interval
 from openedm.networks import DDPMpp, Network
 from openedm.objective import Objective
 from openedm.plots.runs import RunFigures, grid_evaluations
@@ -47,6 +48,7 @@ def train(
     objective: Objective = objectives.EDM(),
     options: Options = Options(),
     sampler: Sampler = Sampler(),
+    guidance: GuidanceWeight = Interval(),
     conditional: bool = True,
     standardise: bool = True,
     init: Initial = Initial(),
@@ -72,6 +74,7 @@ def train(
         objective: noise levels and weights in training.
         options: options of training.
         sampler: the sampler of the sample grids of the run.
+        guidance: the weight of classifier-free guidance of the sample grids, for training with label_dropout.
         conditional: condition on the classes or conditions of the data, if there are any.
         standardise: whether data that are not images are standardised, each channel to mean 0 and σ_data 0.5, and float
             conditions; samples are in the units of the data all the same. False for data that already are. A run that
@@ -98,15 +101,28 @@ def train(
     run = Path(out)
     earlier = _check(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
-    chosen = choose(budget, data, network, objective, options, sampler, accelerator, resumed=earlier)
-    dataset, network, options = chosen.dataset, chosen.network, chosen.options
-    values |= {"data": chosen.data, "network": network, "options": options}
+    chosen = choose(
+        budget,
+        data,
+        network,
+        objective,
+        options,
+        sampler,
+        guidance,
+        accelerator,
+        conditional=conditional,
+        resumed=earlier,
+    )
+    dataset, network, options, guidance = chosen.dataset, chosen.network, chosen.options, chosen.guidance
+    values |= {"data": chosen.data, "network": network, "options": options, "guidance": guidance}
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
+    if not guidance.is_one and options.label_dropout == 0:
+        raise ValueError(f"guidance requires training with options.label_dropout > 0, got 0 with {guidance}")
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
     curves = [] if tracker == "none" else [RunTracker(accelerator)]
     shown = dataset if validation is None else validation.load()
-    figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown)
+    figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown, guidance)
     trainer = Trainer(
         model,
         dataset,
@@ -122,7 +138,7 @@ def train(
     plan = None if trainer.finished else trainer.plan()
     if accelerator.is_main_process:
         notes = [f"chosen   {line}" for line in chosen.lines] + [f"changed  {line}" for line in changed]
-        _describe(trainer, dataset.describe(), plan, notes, grid_evaluations(dataset, sampler))
+        _describe(trainer, dataset.describe(), plan, notes, grid_evaluations(dataset, sampler, guidance))
         _record(run, values)
         log.start(trainer.state.images)
     _fit(trainer, bar, tracked=bool(curves))

@@ -371,6 +371,8 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
         raise ValueError(f"preconditioning must be one of {', '.join(c.__name__ for c in classes)}, got {precond}")
     if not isinstance(network, UNet) or not isinstance(choice, ADM | DDPMpp | NCSNpp | SongUNet):
         raise ValueError(f"network must be DDPMpp, NCSNpp, SongUNet or ADM to have published names, got {choice}")
+    if choice.patch_size > 1:
+        raise ValueError(f"network must have patch_size=1 to have published names, got {choice.patch_size}")
     if network.choice != choice:
         raise ValueError(f"denoiser must have the network that model describes, {choice}, got {network.choice}")
     if len(model.event_shape) != 3 or model.event_shape[1] != model.event_shape[2]:

@@ -39,6 +39,9 @@ class DDPMpp(UNetNetwork):
             first decoder block has attention in any case. Attention costs the square of the number of positions: give
             very long series more levels, such as channel_mult (1, 1, 2, 2, 2) for 4096 steps.
         dropout: probability of dropout, in [0, 1).
+        patch_size: the size of the blocks of the data whose values are the channels of one position of the finest
+            level; every resolution is divided by it. 1 in the paper. 2 is for short training of images that have more
+            positions than the time allows: two to three times as many channels cost as much.
 
     Raises:
         ValueError: a value is out of its range.
@@ -67,7 +70,8 @@ class SongUNet(UNetNetwork):
     """Any U-Net of the design space of Song et al. 2021; `DDPMpp` and `NCSNpp` are two points of it.
 
     Args:
-        model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions, dropout: as for `DDPMpp`.
+        model_channels, channel_mult, channel_mult_emb, num_blocks, attn_resolutions, dropout, patch_size: as for
+            `DDPMpp`.
         embedding: the embedding of the noise level, "positional" or "fourier".
         channel_mult_noise: the multiplier of the width of that embedding.
         encoder: "standard"; "skip" adds the input, at its size, to each level; "residual" adds a filtered copy of the
@@ -135,6 +139,7 @@ class ADM(UNetNetwork):
         attn_resolutions: resolutions with self-attention. None means the levels with resolutions 32, 16 and 8, or the
             levels nearest to these.
         dropout: probability of dropout, in [0, 1).
+        patch_size: as for `DDPMpp`.
         skips_narrow_attention: whether blocks with fewer than 64 channels have no attention, as in the published code,
             instead of being an error.
 

@@ -9,6 +9,9 @@
         each on [x, skip], with the encoder's outputs as skips, in reverse order
     F = conv3×3(silu(norm(x))), or, with the skip decoder, the sum of such images of all levels: F ← up(F) + conv3×3(…)
 
+With patch_size p the network's image is the input with its blocks of pᵈ values as channels, and F is put together from
+such blocks: a p-th of the resolution, whose convolutions over many channels cost less than those over many positions.
+
 The papers' networks are two-dimensional. In one dimension conv3×3 means three values, in three dimensions 3×3×3, and
 "size" each axis other than the channels; nothing else differs.
 
@@ -17,7 +20,7 @@ Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (
 
 from abc import abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
 
@@ -32,6 +35,7 @@ from openedm.networks.conditions import join_image
 from openedm.networks.embeddings import Embedding
 from openedm.networks.layers import CONVOLUTIONS, Downsample, PadToEven, Upsample, group_norm, seeded
 from openedm.networks.network import GRIDS, Labels, Network, RawNetwork, Signature
+from openedm.networks.patches import blocks_to_channels, channels_to_blocks
 
 __all__ = ["SkipPath", "UNet", "UNetNetwork", "level_resolutions"]
 
@@ -41,6 +45,8 @@ class UNetNetwork(Network):
     """A U-Net: its fields are the sizes, its `style` is the design; see `openedm.networks.designs`.
 
     Attributes:
+        patch_size: the size of the blocks of the data that are one position of the finest level, with their values as
+            channels; 1 in the papers. 2 halves every resolution, for a third less time with as many operations.
         attends_near: the resolutions with attention if `attn_resolutions` is None; the nearest level is used for each.
     """
 
@@ -50,6 +56,7 @@ class UNetNetwork(Network):
     num_blocks: int = 4
     attn_resolutions: tuple[int, ...] | None = None
     dropout: float = 0.10
+    patch_size: int = field(default=1, kw_only=True)
 
     axes: ClassVar = GRIDS
     condition_kinds: ClassVar = ("vector", "image")
@@ -61,7 +68,9 @@ class UNetNetwork(Network):
         """The design."""
 
     def __post_init__(self) -> None:
-        sizes = {name: getattr(self, name) for name in ("model_channels", "channel_mult_emb", "num_blocks")}
+        sizes = {
+            name: getattr(self, name) for name in ("model_channels", "channel_mult_emb", "num_blocks", "patch_size")
+        }
         sizes["number of channel_mult"] = len(self.channel_mult)
         sizes |= {f"channel_mult[{level}]": multiplier for level, multiplier in enumerate(self.channel_mult)}
         for name, size in sizes.items():
@@ -112,8 +121,9 @@ class UNet(RawNetwork):
     """The raw network F of a U-Net: `unet(x, c_noise, condition=None, augment=None)`.
 
     The input may have other sizes than those that the network was built for, which may also be unequal: the latter only
-    determine which levels have attention. Odd sizes are padded by one on the way down and cropped on the way up; an
-    axis that has reached size 1 keeps it at all lower levels.
+    determine which levels have attention. Sizes that are not multiples of `patch_size` are padded by repeating the last
+    values, and odd sizes by one on the way down; both are cropped on the way up. An axis that has reached size 1 keeps
+    it at all lower levels.
 
     Args:
         choice: the sizes and the design.
@@ -135,7 +145,9 @@ class UNet(RawNetwork):
         style, channels = choice.style, choice.channels
         self.dimension = len(signature.event_shape) - 1
         convolution = CONVOLUTIONS[self.dimension]
-        self.resolutions = level_resolutions(max(signature.event_shape[1:]), len(channels))
+        volume = choice.patch_size**self.dimension
+        in_channels, out_channels = signature.joined_channels * volume, signature.out_channels * volume
+        self.resolutions = level_resolutions(-(-max(signature.event_shape[1:]) // choice.patch_size), len(channels))
         attending = choice.attention_at(self.resolutions)
         has_attention = [resolution in attending for resolution in self.resolutions]
         self.embedding = Embedding(
@@ -146,7 +158,7 @@ class UNet(RawNetwork):
             late_classes=style.late_classes,
         )
         stem_channels = channels[0] if style.stem_multiplied else choice.model_channels
-        self.conv_in = convolution(signature.joined_channels, stem_channels, 3, init=style.init)
+        self.conv_in = convolution(in_channels, stem_channels, 3, init=style.init)
         block = partial(
             ResidualBlock,
             embedding_channels=choice.model_channels * choice.channel_mult_emb,
@@ -157,7 +169,7 @@ class UNet(RawNetwork):
 
         self.encoder = nn.ModuleList()
         skip_channels: list[int] = []
-        current, aux_channels = stem_channels, signature.joined_channels
+        current, aux_channels = stem_channels, in_channels
         for level, width in enumerate(channels):
             down = block(current, current, resample="down") if level > 0 else None
             auxiliary: nn.Module | None = None
@@ -184,13 +196,13 @@ class UNet(RawNetwork):
                 current = width
             output: nn.Module | None = None
             if style.decoder == "skip" and level > 0:
-                output = Output(current, signature.out_channels, style, self.dimension)
+                output = Output(current, out_channels, style, self.dimension)
             self.decoder.append(DecoderLevel(enter, blocks, output))
         self.norm_out = group_norm(current, style.norm_eps)
-        self.conv_out = convolution(current, signature.out_channels, 3, init=style.init_output)
+        self.conv_out = convolution(current, out_channels, 3, init=style.init_output)
         self.up_image: Upsample | None = None
         if style.decoder == "skip":
-            self.up_image = Upsample(signature.out_channels, style.resample_filter, dimension=self.dimension)
+            self.up_image = Upsample(out_channels, style.resample_filter, dimension=self.dimension)
 
     def forward(
         self,
@@ -202,7 +214,8 @@ class UNet(RawNetwork):
         """F(x; c_noise), of shape (batch, out_channels, *size); see `RawNetwork.forward`."""
         self.signature.check(x, c_noise, condition, augment, self.choice.axes)
         e = self.embedding(c_noise, condition, augment)
-        x = join_image(self.signature, x, condition)
+        joined, patch = join_image(self.signature, x, condition), self.choice.patch_size
+        x = joined if patch == 1 else blocks_to_channels(joined, patch)
         x, aux = self.conv_in(x), x
         skips: list[Tensor] = []
         for level in self.encoder:
@@ -213,7 +226,8 @@ class UNet(RawNetwork):
             if part is not None:
                 image = self._add_upsampled(part, image)
         result: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
-        return self._add_upsampled(result, image)
+        result = self._add_upsampled(result, image)
+        return result if patch == 1 else channels_to_blocks(result, patch, joined.shape[2:])
 
     def _add_upsampled(
         self, part: Float[Tensor, "batch c *size"], image: Float[Tensor, "batch c *half"] | None

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from openedm.data import Dataset, save_image
 from openedm.data.pictures import MAX_CLASS_COLUMNS, grid_columns, image_grid
-from openedm.denoiser import Condition, Preconditioned
+from openedm.denoiser import Condition, Denoiser, Preconditioned
 from openedm.ground.storage import write_array
+from openedm.guidance import ClassifierFree, GuidanceWeight, Interval
 from openedm.objective import Objective
 from openedm.plots.arrays import event_grid
 from openedm.plots.conditional import conditional_samples
@@ -25,10 +26,10 @@ __all__ = ["RunFigures", "grid_evaluations"]
 GRID_ROWS = 8
 
 
-def grid_evaluations(data: Dataset, sampler: Sampler) -> int:
+def grid_evaluations(data: Dataset, sampler: Sampler, guidance: GuidanceWeight = Interval()) -> int:
     """About the number of evaluations of a sample that a grid takes, for a model of these data."""
     columns = data.num_classes if 2 <= data.num_classes <= MAX_CLASS_COLUMNS else GRID_ROWS
-    return columns * GRID_ROWS * (sampler.nfe or Sampler().nfe or 1)
+    return columns * GRID_ROWS * (sampler.nfe or Sampler().nfe or 1) * (1 if guidance.is_one else 2)
 
 
 class RunFigures(Observer):
@@ -43,12 +44,20 @@ class RunFigures(Observer):
         sampler: the sampler of the grids.
         data: the data whose conditions the samples of a model with float conditions have. Without them there are no
             grids of such a model, unless it has `condition_dropout`: then the samples have no condition.
+        guidance: the weight of classifier-free guidance of the samples that have a condition.
     """
 
     def __init__(
-        self, folder: Path, log: RunLog, objective: Objective, sampler: Sampler, data: Dataset | None = None
+        self,
+        folder: Path,
+        log: RunLog,
+        objective: Objective,
+        sampler: Sampler,
+        data: Dataset | None = None,
+        guidance: GuidanceWeight = Interval(),
     ) -> None:
         self._folder, self._log, self._objective, self._sampler, self._data = folder, log, objective, sampler, data
+        self._guidance = guidance
 
     def on_validation(self, images: int, loss: ValidationLoss) -> None:
         """Draw the curves anew."""
@@ -74,7 +83,7 @@ class RunFigures(Observer):
         if denoiser.condition_shape is None:
             self._write(images, *self._of_classes(denoiser))
         elif self._data is not None:
-            self._write(images, *conditional_samples(denoiser, self._data, self._sampler))
+            self._write(images, *conditional_samples(self._guided(denoiser), self._data, self._sampler))
         elif denoiser.condition_dropout:
             self._write(images, self._sample(denoiser, range(GRID_ROWS**2), None), GRID_ROWS)
 
@@ -82,9 +91,13 @@ class RunFigures(Observer):
         every = class_labels(range(denoiser.num_classes), None, denoiser.num_classes)
         columns = grid_columns(every) or GRID_ROWS
         seeds = range(columns * GRID_ROWS)
-        return self._sample(denoiser, seeds, class_labels(seeds, None, denoiser.num_classes)), columns
+        guided = self._guided(denoiser) if denoiser.num_classes else denoiser
+        return self._sample(guided, seeds, class_labels(seeds, None, denoiser.num_classes)), columns
 
-    def _sample(self, denoiser: Preconditioned, seeds: Sequence[int], condition: Condition) -> Tensor:
+    def _guided(self, denoiser: Preconditioned) -> Denoiser:
+        return denoiser if self._guidance.is_one else ClassifierFree(denoiser, self._guidance)
+
+    def _sample(self, denoiser: Denoiser, seeds: Sequence[int], condition: Condition) -> Tensor:
         batches = sample_batches(self._sampler, denoiser, seeds, condition=condition)
         return torch.cat([samples for _, samples in batches])
 

@@ -9,11 +9,21 @@ from openedm.training.monitoring import Observer, TrainingProgress, Validation, 
 from openedm.training.options import Options
 from openedm.training.post_hoc import combine, list_snapshots, reachable, reconstruct
 from openedm.training.processes import make_accelerator, share_of
-from openedm.training.recipes import BudgetName, Recipe, budget_of, choose_recipe, max_resolution, recipe_summary
+from openedm.training.recipes import (
+    GUIDANCE,
+    BudgetName,
+    Recipe,
+    budget_of,
+    choose_recipe,
+    label_dropout_for,
+    max_resolution,
+    recipe_summary,
+)
 from openedm.training.resources import Cost, Plan
 from openedm.training.trainer import Trainer
 
 __all__ = [
+    "GUIDANCE",
     "Augmentation",
     "Augmented",
     "BudgetName",
@@ -35,6 +45,7 @@ __all__ = [
     "choose_recipe",
     "combine",
     "find_checkpoint",
+    "label_dropout_for",
     "list_checkpoints",
     "list_snapshots",
     "load_denoiser",

@@ -3,6 +3,7 @@
     width of the network: the largest whose MIN_IMAGES images fit into the time, and one sample into the memory
     length: as many images as fit into the time beside validation losses and grids, at the speeds that were measured
     augmentation: for images that are seen more than AUGMENTED_PASSES times
+    classes: a tenth of the images is trained without them, and grids are guided, as are samples of networks this small
 
 The widths and depths follow the networks of Karras et al. 2022, scaled down; the cosine schedule, the averages and the
 ramp-up are fractions of the length.
@@ -28,7 +29,16 @@ from openedm.training.options import Options
 from openedm.training.resources import Cost, available_on, format_seconds, measure_cost
 from openedm.training.steps import LossModule
 
-__all__ = ["BudgetName", "Recipe", "budget_of", "choose_recipe", "max_resolution", "recipe_summary"]
+__all__ = [
+    "GUIDANCE",
+    "BudgetName",
+    "Recipe",
+    "budget_of",
+    "choose_recipe",
+    "label_dropout_for",
+    "max_resolution",
+    "recipe_summary",
+]
 
 BudgetName = Literal["cpu-hour", "gpu-8gb", "gpu-24gb", "gpu-80gb"]
 
@@ -52,7 +62,7 @@ class Budget(NamedTuple):
 
 
 BUDGETS: dict[str, Budget] = {
-    "cpu-hour": Budget("cpu", 3600, None, 32, 64),
+    "cpu-hour": Budget("cpu", 3600, None, 32, 32),
     "gpu-8gb": Budget("cuda", 12 * 3600, 8 * 10**9, 64, 128),
     "gpu-24gb": Budget("cuda", 24 * 3600, 24 * 10**9, 64, 256),
     "gpu-80gb": Budget("cuda", 48 * 3600, 80 * 10**9, 128, 512),
@@ -63,6 +73,13 @@ MAX_IMAGES = 200_000_000
 MLP_MAX_IMAGES = 20_000_000
 LADDER = ((16, 1), (24, 1), (32, 1), (48, 1), (64, 2), (96, 2), (128, 3), (128, 4), (192, 4))
 """Base channels and blocks of the U-Nets, smallest first."""
+HOST_RESOLUTION = 16
+"""The largest resolution of the finest level of a U-Net of images on the host; larger images are taken in blocks."""
+MAX_PATCH = 4
+LABEL_DROPOUT = 0.1
+"""The share of images of classes that is trained without its class."""
+GUIDANCE = 2.0
+"""The weight of guidance of grids of classes."""
 LOWEST_RESOLUTION = 4
 MAX_LEVELS = 6
 BF16_GAIN = 1.2
@@ -113,13 +130,15 @@ class Recipe:
         fields = {f"network.{name}": getattr(self.network, name) for name in sizes}
         chosen = {f"options.{name}": getattr(self.options, name) for name in _CHOSEN_OPTIONS if name != "average"}
         chosen["options.average.half_life"] = self.options.average.half_life
+        if self.options.label_dropout > 0:
+            chosen["options.label_dropout"] = self.options.label_dropout
         if self.options.augmentation is not None:
             chosen["options.augmentation.p"] = self.options.augmentation.p
         chosen = {name: value for name, value in (fields | chosen).items() if value is not None}
         return {"network": type(self.network).__name__, **chosen}
 
 
-_CHOSEN_SIZES = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "width", "dropout")
+_CHOSEN_SIZES = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "width", "dropout", "patch_size")
 
 
 _CHOSEN_OPTIONS = (
@@ -152,6 +171,15 @@ def budget_of(device: torch.device) -> BudgetName:
 def max_resolution(budget: BudgetName) -> int:
     """The largest side of images that a budget trains on."""
     return BUDGETS[budget].resolution
+
+
+def label_dropout_for(dataset: Dataset) -> float:
+    """The share of samples that a recipe trains without their classes, so that these can guide; 0 without classes.
+
+    Only for images whose conditions are classes alone.
+    """
+    guides = dataset.kind == "images" and dataset.num_classes > 1 and dataset.condition_shape is None
+    return LABEL_DROPOUT if guides else 0.0
 
 
 def choose_recipe(
@@ -237,7 +265,10 @@ def _candidates(dataset: Dataset, device: torch.device) -> Iterator[Network]:
         return
     if len(shape) > 4:
         raise ValueError(f"data must have one to four axes for a recipe, got {shape}: give a network")
-    sides = max(shape[1:])
+    patch = 1
+    while device.type == "cpu" and len(shape) == 3 and patch < MAX_PATCH and max(shape[1:]) > patch * HOST_RESOLUTION:
+        patch *= 2
+    sides = math.ceil(max(shape[1:]) / patch)
     levels = min(MAX_LEVELS, 1 + math.ceil(math.log2(max(1, sides / LOWEST_RESOLUTION))))
     multipliers = (1, 2, *[4 if levels <= 4 else 2] * (levels - 2))[:levels]
     resolutions = level_resolutions(sides, levels)
@@ -245,7 +276,9 @@ def _candidates(dataset: Dataset, device: torch.device) -> Iterator[Network]:
     attending = (nearest,) if device.type == "cpu" else None
     for channels, blocks in LADDER:
         dropout = 0.0 if channels < 64 else 0.1
-        yield DDPMpp(channels, multipliers, num_blocks=blocks, attn_resolutions=attending, dropout=dropout)
+        yield DDPMpp(
+            channels, multipliers, num_blocks=blocks, attn_resolutions=attending, dropout=dropout, patch_size=patch
+        )
 
 
 def _batch_size(base: Options, keep: Collection[str], limits: Budget, dataset: Dataset) -> int:

@@ -101,6 +101,8 @@ def _differences(unet: UNet) -> Iterator[str]:
     if len(shape) != 3:
         yield f"it is for samples of shape {tuple(shape)}, not for images"
         return
+    if unet.choice.patch_size > 1:
+        yield f"conv_in takes blocks of {unet.choice.patch_size} by {unet.choice.patch_size} values as channels"
     if style.embedding == "fourier":
         yield "embedding.noise has random frequencies, with which UNet2DModel divides its output by the time"
     elif unet.embedding.noise.num_channels != width:
