@@ -14,6 +14,7 @@ from safetensors.torch import load_file, save_file
 import openedm
 from openedm import interop, sampling
 from openedm.ground.tensors import all_finite
+from openedm.ground.verifying import accept
 from openedm.likelihood import Likelihood
 from openedm.training import load_denoiser, save_checkpoint
 
@@ -149,6 +150,7 @@ def checkpoint(folder: Path, change: Callable[[torch.Tensor], torch.Tensor]) -> 
     name = sorted(n for n, t in tensors.items() if t.ndim == 2)[0]
     tensors[name] = change(tensors[name]).contiguous()
     save_file(tensors, folder / "model.safetensors")
+    accept(folder)
     return folder, name
 
 
@@ -218,6 +220,7 @@ def test_descriptions_of_other_kinds_are_errors_that_name_the_file(name: str, va
     config = json.loads((folder / "config.json").read_text())
     config["model"]["init_args"][name] = value
     (folder / "config.json").write_text(json.dumps(config))
+    accept(folder)
     with pytest.raises(ValueError, match=re.escape(str(folder / "config.json"))):
         load_denoiser(folder)
 

@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openedm.cli import main as module
+from openedm.ground.verifying import accept
 from openedm.training import find_checkpoint
 
 
@@ -22,6 +23,7 @@ def broken(toy_run: Path, tmp_path: Path) -> tuple[Path, str]:
     name = sorted(n for n, t in tensors.items() if t.ndim == 2)[0]
     tensors[name].view(-1)[3] = torch.nan
     save_file(tensors, path)
+    accept(path.parent)
     return run, name
 
 
@@ -118,6 +120,8 @@ def test_a_damaged_training_json_is_named_by_info_and_when_training_goes_on(
     path = find_checkpoint(run) / "training.json"
     text = content if isinstance(content, str) else json.dumps(json.loads(path.read_text()) | content)
     path.write_text(text)
+    if isinstance(content, dict):
+        accept(path.parent)
     resumed = openedm("train", run, "--config", run / "config.yaml", "--resume=true", "--options.images=1280")
     assert re.search(rf"{re.escape(str(path))}.*{message}", one_line(resumed))
     if "step" not in content and "images" not in content:

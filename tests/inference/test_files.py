@@ -10,6 +10,7 @@ import openedm
 from fitted import TINY
 from openedm import inference
 from openedm.exact import GaussianMixture
+from openedm.ground.verifying import accept
 from openedm.inference import Box, DenoiserPosterior, Independent, LogNormal, Normal, fit, load, save
 from openedm.inference.storage import CONFIG, WEIGHTS
 from openedm.likelihood import Likelihood
@@ -179,6 +180,7 @@ def rewritten(folder, change):
     config = json.loads((folder / CONFIG).read_text())
     change(config)
     (folder / CONFIG).write_text(json.dumps(config))
+    accept(folder)
 
 
 @pytest.mark.parametrize(
@@ -225,12 +227,14 @@ def test_weights_that_are_missing_or_too_many_are_named(change, saved):
     if change == "extra":
         tensors |= {name: value, f"{name}_too": value.clone()}
     save_file(tensors, saved / WEIGHTS)
+    accept(saved)
     with pytest.raises(ValueError, match="is missing" if change == "missing" else "is unexpected"):
         load(saved)
 
 
 def test_a_tensor_of_no_part_is_named(saved):
     save_file(load_file(saved / WEIGHTS) | {"trained_on_too": torch.zeros(2)}, saved / WEIGHTS)
+    accept(saved)
     with pytest.raises(ValueError, match="trained_on_too is unexpected"):
         load(saved)
 

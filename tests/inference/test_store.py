@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from openedm.ground.verifying import accept
 from openedm.inference.priors import Box
 from openedm.inference.simulation import simulate
 from openedm.inference.simulations import Store
@@ -41,6 +42,9 @@ def test_stored_simulations_know_their_prior_and_its_names(path):
     assert Store(path).load().names == ("a", "b")
     manifest = Store(path).path / "manifest.json"
     manifest.write_text(manifest.read_text().replace("inference.Box", "inference.MyBox"))
+    with pytest.raises(ValueError, match=r"manifest.json was changed since it was written"):
+        Store(path).load()
+    accept(path)
     with pytest.warns(RuntimeWarning, match="the prior of store .* is not known: class_path 'openedm.inference.MyBox'"):
         assert Store(path).load().prior is None
 

@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 
 from openedm.data import InMemory
+from openedm.ground.verifying import accept
 from openedm.training import Observer, Validation, find_checkpoint, list_checkpoints, load_denoiser
 
 UNSTEADY = {"learning_rate": 0.03, "rampup": 0, "validate_every": 16, "images": 640, "keep_best": True}
@@ -157,6 +158,7 @@ def test_checkpoints_of_earlier_versions_are_resumed(trainer, state_of, differen
     del config["model"]["init_args"]["condition_shape"]
     (folder / "training.json").write_text(json.dumps(training))
     (folder / "config.json").write_text(json.dumps(config))
+    accept(folder)
     run, whole = trainer(run=tmp_path), trainer()
     run.resume()
     run.fit()

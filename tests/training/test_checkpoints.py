@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openedm.ground import storage
+from openedm.ground.verifying import accept
 from openedm.networks import MLP
 from openedm.objective import EDM, EDM2, VP, LogNormal
 from openedm.preconditioning import VE
@@ -124,10 +125,10 @@ def test_a_write_that_fails_leaves_nothing_behind_and_earlier_checkpoints_as_the
     module = storage if function == "synchronise" else checkpoints
     original, calls = getattr(module, function), count(1)
 
-    def fails_the_fourth_time(*arguments):
+    def fails_the_fourth_time(*arguments, **options):
         if next(calls) == {"write_tensors": 4, "write_json": 4, "synchronise": 3}[function]:
             raise OSError("No space left on device")
-        original(*arguments)
+        original(*arguments, **options)
 
     monkeypatch.setattr(module, function, fails_the_fourth_time)
     with pytest.raises(OSError, match="No space left"):
@@ -212,12 +213,14 @@ def edit(path, change):
     content = json.loads(path.read_text())
     change(content)
     path.write_text(json.dumps(content))
+    accept(path.parent)
 
 
 def rewrite(path, change):
     tensors = load_file(path)
     change(tensors)
     save_file(tensors, path)
+    accept(path.parent)
 
 
 @pytest.mark.parametrize("file", ["config.json", "model.safetensors", "training.safetensors", "training.json"])

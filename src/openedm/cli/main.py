@@ -26,6 +26,7 @@ COMMANDS = {
     "convert": "convert published EDM networks into checkpoints, without running code from the files, and back",
     "ema": "rebuild an average of any width of a run's weights",
     "info": "describe a checkpoint",
+    "verify": "check whether the files of a run, or of any other folder, are as they were written",
     "demo": "train, sample and score on the digits that ship with scikit-learn, in minutes",
 }
 

@@ -23,9 +23,10 @@ from openedm.data.stored import FULL_RANGE_TYPES
 from openedm.data.table import Table, local_files
 from openedm.ground import checks
 from openedm.ground.choices import to_config
+from openedm.ground.digests import file_digest
 from openedm.ground.locks import LOCK, locked_folder
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import check_folders, file_digest, read_json, remove_remains, write_arrays, write_json
+from openedm.ground.storage import check_folders, read_json, remove_remains, write_arrays, write_json
 
 __all__ = ["convert", "encoded_images"]
 
@@ -183,7 +184,7 @@ def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
         remove_remains(out, _STATE)
         if any(path.name != LOCK for path in out.iterdir()):
             raise ValueError(f"out={out} is not empty: choose another folder")
-        write_json(state, settings)
+        write_json(state, settings, files=())
         return
     if not resume:
         raise ValueError(
@@ -211,9 +212,9 @@ def _index_conditions(arrays: dict[str, np.ndarray], images: EncodedImages, shar
         return {"condition": {"shape": [images.num_floats]}}
     if images.condition_images is None:
         return {}
-    for name in ("offset", "size"):
-        places = [place for shard in shards for place in getattr(shard, f"condition_{name}s")]
-        arrays[f"condition_{name}"] = np.array(places, dtype=np.int64)
+    for name in ("offset", "size", "crc"):
+        numbers = [number for shard in shards for number in getattr(shard, f"condition_{name}s")]
+        arrays[f"condition_{name}"] = np.array(numbers, dtype=np.int64)
     dtype = max((shard.condition_dtype for shard in shards if shard.keys), key=FULL_RANGE_TYPES.index)
     shape = next(shard.condition_shape for shard in shards if shard.keys)
     return {"condition": {"shape": shape, "dtype": dtype}}
@@ -232,6 +233,7 @@ def _finish(
         "shard": np.repeat(np.arange(len(shards), dtype=np.int32), [len(shard.keys) for shard in shards]),
         "offset": np.array([offset for shard in shards for offset in shard.offsets], dtype=np.int64),
         "size": np.array([size for shard in shards for size in shard.sizes], dtype=np.int64),
+        "crc": np.array([crc for shard in shards for crc in shard.crcs], dtype=np.int64),
         "key": np.array(keys, dtype=np.int64),
     }
     classes: dict[str, Any] = {"num_classes": 0}
@@ -246,6 +248,9 @@ def _finish(
             "class_counts": [counts[i] for i in range(number)],
         }
     about = {**_index_conditions(arrays, images, shards), **about}
+    for name in ("crc", "condition_crc"):  # a conversion that an older version began has not all
+        if name in arrays and len(arrays[name]) < len(keys):
+            del arrays[name]
     write_arrays(out / INDEX, arrays)
     manifest = {
         "format": FORMAT,
@@ -260,6 +265,6 @@ def _finish(
         "index_sha256": file_digest(out / INDEX),
         "shards": [{"file": s.file, "images": len(s.keys), "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
-    write_json(out / MANIFEST, manifest)
+    write_json(out / MANIFEST, manifest, files=())
     _remove_hidden(out)
     return manifest

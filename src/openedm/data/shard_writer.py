@@ -3,6 +3,7 @@
 import io
 import json
 import tarfile
+import zlib
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -13,7 +14,8 @@ from openedm.data.decoding import as_array, decode_picture, decode_upright
 from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Form, Resize, as_size, resize_to
 from openedm.data.stored import FULL_RANGE_TYPES
-from openedm.ground.storage import file_digest, read_json, replacing, write_json
+from openedm.ground.digests import file_digest
+from openedm.ground.storage import read_json, replacing, write_json
 
 __all__ = ["Shard", "ShardWriter", "completed_shard"]
 
@@ -34,11 +36,13 @@ class Shard:
     keys: list[int] = field(default_factory=list)
     offsets: list[int] = field(default_factory=list)
     sizes: list[int] = field(default_factory=list)
+    crcs: list[int] = field(default_factory=list)
     dropped: list[dict[str, str]] = field(default_factory=list)
     condition_shape: list[int] | None = None
     condition_dtype: str = ""
     condition_offsets: list[int] = field(default_factory=list)
     condition_sizes: list[int] = field(default_factory=list)
+    condition_crcs: list[int] = field(default_factory=list)
 
 
 @dataclass
@@ -81,7 +85,7 @@ class ShardWriter:
                             self._add(archive, index, result)
                     report(block.stop, len(shard.dropped))
             shard.bytes, shard.sha256 = path.stat().st_size, file_digest(path)
-        write_json(_record_path(out, shard.file), vars(shard), indent=None)
+        write_json(_record_path(out, shard.file), vars(shard), indent=None, files=())
         return shard
 
     def _read(self, index: int) -> tuple[bytes, bytes | None] | ValueError:
@@ -138,6 +142,7 @@ class ShardWriter:
         shard.keys.append(index)
         shard.offsets.append(_append(archive, f"{index:08d}.{self.form.encoding}", result.content))
         shard.sizes.append(len(result.content))
+        shard.crcs.append(zlib.crc32(result.content))
         if result.condition is not None:
             partner = result.condition
             shard.condition_shape = partner.shape
@@ -145,6 +150,7 @@ class ShardWriter:
             name = f"{index:08d}.condition.{self.form.encoding}"
             shard.condition_offsets.append(_append(archive, name, partner.content))
             shard.condition_sizes.append(len(partner.content))
+            shard.condition_crcs.append(zlib.crc32(partner.content))
         if self.images.labels is not None:
             _append(archive, f"{index:08d}.cls", str(self.images.labels[index]).encode())
         if self.images.num_floats:
@@ -158,7 +164,7 @@ def _wider(one: str, other: str) -> str:
 
 
 def completed_shard(out: Path, file: str) -> Shard | None:
-    """The record of a shard that the interrupted conversion completed, or None.
+    """The record of a shard that the interrupted conversion completed and that is as it was written, or None.
 
     Raises:
         ValueError: the record is damaged.
@@ -170,7 +176,8 @@ def completed_shard(out: Path, file: str) -> Shard | None:
         found = Shard(**read_json(record))
     except TypeError as error:
         raise ValueError(f"{record} does not describe a shard of the conversion: {error}") from error
-    return found if shard.stat().st_size == found.bytes else None
+    whole = shard.stat().st_size == found.bytes and file_digest(shard) == found.sha256
+    return found if whole else None
 
 
 def _record_path(out: Path, file: str) -> Path:

@@ -4,11 +4,12 @@ A shard is a plain tar archive: `00000042.png` and, if there are classes, `00000
 are "condition" in `00000042.json`, and an image that is a condition is `00000042.condition.png`. Every image is read
 from its offset in the shard, so that any order is possible and a run continues exactly where it stopped.
 Shards are not unpacked, and only the index is in memory. The folders that `convert` writes have a manifest.json, which
-describes the set, and an index.npz with the offsets.
+describes the set, and an index.npz with offsets and checksums.
 """
 
 import hashlib
 import io
+import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -95,6 +96,7 @@ class TarImages(EncodedImages):
         self._names: list[str] | None = None
         self._shape: Header | None = None
         self._num_classes: int | None = None
+        self._crcs: Int64[np.ndarray, " images"] | None = None
         self._files: list[str]
         self._places: Int64[np.ndarray, "images 3"]  # shard, offset and size
         if _is_converted(root):
@@ -124,11 +126,8 @@ class TarImages(EncodedImages):
         chosen = np.asarray(indices, dtype=np.int64)
         labels = [None] * len(chosen) if self.labels is None else self.labels[chosen].tolist()
         for index, label, (shard, offset, size) in zip(indices, labels, self._places[chosen].tolist(), strict=True):
-            try:
-                content = self._parts.read(self._files[shard], offset, size)
-            except OSError as error:
-                raise ValueError(f"{self.describe(index)} cannot be read: {error}") from error
-            yield content, label
+            name = self.describe(index)
+            yield _read_member(self._parts, self._files[shard], offset, size, name, _at(self._crcs, index)), label
 
     def shapes(self) -> Iterable[Header]:
         return super().shapes() if self._shape is None else [self._shape]
@@ -160,6 +159,7 @@ class TarImages(EncodedImages):
             with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
                 self._places = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
                 self._keys, self.labels, self.conditions = arrays["key"], arrays.get("label"), arrays.get("condition")
+                self._crcs, partner_crcs = arrays.get("crc"), arrays.get("condition_crc")
                 places = [arrays[name] for name in ("shard", "condition_offset", "condition_size") if name in arrays]
             channels, height, width = manifest["shape"]
             self._shape = Header(channels, height, width, manifest.get("dtype", "uint8"))
@@ -167,17 +167,19 @@ class TarImages(EncodedImages):
             self._files = [str(root / entry["file"]) for entry in manifest["shards"]]
             self._encoding = str(manifest["form"]["encoding"])
             if len(places) == 3:
-                self.condition_images = self._partners(np.stack(places, axis=1), manifest["condition"])
+                self.condition_images = self._partners(np.stack(places, axis=1), manifest["condition"], partner_crcs)
             names = manifest.get("class_names")
             self.class_names = None if names is None else tuple(names)
         except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"path {str(root)!r} is not a complete set of shards: {error}") from error
 
-    def _partners(self, places: Int64[np.ndarray, "images 3"], about: Mapping[str, Any]) -> "_ConditionMembers":
+    def _partners(
+        self, places: Int64[np.ndarray, "images 3"], about: Mapping[str, Any], crcs: Int64[np.ndarray, " images"] | None
+    ) -> "_ConditionMembers":
         channels, height, width = about["shape"]
         names = [f"{key:08d}.condition.{self._encoding}" for key in self._keys.tolist()]
         header = Header(channels, height, width, about["dtype"])
-        return _ConditionMembers(self._files, places.astype(np.int64), names, header)
+        return _ConditionMembers(self._files, places.astype(np.int64), names, header, crcs)
 
     def _scan(self, files: Sequence[Path]) -> None:
         """Find the images of any WebDataset: files of one sample have the same name up to its first dot."""
@@ -240,6 +242,7 @@ class _ConditionMembers(EncodedImages):
         places: shard, offset and size of each image.
         names: of each in its shard.
         header: the shape and type of all, if they are known.
+        crcs: the CRC-32 of each, if it is known.
     """
 
     def __init__(
@@ -248,9 +251,10 @@ class _ConditionMembers(EncodedImages):
         places: Int64[np.ndarray, "images 3"],
         names: Sequence[str],
         header: Header | None = None,
+        crcs: Int64[np.ndarray, " images"] | None = None,
     ) -> None:
         self._parts, self._files, self._places = FileParts(), files, places
-        self._names, self._header = names, header
+        self._names, self._header, self._crcs = names, header, crcs
         self.num_bytes = int(places[:, 2].sum())
 
     def __len__(self) -> int:
@@ -262,17 +266,33 @@ class _ConditionMembers(EncodedImages):
     def read(self, indices: Sequence[int]) -> Iterator[tuple[bytes, int | None]]:
         for index in indices:
             shard, offset, size = self._places[index].tolist()
-            try:
-                content = self._parts.read(self._files[shard], offset, size)
-            except OSError as error:
-                raise ValueError(f"{self.describe(index)} cannot be read: {error}") from error
-            yield content, None
+            name = self.describe(index)
+            yield _read_member(self._parts, self._files[shard], offset, size, name, _at(self._crcs, index)), None
 
     def shapes(self) -> Iterable[Header]:
         return super().shapes() if self._header is None else [self._header]
 
     def close(self) -> None:
         self._parts.close()
+
+
+def _at(crcs: Int64[np.ndarray, " images"] | None, index: int) -> int | None:
+    return None if crcs is None else int(crcs[index])
+
+
+def _read_member(parts: FileParts, file: str, offset: int, size: int, name: str, crc: int | None) -> bytes:
+    """The content of an image in a shard, compared with its CRC-32 where that is known.
+
+    Raises:
+        ValueError: it cannot be read, or was changed; the message begins with `name`.
+    """
+    try:
+        content = parts.read(file, offset, size)
+    except OSError as error:
+        raise ValueError(f"{name} cannot be read: {error}") from error
+    if crc is not None and zlib.crc32(content) != crc:
+        raise ValueError(f"{name} was changed since it was written (CRC-32): restore the shard from a copy")
+    return content
 
 
 def _is_converted(root: Path) -> bool:

@@ -215,7 +215,7 @@ class SampleFiles:
             arrays = {"conditions": values, "seeds": np.array(seeds), **given}
             write_arrays(self.out / "conditions.npz", arrays)
         if table:
-            write_json(self.out / "dataset.json", table, indent=None)
+            write_json(self.out / "dataset.json", table, indent=None, files=())
 
 
 def _is_written(path: Path) -> bool:
@@ -253,5 +253,5 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     elif folder.exists() and any(path.name != LOCK and not REMAINS.fullmatch(path.name) for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no samples of this command: choose another folder")
     else:
-        write_json(path, settings)
+        write_json(path, settings, files=())
     remove_remains(folder)

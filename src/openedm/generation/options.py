@@ -19,8 +19,9 @@ from openedm.generation.classes import find_classes
 from openedm.generation.conditions import Conditions, read_conditions
 from openedm.ground import checks
 from openedm.ground.choices import Choice, from_config, to_config
+from openedm.ground.digests import file_digest
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import file_digest, read_json, write_json
+from openedm.ground.storage import read_json, write_json
 from openedm.ground.tensors import as_tensor
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.sampling import (
@@ -325,7 +326,7 @@ class CheckpointSampler:
             fit = fit_levels(denoiser, method.choose(denoiser), condition=condition, progress=progress)
         if main:
             found = {"fitted": to_config(fit.sampler), "error": fit.error, "error_before": fit.error_before}
-            write_json(path, {**found, **settings})
+            write_json(path, {**found, **settings}, files=())
         return fit.sampler, f"sampler, fitted (error {fit.error_before:.2g} -> {fit.error:.2g}, kept in {path})"
 
 

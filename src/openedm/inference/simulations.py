@@ -6,8 +6,8 @@ ever grows.
 | file | content |
 |---|---|
 | manifest.json | what the simulations are of: dimensions, kinds of data, seed, names, prior, the first θ |
-| part-….parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
-| failures-….parquet | index, seed, theta, error: simulations that failed |
+| part-…-<digest>.parquet | index, seed, theta (d numbers), x (prod(x_shape) numbers): simulations that gave a result |
+| failures-…-<digest>.parquet | index, seed, theta, error: simulations that failed |
 | running.json | the simulations that run in the process that writes, until they are done |
 
 Files are immutable and appear complete or not at all: each is written under a hidden name, flushed to the disk and
@@ -30,6 +30,7 @@ from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
 from torch import Tensor
 
+from openedm.ground.digests import check_digest
 from openedm.ground.locks import locked_folder
 from openedm.ground.storage import check_folders, read_json, remove_remains, replacing, write_json
 from openedm.inference.composite import prior_from_config
@@ -192,6 +193,7 @@ class Store:
     def __init__(self, path: str | os.PathLike[str]) -> None:
         _parquet()
         self.path = Path(path)
+        self._checked: set[Path] = set()  # files whose digest was compared: once in a process
         check_folders("store", self.path.parent)
         if self.path.exists() and not self.path.is_dir():
             raise ValueError(f"store must be a folder, got the file {str(self.path)!r}")
@@ -319,14 +321,14 @@ class Store:
         content = asdict(manifest)
         if manifest.kinds is None:  # as older versions read it
             del content["kinds"]
-        write_json(self.path / "manifest.json", {"format": FORMAT, **content})
+        write_json(self.path / "manifest.json", {"format": FORMAT, **content}, files=())
 
     def _write(self, kind: str, columns: Mapping[str, Any]) -> None:
         import pyarrow
 
         # Names ascend with time; the process and a count keep those of one moment apart.
         path = self.path / f"{kind}-{time.time_ns():020d}-{os.getpid()}-{next(_COUNT)}.parquet"
-        with replacing(path) as temporary:
+        with replacing(path, digest=True) as temporary:
             _parquet().write_table(pyarrow.table(dict(columns)), temporary, compression="zstd", use_dictionary=False)
 
     def _prior(self, manifest: Manifest) -> Prior | None:
@@ -349,7 +351,8 @@ class Store:
         if stored.simulator != given.simulator:
             raise ValueError(
                 f"{where} of {stored.simulator!r}, got the simulator {given.simulator!r}; pass another store, or, if "
-                "the same simulator has a new name, change the name in manifest.json"
+                "the same simulator has a new name, change the name in manifest.json and run openedm verify "
+                f"{self.path} --accept true"
             )
 
     def _tables(self, kind: str, columns: list[str] | None) -> Iterator[Any]:
@@ -357,6 +360,9 @@ class Store:
         parquet = _parquet()
         for path in sorted(self.path.glob(f"{kind}-*.parquet")):
             try:
+                if path not in self._checked:
+                    check_digest(path)
+                    self._checked.add(path)
                 yield parquet.read_table(path, columns=columns, memory_map=True, partitioning=None)
             except (OSError, ValueError) as error:  # pyarrow's own errors are below these
                 warnings.warn(f"{path} is damaged and is ignored: {error}", RuntimeWarning, stacklevel=2)

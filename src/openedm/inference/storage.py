@@ -2,7 +2,7 @@
 
 | file | content |
 |---|---|
-| config.json | format, version, kind; prior, names, `Model` of the denoiser, sampler, likelihood; what the kind adds |
+| config.json | format, version, kind; prior, names, `Model` of the denoiser, sampler, likelihood; what else; digests |
 | model.safetensors | the weights of all networks, and other tensors |
 
 Reading one runs no code from the file: weights are safetensors, the description is looked up among known classes.
@@ -102,8 +102,8 @@ def write(
     states = {name: module.state_dict() for name, module in {**networks, **modules}.items() if module is not None}
     weights = {f"{name}.{key}": tensor for name, state in states.items() for key, tensor in state.items()}
     with new_folder(folder, "a posterior") as new:
-        write_json(new / CONFIG, config)
         write_tensors(new / WEIGHTS, weights | {name: t for name, t in tensors.items() if t is not None})
+        write_json(new / CONFIG, config, files=(WEIGHTS,))
 
 
 @dataclass(frozen=True)
@@ -181,7 +181,7 @@ def _read(folder: Path) -> Stored:
     if not (folder / CONFIG).is_file():
         what = "holds no posterior" if folder.is_dir() else "is no folder"
         raise ValueError(f"{folder} {what}: give one that a posterior was saved to, with {CONFIG}")
-    config, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS)
+    config, tensors = read_json(folder / CONFIG), read_tensors(folder / WEIGHTS, folder / CONFIG)
     if (folder / JOINT_1).is_file():
         return _joint_1(folder, config, tensors)
     if config.get("format") == "openedm-posterior-1":

@@ -13,12 +13,11 @@ from torch import nn
 
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
-from openedm.ground.choices import to_config
-from openedm.ground.storage import write_json, write_tensors
+from openedm.ground.storage import write_tensors
 from openedm.ground.tensors import misfits
 from openedm.interop.card import CARD, example
 from openedm.networks import ModuleNetwork
-from openedm.training.checkpoints import FORMAT, find_checkpoint, load_denoiser, read_model
+from openedm.training.checkpoints import find_checkpoint, load_denoiser, read_model, write_model
 from openedm.training.model import Model
 
 __all__ = ["Pretrained"]
@@ -146,7 +145,7 @@ class Pretrained(
 
     def _save_pretrained(self, save_directory: Path) -> None:
         write_tensors(save_directory / WEIGHTS, self.network.state_dict())
-        write_json(save_directory / CONFIG, {"format": FORMAT, "model": to_config(self.description)})
+        write_model(save_directory, self.description)
 
 
 def _check_network(description: Model, network: nn.Module) -> None:

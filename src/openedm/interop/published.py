@@ -137,7 +137,7 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
     if not isinstance(data, dict):
         raise ValueError(f"{path.with_suffix('.json')}: dataset_kwargs must be an object")
     given = {n: float(v) if v in ("inf", "-inf") else v for n, v in plain(kwargs, "init_kwargs").items()}
-    return Published(name, given, read_tensors(path), network_name, data)
+    return Published(name, given, read_tensors(path, path.with_suffix(".json")), network_name, data)
 
 
 def new_published(path: str | Path, name: str = "path") -> tuple[Path, Path]:
@@ -169,7 +169,7 @@ def write_published(path: str | Path, published: Published) -> None:
         "dataset_kwargs": plain(published.dataset_kwargs, "dataset_kwargs"),
     }
     write_tensors(path, published.state_dict)
-    write_json(config, content)
+    write_json(config, content, files=(path.name,))
 
 
 def _read_pickle(path: Path, key: str, progress: Progress) -> Published:

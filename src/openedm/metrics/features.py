@@ -22,8 +22,9 @@ from torch import Tensor
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.devices import device_of
+from openedm.ground.digests import check_listed
 from openedm.ground.seeding import host_seeded
-from openedm.ground.storage import write_json, write_tensors
+from openedm.ground.storage import read_json, write_json, write_tensors
 from openedm.metrics.extractors import FeatureNetwork, Output
 from openedm.metrics.frechet import GaussianStatistics
 
@@ -187,8 +188,8 @@ def kept_features(
     tensors = {"values": features.values, "probabilities": features.probabilities, "labels": features.labels}
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     try:
-        write_json(path.with_suffix(".json"), settings)
         write_tensors(path, present, {"openedm": json.dumps(settings)})
+        write_json(path.with_suffix(".json"), settings, files=(path.name,))
     except OSError as error:
         warnings.warn(f"the features of the data are not kept, cache={folder} cannot be written: {error}", stacklevel=2)
         return features, None, False
@@ -208,7 +209,10 @@ def _apply(network: FeatureNetwork, x: Float[Tensor, "batch *event"], before: in
 
 
 def _read(path: Path, settings: dict[str, object], network: FeatureNetwork) -> Features | None:
+    described = path.with_suffix(".json")
     try:
+        if described.is_file():
+            check_listed(path, read_json(described), described)
         with safetensors.safe_open(path, framework="pt") as file:
             if json.loads(file.metadata()["openedm"]) != json.loads(json.dumps(settings)):
                 return None

@@ -2,10 +2,10 @@
 
 | file | content |
 |---|---|
-| config.json | the description of the denoiser: a `Model` |
+| config.json | the description of the denoiser: a `Model`; digest of model.safetensors |
 | model.safetensors | the averaged (EMA) weights for sampling, with `keep_best` the best ones |
 | training.safetensors | raw weights, with `keep_best` the last averaged ones, moments, parameters of the loss |
-| training.json | images seen, step, skipped steps, the lowest validation loss, seed, options |
+| training.json | images seen, step, skipped steps, the lowest validation loss, seed, options; digests of both weights |
 
 Reading a checkpoint runs no code from the file: weights are safetensors, and the description can only name known
 classes. The random state of a run is its seed and its step, from which every step derives its generators.
@@ -46,11 +46,13 @@ __all__ = [
     "make_room",
     "read_model",
     "read_progress",
+    "read_training_tensors",
     "read_weights",
     "remove_checkpoints",
     "save_checkpoint",
     "tensors_with_prefix",
     "trained_without_dropout",
+    "write_model",
 ]
 
 FORMAT = "openedm-denoiser-1"
@@ -128,11 +130,17 @@ def save_checkpoint(
         ValueError: `path` exists; checkpoints are never overwritten.
     """
     with new_folder(path) as temporary:
-        write_json(temporary / "config.json", {"format": FORMAT, "model": to_config(model)})
         write_tensors(temporary / "model.safetensors", weights)
         if training is not None:
             write_tensors(temporary / "training.safetensors", training[0])
-            write_json(temporary / "training.json", dict(training[1]))
+            files = ("training.safetensors", "model.safetensors")
+            write_json(temporary / "training.json", dict(training[1]), files=files)
+        write_model(temporary, model)
+
+
+def write_model(folder: Path, model: Model) -> None:
+    """Write the config.json of a checkpoint, beside its weights, whose digest it holds."""
+    write_json(folder / "config.json", {"format": FORMAT, "model": to_config(model)}, files=("model.safetensors",))
 
 
 def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema", *, network: Any = None) -> Preconditioned:
@@ -159,7 +167,7 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema", *, n
         problem = str(error).partition("\n")[0]
         raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {problem}") from error
     if weights == "raw":
-        tensors = tensors_with_prefix(read_tensors(folder / "training.safetensors"), "network")
+        tensors = tensors_with_prefix(read_training_tensors(folder), "network")
     else:
         tensors = read_weights(folder)
     load_weights(denoiser.network, tensors, folder)
@@ -210,9 +218,19 @@ def read_weights(folder: Path) -> dict[str, Tensor]:
     """The averaged weights of the network.
 
     Raises:
-        ValueError: the file is missing or damaged.
+        ValueError: the file is missing, damaged or was changed since it was written.
     """
-    return read_tensors(folder / "model.safetensors")
+    return read_tensors(folder / "model.safetensors", folder / "config.json")
+
+
+def read_training_tensors(folder: Path) -> dict[str, Tensor]:
+    """The raw weights and the other tensors for resuming; of checkpoints without training.json they are not checked.
+
+    Raises:
+        ValueError: the file is missing, damaged or was changed since it was written.
+    """
+    described = folder / "training.json"
+    return read_tensors(folder / "training.safetensors", described if described.is_file() else None)
 
 
 def read_progress(folder: Path) -> dict[str, Any]:

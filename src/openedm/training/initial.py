@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice, to_config
-from openedm.ground.storage import file_digest
+from openedm.ground.digests import file_digest
 from openedm.ground.tensors import misfits
 from openedm.preconditioning import Preconditioning
 from openedm.training.checkpoints import find_checkpoint, read_model, read_weights

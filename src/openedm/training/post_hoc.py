@@ -7,7 +7,7 @@ weights are reproduced. The inner product of two profiles is, with γ' that of t
 
     ⟨p₁, p₂⟩ = (γ₁ + 1)(γ₂ + 1)/(γ₁ + γ₂ + 1) · (min t / max t)^{γ'} / max t.
 
-Snapshots are files RUN/averages/<images seen>.safetensors.
+Snapshots are files RUN/averages/<images seen>-<digest>.safetensors; older versions wrote no digest.
 """
 
 import copy
@@ -21,6 +21,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
+from openedm.ground.digests import check_digest
 from openedm.ground.storage import parse_json, write_tensors
 from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.optimisation import full_tensor
@@ -71,11 +72,10 @@ class PowerAverages:
 
         Args:
             run: the run folder.
-            images: number of images seen, the name of the file.
+            images: number of images seen, with which the name of the file begins.
             step: number of steps taken.
             write: whether this process writes; if parameters are sharded, the others only send their slices.
         """
-        path = run / FOLDER / f"{images:012d}.safetensors"
         dtype = torch.float16 if self.choice.precision == "fp16" else torch.float32
         tensors = {
             f"{i}.{name}": full_tensor(p.detach()).to("cpu", dtype).contiguous()
@@ -85,7 +85,8 @@ class PowerAverages:
         if not write:
             return
         header = {"step": step, "sigma_rel": self.choice.sigma_rel}
-        write_tensors(path, tensors, {FORMAT: json.dumps(header)})  # one entry: the order of several is random
+        # One entry of the header: the order of several is random.
+        write_tensors(run / FOLDER / f"{images:012d}.safetensors", tensors, {FORMAT: json.dumps(header)}, digest=True)
 
 
 @dataclass(frozen=True)
@@ -112,23 +113,29 @@ def list_snapshots(run: str | Path) -> list[Snapshot]:
         ValueError: a file is damaged or of another format.
     """
     folder = Path(run) / FOLDER
-    found = [_read_snapshot(path) for path in sorted(folder.glob("*.safetensors")) if path.stem.isdigit()]
+    found = [_read_snapshot(path, images) for images, path in _files(folder)]
     return [snapshot for snapshot in found if snapshot.step > 0]  # a snapshot before the first step has no average
 
 
 def remove_snapshots(run: Path, after: int) -> None:
     """Delete the snapshots after `after` images seen: a run that resumes there writes them again."""
-    for path in (run / FOLDER).glob("*.safetensors"):
-        if path.stem.isdigit() and int(path.stem) > after:
+    for images, path in _files(run / FOLDER):
+        if images > after:
             path.unlink()
 
 
-def _read_snapshot(path: Path) -> Snapshot:
+def _files(folder: Path) -> list[tuple[int, Path]]:
+    """The number of images seen and the file of each snapshot, in order."""
+    numbers = [(path.stem.partition("-")[0], path) for path in folder.glob("*.safetensors")]
+    return sorted((int(number), path) for number, path in numbers if number.isdecimal())
+
+
+def _read_snapshot(path: Path, images: int) -> Snapshot:
     try:
         with safe_open(path, framework="pt") as file:
             header = parse_json((file.metadata() or {})[FORMAT], FORMAT)
         widths = tuple(float(width) for width in header["sigma_rel"])
-        return Snapshot(path, int(path.stem), int(header["step"]), widths)
+        return Snapshot(path, images, int(header["step"]), widths)
     except (OSError, KeyError, OverflowError, TypeError, ValueError, SafetensorError) as error:
         raise ValueError(f"{path} is not a snapshot of averages: {error!r}") from error
 
@@ -237,6 +244,7 @@ def _combine_weights(run: Path, snapshots: list[Snapshot], found: ProfileCombina
     load_weights(network, read_weights(folder), folder)
     totals = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in network.named_parameters()}
     for snapshot, weights in zip(snapshots, found.weights, strict=True):
+        check_digest(snapshot.path)
         try:
             with safe_open(snapshot.path, framework="pt") as file:
                 for i, weight in enumerate(weights):

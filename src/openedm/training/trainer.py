@@ -27,7 +27,6 @@ from openedm.ground import checks
 from openedm.ground.locks import locked_folder
 from openedm.ground.memory import explain_out_of_memory
 from openedm.ground.seeding import derive_seed, seed_global
-from openedm.ground.storage import read_tensors
 from openedm.objective import Loss, Objective
 from openedm.optimisation import OptimiserStep, minimise
 from openedm.training.checkpoints import (
@@ -37,6 +36,7 @@ from openedm.training.checkpoints import (
     is_checkpoint,
     make_room,
     read_progress,
+    read_training_tensors,
     read_weights,
     remove_checkpoints,
     save_checkpoint,
@@ -384,7 +384,7 @@ class Trainer:
         if origin is None:
             raise ValueError("path must be given to resume: this trainer has no run folder")
         folder = find_checkpoint(origin)
-        tensors, content = read_tensors(folder / "training.safetensors"), read_progress(folder)
+        tensors, content = read_training_tensors(folder), read_progress(folder)
         self.objective = self._loss_module.objective = as_recorded(content, self.objective)
         if self.options.accumulate is None:
             self.options = replace(self.options, accumulate=read_accumulate(content))

@@ -1,0 +1,40 @@
+"""`openedm verify`: whether files are as they were written."""
+
+from itertools import groupby
+
+from openedm.ground import verifying
+
+WORDS = {"as written": "as written", "unknown": "without digest", "damaged": "DAMAGED"}
+
+
+def verify(path: str, accept: bool = False) -> int:
+    """Check whether the files of a folder are as they were written; the exit status is 1 if one is damaged.
+
+    Files are compared with the digests (SHA-256) that the commands write: into config.json, training.json,
+    manifest.json and settings.json, and into the names of snapshots and simulations. Nothing is built or executed.
+
+    Args:
+        path: a run, checkpoint, posterior, store of simulations, converted data or samples; or one file.
+        accept: first write the digests of files that were changed on purpose, as they are now.
+    """
+    for file in verifying.accept(path) if accept else ():
+        print(f"accepted {file}")
+    findings = list(verifying.verify(path))
+    for folder, group in groupby(findings, lambda finding: finding.path.parent):
+        files = list(group)
+        counts = {state: sum(file.state == state for file in files) for state in WORDS}
+        print(f"{folder}: {', '.join(f'{n} {WORDS[state]}' for state, n in counts.items() if n)}{_unknown(files)}")
+        for damage in files:
+            if damage.state == "damaged":
+                print(f"DAMAGED {damage.path} {damage.problem}")
+    damaged = sum(finding.state == "damaged" for finding in findings)
+    if damaged:
+        print(f"{damaged} of {len(findings)} files are damaged")
+    return int(damaged > 0)
+
+
+def _unknown(files: list[verifying.Finding]) -> str:
+    """The first files of a folder without digest, by name."""
+    names = [file.path.name for file in files if file.state == "unknown"]
+    more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+    return f" ({', '.join(names[:3])}{more})" if names else ""
