@@ -41,6 +41,19 @@ def test_a_potential_is_the_density_up_to_a_constant_of_each_observation(two_moo
     torch.testing.assert_close(alone, density[1], rtol=1e-4, atol=1e-3)
 
 
+def test_densities_of_many_observations_are_normalised_together_as_one_by_one(two_moons):
+    chains = Refinement(2, 8, max_steps=6)
+    x = torch.tensor([[0.1, 0.2], [-0.3, 0.1], [0.1, 0.2], [0.4, -0.2]])
+    posterior = two_moons.with_refinement(chains)
+    together = posterior.refined_flow.log_evidences(x)
+    alone = torch.cat([two_moons.with_refinement(chains).refined_flow.log_evidences(row[None]) for row in x])
+    torch.testing.assert_close(together, alone, rtol=1e-4, atol=1e-3)
+    assert together[0] == together[2]
+    assert len(set(together.tolist())) == 3
+    again = posterior.refined_flow.log_evidences(x[1:2])
+    assert again[0] == together[1]
+
+
 @pytest.mark.filterwarnings("ignore")
 def test_analyses_of_sbi_take_a_posterior_as_it_is(monkeypatch):
     analysis = pytest.importorskip("sbi.analysis")

@@ -120,23 +120,29 @@ class RefinedFlow:
 
     @torch.no_grad()
     def log_evidences(self, x: Float[Tensor, "observations ..."]) -> Float64[Tensor, " observations"]:
-        """ln Z of each observation."""
-        y = self.flow.parts.data.forward(x)
-        each = [self._log_evidence(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
-        return torch.tensor(each, dtype=torch.float64, device=x.device)
-
-    def _log_evidence(self, x: Float[Tensor, "one ..."], y: Float[Tensor, "one *y"]) -> float:
-        key, refinement = x.cpu().numpy().tobytes(), self._refinement
-        if key not in self.evidences and refinement.max_steps is not None:
-            pilots, _ = self.settled_pilots(x, refinement, PILOT_SEED, y)
-            (seed,) = observation_seeds(x, EVIDENCE_SEED)
-            total, _ = evidence_near(pilots[0], self.target(x).in_coordinates, seed=seed, draws=EVIDENCE_DRAWS)
-            self.evidences[key] = total
-        elif key not in self.evidences:
-            self.evidences[key], _ = self._weighed(x, y)
+        """ln Z of each observation. The pilots of many settle together, as many at a time as there may be chains."""
+        keys = [row.cpu().numpy().tobytes() for row in x]
+        found = {key: self.evidences[key] for key in keys if key in self.evidences}
+        missing = list({key: i for i, key in enumerate(keys) if key not in found}.values())
+        size = max(1, MAX_CHAINS // self._refinement.num_pilots)
+        for rows in (missing[i : i + size] for i in range(0, len(missing), size)):
+            found |= dict(zip([keys[i] for i in rows], self._log_evidences(x[rows]), strict=True))
+        self.evidences.update({key: found[key] for key in keys})
         while len(self.evidences) > MAX_EVIDENCES:
             self.evidences.popitem(last=False)
-        return self.evidences[key]
+        return torch.tensor([found[key] for key in keys], dtype=torch.float64, device=x.device)
+
+    def _log_evidences(self, x: Float[Tensor, "observations ..."]) -> list[float]:
+        y, refinement = self.flow.parts.data.forward(x), self._refinement
+        each = [(x[i : i + 1], y[i : i + 1]) for i in range(len(x))]
+        if refinement.max_steps is None:
+            return [self._weighed(*one)[0] for one in each]
+        pilots, _ = self.settled_pilots(x, refinement, PILOT_SEED, y)
+        seeds, found = observation_seeds(x, EVIDENCE_SEED), []
+        for i, (one, _) in enumerate(each):
+            target = self.target(one).in_coordinates
+            found.append(evidence_near(pilots[i], target, seed=seeds[i], draws=EVIDENCE_DRAWS)[0])
+        return found
 
     @torch.no_grad()
     def agreement(self, x: Float[Tensor, "one ..."]) -> float:
