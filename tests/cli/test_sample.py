@@ -15,6 +15,7 @@ from openedm.cli import sample as command
 from openedm.data import Arrays, ImageFolder
 from openedm.data.pictures import image_grid, to_uint8
 from openedm.generation import SamplingOptions, files
+from openedm.ground.storage import read_json
 from openedm.levels import Karras
 from openedm.sampling import Churn, Euler, Sampler
 from openedm.training import find_checkpoint, load_denoiser
@@ -51,7 +52,7 @@ def test_png_files_hold_the_samples_of_their_seeds_and_dataset_json_their_classe
     for name, x in zip(names, expected(digits_run, seeds, labels), strict=True):
         # A value that lies within rounding of the middle between two bytes may fall to either side.
         assert (pixels(tmp_path / "out" / name).int() - to_uint8(x)[0].int()).abs().max() <= 1
-    assert json.loads((tmp_path / "out" / "dataset.json").read_text()) == {
+    assert read_json(tmp_path / "out" / "dataset.json") == {
         "labels": [[name, label] for name, label in zip(names, labels, strict=True)]
     }
     dataset = ImageFolder(str(tmp_path / "out")).load()
