@@ -20,8 +20,9 @@ from benchmarks.fuzz_checkpoints import DANGEROUS
 
 import hostile_files
 from hostile_files import ATTACKS, BOMBS, PROTOCOLS, START, Reduces, named, text
+from openedm.interop.modules import named_tensors
 from openedm.interop.pickles import DamagedFileError, Machine, UnreadableFileError, UnsafeFileError
-from openedm.interop.published import _named_tensors, parse_pickle
+from openedm.interop.published import parse_pickle
 from openedm.interop.records import Record, Storage, StoredTensor, known_globals, rebuild_tensor
 
 
@@ -362,4 +363,4 @@ def test_modules_that_hold_themselves_or_are_shared_too_often_end_in_an_error() 
     many = Record("ModuleDict", {"_modules": {f"m{i}": shared for i in range(3000)}})
     for record in (own, many):
         with pytest.raises(DamagedFileError, match="at most 200000 entries"):
-            _named_tensors(record)
+            named_tensors(record)

@@ -4,8 +4,7 @@
 
 The same content also goes to and from a pair of files without any pickle: NAME.safetensors, its weights by their
 published names (safetensors reads and writes them), and NAME.json, {"format": …, "class_name": "EDMPrecond",
-"network_name": "SongUNet", "init_kwargs": {…}, "dataset_kwargs": {…}}. Modules are visited and their tensors named
-here, because libraries would need the classes of the file.
+"network_name": "SongUNet", "init_kwargs": {…}, "dataset_kwargs": {…}}.
 """
 
 import math
@@ -32,21 +31,15 @@ from openedm.interop.edm import (
     published_names,
     published_resolutions,
 )
+from openedm.interop.modules import named_tensors, read_named
 from openedm.interop.pickles import Bytes, DamagedFileError, Machine, UnreadableFileError, describe
-from openedm.interop.records import STORAGE_MAGIC, Record, StoredTensor, known_globals, plain
+from openedm.interop.records import STORAGE_MAGIC, Record, known_globals, plain
 from openedm.networks import ADM, DDPMpp, NCSNpp, SongUNet, UNet
 from openedm.training import Model
 
 __all__ = ["Published", "parse_pickle", "publish", "published_model", "read_published", "write_published"]
 
 FORMAT = "openedm-published-1"
-MAX_TENSORS = 100_000
-KINDS = ("_parameters", "_buffers", "_modules")
-MAX_ENTRIES = 200_000
-"""Entries of all dicts of all modules; the published networks have about 10⁴."""
-MAX_MODULES = 100_000
-MAX_DEPTH = 32
-MAX_NAME = 500
 TORCH_SAVE = "of torch.save: published files are plain pickles"
 SIGNATURES = (
     (b"pk\x03\x04", f"a zip archive, as {TORCH_SAVE}"),
@@ -213,7 +206,7 @@ def parse_pickle(content: Bytes, key: str = "ema", progress: Progress = no_progr
     return Published(
         record.class_name,
         kwargs,
-        _read_tensors(_named_tensors(record), progress),
+        read_named(named_tensors(record), progress),
         _network_name(record),
         data if isinstance(data, dict) else {},
     )
@@ -257,65 +250,6 @@ def _network_name(record: Record) -> str | None:
     modules = record.state.get("_modules")
     network = modules.get("model") if isinstance(modules, dict) else None
     return network.class_name if isinstance(network, Record) else None
-
-
-def _named_tensors(record: Record) -> dict[str, StoredTensor]:
-    """The tensors of a module and of all modules in it, by their dotted names.
-
-    It visits `_modules`, `_parameters` and `_buffers` in the order of `Module.state_dict`, without recursion.
-    """
-    found: dict[str, StoredTensor] = {}
-    pending, num_modules = [("", record, 0)], 0
-    entries = 0  # of all visits: modules may be shared, and contain themselves
-    while pending:
-        prefix, module, depth = pending.pop()
-        num_modules += 1
-        if num_modules > MAX_MODULES or depth > MAX_DEPTH or len(found) > MAX_TENSORS or len(prefix) > MAX_NAME:
-            raise DamagedFileError("the network must not have more or deeper modules than any published network")
-        entries += sum(len(d) for kind in KINDS if isinstance(d := module.state.get(kind), dict))
-        if entries > MAX_ENTRIES:
-            raise DamagedFileError(f"the network's modules must have at most {MAX_ENTRIES} entries")
-        transient = module.state.get("_non_persistent_buffers_set")
-        for kind in ("_parameters", "_buffers"):
-            for name, value in _entries(module, kind):
-                if value is None or (kind == "_buffers" and isinstance(transient, set) and name in transient):
-                    continue
-                if not isinstance(value, StoredTensor):
-                    raise DamagedFileError(f"{prefix}{name} must be a tensor, got {describe(value)}")
-                if prefix + name in found:
-                    raise DamagedFileError(f"{prefix}{name} must be one tensor, but two have this name")
-                found[prefix + name] = value
-        for name, value in reversed(_entries(module, "_modules")):
-            if value is None:
-                continue
-            if not isinstance(value, Record):
-                raise DamagedFileError(f"{prefix}{name} must be a module, got {describe(value)}")
-            pending.append((f"{prefix}{name}.", value, depth + 1))
-    return found
-
-
-def _entries(module: Record, kind: str) -> list[tuple[str, Any]]:
-    entries = module.state.get(kind, {})
-    if not isinstance(entries, dict) or any(len(name) > MAX_NAME for name in entries):
-        raise DamagedFileError(f"{kind} of {module.class_name} must be a dict with names, got {describe(entries)}")
-    return list(entries.items())
-
-
-def _read_tensors(found: Mapping[str, StoredTensor], progress: Progress) -> dict[str, Tensor]:
-    """All tensors; each storage is read once."""
-    sizes = {id(t.storage): len(t.storage.content) for t in found.values()}
-    total, done = sum(sizes.values()), 0
-    tensors, elements = {}, 0
-    for name, stored in found.items():
-        tensors[name] = stored.read()
-        elements += tensors[name].nbytes
-        if elements > total:
-            raise DamagedFileError(
-                f"{name} and others must not have more elements than their storages", stored.position
-            )
-        done += sizes.pop(id(stored.storage), 0)
-        progress("reading", done / max(total, 1))
-    return tensors
 
 
 def published_model(published: Published, denoiser: Preconditioned) -> Model:

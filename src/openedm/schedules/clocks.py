@@ -1,25 +1,4 @@
-"""Noise schedules σ(t) and scalings s: a noisy sample at time t is x(t) = s(t) (y + σ(t) n) with n ~ N(0, I).
-
-Rows "Schedule" and "Scaling" of Table 1 of Karras et al. 2022, and more. A schedule is a strictly increasing function
-σ(t) with its inverse and derivative. It is the one kind of variable in this library: samplers step and interpolate in
-its time t, and levels are even steps of it (`openedm.levels`). A scaling is written as a function of σ,
-s(t) = s(σ(t)), so that any scaling goes with any schedule; ṡ = s'(σ) σ̇ by the chain rule.
-
-| schedule | σ(t) | σ⁻¹(σ) | own scaling |
-|---|---|---|---|
-| LogSigma | e^t | ln σ | none |
-| PowerSigma(ρ) | t^ρ | σ^{1/ρ} | none |
-| EDM = PowerSigma(1) | t | σ | none |
-| VE = PowerSigma(½) | √t | σ² | none |
-| VP | √(e^{½ β_d t² + β_min t} − 1) | (√(β_min² + 2 β_d ln(1+σ²)) − β_min)/β_d | VP |
-| Angle(σ_d, ρ) | σ_d tan t^ρ | atan(σ/σ_d)^{1/ρ} | none |
-| Cosine: Angle(1, 1) in quarter turns | tan(πt/2) | (2/π) atan σ | VP |
-| FlowTime(σ_d) | σ_d t/(1−t) | σ/(σ+σ_d) | none |
-| RectifiedFlow = FlowTime(1) | t/(1−t) | σ/(1+σ) | flow |
-
-All functions compute in float64 (VP near t = 0 loses 2 % in float32), in float32 on devices without it, and are
-differentiable.
-"""
+"""Noise schedules σ(t) with their derivatives and inverses; see `openedm.schedules` for the table."""
 
 import math
 from abc import ABC, abstractmethod
@@ -32,6 +11,7 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.tensors import Values, float64
+from openedm.schedules.scalings import FlowScaling, NoScaling, Scaling, VPScaling
 
 __all__ = [
     "EDM",
@@ -39,70 +19,13 @@ __all__ = [
     "VP",
     "Angle",
     "Cosine",
-    "FlowScaling",
     "FlowTime",
     "LogSigma",
-    "NoScaling",
+    "PowerLaw",
     "PowerSigma",
     "RectifiedFlow",
-    "Scaling",
     "Schedule",
-    "VPScaling",
-    "Values",
-    "float64",
 ]
-
-
-class Scaling(Choice, ABC):
-    """The signal scaling s as a function of σ."""
-
-    @abstractmethod
-    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """s(σ), in (0, 1]."""
-
-    @abstractmethod
-    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """ds/dσ."""
-
-
-@dataclass(frozen=True)
-class NoScaling(Scaling):
-    """s = 1: the signal keeps its size and the noise grows around it (EDM, VE, iDDPM as sampled by EDM)."""
-
-    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """1."""
-        return torch.ones_like(float64(sigma))
-
-    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """0."""
-        return torch.zeros_like(float64(sigma))
-
-
-@dataclass(frozen=True)
-class VPScaling(Scaling):
-    """s = 1/√(1+σ²): keeps the variance of unit-variance data constant (VP, cosine)."""
-
-    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """1/√(1+σ²)."""
-        return (1 + float64(sigma).square()).rsqrt()
-
-    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """−σ (1+σ²)^{−3/2}."""
-        sigma = float64(sigma)
-        return -sigma * (1 + sigma.square()).pow(-1.5)
-
-
-@dataclass(frozen=True)
-class FlowScaling(Scaling):
-    """s = 1/(1+σ): x(t) = (1−t) y + t n with t = σ/(1+σ), the straight line of rectified flow."""
-
-    def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """1/(1+σ)."""
-        return 1 / (1 + float64(sigma))
-
-    def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """−1/(1+σ)²."""
-        return -(1 + float64(sigma)).pow(-2)
 
 
 class Schedule(Choice, ABC):
