@@ -67,7 +67,7 @@ BUDGETS: dict[str, Budget] = {
     "gpu-24gb": Budget("cuda", 24 * 3600, 24 * 10**9, 64, 256),
     "gpu-80gb": Budget("cuda", 48 * 3600, 80 * 10**9, 128, 512),
 }
-MIN_IMAGES = 250_000
+MIN_IMAGES = 500_000
 """The number of images below which a wider network is not worth its time."""
 MAX_IMAGES = 200_000_000
 MLP_MAX_IMAGES = 20_000_000
