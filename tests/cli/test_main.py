@@ -1,7 +1,9 @@
 import importlib
+import io
 import os
 import re
 import runpy
+import signal
 import subprocess
 import sys
 import warnings
@@ -126,6 +128,42 @@ def test_control_c_at_any_time_ends_with_status_130(openedm, monkeypatch):
     monkeypatch.setattr(module.importlib, "import_module", interrupted)
     result = openedm("info", "run")
     assert (result.status, result.err) == (130, "interrupted\n")
+
+
+@pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
+def test_a_signal_at_any_time_ends_a_command_as_control_c_does_with_its_own_status(name, status, openedm, monkeypatch):
+    before = signal.getsignal(getattr(signal, name))
+    monkeypatch.setattr(module.importlib, "import_module", lambda *_: os.kill(os.getpid(), getattr(signal, name)))
+    result = openedm("info", "run")
+    assert (result.status, result.err) == (status, f"stopped by {name}\n")
+    assert signal.getsignal(getattr(signal, name)) is before
+
+
+@pytest.mark.parametrize(
+    "arguments", [["train", "", "--data=Toy"], ["sample", "", "out"], ["info", ""], ["evaluate", "a", "--out="]]
+)
+def test_an_empty_name_such_as_a_variable_that_is_not_set_is_refused(arguments, openedm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = openedm(*arguments)
+    assert result.status == 2
+    assert "must not be empty, got '': is a variable of the shell not set?" in result.err
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("encoding", "errors", "shown"),
+    [
+        ("ascii", "surrogateescape", b"\\u03c3 \\udcff\n"),
+        ("utf-8", "strict", "σ \\udcff\n".encode()),
+        ("utf-8", "surrogateescape", "σ ".encode() + b"\xff\n"),
+    ],
+)
+def test_any_terminal_shows_any_character(encoding, errors, shown, monkeypatch):
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding=encoding, errors=errors))
+    monkeypatch.setattr(module, "_dispatch", lambda _: bool(sys.stdout.write("σ \udcff\n")) - 1)
+    assert module.main([]) == 0
+    assert written.getvalue() == shown
 
 
 @pytest.mark.parametrize("buffered", ["", "1"])

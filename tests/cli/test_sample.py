@@ -165,12 +165,14 @@ def test_run_again_it_draws_only_the_seeds_that_are_missing(openedm, digits_run,
     before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.glob("*.png")}
     (out / "000003.png").unlink()
     (out / "000001.png").write_bytes(b"mine")  # to see that it is left alone
+    (out / "000005.png").write_bytes(b"")  # as some file systems leave it where the machine fails
     result = openedm("sample", digits_run, out, "--seeds=0-7", STEPS)
     assert result.status == 0
-    assert "drew 3 samples with 7 network evaluations each, 5 already existed" in result.out
+    assert "drew 4 samples with 7 network evaluations each, 4 already existed" in result.out
     after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.glob("*.png")}
     assert (out / "000001.png").read_bytes() == b"mine"
-    for seed in (0, 2, 4, 5):
+    assert after["000005.png"][1] == before["000005.png"][1]
+    for seed in (0, 2, 4):
         assert after[f"{seed:06d}.png"] == before[f"{seed:06d}.png"]
     assert np.abs(_image(after["000003.png"][1]) - _image(before["000003.png"][1])).max() <= 1
     labels = json.loads((out / "dataset.json").read_text())["labels"]
@@ -216,6 +218,36 @@ def test_an_interrupted_npz_goes_on_from_its_parts(openedm, digits_run, tmp_path
     assert "drew 3 samples with 7 network evaluations each, 3 already existed" in result.out
     x = expected(digits_run, range(6), list(range(6)))
     np.testing.assert_allclose(numbers(tmp_path / "a.npz")["samples"], x.numpy(), atol=1e-5)
+    assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
+
+
+def test_what_is_drawn_after_an_interruption_has_the_bits_of_an_uninterrupted_run(openedm, toy_run, tmp_path):
+    """A sum over a batch of another size is rounded otherwise: batches are drawn again as they were."""
+
+    def draw(name):
+        return openedm("sample", toy_run, tmp_path / name, "--seeds=0-9", "--batch_size=4", STEPS)
+
+    assert draw("whole.npz").status == 0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "remove_folder", lambda path: None)
+        assert draw("a.npz").status == 0
+    (tmp_path / "a.npz").unlink()  # the parts are those of a run that was killed
+    parts = tmp_path / "a.npz.parts"
+    for seed in (2, 5, 9):
+        (parts / f"{seed:06d}.npy").unlink()
+    (parts / "000004.npy").write_bytes(b"")
+    assert "drew 4 samples with 7 network evaluations each, 6 already existed" in draw("a.npz").out
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
+
+
+def test_parts_that_a_kill_at_the_very_end_left_are_removed_by_the_next_start(openedm, toy_run, tmp_path):
+    arguments = ["sample", toy_run, tmp_path / "a.npz", "--seeds=0-1", STEPS]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "remove_folder", lambda path: None)
+        assert openedm(*arguments).status == 0
+    assert (tmp_path / "a.npz.parts").is_dir()
+    (tmp_path / ".a.npz.parts-12").mkdir()
+    assert "exists already" in openedm(*arguments).err
     assert [p.name for p in tmp_path.iterdir()] == ["a.npz"]
 
 

@@ -15,7 +15,7 @@ def progress(step, loss=1.0, batch=10, speed=100.0, skipped=0):
 # Being asked to stop.
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_to_stop_and_handlers_are_put_back_afterwards(number):
     before = signal.getsignal(number)
     with StopSignal() as stop:
@@ -23,6 +23,16 @@ def test_the_first_signal_asks_to_stop_and_handlers_are_put_back_afterwards(numb
         os.kill(os.getpid(), number)
         assert stop.is_set()
     assert signal.getsignal(number) is before
+
+
+def test_a_command_that_goes_on_when_its_terminal_is_closed_as_under_nohup_still_does(monkeypatch):
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with StopSignal() as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_a_signal_that_comes_a_second_time_later_interrupts_at_once(monkeypatch):

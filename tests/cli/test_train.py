@@ -71,6 +71,14 @@ class Losses(Observer):
 # The command is the library.
 
 
+def test_a_folder_that_holds_something_else_is_no_run_folder(openedm, tmp_path):
+    (tmp_path / "cat.png").write_bytes(b"")
+    result = openedm("train", tmp_path, "--data=Toy", "--network=MLP")
+    assert (result.status, result.out) == (1, "")
+    assert f"out={tmp_path} holds other things and no run, such as cat.png: choose another folder" in result.err
+    assert [p.name for p in tmp_path.iterdir()] == ["cat.png"]
+
+
 def test_the_command_trains_what_the_library_trains_with_the_same_values(finished, tmp_path):
     run, _ = finished
     dataset, losses = Toy(num_samples=300).load(), Losses()

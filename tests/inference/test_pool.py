@@ -93,6 +93,25 @@ def test_a_simulation_that_ends_the_callers_process_is_found_by_the_next_call(tm
     assert store.interrupted() == []
 
 
+def test_a_batch_that_a_kill_interrupted_is_run_again_as_a_whole_since_it_has_one_seed(tmp_path, monkeypatch):
+    pytest.importorskip("pyarrow")
+
+    def batch(theta, seed):
+        return theta + torch.randn(len(theta), 2, generator=torch.Generator().manual_seed(seed))
+
+    def in_another_process(pool, chunk, form):
+        alone.append(chunk.index.tolist())
+        yield pool._call.run(chunk, form)
+
+    alone, store = [], Store(tmp_path / "store")
+    clean = simulate(batch, PRIOR, 20, batched=True, batch_size=8)
+    simulate(batch, PRIOR, 8, batched=True, batch_size=8, store=store)
+    store.mark(range(8, 16))  # as the killed process did
+    monkeypatch.setattr(Pool, "_alone", in_another_process)
+    assert same(simulate(batch, PRIOR, 20, batched=True, batch_size=8, store=store), clean)
+    assert alone == [list(range(8, 16))]
+
+
 def test_a_cluster_that_loses_its_workers_for_good_is_an_error():
     workers = _Workers()
     workers.check(0, 0.0)

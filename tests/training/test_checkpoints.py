@@ -2,6 +2,7 @@ import json
 import os
 import shutil
 import sys
+import threading
 from dataclasses import replace
 from itertools import count
 
@@ -197,6 +198,46 @@ def test_a_checkpoint_whose_removal_is_interrupted_is_no_longer_listed(tmp_path,
     assert [int(p.name) for p in list_checkpoints(tmp_path)] == [1, 2]
     remove_checkpoints(tmp_path, keep=2)
     assert sorted(int(p.name) for p in (tmp_path / "checkpoints").iterdir()) == [1, 2]
+
+
+def test_empty_and_foreign_folders_among_checkpoints_do_not_count(tmp_path):
+    path = save(tmp_path / "checkpoints" / "000000000016")
+    for name in ("000000000032", "999999999999", "notes", "²"):
+        (tmp_path / "checkpoints" / name).mkdir()
+    (tmp_path / "checkpoints" / "000000000032" / "config.json").touch()
+    assert list_checkpoints(tmp_path) == [path]
+    assert find_checkpoint(tmp_path) == path
+
+
+def test_a_folder_in_the_way_of_a_checkpoint_is_moved_aside_and_an_empty_one_removed(trainer, tmp_path):
+    folder = tmp_path / "checkpoints"
+    (folder / "000000000016").mkdir(parents=True)
+    (folder / "000000000032").mkdir()
+    (folder / "000000000032" / "notes").write_text("mine")
+    with pytest.warns(UserWarning, match="is not a complete checkpoint and was moved to 000000000032.incomplete"):
+        trainer(run=tmp_path, images=32, checkpoint_every=16, keep=0).fit()
+    assert [int(p.name) for p in list_checkpoints(tmp_path)] == [16, 32]
+    assert (folder / "000000000032.incomplete" / "notes").read_text() == "mine"
+
+
+def test_a_run_is_trained_by_one_trainer_at_a_time(trainer, tmp_path):
+    second = []
+
+    def in_another_thread():
+        try:
+            trainer(run=tmp_path, images=64).fit()
+        except ValueError as error:
+            second.append(str(error))
+
+    def should_stop():
+        thread = threading.Thread(target=in_another_thread)
+        thread.start()
+        thread.join()
+        return True
+
+    trainer(run=tmp_path, images=64).fit(should_stop)
+    assert f"run={tmp_path} is being written by process {os.getpid()}" in second[0]
+    assert [p.name for p in tmp_path.iterdir()] == ["checkpoints"]
 
 
 @pytest.mark.parametrize(("keep", "left"), [(0, [16, 32, 48, 64]), (1, [64]), (3, [32, 48, 64]), (9, [16, 32, 48, 64])])

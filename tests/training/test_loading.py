@@ -1,3 +1,5 @@
+import os
+import signal
 from itertools import islice
 
 import pytest
@@ -6,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from openedm.data import InMemory
-from openedm.training import Options
+from openedm.training import Options, loading
 from openedm.training.loading import batch_indices, batches, rows_of
 
 
@@ -88,3 +90,16 @@ def test_the_order_of_the_data_does_not_depend_on_how_it_is_cut_into_batches(len
 def test_passes_and_seeds_have_orders_of_their_own():
     orders = {tuple(batch_indices(seed, 20, 20 * epoch, 20).tolist()) for seed in range(5) for epoch in range(5)}
     assert len(orders) == 25
+
+
+def test_worker_processes_outlive_the_signals_that_stop_a_run_and_end_a_while_after_sigterm(monkeypatch):
+    monkeypatch.setattr(loading, "SECONDS_TO_STOP", 1)
+    ended = []
+    for signals in ([signal.SIGINT, signal.SIGHUP], [signal.SIGTERM, signal.SIGTERM]):
+        if (child := os.fork()) == 0:
+            loading._ignore_signals(0)
+            for number in signals:
+                os.kill(os.getpid(), number)
+            os._exit(7)
+        ended.append(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+    assert ended == [7, -signal.SIGTERM]

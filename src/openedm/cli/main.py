@@ -1,7 +1,9 @@
 """`openedm COMMAND …`: find the command, parse its arguments, run it, and print errors on one line."""
 
+import codecs
 import difflib
 import importlib
+import io
 import os
 import select
 import signal
@@ -13,6 +15,8 @@ from typing import Any
 
 from openedm.cli import data, inference
 from openedm.cli.explaining import TRACEBACK, describe_error
+from openedm.cli.signals import Stopped, stopped_by_signals
+from openedm.ground.locks import is_first_process, until_the_end
 
 COMMANDS = {
     "train": "train a denoiser on images, arrays or toy data",
@@ -56,8 +60,10 @@ UNREAD = 128 + 13
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line, and return the exit status.
 
-    0 done, 1 failed, 2 wrong arguments, 130 interrupted, 141 the output was closed, as by `openedm info RUN | head -1`.
+    0 done, 1 failed, 2 wrong arguments, 130 interrupted, 143 ended by SIGTERM, 129 by SIGHUP, 141 the output was
+    closed, as by `openedm info RUN | head -1`.
     """
+    _print_all_characters()
     try:
         try:
             return _dispatch(list(sys.argv[1:] if arguments is None else arguments))
@@ -67,6 +73,17 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if not _is_unread():
             raise
         return UNREAD
+
+
+def _print_all_characters() -> None:
+    """What a terminal cannot show, such as σ in ASCII or a file name that is not UTF-8, is shown by its number."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and (stream.errors == "strict" or not _is_utf8(stream.encoding)):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def _is_utf8(encoding: str) -> bool:
+    return codecs.lookup(encoding).name == "utf-8"
 
 
 def _is_unread() -> bool:
@@ -106,7 +123,11 @@ def _command(program: str, commands: Mapping[str, str], arguments: list[str]) ->
         print(f"{program}: error: command must be one of {known}, got {arguments[0]!r}{hint}", file=sys.stderr)
         return 2
     try:
-        return _run(f"{program} {arguments[0]}", arguments[1:])
+        with stopped_by_signals(first_process=is_first_process()):
+            return _run(f"{program} {arguments[0]}", arguments[1:])
+    except Stopped as stopped:
+        print(f"stopped by {signal.Signals(stopped.number).name}", file=sys.stderr)
+        return 128 + stopped.number
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 128 + signal.SIGINT
@@ -118,7 +139,6 @@ def _run(program: str, arguments: list[str]) -> int:
 
     from openedm.cli.importing import recorded
     from openedm.cli.parsing import explain, parse
-    from openedm.ground.locks import until_the_end
 
     path = program.split(" ")[1:]
     recorded.set(())

@@ -114,6 +114,8 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     values: dict[str, Any] = parser.instantiate(read).as_dict()
     for name in ("config", "import"):
         values.pop(name, None)
+    if empty := [name for name, value in values.items() if value == ""]:
+        raise ArgumentError(None, f"{empty[0]} must not be empty, got '': is a variable of the shell not set?")
     for name, cls in _flat(command).items():
         values[name] = cls(**{argument: values.pop(argument) for argument in arguments_of(cls)})
     return values

@@ -11,6 +11,7 @@ from typing import Any
 
 from tqdm.auto import tqdm
 
+from openedm.cli.signals import hang_up_signals
 from openedm.training import Observer, Options, TrainingProgress
 
 FRACTION_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
@@ -108,7 +109,7 @@ class TrainingBar(Observer):
 
 
 class StopSignal:
-    """While active, the first Ctrl-C (or SIGTERM) stops the run at the next step; a later one ends it at once.
+    """While active, the first Ctrl-C, SIGTERM or SIGHUP stops the run at the next step; a later one ends it at once.
 
     Under `torchrun` one Ctrl-C arrives twice, from the terminal and from the launcher: signals within a second after
     the first have no effect.
@@ -124,7 +125,7 @@ class StopSignal:
         return self._event.is_set()
 
     def __enter__(self) -> "StopSignal":
-        for number in (signal.SIGINT, signal.SIGTERM):
+        for number in (signal.SIGINT, *hang_up_signals()):
             self._previous[number] = signal.signal(number, self._handle)
         return self
 

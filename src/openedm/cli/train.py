@@ -38,6 +38,8 @@ from openedm.training import (
 )
 from openedm.training.records import RunLog, RunTracker
 
+RUN_CONTENT = ("config.yaml", "checkpoints", "log.jsonl", "tracking", "averages", "figures")
+
 
 def train(
     out: str,
@@ -191,6 +193,9 @@ def _check(run: Path, tracker: str, *, resume: bool) -> bool:
     check_folders("out", run)
     hold_folder(run, "out")
     earlier = bool(list_checkpoints(run))
+    others = [path.name for path in run.glob("[!.]*") if path.name not in RUN_CONTENT]
+    if others and not any((run / name).exists() for name in RUN_CONTENT):
+        raise ValueError(f"out={run} holds other things and no run, such as {min(others)}: choose another folder")
     if earlier and not resume:
         raise ValueError(f"out={run} already has a run: pass --resume true to continue it, or choose another folder")
     if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:

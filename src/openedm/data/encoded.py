@@ -105,7 +105,8 @@ class EncodedImages(ABC):
         """A SHA-256 of names, classes and conditions, which an interrupted conversion compares before it continues."""
         digest = hashlib.sha256()
         for index in range(len(self)):
-            digest.update(f"{self.name(index)}\0{'' if self.labels is None else self.labels[index]}\n".encode())
+            line = f"{self.name(index)}\0{'' if self.labels is None else self.labels[index]}\n"
+            digest.update(line.encode(errors="surrogateescape"))
         if self.num_floats:
             digest.update(self.read_conditions(range(len(self))).tobytes())
         if self.condition_images is not None:

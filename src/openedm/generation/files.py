@@ -2,7 +2,6 @@
 
 import json
 import math
-import shutil
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
@@ -17,13 +16,14 @@ from openedm.data.pictures import IMAGE_CHANNELS, beside, grid_columns, image_gr
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
 from openedm.ground.legacy import upgrade
-from openedm.ground.locks import LOCK, hold_folder, locked_file, locked_folder
+from openedm.ground.locks import LOCK, hold_file, hold_folder, locked_file, locked_folder
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import (
     REMAINS,
     check_folders,
     new_path,
     read_json,
+    remove_folder,
     remove_remains,
     write_array,
     write_arrays,
@@ -38,7 +38,7 @@ OTHER_FILES = frozenset(
 )
 """Ends of names that mean files of other kinds, not folders."""
 
-SETTINGS = "settings.json"
+SETTINGS, COMPLETE = "settings.json", "complete"
 Format = Literal["png", "npz", "grid"]
 
 
@@ -79,9 +79,13 @@ class SampleFiles:
                 raise ValueError(f"out must be a folder, or end in .npz or .png, got {str(out)!r}")
             check_folders("out", self.out)
             hold_folder(self.out, "out")
-        else:
-            new_path("out", out, [".npz" if format == "npz" else ".png"])
         self.parts = self.out if format == "png" else self.out.with_name(f"{self.out.name}.parts")
+        if format != "png":
+            if hold_file(self.out, "out"):
+                remove_remains(self.parts.parent, self.parts.name)
+                if self.out.exists() and (self.parts / COMPLETE).exists():  # killed before it removed the parts
+                    remove_folder(self.parts)
+            new_path("out", out, [".npz" if format == "npz" else ".png"])
 
     def name_columns(self, seeds: Sequence[int]) -> str:
         """The classes of the columns of a grid by name, in words; nothing for other formats and models."""
@@ -142,12 +146,18 @@ class SampleFiles:
         if accelerator.is_main_process:
             _open_folder(self.parts, self.source.settings(prepared.sampler))
         accelerator.wait_for_everyone()
-        missing = [seed for seed in dict.fromkeys(seeds) if not _is_written(self._path(seed))]
+        every = list(dict.fromkeys(seeds))
+        missing = {seed for seed in every if not _is_written(self._path(seed))}
         accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
-        mine = share_of(missing, batch_size, accelerator.process_index, accelerator.num_processes)
+        # Whole batches, as if none of their samples were there: in other batches sums are rounded otherwise.
+        batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+        pending = [seed for batch in batches if not missing.isdisjoint(batch) for seed in batch]
+        mine = share_of(pending, batch_size, accelerator.process_index, accelerator.num_processes)
         done = 0
         for drawn, x in self.source.draw(prepared, mine, batch_size):
             for seed, one in zip(drawn, x, strict=True):
+                if seed not in missing:
+                    continue
                 if self.format == "png":
                     save_image(one, self._path(seed), self.source.model.stored)
                 else:
@@ -176,6 +186,7 @@ class SampleFiles:
             there = sorted({int(p.stem) for p in self.out.glob("*.png") if p.stem.isdigit()} | set(seeds))
             self._write_conditions(there)
             return
+        (self.parts / COMPLETE).touch()
         arrays = np.stack([np.load(self._path(seed), allow_pickle=False) for seed in seeds])
         if self.format == "npz":
             samples = _restored(arrays, self.source.model.stored)
@@ -190,7 +201,7 @@ class SampleFiles:
                 count = min(self.source.conditions.count, len(seeds))
                 columns = count if 2 <= count <= 20 else None
             save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self.out)
-        shutil.rmtree(self.parts)
+        remove_folder(self.parts)
 
     def _given(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
         """The classes, their names and the float conditions of the seeds, as arrays; those that there are."""

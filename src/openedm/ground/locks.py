@@ -39,7 +39,16 @@ try:
 except ImportError:  # not POSIX
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["LOCK", "hold_file", "hold_folder", "is_first_process", "locked_file", "locked_folder", "until_the_end"]
+__all__ = [
+    "LOCK",
+    "LockedError",
+    "hold_file",
+    "hold_folder",
+    "is_first_process",
+    "locked_file",
+    "locked_folder",
+    "until_the_end",
+]
 
 LOCK = ".openedm.lock"
 """The name of the lock file in a folder that fills up."""
@@ -53,6 +62,10 @@ _held: ContextVar[frozenset[Path]] = ContextVar("held", default=frozenset())
 """The locks of this thread, which may take them again."""
 _stack: ContextVar[ExitStack | None] = ContextVar("stack", default=None)
 _open: set[int] = set()
+
+
+class LockedError(ValueError):
+    """Something is being written by another process, or by another part of this one."""
 
 
 def is_first_process() -> bool:
@@ -98,7 +111,7 @@ def locked_folder(path: Path, name: str = "", *, nested: bool = True) -> Iterato
         nested: whether a thread that holds the lock may take it again, as a command and the function that it calls do.
 
     Raises:
-        ValueError: another process, or another thread of this one, holds the lock; the message says which.
+        LockedError: another process, or another thread of this one, holds the lock; the message says which.
         OSError: the folder cannot be written.
     """
     with _locked(path / LOCK, f"{name}={path}" if name else str(path), nested):
@@ -116,7 +129,7 @@ def locked_file(path: Path, name: str = "") -> Iterator[None]:
 def _locked(path: Path, what: str, nested: bool = True) -> Iterator[None]:
     key = path.parent.resolve() / path.name
     if key in _held.get() and not nested:
-        raise ValueError(f"{what} is being written by this process already")
+        raise LockedError(f"{what} is being written by this process already")
     if key in _held.get() or not is_first_process():
         yield
         return
@@ -170,14 +183,14 @@ def _opened(path: Path, what: str) -> int:
 
 
 def _is_locked(descriptor: int, path: Path, what: str) -> bool:
-    """Lock it, with a warning where that cannot be done; ValueError if another process has locked it."""
+    """Lock it, with a warning where that cannot be done; LockedError if another process has locked it."""
     if fcntl is None:
         return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
-            raise ValueError(
+            raise LockedError(
                 f"{what} is being written by {_holder(descriptor)}: wait for it, stop it, or choose another name"
             ) from error
         if error.errno not in UNSUPPORTED:

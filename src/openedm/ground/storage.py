@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, load_file, save_file
 from torch import Tensor
 
 from openedm.ground.digests import check_listed, named, seal, unseal
@@ -94,6 +94,13 @@ def remove_remains(folder: Path, name: str | None = None) -> None:
         if written and name in (None, written):
             with suppress(OSError):
                 shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+
+
+def remove_folder(path: Path) -> None:
+    """Delete a folder that is never seen half-empty: it first gets a hidden name, which `remove_remains` knows."""
+    hidden = path.with_name(f".{path.name}-{os.getpid()}")
+    os.replace(path, hidden)
+    shutil.rmtree(hidden)
 
 
 def synchronise(folder: Path) -> None:
@@ -193,7 +200,8 @@ def read_tensors(path: Path, listed_in: Path | None = None) -> dict[str, Tensor]
     if listed_in is not None:
         check_listed(path, read_json(listed_in), listed_in)
     try:
-        return load_file(path)
+        # safetensors opens no path that is not UTF-8.
+        return load_file(path) if is_utf8(str(path)) else load(path.read_bytes())
     except (OSError, SafetensorError) as error:
         raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
 
@@ -210,7 +218,23 @@ def write_json(path: Path, content: Any, indent: int | None = 1, *, files: Colle
     """
     content = content if files is None else seal(content, path.parent, files)
     with _writing(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")
+        text = json.dumps(content, indent=indent, ensure_ascii=False)
+        if not is_utf8(text):  # the name of a file
+            text = json.dumps(content, indent=indent)
+        temporary.write_text(text + "\n", encoding="utf-8")
+
+
+def is_utf8(text: str) -> bool:
+    """Whether a text can be written as UTF-8, as names of files that hold other bytes cannot.
+
+    >>> is_utf8("schön"), is_utf8(os.fsdecode(b"sch\\xf6n"))
+    (True, False)
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def replace_nonfinite(content: Any) -> Any:

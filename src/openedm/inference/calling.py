@@ -22,7 +22,7 @@ import contextlib
 import inspect
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Literal
@@ -335,11 +335,11 @@ class Pool:
                 results.throw(KeyboardInterrupt())
             raise
 
-    def isolated(self, chunk: Chunk, form: Form | None) -> Generator[Outcome, None, None]:
-        """The outcome of simulations that may end their process, each in a process of its own."""
+    def isolated(self, chunks: Iterable[Chunk], form: Form | None) -> Generator[Outcome, None, None]:
+        """The outcomes of chunks that may end their process, in a process that runs nothing else meanwhile."""
         others = self if self.processes > 1 else Pool(self._call, 2)
-        for single in chunk.singles():
-            yield from others._alone(single, form)
+        for chunk in chunks:
+            yield from others._alone(chunk, form)
 
     def _alone(self, chunk: Chunk, form: Form | None) -> Generator[Outcome, None, None]:
         """The chunk while nothing else runs; if it kills the process again, one simulation at a time."""

@@ -10,7 +10,7 @@ result depends neither on how many simulations there are, nor on how many proces
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from typing import Any, Literal
@@ -126,7 +126,9 @@ def simulate(
         mark = folder.mark if folder is not None and pool.processes == 1 else None
         chunks = _Chunks(chunk.rows(remaining), batched, batch_size, mark)
         try:
-            _run(pool, chunks, chunk.rows(suspects), results, on_error, progress)
+            # In batches as without a kill: a batch that has one seed depends on its rows.
+            apart = _Chunks(chunk.rows(suspects), batched, batch_size) if batched else chunk.rows(suspects).singles()
+            _run(pool, chunks, apart, results, on_error, progress)
         finally:  # which a process that is killed does not reach
             if folder is not None:
                 folder.mark(())
@@ -176,7 +178,7 @@ def _locked(
 def _run(
     pool: Pool,
     chunks: "_Chunks",
-    suspects: Chunk,
+    suspects: Iterable[Chunk],
     results: "_Results",
     on_error: str,
     progress: Progress,

@@ -11,6 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,8 +24,9 @@ from openedm.data.dataset import Dataset
 from openedm.ground import checks
 from openedm.ground.devices import device_of
 from openedm.ground.digests import check_listed
+from openedm.ground.locks import LockedError, locked_file
 from openedm.ground.seeding import host_seeded
-from openedm.ground.storage import read_json, write_json, write_tensors
+from openedm.ground.storage import read_json, remove_remains, write_json, write_tensors
 from openedm.metrics.extractors import FeatureNetwork, Output
 from openedm.metrics.frechet import GaussianStatistics
 
@@ -180,16 +182,23 @@ def kept_features(
         "extractor": network.description,
     }
     key = hashlib.sha256(json.dumps([settings[k] for k in ("version", "data", "network")]).encode()).hexdigest()[:32]
-    path = Path(folder).expanduser() / f"{key}.safetensors"
-    found = _read(path, settings, network)
-    if found is not None:
-        return found, path, True
+    path: Path | None = None
+    with suppress(RuntimeError):  # a ~ where there is no home
+        path = Path(folder).expanduser() / f"{key}.safetensors"
+        if (found := _read(path, settings, network)) is not None:
+            return found, path, True
     features = extract(network, image_batches(dataset, batch_size)) if compute is None else compute()
     tensors = {"values": features.values, "probabilities": features.probabilities, "labels": features.labels}
     present = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     try:
-        write_tensors(path, present, {"openedm": json.dumps(settings)})
-        write_json(path.with_suffix(".json"), settings, files=(path.name,))
+        if path is None:
+            raise FileNotFoundError("no home folder is known")
+        with locked_file(path, "cache"):
+            remove_remains(path.parent, path.name)
+            write_tensors(path, present, {"openedm": json.dumps(settings)})
+            write_json(path.with_suffix(".json"), settings, files=(path.name,))
+    except LockedError:  # by a process that keeps the same
+        return features, None, False
     except OSError as error:
         warnings.warn(f"the features of the data are not kept, cache={folder} cannot be written: {error}", stacklevel=2)
         return features, None, False

@@ -6,6 +6,7 @@ random order and divides the sequence into L lanes of equal length; in each lane
 samples are shuffled, and position p of the pass is sample ⌊p / L⌋ of lane p mod L.
 """
 
+import signal
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import count
@@ -21,6 +22,9 @@ from openedm.ground.seeding import derive_seed, generator, host_seeded
 from openedm.training.options import DATA, ITEMS, Options
 
 __all__ = ["Prefetcher", "batch_indices", "batches", "rows_of"]
+
+SECONDS_TO_STOP = 30
+"""So long a worker process goes on after SIGTERM."""
 
 
 def batches(
@@ -48,10 +52,30 @@ def batches(
         num_workers=options.workers,
         pin_memory=pin,
         persistent_workers=True,
+        worker_init_fn=_ignore_signals,
         generator=torch.Generator().manual_seed(
             options.seed
         ),  # otherwise it draws from the global generator, as dropout does
     )
+
+
+def _ignore_signals(number: int) -> None:
+    """A worker process goes on after signals to all processes of a run, whose last step still needs it.
+
+    The process that trains handles them and ends the workers. SIGTERM, by which it does where a worker is slow, ends
+    one after a while.
+    """
+    for ignored in ("SIGINT", "SIGHUP"):
+        if hasattr(signal, ignored):
+            signal.signal(getattr(signal, ignored), signal.SIG_IGN)
+    if hasattr(signal, "alarm"):
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.signal(signal.SIGTERM, _stop_later)
+
+
+def _stop_later(*_: object) -> None:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    signal.alarm(SECONDS_TO_STOP)
 
 
 def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
