@@ -1,16 +1,18 @@
 """`openedm info`: describe a checkpoint."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import yaml
+from torch import Tensor
 
 from openedm.cli.terminal import rows
 from openedm.ground import checks
 from openedm.ground.choices import from_config, is_outside, to_config
 from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.objective import Objective
-from openedm.training import Model, find_checkpoint, num_parameters, read_model
+from openedm.training import Model, find_checkpoint, read_model
 from openedm.training.checkpoints import read_progress, read_weights
 
 
@@ -21,11 +23,11 @@ def info(checkpoint: str) -> None:
         checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
     """
     folder = find_checkpoint(checkpoint)
-    model = read_model(folder)
+    model, tensors = read_model(folder), read_weights(folder)
     values = {
         "checkpoint": str(folder),
         "network": str(model.network),
-        "parameters": f"{num_parameters(model.build()):,}",
+        "parameters": f"{_num_parameters(tensors):,}",
         "preconditioning": str(model.preconditioning),
         "sample": " × ".join(map(str, model.event_shape)) + (" image in [-1, 1]" if model.images else ""),
         "classes": _classes(model.num_classes, model.class_names),
@@ -42,16 +44,20 @@ def info(checkpoint: str) -> None:
     ):
         if units is not None:
             values[name] = f"mean ± width of a channel: {units.describe(width)}"
-    values["weights"] = _weights(folder)
+    values["weights"] = _weights(tensors)
     if (folder / "training.json").is_file():
         values |= _training(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(rows({**values, "size on disk": f"{size / 2**20:.1f} MiB"}))
 
 
-def _weights(folder: Path) -> str:
+def _num_parameters(tensors: Mapping[str, Tensor]) -> int:
+    """How many numbers were trained, without the frequencies of Fourier features; no network is built to count them."""
+    return sum(tensor.numel() for name, tensor in tensors.items() if name.rpartition(".")[2] != "omega")
+
+
+def _weights(tensors: Mapping[str, Tensor]) -> str:
     """The types of the averaged weights, and those that are NaN or infinite, which `sample` refuses."""
-    tensors = read_weights(folder)
     types = ", ".join(sorted({str(t.dtype).removeprefix("torch.") for t in tensors.values()}))
     broken = [f"{name} holds {count_not_finite(t)}" for name, t in sorted(tensors.items()) if not all_finite(t)]
     return f"{types}; NOT FINITE: {checks.first_of(broken)}" if broken else types

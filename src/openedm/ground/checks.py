@@ -5,6 +5,9 @@ from collections.abc import Collection, Sequence
 from itertools import pairwise
 from numbers import Real
 
+MAX_SIZE = 2**20
+"""The largest width, number of layers or of anything else that networks are built from."""
+
 
 def instance(name: str, value: object, kind: type | tuple[type, ...], expected: str) -> None:
     """Raise TypeError unless `value` is an instance of `kind`; `expected` describes what is allowed."""
@@ -44,6 +47,13 @@ def integer(name: str, value: object, low: int | None = None, high: int | None =
     if low is not None:
         at_least(name, value, low)
     if high is not None and value > high:
+        raise ValueError(f"{name} must be at most {high:,}, got {value!r}")
+
+
+def size(name: str, value: float, low: float = 1, high: int = MAX_SIZE) -> None:
+    """Raise ValueError unless `low` ≤ `value` ≤ `high`, of a number that memory or time grow with."""
+    at_least(name, value, low)
+    if value > high:
         raise ValueError(f"{name} must be at most {high:,}, got {value!r}")
 
 

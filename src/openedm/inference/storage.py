@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.ground.choices import from_config, to_config
+from openedm.ground.creation import LimitedCreation
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
 from openedm.inference.composite import prior_from_config, prior_to_config
 from openedm.inference.priors import Prior
@@ -130,13 +131,19 @@ class Stored:
         except (AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"{self.folder / CONFIG} does not describe a posterior: {error!r}") from error
 
+    def limited(self) -> LimitedCreation:
+        """Inside the block, networks much larger than the weights are not built."""
+        return LimitedCreation(self.tensors.values(), f"the weights in {WEIGHTS}")
+
     def common(self) -> Common:
         """What every kind has; the denoisers still have the weights that they are built with."""
         config = self.config
         model = from_config(Model, config["model"])
+        with self.limited():
+            members = [model.build() for _ in range(int(config["members"]))]
         return Common(
             model,
-            [model.build() for _ in range(int(config["members"]))],
+            members,
             None if config["prior"] is None else prior_from_config(config["prior"]),
             config["names"],
             from_config(SamplerChoice, config["sampler"]),

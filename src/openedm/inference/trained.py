@@ -202,7 +202,8 @@ class DenoiserPosterior(Posterior):
         config = stored.config
         with stored.described():
             common = stored.common()
-            base, emulator = mixture_from_config(config["base"]), mixture_from_config(config["emulator"])
+            with stored.limited():
+                base, emulator = mixture_from_config(config["base"]), mixture_from_config(config["emulator"])
             parts = Parts(
                 Average.of(common.members),
                 from_config(ParameterMap, config["parameters"]),

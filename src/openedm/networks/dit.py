@@ -78,9 +78,9 @@ class DiT(Network):
 
     def __post_init__(self) -> None:
         for name in ("width", "num_blocks", "num_heads", "mlp_ratio"):
-            checks.at_least(name, getattr(self, name), 1)
+            checks.size(name, getattr(self, name))
         for size in self.patch_size if isinstance(self.patch_size, tuple) else (self.patch_size,):
-            checks.at_least("patch_size", size, 1)
+            checks.size("patch_size", size)
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads={self.num_heads}, got {self.width}")
         if not 0 <= self.dropout < 1:
@@ -153,6 +153,7 @@ class DiTNetwork(RawNetwork):
         checks.at_least(f"width, for {len(size)} axes,", choice.width, 2 * len(size))
         self.patch = choice.patch_of(size)
         volume = math.prod(self.patch)
+        checks.size("the number of patches", math.prod(self._grid(size)))
         self.embedding = Embedding(
             SmoothEmbedding(NOISE_FEATURES), choice.width, signature, init=INIT, late_classes=True
         )

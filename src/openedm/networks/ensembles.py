@@ -61,7 +61,7 @@ class ConditionalEnsemble(Network):
 
     def __post_init__(self) -> None:
         for name, low in (("members", 1), ("width", 1), ("num_blocks", 1), ("summary_blocks", 0)):
-            checks.at_least(name, getattr(self, name), low)
+            checks.size(name, getattr(self, name), low)
         checks.between("dropout", self.dropout, 0, 1 - 1e-9)
         checks.at_least("condition_noise", self.condition_noise, 0)
         checks.finite("condition_noise", self.condition_noise)

@@ -46,7 +46,7 @@ class JoinedSummary(Summary):
     axes: ClassVar = ("numbers",)
 
     def __post_init__(self) -> None:
-        checks.at_least("width", self.width, 4)
+        checks.size("width", self.width, 4)
         if not self.names or len(set(self.names)) != len(self.names) or len(self.shapes) != len(self.names):
             raise ValueError(f"names must be different, a shape each, got {self.names} and {self.shapes}")
         for name, shape in zip(self.names, self.shapes, strict=True):

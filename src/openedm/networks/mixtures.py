@@ -62,7 +62,7 @@ class ConditionalMixture(nn.Module):
         super().__init__()
         counts = {"condition_dim": condition_dim, "dim": dim, "members": members, "components": components}
         for name, count in {**counts, "width": width, "num_blocks": num_blocks}.items():
-            checks.at_least(name, count, 1)
+            checks.size(name, count)
         self.condition_dim, self.dim, self.members, self.components = condition_dim, dim, members, components
         self.width, self.num_blocks = width, num_blocks
         outputs = components * self.outputs_each

@@ -54,8 +54,8 @@ class MLP(Network):
     condition_kinds: ClassVar = ("vector",)
 
     def __post_init__(self) -> None:
-        checks.at_least("width", self.width, 1)
-        checks.at_least("num_blocks", self.num_blocks, 1)
+        checks.size("width", self.width)
+        checks.size("num_blocks", self.num_blocks)
 
     def module(self, signature: Signature, seed: int | None) -> "ResidualMLP":
         """The network for vectors; see `Network.build`."""
@@ -89,8 +89,8 @@ class ConditionalMLP(Network):
     takes_conditions: ClassVar = True
 
     def __post_init__(self) -> None:
-        checks.at_least("width", self.width, 1)
-        checks.at_least("num_blocks", self.num_blocks, 1)
+        checks.size("width", self.width)
+        checks.size("num_blocks", self.num_blocks)
 
     def module(self, signature: Signature, seed: int | None) -> "ConditionalResidualMLP":
         """The network for vectors, called as `network(x, c_noise, condition)`; see `Network.build`.

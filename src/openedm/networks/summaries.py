@@ -90,8 +90,8 @@ class _SizedSummary(Summary):
     num_blocks: int
 
     def __post_init__(self) -> None:
-        checks.at_least("width", self.width, 1)
-        checks.at_least("num_blocks", self.num_blocks, 1)
+        checks.size("width", self.width)
+        checks.size("num_blocks", self.num_blocks)
 
 
 @dataclass(frozen=True)

@@ -59,7 +59,7 @@ class Transformer(Network):
 
     def __post_init__(self) -> None:
         for name in ("width", "num_blocks", "num_heads"):
-            checks.at_least(name, getattr(self, name), 1)
+            checks.size(name, getattr(self, name))
         if self.width % self.num_heads:
             raise ValueError(f"width must be a multiple of num_heads={self.num_heads}, got {self.width}")
 

@@ -74,7 +74,7 @@ class UNetNetwork(Network):
         sizes["number of channel_mult"] = len(self.channel_mult)
         sizes |= {f"channel_mult[{level}]": multiplier for level, multiplier in enumerate(self.channel_mult)}
         for name, size in sizes.items():
-            checks.at_least(name, size, 1)
+            checks.size(name, size)
         if self.model_channels % 2:
             raise ValueError(
                 f"model_channels must be even (a sine and a cosine for each frequency), got {self.model_channels}"

@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
+from openedm.ground.creation import LimitedCreation
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
 from openedm.ground.tensors import misfits
 from openedm.objective import Objective
@@ -38,6 +39,7 @@ from openedm.training.processes import shard_like
 
 __all__ = [
     "RunState",
+    "build_described",
     "find_checkpoint",
     "is_checkpoint",
     "list_checkpoints",
@@ -161,17 +163,27 @@ def load_denoiser(path: str | Path, weights: Literal["ema", "raw"] = "ema", *, n
     model = read_model(folder)
     if network is not None:
         model = replace(model, network=network)
-    try:
-        denoiser = model.build()
-    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
-        problem = str(error).partition("\n")[0]
-        raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {problem}") from error
     if weights == "raw":
         tensors = tensors_with_prefix(read_training_tensors(folder), "network")
     else:
         tensors = read_weights(folder)
+    denoiser = build_described(model, tensors, folder)
     load_weights(denoiser.network, tensors, folder)
     return channels_last(denoiser).eval()
+
+
+def build_described(model: Model, tensors: Mapping[str, Tensor], folder: Path) -> Preconditioned:
+    """The denoiser that the config.json in `folder` describes, for weights that were read.
+
+    Raises:
+        ValueError: it cannot be built, or has many more numbers than the weights; the message names the file.
+    """
+    try:
+        with LimitedCreation(tensors.values(), "its weights"):
+            return model.build()
+    except (ArithmeticError, MemoryError, RuntimeError, TypeError, ValueError) as error:
+        problem = str(error).partition("\n")[0]
+        raise ValueError(f"{folder / 'config.json'} describes a model that cannot be built: {problem}") from error
 
 
 def load_weights(module: nn.Module, tensors: Mapping[str, Tensor], origin: Path) -> None:

@@ -26,6 +26,9 @@ SIGMA_DATA = 0.5
 """The standard deviation of data in standard units, for which EDM's numbers were chosen."""
 
 
+MAX_NUMBERS = 2**30
+"""The largest number of numbers in a sample or a condition."""
+
 FAR_FROM_0 = 2.0
 """The distance of the mean of images from 0, in units of σ_data, above which they are standardised: published networks
 are for images around 0, and for the darkest usual pictures, digits on black, it is 1.2."""
@@ -82,15 +85,17 @@ class Model(Choice):
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
         checks.between("sigma_data", self.sigma_data, 1e-15, 1e15)  # squares stay far inside float32
-        checks.at_least("num_classes", self.num_classes, 0)
-        checks.at_least("augment_dim", self.augment_dim, 0)
+        checks.size("num_classes", self.num_classes, 0)
+        checks.size("augment_dim", self.augment_dim, 0)
         if not self.event_shape or min(self.event_shape) < 1:
             raise ValueError(f"event_shape must hold sizes >= 1, got {self.event_shape}")
+        checks.size("the product of event_shape", math.prod(self.event_shape), high=MAX_NUMBERS)
         if self.class_names is not None and len(self.class_names) != self.num_classes:
             raise ValueError(f"class_names must hold {self.num_classes} names, got {len(self.class_names)}")
         if self.condition_shape is not None:
             if not self.condition_shape or min(self.condition_shape) < 1:
                 raise ValueError(f"condition_shape must hold sizes >= 1, got {self.condition_shape}")
+            checks.size("the product of condition_shape", math.prod(self.condition_shape), high=MAX_NUMBERS)
         elif self.condition_dropout:
             raise ValueError("condition_dropout must be false without a condition_shape, got True")
         if self.units is not None:

@@ -26,7 +26,7 @@ from openedm.ground.storage import parse_json, write_tensors
 from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.optimisation import full_tensor
 from openedm.training.averaging import MovingAverage, PowerFunction, exponent
-from openedm.training.checkpoints import find_checkpoint, load_weights, read_model, read_weights
+from openedm.training.checkpoints import build_described, find_checkpoint, load_weights, read_model, read_weights
 
 __all__ = [
     "PowerAverages",
@@ -240,8 +240,9 @@ def _format_snapshots(snapshots: list[Snapshot]) -> str:
 def _combine_weights(run: Path, snapshots: list[Snapshot], found: ProfileCombination) -> dict[str, Tensor]:
     """Σ x_i snapshot_i, computed in float64 one file after the other, in the dtypes of the network."""
     folder = find_checkpoint(run)
-    network = read_model(folder).build().network
-    load_weights(network, read_weights(folder), folder)
+    weights_now = read_weights(folder)
+    network = build_described(read_model(folder), weights_now, folder).network
+    load_weights(network, weights_now, folder)
     totals = {name: torch.zeros(p.shape, dtype=torch.float64) for name, p in network.named_parameters()}
     for snapshot, weights in zip(snapshots, found.weights, strict=True):
         check_digest(snapshot.path)
