@@ -2,13 +2,12 @@
 
 from collections.abc import Callable
 from typing import Any
-from zipfile import BadZipFile
 
-import numpy as np
 import torch
 from torch import Tensor
 
 from openedm.cli.importing import import_file
+from openedm.data.array_files import ArrayFile
 
 MAX_INTEGERS = 10_000_000
 
@@ -81,12 +80,8 @@ def arrays_of(name: str, path: str) -> dict[str, Tensor]:
     Raises:
         ValueError: the file does not exist, is damaged, or holds no array of real numbers.
     """
-    try:
-        with open(path, "rb") as file:
-            content = np.load(file, allow_pickle=False)
-            arrays = dict(content) if isinstance(content, np.lib.npyio.NpzFile) else {name: content}
-    except (OSError, ValueError, EOFError, BadZipFile) as error:
-        raise ValueError(f"{name}: {path} cannot be read as .npy or .npz: {error}") from error
+    content = ArrayFile(path, name)
+    arrays = {key or name: content[key] for key in content}
     real = {key: array for key, array in arrays.items() if array.dtype.kind in "fiub"}
     if not real:
         listed = ", ".join(f"{key} of {array.dtype}" for key, array in arrays.items())

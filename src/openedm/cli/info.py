@@ -4,12 +4,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import yaml
 from torch import Tensor
 
 from openedm.cli.terminal import rows
 from openedm.ground import checks
 from openedm.ground.choices import from_config, is_outside, to_config
+from openedm.ground.plain_yaml import parse_yaml
+from openedm.ground.regular import read_limited
 from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.objective import Objective
 from openedm.training import Model, find_checkpoint, read_model
@@ -81,8 +82,9 @@ def _imports(folder: Path, config: Any) -> list[str]:
     The files are read as data: nothing that they name is imported.
     """
     try:
-        recorded = yaml.safe_load((folder.parent.parent / "config.yaml").read_text(encoding="utf-8"))["import"]
-    except (OSError, UnicodeDecodeError, yaml.YAMLError, KeyError, TypeError):
+        file = folder.parent.parent / "config.yaml"
+        recorded = parse_yaml(read_limited(file), file)["import"]
+    except (OSError, ValueError, KeyError, TypeError):
         return sorted(_outside_modules(config))
     return [repr(module)[1:-1] for module in recorded] if isinstance(recorded, list) else []
 

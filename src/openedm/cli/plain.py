@@ -6,13 +6,15 @@ from abc import ABC
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-import yaml
 from jsonargparse import ArgumentError
 
-from openedm.cli.importing import recorded
+from openedm.cli.importing import is_record, recorded
 from openedm.data import Arrays, ImageFolder, Source, Table
 from openedm.ground.choices import Choice, class_path, classes_named, subclasses
+from openedm.ground.digests import check_text
 from openedm.ground.legacy import upgrade
+from openedm.ground.plain_yaml import parse_yaml
+from openedm.ground.regular import read_limited
 from openedm.networks import ModuleNetwork, ModuleSummary, Network, Summary
 from openedm.networks.own import own_class
 
@@ -76,11 +78,14 @@ def read_options(file: str) -> Plain:
         ArgumentError: the file cannot be read, or holds something else.
     """
     try:
-        content = yaml.safe_load(Path(file).read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        text = read_limited(file)
+        content = parse_yaml(text, file)
+    except (OSError, ValueError) as error:
         raise ArgumentError(None, f"config: {file} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ArgumentError(None, f"config: {file} must hold a mapping of options to values, got {content!r}")
+    if is_record(file):
+        check_text(text, file)
     return content
 
 

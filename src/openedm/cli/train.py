@@ -15,6 +15,7 @@ from openedm.cli.parsing import dump
 from openedm.cli.plain import read_options, to_plain
 from openedm.cli.terminal import StopSignal, TrainingBar
 from openedm.data import Dataset, Digits, Source
+from openedm.ground.digests import seal_text
 from openedm.ground.locks import hold_folder
 from openedm.ground.storage import check_folders, replacing
 from openedm.guidance import GuidanceWeight, Interval
@@ -207,7 +208,7 @@ def _record(run: Path, values: dict[str, Any]) -> None:
     """Write the options to the run's config.yaml."""
     run.mkdir(parents=True, exist_ok=True)
     with replacing(run / "config.yaml") as path:
-        path.write_text(dump(values), encoding="utf-8")
+        path.write_text(seal_text(dump(values)), encoding="utf-8")
 
 
 def _fit(trainer: Trainer, bar: TrainingBar, *, tracked: bool) -> None:

@@ -16,7 +16,12 @@ from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, cast
 
+from openedm.ground.regular import check_regular
+
 __all__ = ["Archive", "FileParts", "tar_members"]
+
+MAX_MEMBER = 2**30
+"""The largest size in bytes, without compression, of a file in an archive."""
 
 _READ_ERRORS = (
     OSError,
@@ -89,6 +94,8 @@ class Archive:
         self._is_folder = Path(path).is_dir()
         self._members: dict[str, tuple[int, int]] | None = None
         self._parts = FileParts()
+        if not self._is_folder and Path(path).exists():
+            check_regular(path)
         if not self._is_folder and not zipfile.is_zipfile(path):
             if not Path(path).is_file() or not tarfile.is_tarfile(path):
                 problem = "which is neither" if Path(path).exists() else "which does not exist"
@@ -119,6 +126,10 @@ class Archive:
             if self._members is not None:
                 yield BytesIO(self._parts.read(self.path, *self._members[name]))
                 return
+            if self._is_folder:
+                check_regular(Path(self.path, name))
+            elif (size := self._open_zip().getinfo(name).file_size) > MAX_MEMBER:
+                raise OSError(f"it must have at most {MAX_MEMBER:,} bytes, got {size:,}")
             with Path(self.path, name).open("rb") if self._is_folder else self._open_zip().open(name) as file:
                 yield cast(BufferedIOBase, file)
         except _READ_ERRORS as error:
@@ -143,7 +154,13 @@ class Archive:
         if self._members is not None:
             yield from ((name, size) for name, (_, size) in self._members.items())
         elif self._is_folder:
-            for folder, _, files in os.walk(self.path, followlinks=True, onerror=_raise):
+            inside: dict[str, tuple[str, ...]] = {}  # the real folders that a folder is in
+            for folder, folders, files in os.walk(self.path, followlinks=True, onerror=_raise):
+                real = os.path.realpath(folder)
+                above = inside.pop(folder, ())
+                if real in above:
+                    raise ValueError(f"path {self.path!r} has a link to a folder that it is in: {folder}")
+                inside |= {os.path.join(folder, name): (*above, real) for name in folders}
                 for path in (Path(folder, file) for file in files):
                     yield path.relative_to(self.path).as_posix(), path.stat().st_size
         else:
@@ -159,9 +176,13 @@ def tar_members(path: str) -> dict[str, tuple[int, int]]:
     """
     try:
         with tarfile.open(path, "r:") as archive:
-            members = {m.name.removeprefix("./"): (m.offset_data, m.size) for m in archive if m.isreg()}
+            members = {}
+            for member in archive:
+                if member.isreg() and not member.issparse():
+                    members[member.name.removeprefix("./")] = (member.offset_data, member.size)
+                archive.members.clear()  # type: ignore[attr-defined]  # which keeps a kilobyte of each
             end = archive.offset
-    except tarfile.ReadError as error:
+    except (tarfile.TarError, OverflowError, ValueError) as error:
         raise ValueError(f"{path} cannot be read as a tar archive without compression: {error}") from error
     length = Path(path).stat().st_size
     for name, (offset, size) in members.items():

@@ -1,5 +1,7 @@
 """Files of numpy whose arrays are read when they are needed: large .npy files are mapped, not loaded."""
 
+import struct
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -8,13 +10,31 @@ from pathlib import Path
 import numpy as np
 
 from openedm.ground.memory import available_memory
+from openedm.ground.regular import check_regular
 
 __all__ = ["MAX_COPIED", "ArrayFile", "check_memory"]
 
 MAX_COPIED = 256 * 2**20
 """The size in bytes above which arrays stay in their file where they can, and the memory of copies is checked."""
 
-_ERRORS = (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile, zlib.error, NotImplementedError)
+_ERRORS = (
+    OSError,
+    EOFError,
+    ValueError,
+    KeyError,
+    TypeError,
+    SyntaxError,
+    OverflowError,
+    MemoryError,
+    RecursionError,
+    zipfile.BadZipFile,
+    zlib.error,
+    NotImplementedError,
+    RuntimeError,
+    struct.error,
+    tokenize.TokenError,
+)
+"""The errors of numpy and zipfile for damaged files; RuntimeError for one with a password."""
 
 
 def check_memory(what: str, need: int, advice: str) -> None:
@@ -53,6 +73,7 @@ class ArrayFile:
         self._path, self._argument = path, argument
         self._array: np.ndarray | None = None
         try:
+            check_regular(path)
             with open(path, "rb") as file:
                 content = np.load(file, allow_pickle=False) if self._is_small() else np.load(path, mmap_mode="c")
                 self._array = content if isinstance(content, np.ndarray) else None
@@ -93,7 +114,7 @@ class ArrayFile:
         return Path(self._path).stat().st_size <= MAX_COPIED or zipfile.is_zipfile(self._path)
 
     def _unreadable(self, error: Exception) -> ValueError:
-        reason = str(error)
+        reason = str(error) or type(error).__name__
         if "allow_pickle" in reason:
             reason = "it holds no arrays of numbers or text, but Python objects, or is no such file"
         return ValueError(f"{self._argument} must be a .npy or .npz file, {self._path!r} cannot be read: {reason}")

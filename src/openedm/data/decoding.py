@@ -16,7 +16,7 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from openedm.data.deep import AnyPixels, decode_png, decode_tiff, is_tiff, read_tiff_header
+from openedm.data.deep import AnyPixels, RefusedImage, check_pixels, decode_png, decode_tiff, is_tiff, read_tiff_header
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -147,8 +147,9 @@ def _open_image(file: BufferedIOBase, name: str) -> "Iterator[Image | None]":
 
     try:
         with PIL.Image.open(cast(IO[bytes], file)) as image:
+            check_pixels(name, image.height, image.width)
             yield image
-    except _Refused:
+    except RefusedImage:
         raise
     except PIL.UnidentifiedImageError as error:
         file.seek(0)
@@ -162,10 +163,6 @@ def _open_image(file: BufferedIOBase, name: str) -> "Iterator[Image | None]":
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 
-class _Refused(ValueError):
-    """An error that already names the image."""
-
-
 def _dtype(image: "Image", name: str) -> str:
     """The type of the pixels; `_DEEP` for files that Pillow would reduce to 8 bits."""
     if image.format == "TIFF":
@@ -173,27 +170,27 @@ def _dtype(image: "Image", name: str) -> str:
     arguments = str([tile[3] for tile in image.tile])  # type: ignore[attr-defined]
     if image.mode.startswith("I") and image.format in ("PNG", "PPM"):
         if "transparency" in image.info:
-            raise _Refused(f"{name} has 16 bits and a transparent grey, which is not supported: save it without")
+            raise RefusedImage(f"{name} has 16 bits and a transparent grey, which is not supported: save it without")
         return "uint16"
     if image.mode.startswith(("I", "F")):
-        raise _Refused(f"{name} must have 8 or 16 bits a channel, but is {image.format} of mode {image.mode!r}")
+        raise RefusedImage(f"{name} must have 8 or 16 bits a channel, but is {image.format} of mode {image.mode!r}")
     if image.format == "PNG" and ";16" in arguments:
         return _DEEP
     if image.format == "PPM" and image.mode == "RGB" and not arguments.endswith(("255)]", "'RGB']", "0]")):
-        raise _Refused(f"{name} has more than 8 bits a channel in PPM, which is not supported: save it as PNG")
+        raise RefusedImage(f"{name} has more than 8 bits a channel in PPM, which is not supported: save it as PNG")
     return "bool" if image.mode == "1" else "uint8"
 
 
 def _dtype_of_tiff(image: "Image", name: str) -> str:
     tags = image.tag_v2  # type: ignore[attr-defined]
     if _num_pages(image) > 1:
-        raise _Refused(
+        raise RefusedImage(
             f"{name} has {_num_pages(image)} pages: save each page as a file; or, if they are channels or volumes, all "
             "as one .npy file for Arrays"
         )
     if max(tags.get(_BITS, (1,))) > 8 or tags.get(_BANDS, 1) > 4:
         if tags.get(_PHOTOMETRIC) == 0:
-            raise _Refused(f"{name} stores white as 0 in more than 8 bits, which is not supported: invert it")
+            raise RefusedImage(f"{name} stores white as 0 in more than 8 bits, which is not supported: invert it")
         deep = {"F": "float32", "I": "int32"}
         return "uint16" if image.mode.startswith("I;16") else deep.get(image.mode, _DEEP)
     return "bool" if image.mode == "1" else "uint8"
@@ -224,7 +221,7 @@ def _with_channels(pixels: AnyPixels, channels: int, name: str) -> AnyPixels:
     if found == channels:
         return pixels
     if found not in _MODES or channels not in _MODES or pixels.dtype not in (np.uint16, np.uint8):
-        raise _Refused(
+        raise RefusedImage(
             f"{name} has {found} channels of {pixels.dtype}, which cannot be converted to {channels}: 1 (grey), 3 "
             "(RGB) and 4 (with alpha) of 8 or 16 bits can"
         )

@@ -14,12 +14,36 @@ from typing import Any, cast
 import numpy as np
 from jaxtyping import Shaped, UInt16
 
-__all__ = ["AnyPixels", "decode_png", "decode_tiff", "encode_deep", "import_images", "is_tiff", "read_tiff_header"]
+__all__ = [
+    "AnyPixels",
+    "RefusedImage",
+    "check_pixels",
+    "decode_png",
+    "decode_tiff",
+    "encode_deep",
+    "import_images",
+    "is_tiff",
+    "read_tiff_header",
+]
 
 AnyPixels = Shaped[np.ndarray, "rows columns bands"]
 """Pixels of bytes, 16 bits, bool or other numbers."""
 
 _TIFF_DTYPES = ("bool", "uint8", "uint16", "int16", "int32", "float32", "float64")
+
+
+MAX_PIXELS = 2**27
+"""The largest number of pixels of an image, of which a small file can claim any number."""
+
+
+class RefusedImage(ValueError):
+    """An error that already names the image."""
+
+
+def check_pixels(name: str, height: int, width: int, channels: int = 1) -> None:
+    """Raise ValueError for an image of more than 134 million pixels, or for more than 4 channels as many numbers."""
+    if height * width * max(1, channels / 4) > MAX_PIXELS:
+        raise RefusedImage(f"{name} must have at most {MAX_PIXELS:,} pixels, got {height}×{width}: split it")
 
 
 def import_images(name: str, what: str) -> ModuleType:
@@ -104,32 +128,30 @@ def _open_tiff(content: bytes, name: str) -> Iterator[Any]:
         with tifffile.TiffFile(BytesIO(content)) as tiff:
             pages = [page for page in tiff.pages if not page.is_reduced]
             if len(pages) != 1:
-                raise _Unsupported(
+                raise RefusedImage(
                     f"{name} has {len(pages)} pages: save each page as a file; or, if they are channels or volumes, "
                     "all as one .npy file for Arrays"
                 )
             yield pages[0]
-    except _Unsupported:
+    except RefusedImage:
         raise
     except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OSError, struct.error) as error:
         raise ValueError(f"{name} cannot be decoded: {error}") from error
-
-
-class _Unsupported(ValueError):
-    """An error that already names the image."""
 
 
 def _shape(page: Any, name: str) -> tuple[int, int, int]:
     """(height, width, channels) of a page; its kind is checked."""
     dtype, orientation = str(page.dtype), page.tags.get("Orientation")
     if dtype not in _TIFF_DTYPES:
-        raise _Unsupported(f"{name} must hold numbers of {', '.join(_TIFF_DTYPES)}, got {dtype}")
+        raise RefusedImage(f"{name} must hold numbers of {', '.join(_TIFF_DTYPES)}, got {dtype}")
     if page.axes not in ("YX", "YXS", "SYX"):
-        raise _Unsupported(f"{name} must have rows, columns and channels, got axes {page.axes}")
+        raise RefusedImage(f"{name} must have rows, columns and channels, got axes {page.axes}")
     if page.photometric in (0, 3, 5, 6, 8) or (orientation is not None and orientation.value not in (0, 1)):
-        raise _Unsupported(
+        raise RefusedImage(
             f"{name} must be grey, RGB or channels, upright, got {page.photometric.name}"
             f"{'' if orientation is None else f' of orientation {orientation.value}'}: convert it first"
         )
     bands = page.shape[0] if page.axes == "SYX" else page.shape[2] if page.axes == "YXS" else 1
-    return page.shape[page.axes.index("Y")], page.shape[page.axes.index("X")], bands
+    height, width = page.shape[page.axes.index("Y")], page.shape[page.axes.index("X")]
+    check_pixels(name, height, width, bands)
+    return height, width, bands

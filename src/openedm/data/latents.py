@@ -3,16 +3,14 @@
 An autoencoder encodes an image as a Gaussian, z = mean + std n with n ~ N(0, I)   (Rombach et al. 2022, Section 3.1).
 """
 
-import zipfile
-import zlib
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 import torch
 from jaxtyping import Float, Shaped
 from torch import Tensor
 
+from openedm.data.array_files import ArrayFile
 from openedm.data.dataset import Batch, Indices, Source, as_index
 from openedm.data.memory import Array, InMemory
 from openedm.ground import checks
@@ -96,11 +94,10 @@ class Latents(Source):
             raise ValueError(f"{self.path}: {error}") from error
 
     def _read(self) -> dict[str, np.ndarray]:
-        try:
-            with np.load(Path(self.path), allow_pickle=False) as content:
-                return dict(content)
-        except (OSError, EOFError, ValueError, KeyError, TypeError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"path must be a .npz file, {self.path!r} cannot be read: {error}") from error
+        arrays = ArrayFile(self.path)
+        if "" in arrays:
+            raise ValueError(f"path must be a .npz file of several arrays, got {self.path!r}")
+        return {name: arrays[name] for name in arrays}
 
     @staticmethod
     def _numbers(values: np.ndarray) -> Tensor:

@@ -1,7 +1,6 @@
 """Readers of tables with a column of encoded images: Parquet files row group by row group, and Arrow tables."""
 
 import bisect
-import json
 import os
 import warnings
 from abc import abstractmethod
@@ -19,6 +18,8 @@ from openedm.data.columns import are_finite, classes_of, float_row, holds_images
 from openedm.data.decoding import Header, read_header
 from openedm.data.encoded import EncodedImages
 from openedm.data.listing import check_class
+from openedm.ground.regular import check_regular
+from openedm.ground.storage import parse_json
 
 __all__ = ["ArrowImages", "ParquetImages", "TableImages", "name_of_files"]
 
@@ -41,6 +42,14 @@ def _default_label(types: Mapping[str, Any], named: Sequence[str], condition: Se
     return "none"
 
 
+def _features(metadata: bytes, origin: str) -> dict[str, Any]:
+    """The kinds of columns in the metadata that `datasets` writes; none where they are of another form."""
+    found: Any = parse_json(metadata, f"the metadata of {origin}")
+    for name in ("info", "features"):
+        found = found.get(name) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
+
+
 class TableImages(EncodedImages):
     """The images in a column of a table, with the classes in another.
 
@@ -48,11 +57,13 @@ class TableImages(EncodedImages):
         image: the column of encoded images, as bytes or as {"bytes", "path"}.
         label: the column of integer classes, or None.
         floats: the columns of numbers that are conditions.
+        folders: where files may be that cells name instead of holding an image.
     """
 
     image: str
     label: str | None
     floats: tuple[str, ...] = ()
+    folders: tuple[str, ...] = ()
     _width = 0
 
     @property
@@ -100,7 +111,7 @@ class TableImages(EncodedImages):
             raise ValueError(
                 f"image must name the column of images in {origin}: {len(candidates)} of {sorted(types)} may be"
             )
-        features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}")).get("info", {}).get("features", {})
+        features = _features((schema.metadata or {}).get(b"huggingface", b"{}"), origin)
         named = [
             name
             for name, feature in features.items()
@@ -132,10 +143,19 @@ class TableImages(EncodedImages):
         if isinstance(cell, dict):
             path, cell = cell.get("path"), cell.get("bytes")
             if cell is None and path:
-                cell = _read_or_raise(where, Path(path).read_bytes)
+                cell = self._read_beside(where, str(path))
         if not isinstance(cell, bytes):
             raise ValueError(f"{where} has no image")
         return cell, None if label is None else check_class(where, label.as_py())
+
+    def _read_beside(self, where: str, path: str) -> bytes:
+        """The file that a cell names instead of holding an image, which must be in the folders of the table itself."""
+        real = os.path.realpath(path)
+        if not any(real.startswith(f"{os.path.realpath(folder)}{os.sep}") for folder in self.folders):
+            raise ValueError(f"{where} names the file {path!r}, which is not read: it is not beside the table")
+        check_regular(real)
+        content: bytes = _read_or_raise(where, Path(real).read_bytes)
+        return content
 
 
 class ParquetImages(TableImages):
@@ -164,6 +184,7 @@ class ParquetImages(TableImages):
         keep: int = 2,
     ) -> None:
         self._files, self.keep = list(files), keep
+        self.folders = tuple({os.path.dirname(os.path.abspath(file)) for file in files if "://" not in file})
         self._open: tuple[int, dict[int, Any]] = (0, {})
         self._row_groups: OrderedDict[int, Any] = OrderedDict()
         self._groups: list[tuple[int, int]] = []
@@ -258,19 +279,27 @@ class ArrowImages(TableImages):
         image: as for `ParquetImages`.
         label: as for `ParquetImages`.
         condition: as for `ParquetImages`.
+        folders: see `TableImages`.
 
     Raises:
         ValueError: the table lacks the columns or has no rows.
     """
 
     def __init__(
-        self, table: Any, origin: str, image: str | None, label: str | None, condition: tuple[str, ...] = ()
+        self,
+        table: Any,
+        origin: str,
+        image: str | None,
+        label: str | None,
+        condition: tuple[str, ...] = (),
+        folders: tuple[str, ...] = (),
     ) -> None:
+        self.folders = folders
         if not len(table):
             raise ValueError(f"{origin} has no rows")
         partner = self._choose_columns(table.features.arrow_schema, origin, image, label, condition)
         if partner is not None:
-            self.condition_images = ArrowImages(table, origin, partner, "none")
+            self.condition_images = ArrowImages(table, origin, partner, "none", folders=folders)
         self._table, self._origin = table.select_columns(self._used_columns).with_format("arrow"), origin
         if self.floats:
             self._floats = table.select_columns(list(self.floats)).with_format("arrow")

@@ -96,7 +96,8 @@ class Table(ImageSource):
             table = import_optional("datasets").load_dataset("parquet", data_files=files, split="train")
         else:
             table = _open_arrow(files)
-        return ArrowImages(table, self.path, self.image, self.label, self._conditions)
+        folders = tuple({str(Path(file).absolute().parent) for file in files})
+        return ArrowImages(table, self.path, self.image, self.label, self._conditions, folders)
 
     @property
     def _conditions(self) -> tuple[str, ...]:
@@ -110,7 +111,10 @@ class Table(ImageSource):
         try:
             if not self.streaming:
                 table = datasets.load_dataset(self.path, self.subset, split=self.split)
-                return ArrowImages(table, self.path, self.image, self.label, self._conditions)
+                cache = datasets.config  # a set on the Hub in another format names files that were downloaded
+                roots = (cache.DOWNLOADED_DATASETS_PATH, cache.EXTRACTED_DATASETS_PATH, cache.HF_CACHE_HOME)
+                folders = (self.path, *map(str, roots))
+                return ArrowImages(table, self.path, self.image, self.label, self._conditions, folders)
             found = datasets.load_dataset_builder(self.path, self.subset).config.data_files or {}
         except Exception as error:  # no network, no such set, a hub that has moved
             raise ValueError(

@@ -3,19 +3,18 @@
 import csv
 import hashlib
 import io
-import json
 import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openedm.data import Dataset, FolderImages, align_classes
+from openedm.data.array_files import ArrayFile
 from openedm.data.arrays import condition_tensor
 from openedm.data.decoding import as_array, decode_picture, to_tensor
 from openedm.data.forms import Resize, as_size, crop_to, resize_to
@@ -24,6 +23,8 @@ from openedm.data.partners import resize_images
 from openedm.data.stored import as_float
 from openedm.generation.classes import find_classes
 from openedm.ground import checks
+from openedm.ground.regular import read_limited
+from openedm.ground.storage import parse_json
 from openedm.training import Model
 
 __all__ = ["Conditions", "conditions_of_data", "read_conditions", "warn_of_range"]
@@ -201,7 +202,7 @@ def read_conditions(source: str, model: Model, key: str | None = None, resize: R
             return Conditions.of_rows(_pictures(source, shape, resize), model)
         if (path / "dataset.json").is_file():
             return Conditions.of_rows(_listed(path / "dataset.json"), model)
-    except (OSError, ValueError, TypeError) as error:
+    except (OSError, ValueError, TypeError, csv.Error) as error:
         raise ValueError(f"conditions={source}: {error}") from error
     raise ValueError(
         f"conditions must be a .npz, .npy, .csv or .json file{', or a folder of images' if is_image else ''}, got "
@@ -219,9 +220,8 @@ def _numbers(text: str) -> Float[Tensor, "one numbers"]:
 
 
 def _of_arrays(path: Path, model: Model, key: str | None, resize: Resize) -> Conditions:
-    with path.open("rb") as file:
-        content = np.load(file, allow_pickle=False)
-        arrays = {"": content} if isinstance(content, np.ndarray) else dict(content)
+    content = ArrayFile(str(path), "file")
+    arrays = {name: content[name] for name in content}
     names = [name for name in sorted(arrays) if name not in _OTHER_ARRAYS]
     default = next((name for name in _DEFAULT_KEYS if name in arrays), names[0] if len(names) == 1 else None)
     key = default if key is None else key
@@ -245,7 +245,7 @@ def _of_arrays(path: Path, model: Model, key: str | None, resize: Resize) -> Con
 
 
 def _columns(path: Path, key: str | None) -> Float[Tensor, "rows columns"]:
-    lines = [line for line in csv.reader(io.StringIO(path.read_text(encoding="utf-8-sig"))) if line]
+    lines = [line for line in csv.reader(io.StringIO(read_limited(path).decode("utf-8-sig"))) if line]
     if len(lines) < 2:
         raise ValueError("a .csv file must have a line of names and at least one of numbers")
     names = [name.strip() for name in lines[0]]
@@ -262,7 +262,7 @@ def _columns(path: Path, key: str | None) -> Float[Tensor, "rows columns"]:
 
 
 def _listed(path: Path) -> Float[Tensor, "rows numbers"]:
-    content: Any = json.loads(path.read_text(encoding="utf-8"))
+    content: Any = parse_json(read_limited(path), path)
     if isinstance(content, dict):
         entries = content.get("conditions", content.get("labels"))
         if not entries:

@@ -4,6 +4,7 @@
 |---|---|
 | entry "openedm_sha256" of a JSON file | its own content without this entry, as sorted JSON without spaces |
 | entry "files" of such a JSON file | files in the same folder, by name |
+| the last line of a YAML file, `# openedm_sha256: …` | the text before it |
 | the end of a name, `-<16 hexadecimal digits>.suffix` | the file itself: the beginning of its digest |
 
 Files without them, which others or older versions wrote, are read as they are. Digests find damage, not fraud: whoever
@@ -17,16 +18,20 @@ from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
+from openedm.ground.regular import check_regular
+
 __all__ = [
     "FILES",
     "SEAL",
     "check_digest",
     "check_listed",
+    "check_text",
     "digest_in_name",
     "file_digest",
     "listed_files",
     "named",
     "seal",
+    "seal_text",
     "unseal",
 ]
 
@@ -34,6 +39,7 @@ SEAL, FILES = "openedm_sha256", "files"
 LENGTH = 16
 """The number of digits of a digest in names and messages."""
 
+_LAST_LINE = re.compile(rf"# {SEAL}: ([0-9a-f]{{64}})\n?\Z".encode())
 _NAMED = re.compile(r".+-([0-9a-f]{16})\.\w+")
 
 
@@ -68,6 +74,26 @@ def unseal(content: dict[str, Any], origin: object) -> dict[str, Any]:
     if (found := content_digest(content)) != content[SEAL]:
         raise ValueError(changed(origin, found, content[SEAL]))
     return {key: value for key, value in content.items() if key != SEAL}
+
+
+def seal_text(text: str) -> str:
+    """A text with a last line, a comment, that holds its digest."""
+    return f"{text}# {SEAL}: {hashlib.sha256(text.encode()).hexdigest()}\n"
+
+
+def check_text(text: bytes, origin: object) -> bool:
+    """Check a text by the digest in its last line; whether it has one.
+
+    Raises:
+        ValueError: it was changed; `origin` is its file.
+    """
+    found = _LAST_LINE.search(text)
+    if found is None:
+        return False
+    digest = hashlib.sha256(text[: found.start()]).hexdigest()
+    if digest != found[1].decode():
+        raise ValueError(changed(origin, digest, found[1].decode()))
+    return True
 
 
 def listed_files(content: Mapping[str, Any], origin: object) -> dict[str, str]:
@@ -114,6 +140,7 @@ def check_digest(path: Path, digest: str | None = None) -> None:
     if wanted is None:
         return
     try:
+        check_regular(path)
         found = file_digest(path)
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error

@@ -19,6 +19,7 @@ from torch import Tensor
 from openedm.ground.digests import check_listed, named, seal, unseal
 from openedm.ground.disks import explain_write_errors
 from openedm.ground.locks import hold_file, locked_file
+from openedm.ground.regular import check_regular, read_limited
 
 REMAINS = re.compile(r"\.(?P<file>.+)\.\d+\.tmp|\.(?P<folder>.+)-\d+")
 """Names under which files and folders are written, of which a process that is killed leaves one."""
@@ -200,6 +201,7 @@ def read_tensors(path: Path, listed_in: Path | None = None) -> dict[str, Tensor]
     if listed_in is not None:
         check_listed(path, read_json(listed_in), listed_in)
     try:
+        check_regular(path)
         # safetensors opens no path that is not UTF-8.
         return load_file(path) if is_utf8(str(path)) else load(path.read_bytes())
     except (OSError, SafetensorError) as error:
@@ -257,8 +259,8 @@ def read_json(path: Path) -> dict[str, Any]:
         ValueError: the file is missing, damaged, was changed since it was written or holds something else.
     """
     try:
-        text = path.read_text(encoding="utf-8")
-    except (OSError, ValueError) as error:
+        text = read_limited(path)
+    except OSError as error:
         raise ValueError(f"{path} cannot be read as JSON: {error}") from error
     content = parse_json(text, path)
     if not isinstance(content, dict):

@@ -4,21 +4,29 @@ Nothing is built or executed, and nothing but the files below a folder is opened
 """
 
 import os
-import stat
 import zipfile
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
-from openedm.ground.digests import FILES, SEAL, check_digest, digest_in_name, listed_files, named, seal
-from openedm.ground.storage import parse_json, write_json
+from openedm.ground.digests import (
+    FILES,
+    SEAL,
+    check_digest,
+    check_text,
+    digest_in_name,
+    listed_files,
+    named,
+    seal,
+    seal_text,
+)
+from openedm.ground.regular import check_regular, read_limited
+from openedm.ground.storage import parse_json, replacing, write_json
 
 __all__ = ["Finding", "accept", "verify"]
 
 PNG = b"\x89PNG\r\n\x1a\n"
-MAX_JSON = 2**30
-"""The size in bytes above which a JSON file is not read."""
 
 
 class Finding(NamedTuple):
@@ -86,7 +94,7 @@ def _verify_folder(folder: Path, names: list[str], *, others: bool = True) -> It
 
 def _verify_file(path: Path, digest: str | None) -> Finding:
     try:
-        check_regular(path)
+        _check_regular(path)
         if digest is not None or digest_in_name(path) is not None:
             check_digest(path, digest)
             return Finding(path, "as written")
@@ -94,6 +102,8 @@ def _verify_file(path: Path, digest: str | None) -> Finding:
             _check_zip(path)
         elif path.suffix == ".png":
             _check_png(path)
+        elif path.suffix == ".yaml":
+            return Finding(path, "as written" if check_text(read_limited(path), path) else "unknown")
         else:
             return Finding(path, "unknown")
     except (OSError, ValueError) as error:
@@ -107,10 +117,8 @@ def _read(path: Path) -> _Described:
     Raises:
         ValueError: it is no file, is too large or damaged, or names files elsewhere.
     """
-    check_regular(path)
-    if (size := path.stat().st_size) > MAX_JSON:
-        raise ValueError(f"{path} must have at most {MAX_JSON:,} bytes, got {size:,}")
-    text = path.read_bytes()
+    _check_regular(path)
+    text = read_limited(path)
     content, sealed = parse_json(text, path), f'"{SEAL}"'.encode() in text
     files: dict[str, str] = {}
     if isinstance(content, dict):
@@ -122,12 +130,10 @@ def _read(path: Path) -> _Described:
     return _Described(content, sealed, files)
 
 
-def check_regular(path: Path) -> None:
-    """Raise ValueError for what is no file, such as a pipe or a device, which would be read for ever."""
+def _check_regular(path: Path) -> None:
     if not path.exists():
         raise ValueError(f"{path} is missing")
-    if not stat.S_ISREG(path.stat().st_mode):
-        raise ValueError(f"{path} is not a file")
+    check_regular(path)
 
 
 def _check_zip(path: Path) -> None:
@@ -178,8 +184,10 @@ def accept(path: str | os.PathLike[str]) -> list[Path]:
     for finding in list(verify(root)):
         if finding.state == "damaged" and finding.path.suffix != ".json":
             accepted.append(finding.path)
-            check_regular(finding.path)
-            if digest_in_name(finding.path) is not None:
+            _check_regular(finding.path)
+            if finding.path.suffix == ".yaml":
+                _seal_text_again(finding.path)
+            elif digest_in_name(finding.path) is not None:
                 stem = finding.path.stem.rpartition("-")[0]
                 os.replace(finding.path, named(finding.path.with_stem(stem), finding.path))
     for json_file in sorted(root.rglob("*.json")):
@@ -190,16 +198,21 @@ def accept(path: str | os.PathLike[str]) -> list[Path]:
     return accepted
 
 
+def _seal_text_again(path: Path) -> None:
+    *lines, _ = read_limited(path).decode().splitlines(keepends=True)
+    with replacing(path) as temporary:
+        temporary.write_text(seal_text("".join(lines)), encoding="utf-8")
+
+
 def _seal_again(path: Path) -> bool:
     """Write the digests in a JSON file again where they differ; whether they did."""
-    check_regular(path)
-    text = path.read_text(encoding="utf-8")
+    text = read_limited(path).decode()
     content = parse_json(text, path, check=False)
     if not isinstance(content, dict) or SEAL not in content:
         return False
     files = listed_files(content, path)
     for name in files:
-        check_regular(path.parent / name)
+        _check_regular(path.parent / name)
     plain = {key: value for key, value in content.items() if key not in (SEAL, FILES)}
     if seal(plain, path.parent, files) == content:
         return False
