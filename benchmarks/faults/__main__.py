@@ -1,6 +1,6 @@
 """What happens where processes are killed, two write at once, disks are full or files are damaged: a table and JSON.
 
-    python -m benchmarks.faults [--what kills writers disk] [--kills 100] [--only train fit] [--out faults.json]
+    python -m benchmarks.faults [--what kills writers disks] [--kills 100] [--only train fit] [--out faults.json]
 
 Every command runs as users type it, in a process of its own, and what it has written at the end is compared bit by bit
 with what it writes where nothing happens. The last lines say what was lost, different or left over; the exit status is
@@ -13,11 +13,12 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import machine, write_json
-from benchmarks.faults import commands, kills
+from benchmarks.faults import commands, disks, kills, writers
+from benchmarks.faults.processes import import_commands
 
-PARTS = {"kills": kills}
+PARTS = {"kills": kills, "writers": writers, "disks": disks}
 """By the name of a part its module: `run(root, count, seed, only)` gives rows, `HEADER` the columns of the table."""
-COUNTS = {"kills": 100}
+COUNTS = {"kills": 100, "writers": 50, "disks": 60}
 
 
 def table(header: tuple[str, ...], rows: list[dict[str, object]]) -> str:
@@ -40,6 +41,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--keep", type=Path, help="a new folder for all files, instead of one that is removed")
     given = parser.parse_args()
+    import_commands()
     found: dict[str, object] = {"machine": machine(), "seed": given.seed}
     failed = 0
     with tempfile.TemporaryDirectory() as temporary:

@@ -2,16 +2,20 @@
 
 import contextlib
 import hashlib
+import importlib
 import os
 import signal
 import sys
 import time
 import traceback
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
-from openedm.cli.main import main
+import torch
+
+from openedm.cli.main import COMMANDS, GROUPS, main
 
 WRITING = {"os.rename", "os.remove", "os.mkdir", "os.rmdir", "shutil.rmtree", "os.chmod"}
 """Events of the interpreter at which files change; opening a file to write is another."""
@@ -39,6 +43,15 @@ class Ended(NamedTuple):
         return self.status > 0 and ": error: " in self.printed and "Traceback" not in self.printed
 
 
+def import_commands() -> None:
+    """Import here what every command would import in its process."""
+    for group in ("", "data.", "inference."):
+        package = importlib.import_module(f"openedm.cli.{group}".rstrip("."))
+        names = COMMANDS.keys() - GROUPS.keys() if not group else package.COMMANDS
+        for name in names:
+            importlib.import_module(f"openedm.cli.{group}{name}")
+
+
 class Command:
     """A command that runs in a forked process, in a session of its own, in a folder.
 
@@ -60,7 +73,9 @@ class Command:
         self._output = folder.parent / f"{folder.name}-{time.monotonic_ns()}.txt"
         sys.stdout.flush()
         self._started = time.monotonic()
-        self.process = os.fork()
+        with warnings.catch_warnings():  # of threads, which the new process does not need
+            warnings.simplefilter("ignore", DeprecationWarning)
+            self.process = os.fork()
         if self.process == 0:
             _run(arguments, folder, self._output, dies_at, before)
 
@@ -94,7 +109,9 @@ def _run(arguments: Sequence[str], folder: Path, output: Path, dies_at: int, bef
         descriptor = os.open(output, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600)
         for stream in (1, 2):
             os.dup2(descriptor, stream)
+        sys.stdout, sys.stderr = os.fdopen(1, "w", closefd=False), os.fdopen(2, "w", closefd=False)
         os.chdir(folder)
+        torch.set_num_threads(1)  # those of the process that was forked are not there
         before()
         count = _watched(dies_at)
         try:

@@ -1,6 +1,7 @@
 """Published networks as checkpoints and back, as safetensors and JSON, and on a hub."""
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +58,28 @@ def test_a_network_goes_out_and_comes_back_the_same(name: str, tmp_path: Path) -
     assert all(torch.equal(a, b) for a, b in states)
 
 
+def test_a_published_network_whose_writing_was_killed_is_written_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, replace = tmp_path / "network.safetensors", os.replace
+    published = publish(MODELS["ddpmpp"], with_weights(MODELS["ddpmpp"]))
+
+    def killed_at_the_weights(source: Path, target: Path) -> None:
+        if target == path:
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", killed_at_the_weights)
+        with pytest.raises(KeyboardInterrupt):
+            write_published(path, published)
+    described = path.with_suffix(".json").read_bytes()
+    assert [p.name for p in tmp_path.iterdir()] == ["network.json"]
+    write_published(path, published)
+    assert path.with_suffix(".json").read_bytes() == described
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["network.json", "network.safetensors"]
+
+
 def test_nothing_is_overwritten_and_the_pair_of_files_belongs_together(tmp_path: Path) -> None:
     published = publish(MODELS["ddpmpp"], with_weights(MODELS["ddpmpp"]))
     path = tmp_path / "a.safetensors"
@@ -65,7 +88,7 @@ def test_nothing_is_overwritten_and_the_pair_of_files_belongs_together(tmp_path:
         write_published(path, published)
     path.unlink()
     with pytest.raises(ValueError, match=r"a\.json exists already"):
-        write_published(path, published)
+        write_published(path, publish(MODELS["ncsnpp"], with_weights(MODELS["ncsnpp"])))
     with pytest.raises(ValueError, match=r"a\.safetensors cannot be read"):
         read_published(path)
     with pytest.raises(ValueError, match=r"must end in \.safetensors"):

@@ -53,7 +53,7 @@ __all__ = [
 LOCK = ".openedm.lock"
 """The name of the lock file in a folder that fills up."""
 MARK = b'{"openedm_lock": 1'
-MAX_COMMAND = 300
+MAX_COMMAND = 120
 UNSUPPORTED = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK, errno.EINVAL}
 RANKS = ("RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK", "MV2_COMM_WORLD_RANK")
 """Where launchers say which of several processes this one is, as accelerate reads it."""
@@ -207,12 +207,14 @@ def _is_at(path: Path, descriptor: int) -> bool:
 
 
 def _describe_holder(descriptor: int) -> None:
-    command = shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]) if sys.argv else "python"
+    program = Path(sys.argv[0]).name if sys.argv else "python"
+    program = "openedm" if program in ("main.py", "__main__.py") else program  # python -m openedm
+    command = shlex.join([program, *sys.argv[1:]])
     content = {
         "host": socket.gethostname(),
         "process": os.getpid(),
         "started": time.strftime("%Y-%m-%d %H:%M:%S UTC", time.gmtime()),
-        "command": command[:MAX_COMMAND],
+        "command": command if len(command) <= MAX_COMMAND else f"{command[:MAX_COMMAND]}…",
     }
     with suppress(OSError):  # a full disk, a file of another user: the message then names no holder
         os.ftruncate(descriptor, 0)

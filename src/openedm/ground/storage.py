@@ -82,6 +82,29 @@ def new_folder(path: Path, what: str = "a checkpoint") -> Iterator[Path]:
                 raise
 
 
+@contextmanager
+def new_files(*paths: Path) -> Iterator[Path]:
+    """A hidden folder to write files to, which get these paths at the end of the block, in this order.
+
+    All are complete then, and on the disk; a process that is killed between leaves the first ones.
+
+    Raises:
+        OSError: the disk is full, or the last path may not be written; it names that path and says what helps.
+    """
+    target = paths[-1]
+    temporary = target.with_name(f".{target.name}-{os.getpid()}")
+    with explain_write_errors(target, temporary):
+        try:
+            temporary.mkdir(parents=True)
+            yield temporary
+            synchronise(temporary)
+            for path in paths:
+                os.replace(temporary / path.name, path)
+            _flush(target.parent)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
 def remove_remains(folder: Path, name: str | None = None) -> None:
     """Delete what killed processes left half-written in a folder, hidden; only with its lock, or that of the name.
 

@@ -19,8 +19,9 @@ from torch import Tensor
 
 from openedm import preconditioning
 from openedm.denoiser import Preconditioned
+from openedm.ground.locks import locked_file
 from openedm.ground.progress import Progress, no_progress
-from openedm.ground.storage import new_path, read_json, read_tensors, write_json, write_tensors
+from openedm.ground.storage import new_files, new_path, read_json, read_tensors, write_json, write_tensors
 from openedm.interop.arguments import PRECONDITIONINGS, check_values, network_arguments
 from openedm.interop.edm import (
     FREQUENCIES_NAME,
@@ -136,24 +137,26 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
 def new_published(path: str | Path, name: str = "path") -> tuple[Path, Path]:
     """The two new files for a published network; `name` is that of the argument, for messages.
 
+    A description without weights is what a killed process left; it is written again if it is the same.
+
     Raises:
         ValueError: the name does not end in .safetensors, or a file is there already.
     """
     path = Path(path)
     new_path(name, path, [".safetensors"])
     config = path.with_suffix(".json")
-    new_path(name, config)
+    if not (config.is_file() and read_json(config).get("format") == FORMAT):
+        new_path(name, config)
     return path, config
 
 
 def write_published(path: str | Path, published: Published) -> None:
-    """Write a published network to NAME.safetensors and NAME.json; each appears complete or not at all.
+    """Write a published network to NAME.safetensors and NAME.json; both appear complete, the weights last.
 
     Raises:
-        ValueError: the name does not end in .safetensors, a file is there already, or the arguments are not plain
-            values, which JSON can hold.
+        ValueError: the name does not end in .safetensors, a file is there already, another process writes it, or the
+            arguments are not plain values, which JSON can hold.
     """
-    path, config = new_published(path)
     content = {
         "format": FORMAT,
         "class_name": published.class_name,
@@ -161,8 +164,13 @@ def write_published(path: str | Path, published: Published) -> None:
         "init_kwargs": _without_infinities(plain(published.kwargs, "kwargs")),
         "dataset_kwargs": plain(published.dataset_kwargs, "dataset_kwargs"),
     }
-    write_tensors(path, published.state_dict)
-    write_json(config, content, files=(path.name,))
+    with locked_file(Path(path)):
+        path, config = new_published(path)
+        with new_files(config, path) as folder:
+            write_tensors(folder / path.name, published.state_dict)
+            write_json(folder / config.name, content, files=(path.name,))
+            if config.exists() and config.read_bytes() != (folder / config.name).read_bytes():
+                raise ValueError(f"path={config} exists already: a file is never overwritten, choose another name")
 
 
 def _read_pickle(path: Path, key: str, progress: Progress) -> Published:

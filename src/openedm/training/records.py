@@ -6,6 +6,7 @@ from typing import Any
 
 from accelerate import Accelerator
 
+from openedm.ground.disks import explain_write_errors
 from openedm.ground.storage import replacing
 from openedm.training.monitoring import Observer, TrainingProgress, ValidationLoss
 from openedm.training.options import Options
@@ -60,7 +61,7 @@ class RunLog(Observer):
         self._write({"images": images, "validation": vars(loss)})
 
     def _write(self, row: dict[str, Any]) -> None:
-        with open(self.path, "a", encoding="utf-8") as file:
+        with explain_write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
 
 
