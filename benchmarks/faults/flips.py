@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from benchmarks.faults.kinds import SAID, Kind, make
+from benchmarks.faults.kinds import EXPECTED, SAID, Kind, make
 
 HEADER = ("file", "bytes", "flips", "error", "warning", "unchanged", "different", "ms")
 
@@ -18,7 +18,7 @@ def outcome(kind: Kind, wanted: bytes) -> tuple[str, str]:
     SAID.clear()
     try:
         found = kind.read()
-    except (ValueError, TypeError, OSError, FloatingPointError) as error:
+    except EXPECTED as error:
         return "error", str(error)
     except Exception as error:
         return "other", repr(error)

@@ -12,12 +12,14 @@ from typing import Any, NamedTuple
 import numpy as np
 import PIL.Image
 import torch
+from jsonargparse import ArgumentError
 
 from openedm.cli.arguments import arrays_of
 from openedm.cli.plain import read_options
 from openedm.data import Arrays, Form, ImageFolder, MemoryImages, Shards, Table, convert, save_image
 from openedm.data.latents import Latents
 from openedm.generation.conditions import read_conditions
+from openedm.generation.options import read_fitted
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.digests import seal_text
 from openedm.ground.storage import read_json, write_arrays, write_json
@@ -28,7 +30,7 @@ from openedm.networks import MLP, ConditionalEnsemble, ConditionalMLP, DDPMpp, V
 from openedm.objective import Objective
 from openedm.sampling import Sampler
 from openedm.training import Model, Options, load_denoiser, reconstruct
-from openedm.training.averaging import PowerAverage
+from openedm.training.averaging import PowerFunction
 from openedm.training.checkpoints import RunState, read_model, read_progress, read_training_tensors, save_checkpoint
 from openedm.training.post_hoc import PowerAverages
 
@@ -48,6 +50,9 @@ TINY = Settings(
     judged=5,
 )
 """Of a posterior that is fitted in two seconds, far from well."""
+
+EXPECTED = (ValueError, TypeError, OSError, ImportError, FloatingPointError, ArgumentError)
+"""The errors whose message is written for users."""
 
 SAID: list[str] = []
 """Warnings while a file was read: what is left out is said so."""
@@ -103,7 +108,7 @@ def checkpoints(root: Path) -> list[Kind]:
     progress = RunState(images=64, step=4).to_json(Objective(), Options(images=640))
     save_checkpoint(folder, model, weights, (raw, progress))
     save_checkpoint(run / "checkpoints" / "000000000064", model, weights, (raw, progress))
-    averages = PowerAverages(PowerAverage(every=16), denoiser.network)
+    averages = PowerAverages(PowerFunction(every=16), denoiser.network)
     for step in (1, 2, 3, 4):
         averages.update(step)
         averages.save(run, 16 * step, step)
@@ -114,7 +119,7 @@ def checkpoints(root: Path) -> list[Kind]:
     def resumed() -> bytes:
         state = read_progress(folder)
         counts = RunState.from_json(state, folder)
-        settings = [from_config(Objective, state["objective"]), from_config(Options, state["options"])]
+        settings = [from_config(Objective, state.get("objective")), from_config(Options, state.get("options"))]
         return content([vars(counts) | {"best": counts.best_loss}, settings])
 
     def published_content() -> bytes:
@@ -143,7 +148,7 @@ def checkpoints(root: Path) -> list[Kind]:
         Kind(
             "fitted levels",
             root / "levels" / "fitted.json",
-            lambda: content(from_config(Sampler, read_json(root / "levels" / "fitted.json")["fitted"])),
+            lambda: content(read_fitted(root / "levels" / "fitted.json")),
             True,
             "json",
         ),

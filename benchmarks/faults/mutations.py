@@ -20,15 +20,11 @@ from typing import Any
 
 import numpy as np
 import yaml
-from benchmarks.faults.kinds import Kind, make
-from jsonargparse import ArgumentError
+from benchmarks.faults.kinds import EXPECTED, Kind, make
 
-from openedm.ground.digests import FILES, SEAL, content_digest, seal_text
+from openedm.ground.digests import FILES, SEAL, content_digest, digest_in_name, seal_text
 
 HEADER = ("file", "cases", "read", "refused", "other", "executed", "slow", "large", "slowest s")
-EXPECTED = (ValueError, TypeError, OSError, ImportError, FloatingPointError, ArgumentError)
-"""The errors whose message is written for users."""
-
 SECONDS, MEBIBYTES = 5.0, 500.0
 WATCHED = ("exec", "os.system", "os.exec", "os.fork", "os.posix_spawn", "subprocess.", "socket.", "pty.", "shutil.")
 WATCHED += ("os.remove", "os.rename", "os.rmdir", "os.mkdir", "os.chmod", "os.symlink", "os.link", "pickle.")
@@ -154,13 +150,21 @@ def _safetensors(content: bytes, rng: Rng) -> bytes:
 MUTATE: dict[str, Callable[[bytes, Rng], bytes]] = {"json": _json, "yaml": _yaml, "safetensors": _safetensors}
 
 
-def _without_digests(kinds: Sequence[Kind]) -> None:
-    """Take the digests of other files out of JSON files, so that mutated files are parsed."""
+def _without_digests(kinds: Sequence[Kind]) -> list[Kind]:
+    """Take the digests of files out of JSON files and names, so that mutated files are parsed."""
     for path in {path for kind in kinds for path in kind.file.parent.glob("*.json")}:
         value = json.loads(path.read_bytes())
         if isinstance(value, dict) and FILES in value:
             del value[FILES], value[SEAL]
             path.write_text(json.dumps(value))
+    for kind in kinds:
+        for path in kind.file.parent.iterdir():
+            if digest_in_name(path) is not None:
+                path.rename(path.with_stem(path.stem.rpartition("-")[0]))
+    return [
+        kind if kind.file.exists() else kind._replace(file=kind.file.with_stem(kind.file.stem.rpartition("-")[0]))
+        for kind in kinds
+    ]
 
 
 def _alarm(number: int, frame: FrameType | None) -> None:
@@ -211,7 +215,6 @@ def run(root: Path, count: int, seed: int, only: Sequence[str]) -> list[dict[str
     shutil.rmtree(root / "kinds", ignore_errors=True)
     sys.addaudithook(_audit)
     signal.signal(signal.SIGALRM, _alarm)
-    kinds = make(root / "kinds")
-    _without_digests(kinds)
+    kinds = _without_digests(make(root / "kinds"))
     chosen = [(i, kind) for i, kind in enumerate(kinds) if not only or kind.name in only]
     return [mutate(kind, max(1, count // len(chosen)), seed, i) for i, kind in chosen]

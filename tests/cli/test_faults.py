@@ -10,6 +10,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from openedm.cli import main as module
+from openedm.cli.explaining import describe_error
 from openedm.ground.verifying import accept
 from openedm.training import find_checkpoint
 
@@ -137,7 +138,7 @@ def test_an_empty_settings_json_among_samples_is_named(digits_run, openedm, tmp_
 
 @pytest.mark.parametrize(
     "error",
-    [RuntimeError("out of\nmemory"), MemoryError(), OverflowError("x"), RecursionError("x"), AttributeError("x"),
+    [RuntimeError("x\ny"), AssertionError("x"), OverflowError("x"), RecursionError("x"), AttributeError("x"),
      IndexError("x"), KeyError("x"), torch.linalg.LinAlgError("x")],
     ids=lambda error: type(error).__name__,
 )  # fmt: skip
@@ -155,7 +156,50 @@ def test_an_error_that_no_check_raises_is_one_line_with_the_way_to_its_traceback
     monkeypatch.setattr(module.importlib, "import_module", lambda name: Command)
     line = one_line(openedm("info", "run"))
     assert line.startswith(f"openedm info: error: {type(error).__name__}: ")
-    assert line.endswith("(not expected; OPENEDM_TRACEBACK=1 shows the traceback)")
+    assert line.endswith("(not expected: please report it with what OPENEDM_TRACEBACK=1 shows)")
     monkeypatch.setenv("OPENEDM_TRACEBACK", "1")
     with pytest.raises(type(error)):
         openedm("info", "run")
+
+
+@pytest.mark.parametrize(
+    ("error", "options", "line"),
+    [
+        (MemoryError(), ("batch_size", "num"), "out of memory: lower --batch_size"),
+        (MemoryError("out of memory: lower x"), (), "out of memory: lower x"),
+        (
+            torch.OutOfMemoryError("CUDA out of memory."),
+            ("options",),
+            "lower --options.batch_size (CUDA out of memory.)",
+        ),
+        (
+            RuntimeError("DefaultCPUAllocator: can't allocate memory: you"),
+            ("num_samples",),
+            "lower --num_samples (Default",
+        ),
+        (MemoryError("Unable to allocate 7.3 TiB"), (), "out of memory: use smaller data (Unable to allocate 7.3 TiB)"),
+    ],
+)
+def test_out_of_memory_names_the_option_to_lower(error, options, line):
+    assert line in describe_error(error, options)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "meant"),
+    [
+        (["train", "run", "--images=1"], "did you mean --options.images?"),
+        (["train", "run", "--options.imagse=1"], "did you mean --options.images?"),
+        (["train", "run", "--network=MLP", "--network.widht=3"], "did you mean width?"),
+        (["train", "run", "--network=MPL"], "did you mean MLP?"),
+        (["sample", "run", "out", "--nef", "3"], "did you mean --nfe?"),
+        (["sample", "run", "out", "--sampler.levels.num_step=3"], "did you mean num_steps?"),
+        (["evaluate", "run", "--zzz=1"], "unrecognized arguments: --zzz=1"),
+    ],
+)
+def test_the_nearest_option_field_or_class_is_named(arguments, meant, openedm):
+    assert one_line(openedm(*arguments), 2).endswith(meant)
+
+
+def test_a_union_inside_another_is_in_words(openedm):
+    line = one_line(openedm("inference", "check", "p", "--sampler.scaling.nonesuch=1"), 2)
+    assert line.endswith("scaling: choose one of the Scaling by its name first")

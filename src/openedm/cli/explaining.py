@@ -1,11 +1,15 @@
 """Messages of errors on one line, in words: those of jsonargparse about unions, and of errors that no check raises."""
 
 import re
+from collections.abc import Collection
 
 __all__ = ["TRACEBACK", "describe_error", "simplify"]
 
 TRACEBACK = "OPENEDM_TRACEBACK"
 """The variable of the environment with which errors end in a traceback."""
+
+TO_LOWER = ("batch_size", "options", "num_samples", "num_draws", "num", "images")
+"""Options with which the memory of a command grows, the first that it has being the one to lower."""
 
 MAX_MESSAGE = 500
 """The longest message of an error that is not expected."""
@@ -15,6 +19,13 @@ UNION = re.compile(
     r"Subtypes: \[(?P<kinds>.*?)\] "
     r"Errors: - (?P<reasons>.*) Given value type: .*? Given value: (?P<value>.*)"
 )
+UNION_WORDS = "Does not validate against any of the Union subtypes"
+INNER = re.compile(
+    rf'Parser key "[^"]*": {UNION_WORDS} .*? Given value type: .*? Given value: .*?(?= - Expected| Given |$)'
+)
+"""A union inside another."""
+NESTED = re.compile(r"NestedArg\(key='[^']*', val='?(.*?)'?\)")
+ABSTRACT = re.compile(r"Expected an instantiatable class, but (?:[\w.]*\.)?(\w+) is abstract")
 SINGLE = re.compile(
     r'Parser key "(?P<key>[^"]*)": Expected a (?P<kind><class \'[\w.]+\'>|typing\.Literal\[[^]]*\])\. Got value:'
 )
@@ -40,7 +51,9 @@ def simplify(message: str) -> str:
     >>> simplify('Parser key "draws": Expected a <class \\'int\\'>. Got value: 1.5')
     'draws must be an integer, got 1.5'
     """
-    text = " ".join(message.split())
+    text = _without_inner_unions(
+        NESTED.sub(r"\1", ABSTRACT.sub(r"choose one of the \1 by its name first", _flat(message)))
+    )
     if (inner := INSIDE.fullmatch(text)) is not None:
         return f"{inner['where']}{simplify(inner['what'])}"
     found = UNION.fullmatch(text)
@@ -52,6 +65,21 @@ def simplify(message: str) -> str:
     if given:
         return _in_sentences(" or ".join(f"{key}: {reason}" if key else reason for reason in given))
     return f"{key or 'the value'} must be {_in_words(found['kinds'])}, got {value}"
+
+
+def _flat(message: str) -> str:
+    return " ".join(message.split())
+
+
+def _without_inner_unions(text: str) -> str:
+    """The text with the unions inside others in words, the innermost first."""
+    while text.count(UNION_WORDS) > 1:
+        start = text.rindex('Parser key "', 0, text.rindex(UNION_WORDS))
+        found = INNER.match(text, start)
+        if found is None:
+            break
+        text = f"{text[:start]}{simplify(found[0])}{text[found.end() :]}"
+    return text
 
 
 def _in_sentences(text: str) -> str:
@@ -70,13 +98,40 @@ def _in_words(kinds: str) -> str:
     return " or ".join(dict.fromkeys([*words, *(WORDS.get(name, f"a {name}") for name in names)]))
 
 
-def describe_error(error: Exception) -> str:
-    """The message of an error on one line; of a kind that no check raises, its name too, and how to see more."""
+def describe_error(error: Exception, options: Collection[str] = ()) -> str:
+    """The message of an error on one line; of a kind that no check raises, its name too, and how to see more.
+
+    Args:
+        error: what ended the command.
+        options: the names of the command's options, of which one may be lowered where memory does not suffice.
+    """
     text = simplify(str(error))
+    if is_out_of_memory(error):
+        return _out_of_memory(text, options)
     if isinstance(error, OSError) and isinstance(error.filename, str) and error.strerror:
         return f"{error.filename}: {error.strerror}"
     if isinstance(error, ValueError | TypeError | OSError | ImportError | FloatingPointError) and text:
         return text
     if len(text) > MAX_MESSAGE:
         text = f"{text[:MAX_MESSAGE]}…"
-    return f"{type(error).__name__}: {text or 'no message'} (not expected; {TRACEBACK}=1 shows the traceback)"
+    return (
+        f"{type(error).__name__}: {text or 'no message'} (not expected: please report it with what {TRACEBACK}=1 shows)"
+    )
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory did not suffice, on the host or on a GPU: errors of Python, of numpy and of torch's allocators."""
+    words = ("out of memory", "can't allocate memory", "not enough memory", "Unable to allocate", "std::bad_alloc")
+    return isinstance(error, MemoryError) or (
+        isinstance(error, RuntimeError) and any(word in str(error) for word in words)
+    )
+
+
+def _out_of_memory(text: str, options: Collection[str]) -> str:
+    """What memory did not suffice for, and the option to lower."""
+    if text.startswith("out of memory: "):  # it says itself what to do
+        return text
+    found = next((name for name in TO_LOWER if name in options), None)
+    lower = "options.batch_size" if found == "options" else found
+    advice = "use smaller data" if lower is None else f"lower --{lower}"
+    return f"out of memory: {advice}{f' ({text[:MAX_MESSAGE]})' if text else ''}"

@@ -138,7 +138,7 @@ def _run(program: str, arguments: list[str]) -> int:
     from jsonargparse import ArgumentError
 
     from openedm.cli.importing import recorded
-    from openedm.cli.parsing import explain, parse
+    from openedm.cli.parsing import explain, options_of, parse
 
     path = program.split(" ")[1:]
     recorded.set(())
@@ -158,7 +158,7 @@ def _run(program: str, arguments: list[str]) -> int:
             return UNREAD
         if os.environ.get(TRACEBACK):
             raise
-        print(f"{program}: error: {describe_error(error)}", file=sys.stderr)
+        print(f"{program}: error: {describe_error(error, options_of(command))}", file=sys.stderr)
         return 1
     return int(status or 0)
 

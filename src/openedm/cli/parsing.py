@@ -29,6 +29,7 @@ from openedm.cli.plain import (
     to_plain,
     without_none,
 )
+from openedm.cli.suggesting import suggestion
 from openedm.data import Source
 from openedm.ground.choices import Choice, class_path
 
@@ -236,13 +237,14 @@ def dump(values: dict[str, Any]) -> str:
 
 def explain(command: Command, message: str) -> str:
     """jsonargparse's message on one line, with the known class names if a class is unknown."""
-    text = simplify(message)
+    text, options = simplify(message), options_of(command)
     named = re.match(r'Parser key "([\w.]+)"', message)
-    kind: Any = _type_of(options_of(command), {}, tuple(named[1].split("."))) if named else None
+    kind: Any = _type_of(options, {}, tuple(named[1].split("."))) if named else None
+    near = suggestion(text, {name: option.kind for name, option in options.items()}, kind)
     if is_abstract(kind) and "Problem with given class_path" not in text:
         known = "".join(f"{c.__name__}, " for c in known_classes(kind)).removesuffix(", ")
         text += f" ({f'known: {known}; of' if known else 'a class of'} a module of your own: --import MODULE)"
-    return text
+    return text + near
 
 
 def preset_names() -> list[str]:

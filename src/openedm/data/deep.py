@@ -29,6 +29,8 @@ __all__ = [
 AnyPixels = Shaped[np.ndarray, "rows columns bands"]
 """Pixels of bytes, 16 bits, bool or other numbers."""
 
+_DAMAGE = (ValueError, TypeError, LookupError, RuntimeError, OSError, AttributeError, ArithmeticError, struct.error)
+"""The errors of tifffile for damaged files."""
 _TIFF_DTYPES = ("bool", "uint8", "uint16", "int16", "int32", "float32", "float64")
 
 
@@ -135,7 +137,7 @@ def _open_tiff(content: bytes, name: str) -> Iterator[Any]:
             yield pages[0]
     except RefusedImage:
         raise
-    except (ValueError, TypeError, KeyError, IndexError, RuntimeError, OSError, struct.error) as error:
+    except _DAMAGE as error:
         raise ValueError(f"{name} cannot be decoded: {error}") from error
 
 

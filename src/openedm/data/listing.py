@@ -21,6 +21,9 @@ from openedm.ground.storage import parse_json
 __all__ = ["Listing", "check_class", "read_listing", "rows_of_floats"]
 
 
+MAX_CLASS = 2**62
+
+
 @dataclass(frozen=True)
 class Listing:
     """What a dataset.json says about some images, in their order.
@@ -103,7 +106,9 @@ def rows_of_floats(rows: Sequence[Any], where: Sequence[str]) -> Float32[np.ndar
 
 def check_class(where: str, label: object) -> int:
     """The class as an int; ValueError that names the image, `where`, unless it is an integer ≥ 0."""
-    if not isinstance(label, int) or isinstance(label, bool) or label < 0:
+    if not isinstance(label, int) or isinstance(label, bool) or not 0 <= label < MAX_CLASS:
+        if isinstance(label, int) and label >= MAX_CLASS:
+            raise ValueError(f"the class of {where} must be an integer below 2^62, got {label!r}")
         more = '; numbers that are not classes are "conditions"' if isinstance(label, float) else ""
         raise ValueError(f"the class of {where} must be an integer >= 0, got {label!r}{more}")
     return label

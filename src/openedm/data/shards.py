@@ -26,6 +26,7 @@ from openedm.data.decoding import SUFFIXES, Header
 from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.listing import check_class, rows_of_floats
+from openedm.ground import checks
 from openedm.ground.storage import parse_json, read_json
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
@@ -33,6 +34,9 @@ __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
 FORMAT = "openedm-shards"
 MANIFEST = "manifest.json"
 INDEX = "index.npz"
+
+
+MAX_SIDE = 65_536
 
 
 @dataclass(frozen=True)
@@ -161,16 +165,23 @@ class TarImages(EncodedImages):
                 self._keys, self.labels, self.conditions = arrays["key"], arrays.get("label"), arrays.get("condition")
                 self._crcs, partner_crcs = arrays.get("crc"), arrays.get("condition_crc")
                 places = [arrays[name] for name in ("shard", "condition_offset", "condition_size") if name in arrays]
-            channels, height, width = manifest["shape"]
+            channels, height, width = map(int, manifest["shape"])
+            checks.one_of("channels of shape", channels, (1, 3, 4))
+            checks.between("sizes of shape", min(height, width), 1, MAX_SIDE)
+            checks.between("sizes of shape", max(height, width), 1, MAX_SIDE)
             self._shape = Header(channels, height, width, manifest.get("dtype", "uint8"))
             self._num_classes = manifest["num_classes"]
             self._files = [str(root / entry["file"]) for entry in manifest["shards"]]
             self._encoding = str(manifest["form"]["encoding"])
+            checks.between("shards of the index", int(self._places[:, 0].max()), 0, len(self._files) - 1)
+            checks.at_least("places of the index", int(self._places.min()), 0)
             if len(places) == 3:
                 self.condition_images = self._partners(np.stack(places, axis=1), manifest["condition"], partner_crcs)
             names = manifest.get("class_names")
-            self.class_names = None if names is None else tuple(names)
-        except (OSError, AttributeError, KeyError, TypeError, ValueError) as error:
+            self.class_names = None if names is None else tuple(map(str, names))
+            if self.labels is not None:
+                checks.between("classes of the index", int(self.labels.max()), 0, int(self._num_classes or 0) - 1)
+        except (OSError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
             raise ValueError(f"path {str(root)!r} is not a complete set of shards: {error}") from error
 
     def _partners(

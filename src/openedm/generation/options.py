@@ -316,7 +316,7 @@ class CheckpointSampler:
         name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
         path = self.folder / "fitted" / f"{name}.json"
         if path.is_file():
-            return from_config(Sampler, read_json(path)["fitted"]), f"sampler, fitted before ({path})"
+            return read_fitted(path), f"sampler, fitted before ({path})"
         if main:
             path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the work
         condition = self.condition(range(len(pilot_seeds(self.model.event_shape))))
@@ -328,6 +328,15 @@ class CheckpointSampler:
             found = {"fitted": to_config(fit.sampler), "error": fit.error, "error_before": fit.error_before}
             write_json(path, {**found, **settings}, files=())
         return fit.sampler, f"sampler, fitted (error {fit.error_before:.2g} -> {fit.error:.2g}, kept in {path})"
+
+
+def read_fitted(path: Path) -> Sampler:
+    """The sampler with fitted levels that was kept; ValueError that names the file if it is damaged or was changed."""
+    content = read_json(path)
+    try:
+        return from_config(Sampler, content["fitted"])
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} does not hold fitted levels, delete it to fit them again: {error!r}") from error
 
 
 def _source(folder: Path, model: Model, options: SamplingOptions) -> dict[str, Any]:

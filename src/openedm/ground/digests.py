@@ -70,6 +70,10 @@ def unseal(content: dict[str, Any], origin: object) -> dict[str, Any]:
         ValueError: it was changed; `origin` is its file.
     """
     if SEAL not in content:
+        if any(_differ_once(str(key), SEAL) for key in content):
+            raise ValueError(
+                f"{origin} was changed since it was written, in the name of {SEAL}: restore it from a copy"
+            )
         return content
     if (found := content_digest(content)) != content[SEAL]:
         raise ValueError(changed(origin, found, content[SEAL]))
@@ -94,6 +98,10 @@ def check_text(text: bytes, origin: object) -> bool:
     if digest != found[1].decode():
         raise ValueError(changed(origin, digest, found[1].decode()))
     return True
+
+
+def _differ_once(one: str, other: str) -> bool:
+    return len(one) == len(other) and sum(a != b for a, b in zip(one, other, strict=True)) == 1
 
 
 def listed_files(content: Mapping[str, Any], origin: object) -> dict[str, str]:

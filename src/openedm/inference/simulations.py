@@ -15,6 +15,7 @@ renamed. Any parquet reader can read them. The run that writes holds the folder'
 """
 
 import itertools
+import math
 import os
 import time
 import warnings
@@ -235,6 +236,7 @@ class Store:
         index, failures = self.done(n), self.failures(n)
         if len(index) == 0:
             raise ValueError(f"store {str(self.path)!r} has no simulations" + ("" if n is None else f" below {n}"))
+        self._check_widths(manifest.dim, math.prod(manifest.x_shape))
         theta = np.empty((len(index), manifest.dim), np.float32)
         x = np.empty((len(index), *manifest.x_shape), np.float32)
         seeds = np.full(len(index), -1)
@@ -354,6 +356,13 @@ class Store:
                 "the same simulator has a new name, change the name in manifest.json and run openedm verify "
                 f"{self.path} --accept true"
             )
+
+    def _check_widths(self, dim: int, numbers: int) -> None:
+        """Check that rows have as many numbers as the manifest says, before there is room for them."""
+        table = next(self._tables("part", ["theta", "x"]))
+        found = [getattr(table[name].type, "list_size", None) for name in ("theta", "x")]
+        if found != [dim, numbers]:
+            raise ValueError(f"{self.path} has {found} numbers for theta and x, but its manifest {[dim, numbers]}")
 
     def _tables(self, kind: str, columns: list[str] | None) -> Iterator[Any]:
         """The files of a kind, the oldest first."""

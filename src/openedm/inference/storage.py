@@ -128,7 +128,7 @@ class Stored:
         """Errors of a description that does not fit name the file."""
         try:
             yield
-        except (AttributeError, LookupError, TypeError, ValueError) as error:
+        except (ArithmeticError, AttributeError, LookupError, RuntimeError, TypeError, ValueError) as error:
             raise ValueError(f"{self.folder / CONFIG} does not describe a posterior: {error!r}") from error
 
     def limited(self) -> LimitedCreation:
