@@ -50,6 +50,7 @@ def import_commands() -> None:
         names = COMMANDS.keys() - GROUPS.keys() if not group else package.COMMANDS
         for name in names:
             importlib.import_module(f"openedm.cli.{group}{name}")
+    importlib.import_module("torch.utils.tensorboard")
 
 
 class Command:
@@ -98,7 +99,12 @@ class Command:
         printed = self._output.read_text(errors="replace") if self._output.exists() else ""
         printed, _, events = printed.partition(COUNTED)
         self._output.unlink(missing_ok=True)
-        return Ended(os.waitstatus_to_exitcode(found[1]), printed, time.monotonic() - self._started, int(events or 0))
+        return Ended(
+            os.waitstatus_to_exitcode(found[1]),
+            printed,
+            time.monotonic() - self._started,
+            int(events.partition("\n")[0] or 0),
+        )
 
 
 def _run(arguments: Sequence[str], folder: Path, output: Path, dies_at: int, before: Callable[[], object]) -> None:
@@ -149,7 +155,7 @@ def content(folder: Path, readers: Mapping[str, Callable[[Path], bytes | None]])
 
     Args:
         folder: the folder.
-        readers: by the end of a path, what counts of such a file: bytes, or None for nothing.
+        readers: by a part of a path, what counts of such a file: bytes, or None for nothing.
     """
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -158,7 +164,7 @@ def content(folder: Path, readers: Mapping[str, Callable[[Path], bytes | None]])
             if path.name.startswith("."):
                 found[name] = "folder"
             continue
-        read = next((read for end, read in readers.items() if name.endswith(end)), Path.read_bytes)
+        read = next((read for part, read in readers.items() if part in name), Path.read_bytes)
         if (data := read(path)) is not None:
             found[name] = hashlib.sha256(data).hexdigest()
     return found

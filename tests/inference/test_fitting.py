@@ -257,6 +257,8 @@ def test_an_interrupted_fit_is_resumed_to_the_same_posterior(tmp_path) -> None:
     whole = fit(THETA, X, PRIOR, settings=PLAIN)
     with pytest.raises(KeyboardInterrupt):
         fit(THETA, X, PRIOR, settings=PLAIN, run=tmp_path, observers=[Stop()])
+    assert PLAIN.members > 1
+    (tmp_path / "simulations-1").mkdir()  # a kill came before the first checkpoint of the next member
     resumed = fit(THETA, X, PRIOR, settings=PLAIN, run=tmp_path, resume=True)
     assert torch.equal(whole.sample(torch.zeros(2), 20), resumed.sample(torch.zeros(2), 20))
 

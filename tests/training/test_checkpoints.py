@@ -177,6 +177,7 @@ def test_what_a_killed_process_left_half_written_is_not_listed_not_in_the_way_an
     assert [p.name for p in list_checkpoints(tmp_path)] == ["000000000032"]
     # The next process may have the same number, as in a container, and writes the same checkpoint again.
     assert str(os.getpid()) in partial.name
+    (folder / ".000000000032.lock").write_text("")
     again = trainer(run=tmp_path, images=64)
     again.resume()
     again.fit()

@@ -5,6 +5,8 @@ from pathlib import Path
 
 from openedm.cli.terminal import TrainingBar
 from openedm.data import Source, Toy
+from openedm.ground.locks import hold_folder
+from openedm.ground.storage import remove_remains
 from openedm.levels import Karras
 from openedm.plots import save_figure
 from openedm.plots.toy import FIGURES, toy_figures
@@ -43,6 +45,8 @@ def toy(
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
         raise ValueError(f"out must be a folder, but {folder} is a file")
+    if hold_folder(folder, "out"):
+        remove_remains(folder)
     found = [name for name in FIGURES if (folder / name).exists()]
     if found and not overwrite:
         raise ValueError(

@@ -12,7 +12,8 @@ file is removed when the lock is released.
 
 It holds on local file systems, on NFS (Linux turns `flock` into locks of the server), CephFS, GPFS and SMB, between
 all hosts; on Lustre and BeeGFS where they are mounted with locks of the whole cluster, else between the processes of
-one host, as on FUSE file systems such as sshfs. Where there is no `flock` at all a warning says that nothing is locked.
+one host, as on FUSE file systems such as sshfs. Where there is no `flock` at all a warning says that nothing is locked;
+on systems without it, such as Windows, nothing is.
 
 Of the processes that `torchrun` started the first one holds the lock for all of them. A process that a dead `torchrun`
 left behind still holds it, because it still writes.
@@ -130,7 +131,7 @@ def _locked(path: Path, what: str, nested: bool = True) -> Iterator[None]:
     key = path.parent.resolve() / path.name
     if key in _held.get() and not nested:
         raise LockedError(f"{what} is being written by this process already")
-    if key in _held.get() or not is_first_process():
+    if fcntl is None or key in _held.get() or not is_first_process():
         yield
         return
     made = [folder for folder in (path.parent, *path.parent.parents) if not folder.exists()]
@@ -184,8 +185,6 @@ def _opened(path: Path, what: str) -> int:
 
 def _is_locked(descriptor: int, path: Path, what: str) -> bool:
     """Lock it, with a warning where that cannot be done; LockedError if another process has locked it."""
-    if fcntl is None:
-        return True
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
@@ -241,7 +240,7 @@ def _release(descriptor: int, path: Path) -> None:
         return
     _open.discard(descriptor)
     with suppress(OSError):
-        if fcntl is not None and _is_at(path, descriptor):
+        if _is_at(path, descriptor):
             path.unlink()
     with suppress(OSError):
         os.close(descriptor)

@@ -13,6 +13,7 @@ from torch import nn
 
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
+from openedm.ground.locks import locked_folder
 from openedm.ground.storage import write_tensors
 from openedm.ground.tensors import misfits
 from openedm.interop.card import CARD, example
@@ -144,8 +145,9 @@ class Pretrained(
         return super().generate_model_card(**{"example": example(self.description, **named), **fields})
 
     def _save_pretrained(self, save_directory: Path) -> None:
-        write_tensors(save_directory / WEIGHTS, self.network.state_dict())
-        write_model(save_directory, self.description)
+        with locked_folder(save_directory, "save_directory"):
+            write_tensors(save_directory / WEIGHTS, self.network.state_dict())
+            write_model(save_directory, self.description)
 
 
 def _check_network(description: Model, network: nn.Module) -> None:

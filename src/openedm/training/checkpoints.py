@@ -59,7 +59,7 @@ __all__ = [
 
 FORMAT = "openedm-denoiser-1"
 FOLDER = "checkpoints"
-_NAME, _PARTIAL = re.compile(r"[0-9]{1,18}"), re.compile(r"\.[0-9]{1,18}-([0-9]+|old)")
+_NAME, _PARTIAL = re.compile(r"[0-9]{1,18}"), re.compile(r"\.[0-9]{1,18}(-([0-9]+|old)|\.lock)")
 
 
 @dataclass
@@ -298,7 +298,7 @@ def remove_checkpoints(run: Path, keep: int) -> None:
             os.replace(old, old.with_name(f".{old.name}-old"))  # no longer listed, before it is incomplete
     for partial in (run / FOLDER).glob(".*"):
         if _PARTIAL.fullmatch(partial.name):
-            shutil.rmtree(partial, ignore_errors=True)
+            partial.unlink() if partial.is_file() else shutil.rmtree(partial, ignore_errors=True)
 
 
 def find_checkpoint(path: str | Path) -> Path:
