@@ -23,7 +23,9 @@ __all__ = ["SteppedPlan", "check_sampler", "evaluations_per_step", "stepped_plan
 MAX_SIGMA, MAX_SIGMA_EPSILON = 1e4, 1e3
 """Where runs start that could start higher: their first sample is unit noise, which the data change by 1/σ. Errors of a
 network that predicts ε are σ times larger in D."""
-FEWEST_FOR_AUTO, FEWEST_FOR_ORDER_3 = 3, 12
+FEWEST_FOR_AUTO, FEWEST_FOR_KARRAS = 3, 10
+START_OF_FEW, CENTRE_OF_FEW, SPREAD_OF_FEW = 160.0, 2.0, 4.0
+"""With fewer evaluations than Karras's levels need: the highest level and the centre of the logistic ones, in σ_data."""
 
 
 @dataclass(frozen=True)
@@ -154,7 +156,8 @@ def _chosen(sampler: SamplerChoice, process: Process, num_steps: int, model: Pre
     """The sampler for a number of steps; Auto's starts where the model's noise levels do.
 
     Errors of a network that predicts ε are even in ε, and σ times larger in D: at high σ its D is not smooth, and a
-    solver that interpolates D, F or the velocity, as Auto's do, amplifies them. For such a model ε is interpolated.
+    solver that interpolates D, F or the velocity, as Auto's do, amplifies them. For such a model ε is interpolated, in
+    few evaluations on logistic levels from a lower start: of Karras's too many are where ε hardly changes.
     """
     if not isinstance(sampler, Auto):
         return sampler.choose(model)
@@ -164,9 +167,12 @@ def _chosen(sampler: SamplerChoice, process: Process, num_steps: int, model: Pre
     if num_steps < FEWEST_FOR_AUTO:
         return Sampler(Logistic(num_steps, process.sigma_min or 0.002, highest, process.sigma_data), solver=DDIM())
     if predicts_noise:
-        levels = Karras(num_steps, max(process.sigma_min, sampler.sigma_min or 0.002), highest)
-        order = 2 if num_steps < FEWEST_FOR_ORDER_3 else 3
-        return Sampler(levels, solver=Multistep(EpsilonPrediction(), LogSigma(), order))
+        lowest, unit = max(process.sigma_min, sampler.sigma_min or 0.002), process.sigma_data
+        levels: Levels = Karras(num_steps, lowest, highest)
+        if num_steps < FEWEST_FOR_KARRAS:
+            start = sampler.sigma_max or min(highest, START_OF_FEW * unit)
+            levels = Logistic(num_steps, lowest, start, CENTRE_OF_FEW * unit, SPREAD_OF_FEW)
+        return Sampler(levels, solver=Multistep(EpsilonPrediction(), LogSigma(), 3))
     return replace(sampler, nfe=num_steps, sigma_max=highest).choose(model)
 
 

@@ -87,8 +87,8 @@ class Scheduler(SchedulerMixin, ConfigMixin):  # type: ignore[misc]  # diffusers
     Args:
         sampler: `Auto()` or a `Sampler` with a solver on fixed levels; or its `to_config`. `Auto()` evaluates the model
             `num_inference_steps` times: for models that predict noise by an exponential multistep solver in ε on
-            Karras's levels, for others by Auto's rule, below 3 steps by DDIM. A solver with k evaluations a step
-            evaluates it k times a step and once at the end.
+            Karras's levels, below 10 steps on logistic ones; for others by Auto's rule; below 3 steps by DDIM. A solver
+            with k evaluations a step evaluates it k times a step and once at the end.
         training: the configuration of the scheduler that the model was trained with; None for `DDPMScheduler()`.
         levels: "continuous" or "trained", see `process_of`.
         sigma_data: standard deviation of the data, > 0; None for the model's own, or 1, that of latents. About 0.5 for
