@@ -25,7 +25,7 @@ MAX_SIGMA, MAX_SIGMA_EPSILON = 1e4, 1e3
 network that predicts ε are σ times larger in D."""
 FEWEST_FOR_AUTO, FEWEST_FOR_KARRAS = 3, 10
 START_OF_FEW, CENTRE_OF_FEW, SPREAD_OF_FEW = 160.0, 2.0, 4.0
-"""With fewer evaluations than Karras's levels need: the highest level and the centre of the logistic ones, in σ_data."""
+"""With fewer evaluations than Karras's levels need: the highest level and the centre of logistic ones, in σ_data."""
 
 
 @dataclass(frozen=True)
