@@ -15,6 +15,7 @@ from torch import Tensor
 
 from openedm.ground.choices import Choice, from_config, to_config
 from openedm.inference.absent import Absence
+from openedm.inference.autocorrelations import LAGS, autocorrelations, num_features
 from openedm.inference.bijections import Bijection
 from openedm.inference.columns import Columns, is_count
 
@@ -129,6 +130,7 @@ class DataMap:
             channels of series and images; None for a single column, which standardises all values alike.
         absence: what of an observation may be absent, NaN; None for nothing.
         exchangeable: whether the kept columns are draws of one distribution, and sorted before they are standardised.
+        lags: of the autocorrelations that stand for the kept columns; 0 for the columns themselves.
     """
 
     x_shape: tuple[int, ...]
@@ -139,6 +141,7 @@ class DataMap:
     axis: int | None = None
     absence: Absence | None = None
     exchangeable: bool = False
+    lags: int = 0
 
     @classmethod
     def of(
@@ -171,6 +174,11 @@ class DataMap:
         kept = x[:, list(self.keep)].sort(1).values
         return replace(self, columns=Columns.of(kept), exchangeable=True)
 
+    def correlated(self, x: Float[Tensor, "rows columns"]) -> "DataMap":
+        """The map of columns that are successive values of a series: to what describes it as noise, standardised."""
+        features = autocorrelations(x[:, list(self.keep)], LAGS)
+        return replace(self, columns=Columns.of(features), reduction=None, lags=LAGS)
+
     @property
     def vector(self) -> bool:
         """Whether observations are vectors."""
@@ -181,6 +189,8 @@ class DataMap:
         """The shape of y."""
         if self.reduction is not None:
             return (self.reduction.shape[1],)
+        if self.lags:
+            return (num_features(self.lags),)
         return (len(self.keep),) if self.vector else self.x_shape
 
     def forward(self, x: Float[Tensor, "rows *event"]) -> Float[Tensor, "rows *y"]:
@@ -199,6 +209,8 @@ class DataMap:
 
     def of_kept(self, kept: Float[Tensor, "rows kept"]) -> Float[Tensor, "rows y"]:
         """y of kept columns, float32."""
+        if self.lags:
+            return self.columns.forward(autocorrelations(kept, self.lags)).float()
         y = self.columns.forward(kept.sort(-1).values if self.exchangeable else kept)
         return (y if self.reduction is None else _quadratic(y) @ self.reduction.to(y.device)).float()
 
@@ -208,12 +220,9 @@ class DataMap:
         Estimates that explain less than 2 % of the variance of rows that were not fitted are left out (but never all).
         """
         y = replace(self, reduction=None).forward(x)
-        inputs, targets = _quadratic(y), torch.cat([u, u.square() - 1], 1).double()
-        half = len(x) // 2
-        first = _least_squares(inputs[:half], targets[:half])
-        rest = targets[half:] - inputs[half:] @ first
-        explained = 1 - rest.square().mean(0) / targets[half:].var(0)
+        explained = explained_variance(y, u)
         chosen = (explained > 0.02).nonzero()[:, 0].tolist() or [int(explained.argmax())]
+        inputs, targets = _quadratic(y), torch.cat([u, u.square() - 1], 1).double()
         solution = _least_squares(inputs, targets[:, chosen])
         estimates = inputs @ solution
         solution[-1] -= estimates.mean(0)
@@ -229,6 +238,7 @@ class DataMap:
             "axis": self.axis,
             "absence": self.absence and to_config(self.absence),
             "exchangeable": self.exchangeable,
+            "lags": self.lags,
         }
 
     @classmethod
@@ -237,8 +247,21 @@ class DataMap:
         shape, keep, counts = (tuple(config[name]) for name in ("x_shape", "keep", "counts"))
         columns, absence = from_config(Columns, config["columns"]), config.get("absence")
         known = absence and from_config(Absence, absence)
-        exchangeable = config.get("exchangeable", False)
-        return cls(shape, keep, columns, counts, reduction, config.get("axis"), known, exchangeable)
+        exchangeable, lags = config.get("exchangeable", False), config.get("lags", 0)
+        return cls(shape, keep, columns, counts, reduction, config.get("axis"), known, exchangeable, lags)
+
+
+def explained_variance(y: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> Float64[Tensor, "targets"]:
+    """The share of the variance of (u, u²) that a least-squares fit to (y, y²) explains, of rows that were not fitted.
+
+    Args:
+        y: data in standard units.
+        u: parameters in standard units.
+    """
+    inputs, targets = _quadratic(y), torch.cat([u, u.square() - 1], 1).double()
+    half = len(y) // 2
+    rest = targets[half:] - inputs[half:] @ _least_squares(inputs[:half], targets[:half])
+    return 1 - rest.square().mean(0) / targets[half:].var(0)
 
 
 def _quadratic(y: Float[Tensor, "rows columns"]) -> Float64[Tensor, "rows inputs"]:

@@ -22,7 +22,7 @@ from openedm.networks.structured import STRUCTURES
 from openedm.objective import Objective
 from openedm.training import HalfLife, Options
 
-__all__ = ["CLOSE", "NOISE", "MixtureOptions", "Settings"]
+__all__ = ["CLOSE", "NOISE", "MixtureOptions", "Settings", "condition_noise"]
 
 NOISE = objective.EDM(noise=objective.LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
 """σ from 0.02 to 15 with σ_data = 1: from fine structure of posteriors to where D must equal E[θ | x]."""
@@ -252,6 +252,11 @@ class Settings(Choice):
         )
 
 
+def condition_noise(columns: int, simulations: int) -> float:
+    """The rule's noise on the data of a vector's network, in standard deviations of a column."""
+    return min(min(0.005 * columns, 0.1) * math.sqrt(1000 / simulations), 0.2)
+
+
 def _direct(
     simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None, embedding: Summary | None
 ) -> tuple[Network, int]:
@@ -259,7 +264,7 @@ def _direct(
     n = max(simulations, 1)
     if len(x_shape) == 1 and embedding is None:
         width, dropout = (64, 0.1) if n < 3000 else (96, 0.05) if n < 30_000 else (128, 0.0)
-        noise = min(min(0.005 * x_shape[0], 0.1) * math.sqrt(1000 / n), 0.2)
+        noise = condition_noise(x_shape[0], n)
         steps = min(max(3000 * math.sqrt(n / 1000), 2000), 20_000)
         batch = min(512, max(64, n // 2))
         return ConditionalEnsemble(width=width, dropout=dropout, condition_noise=noise), round(steps * batch / n)
