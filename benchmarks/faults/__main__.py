@@ -1,9 +1,10 @@
 """What happens where processes are killed, two write at once, disks are full or files are damaged: a table and JSON.
 
-    python -m benchmarks.faults [--what kills writers disks] [--kills 100] [--only train fit] [--out faults.json]
+    python -m benchmarks.faults [--what kills flips lines …] [--kills 100] [--only train fit] [--out faults.json]
 
 Every command runs as users type it, in a process of its own, and what it has written at the end is compared bit by bit
-with what it writes where nothing happens. The last lines say what was lost, different or left over; the exit status is
+with what it writes where nothing happens; files are flipped and mutated, and wrong lines parsed, in this process. The
+last lines say what was lost, different or left over; the exit status is
 1 if anything was.
 """
 
@@ -13,12 +14,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import machine, write_json
-from benchmarks.faults import commands, disks, kills, writers
+from benchmarks.faults import commands, disks, flips, kills, lines, mutations, writers
 from benchmarks.faults.processes import import_commands
 
-PARTS = {"kills": kills, "writers": writers, "disks": disks}
+PARTS = {"kills": kills, "writers": writers, "disks": disks, "flips": flips, "mutations": mutations, "lines": lines}
 """By the name of a part its module: `run(root, count, seed, only)` gives rows, `HEADER` the columns of the table."""
-COUNTS = {"kills": 100, "writers": 50, "disks": 60}
+COUNTS = {"kills": 100, "writers": 50, "disks": 60, "flips": 1000, "mutations": 100_000, "lines": 400}
+IN_PROCESSES = ("kills", "writers", "disks")
+"""The parts that start commands, which need something to read."""
 
 
 def table(header: tuple[str, ...], rows: list[dict[str, object]]) -> str:
@@ -35,7 +38,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.faults", description=__doc__)
     parser.add_argument("--what", nargs="+", choices=PARTS, default=list(PARTS))
     for name, count in COUNTS.items():
-        parser.add_argument(f"--{name}", type=int, default=count, help=f"how many, in all (default {count})")
+        parser.add_argument(f"--{name}", type=int, default=count, help=f"how many (default {count})")
     parser.add_argument("--only", nargs="*", default=[], help="names of commands, such as train")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -47,9 +50,11 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as temporary:
         root = given.keep or Path(temporary)
         for name in given.what:
-            commands.prepare(root / name / "inputs")
+            if name in IN_PROCESSES:
+                commands.prepare(root / name / "inputs")
             rows = PARTS[name].run(root / name, getattr(given, name), given.seed, given.only)
             print(f"\n{name}\n{table(PARTS[name].HEADER, rows)}\n", flush=True)
+            print("\n".join(problem for row in rows for problem in row["problems"][:5]))
             failed += sum(len(row["problems"]) for row in rows)
             found[name] = rows
     if given.out is not None:

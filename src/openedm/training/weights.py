@@ -19,6 +19,7 @@ from accelerate import Accelerator
 from torch import Tensor, nn
 
 from openedm.denoiser import Preconditioned
+from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.objective import Objective
 from openedm.training.averaging import MovingAverage
 from openedm.training.checkpoints import load_weights, tensors_with_prefix
@@ -166,8 +167,8 @@ def _restore_optimizer(
     """Undo `_flatten_optimizer`.
 
     Raises:
-        ValueError: an entry does not belong to a parameter or fit its shape, or entries are missing; the message lists
-            them.
+        ValueError: an entry does not belong to a parameter or fit its shape, is no real number or not finite, or
+            entries are missing; the message lists them.
     """
     parameters = [p for group in optimizer.param_groups for p in group["params"]]
     positions = {name: i for i, name in enumerate(names)}
@@ -177,6 +178,9 @@ def _restore_optimizer(
         name, _, entry = key.rpartition(".")
         if name not in positions or value.shape not in ((), parameters[positions[name]].shape):
             raise ValueError(f"the optimiser's state in {origin} does not fit: {key} of shape {tuple(value.shape)}")
+        if not value.is_floating_point() or not all_finite(value):
+            problem = count_not_finite(value) if value.is_floating_point() else str(value.dtype)
+            raise ValueError(f"the optimiser's state in {origin} must be finite real numbers: {key} holds {problem}")
         i = positions[name]
         state.setdefault(i, {})[entry] = _with_strides(parameters[i], value)
     entries = set().union(*state.values())
