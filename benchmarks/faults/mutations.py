@@ -60,7 +60,7 @@ def _audit(event: str, arguments: tuple[Any, ...]) -> None:
 def _of_library(arguments: tuple[Any, ...]) -> bool:
     """Whether code is that of a module of the libraries, which may be imported when it is first needed."""
     file = getattr(arguments[0], "co_filename", "")
-    return file.startswith((sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]))) or file == "<string>"
+    return file.startswith((sys.prefix, sys.base_prefix, str(Path(__file__).parents[2]), "<string>", "<@beartype"))
 
 
 Rng = np.random.Generator

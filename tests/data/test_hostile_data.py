@@ -203,3 +203,13 @@ def test_a_class_of_a_million_millions_is_an_error_or_a_name(folder: Path) -> No
     (folder / "dataset.json").write_text(json.dumps({"labels": [["a.png", 10**12]], "class_names": ["a", "b"]}))
     with pytest.raises(ValueError, match="1000000000000"):
         ImageFolder(str(folder)).load()
+
+
+def test_an_archive_whose_directory_skips_an_entry_is_damaged(folder: Path) -> None:
+    np.savez(folder / "x.npz", x=np.zeros((4, 3), np.float32), labels=np.arange(4))
+    content = bytearray((folder / "x.npz").read_bytes())
+    entry = content.index(b"PK\x01\x02")
+    content[entry + 32] ^= 64  # the length of a comment, in which the next entry then lies
+    (folder / "x.npz").write_bytes(content)
+    with pytest.raises(ValueError, match=r"x.npz is damaged: it has 2 entries, of which 1 were found"):
+        Arrays(str(folder / "x.npz")).load()

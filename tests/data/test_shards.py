@@ -169,3 +169,22 @@ def test_the_choice_is_kept_in_files_and_checks_its_values():
             Shards("somewhere", **{name: 0})
     with pytest.raises(ValueError, match="channels must be one of 1, 3, 4, got 2"):
         Shards("somewhere", channels=2)
+
+
+@pytest.mark.parametrize(
+    ("entry", "value", "problem"),
+    [
+        ("shape", [3, -1, 8], "sizes of shape must be between 1 and 65536, got -1"),
+        ("shape", [3, 8, 10**12], "sizes of shape must be between 1 and 65536"),
+        ("shape", [5, 8, 8], "channels of shape must be one of 1, 3, 4, got 5"),
+        ("num_classes", 1, "classes of the index must be between 0 and 0"),
+        ("shards", [], "shards of the index must be between 0 and -1"),
+    ],
+)
+def test_a_manifest_that_does_not_fit_its_index_is_refused(entry, value, problem, converted):
+    path = converted / "manifest.json"
+    content = json.loads(path.read_text()) | {entry: value}
+    content.pop("openedm_sha256")
+    path.write_text(json.dumps(content))
+    with pytest.raises(ValueError, match=rf"is not a complete set of shards: {problem}"):
+        Shards(str(converted)).load()

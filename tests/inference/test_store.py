@@ -261,3 +261,13 @@ def test_without_pyarrow_the_store_says_what_to_install(path, monkeypatch):
     with pytest.raises(ImportError, match=r"pip install openedm\[sbi\]"):
         Store(path)
     assert len(simulate(own_seed, PRIOR, 3)) == 3
+
+
+@pytest.mark.parametrize("shape", [[5], [10**12], [1, 1]])
+def test_a_manifest_that_does_not_fit_the_files_is_refused_before_there_is_room_for_them(shape, path):
+    simulate(own_seed, PRIOR, 3, store=path)
+    manifest = Store(path).path / "manifest.json"
+    manifest.write_text(json.dumps(json.loads(manifest.read_text()) | {"x_shape": shape}))
+    accept(path)
+    with pytest.raises(ValueError, match=r"numbers for theta and x, but its manifest \[\d, \d+\]"):
+        Store(path).load()

@@ -49,6 +49,7 @@ def suggest(
     """
     _check(json, figure)
     dataset = data.load()
+    checks.at_least("max_samples", max_samples, 1)
     standard = in_standard_units(dataset, max_samples)
     found = suggestion_for(standard, terminal_nats=terminal_nats, max_samples=max_samples, levels=levels, seed=seed)
     units = "" if standard is dataset else "; in the units of training, where each channel has mean 0 and std 0.5"

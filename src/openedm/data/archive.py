@@ -16,7 +16,7 @@ from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, cast
 
-from openedm.ground.regular import check_regular
+from openedm.ground.regular import check_entries, check_regular
 
 __all__ = ["Archive", "FileParts", "tar_members"]
 
@@ -165,6 +165,7 @@ class Archive:
                     yield path.relative_to(self.path).as_posix(), path.stat().st_size
         else:
             entries = self._open_zip().infolist()
+            check_entries(self.path, len(entries))
             yield from ((entry.filename, entry.compress_size) for entry in entries if not entry.is_dir())
 
 

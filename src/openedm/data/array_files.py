@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from openedm.ground.memory import available_memory
-from openedm.ground.regular import check_regular
+from openedm.ground.regular import check_entries, check_regular
 
 __all__ = ["MAX_COPIED", "ArrayFile", "check_memory"]
 
@@ -78,6 +78,8 @@ class ArrayFile:
                 content = np.load(file, allow_pickle=False) if self._is_small() else np.load(path, mmap_mode="c")
                 self._array = content if isinstance(content, np.ndarray) else None
                 self._names = [""] if isinstance(content, np.ndarray) else list(content)
+                if not isinstance(content, np.ndarray):
+                    check_entries(path, len(content.zip.infolist()))
         except _ERRORS as error:
             raise self._unreadable(error) from error
 

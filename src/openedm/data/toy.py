@@ -31,6 +31,9 @@ class Mixture:
     std: float
 
 
+MAX_SAMPLES = 10**8
+
+
 @dataclass(frozen=True)
 class Toy(Source):
     """Samples of a toy density in one or two dimensions, with σ_data about 1.
@@ -56,7 +59,7 @@ class Toy(Source):
 
     def __post_init__(self) -> None:
         checks.one_of("name", self.name, (*_MIXTURES, *_DENSITIES))
-        checks.at_least("num_samples", self.num_samples, 1)
+        checks.size("num_samples", self.num_samples, high=MAX_SAMPLES)
 
     def load(self) -> InMemory:
         generator = torch.Generator().manual_seed(self.seed)

@@ -4,7 +4,10 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["check_regular", "read_limited"]
+__all__ = ["check_entries", "check_regular", "read_limited"]
+
+END_OF_ZIP = 22
+"""The bytes at the end of a zip archive without a comment."""
 
 MAX_TEXT = 2**30
 """The size in bytes above which JSON and YAML are not read."""
@@ -27,6 +30,20 @@ def check_regular(path: str | os.PathLike[str], most: int | None = None) -> None
         raise ValueError(f"{path} is not a file but a {kind}")
     if most is not None and found.st_size > most:
         raise ValueError(f"{path} must have at most {most:,} bytes, got {found.st_size:,}")
+
+
+def check_entries(path: str | os.PathLike[str], found: int) -> None:
+    """Check that as many entries of a zip archive were found as it says; zipfile does not, and skips some if damaged.
+
+    Raises:
+        ValueError: there were more or fewer.
+    """
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - END_OF_ZIP))
+        end = file.read()
+    said = int.from_bytes(end[10:12], "little")
+    if end.startswith(b"PK\x05\x06") and said not in (found, 0xFFFF):  # which stands for more, written elsewhere
+        raise ValueError(f"{path} is damaged: it has {said} entries, of which {found} were found")
 
 
 def read_limited(path: str | os.PathLike[str]) -> bytes:

@@ -21,7 +21,7 @@ from openedm.ground.digests import (
     seal,
     seal_text,
 )
-from openedm.ground.regular import check_regular, read_limited
+from openedm.ground.regular import check_entries, check_regular, read_limited
 from openedm.ground.storage import parse_json, replacing, write_json
 
 __all__ = ["Finding", "accept", "verify"]
@@ -139,6 +139,7 @@ def _check_regular(path: Path) -> None:
 def _check_zip(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
+            check_entries(path, len(archive.infolist()))
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
         raise ValueError(f"{path} cannot be read as an archive: {error}") from error

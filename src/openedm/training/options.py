@@ -21,6 +21,9 @@ DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS, AUGMENT = range(7)
 has no random state to save."""
 
 
+MAX_BATCH = 2**24
+
+
 @dataclass(frozen=True)
 class Options(Choice):
     """The options of training. Lengths are numbers of images seen, so that they do not depend on the batch size.
@@ -101,6 +104,7 @@ class Options(Choice):
     patience: int = 50
 
     def __post_init__(self) -> None:
+        checks.size("batch_size", self.batch_size, high=MAX_BATCH)
         for name in ("images", "batch_size", "checkpoint_every", "patience"):
             checks.at_least(name, getattr(self, name), 1)
         if self.accumulate is not None:
