@@ -25,6 +25,7 @@ class Heard(Observer):
 
     def __init__(self):
         self.progress, self.validations, self.snapshots, self.checkpoints = [], [], [], []
+        self.drawn_before = []
 
     def on_progress(self, progress):
         self.progress.append(progress)
@@ -37,6 +38,7 @@ class Heard(Observer):
 
     def on_checkpoint(self, images, path):
         self.checkpoints.append((images, path))
+        self.drawn_before.append([n for n, _ in self.snapshots])
 
 
 class AfterEachStep(Observer):
@@ -327,6 +329,9 @@ def test_checkpoints_validations_and_snapshots_come_when_due_and_at_the_end(
     assert [path for _, path in heard.checkpoints] == list_checkpoints(tmp_path)
     assert [n for n, _ in heard.validations] == due(validate, batch, images)
     assert [n for n, _ in heard.snapshots] == due(snapshot, batch, images)
+    # A run that is killed goes on after its checkpoint: what else is due is done before.
+    for (n, _), drawn in zip(heard.checkpoints, heard.drawn_before, strict=True):
+        assert drawn == [at for at in due(snapshot, batch, images) if at <= n]
     assert all(denoiser is run.average and not denoiser.training for _, denoiser in heard.snapshots)
     assert run.state.images == math.ceil(images / batch) * batch
 

@@ -279,7 +279,7 @@ class Trainer:
     def _run_periodic(self, *, stopping: bool) -> None:
         """Validate, and write a checkpoint and a snapshot, whichever are due; all of them when training has finished.
 
-        Validation comes before the checkpoint, which contains the best loss and weights.
+        The checkpoint comes last: it has the best loss and weights, and a killed run that goes on from it has all else.
         """
         options, images, any_due = self.options, self.state.images, stopping
 
@@ -295,12 +295,12 @@ class Trainer:
         calls = is_main or self._weights.sharded  # the others send their slices
         if self.run is not None and powers is not None and calls and due(powers.choice.every):
             powers.save(self.run, images, self.state.step - self.state.skipped, write=is_main)
-        if self.run is not None and (stopping or due(options.checkpoint_every)):
-            self.save()
         if (not stopping or self.finished) and due(options.snapshot_every):
             average = self._weights.full_average(self.model)
             for observer in self.observers:
                 observer.on_snapshot(images, average)
+        if self.run is not None and (stopping or due(options.checkpoint_every)):
+            self.save()
         if any_due and self.accelerator.num_processes > 1:
             self.accelerator.wait_for_everyone()
 
