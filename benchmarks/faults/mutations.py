@@ -5,6 +5,7 @@ changes a file on purpose would. An audit hook of the interpreter watches for co
 files that are removed or written, and files that are opened elsewhere.
 """
 
+import copy
 import json
 import math
 import resource
@@ -104,7 +105,7 @@ def _plain(value: Any, rng: Rng) -> Any:
         if not places:
             break
         inside, key = places[int(rng.integers(len(places)))]
-        hostile = HOSTILE[int(rng.integers(len(HOSTILE)))]
+        hostile = copy.deepcopy(HOSTILE[int(rng.integers(len(HOSTILE)))])
         way = int(rng.integers(6))
         if way == 0 and isinstance(inside, dict):
             del inside[key]

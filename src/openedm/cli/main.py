@@ -169,7 +169,7 @@ def one_line_warnings(program: str) -> Iterator[None]:
     formatted = warnings.formatwarning
 
     def one_line(message: Warning | str, category: type[Warning], *place: Any, **more: Any) -> str:
-        if category is not UserWarning or os.environ.get(TRACEBACK):
+        if category not in (UserWarning, RuntimeWarning) or os.environ.get(TRACEBACK):
             return formatted(message, category, *place, **more)
         return f"{program}: warning: {' '.join(str(message).split())}\n"
 

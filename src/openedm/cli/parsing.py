@@ -102,7 +102,10 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     parser = parser_for(program, command)
     modules, others = take_imports(arguments)
     import_modules(modules)
-    plain, others = merge(command, _joined(others))
+    try:
+        plain, others = merge(command, _joined(others))
+    except (ArithmeticError, AttributeError, LookupError) as error:  # of a file that holds other kinds of values
+        raise ArgumentError(None, f"config: a file of options has values of another kind: {error}") from error
     for names, text, _ in _parse_options(others):
         if names[-1] != "help" or len(names) == 1:
             continue

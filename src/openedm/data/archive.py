@@ -26,7 +26,7 @@ MAX_MEMBER = 2**30
 _READ_ERRORS = (
     OSError,
     EOFError,
-    KeyError,
+    LookupError,
     RuntimeError,
     NotImplementedError,
     zipfile.BadZipFile,

@@ -359,7 +359,9 @@ class Store:
 
     def _check_widths(self, dim: int, numbers: int) -> None:
         """Check that rows have as many numbers as the manifest says, before there is room for them."""
-        table = next(self._tables("part", ["theta", "x"]))
+        table = next(self._tables("part", ["theta", "x"]), None)
+        if table is None:
+            raise ValueError(f"store {str(self.path)!r} has no simulations that can be read")
         found = [getattr(table[name].type, "list_size", None) for name in ("theta", "x")]
         if found != [dim, numbers]:
             raise ValueError(f"{self.path} has {found} numbers for theta and x, but its manifest {[dim, numbers]}")
