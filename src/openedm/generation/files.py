@@ -81,6 +81,7 @@ class SampleFiles:
             hold_folder(self.out, "out")
         self.parts = self.out if format == "png" else self.out.with_name(f"{self.out.name}.parts")
         if format != "png":
+            check_folders("out", self.out.parent)
             if hold_file(self.out, "out"):
                 remove_remains(self.parts.parent, self.parts.name)
                 if self.out.exists() and (self.parts / COMPLETE).exists():  # killed before it removed the parts
