@@ -145,8 +145,8 @@ def new_published(path: str | Path, name: str = "path") -> tuple[Path, Path]:
     path = Path(path)
     new_path(name, path, [".safetensors"])
     config = path.with_suffix(".json")
-    if not (config.is_file() and read_json(config).get("format") == FORMAT):
-        new_path(name, config)
+    if config.exists() and not (config.is_file() and read_json(config).get("format") == FORMAT):  # one lock for both
+        raise ValueError(f"{name}={config} exists already: a file is never overwritten, choose another name")
     return path, config
 
 
