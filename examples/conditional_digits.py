@@ -66,7 +66,14 @@ def reduced(x: Images) -> Images:
 def train(data: Dataset, images: int, seed: int) -> Denoiser:
     """A denoiser of the digits under their conditions; the averaged weights."""
     options = Options(
-        images=images, batch_size=128, validate_every=0, snapshot_every=0, learning_rate=2e-3, rampup=5_000, seed=seed
+        images=images,
+        batch_size=128,
+        learning_rate=2e-3,
+        rampup=5_000,
+        schedule="cosine",
+        validate_every=0,
+        snapshot_every=0,
+        seed=seed,
     )
     return Trainer(Model.for_data(data, NETWORK), data, options=options).fit()
 
