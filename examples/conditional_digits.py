@@ -69,7 +69,7 @@ def train(data: Dataset, images: int, seed: int) -> Denoiser:
         images=images,
         batch_size=128,
         learning_rate=2e-3,
-        rampup=5_000,
+        rampup=min(5_000, images // 20),
         schedule="cosine",
         validate_every=0,
         snapshot_every=0,

@@ -334,7 +334,7 @@ def test_latents_that_do_not_fit_are_errors(tmp_path: Path) -> None:
     np.savez(tmp_path / "z.npz", mean=np.zeros((4, 2)))
     with pytest.raises(ValueError, match=r"std_key of .*z\.npz must be one of 'mean', got 'std'"):
         Latents(str(tmp_path / "z.npz")).load()
-    with pytest.raises(ValueError, match=r"path must be a \.npz file"):
+    with pytest.raises(ValueError, match=r"path must be a \.npy or \.npz file.*missing"):
         Latents(str(tmp_path / "missing.npz")).load()
 
 

@@ -30,7 +30,7 @@ def test_it_tells_what_the_denoiser_is_what_it_was_trained_on_and_how_far(opened
     assert facts == {
         "checkpoint": str(folder),
         "network": "DDPMpp(model_channels=8, channel_mult=(1,), channel_mult_emb=4, num_blocks=1, "
-        "attn_resolutions=None, dropout=0.1)",
+        "attn_resolutions=None, dropout=0.1, patch_size=1)",
         "parameters": f"{parameters:,}",
         "preconditioning": "EDM()",
         "sample": "1 × 8 × 8 image in [-1, 1]",

@@ -24,6 +24,7 @@ from openedm.cli.sample import sample
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy
 from openedm.ground.choices import Choice
+from openedm.guidance import Interval
 from openedm.networks import ADM, MLP, DDPMpp, NCSNpp, SongUNet
 from openedm.objective import EDM, EDM2, VP, LogNormal, UniformTime
 from openedm.sampling import RK4, Churn, Euler, Sampler
@@ -79,6 +80,8 @@ runs = st.fixed_dictionaries(
         "objective": all_objectives(),
         "options": all_options,
         "sampler": all_samplers(),
+        "guidance": st.builds(Interval, st.floats(0, 100))
+        | st.builds(Interval, st.just(2.0), st.just(0.1), st.just(5.0)),
         "conditional": st.booleans(),
         "standardise": st.booleans(),
         "init": st.builds(Initial, mismatch=st.sampled_from(["error", "new"])),

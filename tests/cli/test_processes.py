@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -144,7 +145,11 @@ def test_two_processes_end_with_the_weights_of_one(folders):
 
 def test_two_processes_write_what_one_writes_and_measure_the_same(folders):
     one, two = (
-        sorted(str(p.relative_to(folders / name)) for p in (folders / name).rglob("*") if "checkpoints" not in p.parts)
+        sorted(
+            re.sub(r"-[0-9a-f]{16}(?=\.)", "", str(p.relative_to(folders / name)))  # a digest: rounding changes it
+            for p in (folders / name).rglob("*")
+            if "checkpoints" not in p.parts
+        )
         for name in ("one", "two")
     )
     assert two == one
@@ -192,9 +197,9 @@ def test_sharded_weights_have_the_loss_curve_of_one_process(folders):
 @pytest.mark.parametrize("run", ["two/sharded", "from one", "from two"])
 def test_sharded_weights_are_written_whole_and_runs_go_on_in_any_number_of_processes(folders, run):
     names = ["model.safetensors", "training.safetensors"]
-    files = [f"checkpoints/000000000096/{name}" for name in names] + ["averages/000000000096.safetensors"]
-    for file in files:
-        found, wanted = load_file(folders / run / file), load_file(folders / "one" / "sharded" / file)
+    files = [f"checkpoints/000000000096/{name}" for name in names] + ["averages/000000000096-*.safetensors"]
+    for file in files:  # the name of an average ends in its digest
+        (found,), (wanted,) = ([load_file(f) for f in (folders / r).glob(file)] for r in (run, "one/sharded"))
         assert found.keys() == wanted.keys()
         for key, tensor in wanted.items():
             # 6 steps of at most 1e-3; half precision, in averages, has steps of 5e-4 below 1.

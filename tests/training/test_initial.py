@@ -7,6 +7,7 @@ import torch
 
 from openedm import preconditioning
 from openedm.ground.storage import read_tensors, write_tensors
+from openedm.ground.verifying import accept
 from openedm.networks import MLP
 from openedm.training import Initial, Model, Options, Trainer, load_denoiser
 from openedm.training.checkpoints import find_checkpoint, read_progress
@@ -76,6 +77,7 @@ def test_weights_that_are_nan_start_no_run(first: Path, mismatch: str) -> None:
     tensors = read_tensors(find_checkpoint(first) / "model.safetensors")
     tensors[name].view(-1)[0] = torch.nan
     write_tensors(find_checkpoint(first) / "model.safetensors", tensors)
+    list(accept(find_checkpoint(first)))
     with pytest.raises(ValueError, match=rf"init: {name} of .* holds 1 NaN of {weight.numel()} numbers"):
         Trainer(Model.for_data(X, NET), X, options=QUICK, init=Initial(str(first), mismatch))
     with torch.no_grad():

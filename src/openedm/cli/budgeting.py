@@ -50,6 +50,9 @@ class Choices:
         data, network, options, guidance: as given, and where they were not given as the recipe has them.
         dataset: the data, loaded.
         lines: what was chosen, for people.
+
+    Raises:
+        ValueError: guidance without training that leaves conditions out.
     """
 
     data: Source
@@ -58,6 +61,10 @@ class Choices:
     options: Options
     guidance: GuidanceWeight
     lines: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        if not self.guidance.is_one and self.options.label_dropout == 0:
+            raise ValueError(f"guidance requires training with options.label_dropout > 0, got 0 with {self.guidance}")
 
 
 def choose(
@@ -69,7 +76,6 @@ def choose(
     sampler: Sampler,
     guidance: GuidanceWeight,
     accelerator: Accelerator,
-    *,
     conditional: bool,
     resumed: bool,
 ) -> Choices:

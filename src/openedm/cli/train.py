@@ -98,30 +98,16 @@ def train(
             afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
     """
     values = {name: value for name, value in locals().items() if name not in ("preset", "budget")} | {"resume": False}
-    values |= {"import": list(recorded.get())} if recorded.get() else {}
     if preset is not None:  # on the command line it is replaced by a --config file
         raise ValueError(f"preset must be given on the command line, as --preset {preset}, and not in a --config file")
     run = Path(out)
     earlier = _check(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
-    chosen = choose(
-        budget,
-        data,
-        network,
-        objective,
-        options,
-        sampler,
-        guidance,
-        accelerator,
-        conditional=conditional,
-        resumed=earlier,
-    )
+    chosen = choose(budget, data, network, objective, options, sampler, guidance, accelerator, conditional, earlier)
     dataset, network, options, guidance = chosen.dataset, chosen.network, chosen.options, chosen.guidance
     values |= {"data": chosen.data, "network": network, "options": options, "guidance": guidance}
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
-    if not guidance.is_one and options.label_dropout == 0:
-        raise ValueError(f"guidance requires training with options.label_dropout > 0, got 0 with {guidance}")
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
     curves = [] if tracker == "none" else [RunTracker(accelerator)]
     shown = dataset if validation is None else validation.load()
@@ -205,7 +191,8 @@ def _check(run: Path, tracker: str, *, resume: bool) -> bool:
 
 
 def _record(run: Path, values: dict[str, Any]) -> None:
-    """Write the options to the run's config.yaml."""
+    """Write the options to the run's config.yaml, and which modules were imported."""
+    values |= {"import": list(recorded.get())} if recorded.get() else {}
     run.mkdir(parents=True, exist_ok=True)
     with replacing(run / "config.yaml") as path:
         path.write_text(seal_text(dump(values)), encoding="utf-8")

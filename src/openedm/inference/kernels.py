@@ -45,7 +45,8 @@ class Kernels:
         points = points.double()
         n, d = points.shape[1:]
         centred = points - points.mean(1, keepdim=True)
-        covariance = centred.mT @ centred / (n - 1)
+        # No matrix product, whose rounding depends on how many observations there are.
+        covariance = (centred[..., :, None] * centred[..., None, :]).sum(1) / (n - 1)
         average = covariance.diagonal(dim1=1, dim2=2).mean(1).clamp_min(1e-200)
         covariance = covariance + 1e-10 * average[:, None, None] * torch.eye(d).to(covariance)
         factor = torch.linalg.cholesky(covariance) * (4 / (n * (d + 2))) ** (1 / (d + 4))
@@ -77,8 +78,13 @@ class Kernels:
 def _whiten(
     factor: Float64[Tensor, "observations d d"], u: Float64[Tensor, "observations m d"]
 ) -> Float64[Tensor, "observations m d"]:
-    white: Tensor = torch.linalg.solve_triangular(factor, u.mT, upper=False)
-    return white.mT
+    """L⁻¹ u by forward substitution, coordinate by coordinate: LAPACK's rounding depends on how many rows there are."""
+    white: list[Tensor] = []
+    for i, one in enumerate(u.unbind(2)):
+        for j, known in enumerate(white):
+            one = one - factor[:, i, j, None] * known
+        white.append(one / factor[:, i, i, None])
+    return torch.stack(white, 2)
 
 
 def _squares(
