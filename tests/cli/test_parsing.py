@@ -57,7 +57,7 @@ all_sources = st.one_of(
     st.builds(Digits, st.sampled_from(["train", "test", "all"])),
     st.builds(Toy, st.sampled_from(["two_modes", "rings"]), positive, st.integers(0, 9)),
     st.builds(Arrays, texts, st.none() | texts),
-    st.builds(ImageFolder, texts, st.none() | positive, channels=st.sampled_from([None, 1, 3, 4])),
+    st.builds(ImageFolder, texts, st.none() | st.integers(1, 2**16), channels=st.sampled_from([None, 1, 3, 4])),
 )
 all_options = st.builds(
     Options,
