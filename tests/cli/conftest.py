@@ -2,6 +2,7 @@
 
 import contextlib
 import io
+import signal
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -73,3 +74,11 @@ def toy_run(openedm: Callable[..., SimpleNamespace], tmp_path_factory: pytest.Te
     sizes = ["--options.images=640", "--options.batch_size=64", "--options.rampup=0", "--conditional=false"]
     assert openedm("train", run, *MLP, *sizes, *QUIET).status == 0
     return run
+
+
+@pytest.fixture
+def default_hangup():
+    """SIGHUP has its default action, also where the tests run under nohup, which ignores it."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)

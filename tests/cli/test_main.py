@@ -133,6 +133,7 @@ def test_control_c_at_any_time_ends_with_status_130(openedm, monkeypatch):
     assert (result.status, result.err) == (130, "interrupted\n")
 
 
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize(("name", "status"), [("SIGTERM", 143), ("SIGHUP", 129)])
 def test_a_signal_at_any_time_ends_a_command_as_control_c_does_with_its_own_status(name, status, openedm, monkeypatch):
     before = signal.getsignal(getattr(signal, name))

@@ -15,6 +15,7 @@ def progress(step, loss=1.0, batch=10, speed=100.0, skipped=0):
 # Being asked to stop.
 
 
+@pytest.mark.usefixtures("default_hangup")
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_the_first_signal_asks_to_stop_and_handlers_are_put_back_afterwards(number):
     before = signal.getsignal(number)
