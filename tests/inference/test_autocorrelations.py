@@ -1,6 +1,7 @@
 """Autocorrelations as the form of series of noise: what they are, when they are tried, and a whole fit."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -86,3 +87,11 @@ def test_a_fit_tries_them_and_what_it_chooses_is_refined_and_read_again(tmp_path
     again = load(tmp_path / "posterior")
     torch.testing.assert_close(again.sample(x[0], 3), refined.sample(x[0], 3), rtol=0, atol=0)
     assert bool(again.log_prob(theta[:3], x[0]).isfinite().all())
+
+
+def test_a_likelihood_of_summaries_is_not_kept_beside_a_denoiser_that_has_other_numbers():
+    theta, x = autoregression(400)
+    posterior = fit(theta, x, PRIOR, settings=replace(TINY, reduce_above=8, bases=("linear",)))
+    reduced = posterior.parts.data.reduction is not None
+    assert (posterior.parts.emulator is not None) == reduced
+    assert bool(posterior.repeated(2).sample(x[:2], 3).isfinite().all())

@@ -188,9 +188,8 @@ class _Work:
         dim, count = data.theta.shape[1], len(data.theta)
         shortfall = Shortfall.of(scored(posterior, data, trained[: len(held_out)]), held_out, dim, count)
         parts = posterior.parts
-        if (
-            refined is not None and not posterior.refined
-        ):  # for `repeated`, where the product of likelihoods may be better
+        # For `repeated`, where the product of likelihoods may be better; not of summaries, which other candidates lack.
+        if refined is not None and not posterior.refined and refined.parts.data.reduction is None:
             parts = replace(parts, emulator=refined.parts.emulator, target=refined.parts.target)
         self.job.progress("judging", 1.0)
         self.seconds["judging"] = round(time.perf_counter() - started, 1)
