@@ -19,7 +19,7 @@ from jsonargparse import ArgumentError
 
 from openedm import levels, objective, schedules
 from openedm.cli.main import COMMANDS, GROUPS
-from openedm.cli.parsing import dump, explain, parse, parser_for
+from openedm.cli.parsing import dump, explain, parse
 from openedm.cli.sample import sample
 from openedm.cli.train import train
 from openedm.data import Arrays, Digits, ImageFolder, Toy
@@ -341,11 +341,6 @@ def commands():
         yield f"openedm {path.replace('.', ' ')}", getattr(module, path.rpartition(".")[2])
 
 
-def helps(program, command):
-    """The options that end in .help of the command, and of the classes of its choices."""
-    return [o for action in parser_for(program, command)._actions for o in action.option_strings if o.endswith(".help")]
-
-
 def printed(program, command, *typed):
     """What is printed before the command ends."""
     text = io.StringIO()
@@ -353,19 +348,6 @@ def printed(program, command, *typed):
         parse(program, command, list(typed))
     assert not caught.value.code
     return text.getvalue()
-
-
-@pytest.mark.parametrize(("program", "command"), list(commands()))
-def test_every_choice_of_every_command_lists_its_classes_and_describes_each(program, command):
-    for option in helps(program, command):
-        first, *rows, last = printed(program, command, option).splitlines()
-        if "is one of" not in first:  # a choice that comes in one form shows its options at once
-            continue
-        assert last == f"{option} CLASS describes one of them."
-        names = [row.split()[0] for row in rows if row.startswith("  ")]
-        assert names
-        for name in names:
-            assert f"{option.removesuffix('.help')} {name}" in printed(program, command, option, name)
 
 
 def test_a_choice_inside_a_chosen_class_has_a_help_too():

@@ -15,6 +15,7 @@ from typing import Any
 
 from openedm.cli import data, inference
 from openedm.cli.explaining import TRACEBACK, describe_error
+from openedm.cli.helping import help_for, parser_of_all
 from openedm.cli.signals import Stopped, stopped_by_signals
 from openedm.ground.locks import is_first_process, until_the_end
 
@@ -103,10 +104,24 @@ def _dispatch(arguments: list[str]) -> int:
 
         print(f"openedm {__version__}")
         return 0
+    if arguments[:1] == ["--completion"]:
+        return _print_completion(arguments[1:])
     name, rest = arguments[:1], arguments[1:]
     if not name or name[0] not in GROUPS:
         return _command("openedm", COMMANDS, arguments)
     return _command(f"openedm {name[0]}", GROUPS[name[0]], rest)
+
+
+def _print_completion(shells: Sequence[str]) -> int:
+    """Print the script that completes commands and options in a shell."""
+    import shtab
+
+    if len(shells) != 1 or shells[0] not in shtab.SUPPORTED_SHELLS:
+        allowed, given = ", ".join(shtab.SUPPORTED_SHELLS), " ".join(shells) or "nothing"
+        print(f"openedm: error: --completion must be followed by one of {allowed}, got {given}", file=sys.stderr)
+        return 2
+    print(shtab.complete(parser_of_all(COMMANDS, GROUPS), shells[0]))
+    return 0
 
 
 def _command(program: str, commands: Mapping[str, str], arguments: list[str]) -> int:
@@ -114,7 +129,9 @@ def _command(program: str, commands: Mapping[str, str], arguments: list[str]) ->
         rows = "\n".join(f"  {name:<12}{text}" for name, text in commands.items())
         print(USAGE.format(program=program, about=ABOUT[program], commands=rows))
         if program == "openedm":
-            print("openedm --version prints the version.")
+            print(
+                "openedm --version prints the version, openedm --completion bash (or zsh, tcsh) a script for the shell."
+            )
         return 0 if arguments else 2
     if arguments[0] not in commands:
         near = difflib.get_close_matches(arguments[0], commands, n=1)
@@ -122,6 +139,10 @@ def _command(program: str, commands: Mapping[str, str], arguments: list[str]) ->
         known = ", ".join(commands)
         print(f"{program}: error: command must be one of {known}, got {arguments[0]!r}{hint}", file=sys.stderr)
         return 2
+    page = help_for(f"{program} {arguments[0]}".partition(" ")[2], arguments[1:])
+    if page is not None:
+        print(page, end="")
+        return 0
     try:
         with stopped_by_signals(first_process=is_first_process()):
             return _run(f"{program} {arguments[0]}", arguments[1:])

@@ -5,6 +5,7 @@ import functools
 import inspect
 import itertools
 import re
+import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
@@ -13,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from openedm.cli.explaining import simplify
+from openedm.cli.helping import page_of_choice, page_of_command
 from openedm.cli.importing import HELP as IMPORT_HELP
 from openedm.cli.importing import check_known_classes, import_modules, is_record, listed_imports, take_imports
 from openedm.cli.plain import (
@@ -62,7 +64,7 @@ class Option(NamedTuple):
 
 def options_of(command: Command) -> dict[str, Option]:
     """The options of a command by name, including those of its `Flat` parameters."""
-    hints, flat, found = get_type_hints(command), _flat(command), {}
+    hints, flat, found = get_type_hints(command), flat_parameters(command), {}
     for name, parameter in inspect.signature(command).parameters.items():
         if name not in flat:
             found[name] = Option(without_none(hints[name]), parameter.default)
@@ -85,8 +87,8 @@ def parser_for(program: str, command: Command) -> ArgumentParser:
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     parser.add_argument("--import", metavar="MODULE", help=IMPORT_HELP)  # `parse` takes it out of the arguments
-    parser.add_function_arguments(command, as_positional=True, skip=set(_flat(command)))
-    for cls in _flat(command).values():
+    parser.add_function_arguments(command, as_positional=True, skip=set(flat_parameters(command)))
+    for cls in flat_parameters(command).values():
         parser.add_class_arguments(cls)
     return parser
 
@@ -102,6 +104,13 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     parser = parser_for(program, command)
     modules, others = take_imports(arguments)
     import_modules(modules)
+    if any(argument in ("-h", "--help") for argument in others):
+        from openedm.cli.describing import describe_command
+
+        classes: Plain = {}
+        described = describe_command(command, classes)
+        print(page_of_command(program.partition(" ")[2], described, classes), end="")
+        sys.exit(0)
     try:
         plain, others = merge(command, _joined(others))
     except (ArithmeticError, AttributeError, LookupError) as error:  # of a file that holds other kinds of values
@@ -112,15 +121,15 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
         option = ".".join(names[:-1])
         if not is_choice(kind := _type_of(options_of(command), plain, names[:-1])):
             raise ArgumentError(None, f"--{option}.help: there is no choice {option} with the classes chosen here")
-        print(_help(kind, option, text))
-        parser.exit()
+        print(_help(kind, option, text), end="")
+        sys.exit(0)
     read = parser.parse_args([f"--config={yaml.safe_dump(plain)}", *others])
     values: dict[str, Any] = parser.instantiate(read).as_dict()
     for name in ("config", "import"):
         values.pop(name, None)
     if empty := [name for name, value in values.items() if value == ""]:
         raise ArgumentError(None, f"{empty[0]} must not be empty, got '': is a variable of the shell not set?")
-    for name, cls in _flat(command).items():
+    for name, cls in flat_parameters(command).items():
         values[name] = cls(**{argument: values.pop(argument) for argument in arguments_of(cls)})
     return values
 
@@ -321,20 +330,17 @@ def _check_exclusive(options: Mapping[str, Option], typed: Sequence[tuple[Names,
 
 def _help(kind: type[Choice], option: str, name: str) -> str:
     """The help text of an option: the classes to choose from, or the options of the class `name`."""
+    from openedm.cli.describing import describe_class
+
     cls = class_of(kind, {"class_path": name} if name else {})
     if cls is None and name:
         names = ", ".join(c.__name__ for c in known_classes(kind)) or "the classes of modules given by --import"
         raise ArgumentError(None, f"--{option}.help must be followed by one of {names}, got {name!r}")
-    if cls is None:
-        known = {c.__name__: inspect.cleandoc(c.__doc__ or "") for c in known_classes(kind)}
-        rows = [f"  {title:<20} {text.partition(chr(10))[0]}" for title, text in known.items()]
-        if not rows:
-            return f"--{option} is a class of your own below {class_path(kind)},\nof a module given by --import MODULE."
-        return "\n".join([f"--{option} is one of", *rows, f"--{option}.help CLASS describes one of them."])
-    about = None if arguments_of(cls) else inspect.cleandoc(cls.__doc__ or "")
-    parser = ArgumentParser(prog=f"--{option} {cls.__name__}", add_help=False, description=about)
-    parser.add_class_arguments(cls, option)
-    return parser.format_help()
+    if cls is None and not known_classes(kind):
+        return f"--{option} is a class of your own below {class_path(kind)},\nof a module given by --import MODULE.\n"
+    classes: Plain = {}
+    described = describe_class(kind, classes)
+    return page_of_choice(option, described, "" if cls is None else class_path(cls), classes) or ""
 
 
 def _type_of(options: Mapping[str, Option], plain: Plain, names: Names) -> Any:
@@ -376,7 +382,7 @@ def _numbers(arguments: Sequence[str]) -> list[str]:
     return list(itertools.takewhile(lambda text: re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text), arguments))
 
 
-def _flat(command: Command) -> dict[str, type[Any]]:
+def flat_parameters(command: Command) -> dict[str, type[Any]]:
     """The parameters of a command whose fields are options of the command itself."""
     hints = get_type_hints(command, include_extras=True)
     return {name: get_args(kind)[0] for name, kind in hints.items() if "flat" in getattr(kind, "__metadata__", ())}

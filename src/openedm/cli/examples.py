@@ -1,0 +1,99 @@
+"""What the help of a command begins with: lines to copy, and the options that most people need."""
+
+from collections.abc import Mapping, Sequence
+
+EXAMPLES: Mapping[str, Sequence[str]] = {
+    "train": (
+        "openedm train runs/digits",
+        "openedm train runs/photos --data ImageFolder --data.path photos",
+        "openedm train runs/series --data data.npy --network DiT --options.images 200000",
+        "openedm train runs/photos --resume true",
+        "openedm train runs/cifar --preset cifar10-ddpmpp --data ImageFolder --data.path cifar10",
+    ),
+    "sample": (
+        "openedm sample runs/photos samples --seeds 0-999",
+        "openedm sample runs/photos grid.png --classes cat,dog --guidance.weight 2",
+        "openedm sample runs/photos samples.npz --nfe 12",
+        "openedm sample runs/photos samples --sampler.solver Heun --sampler.levels.num_steps 18",
+    ),
+    "evaluate": (
+        "openedm evaluate runs/photos --data ImageFolder --data.path photos --num 5000",
+        "openedm evaluate samples --data ImageFolder --data.path photos --out report.json",
+    ),
+    "likelihood": (
+        "openedm likelihood runs/digits --data Digits --data.split test",
+        "openedm likelihood runs/series --data held_out.npy --out nats.npz",
+    ),
+    "suggest": (
+        "openedm suggest Digits",
+        "openedm suggest data.npy --figure reducible.png",
+    ),
+    "toy": (
+        "openedm toy",
+        "openedm toy runs/rings --data.name rings",
+    ),
+    "convert": (
+        "openedm convert edm-cifar10-32x32-cond-vp.pkl checkpoints/cifar10",
+        "openedm convert runs/photos photos.safetensors",
+    ),
+    "ema": ("openedm ema runs/photos averages/narrow --sigma_rel 0.05",),
+    "info": ("openedm info runs/photos",),
+    "verify": (
+        "openedm verify runs/photos",
+        "openedm verify runs/photos --accept true",
+    ),
+    "demo": ("openedm demo",),
+    "data convert": (
+        "openedm data convert photos shards --size 64",
+        "openedm data convert photos.zip shards --size 64x128 --crop pad",
+        "openedm train runs/photos --data Shards --data.path shards",
+    ),
+    "inference simulate": (
+        "openedm inference simulate runs/sims --simulator my.py:run --prior Box --prior.low [0,0] --prior.high [1,5]",
+        "openedm inference simulate runs/sims --task two_moons --num 10000 --workers -1",
+    ),
+    "inference fit": (
+        "openedm inference fit runs/sims posterior",
+        "openedm inference fit data.npz posterior --prior Box --prior.low [0,0] --prior.high [1,5]",
+    ),
+    "inference sample": (
+        "openedm inference sample posterior samples.npz --x=-1.0,2.0 --figure pairs.png",
+        "openedm inference sample posterior samples.npz --x observations.npy --num_samples 1000",
+    ),
+    "inference log_prob": ("openedm inference log_prob posterior --x=-1.0,2.0 --theta=0.1,0.4",),
+    "inference map": ("openedm inference map posterior --x=-1.0,2.0",),
+    "inference check": (
+        "openedm inference check posterior --x=-1.0,2.0",
+        "openedm inference check posterior --x=-1.0,2.0 --simulator model.py:run --figure check.png",
+    ),
+    "inference calibrate": (
+        "openedm inference calibrate posterior --task two_moons",
+        "openedm inference calibrate posterior --simulations others --figure calibration.png",
+    ),
+    "inference benchmark": ("openedm inference benchmark --task two_moons,slcp --simulations 1000",),
+}
+"""Command lines for each command."""
+
+COMMON: Mapping[str, Sequence[str]] = {
+    "train": (
+        "data",
+        "data.path",
+        "budget",
+        "network",
+        "options.images",
+        "options.batch_size",
+        "options.label_dropout",
+        "guidance.weight",
+        "resume",
+        "init",
+        "preset",
+    ),
+    "sample": ("seeds", "classes", "conditions", "nfe", "tolerance", "guidance.weight", "format", "batch_size"),
+    "evaluate": ("data", "data.path", "num", "nfe", "guidance.weight", "out"),
+    "likelihood": ("data", "data.path", "num", "out"),
+    "data convert": ("size", "crop", "labels", "channels", "resume"),
+    "inference simulate": ("num", "simulator", "prior", "task", "workers"),
+    "inference sample": ("x", "num_samples", "figure", "truth"),
+    "inference check": ("x", "simulator", "simulations", "figure"),
+}
+"""The options that the page of a command shows first."""
