@@ -1,0 +1,49 @@
+"""Links that work on a code host work on the site, too, where files outside `docs/` are pages of the site."""
+
+import posixpath
+import re
+from pathlib import Path
+from typing import Any
+
+from sphinx.application import Sphinx
+
+ROOT = Path(__file__).parents[2]
+PAGES = {
+    "README.md": "docs/index.md",
+    "CHANGELOG.md": "docs/project/changelog.md",
+    "CONTRIBUTING.md": "docs/project/contributing.md",
+    "SECURITY.md": "docs/project/security.md",
+    "benchmarks/README.md": "docs/project/benchmarks.md",
+}
+"""The pages that show files outside `docs/`; paths from the root of the repository."""
+
+INCLUDE = re.compile(r"^```\{include\} (\S+)\n```\n", re.MULTILINE)
+LINK = re.compile(r"\]\((?!\w+:|#|/)([^)#\s]+)")
+
+
+def prepare(app: Sphinx, docname: str, source: list[str]) -> None:
+    """Put included files in their place, and let all links lead to pages."""
+    page = f"docs/{docname}.md"
+    included = INCLUDE.sub(lambda found: read(posixpath.join(posixpath.dirname(page), found[1]), page), source[0])
+    source[0] = relink(included, page, page)
+
+
+def read(file: str, page: str) -> str:
+    """The text of a file of the repository as a part of a page."""
+    file = posixpath.normpath(file)
+    return relink((ROOT / file).read_text(encoding="utf-8"), file, page)
+
+
+def relink(text: str, file: str, page: str) -> str:
+    """The text of a file with links that are relative to a page."""
+
+    def link(found: re.Match[str]) -> str:
+        target = posixpath.normpath(posixpath.join(posixpath.dirname(file), found[1]))
+        return f"]({posixpath.relpath(PAGES.get(target, target), posixpath.dirname(page))}"
+
+    return LINK.sub(link, text)
+
+
+def setup(app: Sphinx) -> dict[str, Any]:
+    app.connect("source-read", prepare)
+    return {"parallel_read_safe": True, "parallel_write_safe": True}
