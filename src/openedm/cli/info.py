@@ -15,6 +15,7 @@ from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.objective import Objective
 from openedm.training import Model, find_checkpoint, read_model
 from openedm.training.checkpoints import read_progress, read_weights
+from openedm.training.model import count_parameters
 
 
 def info(checkpoint: str) -> None:
@@ -28,7 +29,7 @@ def info(checkpoint: str) -> None:
     values = {
         "checkpoint": str(folder),
         "network": str(model.network),
-        "parameters": f"{_num_parameters(tensors):,}",
+        "parameters": f"{count_parameters(tensors):,}",
         "preconditioning": str(model.preconditioning),
         "sample": " × ".join(map(str, model.event_shape)) + (" image in [-1, 1]" if model.images else ""),
         "classes": _classes(model.num_classes, model.class_names),
@@ -50,11 +51,6 @@ def info(checkpoint: str) -> None:
         values |= _training(folder)
     size = sum(file.stat().st_size for file in folder.iterdir())
     print(rows({**values, "size on disk": f"{size / 2**20:.1f} MiB"}))
-
-
-def _num_parameters(tensors: Mapping[str, Tensor]) -> int:
-    """How many numbers were trained, without the frequencies of Fourier features; no network is built to count them."""
-    return sum(tensor.numel() for name, tensor in tensors.items() if name.rpartition(".")[2] != "omega")
 
 
 def _weights(tensors: Mapping[str, Tensor]) -> str:

@@ -2,7 +2,7 @@
 
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -20,7 +20,7 @@ from openedm.networks.own import check_answer
 from openedm.preconditioning import Preconditioning
 from openedm.units import DIGITS, Units
 
-__all__ = ["Model", "channels_last", "num_parameters"]
+__all__ = ["Model", "channels_last", "count_parameters", "num_parameters"]
 
 SIGMA_DATA = 0.5
 """The standard deviation of data in standard units, for which EDM's numbers were chosen."""
@@ -299,6 +299,11 @@ def _check_range(limits: tuple[tuple[float, float], ...], shape: tuple[int, ...]
 def num_parameters(module: torch.nn.Module) -> int:
     """The number of trainable parameters."""
     return sum(p.numel() for p in module.parameters() if p.requires_grad)
+
+
+def count_parameters(weights: Mapping[str, torch.Tensor]) -> int:
+    """How many numbers were trained, without the frequencies of Fourier features; no network is built to count them."""
+    return sum(tensor.numel() for name, tensor in weights.items() if name.rpartition(".")[2] != "omega")
 
 
 def channels_last(denoiser: Preconditioned) -> Preconditioned:

@@ -11,7 +11,7 @@ from openedm.ground.storage import replacing
 from openedm.training.monitoring import Observer, TrainingProgress, ValidationLoss
 from openedm.training.options import Options
 
-__all__ = ["RunLog", "RunTracker"]
+__all__ = ["RunLog", "RunTracker", "read_log"]
 
 
 class RunLog(Observer):
@@ -63,6 +63,40 @@ class RunLog(Observer):
     def _write(self, row: dict[str, Any]) -> None:
         with explain_write_errors(self.path), open(self.path, "a", encoding="utf-8") as file:
             file.write(json.dumps(row) + "\n")
+
+
+def read_log(
+    path: Path, images: int | None = None
+) -> tuple[list[tuple[int, float]], list[tuple[int, ValidationLoss]], float]:
+    """What a log.jsonl tells: (images seen, loss) of steps, (images seen, validation loss), and the time in seconds.
+
+    The time is that of the steps, without validation, checkpoints and figures.
+
+    Args:
+        path: the file.
+        images: later lines are left out; None for none.
+
+    Raises:
+        ValueError: a line is not one of a log.
+    """
+    progress: list[tuple[int, float]] = []
+    validations: list[tuple[int, ValidationLoss]] = []
+    seconds, seen = 0.0, 0
+    limit = float("inf") if images is None else images
+    for line in path.read_text(encoding="utf-8").splitlines():
+        if not _images(line) <= limit:
+            continue
+        row = json.loads(line)
+        try:
+            if "validation" in row:
+                validations.append((int(row["images"]), _validation(row["validation"])))
+                continue
+            progress.append((int(row["images"]), float(row["loss"])))
+            seconds += (progress[-1][0] - seen) / float(row["images_per_second"])
+            seen = progress[-1][0]
+        except (KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
+            raise ValueError(f"{path} has a line that is not one of a log: {error!r}") from error
+    return progress, validations, seconds
 
 
 def _validation(values: dict[str, Any]) -> ValidationLoss:
