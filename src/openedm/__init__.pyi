@@ -1,5 +1,6 @@
 # What `import openedm` offers, read by type checkers and, when a name is first used, by lazy_loader.
 from . import (
+    comparing as comparing,
     conditioning as conditioning,
     data as data,
     denoiser as denoiser,

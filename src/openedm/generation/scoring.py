@@ -268,6 +268,11 @@ def _extractor(options: ScoringOptions, real: Dataset) -> Extractor | None:
     return None if labelled else Values()
 
 
+def trains_classifier(options: ScoringOptions, real: Dataset) -> bool:
+    """Whether a classifier of the data is trained to compare images."""
+    return _extractor(options, real) is None
+
+
 def _network(
     extractor: Extractor | None, options: ScoringOptions, real: Dataset, accelerator: Accelerator, progress: Progress
 ) -> FeatureNetwork:
