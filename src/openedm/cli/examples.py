@@ -20,6 +20,18 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "openedm evaluate runs/photos --data ImageFolder --data.path photos --num 5000",
         "openedm evaluate samples --data ImageFolder --data.path photos --out report.json",
     ),
+    "compare": (
+        "openedm compare runs/a runs/b",
+        "openedm compare runs/a runs/b --num 1000 --figure comparison.png",
+        "openedm compare runs/a --num 1000 --vary nfe=8,16,32",
+        "openedm compare runs/a --num 1000 --vary sampler.solver=Heun,Euler --out comparison.md",
+    ),
+    "sweep": (
+        "openedm sweep runs/objectives --config base.yaml --vary objective=EDM,VP,VE --num 1000",
+        "openedm sweep runs/rates --network MLP --vary options.learning_rate=1e-3,2e-3 --vary options.seed=0,1,2",
+        "openedm sweep runs/objectives --config base.yaml --vary objective=EDM,VP --dry_run true",
+        "openedm sweep runs/objectives --config base.yaml --vary objective=EDM,VP --slurm jobs.sh",
+    ),
     "likelihood": (
         "openedm likelihood runs/digits --data Digits --data.split test",
         "openedm likelihood runs/series --data held_out.npy --out nats.npz",
@@ -90,6 +102,8 @@ COMMON: Mapping[str, Sequence[str]] = {
     ),
     "sample": ("seeds", "classes", "conditions", "nfe", "tolerance", "guidance.weight", "format", "batch_size"),
     "evaluate": ("data", "data.path", "num", "nfe", "guidance.weight", "out"),
+    "compare": ("vary", "num", "losses", "data", "format", "out", "figure"),
+    "sweep": ("vary", "num", "dry_run", "slurm"),
     "likelihood": ("data", "data.path", "num", "out"),
     "data convert": ("size", "crop", "labels", "channels", "resume"),
     "inference simulate": ("num", "simulator", "prior", "task", "workers"),

@@ -23,6 +23,8 @@ COMMANDS = {
     "train": "train a denoiser on images, arrays or toy data",
     "sample": "draw samples from a checkpoint",
     "evaluate": "score samples against real data",
+    "compare": "compare runs, checkpoints and ways of sampling, in one table and one figure",
+    "sweep": "train all combinations of some choices, and compare them",
     "likelihood": "compute log-likelihoods of data under a trained model",
     "suggest": "suggest noise levels for your data",
     "data": "prepare training data; has sub-commands",

@@ -14,6 +14,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from openedm.cli.explaining import simplify
+from openedm.cli.gathering import as_lists, gather, gathered_names, typed
 from openedm.cli.helping import page_of_choice, page_of_command
 from openedm.cli.importing import HELP as IMPORT_HELP
 from openedm.cli.importing import check_known_classes, import_modules, is_record, listed_imports, take_imports
@@ -65,7 +66,10 @@ class Option(NamedTuple):
 def options_of(command: Command) -> dict[str, Option]:
     """The options of a command by name, including those of its `Flat` parameters."""
     hints, flat, found = get_type_hints(command), flat_parameters(command), {}
+    gathered = gathered_names(command)
     for name, parameter in inspect.signature(command).parameters.items():
+        if gathered.get(name) == "forwarded":
+            continue
         if name not in flat:
             found[name] = Option(without_none(hints[name]), parameter.default)
             continue
@@ -87,7 +91,8 @@ def parser_for(program: str, command: Command) -> ArgumentParser:
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     parser.add_argument("--import", metavar="MODULE", help=IMPORT_HELP)  # `parse` takes it out of the arguments
-    parser.add_function_arguments(command, as_positional=True, skip=set(flat_parameters(command)))
+    kept = {*flat_parameters(command), *(n for n, kind in gathered_names(command).items() if kind == "forwarded")}
+    parser.add_function_arguments(command, as_positional=True, skip=kept)
     for cls in flat_parameters(command).values():
         parser.add_class_arguments(cls)
     return parser
@@ -111,8 +116,10 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
         described = describe_command(command, classes)
         print(page_of_command(program.partition(" ")[2], described, classes), end="")
         sys.exit(0)
+    typed.set(tuple(others))
+    others, gathered = gather(command, options_of(command), _joined(others))
     try:
-        plain, others = merge(command, _joined(others))
+        plain, others = merge(command, others)
     except (ArithmeticError, AttributeError, LookupError) as error:  # of a file that holds other kinds of values
         raise ArgumentError(None, f"config: a file of options has values of another kind: {error}") from error
     for names, text, _ in _parse_options(others):
@@ -123,8 +130,10 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
             raise ArgumentError(None, f"--{option}.help: there is no choice {option} with the classes chosen here")
         print(_help(kind, option, text), end="")
         sys.exit(0)
-    read = parser.parse_args([f"--config={yaml.safe_dump(plain)}", *others])
+    plain = {name: value for name, value in plain.items() if name not in gathered}
+    read = parser.parse_args([f"--config={yaml.safe_dump(plain)}", *as_lists(command, gathered), *others])
     values: dict[str, Any] = parser.instantiate(read).as_dict()
+    values |= gathered
     for name in ("config", "import"):
         values.pop(name, None)
     if empty := [name for name, value in values.items() if value == ""]:

@@ -1,0 +1,99 @@
+"""What `openedm compare` and `openedm sweep` share: ways of sampling from variations, and what they write."""
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from jsonargparse import ArgumentError
+from matplotlib.figure import Figure
+
+from openedm.cli.parsing import explain, options_of, parse
+from openedm.comparing import Combination, Comparison, Format, Way, figure_of, formatted
+from openedm.generation import SamplingOptions
+from openedm.ground import checks
+from openedm.ground.storage import new_path, replacing
+from openedm.plots import save_figure
+
+__all__ = ["SAMPLING", "check_figure", "form_of", "parsed", "shown", "ways_of", "write"]
+
+SAMPLING = frozenset(SamplingOptions.__dataclass_fields__)
+"""The options that change samples, but not what is trained."""
+
+FORMS: dict[str, Format] = {".txt": "text", ".md": "markdown", ".csv": "csv", ".json": "json"}
+
+
+def form_of(out: str | None) -> Format | None:
+    """The format of a file by the end of its name, checked before any work; None without a file."""
+    if new_path("out", out, what="a comparison") is None or out is None:
+        return None
+    suffix = Path(out).suffix.lower()
+    checks.one_of("the suffix of out", suffix, sorted(FORMS))
+    return FORMS[suffix]
+
+
+def check_figure(figure: str | None) -> None:
+    """Check the file of a figure before any work."""
+    if new_path("figure", figure) is not None and figure is not None:
+        suffix = Path(figure).suffix.lower().removeprefix(".")
+        checks.one_of("the suffix of figure", suffix, sorted(Figure().canvas.get_supported_filetypes()))
+
+
+def write(comparison: Comparison, path: Path, form: Format) -> None:
+    """Write a comparison to a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path) as temporary:
+        temporary.write_text(formatted(comparison, form) + "\n", encoding="utf-8")
+
+
+def draw(comparison: Comparison, path: str) -> None:
+    """Draw a comparison into a file; ValueError if nothing of it can be drawn."""
+    if (figure := figure_of(comparison)) is None:
+        raise ValueError(f"figure={path} was not drawn: there are neither losses nor metrics that can be compared")
+    save_figure(figure, path)
+
+
+def shown(combination: Combination) -> str:
+    """A combination as it is named in errors."""
+    return ", ".join(f"{name}={value}" for name, value in combination.items())
+
+
+def parsed(program: str, command: Callable[..., Any], arguments: Sequence[str], combination: Combination) -> Any:
+    """The values of a command's options; errors name the combination.
+
+    Raises:
+        ValueError: an option is unknown, or a value is wrong.
+    """
+    try:
+        return parse(program, command, arguments)
+    except ArgumentError as error:
+        problem = explain(command, str(error))
+    except ValueError as error:
+        problem = str(error)
+    raise ValueError(f"--vary {shown(combination)}: {problem}" if combination else problem)
+
+
+def options_for(combination: Combination) -> list[str]:
+    """A combination as options of a command line."""
+    return [f"--{name}={value}" for name, value in combination.items()]
+
+
+def ways_of(
+    program: str, command: Callable[..., Any], arguments: Sequence[str], chosen: Sequence[Combination]
+) -> list[Way]:
+    """A way of sampling for each combination of options, parsed by a command that has the options of sampling.
+
+    Args:
+        program: its name in messages.
+        command: it has a parameter `sampling`.
+        arguments: what was typed.
+        chosen: the combinations.
+
+    Raises:
+        ValueError: an option is unknown, a value is wrong, or an option is not one of sampling.
+    """
+    assert "nfe" in options_of(command)
+    ways = []
+    for combination in chosen:
+        values = parsed(program, command, [*arguments, *options_for(combination)], combination)
+        ways.append(Way(values["sampling"], combination or None))
+    return ways
