@@ -93,6 +93,10 @@ def test_seeds_stay_apart_where_that_is_wanted() -> None:
     assert any("other noise" in note for note in found.notes)
 
 
+def test_one_seed_twice_is_no_mean_over_seeds() -> None:
+    assert compare_runs([entry("a"), entry("b")]).columns == ("a", "b")
+
+
 def test_names_of_ways_of_sampling_stay_in_the_columns_of_seeds() -> None:
     entries = [
         Entry(f"{each.name} nfe={n}", each.run, {"nfe": str(n)}, loss=each.loss)

@@ -126,7 +126,11 @@ def _by_seed(entries: Sequence[Entry]) -> list[list[Entry]]:
         texts = {name: setting.text for name, setting in entry.settings.items() if name != SEED}
         key = (tuple(sorted(texts.items())), entry.run.images, entry.run.model)
         groups.setdefault(key, []).append(entry)
-    return list(groups.values())
+    found: list[list[Entry]] = []
+    for group in groups.values():  # of one seed twice there is no spread over seeds
+        distinct = len({entry.settings.get(SEED) for entry in group}) == len(group)
+        found += [group] if distinct else [[entry] for entry in group]
+    return found
 
 
 def _column_name(group: Sequence[Entry]) -> str:
