@@ -99,7 +99,8 @@ def test_a_script_for_a_cluster_has_a_task_a_run(swept, openedm, tmp_path):
     assert "--resume=true" in printed
     environment["SLURM_ARRAY_TASK_ID"] = "4"
     assert subprocess.run(["bash", script], env=environment, capture_output=True, check=False).returncode == 2
-    assert "--slurm" not in result.out.partition("ended:")[2]
+    again = shlex.split(result.out.partition("ended:")[2])
+    assert again == ["openedm", "sweep", f"{tmp_path / 'o'}", "--config", str(swept.base), *vary]
 
 
 @pytest.mark.parametrize(
@@ -153,7 +154,7 @@ def test_an_interrupted_sweep_says_how_it_goes_on_and_a_failed_run_does_not_stop
     monkeypatch.setattr(cli, "main", main)  # of the commands inside; the outer one is imported by its name
     result = openedm(*arguments)
     assert result.status == 130
-    assert "goes on: openedm sweep" in result.out
+    assert f"goes on: openedm {shlex.join(map(str, arguments))}\n" in result.out
     assert not (tmp_path / "out" / "objective=VE").exists()
     result = openedm(*arguments)
     assert result.status == 1

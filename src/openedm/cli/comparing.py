@@ -7,6 +7,7 @@ from typing import Any
 from jsonargparse import ArgumentError
 from matplotlib.figure import Figure
 
+from openedm.cli.gathering import typed
 from openedm.cli.parsing import explain, options_of, parse
 from openedm.comparing import Combination, Comparison, Format, Way, figure_of, formatted
 from openedm.generation import SamplingOptions
@@ -63,12 +64,15 @@ def parsed(program: str, command: Callable[..., Any], arguments: Sequence[str], 
     Raises:
         ValueError: an option is unknown, or a value is wrong.
     """
+    before = typed.get()
     try:
         return parse(program, command, arguments)
     except ArgumentError as error:
         problem = explain(command, str(error))
     except ValueError as error:
         problem = str(error)
+    finally:
+        typed.set(before)
     raise ValueError(f"--vary {shown(combination)}: {problem}" if combination else problem)
 
 

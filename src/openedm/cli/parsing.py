@@ -91,7 +91,10 @@ def parser_for(program: str, command: Command) -> ArgumentParser:
     parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     parser.add_argument("--import", metavar="MODULE", help=IMPORT_HELP)  # `parse` takes it out of the arguments
-    kept = {*flat_parameters(command), *(n for n, kind in gathered_names(command).items() if kind == "forwarded")}
+    kept: set[str | int] = {
+        *flat_parameters(command),
+        *(n for n, kind in gathered_names(command).items() if kind == "forwarded"),
+    }
     parser.add_function_arguments(command, as_positional=True, skip=kept)
     for cls in flat_parameters(command).values():
         parser.add_class_arguments(cls)

@@ -3,6 +3,7 @@
 import shlex
 import shutil
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 
 from openedm.cli import main
@@ -23,6 +24,7 @@ from openedm.cli.terminal import Bars
 from openedm.comparing import (
     Comparison,
     Losses,
+    Way,
     combinations,
     compare_runs,
     figure_of,
@@ -78,37 +80,17 @@ def sweep(
         scoring: options of the scores, as in openedm evaluate.
     """
     folder, script = Path(out), new_path("slurm", slurm)
-    variations = parse_variations(vary)
-    if not variations:
-        raise ValueError("vary must be given, such as --vary objective=EDM,VP,VE; openedm train trains a single run")
-    checks.at_least("num", 2 if num is None else num, 2)
-    sampled = [variation for variation in variations if variation.name.partition(".")[0] in SAMPLING]
-    if sampled and num is None:
-        raise ValueError(f"num must be given with --vary {sampled[0].name}: ways of sampling are compared by samples")
-    check_folders("out", folder)
-    ways = ways_of("openedm sweep", sampling_only, sampling_arguments(training), combinations(sampled))
-    runs = plan_runs(folder, training, variations)
-    check_record(folder, runs)
+    runs, ways = _plan(folder, vary, num, training)
     if dry_run:
         print("\n".join(f"openedm {shlex.join(run.command)}" for run in runs))
         return 0
     if script is not None:
-        script.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(script) as path:
-            path.write_text(array_script(runs, _again()), encoding="utf-8")
-        write_record(folder, runs)
-        print(f"{len(runs)} jobs: sbatch {script}\nwhen they have ended:\n  {_again()}")
+        _write_script(script, folder, runs)
         return 0
     hold_folder(folder, "out")
     write_record(folder, runs)
-    failed: list[SweptRun] = []
-    for i, run in enumerate(runs):
-        status = _train(run, f"{i + 1} of {len(runs)}")
-        if status >= 128:
-            print(f"the same command goes on: {_again()}")
-            return status
-        failed += [run] if status else []
-    done = [read_run(run.folder) for run in runs if run not in failed]
+    status, failed = _train_all(runs)
+    done = [read_run(run.folder) for run in runs if run not in failed] if status < 128 else []
     if done:
         alike = len({(run.model.sigma_data, run.model.event_shape, run.model.num_classes) for run in done}) == 1
         measured = losses == "measured" and alike and done[0].validation is not None
@@ -128,11 +110,51 @@ def sweep(
         _report(folder, compare_runs(entries, average_seeds=average_seeds, measured=measured))
     for run in failed:
         print(f"openedm sweep: {run.folder} failed, see above", file=sys.stderr)
-    return 1 if failed else 0
+    return status
+
+
+def _plan(folder: Path, vary: Sequence[str], num: int | None, given: Sequence[str]) -> tuple[list[SweptRun], list[Way]]:
+    """The runs and the ways of sampling of a sweep, all of them checked."""
+    variations = parse_variations(vary)
+    if not variations:
+        raise ValueError("vary must be given, such as --vary objective=EDM,VP,VE; openedm train trains a single run")
+    checks.at_least("num", 2 if num is None else num, 2)
+    sampled = [variation for variation in variations if variation.name.partition(".")[0] in SAMPLING]
+    if sampled and num is None:
+        raise ValueError(f"num must be given with --vary {sampled[0].name}: ways of sampling are compared by samples")
+    check_folders("out", folder)
+    ways = ways_of("openedm sweep", sampling_only, sampling_arguments(given), combinations(sampled))
+    runs = plan_runs(folder, given, variations)
+    check_record(folder, runs)
+    return runs, ways
+
+
+def _write_script(script: Path, folder: Path, runs: Sequence[SweptRun]) -> None:
+    script.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(script) as path:
+        path.write_text(array_script(runs, _again()), encoding="utf-8")
+    write_record(folder, runs)
+    print(f"{len(runs)} jobs: sbatch {script}\nwhen they have ended:\n  {_again()}")
+
+
+def _train_all(runs: Sequence[SweptRun]) -> tuple[int, list[SweptRun]]:
+    """Train all runs; the exit status, and the runs that failed. A signal ends it."""
+    again = _again()  # commands inside have arguments of their own
+    failed: list[SweptRun] = []
+    for i, run in enumerate(runs):
+        status = _train(run, f"{i + 1} of {len(runs)}")
+        if status >= 128:
+            print(f"the same command goes on: {again}")
+            return status, failed
+        failed += [run] if status else []
+    return int(bool(failed)), failed
 
 
 def _again() -> str:
-    words = [word for word in typed.get() if not word.startswith("--slurm")]
+    """The command, without --slurm."""
+    words: list[str] = []
+    for before, word in zip(("", *typed.get()), typed.get(), strict=False):
+        words += [] if word.startswith("--slurm") or before == "--slurm" else [word]
     return f"openedm sweep {shlex.join(words)}"
 
 
