@@ -6,10 +6,13 @@ import shutil
 import numpy as np
 import pytest
 import torch
+import yaml
 
-from openedm.cli.evaluate import LEGEND
-from openedm.data import Arrays, Digits, ImageFolder
-from openedm.ground.choices import from_config
+from openedm.cli.evaluate import LEGEND, evaluate
+from openedm.cli.likelihood import likelihood
+from openedm.cli.parsing import parse
+from openedm.data import Arrays, Digits, ImageFolder, Toy
+from openedm.ground.choices import brief, from_config
 from openedm.levels import Karras
 from openedm.metrics import Classifier, Report, train_classifier
 from openedm.metrics import evaluate as compare
@@ -82,7 +85,8 @@ def test_samples_of_any_kind_are_scored_as_the_library_scores_them(
     report = compare(
         x.clamp(-1, 1), labels, data(real).load(), judge, held_out=data(real, "test").load(), seed=3, batch_size=40
     )
-    assert result.out == f"{report.table()}\n({LEGEND})\nreport: {out}\n"
+    assert result.out.partition("\n")[0] == f"real data: {brief(data(real))}"
+    assert result.out.partition("\n")[2] == f"{report.table()}\n({LEGEND})\nreport: {out}\n"
     written = json.loads(out.read_text())
     how = written.pop("drawn", None)
     assert written == json.loads(json.dumps(report.to_dict()))
@@ -150,7 +154,7 @@ def test_the_test_split_is_held_out_and_features_are_kept_by_default(openedm, dr
         batch_size=100,
     )
     kept = next((home / ".cache/openedm/features").glob("*.safetensors"))
-    assert result.out == f"features of the data: kept in {kept}\n{report.table()}\n({LEGEND})\n"
+    assert result.out == f"features of the data: kept in {kept}\nreal data: Digits\n{report.table()}\n({LEGEND})\n"
     again = openedm("evaluate", drawn / "png", f"--classifier={path}")
     assert again.out == result.out.replace("kept in", "read from")
 
@@ -197,7 +201,7 @@ def test_what_cannot_be_scored_is_an_error_before_the_long_work(given, message, 
 def test_samples_of_another_shape_are_an_error_before_the_classifier_is_trained(openedm, digits_run, toy_run, tmp_path):
     np.savez(tmp_path / "a.npz", samples=np.zeros((8, 3, 8, 8), np.float32))
     for samples, shape in ((tmp_path / "a.npz", "(3, 8, 8)"), (toy_run, "(2,)")):
-        result = openedm("evaluate", samples)
+        result = openedm("evaluate", samples, "--data=Digits")
         assert result.status == 1
         assert result.err == f"openedm evaluate: error: samples must have the shape of data, (1, 8, 8), got {shape}\n"
 
@@ -251,6 +255,22 @@ def test_a_checkpoint_is_sampled_as_openedm_sample_does(openedm, digits_run, rea
     default = openedm("evaluate", digits_run, *options, "--num=20", "--batch_size=20")
     assert "num_steps" in default.out.partition("\n")[0]
     assert default.out.partition("\n")[2] != table
+
+
+@pytest.mark.parametrize("command", [evaluate, likelihood])
+def test_the_data_of_a_run_are_those_that_it_was_trained_on(command, tmp_path):
+    run = tmp_path / "run"
+    (run / "checkpoints").mkdir(parents=True)
+    record = {"class_path": "openedm.data.Digits", "init_args": {"split": "test"}}
+    (run / "config.yaml").write_text(yaml.safe_dump({"out": "x", "data": record, "network": {"class_path": "Other"}}))
+    for path in (run, run / "checkpoints" / "000000000001"):
+        assert parse("openedm", command, [str(path)])["data"] == Digits("test")
+    assert parse("openedm", command, [str(run), "--data.split", "all"])["data"] == Digits("all")
+    assert parse("openedm", command, [str(run), "--data", "Toy"])["data"] == Toy()
+    assert parse("openedm", command, [str(tmp_path)])["data"] == Digits()
+    (run / "config.yaml").write_text(yaml.safe_dump({"data": {"class_path": "mine.Data"}}))
+    with pytest.raises(ValueError, match=r"class_path 'mine.Data' is not known"):
+        parse("openedm", command, [str(run)])
 
 
 def test_options_of_sampling_are_refused_for_images_that_are_there(openedm, real, classifier, drawn):

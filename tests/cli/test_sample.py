@@ -13,7 +13,7 @@ from accelerate import Accelerator
 
 from openedm.cli import sample as command
 from openedm.data import Arrays, ImageFolder
-from openedm.data.pictures import image_grid, to_uint8
+from openedm.data.pictures import captioned, image_grid, to_uint8
 from openedm.generation import SamplingOptions, files
 from openedm.ground.storage import read_json
 from openedm.levels import Karras
@@ -79,7 +79,7 @@ def test_grids_hold_all_images_a_column_a_class(openedm, digits_run, tmp_path):
     result = openedm("sample", digits_run, tmp_path / "a.png", "--format=grid", "--seeds=0-5", "--classes=1-3", STEPS)
     assert result.status == 0
     x = expected(digits_run, range(6), [1, 2, 3, 1, 2, 3])
-    grid = torch.from_numpy(image_grid(x, 3, scale=4))[:, :, 0]
+    grid = torch.from_numpy(captioned(image_grid(x, 3, scale=4), ["1", "2", "3"]))[:, :, 0]
     assert (pixels(tmp_path / "a.png").int() - grid.int()).abs().max() <= 1
     assert [p.name for p in tmp_path.iterdir()] == ["a.png"]
 

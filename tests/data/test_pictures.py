@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from openedm.data import image_grid, save_image, to_image, to_uint8
+from openedm.data.pictures import captioned
 from openedm.data.stored import Stored, as_float
 from openedm.ground.storage import replacing
 
@@ -140,3 +141,18 @@ def test_a_file_is_replaced_as_a_whole(tmp_path):
         assert path.read_text() == "old"
     assert path.read_text() == "new"
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_captions_stand_above_their_columns_and_downwards_where_they_are_too_long():
+    grid = image_grid(torch.full((4, 3, 32, 32), -1.0), 2)
+    upright, down = captioned(grid, ["cat", "dog"]), captioned(grid, ["cat", "automobile"])
+    for found in (upright, down):
+        assert np.array_equal(found[-len(grid) :], grid)
+        strip = found[: -len(grid), :, 0]
+        assert (strip[:, :32] < 128).any()
+        assert (strip[:, 33:] < 128).any()
+        assert (strip[0] == 255).all()
+    assert len(upright) < len(down)
+    assert captioned(image_grid(torch.zeros(2, 1, 8, 8), 2), ["0", "1"]).shape[2] == 1
+    with pytest.raises(ValueError, match="number of captions"):
+        captioned(grid, [])

@@ -20,7 +20,7 @@ from jsonargparse import ArgumentParser
 import openedm
 from openedm import levels, preconditioning, schedules
 from openedm.data import Form
-from openedm.ground.choices import Choice, class_path, from_config, to_config
+from openedm.ground.choices import Choice, brief, class_path, from_config, to_config
 from openedm.inference import (
     Bijection,
     Box,
@@ -265,3 +265,10 @@ def test_none_stays_none_where_the_field_allows_it() -> None:
 
 def test_a_class_may_be_named_by_the_module_that_defines_it() -> None:
     assert from_config(Solver, {"class_path": "openedm.sampling.solvers.Heun"}) == Heun()
+
+
+def test_a_choice_in_brief_is_what_differs_from_the_defaults():
+    assert brief(schedules.EDM()) == "EDM"
+    assert brief(levels.Karras(18, sigma_max=80.0)) == "Karras(sigma_max=80)"
+    sampler = openedm.Sampler(levels.Karras(5, sigma_min=0.0021234), schedules.VP())
+    assert brief(sampler) == "Sampler(levels=Karras(num_steps=5, sigma_min=0.00212), schedule=VP)"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from jaxtyping import TypeCheckError
+from scipy.stats import binomtest
 
 from openedm.data import Digits, InMemory
 from openedm.metrics import (
@@ -18,6 +19,7 @@ from openedm.metrics import (
     gaussian,
 )
 from openedm.metrics.evaluate import _halves
+from openedm.metrics.report import share_interval
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +125,9 @@ def test_a_report_is_rows_of_text_and_json(train, test, digits_classifier):
         report.frechet, *report.frechet_interval
     )
     assert Report.from_dict(json.loads(json.dumps(report.to_dict()))) == report
-    assert rows["accuracy of the classifier on generated labels"] == f"{report.accuracy:.1%}"
+    low, high = share_interval(report.accuracy, 360)
+    assert rows["accuracy of the classifier on generated labels"] == f"{report.accuracy:.1%} [{low:.1%}, {high:.1%}]"
+    assert report.accuracy_real_samples == 360
     assert len({line.rindex("  ") for line in report.table().splitlines()}) == 1
 
 
@@ -194,3 +198,13 @@ def test_a_metric_of_ones_own_stands_beside_its_floor_and_its_error():
         compare(made, real, own=DistanceOfMeans(math.nan))
     with pytest.raises(TypeError, match=r"Means\.measure must return a number, got Tensor"):
         compare(made, real, own=Means())
+
+
+def test_intervals_of_shares_are_wilsons_and_stay_between_0_and_1():
+    for count, share in ((100, 0.0), (100, 1.0), (40, 0.25), (7, 3 / 7)):
+        exact = binomtest(round(share * count), count).proportion_ci(method="wilson")
+        assert share_interval(share, count) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    low, high = share_interval(0.9, 100, error=0.06)  # resampled images are fewer than they seem
+    exact = share_interval(0.9, 25)
+    assert (low, high) == pytest.approx(exact)
+    assert share_interval(0.9, 100, error=1e-9) == share_interval(0.9, 100)

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openedm.data import Digits, Pairs
-from openedm.data.pictures import image_grid
+from openedm.data.pictures import captioned, image_grid
 from openedm.denoiser import Preconditioned
 from openedm.guidance import Interval
 from openedm.levels import Karras
@@ -43,7 +43,8 @@ def test_a_snapshot_is_a_grid_with_a_column_a_class(tmp_path):
     figures.on_snapshot(1280, Tenths((1, 8, 8), num_classes=3))
     picture = np.array(PIL.Image.open(tmp_path / "figures" / "samples-000000001280.png"))
     values = torch.arange(3).repeat(8)[:, None, None, None] / 10 * torch.ones(1, 1, 8, 8)
-    assert np.array_equal(picture, image_grid(values, 3, scale=4)[:, :, 0])
+    expected = captioned(image_grid(values, 3, scale=4), ["0", "1", "2"])
+    assert np.array_equal(picture, expected[:, :, 0])
 
 
 def test_a_snapshot_is_guided_where_that_is_asked_for(tmp_path):
@@ -53,7 +54,8 @@ def test_a_snapshot_is_guided_where_that_is_asked_for(tmp_path):
     picture = np.array(PIL.Image.open(tmp_path / "samples-000000000001.png"))
     guided = 3 * torch.arange(3) / 10 + 2 * 0.1  # w D(class) − (w − 1) D(none), whose class is −1
     values = guided.repeat(8)[:, None, None, None] * torch.ones(1, 1, 8, 8)
-    assert np.array_equal(picture, image_grid(values, 3, scale=4)[:, :, 0])
+    expected = captioned(image_grid(values, 3, scale=4), ["0", "1", "2"])
+    assert np.array_equal(picture, expected[:, :, 0])
     assert grid_evaluations(Digits().load(), SAMPLER, Interval(3.0)) == 2 * grid_evaluations(Digits().load(), SAMPLER)
 
 

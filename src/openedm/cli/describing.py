@@ -19,7 +19,7 @@ from openedm.cli import data, inference
 from openedm.cli.helping import FILE, Plain
 from openedm.cli.parsing import REQUIRED, Command, flat_parameters, options_of
 from openedm.cli.plain import arguments_of, is_abstract, is_choice, known_classes, to_plain, without_none
-from openedm.ground.choices import Choice, class_path
+from openedm.ground.choices import Choice, class_path, is_outside
 
 __all__ = ["describe_all", "describe_class", "describe_command", "find_command"]
 
@@ -72,10 +72,14 @@ def describe_class(kind: type[Choice], classes: Plain) -> str:
 
 
 def describe_all(commands: list[str]) -> Plain:
-    """The descriptions of commands, by name, and of all classes that their options name."""
+    """The descriptions of commands, by name, and of all classes of the library that their options name."""
     classes: Plain = {}
     described = {path: describe_command(find_command(path), classes) for path in commands}
-    return {"commands": described, "classes": dict(sorted(classes.items()))}
+    own = {name: cls for name, cls in sorted(classes.items()) if not is_outside(name)}
+    for cls in own.values():
+        if "classes" in cls:
+            cls["classes"] = [name for name in cls["classes"] if name in own]
+    return {"commands": described, "classes": own}
 
 
 def _describe_option(kind: Any, default: Any, text: str, classes: Plain) -> Plain:

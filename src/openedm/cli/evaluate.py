@@ -1,10 +1,15 @@
 """`openedm evaluate`: score samples against real data."""
 
+from collections.abc import Mapping
+from typing import Any
+
+from openedm.cli.data_of_runs import recorded_data
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
 from openedm.data import Digits, Source
 from openedm.generation import SamplingOptions, ScoringOptions, open_images, score
 from openedm.ground import checks
+from openedm.ground.choices import brief
 from openedm.ground.storage import new_path, write_json
 from openedm.training import make_accelerator
 
@@ -40,7 +45,8 @@ def evaluate(
     Args:
         samples: a checkpoint or run folder, from which images are drawn and scored without being written; or a folder,
             .zip or .tar of images, or a .npz or .npy file of arrays, such as `openedm sample` writes.
-        data: the real data to compare with: the training data of the model.
+        data: the real data to compare with: the training data of the model. By default those that the run's config.yaml
+            names, if `samples` is a run or a checkpoint in it, otherwise the digits.
         held_out: labelled data for the classifier's accuracy on real images; by default the test split of `data`, if
             there is one.
         num: the number of images drawn from a checkpoint, with seeds 0 … num − 1 and the classes in turn; 1000 by
@@ -66,8 +72,17 @@ def evaluate(
         report = score(images, data, held_out, scoring, accelerator=accelerator, progress=bars, log=bars.log)
     if report is None:
         return
+    print(f"real data: {brief(data)}")
     print(report.table())
     print(f"({LEGEND})")
     if target is not None:
         write_json(target, report.to_dict() | ({"drawn": images.drawn} if images.drawn else {}))
         print(f"report: {out}")
+
+
+def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of the run, where these are not given."""
+    return recorded_data(given, "samples")
+
+
+evaluate.recorded_options = recorded_options  # type: ignore[attr-defined]

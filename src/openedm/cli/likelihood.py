@@ -3,7 +3,7 @@
 import json
 import math
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from openedm.cli.data_of_runs import recorded_data
 from openedm.cli.terminal import Bars, rows
 from openedm.data import Dataset, Digits, Source, align_classes
 from openedm.generation import conditions_of_data
@@ -46,7 +47,8 @@ def likelihood(
 
     Args:
         checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
-        data: the data; conditional models are conditioned on their classes and conditions.
+        data: the data; conditional models are conditioned on their classes and conditions. By default those that the
+            run's config.yaml names, training data, so that --data.split test or other data tell more; else the digits.
         num: number of samples, chosen at random; all if there are fewer.
         method: trace (exact, or Hutchinson's estimate), solver, noise levels.
         draws: number of dequantisations of each image.
@@ -173,3 +175,11 @@ def _write(path: Path, table: dict[str, Tensor], settings: dict[str, Any]) -> No
         name: [value if math.isfinite(value) else None for value in column.tolist()] for name, column in table.items()
     }
     write_json(path, {**settings, "samples": columns})
+
+
+def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The data of the run, where these are not given."""
+    return recorded_data(given, "checkpoint")
+
+
+likelihood.recorded_options = recorded_options  # type: ignore[attr-defined]

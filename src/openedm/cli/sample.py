@@ -14,6 +14,7 @@ from openedm.generation import (
     split_names,
 )
 from openedm.generation.files import Format
+from openedm.ground.choices import brief
 from openedm.plots import denoising_trajectory, save_figure
 from openedm.training import Model, find_checkpoint, make_accelerator, read_model
 
@@ -75,7 +76,7 @@ def sample(
     with Bars(shown=accelerator.is_main_process) as bars:
         prepared = source.prepare(accelerator, bars)
         if accelerator.is_main_process and prepared.origin:
-            bars.log(f"{prepared.origin}: {prepared.sampler}")
+            bars.log(f"{prepared.origin}: {brief(prepared.sampler)}")
         count = files.write(prepared, seed_list, batch_size=batch_size, accelerator=accelerator, progress=bars)
     if not accelerator.is_main_process:
         return

@@ -2,6 +2,7 @@
 
 import math
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ __all__ = [
     "IMAGE_CHANNELS",
     "Pixels",
     "beside",
+    "captioned",
     "grid_columns",
     "image_grid",
     "save_image",
@@ -32,6 +34,8 @@ __all__ = [
 
 Pixels = UInt8[np.ndarray, "rows columns bands"]
 IMAGE_CHANNELS = (1, 3, 4)
+CAPTION_POINTS = 11
+"""The size of texts above the columns of a grid."""
 MAX_CLASS_COLUMNS = 20
 """The largest number of classes with a column each in a grid."""
 """The numbers of channels that an image file can hold: grey, RGB, RGB with alpha."""
@@ -108,6 +112,44 @@ def image_grid(
         top, left = i // columns * down, i % columns * right
         grid[top : top + height * scale, left : left + width * scale] = image.transpose(1, 2, 0)
     return grid
+
+
+def captioned(
+    grid: Pixels, captions: Sequence[str], *, padding: int = 1
+) -> UInt8[np.ndarray, "captioned_rows columns bands"]:
+    """A grid with a text above each of its columns, in a strip of background: upright where all fit, else downwards.
+
+    >>> captioned(image_grid(torch.zeros(4, 1, 32, 32)), ["cat", "dog"]).shape[1]
+    65
+
+    Args:
+        grid: bytes `(height, width, channels)`, as `image_grid` makes them.
+        captions: a text a column.
+        padding: pixels between the columns.
+
+    Raises:
+        ValueError: there are no captions.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    checks.at_least("the number of captions", len(captions), 1)
+    height, width, channels = grid.shape
+    right, font = (width + padding) // len(captions), ImageFont.load_default(CAPTION_POINTS)
+    boxes = [font.getbbox(text) for text in captions]
+    longest, tallest = (max(int(box[side]) for box in boxes) for side in (2, 3))
+    upright = longest <= right - padding
+    tall = (tallest if upright else longest) + 2
+    strip = Image.new("L", (width, tall), 255)
+    for i, (text, box) in enumerate(zip(captions, boxes, strict=True)):
+        tile = Image.new("L", (int(box[2]), tallest), 255)
+        ImageDraw.Draw(tile).text((0, 0), text, fill=0, font=font)
+        tile = tile if upright else tile.rotate(90, expand=True)
+        left = i * right + max(right - padding - tile.width, 0) // 2
+        strip.paste(tile, (left, tall - tile.height - 1))
+    found = np.full((height + tall, width, channels), 255, dtype=np.uint8)
+    found[:tall, :, : min(channels, 3)] = np.asarray(strip)[:, :, None]
+    found[tall:] = grid
+    return found
 
 
 def beside(

@@ -12,7 +12,7 @@ import torch
 from accelerate import Accelerator
 
 from openedm.data import Stored, save_image
-from openedm.data.pictures import IMAGE_CHANNELS, beside, grid_columns, image_grid
+from openedm.data.pictures import IMAGE_CHANNELS, beside, captioned, grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
 from openedm.ground.legacy import upgrade
@@ -201,8 +201,17 @@ class SampleFiles:
             elif values is not None and columns is None and self.source.conditions is not None:
                 count = min(self.source.conditions.count, len(seeds))
                 columns = count if 2 <= count <= 20 else None
-            save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self.out)
+            grid, names = image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self._captions(seeds, columns)
+            save_image(captioned(grid, names) if names else grid, self.out)
         remove_folder(self.parts)
+
+    def _captions(self, seeds: Sequence[int], columns: int | None) -> list[str]:
+        """The names of the classes of the columns, or their numbers; none where columns are no classes."""
+        labels, names = self.source.labels(seeds), self.source.model.class_names
+        if labels is None or columns is None or columns != grid_columns(labels):
+            return []
+        first = labels[:columns].tolist()
+        return [str(label) if names is None else names[label] for label in first] if len(set(first)) == columns else []
 
     def _given(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
         """The classes, their names and the float conditions of the seeds, as arrays; those that there are."""

@@ -14,7 +14,7 @@ from accelerate import Accelerator
 from openedm.data import Arrays, Dataset, ImageFolder, Source, match_classes
 from openedm.generation.conditions import conditions_of_data
 from openedm.generation.options import CheckpointSampler, SamplingOptions
-from openedm.ground.choices import to_config
+from openedm.ground.choices import brief, to_config
 from openedm.ground.progress import Progress, no_progress
 from openedm.metrics import image_batches
 from openedm.metrics.features import ImageBatch
@@ -170,7 +170,7 @@ def _drawn(
         prepared = source.prepare(accelerator, progress)
         drawn["sampler"] = to_config(prepared.sampler)
         if prepared.origin and accelerator.is_main_process:
-            log(f"{prepared.origin}: {prepared.sampler}")
+            log(f"{prepared.origin}: {brief(prepared.sampler)}")
         return ((x.float(), source.labels(seeds)) for seeds, x in source.draw(prepared, numbers, batch_size))
 
     model = source.model

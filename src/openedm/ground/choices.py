@@ -75,6 +75,21 @@ def to_config(choice: Choice) -> dict[str, Any]:
     }
 
 
+def brief(choice: Choice) -> str:
+    """A choice on one short line: what differs from its defaults, numbers to three digits.
+
+    Args:
+        choice: any choice.
+    """
+    shown = []
+    for field in dataclasses.fields(choice):
+        value = getattr(choice, field.name)
+        if field.init and not (field.default is not dataclasses.MISSING and value == field.default):
+            text = brief(value) if isinstance(value, Choice) else f"{value:.3g}" if isinstance(value, float) else value
+            shown.append(f"{field.name}={text}")
+    return f"{type(choice).__name__}({', '.join(shown)})" if shown else type(choice).__name__
+
+
 def from_config(base: type[C], config: Mapping[str, Any]) -> C:
     """The choice that `config` describes, an instance of `base`.
 

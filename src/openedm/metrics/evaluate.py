@@ -149,6 +149,7 @@ def compare(
         floor_std=statistics.pstdev(floors),
         accuracy=made.accuracy,
         accuracy_real=None if held_out is None else held_out.accuracy,
+        accuracy_real_samples=0 if held_out is None else len(held_out),
         notes=_notes(made, real, n, m, left_out),
         frechet_error=error,
         measures=tuple(_average(name, draws) for name in draws[0].measures),

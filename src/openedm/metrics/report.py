@@ -3,7 +3,8 @@
 An interval is the estimate ± 1.96 standard errors (Efron 1979), not the quantiles of resampled values, as
 scipy.stats.bootstrap has them: a resampled set has repeated rows, so its Fréchet distance is larger than the estimate,
 by about as much as the estimate is larger than the truth. Close to the floor, where the distance is mostly bias, the
-error is up to twice as large as it should be: an interval is then wide, not narrow.
+error is up to twice as large as it should be: an interval is then wide, not narrow. Intervals of shares are Wilson's
+(1927), which stay in [0, 1] and have a width at 0 and 1 too: 0 of 100 is [0, 0.037].
 """
 
 import dataclasses
@@ -11,19 +12,38 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-__all__ = ["Measure", "Report"]
+__all__ = ["Measure", "Report", "share_interval"]
 
 Z = 1.959963984540054
 """The 97.5 % quantile of the normal distribution."""
 
+SHARES = ("precision", "recall", "coverage")
+"""The metrics that are shares of images."""
+
 RANGES = {
-    "precision": (0.0, 1.0),
-    "recall": (0.0, 1.0),
-    "coverage": (0.0, 1.0),
     "density": (0.0, math.inf),
     "Inception score": (1.0, math.inf),
 }
 """The values that a metric can have, to which its interval is cut."""
+
+
+def share_interval(share: float, count: int, error: float = 0.0) -> tuple[float, float]:
+    """Wilson's 95 % interval of a share.
+
+    >>> [round(end, 3) for end in share_interval(0.0, 100)]
+    [0.0, 0.037]
+
+    Args:
+        share: the share found, in [0, 1].
+        count: of how many, ≥ 1.
+        error: its standard error where it is known to be larger than that of independent draws, as of resampled
+            images; the interval is then that of as many independent draws as have this error.
+    """
+    variance = share * (1 - share)
+    effective = min(count, variance / error**2) if error > 0 and variance > 0 else count
+    centre = (share + Z**2 / (2 * effective)) / (1 + Z**2 / effective)
+    half = Z / (1 + Z**2 / effective) * math.sqrt(variance / effective + Z**2 / (4 * effective**2))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,7 @@ class Report:
         floor_std: its standard deviation over the draws.
         accuracy: share of generated images whose class by the classifier is the one they were generated for.
         accuracy_real: share of held-out real images whose class by the classifier is their label.
+        accuracy_real_samples: held-out real images; 0 in older reports.
         notes: warnings on how to read these numbers.
         frechet_error: the bootstrap's standard deviation of `frechet`.
         measures: further metrics, at n images or fewer.
@@ -87,6 +108,7 @@ class Report:
     measures: tuple[Measure, ...] = ()
     measured_samples: int = 0
     fingerprint: str = ""
+    accuracy_real_samples: int = 0
     extractor: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @property
@@ -129,6 +151,8 @@ class Report:
         for m in self.measures:
             lowest, highest = RANGES.get(m.name, (-math.inf, math.inf))
             low, high = max(m.value - Z * m.error, lowest), min(m.value + Z * m.error, highest)
+            if m.name in SHARES and self.measured_samples:
+                low, high = share_interval(m.value, self.measured_samples, m.error)
             scale, unit = (1000, ", × 1000") if m.name == "kernel distance" else (1, "")
             value, floor = (f"{scale * number:.3g}" for number in (m.value, m.floor))
             rows.append(
@@ -139,9 +163,12 @@ class Report:
                 )
             )
         if self.accuracy is not None:
-            rows.append(("accuracy of the classifier on generated labels", f"{self.accuracy:.1%}"))
+            rows.append(
+                ("accuracy of the classifier on generated labels", _with_interval(self.accuracy, self.num_samples))
+            )
         if self.accuracy_real is not None:
-            rows.append(("accuracy of the classifier on held-out real labels", f"{self.accuracy_real:.1%}"))
+            shown = _with_interval(self.accuracy_real, self.accuracy_real_samples)
+            rows.append(("accuracy of the classifier on held-out real labels", shown))
         return rows
 
     def table(self) -> str:
@@ -160,3 +187,11 @@ class Report:
         content = {name: value for name, value in content.items() if name != "drawn"}
         measures = tuple(Measure(**m) for m in content.get("measures", ()))
         return cls(**{**content, "notes": tuple(content["notes"]), "measures": measures})
+
+
+def _with_interval(share: float, count: int) -> str:
+    """A share in percent, with its 95 % interval if the number of images is known."""
+    if not count:
+        return f"{share:.1%}"
+    low, high = share_interval(share, count)
+    return f"{share:.1%} [{low:.1%}, {high:.1%}]"

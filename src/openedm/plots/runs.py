@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from openedm.data import Dataset, save_image
-from openedm.data.pictures import MAX_CLASS_COLUMNS, grid_columns, image_grid
+from openedm.data.pictures import MAX_CLASS_COLUMNS, captioned, grid_columns, image_grid
 from openedm.denoiser import Condition, Denoiser, Preconditioned
 from openedm.ground.storage import write_array
 from openedm.guidance import ClassifierFree, GuidanceWeight, Interval
@@ -81,7 +81,10 @@ class RunFigures(Observer):
         With images as conditions a row has the condition, the sample of the data and samples of the model.
         """
         if denoiser.condition_shape is None:
-            self._write(images, *self._of_classes(denoiser))
+            x, columns = self._of_classes(denoiser)
+            known = None if self._data is None else self._data.class_names
+            names = list(known or map(str, range(denoiser.num_classes)))
+            self._write(images, x, columns, names if len(names) == columns == denoiser.num_classes else None)
         elif self._data is not None:
             self._write(images, *conditional_samples(self._guided(denoiser), self._data, self._sampler))
         elif denoiser.condition_dropout:
@@ -101,11 +104,12 @@ class RunFigures(Observer):
         batches = sample_batches(self._sampler, denoiser, seeds, condition=condition)
         return torch.cat([samples for _, samples in batches])
 
-    def _write(self, images: int, x: Tensor, columns: int) -> None:
+    def _write(self, images: int, x: Tensor, columns: int, names: Sequence[str] | None = None) -> None:
         self._folder.mkdir(parents=True, exist_ok=True)
         name = f"samples-{images:012d}"
         if x.ndim == 4 and (self._data is None or self._data.kind == "images"):
-            save_image(image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self._folder / f"{name}.png")
+            grid = image_grid(x, columns, scale=max(1, 32 // x.shape[-1]))
+            save_image(captioned(grid, names) if names else grid, self._folder / f"{name}.png")
             return
         write_array(self._folder / f"{name}.npy", x)
         if x.ndim in (3, 4, 5) and bool(x.isfinite().all()):
