@@ -215,9 +215,7 @@ def test_scores_and_likelihoods_use_the_conditions_of_the_data(openedm, sets, ru
     assert (drawn["count"], len(drawn["digest"])) == (20, 64)
     result = openedm("likelihood", runs / kind, *options, "--num=2", "--method.trace=Hutchinson")
     assert result.status == 0, result.err
-    wrong = openedm(
-        "evaluate", runs / kind, "--data=Digits", "--num=20", "--nfe=4"
-    )  # the digits have no such conditions
+    wrong = openedm("evaluate", runs / kind, "--data=Digits", "--num=20", "--nfe=4")  # that have no conditions
     assert wrong.status != 0
     assert "data must have" in wrong.err
 

@@ -11,8 +11,7 @@ __all__ = ["recorded_data"]
 
 
 def recorded_data(given: Mapping[str, Any], first: str) -> dict[str, Any]:
-    """The option `data` of the run whose folder, or one of whose checkpoints, is the first argument; else nothing, as where
-    data are named.
+    """The option `data` of the run that the first argument is, or is a checkpoint of; nothing where data are named.
 
     Args:
         given: the options that are given, by name, and the first argument under "".
