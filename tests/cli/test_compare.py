@@ -12,11 +12,14 @@ import pytest
 import yaml
 
 from openedm.cli import main as cli
+from openedm.cli.compare import compare
 from openedm.cli.parsing import parse
+from openedm.cli.sweep import sweep
 from openedm.cli.train import train
 from openedm.comparing import measuring
 from openedm.training import list_checkpoints
 
+PAGE = Path(__file__).parents[2] / "docs" / "compare.md"
 BASE = {
     "data": {"class_path": "Toy", "init_args": {"num_samples": 120}},
     "network": {"class_path": "MLP", "init_args": {"width": 8, "num_blocks": 1}},
@@ -117,6 +120,7 @@ def test_a_script_for_a_cluster_has_a_task_a_run(swept, openedm, tmp_path):
         (["--vary=options.label_dropout=0.1,2"], "--vary options.label_dropout=2"),
         # Only the data tell that this does not go together.
         (["--vary=conditional=true,false", "--options.label_dropout=0.1"], "--vary conditional=false: label_dropout"),
+        (["--vary=guidance.weight=1,2", "--num=8"], "guidance (guidance.weight=2) requires options.label_dropout > 0"),
         ([], "vary must be given"),
         (["--vary=objective=EDM", "--num=1"], "num must be >= 2"),
     ],
@@ -216,6 +220,34 @@ def test_wrong_options_of_compare_are_one_line(more, words, runs, openedm):
     assert words in result.err
 
 
+def test_several_processes_are_refused(runs, openedm, monkeypatch):
+    monkeypatch.setattr("openedm.cli.comparing.make_accelerator", lambda: SimpleNamespace(num_processes=2))
+    result = openedm("compare", *runs)
+    assert "made by one process, got 2" in result.err
+
+
 def test_paths_must_be_given_and_must_be_runs(openedm, tmp_path):
     assert "paths" in openedm("compare").err
     assert f"{tmp_path} has no checkpoint" in openedm("compare", tmp_path).err
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_the_python_of_the_page_runs(runs, tmp_path, monkeypatch, capsys):
+    (tmp_path / "runs").mkdir()
+    for name, run in zip("ab", runs, strict=True):
+        (tmp_path / "runs" / name).symlink_to(run)
+    monkeypatch.chdir(tmp_path)
+    code = PAGE.read_text(encoding="utf-8").partition("```python\n")[2].partition("```")[0]
+    exec(compile(code.replace("num=100", "num=12"), str(PAGE), "exec"), {})
+    assert capsys.readouterr().out.startswith("| | a nfe=4 | a nfe=8 | b nfe=4 | b nfe=8 |")
+    assert (tmp_path / "comparison.png").exists()
+
+
+def test_the_commands_of_the_page_can_be_read(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "base.yaml").write_text(yaml.safe_dump(BASE))
+    lines = PAGE.read_text(encoding="utf-8").partition("```sh\n")[2].partition("```")[0].splitlines()
+    for line in lines:
+        command = {"compare": compare, "sweep": sweep}[line.split()[1]]
+        parse("openedm", command, shlex.split(line, comments=True)[2:])
+    assert len(lines) == 4

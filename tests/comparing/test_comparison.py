@@ -203,7 +203,9 @@ def test_the_figure_has_losses_and_metrics_with_axis_names_and_a_key() -> None:
 def test_ways_of_sampling_of_one_run_have_no_panels_of_losses() -> None:
     run = entry("a").run
     ways: Sequence[Entry] = [Entry(f"nfe={n}", run, {"nfe": str(n)}, quality(), run.loss) for n in (4, 8)]
-    figure = figure_of(compare_runs(ways))
+    found = compare_runs(ways)
+    assert "loss at σ = 0.1" not in found.numbers
+    figure = figure_of(found)
     assert figure is not None
     assert "noise level σ" not in [axes.get_xlabel() for axes in figure.axes]
 

@@ -3,7 +3,7 @@
 import shutil
 from pathlib import Path
 
-from openedm.cli.comparing import SAMPLING, check_figure, draw, form_of, ways_of, write
+from openedm.cli.comparing import SAMPLING, check_figure, check_single_process, draw, form_of, ways_of, write
 from openedm.cli.gathering import Positional, Repeated, typed
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
@@ -68,6 +68,7 @@ def compare(
     """
     form, keep = form_of(out), None if reports is None else Path(reports)
     check_figure(figure)
+    check_single_process()
     variations = parse_variations(vary)
     for variation in variations:
         if variation.name.partition(".")[0] not in SAMPLING:

@@ -14,8 +14,9 @@ from openedm.generation import SamplingOptions
 from openedm.ground import checks
 from openedm.ground.storage import new_path, replacing
 from openedm.plots import save_figure
+from openedm.training import make_accelerator
 
-__all__ = ["SAMPLING", "check_figure", "form_of", "parsed", "shown", "ways_of", "write"]
+__all__ = ["SAMPLING", "check_figure", "check_single_process", "form_of", "parsed", "shown", "ways_of", "write"]
 
 SAMPLING = frozenset(SamplingOptions.__dataclass_fields__)
 """The options that change samples, but not what is trained."""
@@ -30,6 +31,12 @@ def form_of(out: str | None) -> Format | None:
     suffix = Path(out).suffix.lower()
     checks.one_of("the suffix of out", suffix, sorted(FORMS))
     return FORMS[suffix]
+
+
+def check_single_process() -> None:
+    """ValueError under a launcher of several processes."""
+    if (count := make_accelerator().num_processes) > 1:
+        raise ValueError(f"comparisons are made by one process, got {count}: start it without torchrun or accelerate")
 
 
 def check_figure(figure: str | None) -> None:

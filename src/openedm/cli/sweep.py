@@ -7,12 +7,13 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from openedm.cli import main
-from openedm.cli.comparing import SAMPLING, ways_of, write
+from openedm.cli.comparing import SAMPLING, check_single_process, ways_of, write
 from openedm.cli.gathering import Forwarded, Repeated, typed
 from openedm.cli.parsing import Flat
 from openedm.cli.sweeping import (
     SweptRun,
     array_script,
+    check_guidance,
     check_record,
     is_finished,
     plan_runs,
@@ -123,8 +124,10 @@ def _plan(folder: Path, vary: Sequence[str], num: int | None, given: Sequence[st
     if sampled and num is None:
         raise ValueError(f"num must be given with --vary {sampled[0].name}: ways of sampling are compared by samples")
     check_folders("out", folder)
+    check_single_process()
     ways = ways_of("openedm sweep", sampling_only, sampling_arguments(given), combinations(sampled))
     runs = plan_runs(folder, given, variations)
+    check_guidance(runs, ways)
     check_record(folder, runs)
     return runs, ways
 

@@ -15,7 +15,7 @@ from openedm.cli.importing import recorded
 from openedm.cli.parsing import Flat, options_of
 from openedm.cli.plain import read_options, to_plain
 from openedm.cli.train import train
-from openedm.comparing import Combination, Variation, combinations, differing, name_of, settings_of
+from openedm.comparing import Combination, Variation, Way, combinations, differing, name_of, settings_of
 from openedm.data import Dataset, Source
 from openedm.generation import SamplingOptions
 from openedm.ground.storage import read_json, write_json
@@ -23,7 +23,16 @@ from openedm.training import Model, list_checkpoints
 from openedm.training.checkpoints import read_progress
 from openedm.training.options import check_compatibility
 
-__all__ = ["SweptRun", "array_script", "check_record", "is_finished", "plan_runs", "sampling_arguments", "write_record"]
+__all__ = [
+    "SweptRun",
+    "array_script",
+    "check_guidance",
+    "check_record",
+    "is_finished",
+    "plan_runs",
+    "sampling_arguments",
+    "write_record",
+]
 
 RECORD = "sweep.json"
 """The file of a sweep that holds the options of its runs."""
@@ -41,12 +50,14 @@ class SweptRun:
         combination: the values of the options that are varied.
         arguments: of `openedm train`, without the folder.
         values: the options, parsed.
+        described: whether they say which network is trained; else it is chosen for the machine when training starts.
     """
 
     folder: Path
     combination: Combination
     arguments: tuple[str, ...]
     values: Mapping[str, Any]
+    described: bool = True
 
     @property
     def command(self) -> list[str]:
@@ -86,8 +97,9 @@ def plan_runs(out: Path, given: Sequence[str], variations: Sequence[Variation]) 
             )
         arguments = _training_arguments(given, combination)
         values = parsed("openedm train", train, [str(out / name), *arguments], combination)
-        _check(values, combination, loaded)
-        runs[name] = SweptRun(out / name, combination, tuple(arguments), values)
+        described = bool((names_given.get() or frozenset()) & {"network", "init"}) and values["budget"] is None
+        _check(values, combination, loaded, described=described)
+        runs[name] = SweptRun(out / name, combination, tuple(arguments), values, described)
     return list(runs.values())
 
 
@@ -152,14 +164,31 @@ def _flow(value: Any) -> str:
     return text.strip()
 
 
-def _check(values: Mapping[str, Any], combination: Combination, loaded: dict[Source, Dataset]) -> None:
+def check_guidance(runs: Sequence[SweptRun], ways: Sequence[Way]) -> None:
+    """Check before training that runs can be sampled with guidance.
+
+    Raises:
+        ValueError: a way of sampling has guidance, and a run is trained without label_dropout.
+    """
+    guided = [way for way in ways if not way.options.guidance.is_one and way.options.guiding is None]
+    without = [run for run in runs if run.described and run.values["options"].label_dropout == 0]
+    if guided and without:
+        raise ValueError(
+            f"guidance ({guided[0].name or guided[0].options.guidance}) requires options.label_dropout > 0 in "
+            f"training, got 0 for {without[0].folder.name}"
+        )
+
+
+def _check(
+    values: Mapping[str, Any], combination: Combination, loaded: dict[Source, Dataset], *, described: bool
+) -> None:
     """Check that data, network, preconditioning and objective go together, as the trainer does before it starts."""
-    options, names = values["options"], names_given.get() or frozenset()
+    options = values["options"]
     try:
         data = _load(values["data"], loaded)
         validation = None if values["validation"] is None else _load(values["validation"], loaded)
-        if not names & {"network", "init"} or values["budget"] is not None:
-            return  # they are chosen for the machine, when training starts
+        if not described:
+            return
         model = Model.for_data(
             data,
             values["network"],

@@ -100,10 +100,12 @@ def compare_runs(entries: Sequence[Entry], *, average_seeds: bool = True, measur
     heads = [group[0].settings for group in groups]
     names = differing([entry.settings for entry in entries])
     averaged = any(len(group) > 1 for group in groups)
+    several = len({entry.run.checkpoint for entry in entries}) > 1 or len(entries) == 1
     options = {name: tuple(_texts(group, name) for group in groups) for name in names}
     numbers = {
         name: tuple(_mean([found.get(name) for found in map(_numbers, group)]) for group in groups)
         for name in dict.fromkeys(name for entry in entries for name in _numbers(entry))
+        if several or not name.startswith(AT_SIGMA)
     }
     reasons = _incomparable(entries, heads, measured=measured)
     notes = [f"{what}: {why}" for what, why in reasons.items()]
@@ -168,7 +170,7 @@ def _numbers(entry: Entry) -> dict[str, Number]:
     if entry.loss is not None:
         found[LOSS] = Number(entry.loss.loss)
         for sigma, loss in zip(entry.loss.sigmas, entry.loss.losses, strict=True):
-            found[f"loss at σ = {sigma:.3g}"] = Number(loss)
+            found[f"{AT_SIGMA}{sigma:.3g}"] = Number(loss)
     if entry.quality is not None:
         found |= metrics_of(entry.quality.report)
         if entry.quality.nfe is not None:
@@ -182,6 +184,7 @@ METRICS: frozenset[str] = frozenset(
     {"kernel distance", "precision", "recall", "density", "coverage", "Inception score", "accuracy"}
 )
 LOSS = "validation loss"
+AT_SIGMA = "loss at σ = "
 
 
 def metrics_of(report: Report) -> dict[str, Number]:
@@ -212,7 +215,7 @@ def _draws(report: Report) -> tuple[float | None, float | None]:
 FRECHET = "Fréchet distance"
 
 _CONCERNS: dict[str, Callable[[str], bool]] = {
-    "validation losses cannot be compared": lambda name: name == LOSS or name.startswith("loss at σ"),
+    "validation losses cannot be compared": lambda name: name == LOSS or name.startswith(AT_SIGMA),
     "metrics cannot be compared": lambda name: name in METRICS or name.startswith(FRECHET),
     "validation losses have other noise": lambda name: False,
 }

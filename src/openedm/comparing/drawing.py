@@ -14,8 +14,6 @@ __all__ = ["figure_of"]
 METRICS = ("kernel distance", "precision", "recall", "coverage", "accuracy")
 """The metrics that are drawn beside the Fréchet distance, the first of them that are there."""
 
-AT_SIGMA = "loss at σ = "
-
 
 def figure_of(found: Comparison) -> Figure | None:
     """Validation loss against images and by noise level, and metrics with their intervals.

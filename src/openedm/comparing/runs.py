@@ -1,5 +1,6 @@
 """What the folder of a run, or a checkpoint, tells about its training."""
 
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ def read_run(path: str | Path, name: str | None = None) -> TrainedRun:
     data = _source(config.get("data"))
     settings = settings_of(config)
     return TrainedRun(
-        name=name or Path(path).resolve().name,
+        name=name or Path(os.path.abspath(path)).name,
         path=Path(path),
         checkpoint=folder,
         model=model,
@@ -140,7 +141,7 @@ def short_names(paths: Sequence[str | Path]) -> list[str]:
     >>> short_names(["a/checkpoints/000000000320", "a"])
     ['a/320', 'a']
     """
-    parts = [[_shown(p) for p in Path(path).resolve().parts if p != "checkpoints"] for path in paths]
+    parts = [[_shown(p) for p in Path(os.path.abspath(path)).parts if p != "checkpoints"] for path in paths]
     names = []
     for own in parts:
         others = [other for other in parts if other is not own]
