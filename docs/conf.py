@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"  # `openedm` in tutorials
 HERE = Path(__file__).parent
 sys.path[:0] = [str(HERE / "extensions"), str(HERE.parent / "src")]
 
@@ -33,6 +34,8 @@ python_display_short_literal_types = True
 
 # Tutorials are executed unless OPENEDM_DOCS_EXECUTE=off; an error in one is an error of the build.
 nb_execution_mode = os.environ.get("OPENEDM_DOCS_EXECUTE", "force")
+if nb_execution_mode == "off":
+    suppress_warnings.append("myst-nb.lexer")  # the kernel tells which language cells are in
 nb_execution_timeout = 300
 nb_execution_raise_on_error = True
 nb_execution_in_temp = True

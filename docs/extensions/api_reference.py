@@ -6,13 +6,13 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Any
-
-from sphinx.application import Sphinx
-from sphinx.pycode import ModuleAnalyzer
+from typing import TYPE_CHECKING, Any
 
 import openedm
 from markdown_docstrings import first_paragraph, markdown
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 MODULE_PREFIXES = re.compile(r"\b(?:jaxtyping|collections\.abc|typing|torch|numpy|pathlib|types)\.(?=[A-Za-z])")
 
@@ -130,6 +130,8 @@ class Page:
 
     def comment_on(self, name: str) -> str:
         """What the source says about a constant."""
+        from sphinx.pycode import ModuleAnalyzer
+
         thing = getattr(self.room, name)
         for module in [self.room.__name__, *sorted(m for m in _modules() if m.startswith(self.room.__name__ + "."))]:
             analyzer = ModuleAnalyzer.for_module(module)
@@ -176,7 +178,7 @@ def index() -> str:
     )
 
 
-def write_pages(app: Sphinx) -> None:
+def write_pages(app: "Sphinx") -> None:
     """Write the pages into `generated/`, those that changed."""
     folder = Path(app.srcdir) / "generated"
     where = homes()
@@ -192,6 +194,6 @@ def write_if_changed(file: Path, text: str) -> None:
         file.write_text(text, encoding="utf-8")
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     app.connect("builder-inited", write_pages)
     return {"parallel_read_safe": True, "parallel_write_safe": True}

@@ -5,16 +5,17 @@ import importlib
 import inspect
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
-
-from sphinx.application import Sphinx
+from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_hints
 
 from api_reference import write_if_changed
 from markdown_docstrings import arguments, first_paragraph
 from openedm.cli.main import COMMANDS, GROUPS
-from openedm.cli.parsing import REQUIRED, _flat, options_of, preset_names
+from openedm.cli.parsing import REQUIRED, flat_parameters, options_of, preset_names
 from openedm.cli.plain import arguments_of, is_abstract, is_choice, known_classes, without_none
 from openedm.ground.choices import Choice, class_path
+
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 ABOUT = """# Every option
 
@@ -54,7 +55,7 @@ def commands() -> Iterator[tuple[str, Callable[..., Any]]]:
 def descriptions(command: Callable[..., Any]) -> dict[str, str]:
     """What is said about each option of a command."""
     found = arguments(command.__doc__)
-    for cls in _flat(command).values():
+    for cls in flat_parameters(command).values():
         found |= arguments(cls.__doc__)
     return found
 
@@ -156,10 +157,10 @@ def table(title: str, rows: list[tuple[str, str]]) -> str:
     return f"| {title} | |\n|---|---|\n" + "".join(f"| {cell(option)} | {cell(text)} |\n" for option, text in rows)
 
 
-def write_page(app: Sphinx) -> None:
+def write_page(app: "Sphinx") -> None:
     write_if_changed(Path(app.srcdir) / "generated" / "options.md", OptionPage().text())
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def setup(app: "Sphinx") -> dict[str, Any]:
     app.connect("builder-inited", write_page)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
