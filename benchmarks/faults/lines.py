@@ -86,6 +86,8 @@ def _lines(command: str, options: dict[str, Option]) -> Iterator[Line]:
             yield Line(command, (*positional, *given), words)
         misspelt = name[:-1] + name[-1] * 2
         yield Line(command, (*positional, f"--{misspelt}=1"), (misspelt,))
+        if len(name) > 2 and name[:-1] not in options:
+            yield Line(command, (*positional, f"--{name[:-1]}=1"), (name[:-1],))
         yield Line(command, (*positional, f"--{name}"), (name,))
     yield Line(command, (*positional, *["surplus"] * 9), ("surplus",))
 
@@ -105,7 +107,7 @@ def problem(line: Line, status: int | str | None, text: str, seconds: float) -> 
     said = [part for part in text.splitlines() if ": error: " in part]
     if status in (0, None):
         return "exit status 0"
-    if len(said) != 1 or len(text.splitlines()) > 1 + (status == 2):
+    if len(said) != 1 or len(text.splitlines()) > 1:
         return f"{len(text.splitlines())} lines: {text[:300]!r}"
     if any(word in said[0] for word in HIDDEN):
         return f"not in words: {said[0][:300]}"

@@ -31,7 +31,7 @@ def broken(toy_run: Path, tmp_path: Path) -> tuple[Path, str]:
 def one_line(result, status=1):
     assert result.status == status
     lines = result.err.splitlines()
-    assert len(lines) == (2 if status == 2 else 1), result.err
+    assert len(lines) == 1, result.err
     return lines[0]
 
 

@@ -112,7 +112,8 @@ def test_arguments_that_cannot_be_read_end_with_status_2(openedm):
     result = openedm("inference", "fit")
     assert result.status == 2
     assert "required: simulations, out" in result.err
-    assert result.err.endswith("openedm inference fit --help describes all options\n")
+    assert result.err.endswith(" (openedm inference fit --help describes all options)\n")
+    assert result.err.count("\n") == 1
 
 
 def test_the_groups_name_real_commands():

@@ -112,6 +112,22 @@ class TestAlignment:
         with pytest.raises(ValueError, match="data must have 3 classes, got 2"):
             align_classes(InMemory(X, torch.tensor([0, 1, 0, 0])), 3, ["a", "b", "c"])
 
+    def test_numbers_of_classes_that_no_memory_holds_are_refused(self, tmp_path):
+        data = InMemory(X, torch.tensor([0, 10**12, 0, 0]))
+        assert data.num_classes == 2
+        with pytest.raises(ValueError, match="the number of classes must be at most 1,048,576, got 1000000000001"):
+            align_classes(data, 10**12 + 1)
+        arrays = {"samples": X.numpy(), "seeds": np.arange(4)}
+        np.savez(tmp_path / "a.npz", labels=np.array([0, 1, 2, 10**12]), **arrays)
+        with pytest.raises(ValueError, match=r"a\.npz: the largest of labels.* at most 1,048,576, got 1000000000000"):
+            Arrays(str(tmp_path / "a.npz"), key="samples").load()
+        np.savez(tmp_path / "b.npz", labels=np.array([0, 1, 2, 2**63], dtype=np.uint64), **arrays)
+        with pytest.raises(ValueError, match=r"labels must be between 0 and .*, got 9223372036854775808"):
+            Arrays(str(tmp_path / "b.npz"), key="samples").load()
+        np.savez(tmp_path / "c.npz", labels=np.full(4, np.nan), **arrays)
+        with pytest.raises(ValueError, match="labels must be integers or one-hot rows, got torch"):
+            Arrays(str(tmp_path / "c.npz"), key="samples").load()
+
     def test_training_matches_the_classes_of_validation_data(self):
         data, held = InMemory(X, torch.tensor([5, 1, 2, 2])), InMemory(X, torch.tensor([5, 2, 2, 5]))
         options = Options(images=4, batch_size=4, validate_every=4, snapshot_every=0)

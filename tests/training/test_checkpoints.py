@@ -25,7 +25,7 @@ from openedm.training import (
     read_model,
     save_checkpoint,
 )
-from openedm.training.checkpoints import remove_checkpoints
+from openedm.training.checkpoints import list_incomplete, remove_checkpoints
 
 MODEL = Model(network=MLP(width=8, num_blocks=1), sigma_data=0.7, event_shape=(2,), images=False)
 
@@ -208,6 +208,7 @@ def test_empty_and_foreign_folders_among_checkpoints_do_not_count(tmp_path):
     (tmp_path / "checkpoints" / "000000000032" / "config.json").touch()
     assert list_checkpoints(tmp_path) == [path]
     assert find_checkpoint(tmp_path) == path
+    assert [folder.name for folder in list_incomplete(tmp_path)] == ["000000000032"]
 
 
 def test_a_folder_in_the_way_of_a_checkpoint_is_moved_aside_and_an_empty_one_removed(trainer, tmp_path):

@@ -173,8 +173,9 @@ def _run(program: str, arguments: list[str]) -> int:
             configure_process(values.values())
             status = command(**values)
     except ArgumentError as error:
-        print(f"{program}: error: {explain(command, str(error))}", file=sys.stderr)
-        print(f"{program} --help describes all options", file=sys.stderr)
+        text = explain(command, str(error))
+        hint = "" if "did you mean" in text else f" ({program} --help describes all options)"
+        print(f"{program}: error: {text}{hint}", file=sys.stderr)
         return 2
     except Exception as error:
         if isinstance(error, BrokenPipeError) and _is_unread():

@@ -35,6 +35,7 @@ from openedm.cli.plain import (
 from openedm.cli.suggesting import suggestion
 from openedm.data import Source
 from openedm.ground.choices import Choice, class_path
+from openedm.ground.storage import is_utf8
 
 T = TypeVar("T")
 C = TypeVar("C", bound=Choice)
@@ -88,7 +89,7 @@ def parser_for(program: str, command: Command) -> ArgumentParser:
         command: a function whose arguments have types and are described in its docstring.
     """
     description = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0]
-    parser = ArgumentParser(prog=program, exit_on_error=False, description=description)
+    parser = ArgumentParser(prog=program, exit_on_error=False, description=description, allow_abbrev=False)
     parser.add_argument("--config", action="config", help="read options from this YAML file")
     parser.add_argument("--import", metavar="MODULE", help=IMPORT_HELP)  # `parse` takes it out of the arguments
     kept: set[str | int] = {
@@ -110,6 +111,7 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
         ValueError: a value is out of its range.
     """
     parser = parser_for(program, command)
+    _check_utf8(arguments)
     modules, others = take_imports(arguments)
     import_modules(modules)
     if any(argument in ("-h", "--help") for argument in others):
@@ -144,6 +146,16 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
     for name, cls in flat_parameters(command).items():
         values[name] = cls(**{argument: values.pop(argument) for argument in arguments_of(cls)})
     return values
+
+
+def _check_utf8(arguments: Sequence[str]) -> None:
+    """Refuse values of options inside choices, such as --data.path, that are not UTF-8: they are parsed as YAML."""
+    for names, text, _ in _parse_options(arguments):
+        if not is_utf8(text) and len(names) > 1:
+            option = ".".join(names)
+            raise ArgumentError(
+                None, f"{option} must be text in UTF-8, got {text!r}: rename the file, or give a link to it"
+            )
 
 
 def _joined(arguments: Sequence[str]) -> list[str]:

@@ -1,5 +1,6 @@
 """`openedm train`: train a denoiser."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -37,6 +38,7 @@ from openedm.training import (
     num_parameters,
     read_model,
 )
+from openedm.training.checkpoints import list_incomplete
 from openedm.training.records import RunLog, RunTracker
 
 RUN_CONTENT = ("config.yaml", "checkpoints", "log.jsonl", "tracking", "averages", "figures")
@@ -185,6 +187,9 @@ def _check(run: Path, tracker: str, *, resume: bool) -> bool:
         raise ValueError(f"out={run} holds other things and no run, such as {min(others)}: choose another folder")
     if earlier and not resume:
         raise ValueError(f"out={run} already has a run: pass --resume true to continue it, or choose another folder")
+    for path in list_incomplete(run):
+        start = f"the run goes on from {list_checkpoints(run)[-1]}" if earlier else "the run begins at its start"
+        warnings.warn(f"{path} is not a complete checkpoint, as files are missing or empty: {start}", stacklevel=2)
     if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:
         raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
     return earlier

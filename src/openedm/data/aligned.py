@@ -56,6 +56,8 @@ def match_classes(
     Raises:
         ValueError: a class is not among the others, or they cannot be compared.
     """
+    for what, count in ((f"the number of classes of {name}", num_own), ("the number of classes", num_classes)):
+        checks.size(what, count)
     own = None if own_names is None else tuple(own_names)
     wanted = None if class_names is None else tuple(class_names)
     if (num_own, own) == (num_classes, wanted):

@@ -94,12 +94,15 @@ class Arrays(Source):
         self, arrays: ArrayFile, labels: torch.Tensor | None, names: np.ndarray | None
     ) -> dict[str, Any]:
         """The number of classes whose numbers are the labels, and their names, where they are known."""
-        if labels is None or labels.ndim != 1 or self.num_classes is not None:
+        if labels is None or labels.ndim != 1 or labels.is_floating_point() or self.num_classes is not None:
             return {"num_classes": self.num_classes}
         highest = int(labels.max()) if labels.numel() else -1
         if names is not None and names.ndim == 1 and names.dtype.kind == "U" and highest < len(names):
             return {"class_names": tuple(map(str, names))}
-        return {"num_classes": highest + 1 if _is_written(arrays) and labels.numel() else None}
+        if not _is_written(arrays) or highest < 0:
+            return {"num_classes": None}
+        checks.size("the largest of labels, which are the classes of a model,", highest, 0)
+        return {"num_classes": highest + 1}
 
     def _pick_condition(self, arrays: ArrayFile) -> np.ndarray | None:
         """The conditions, which are taken out of the arrays of the file."""
@@ -251,4 +254,6 @@ def _labels_tensor(labels: np.ndarray) -> tuple[np.ndarray | None, torch.Tensor]
         return names, torch.from_numpy(classes.astype(np.int64))
     if labels.dtype.kind not in "iufb":
         raise TypeError(f"labels must be integers, one-hot rows or names, got {labels.dtype} of shape {labels.shape}")
+    if labels.dtype.kind == "u" and labels.size:
+        checks.between("labels", int(labels.max()), 0, 2**63 - 1)
     return None, torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.float32))

@@ -165,6 +165,8 @@ class TarImages(EncodedImages):
                 self._keys, self.labels, self.conditions = arrays["key"], arrays.get("label"), arrays.get("condition")
                 self._crcs, partner_crcs = arrays.get("crc"), arrays.get("condition_crc")
                 places = [arrays[name] for name in ("shard", "condition_offset", "condition_size") if name in arrays]
+            checks.instance("shape", manifest["shape"], list, "a list of channels, height and width")
+            checks.one_of("the length of shape", len(manifest["shape"]), (3,))
             channels, height, width = map(int, manifest["shape"])
             checks.one_of("channels of shape", channels, (1, 3, 4))
             checks.between("sizes of shape", min(height, width), 1, MAX_SIDE)

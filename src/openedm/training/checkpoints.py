@@ -43,6 +43,7 @@ __all__ = [
     "find_checkpoint",
     "is_checkpoint",
     "list_checkpoints",
+    "list_incomplete",
     "load_denoiser",
     "load_weights",
     "make_room",
@@ -272,6 +273,14 @@ def list_checkpoints(run: Path) -> list[Path]:
     folder = run / FOLDER
     found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
     return sorted(filter(is_checkpoint, found), key=lambda path: int(path.name))
+
+
+def list_incomplete(run: Path) -> list[Path]:
+    """The folders that have names of checkpoints and files in them, but are newer than all complete checkpoints."""
+    folder, complete = run / FOLDER, list_checkpoints(run)
+    found = [path for path in folder.iterdir() if _NAME.fullmatch(path.name)] if folder.is_dir() else []
+    newer = [path for path in found if not complete or int(path.name) > int(complete[-1].name)]
+    return sorted((path for path in newer if path.is_dir() and any(path.iterdir())), key=lambda path: int(path.name))
 
 
 def make_room(path: Path) -> None:
