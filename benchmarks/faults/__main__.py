@@ -14,12 +14,14 @@ import tempfile
 from pathlib import Path
 
 from benchmarks.common import machine, write_json
-from benchmarks.faults import commands, disks, flips, kills, lines, mutations, writers
+from benchmarks.faults import commands, disks, flips, kills, lines, memory, mutations, writers
 from benchmarks.faults.processes import import_commands
 
-PARTS = {"kills": kills, "writers": writers, "disks": disks, "flips": flips, "mutations": mutations, "lines": lines}
+PARTS = {"kills": kills, "writers": writers, "disks": disks, "flips": flips, "mutations": mutations}
+PARTS |= {"lines": lines, "memory": memory}
 """By the name of a part its module: `run(root, count, seed, only)` gives rows, `HEADER` the columns of the table."""
 COUNTS = {"kills": 100, "writers": 50, "disks": 60, "flips": 1000, "mutations": 100_000, "lines": 400}
+COUNTS |= {"memory": 500}
 IN_PROCESSES = ("kills", "writers", "disks")
 """The parts that start commands, which need something to read."""
 

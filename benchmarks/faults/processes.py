@@ -30,12 +30,14 @@ class Ended(NamedTuple):
         printed: what it printed, errors too.
         seconds: that it took.
         events: how often it changed files; 0 if it was killed.
+        peak: the most memory that it had, in bytes.
     """
 
     status: int
     printed: str
     seconds: float
     events: int = 0
+    peak: int = 0
 
     @property
     def is_one_line(self) -> bool:
@@ -90,7 +92,7 @@ class Command:
     def wait(self, seconds: float = 300.0) -> Ended:
         """How it ended; it is killed after so many seconds."""
         deadline = self._started + seconds
-        while (found := os.waitpid(self.process, os.WNOHANG))[0] == 0:
+        while (found := os.wait4(self.process, os.WNOHANG))[0] == 0:
             if time.monotonic() > deadline:
                 self.kill()
             time.sleep(0.002)
@@ -104,6 +106,7 @@ class Command:
             printed,
             time.monotonic() - self._started,
             int(events.partition("\n")[0] or 0),
+            1024 * found[2].ru_maxrss,
         )
 
 

@@ -202,11 +202,11 @@ def test_nothing_missing_is_nothing_to_draw(openedm, digits_run, tmp_path):
 def test_an_interrupted_npz_goes_on_from_its_parts(openedm, digits_run, tmp_path, monkeypatch):
     original, saved = files.write_array, []
 
-    def interrupted(path, x):
+    def interrupted(path, x, *, digest):
         if len(saved) == 3:
             raise KeyboardInterrupt
         saved.append(path.name)
-        original(path, x)
+        original(path, x, digest=digest)
 
     arguments = ["sample", digits_run, tmp_path / "a.npz", "--format=npz", "--seeds=0-5", "--batch_size=2", STEPS]
     with monkeypatch.context() as patch:
@@ -233,10 +233,14 @@ def test_what_is_drawn_after_an_interruption_has_the_bits_of_an_uninterrupted_ru
         assert draw("a.npz").status == 0
     (tmp_path / "a.npz").unlink()  # the parts are those of a run that was killed
     parts = tmp_path / "a.npz.parts"
-    for seed in (2, 5, 9):
-        (parts / f"{seed:06d}.npy").unlink()
-    (parts / "000004.npy").write_bytes(b"")
-    assert "drew 4 samples with 7 network evaluations each, 6 already existed" in draw("a.npz").out
+    for path in (path for seed in (2, 5, 9) for path in parts.glob(f"{seed:06d}-*.npy")):
+        path.unlink()
+    [empty], [flipped] = parts.glob("000004-*"), parts.glob("000007-*")
+    empty.write_bytes(b"")
+    flipped.write_bytes(flipped.read_bytes()[:-1] + b"?")
+    [old] = parts.glob("000000-*")
+    old.rename(parts / "000000.npy")  # as version 0.1 named them
+    assert "drew 5 samples with 7 network evaluations each, 5 already existed" in draw("a.npz").out
     assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "whole.npz").read_bytes()
 
 
@@ -348,7 +352,7 @@ def test_processes_agree_on_the_missing_seeds_though_one_draws_before_the_other_
     digits_run, tmp_path, monkeypatch
 ):
     """Two threads stand for two processes; the second is slow to look for what is there."""
-    out, barrier, rank, name = tmp_path / "out", threading.Barrier(2), threading.local(), files.SampleFiles._path
+    out, barrier, rank, name = tmp_path / "out", threading.Barrier(2), threading.local(), files.SampleFiles._written
 
     class Process(Accelerator):
         num_processes, device = 2, torch.device("cpu")
@@ -369,7 +373,7 @@ def test_processes_agree_on_the_missing_seeds_though_one_draws_before_the_other_
         rank.looked = True
         return name(*arguments)
 
-    monkeypatch.setattr(files.SampleFiles, "_path", slow_for_the_second)
+    monkeypatch.setattr(files.SampleFiles, "_written", slow_for_the_second)
     monkeypatch.setattr(command, "make_accelerator", Process)
 
     def process(index):

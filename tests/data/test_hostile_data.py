@@ -86,6 +86,39 @@ def _bomb(folder: Path) -> Source:
     return ImageFolder(str(folder / "x.zip"))
 
 
+def _many_entries(folder: Path) -> Source:
+    """An archive that says that it has 5 million entries."""
+    with zipfile.ZipFile(folder / "x.zip", "w") as archive:
+        archive.writestr("a.png", b"")
+    content = (folder / "x.zip").read_bytes()
+    at = content.rindex(b"PK\x05\x06")
+    record = b"PK\x06\x06" + struct.pack("<QHHIIQQQQ", 44, 45, 45, 0, 0, 5_000_000, 5_000_000, 51, 35)
+    locator = b"PK\x06\x07" + struct.pack("<IQI", 0, at, 1)
+    (folder / "x.zip").write_bytes(content[:at] + record + locator + content[at:])
+    return ImageFolder(str(folder / "x.zip"))
+
+
+def _hidden_entries(folder: Path) -> Source:
+    """A file of arrays that says that it has one entry, and lists more than that."""
+    with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+        for i in range(200):
+            archive.writestr(zipfile.ZipInfo(f"{i:060d}.npy"), _claimed("16,"))
+    content = bytearray((folder / "x.npz").read_bytes())
+    content[-12:-10] = struct.pack("<H", 1)
+    (folder / "x.npz").write_bytes(content)
+    return Arrays(str(folder / "x.npz"))
+
+
+def _many_arrays(folder: Path) -> Source:
+    with zipfile.ZipFile(folder / "x.npz", "w") as archive:
+        archive.writestr("x.npy", _claimed("16,"))
+        archive.comment = b"a comment"
+    content = bytearray((folder / "x.npz").read_bytes())
+    content[-len(b"a comment") - 12 : -len(b"a comment") - 10] = struct.pack("<H", 60_000)
+    (folder / "x.npz").write_bytes(content)
+    return Arrays(str(folder / "x.npz"))
+
+
 def _chunk(name: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content)) + name + content + struct.pack(">I", zlib.crc32(name + content))
 
@@ -124,6 +157,9 @@ def _naming(name: str) -> Callable[[Path], Source]:
         (_claiming_npy, "x.npy' cannot be read: "),
         (_claiming_npz, "x.npz' cannot be read: "),
         (_bomb, r"x.zip/a.png cannot be read: it must have at most 1,073,741,824 bytes, got 2,147,483,648"),
+        (_many_entries, r"x.zip must have at most 4,194,304 entries, got 5,000,000: use several archives"),
+        (_hidden_entries, r"x.npz is damaged: its list of 1 entries has [0-9,]+ bytes"),
+        (_many_arrays, r"x.npz must have at most 10,000 entries, got 60,000"),
         (_large_png(8), "b.png .*pixels"),
         (_large_png(16), "b.png .*pixels"),
         (_naming("{folder}/../secret.png"), "t.parquet row 0 names the file .*, which is not read: it is not beside"),
@@ -139,6 +175,19 @@ def test_what_would_take_for_ever_or_read_something_else_is_refused_by_name(
     with pytest.raises(ValueError, match=problem):
         source.load()
     assert time.process_time() - started < 2
+
+
+def test_a_tar_archive_has_a_limit_of_entries_and_npy_files_have_none(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("openedm.data.archive.MAX_ENTRIES", 2)
+    with tarfile.open(folder / "x.tar", "w") as archive:
+        for i in range(3):
+            archive.addfile(tarfile.TarInfo(f"{i}.png"))
+    with pytest.raises(ValueError, match=r"x.tar cannot be read as a tar.*: it must have at most 2 entries, got more"):
+        ImageFolder(str(folder / "x.tar")).load()
+    np.save(folder / "x.npy", np.frombuffer(b"PK\x05\x06" * 16, dtype=np.float32).reshape(8, 2))
+    assert len(Arrays(str(folder / "x.npy")).load()) == 8
 
 
 def test_a_member_of_a_tar_archive_that_is_a_link_or_lies_elsewhere_reads_nothing_else(folder: Path) -> None:

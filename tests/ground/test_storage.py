@@ -14,6 +14,7 @@ import torch
 from openedm.data import save_image
 from openedm.ground.locks import until_the_end
 from openedm.ground.storage import (
+    Rows,
     new_folder,
     new_path,
     remove_remains,
@@ -52,6 +53,14 @@ def umask():
     before = os.umask(0o027)
     yield
     os.umask(before)
+
+
+def test_arrays_that_are_written_part_by_part_are_the_file_that_numpy_writes(tmp_path):
+    x = np.random.default_rng(0).normal(size=(7, 3, 2)).astype(np.float32)
+    names = np.array(["é", "b"])
+    write_arrays(tmp_path / "a.npz", {"x": Rows(x.shape, (x[i : i + 3] for i in range(0, 7, 3))), "names": names})
+    np.savez(tmp_path / "b.npz", x=x, names=names)
+    assert (tmp_path / "a.npz").read_bytes() == (tmp_path / "b.npz").read_bytes()
 
 
 @pytest.mark.parametrize("name", WRITERS)

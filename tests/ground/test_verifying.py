@@ -52,6 +52,24 @@ def test_files_as_they_were_written_are_found_to_be(folder: Path) -> None:
     assert read_tensors(folder / "w.safetensors", folder / "a.json")["w"][7] == 7
 
 
+@pytest.mark.parametrize(
+    ("lines", "problem"),
+    [
+        ('{"images": 5}\n{"images": 5, "a": 1}\n{"im', ""),
+        ("", ""),
+        ('{"images": 5}\n{"images": 4}\n', "line 2 must have images of at least 5, got 4"),
+        ('{"images": 5}\nx\n', "line 2 cannot be read as JSON"),
+        ("[1]\n", "line 1 must have images of at least 0, got None"),
+        ('{"images": NaN}\n', "line 1 must have images of at least 0, got nan"),
+    ],
+)
+def test_the_lines_of_a_log_are_checked_without_a_digest(lines: str, problem: str, tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text(lines)
+    [finding] = verify(tmp_path)
+    assert finding.state == ("damaged" if problem else "unknown")
+    assert finding.problem.startswith(problem)
+
+
 @pytest.mark.parametrize("name", ["w.safetensors", "o.yaml", "inner/s.safetensors", "inner/n.npz", "inner/p.png"])
 def test_any_bit_of_a_file_that_is_flipped_is_damage(name: str, folder: Path) -> None:
     [path] = (folder / name).parent.glob(f"{(folder / name).stem}*{(folder / name).suffix}")

@@ -59,6 +59,22 @@ def test_a_loss_that_is_not_finite_is_told_and_not_hidden(tmp_path):
     assert row["skipped"] == 1
 
 
+@pytest.mark.parametrize(
+    "line",
+    ["[1]", '{"images": 20}', '{"images": 20, "validation": []}', '{"images": "a", "loss": 1}', "[" * 10**5, "\xff"],
+)
+def test_damaged_lines_of_a_log_are_left_out_with_a_warning(line, tmp_path):
+    path, options = tmp_path / "log.jsonl", Options(images=100, batch_size=10)
+    RunLog(path, options).on_progress(progress(1))
+    whole = path.read_bytes()
+    path.write_bytes(line.encode("latin-1") + b"\n" + whole + b'{"images"')
+    log = RunLog(path, options)
+    with pytest.warns(UserWarning, match=r"log\.jsonl: 1 damaged lines were left out"):
+        log.start(30)
+    assert log.progress == [(10, 1.0)]
+    assert path.read_bytes() == whole
+
+
 def test_validations_are_lines_of_their_own(tmp_path):
     log = RunLog(tmp_path / "log.jsonl", Options())
     log.on_validation(70, validation())

@@ -16,7 +16,7 @@ from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, cast
 
-from openedm.ground.regular import check_entries, check_regular
+from openedm.ground.regular import MAX_ENTRIES, check_entries, check_regular, limit_entries
 
 __all__ = ["Archive", "FileParts", "tar_members"]
 
@@ -101,6 +101,8 @@ class Archive:
                 problem = "which is neither" if Path(path).exists() else "which does not exist"
                 raise ValueError(f"path must be a folder or a zip or tar archive, got {path!r}, {problem}")
             self._members = tar_members(path)
+        elif not self._is_folder:
+            limit_entries(path)
 
     def sizes(self) -> dict[str, int]:
         """Names of all files, sorted, with their stored size in bytes; hidden files and folders are left out.
@@ -178,7 +180,9 @@ def tar_members(path: str) -> dict[str, tuple[int, int]]:
     try:
         with tarfile.open(path, "r:") as archive:
             members = {}
-            for member in archive:
+            for number, member in enumerate(archive, start=1):
+                if number > MAX_ENTRIES:
+                    raise ValueError(f"it must have at most {MAX_ENTRIES:,} entries, got more: use several archives")
                 if member.isreg() and not member.issparse():
                     members[member.name.removeprefix("./")] = (member.offset_data, member.size)
                 archive.members.clear()  # type: ignore[attr-defined]  # which keeps a kilobyte of each

@@ -10,12 +10,15 @@ from pathlib import Path
 import numpy as np
 
 from openedm.ground.memory import available_memory
-from openedm.ground.regular import check_entries, check_regular
+from openedm.ground.regular import check_entries, check_regular, limit_entries
 
-__all__ = ["MAX_COPIED", "ArrayFile", "check_memory"]
+__all__ = ["MAX_ARRAYS", "MAX_COPIED", "ArrayFile", "check_memory"]
 
 MAX_COPIED = 256 * 2**20
 """The size in bytes above which arrays stay in their file where they can, and the memory of copies is checked."""
+
+MAX_ARRAYS = 10_000
+"""The largest number of arrays in a .npz file."""
 
 _ERRORS = (
     OSError,
@@ -75,6 +78,9 @@ class ArrayFile:
         try:
             check_regular(path)
             with open(path, "rb") as file:
+                if file.read(2) == b"PK":
+                    limit_entries(path, MAX_ARRAYS)
+                file.seek(0)
                 content = np.load(file, allow_pickle=False) if self._is_small() else np.load(path, mmap_mode="c")
                 self._array = content if isinstance(content, np.ndarray) else None
                 self._names = [""] if isinstance(content, np.ndarray) else list(content)

@@ -19,6 +19,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from openedm.data.archive import FileParts, tar_members
+from openedm.data.array_files import MAX_ARRAYS
 from openedm.data.classes import ClassNumbers
 from openedm.data.dataset import Chunks
 from openedm.data.decoded import ImageSource
@@ -27,6 +28,7 @@ from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.listing import check_class, rows_of_floats
 from openedm.ground import checks
+from openedm.ground.regular import limit_entries
 from openedm.ground.storage import parse_json, read_json
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
@@ -153,6 +155,7 @@ class TarImages(EncodedImages):
             manifest = read_json(root / MANIFEST)
             if manifest.get("format") != FORMAT or manifest.get("version") != 1:
                 raise ValueError(f"its format is {manifest.get('format')!r}, version {manifest.get('version')!r}")
+            limit_entries(root / INDEX, MAX_ARRAYS)
             content = (root / INDEX).read_bytes()
             if hashlib.sha256(content).hexdigest() != manifest["index_sha256"]:
                 raise ValueError(f"{INDEX} is damaged or belongs to another set")

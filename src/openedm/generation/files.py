@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -15,11 +15,13 @@ from openedm.data import Stored, save_image
 from openedm.data.pictures import IMAGE_CHANNELS, beside, captioned, grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.ground import checks
+from openedm.ground.digests import check_digest
 from openedm.ground.legacy import upgrade
 from openedm.ground.locks import LOCK, hold_file, hold_folder, locked_file, locked_folder
 from openedm.ground.progress import Progress, no_progress
 from openedm.ground.storage import (
     REMAINS,
+    Rows,
     check_folders,
     new_path,
     read_json,
@@ -146,9 +148,11 @@ class SampleFiles:
         prepared = self._as_drawn_before(prepared)
         if accelerator.is_main_process:
             _open_folder(self.parts, self.source.settings(prepared.sampler))
+            _remove_damaged_parts(self.parts)
         accelerator.wait_for_everyone()
         every = list(dict.fromkeys(seeds))
-        missing = {seed for seed in every if not _is_written(self._path(seed))}
+        there = self._written()
+        missing = {seed for seed in every if seed not in there}
         accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
         # Whole batches, as if none of their samples were there: in other batches sums are rounded otherwise.
         batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
@@ -160,9 +164,9 @@ class SampleFiles:
                 if seed not in missing:
                     continue
                 if self.format == "png":
-                    save_image(one, self._path(seed), self.source.model.stored)
+                    save_image(one, self.parts / _name(seed), self.source.model.stored)
                 else:
-                    write_array(self._path(seed), one)
+                    write_array(self.parts / f"{seed:06d}.npy", one, digest=True)
             done += len(drawn)
             progress("samples", done, len(mine))
         accelerator.wait_for_everyone()
@@ -178,32 +182,40 @@ class SampleFiles:
         earlier = self.source.by_earlier_rule(prepared)
         return earlier if _same_settings(path, self.source.settings(earlier.sampler)) else prepared
 
-    def _path(self, seed: int) -> Path:
-        return self.parts / f"{seed:06d}{'.png' if self.format == 'png' else '.npy'}"
+    def _written(self) -> dict[int, Path]:
+        """The files of samples that are there by their seeds, without the empty ones."""
+        kind = ".png" if self.format == "png" else ".npy"
+        numbers = ((path.stem.partition("-")[0], path) for path in self.parts.glob(f"*{kind}"))
+        return {int(number): path for number, path in numbers if number.isdecimal() and _is_written(path)}
 
     def _finish(self, seeds: Sequence[int]) -> None:
         """Write classes and conditions beside the pictures, or make one file of the parts."""
         if self.format == "png":
-            there = sorted({int(p.stem) for p in self.out.glob("*.png") if p.stem.isdigit()} | set(seeds))
-            self._write_conditions(there)
+            self._write_conditions(sorted({*self._written(), *seeds}))
             return
         (self.parts / COMPLETE).touch()
-        arrays = np.stack([np.load(self._path(seed), allow_pickle=False) for seed in seeds])
+        parts = self._written()
         if self.format == "npz":
-            samples = _restored(arrays, self.source.model.stored)
+            stored, few = self.source.model.stored, list(_chunks(seeds, self.source.model.event_shape))
+            first = _restored(_load(parts, seeds[:1]), stored)
+            rows = (_restored(_load(parts, chunk), stored)["samples"] for chunk in few)
+            samples = {**first, "samples": Rows((len(seeds), *first["samples"].shape[1:]), rows)}
             write_arrays(self.out, {**samples, "seeds": np.array(seeds), **self._given(seeds)})
         else:
-            x, columns = torch.from_numpy(arrays), grid_columns(self.source.labels(seeds))
-            values = self.source.values(seeds)
-            if values is not None and values.ndim == 4 and values.shape[2:] == x.shape[2:]:
-                x, columns = beside(values, x), None if columns is None else 2 * columns
-                columns = 2 * math.ceil(math.sqrt(len(seeds))) if columns is None else columns
-            elif values is not None and columns is None and self.source.conditions is not None:
-                count = min(self.source.conditions.count, len(seeds))
-                columns = count if 2 <= count <= 20 else None
-            grid, names = image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self._captions(seeds, columns)
-            save_image(captioned(grid, names) if names else grid, self.out)
+            self._write_grid(_load(parts, seeds), seeds)
         remove_folder(self.parts)
+
+    def _write_grid(self, arrays: np.ndarray, seeds: Sequence[int]) -> None:
+        x, columns = torch.from_numpy(arrays), grid_columns(self.source.labels(seeds))
+        values = self.source.values(seeds)
+        if values is not None and values.ndim == 4 and values.shape[2:] == x.shape[2:]:
+            x, columns = beside(values, x), None if columns is None else 2 * columns
+            columns = 2 * math.ceil(math.sqrt(len(seeds))) if columns is None else columns
+        elif values is not None and columns is None and self.source.conditions is not None:
+            count = min(self.source.conditions.count, len(seeds))
+            columns = count if 2 <= count <= 20 else None
+        grid, names = image_grid(x, columns, scale=max(1, 32 // x.shape[-1])), self._captions(seeds, columns)
+        save_image(captioned(grid, names) if names else grid, self.out)
 
     def _captions(self, seeds: Sequence[int], columns: int | None) -> list[str]:
         """The names of the classes of the columns, or their numbers; none where columns are no classes."""
@@ -213,30 +225,62 @@ class SampleFiles:
         first = labels[:columns].tolist()
         return [str(label) if names is None else names[label] for label in first] if len(set(first)) == columns else []
 
-    def _given(self, seeds: Sequence[int]) -> dict[str, np.ndarray]:
+    def _given(self, seeds: Sequence[int]) -> dict[str, np.ndarray | Rows]:
         """The classes, their names and the float conditions of the seeds, as arrays; those that there are."""
-        labels, values, names = self.source.labels(seeds), self.source.values(seeds), self.source.model.class_names
-        found = {} if labels is None else {"labels": labels.numpy()}
+        labels, names = self.source.labels(seeds), self.source.model.class_names
+        found: dict[str, np.ndarray | Rows] = {} if labels is None else {"labels": labels.numpy()}
         found |= {} if labels is None or names is None else {"class_names": np.array(names)}
-        return found | ({} if values is None else {"conditions": values.numpy()})
+        first = self.source.values(seeds[:1])
+        if first is None:
+            return found
+        chunks = _chunks(seeds, tuple(first.shape[1:]))
+        rows = (values.numpy() for chunk in chunks if (values := self.source.values(chunk)) is not None)
+        return {**found, "conditions": Rows((len(seeds), *first.shape[1:]), rows)}
 
     def _write_conditions(self, seeds: Sequence[int]) -> None:
         """Write dataset.json, which `data.ImageFolder` reads, and conditions.npz for conditions that are no vectors."""
-        given, names = self._given(seeds), [self._path(seed).name for seed in seeds]
-        values = given.pop("conditions", None)
+        given, names = self._given(seeds), list(map(_name, seeds))
+        labels, of_classes, values = given.get("labels"), given.get("class_names"), given.pop("conditions", None)
         table: dict[str, Any] = {}
-        if "labels" in given:
-            table["labels"] = [[name, label] for name, label in zip(names, given["labels"].tolist(), strict=True)]
-        names_of_classes = given["class_names"].tolist() if "class_names" in given else []
+        if isinstance(labels, np.ndarray):
+            table["labels"] = [[name, label] for name, label in zip(names, labels.tolist(), strict=True)]
+        names_of_classes = of_classes.tolist() if isinstance(of_classes, np.ndarray) else []
         if names_of_classes != [str(number) for number in range(len(names_of_classes))]:  # which are no names
             table["class_names"] = names_of_classes
-        if values is not None and values.ndim == 2:
-            table["conditions"] = [[name, row] for name, row in zip(names, values.tolist(), strict=True)]
+        if isinstance(values, Rows) and len(values.shape) == 2:
+            rows = (row for part in values.parts for row in part.tolist())
+            table["conditions"] = [[name, row] for name, row in zip(names, rows, strict=True)]
         elif values is not None:
             arrays = {"conditions": values, "seeds": np.array(seeds), **given}
             write_arrays(self.out / "conditions.npz", arrays)
         if table:
             write_json(self.out / "dataset.json", table, indent=None, files=())
+
+
+def _name(seed: int) -> str:
+    return f"{seed:06d}.png"
+
+
+def _chunks(seeds: Sequence[int], shape: Sequence[int]) -> Iterator[Sequence[int]]:
+    """The seeds, some at a time: as many as arrays of this shape have 4 MB."""
+    count = max(1, 2**20 // max(1, math.prod(shape)))
+    return (seeds[i : i + count] for i in range(0, len(seeds), count))
+
+
+def _load(parts: Mapping[int, Path], seeds: Sequence[int]) -> np.ndarray:
+    """The samples of some seeds from their files, which are as they were written."""
+    for seed in seeds:
+        check_digest(parts[seed])
+    return np.stack([np.load(parts[seed], allow_pickle=False) for seed in seeds])
+
+
+def _remove_damaged_parts(folder: Path) -> None:
+    """Remove the parts that are not as they were written, such as empty ones: they are drawn again."""
+    for path in folder.glob("*-*.npy"):
+        try:
+            check_digest(path)
+        except ValueError:
+            path.unlink()
 
 
 def _is_written(path: Path) -> bool:

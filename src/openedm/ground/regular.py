@@ -4,10 +4,16 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["check_entries", "check_regular", "read_limited"]
+__all__ = ["MAX_ENTRIES", "check_entries", "check_regular", "limit_entries", "read_limited"]
 
-END_OF_ZIP = 22
-"""The bytes at the end of a zip archive without a comment."""
+END_OF_ZIP, ZIP64, MAX_COMMENT = 22, 56 + 20, 2**16 - 1
+"""The bytes at the end of a zip archive: a record, before it two more of large archives, and behind it a comment."""
+
+MAX_ENTRIES = 2**22
+"""The largest number of entries of an archive; ImageNet has 1.3 million pictures."""
+
+MAX_LISTED = 2**12 + 46
+"""The most bytes that a zip archive lists an entry with, on average: its path and 46 more."""
 
 MAX_TEXT = 2**30
 """The size in bytes above which JSON and YAML are not read."""
@@ -38,12 +44,39 @@ def check_entries(path: str | os.PathLike[str], found: int) -> None:
     Raises:
         ValueError: there were more or fewer.
     """
-    with open(path, "rb") as file:
-        file.seek(max(0, file.seek(0, os.SEEK_END) - END_OF_ZIP))
-        end = file.read()
-    said = int.from_bytes(end[10:12], "little")
-    if end.startswith(b"PK\x05\x06") and said not in (found, 0xFFFF):  # which stands for more, written elsewhere
+    said, _ = _listed_entries(path)
+    if said not in (found, None):
         raise ValueError(f"{path} is damaged: it has {said} entries, of which {found} were found")
+
+
+def limit_entries(path: str | os.PathLike[str], most: int = MAX_ENTRIES) -> None:
+    """Check how many entries a zip archive says that it has, before they are read: a million takes 10 s and 600 MB.
+
+    Raises:
+        ValueError: there are more than `most`, or the list is longer than that of so many entries can be.
+    """
+    said, size = _listed_entries(path)
+    if said is None:
+        return
+    if said > most:
+        raise ValueError(f"{path} must have at most {most:,} entries, got {said:,}: use several archives")
+    if size > (said + 1) * MAX_LISTED:
+        raise ValueError(f"{path} is damaged: its list of {said:,} entries has {size:,} bytes")
+
+
+def _listed_entries(path: str | os.PathLike[str]) -> tuple[int | None, int]:
+    """How many entries a zip archive says that it has, and the bytes of their list; (None, 0) if it does not say."""
+    with open(path, "rb") as file:
+        file.seek(max(0, file.seek(0, os.SEEK_END) - ZIP64 - END_OF_ZIP - MAX_COMMENT))
+        end = file.read()
+    at = end.rfind(b"PK\x05\x06")
+    if at < 0 or len(end) < at + END_OF_ZIP:
+        return None, 0
+    said, size = int.from_bytes(end[at + 10 : at + 12], "little"), int.from_bytes(end[at + 12 : at + 16], "little")
+    large = end[max(0, at - ZIP64) : at]
+    if large.startswith(b"PK\x06\x06"):
+        return int.from_bytes(large[32:40], "little"), int.from_bytes(large[40:48], "little")
+    return said, size
 
 
 def read_limited(path: str | os.PathLike[str]) -> bytes:

@@ -6,10 +6,11 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Collection, Iterator, Mapping
+import zipfile
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from safetensors import SafetensorError
@@ -26,10 +27,11 @@ REMAINS = re.compile(r"\.(?P<file>.+)\.\d+\.tmp|\.(?P<folder>.+)-\d+")
 
 
 @contextmanager
-def replacing(path: str | os.PathLike[str], *, digest: bool = False) -> Iterator[Path]:
+def replacing(path: str | os.PathLike[str], *, digest: bool = False, flush: bool = True) -> Iterator[Path]:
     """A path beside `path` to write to; the file takes the place of `path` at the end of the block.
 
-    With `digest`, the name gets the digest of the file at its end (`digests.check_digest`).
+    With `digest`, the name gets the digest of the file at its end (`digests.check_digest`). Without `flush`, nothing is
+    forced to the disk, so that a crash of the machine may leave a damaged file: for many small files with digests.
 
     A block that fails leaves what was at `path` as it was and removes what it wrote, and a process that is killed
     leaves at worst a hidden file beside it, which `remove_remains` deletes. The content is on the disk before its name
@@ -46,12 +48,13 @@ def replacing(path: str | os.PathLike[str], *, digest: bool = False) -> Iterator
             with open(temporary, "wb") as file:
                 mode = stat.S_IMODE(os.fstat(file.fileno()).st_mode)
             yield temporary
-            with open(temporary, "rb+") as file:
-                os.fsync(file.fileno())
+            if flush:
+                with open(temporary, "rb+") as file:
+                    os.fsync(file.fileno())
             if stat.S_IMODE(temporary.stat().st_mode) != mode:
                 temporary.chmod(mode)
             os.replace(temporary, named(path, temporary) if digest else path)
-            if os.name == "posix":  # elsewhere folders cannot be opened
+            if flush and os.name == "posix":  # elsewhere folders cannot be opened
                 _flush(path.parent)
         finally:
             temporary.unlink(missing_ok=True)
@@ -181,10 +184,10 @@ def new_path(
 
 
 @contextmanager
-def _writing(path: Path, *, digest: bool = False) -> Iterator[Path]:
+def _writing(path: Path, *, digest: bool = False, flush: bool = True) -> Iterator[Path]:
     """As `replacing`, but a missing folder is created. All functions below that write use it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with replacing(path, digest=digest) as temporary:
+    with replacing(path, digest=digest, flush=flush) as temporary:
         yield temporary
 
 
@@ -313,13 +316,45 @@ def parse_json(text: str | bytes, origin: object, *, check: bool = True) -> Any:
     return unseal(content, origin) if check and isinstance(content, dict) else content
 
 
-def write_arrays(path: Path, arrays: Mapping[str, Any]) -> None:
-    """Write numpy arrays as .npz."""
-    with _writing(path) as temporary, open(temporary, "wb") as file:
-        np.savez(file, allow_pickle=False, **arrays)
+class Rows(NamedTuple):
+    """An array that is written part by part, and never held in memory as a whole.
+
+    Attributes:
+        shape: of the array.
+        parts: its rows in order, some at a time, all of the type of the first part.
+    """
+
+    shape: tuple[int, ...]
+    parts: Iterable[np.ndarray]
 
 
-def write_array(path: Path, x: Tensor) -> None:
-    """Write a tensor as .npy in float32."""
-    with _writing(path) as temporary, open(temporary, "wb") as file:
+def write_arrays(path: Path, arrays: Mapping[str, "np.ndarray | Rows"]) -> None:
+    """Write numpy arrays as .npz, as `numpy.savez` does, but `Rows` part by part."""
+    with _writing(path) as temporary, zipfile.ZipFile(temporary, "w") as archive:
+        for name, array in arrays.items():
+            with archive.open(f"{name}.npy", "w", force_zip64=True) as member:
+                if isinstance(array, Rows):
+                    _write_rows(member, array)
+                else:
+                    np.lib.format.write_array(member, np.asarray(array), allow_pickle=False)
+
+
+def _write_rows(member: Any, rows: Rows) -> None:
+    count, dtype = 0, None
+    for part in rows.parts:
+        if dtype is None:
+            dtype = part.dtype
+            kind = np.lib.format.dtype_to_descr(dtype)
+            header = {"descr": kind, "fortran_order": False, "shape": tuple(rows.shape)}
+            np.lib.format.write_array_header_1_0(member, header)
+        assert part.dtype == dtype
+        assert part.shape[1:] == tuple(rows.shape[1:])
+        member.write(np.ascontiguousarray(part).data)
+        count += len(part)
+    assert count == rows.shape[0]
+
+
+def write_array(path: Path, x: Tensor, *, digest: bool = False) -> None:
+    """Write a tensor as .npy in float32; with `digest`, its name ends in its digest, and nothing is flushed."""
+    with _writing(path, digest=digest, flush=not digest) as temporary, open(temporary, "wb") as file:
         np.save(file, x.float().cpu().numpy(), allow_pickle=False)

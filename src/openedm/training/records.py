@@ -1,12 +1,14 @@
 """Observers that record a run: a log of losses, and curves for a tracker."""
 
 import json
+import warnings
 from pathlib import Path
 from typing import Any
 
 from accelerate import Accelerator
 
 from openedm.ground.disks import explain_write_errors
+from openedm.ground.regular import read_limited
 from openedm.ground.storage import replacing
 from openedm.training.monitoring import Observer, TrainingProgress, ValidationLoss
 from openedm.training.options import Options
@@ -26,15 +28,19 @@ class RunLog(Observer):
 
     def start(self, images: int) -> None:
         """Keep the lines that an earlier part of the run wrote up to `images`; later lines are written again."""
-        lines = self.path.read_text(encoding="utf-8").splitlines() if self.path.exists() else []
-        kept = [line for line in lines if _images(line) <= images]
-        for row in map(json.loads, kept):
+        content = read_limited(self.path).decode(errors="replace") if self.path.exists() else ""
+        *lines, _ = content.split("\n")  # a killed process leaves a last line without its end
+        rows = [(line, row) for line in lines if (row := _row(line)) is not None]
+        if images > 0 and len(rows) < len(lines):
+            warnings.warn(f"{self.path}: {len(lines) - len(rows)} damaged lines were left out", stacklevel=2)
+        kept = [(line, row) for line, row in rows if row["images"] <= images]
+        for _, row in kept:
             if "validation" in row:
                 self.validations.append((row["images"], _validation(row["validation"])))
             else:
                 self.progress.append((row["images"], row["loss"]))
         with replacing(self.path) as path:
-            path.write_text("".join(f"{line}\n" for line in kept), encoding="utf-8")
+            path.write_text("".join(f"{line}\n" for line, _ in kept), encoding="utf-8")
 
     def on_progress(self, progress: TrainingProgress) -> None:
         """Write a line at the end of each window."""
@@ -105,11 +111,18 @@ def _validation(values: dict[str, Any]) -> ValidationLoss:
     )
 
 
-def _images(line: str) -> float:
+def _row(line: str) -> dict[str, Any] | None:
+    """A line of the log; None if it is damaged."""
     try:
-        return float(json.loads(line)["images"])
-    except (ValueError, KeyError, RecursionError, TypeError):  # an incomplete line of a killed process
-        return float("inf")
+        row: dict[str, Any] = json.loads(line)
+        if "validation" in row:
+            _validation(row["validation"])
+        else:
+            float(row["loss"])
+        float(row["images"])
+    except (ArithmeticError, LookupError, RecursionError, TypeError, ValueError):
+        return None
+    return row
 
 
 class RunTracker(Observer):
