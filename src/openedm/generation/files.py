@@ -199,8 +199,8 @@ class SampleFiles:
             stored, few = self.source.model.stored, list(_chunks(seeds, self.source.model.event_shape))
             first = _restored(_load(parts, seeds[:1]), stored)
             rows = (_restored(_load(parts, chunk), stored)["samples"] for chunk in few)
-            samples = {**first, "samples": Rows((len(seeds), *first["samples"].shape[1:]), rows)}
-            write_arrays(self.out, {**samples, "seeds": np.array(seeds), **self._given(seeds)})
+            samples = Rows((len(seeds), *first.pop("samples").shape[1:]), rows)
+            write_arrays(self.out, {"samples": samples, **first, "seeds": np.array(seeds), **self._given(seeds)})
         else:
             self._write_grid(_load(parts, seeds), seeds)
         remove_folder(self.parts)
