@@ -193,7 +193,10 @@ def test_out_of_memory_names_the_option_to_lower(error, options, line):
         (["train", "run", "--network=MPL"], "did you mean MLP?"),
         (["sample", "run", "out", "--nef", "3"], "did you mean --nfe?"),
         (["sample", "run", "out", "--sampler.levels.num_step=3"], "did you mean num_steps?"),
-        (["evaluate", "run", "--zzz=1"], "unrecognized arguments: --zzz=1"),
+        (
+            ["evaluate", "run", "--zzz=1"],
+            "unrecognized arguments: --zzz=1 (openedm evaluate --help describes all options)",
+        ),
     ],
 )
 def test_the_nearest_option_field_or_class_is_named(arguments, meant, openedm):
@@ -202,4 +205,4 @@ def test_the_nearest_option_field_or_class_is_named(arguments, meant, openedm):
 
 def test_a_union_inside_another_is_in_words(openedm):
     line = one_line(openedm("inference", "check", "p", "--sampler.scaling.nonesuch=1"), 2)
-    assert line.endswith("scaling: choose one of the Scaling by its name first")
+    assert "scaling: choose one of the Scaling by its name first (openedm inference check --help" in line
