@@ -19,11 +19,11 @@ project = "openedm"
 author = "The openedm authors"
 release = version = __version__
 
-extensions = ["myst_nb", "sphinx.ext.mathjax", "api_reference", "option_reference", "code_host"]
+extensions = ["myst_nb", "api_reference", "option_reference", "code_host"]
 root_doc = "index"
 exclude_patterns = ["_build", "extensions"]
 
-myst_enable_extensions = ["colon_fence", "deflist", "dollarmath", "fieldlist"]
+myst_enable_extensions = ["colon_fence", "deflist", "fieldlist"]
 myst_heading_anchors = 4
 suppress_warnings = ["myst.header"]  # the first heading of a room's docstring may be of any level
 python_use_unqualified_type_names = True

@@ -18,6 +18,7 @@ PAGES = {
 """The pages that show files outside `docs/`; paths from the root of the repository."""
 
 INCLUDE = re.compile(r"^```\{include\} (\S+)\n```\n", re.MULTILINE)
+NAME = re.compile(r"(?<![`\]}])`(openedm(?:\.\w+){2,3})`(?!`)")
 LINK = re.compile(r"\]\((?!\w+:|#|/)([^)#\s]+)")
 
 
@@ -25,7 +26,14 @@ def prepare(app: Sphinx, docname: str, source: list[str]) -> None:
     """Put included files in their place, and let all links lead to pages."""
     page = f"docs/{docname}.md"
     included = INCLUDE.sub(lambda found: read(posixpath.join(posixpath.dirname(page), found[1]), page), source[0])
-    source[0] = relink(included, page, page)
+    source[0] = link_names(relink(included, page, page))
+
+
+def link_names(text: str) -> str:
+    """The text with names of the API, outside of blocks of code, as links to the reference."""
+    parts = re.split(r"(^```[^{].*?^```$|^```\n.*?^```$)", text, flags=re.MULTILINE | re.DOTALL)
+    parts[::2] = (NAME.sub(r"{py:obj}`\1`", part) for part in parts[::2])
+    return "".join(parts)
 
 
 def read(file: str, page: str) -> str:
