@@ -3,6 +3,7 @@
 import csv
 import json
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,13 @@ def test_seeds_stay_apart_where_that_is_wanted() -> None:
 
 def test_one_seed_twice_is_no_mean_over_seeds() -> None:
     assert compare_runs([entry("a"), entry("b")]).columns == ("a", "b")
+
+
+def test_times_and_their_spread_have_one_unit() -> None:
+    entries = [
+        replace(each, run=replace(each.run, seconds=s)) for each, s in zip(seeds(1.0, 2.0), (360, 480), strict=True)
+    ]
+    assert "| time of training | 7 ± 1.4 min |" in formatted(compare_runs(entries), "markdown")
 
 
 def test_names_of_ways_of_sampling_stay_in_the_columns_of_seeds() -> None:
@@ -191,7 +199,7 @@ def test_tables_wider_than_the_terminal_come_in_blocks() -> None:
 def test_the_figure_has_losses_and_metrics_with_axis_names_and_a_key() -> None:
     figure = figure_of(compared())
     assert figure is not None
-    labels = [axes.get_xlabel() for axes in figure.axes]
+    labels = [" ".join(axes.get_xlabel().split()) for axes in figure.axes]
     assert labels[:2] == ["images seen", "noise level σ"]
     assert labels[2:] == ["Fréchet distance, 50 to 50", "kernel distance × 1000", "precision"]
     assert [text.get_text() for text in figure.legends[0].get_texts()] == ["a|1", "b"]

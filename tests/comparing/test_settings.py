@@ -31,6 +31,13 @@ def test_fields_that_an_older_version_did_not_write_have_their_defaults() -> Non
     assert found["options.batch_size"] == Setting(str(Options().batch_size), default=True)
 
 
+def test_choices_of_one_form_are_shown_by_their_class_unless_their_fields_differ() -> None:
+    written = [{"augmentation": None}, {"augmentation": {"p": 0.12, "xflip": 1e8}, "average": {"half_life": 5e4}}]
+    assert differing([settings_of({"options": options}) for options in written]) == ["options.augmentation"]
+    runs = [settings_of({"options": {"average": {"half_life": value}}}) for value in (1.0, 2.0)]
+    assert differing(runs) == ["options.average.half_life"]
+
+
 def test_where_and_how_a_run_was_watched_are_not_its_options() -> None:
     assert settings_of({"out": "runs/a", "resume": False, "tracker": "none", "sampler": {"churn": 1}}) == {}
 

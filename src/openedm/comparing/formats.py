@@ -61,26 +61,31 @@ def _rows(comparison: Comparison) -> list[tuple[str, Sequence[str]]]:
 def _cell(name: str, number: Number | None) -> str:
     if number is None:
         return MISSING
-    scale = 1000 if name == "kernel distance" else 1
+    scale, unit = _scale(name, number.value)
     value, low, high, floor = (None if x is None else scale * x for x in number[:4])
     assert value is not None
-    if name in COUNTS:
-        text = f"{value:,.0f}"
-    elif name == "seconds of training":
-        text = _duration(value)
-    else:
-        text = f"{value:.3g}"
+    text = f"{value:,.0f}" if name in COUNTS else _digits(value)
     if number.spread and high is not None and high > value:
-        text += f" ± {high - value:.2g}"
+        text += f" ± {_digits(high - value, 2)}"
     elif not number.spread and low is not None and high is not None:
-        text += f" [{low:.3g}, {high:.3g}]"
-    return text if floor is None else f"{text}, real {floor:.3g}"
+        text += f" [{_digits(low)}, {_digits(high)}]"
+    return f"{text}{unit}" if floor is None else f"{text}, real {_digits(floor)}"
 
 
-def _duration(seconds: float) -> str:
-    if seconds < 120:
-        return f"{seconds:.3g} s"
-    return f"{seconds / 60:.3g} min" if seconds < 7200 else f"{seconds / 3600:.3g} h"
+def _scale(name: str, value: float) -> tuple[float, str]:
+    """What a number is multiplied by, and its unit."""
+    if name == "seconds of training":
+        return (1, " s") if value < 120 else (1 / 60, " min") if value < 7200 else (1 / 3600, " h")
+    return (1000 if name == "kernel distance" else 1), ""
+
+
+def _digits(value: float, digits: int = 3) -> str:
+    """A number to some digits, without an exponent where it is a number of everyday size.
+
+    >>> _digits(1412.3), _digits(0.01234), _digits(150.2, 2)
+    ('1,412', '0.0123', '150')
+    """
+    return f"{value:,.0f}" if 100 <= abs(value) < 1e6 else f"{value:.{digits}g}"
 
 
 def _blocks(columns: Sequence[str], rows: Sequence[tuple[str, Sequence[str]]], width: int) -> str:

@@ -4,10 +4,12 @@ import dataclasses
 from abc import ABC
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import NoneType
+from typing import Any, get_args, get_type_hints
 
 from openedm.data import Source
-from openedm.ground.choices import Choice, from_config
+from openedm.ground.choices import Choice, class_path, classes_named, from_config
+from openedm.ground.legacy import upgrade
 from openedm.networks import Network
 from openedm.objective import Objective
 from openedm.preconditioning import Preconditioning
@@ -60,11 +62,26 @@ def _choice(name: str, value: Any) -> Any:
     kind = KINDS.get(name)
     if kind is None or not isinstance(value, Mapping):
         return value
-    described = value if issubclass(kind, ABC) else {"class_path": kind.__name__, "init_args": dict(value)}
     try:
-        return from_config(kind, described)
+        return from_config(kind, _described(kind, value))
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError):
         return value
+
+
+def _described(kind: Any, value: Any) -> Any:
+    """A plain value with the class of each choice, also of those that come in one form and are written as fields."""
+    kind = next((k for k in get_args(kind) if k is not NoneType), kind)
+    if not (isinstance(kind, type) and issubclass(kind, Choice) and isinstance(value, Mapping)):
+        return value
+    value = upgrade(value)
+    if "class_path" not in value and issubclass(kind, ABC):
+        return value
+    named = classes_named(kind, value["class_path"]) if "class_path" in value else [kind]
+    if len(named) != 1:
+        return value
+    fields, hints = value.get("init_args") or {} if "class_path" in value else value, get_type_hints(named[0])
+    described = {name: _described(hints.get(name), inner) for name, inner in fields.items()}
+    return {"class_path": class_path(named[0]), "init_args": described}
 
 
 def flatten(name: str, value: Any, *, default: bool = False) -> dict[str, Setting]:
@@ -75,8 +92,7 @@ def flatten(name: str, value: Any, *, default: bool = False) -> dict[str, Settin
     """
     found: dict[str, Setting] = {}
     if isinstance(value, Choice):
-        if isinstance(value, ABC):
-            found[name] = Setting(type(value).__name__, default)
+        found[name] = Setting(type(value).__name__, default)
         for field in dataclasses.fields(value):
             inner = getattr(value, field.name)
             found |= flatten(f"{name}.{field.name}", inner, default=inner == field.default)

@@ -1,6 +1,7 @@
 """Trained denoisers side by side: validation losses while training and by noise level, and metrics of their samples."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -114,7 +115,7 @@ def _against_sigma(axes: Axes, names: Sequence[str], by_sigma: Mapping[str, Vali
 
 def _metric(axes: Axes, names: Sequence[str], name: str, found: MetricValues, *, labelled: bool) -> None:
     """A line a denoiser, the first on top; a dashed line is the floor."""
-    plain(axes).set(xlabel=name)
+    plain(axes).set(xlabel=textwrap.fill(name, 18))
     for i, own in enumerate(names):
         if own in found.values and math.isfinite(found.values[own][0]):
             value, low, high = found.values[own]
