@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from openedm.training import Options, TrainingProgress, ValidationLoss, make_accelerator
-from openedm.training.records import RunLog, RunTracker
+from openedm.training.records import RunLog, RunTracker, read_log
 
 
 def progress(step, loss=1.0, batch=10, speed=100.0, skipped=0):
@@ -125,3 +125,18 @@ def test_the_tracker_gets_every_tenth_step_and_every_validation(monkeypatch):
         "train/skipped": 0,
     }
     assert measured == {"validation/loss": 0.8, "validation/sigma_0.1": 0.9, "validation/sigma_1": 0.7}
+
+
+def test_a_log_tells_losses_and_the_time_of_the_steps_up_to_a_checkpoint(tmp_path):
+    path = tmp_path / "log.jsonl"
+    log = RunLog(path, Options(images=100, batch_size=10))
+    for step, speed in ((1, 10.0), (2, 5.0), (3, 1.0)):
+        log.on_progress(progress(step, loss=step, speed=speed))
+        log.on_validation(step * 10, validation(step))
+    with open(path, "a", encoding="utf-8") as file:
+        file.write('{"images": 40, "lo')  # of a process that was killed
+    losses, validations, seconds = read_log(path, 20)
+    assert losses == [(10, 1.0), (20, 2.0)]
+    assert validations == [(10, validation(1)), (20, validation(2))]
+    assert seconds == 10 / 10 + 10 / 5
+    assert read_log(path)[2] == pytest.approx(13.0)

@@ -89,19 +89,18 @@ def read_log(
     validations: list[tuple[int, ValidationLoss]] = []
     seconds, seen = 0.0, 0
     limit = float("inf") if images is None else images
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if not _images(line) <= limit:
+    for row in map(_row, read_limited(path).decode(errors="replace").split("\n")):
+        if row is None or not row["images"] <= limit:  # the last line may be that of a killed process
             continue
-        row = json.loads(line)
+        if "validation" in row:
+            validations.append((int(row["images"]), _validation(row["validation"])))
+            continue
+        progress.append((int(row["images"]), float(row["loss"])))
         try:
-            if "validation" in row:
-                validations.append((int(row["images"]), _validation(row["validation"])))
-                continue
-            progress.append((int(row["images"]), float(row["loss"])))
             seconds += (progress[-1][0] - seen) / float(row["images_per_second"])
-            seen = progress[-1][0]
-        except (KeyError, OverflowError, TypeError, ValueError, ZeroDivisionError) as error:
+        except (KeyError, TypeError, ValueError, ZeroDivisionError) as error:
             raise ValueError(f"{path} has a line that is not one of a log: {error!r}") from error
+        seen = progress[-1][0]
     return progress, validations, seconds
 
 
