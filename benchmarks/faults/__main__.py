@@ -21,7 +21,7 @@ PARTS = {"kills": kills, "writers": writers, "disks": disks, "flips": flips, "mu
 PARTS |= {"lines": lines, "memory": memory}
 """By the name of a part its module: `run(root, count, seed, only)` gives rows, `HEADER` the columns of the table."""
 COUNTS = {"kills": 100, "writers": 50, "disks": 60, "flips": 1000, "mutations": 100_000, "lines": 400}
-COUNTS |= {"memory": 500}
+COUNTS |= {"memory": 250}
 IN_PROCESSES = ("kills", "writers", "disks")
 """The parts that start commands, which need something to read."""
 

@@ -29,6 +29,9 @@ REQUIRED |= {"posterior": "none", "store": "new", "num": "4", "simulations": "no
 REQUIRED |= {"task": "two_moons"}
 """Values that the parser accepts, of arguments that must be given; nothing is at these paths."""
 
+ALWAYS = {"sweep": ("--vary=objective=EDM,VP",)}
+"""Options without which a command ends before it reads the others."""
+
 HIDDEN = ("Traceback", "Union", "not expected", "not validate", "<class", "typing.", "NoneType", "0x7f")
 """What a message must not contain."""
 
@@ -76,6 +79,7 @@ def _wrong_values(kind: Any, depth: int = 0) -> Iterator[tuple[str, str]]:
 
 def _lines(command: str, options: dict[str, Option]) -> Iterator[Line]:
     positional = [REQUIRED.get(name, "x") for name, option in options.items() if option.default is REQUIRED_OPTION]
+    positional += ALWAYS.get(command, ())
     for name, option in options.items():
         if option.default is REQUIRED_OPTION:
             continue
