@@ -40,6 +40,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "openedm suggest Digits",
         "openedm suggest data.npy --figure reducible.png",
     ),
+    "paper": (
+        "openedm paper",
+        "openedm paper figures --figures errors,churn",
+    ),
     "toy": (
         "openedm toy",
         "openedm toy runs/rings --data.name rings",

@@ -3,10 +3,9 @@
 from functools import partial
 from pathlib import Path
 
+from openedm.cli.folders import figures_to_write
 from openedm.cli.terminal import TrainingBar
 from openedm.data import Source, Toy
-from openedm.ground.locks import hold_folder
-from openedm.ground.storage import remove_remains
 from openedm.levels import Karras
 from openedm.plots import save_figure
 from openedm.plots.toy import FIGURES, toy_figures
@@ -42,17 +41,7 @@ def toy(
         seed: seed of the networks, the training and the noise.
         overwrite: replace figures of an earlier run in the folder.
     """
-    folder = Path(out)
-    if folder.exists() and not folder.is_dir():
-        raise ValueError(f"out must be a folder, but {folder} is a file")
-    if hold_folder(folder, "out"):
-        remove_remains(folder)
-    found = [name for name in FIGURES if (folder / name).exists()]
-    if found and not overwrite:
-        raise ValueError(
-            f"out={folder} has figures of an earlier run ({', '.join(found)}): pass --overwrite true to replace "
-            "them, or choose another folder"
-        )
+    folder = figures_to_write(Path(out), FIGURES, overwrite=overwrite)
     figures = toy_figures(
         data,
         data_1d,

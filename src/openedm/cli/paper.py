@@ -1,0 +1,36 @@
+"""`openedm paper`: the figures and tables of the paper that a laptop makes."""
+
+from functools import partial
+from pathlib import Path
+
+from openedm.cli.folders import figures_to_write
+from openedm.plots import save_figure
+from openedm.plots.paper import FIGURES, check_names, paper_figures, table_1
+
+
+def paper(out: str = "runs/paper", figures: str = "all", seed: int = 0, overwrite: bool = False) -> None:
+    """Print Table 1 of Karras et al. 2022 and draw figures after the paper's, on data whose best denoiser is known.
+
+    schedules.png: σ(t) and the time steps of VP, VE and EDM. trajectories.png: paths under the three schedules, as
+    Figure 3. errors.png: error against evaluations by design choice, as Figure 2. preconditioning.png: c_skip, c_out,
+    c_in over σ. loss.png: the loss at each σ, as Figure 5. churn.png: where noise helps, as Figure 4, with a network
+    that is trained for it in seconds. Prints the numbers behind each.
+
+    Args:
+        out: the folder for the figures.
+        figures: their names, separated by commas, such as errors,churn; or all, or none for the table alone.
+        seed: seed of the noise and of the training.
+        overwrite: replace figures of an earlier run in the folder.
+    """
+    listed = {"all": list(FIGURES), "none": []}
+    names = check_names(listed.get(figures, [name.strip() for name in figures.split(",")]))
+    print(table_1())
+    files = {name: f"{name}.png" for name in names}
+    if not files:
+        return
+    folder = figures_to_write(Path(out), list(files.values()), overwrite=overwrite)
+    for name in names:
+        print(f"\n{name}", flush=True)
+        (figure,) = paper_figures([name], seed=seed, log=partial(print, flush=True)).values()
+        save_figure(figure, folder / files[name])
+        print(f"wrote {folder / files[name]}")
