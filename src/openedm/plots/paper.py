@@ -174,7 +174,7 @@ def _errors(seed: int, log: Log) -> Figure:
     figure.supxlabel(
         f"Below {crossing} evaluations Heun's method is worse than Euler's: a step costs two, so its steps are twice "
         "as long; its second order pays once steps are short.",
-        fontsize=9,
+        fontsize=8,
         color=GREY,
     )
     return figure
