@@ -1,5 +1,6 @@
 """One writer at a time: who holds a lock is said, and a lock that nobody holds blocks nobody."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -150,3 +151,16 @@ def test_a_removed_lock_file_is_not_taken_for_the_lock(tmp_path, monkeypatch):
     monkeypatch.setattr(locks, "_opened", racing)
     enter(locked_folder(tmp_path))
     assert len(paths) == 2
+
+
+def test_a_process_that_has_just_taken_a_lock_gets_time_to_say_who_it_is(tmp_path):
+    (path := tmp_path / LOCK).touch()
+    taken, waiting = os.open(path, os.O_RDWR), os.open(path, os.O_RDWR)
+    fcntl.flock(taken, fcntl.LOCK_EX)
+    timer = threading.Timer(0.03, locks._describe_holder, (taken,))
+    timer.start()
+    with pytest.raises(ValueError, match=f"x is being written by process {os.getpid()} on "):
+        locks._is_locked(waiting, path, "x")
+    timer.join()
+    os.close(taken)
+    os.close(waiting)

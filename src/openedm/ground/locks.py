@@ -168,6 +168,9 @@ def _acquire(path: Path, what: str) -> int:
     raise ValueError(f"{what} cannot be locked: {path} is removed again and again")
 
 
+UNKNOWN = "another process"
+
+
 def _opened(path: Path, what: str) -> int:
     # Without following a link or waiting for a pipe that somebody else may have put there.
     flags = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0)
@@ -190,7 +193,7 @@ def _is_locked(descriptor: int, path: Path, what: str) -> bool:
     except OSError as error:
         if error.errno in (errno.EWOULDBLOCK, errno.EAGAIN, errno.EACCES):
             raise LockedError(
-                f"{what} is being written by {_holder(descriptor)}: wait for it, stop it, or choose another name"
+                f"{what} is being written by {_holder_soon(descriptor)}: wait for it, stop it, or choose another name"
             ) from error
         if error.errno not in UNSUPPORTED:
             raise
@@ -220,6 +223,15 @@ def _describe_holder(descriptor: int) -> None:
         os.pwrite(descriptor, MARK + b", " + json.dumps(content).encode()[1:], 0)
 
 
+def _holder_soon(descriptor: int) -> str:
+    """Who holds the lock; a process that has just taken it gets 0.2 seconds to write that down."""
+    for _ in range(20):
+        if (holder := _holder(descriptor)) != UNKNOWN:
+            return holder
+        time.sleep(0.01)
+    return UNKNOWN
+
+
 def _holder(descriptor: int) -> str:
     """Who holds the lock, as far as the file tells it."""
     try:
@@ -231,7 +243,7 @@ def _holder(descriptor: int) -> str:
         text = f"process {process} on {host} since {found['started']} ({found['command']})"
         return "".join(c if c.isprintable() else "?" for c in text)
     except (KeyError, OSError, OverflowError, RecursionError, TypeError, ValueError):
-        return "another process"
+        return UNKNOWN
 
 
 def _release(descriptor: int, path: Path) -> None:
