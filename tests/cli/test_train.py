@@ -125,6 +125,7 @@ def test_a_run_folder_holds_config_checkpoints_log_figures_and_the_trackers_file
 def test_the_tracker_has_the_curves_of_the_log(finished):
     run, _ = finished
     events = EventAccumulator(str(run / "tracking")).Reload()
+    assert events.Images("validation/loss_per_sigma")
     (step,) = events.Scalars("train/loss")
     assert (step.step, step.value) == (320, pytest.approx(log(run)[-2]["loss"], rel=1e-6))
     measured = [row for row in log(run) if "validation" in row]

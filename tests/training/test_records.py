@@ -1,10 +1,15 @@
 """What is kept of a run: the log, and curves for a tracker."""
 
 import json
+from types import SimpleNamespace
 
 import numpy as np
+import PIL.Image
 import pytest
+import torch
 
+from openedm.denoiser import Preconditioned
+from openedm.preconditioning import EDM
 from openedm.training import Options, TrainingProgress, ValidationLoss, make_accelerator
 from openedm.training.records import RunLog, RunTracker, read_log
 
@@ -125,6 +130,24 @@ def test_the_tracker_gets_every_tenth_step_and_every_validation(monkeypatch):
         "train/skipped": 0,
     }
     assert measured == {"validation/loss": 0.8, "validation/sigma_0.1": 0.9, "validation/sigma_1": 0.7}
+
+
+def test_the_tracker_gets_options_by_dotted_names_and_the_figures_that_were_drawn(tmp_path, monkeypatch):
+    accelerator, sent, started = make_accelerator(), [], []
+    taking = SimpleNamespace(name="wandb", log_images=lambda values, step: sent.append((step, values)))
+    local = SimpleNamespace(name="tensorboard", log_images=lambda values, step, dataformats: sent.append(dataformats))
+    monkeypatch.setattr(accelerator, "trackers", [taking, local, SimpleNamespace(name="other")])
+    monkeypatch.setattr(accelerator, "init_trackers", lambda project, config: started.append((project, config)))
+    tracker = RunTracker(accelerator, tmp_path)
+    tracker.start("openedm", {"network": {"class_path": "a.b.MLP", "init_args": {"width": 3}}, "data": None, "seed": 1})
+    assert started == [("openedm", {"network": "MLP", "network.width": 3, "data": "None", "seed": 1})]
+    denoiser = Preconditioned(torch.nn.Identity(), EDM(), event_shape=(2,))
+    tracker.on_snapshot(5, denoiser)  # nothing was drawn
+    assert sent == []
+    PIL.Image.new("L", (6, 4)).save(tmp_path / "samples-000000000005.png")
+    tracker.on_snapshot(5, denoiser)
+    ((step, values), form) = sent
+    assert (step, values["samples"].shape, form) == (5, (1, 4, 6, 3), "NHWC")
 
 
 def test_a_log_tells_losses_and_the_time_of_the_steps_up_to_a_checkpoint(tmp_path):

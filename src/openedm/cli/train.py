@@ -111,7 +111,7 @@ def train(
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
-    curves = [] if tracker == "none" else [RunTracker(accelerator)]
+    curves = [] if tracker == "none" else [RunTracker(accelerator, run / "figures")]
     shown = dataset if validation is None else validation.load()
     figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown, guidance)
     trainer = Trainer(
@@ -132,7 +132,7 @@ def train(
         _describe(trainer, dataset.describe(), plan, notes, grid_evaluations(dataset, sampler, guidance))
         _record(run, values)
         log.start(trainer.state.images)
-    _fit(trainer, bar, tracked=bool(curves))
+    _fit(trainer, bar, curves, to_plain(values))
     if accelerator.is_main_process:
         print(_outcome(trainer))
     return 0 if trainer.finished else 130
@@ -203,13 +203,14 @@ def _record(run: Path, values: dict[str, Any]) -> None:
         path.write_text(seal_text(dump(values)), encoding="utf-8")
 
 
-def _fit(trainer: Trainer, bar: TrainingBar, *, tracked: bool) -> None:
+def _fit(trainer: Trainer, bar: TrainingBar, curves: Sequence[RunTracker], options: Mapping[str, Any]) -> None:
     """Train until the end, or until a signal to stop."""
-    if tracked:
-        trainer.accelerator.init_trackers("tracking")
+    project = "tracking" if options["tracker"] == "tensorboard" else "openedm"  # TensorBoard's is a folder in the run
+    for curve in curves:
+        curve.start(project, options)
     with StopSignal() as stop, closing(bar):
         trainer.fit(stop.is_set)
-    if tracked:
+    if curves:
         trainer.accelerator.end_training()
 
 

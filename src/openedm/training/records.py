@@ -2,11 +2,15 @@
 
 import json
 import warnings
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 from accelerate import Accelerator
 
+from openedm.denoiser import Preconditioned
 from openedm.ground.disks import explain_write_errors
 from openedm.ground.regular import read_limited
 from openedm.ground.storage import replacing
@@ -125,10 +129,19 @@ def _row(line: str) -> dict[str, Any] | None:
 
 
 class RunTracker(Observer):
-    """Sends curves to the tracker that accelerate was configured with."""
+    """Sends curves, and the figures of a run, to the tracker that accelerate was configured with.
 
-    def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+    Args:
+        accelerator: it has the tracker.
+        figures: the folder of the run's figures; None sends none. It comes after their observer among the observers.
+    """
+
+    def __init__(self, accelerator: Accelerator, figures: Path | None = None) -> None:
+        self._accelerator, self._figures = accelerator, figures
+
+    def start(self, project: str, options: Mapping[str, Any]) -> None:
+        """Begin: options are shown as hyperparameters, those of options by dotted names."""
+        self._accelerator.init_trackers(project, config=dict(_dotted(options)))
 
     def on_progress(self, progress: TrainingProgress) -> None:
         """Log the progress at every tenth step."""
@@ -141,3 +154,32 @@ class RunTracker(Observer):
         """Log the mean loss, and the loss at each noise level."""
         levels = {f"validation/sigma_{s:.3g}": v for s, v in zip(loss.sigmas, loss.losses, strict=True)}
         self._accelerator.log({"validation/loss": loss.loss, **levels}, step=images)
+        self._send("validation/loss_per_sigma", images, "loss_per_sigma.png")
+
+    def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
+        """Send the grid of samples."""
+        self._send("samples", images, f"samples-{images:012d}.png")
+
+    def _send(self, title: str, images: int, name: str) -> None:
+        """Send a figure to the trackers that take pictures, if it was drawn."""
+        if self._figures is None or not (self._figures / name).is_file():
+            return
+        with PIL.Image.open(self._figures / name) as picture:
+            pixels = np.asarray(picture.convert("RGB"))
+        for tracker in self._accelerator.trackers:
+            form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
+            if hasattr(tracker, "log_images"):
+                tracker.log_images({title: pixels[None]}, step=images, **form)
+
+
+def _dotted(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+    """Nested options by dotted names, as they are typed; class names without their modules."""
+    for name, value in options.items():
+        if name == "class_path":
+            yield before.rstrip("."), str(value).rpartition(".")[2]
+        elif name == "init_args":
+            yield from _dotted(value, before)
+        elif isinstance(value, Mapping):
+            yield from _dotted(value, f"{before}{name}.")
+        else:
+            yield f"{before}{name}", value if isinstance(value, bool | int | float | str) else str(value)
