@@ -12,6 +12,7 @@ from openedm.cli import describing, helping
 from openedm.cli.examples import COMMON, EXAMPLES
 from openedm.cli.main import COMMANDS, GROUPS, main
 from openedm.cli.parsing import parse
+from openedm.ground.choices import class_path
 
 PATHS = [name for name in COMMANDS if name not in GROUPS] + [f"{g} {name}" for g in GROUPS for name in GROUPS[g]]
 
@@ -74,9 +75,9 @@ def test_the_options_of_examples_can_be_read(line, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", PATHS)
 def test_a_choice_is_described_alike_from_the_file_and_from_the_code(path, descriptions, capsys, monkeypatch):
-    known = describing.known_classes
-    monkeypatch.setattr(  # without those that other tests define
-        describing, "known_classes", lambda kind: [c for c in known(kind) if c.__module__.startswith("openedm.")]
+    known, own = describing.known_classes, descriptions["classes"]
+    monkeypatch.setattr(  # without those that other tests define or import
+        describing, "known_classes", lambda kind: [c for c in known(kind) if class_path(c) in own]
     )
     for name, option in descriptions["commands"][path]["options"].items():
         members = descriptions["classes"][option["choice"]].get("classes") if "choice" in option else None

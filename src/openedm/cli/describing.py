@@ -24,6 +24,8 @@ from openedm.ground.choices import Choice, class_path, is_outside
 __all__ = ["describe_all", "describe_class", "describe_command", "find_command"]
 
 GROUPS = {"data": data.COMMANDS, "inference": inference.COMMANDS}
+OPTIONAL = "openedm.interop."
+"""Classes of this room are known only where an optional library is imported: they are left out of the file."""
 WORDS = {int: "INTEGER", float: "NUMBER", str: "TEXT", dict: "VALUE"}
 
 
@@ -75,7 +77,7 @@ def describe_all(commands: list[str]) -> Plain:
     """The descriptions of commands, by name, and of all classes of the library that their options name."""
     classes: Plain = {}
     described = {path: describe_command(find_command(path), classes) for path in commands}
-    own = {name: cls for name, cls in sorted(classes.items()) if not is_outside(name)}
+    own = {name: cls for name, cls in sorted(classes.items()) if not (is_outside(name) or name.startswith(OPTIONAL))}
     for cls in own.values():
         if "classes" in cls:
             cls["classes"] = [name for name in cls["classes"] if name in own]
