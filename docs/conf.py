@@ -33,6 +33,8 @@ maximum_signature_line_length = 90
 python_display_short_literal_types = True
 
 # Tutorials are executed unless OPENEDM_DOCS_EXECUTE=off; an error in one is an error of the build.
+os.environ["TQDM_DISABLE"] = "1"  # bars write a line for every step where there is no terminal
+os.environ["PYTHONWARNINGS"] = "ignore:IProgress not found"  # of tqdm, where ipywidgets are not installed
 nb_execution_mode = os.environ.get("OPENEDM_DOCS_EXECUTE", "force")
 if nb_execution_mode == "off":
     suppress_warnings.append("myst-nb.lexer")  # the kernel tells which language cells are in

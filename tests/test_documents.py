@@ -58,7 +58,9 @@ def test_code_of_a_page_parses(page: Path) -> None:
     text = page.read_text(encoding="utf-8")
     found = [(block.language, block.code) for block in blocks(text)]
     for cell in CELL.findall(text):
-        found.append(("sh", re.sub("^!", "", cell, flags=re.M)) if cell.startswith("!") else ("python", cell))
+        commands = cell.startswith("!")
+        code = re.sub("^!" if commands else "^%.*$", "", cell, flags=re.MULTILINE)
+        found.append(("sh" if commands else "python", code))
     for language, code in found:
         if language == "python":
             ast.parse(code)
