@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any, Literal, get_args, get_origin, get_type_h
 from api_reference import write_if_changed
 from markdown_docstrings import arguments, first_paragraph
 from openedm.cli.main import COMMANDS, GROUPS
-from openedm.cli.parsing import REQUIRED, flat_parameters, options_of, preset_names
+from openedm.cli.parsing import REQUIRED, flat_parameters, options_of
+from openedm.cli.presets import preset_names
 from openedm.cli.plain import arguments_of, is_abstract, is_choice, known_classes, without_none
 from openedm.ground.choices import Choice, class_path
 

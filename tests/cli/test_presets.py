@@ -6,7 +6,8 @@ import pytest
 import torch
 import yaml
 
-from openedm.cli.parsing import dump, parse, preset_names
+from openedm.cli.parsing import dump, parse
+from openedm.cli.presets import preset_names
 from openedm.cli.train import train
 from openedm.networks import DDPMpp
 from openedm.training import Augmentation, HalfLife

@@ -1,13 +1,11 @@
 """Options from signatures: a command is a function, and its options are the function's parameters (jsonargparse)."""
 
-import difflib
 import functools
 import inspect
 import itertools
 import re
 import sys
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
@@ -32,6 +30,7 @@ from openedm.cli.plain import (
     to_plain,
     without_none,
 )
+from openedm.cli.presets import preset_file
 from openedm.cli.suggesting import suggestion
 from openedm.data import Source
 from openedm.ground.choices import Choice, class_path
@@ -41,9 +40,6 @@ T = TypeVar("T")
 C = TypeVar("C", bound=Choice)
 Flat = Annotated[T, "flat"]
 """The type of a parameter whose fields are options of the command itself: `--nfe` instead of `--options.nfe`."""
-
-PRESETS = Path(__file__).parents[1] / "presets"
-"""Configurations of Karras et al. 2022, one YAML file each."""
 
 Command = Callable[..., Any]
 Names = tuple[str, ...]
@@ -283,19 +279,6 @@ def explain(command: Command, message: str) -> str:
     return text + near
 
 
-def preset_names() -> list[str]:
-    """The names of all presets."""
-    return sorted(path.stem for path in PRESETS.glob("*.yaml"))
-
-
-def _preset(name: str) -> str:
-    if name not in preset_names():
-        near = difflib.get_close_matches(name, preset_names(), n=1)
-        hint = f"; did you mean {near[0]!r}?" if near else ""
-        raise ArgumentError(None, f"preset must be one of {', '.join(preset_names())}, got {name!r}{hint}")
-    return str(PRESETS / f"{name}.yaml")
-
-
 def _split(options: Mapping[str, Option], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
     """The files of --preset and --config, and the other arguments."""
     presets, files, others, rest = [], [], [], iter(arguments)
@@ -311,7 +294,7 @@ def _split(options: Mapping[str, Option], arguments: Sequence[str]) -> tuple[lis
             others.append(argument)
     if len(presets) > 1:
         raise ArgumentError(None, f"preset must be given once, got {', '.join(map(repr, presets))}")
-    return [*map(_preset, presets), *files], others
+    return [*map(preset_file, presets), *files], others
 
 
 def _parse_options(arguments: Sequence[str]) -> Iterator[tuple[Names, str, slice]]:
