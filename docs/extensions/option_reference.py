@@ -11,8 +11,8 @@ from api_reference import write_if_changed
 from markdown_docstrings import arguments, first_paragraph
 from openedm.cli.main import COMMANDS, GROUPS
 from openedm.cli.parsing import REQUIRED, flat_parameters, options_of
-from openedm.cli.presets import preset_names
 from openedm.cli.plain import arguments_of, is_abstract, is_choice, known_classes, without_none
+from openedm.cli.presets import preset_names
 from openedm.ground.choices import Choice, class_path
 
 if TYPE_CHECKING:
