@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from openedm.ground.choices import from_config
+from openedm.ground.choices import brief, from_config
 from openedm.levels import Karras
 from openedm.sampling import Ancestral, Auto, BrownianNoise, Multistep, Sampler
 from openedm.training import find_checkpoint, load_denoiser
@@ -23,7 +23,7 @@ def test_a_budget_is_spent_by_the_automatic_sampler_which_says_what_it_picked(op
     assert result.status == 0
     denoiser = load_denoiser(toy_run, "ema")
     sampler = Auto(9).choose(denoiser)
-    assert result.out == f"sampler: {sampler}\ndrew 10 samples with 9 network evaluations each: {out}\n"
+    assert result.out == f"sampler: {brief(sampler)}\ndrew 10 samples with 9 network evaluations each: {out}\n"
     torch.testing.assert_close(drawn(out), sampler.sample(denoiser, range(10)).float(), rtol=1e-5, atol=1e-5)
 
 
@@ -67,10 +67,10 @@ def test_levels_are_fitted_once_and_kept_beside_the_checkpoint(openedm, toy_run,
     sampler = from_config(Sampler, found["fitted"])
     assert sampler.nfe == 6
     assert f"kept in {kept}" in first.out
-    assert str(sampler) in first.out
+    assert brief(sampler) in first.out
     stamp = kept.stat().st_mtime_ns
     again = openedm("sample", toy_run, tmp_path / "b.npz", *arguments)
-    assert f"sampler, fitted before ({kept}): {sampler}" in again.out
+    assert f"sampler, fitted before ({kept}): {brief(sampler)}" in again.out
     assert kept.stat().st_mtime_ns == stamp
     assert torch.equal(drawn(tmp_path / "a.npz"), drawn(tmp_path / "b.npz"))
     other = openedm("sample", toy_run, tmp_path / "c.npz", *arguments, "--weights=raw")
@@ -84,7 +84,7 @@ def test_levels_can_be_fitted_to_a_sampler_that_is_described(openedm, digits_run
         "sample", digits_run, tmp_path / "a.npz", "--format=npz", "--seeds=0-3", "--levels=fitted", *solver
     )
     assert result.status == 0
-    assert f"solver={Multistep(predictor=2)}" in result.out
+    assert f"solver={brief(Multistep(predictor=2))}" in result.out
     assert "drew 4 samples with 4 network evaluations" in result.out
 
 
