@@ -132,3 +132,17 @@ def test_figures_have_the_permissions_of_the_umask(tmp_path, umask):
 
     save_figure(Figure(figsize=(1, 1)), tmp_path / "a.svg")
     assert stat.S_IMODE((tmp_path / "a.svg").stat().st_mode) == 0o640
+
+
+@pytest.mark.parametrize(
+    ("parts", "message"),
+    [
+        ([np.zeros((2, 3)), np.zeros((1, 4))], "parts must be float64"),
+        ([np.zeros((2, 3)), np.zeros((1, 3), np.float32)], "got float32"),
+        ([np.zeros((2, 3))], "parts must have 3 rows in all, got 2"),
+    ],
+)
+def test_parts_that_do_not_make_the_array_are_an_error_and_no_file(parts, message, tmp_path):
+    with pytest.raises(ValueError, match=message):
+        write_arrays(tmp_path / "a.npz", {"x": Rows((3, 3), parts)})
+    assert not list(tmp_path.iterdir())

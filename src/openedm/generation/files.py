@@ -185,7 +185,8 @@ class SampleFiles:
     def _written(self) -> dict[int, Path]:
         """The files of samples that are there by their seeds, without the empty ones."""
         kind = ".png" if self.format == "png" else ".npy"
-        numbers = ((path.stem.partition("-")[0], path) for path in self.parts.glob(f"*{kind}"))
+        names = ((path.stem, path) for path in self.parts.glob(f"*{kind}"))
+        numbers = ((name if kind == ".png" else name.partition("-")[0], path) for name, path in names)
         return {int(number): path for number, path in numbers if number.isdecimal() and _is_written(path)}
 
     def _finish(self, seeds: Sequence[int]) -> None:

@@ -347,11 +347,12 @@ def _write_rows(member: Any, rows: Rows) -> None:
             kind = np.lib.format.dtype_to_descr(dtype)
             header = {"descr": kind, "fortran_order": False, "shape": tuple(rows.shape)}
             np.lib.format.write_array_header_1_0(member, header)
-        assert part.dtype == dtype
-        assert part.shape[1:] == tuple(rows.shape[1:])
+        if part.dtype != dtype or part.shape[1:] != tuple(rows.shape[1:]):
+            raise ValueError(f"parts must be {dtype} (…, {rows.shape[1:]}), got {part.dtype} {part.shape}")
         member.write(np.ascontiguousarray(part).data)
         count += len(part)
-    assert count == rows.shape[0]
+    if count != rows.shape[0]:
+        raise ValueError(f"parts must have {rows.shape[0]} rows in all, got {count}")
 
 
 def write_array(path: Path, x: Tensor, *, digest: bool = False) -> None:
