@@ -24,6 +24,7 @@ from openedm.data import Digits, Toy
 from openedm.generation import ScoringOptions
 from openedm.ground.choices import to_config
 from openedm.metrics import Measure, Report
+from openedm.metrics.report import share_interval
 from openedm.networks import MLP
 from openedm.objective import Objective
 from openedm.training import Model, ValidationLoss
@@ -154,8 +155,24 @@ def test_metrics_have_their_intervals_and_floors() -> None:
     table = dict(line.strip("| ").split(" | ") for line in lines[2:] if line.startswith("| "))
     assert table["Fréchet distance"] == "2 [1.51, 2.49]"
     assert table["Fréchet distance, 50 to 50"] == "3 ± 0.2, real 1.5"
-    assert table["precision"] == "0.5 [0.402, 0.598], real 0.9"
+    low, high = share_interval(0.5, 50, 0.05)
+    assert table["precision"] == f"0.5 [{low:.3g}, {high:.3g}], real 0.9"
     assert table["kernel distance, × 1000"] == "10 [8.04, 12], real 0"
+
+
+def test_intervals_of_shares_are_those_of_the_report_and_stay_between_0_and_1() -> None:
+    measures = (Measure("precision", 1.0, 0.0, 0.0, 0.9, 0.0), Measure("recall", 0.98, 0.0, 0.05, 0.9, 0.0))
+    one = quality()
+    report = replace(one.report, measures=measures, accuracy=0.0)
+    found = compare_runs([entry("a", quality=replace(one, report=report))]).numbers
+    for name in ("precision", "recall"):
+        (number,) = found[name]
+        assert number is not None
+        assert (number.low, number.high) == report.interval(report.measure(name))
+        assert 0 <= number.low < number.high <= 1
+    (accuracy,) = found["accuracy"]
+    assert accuracy is not None
+    assert (accuracy.low, accuracy.high) == share_interval(0.0, 50)
 
 
 def compared() -> Any:

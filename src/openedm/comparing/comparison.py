@@ -1,6 +1,5 @@
 """Trained denoisers side by side: values, what of them can be compared, and means over seeds."""
 
-import math
 import re
 import statistics
 from collections.abc import Callable, Mapping, Sequence
@@ -11,7 +10,7 @@ from openedm.comparing.measuring import Quality
 from openedm.comparing.runs import TrainedRun
 from openedm.comparing.settings import Setting, differing, same_settings
 from openedm.metrics import Report
-from openedm.metrics.report import RANGES, Z
+from openedm.metrics.report import share_interval
 from openedm.training import ValidationLoss
 
 __all__ = ["Comparison", "Entry", "Number", "compare_runs"]
@@ -196,11 +195,11 @@ def metrics_of(report: Report) -> dict[str, Number]:
         f"{FRECHET}, {n} to {n}": Number(report.frechet_matched, *_draws(report), report.floor, True),
     }
     for m in report.measures:
-        lowest, highest = RANGES.get(m.name, (-math.inf, math.inf))
-        interval = max(m.value - Z * m.error, lowest), min(m.value + Z * m.error, highest)
-        found[m.name] = Number(m.value, *interval, m.floor)
+        found[m.name] = Number(m.value, *report.interval(m), m.floor)
     if report.accuracy is not None:
-        found["accuracy"] = Number(report.accuracy, floor=report.accuracy_real)
+        found["accuracy"] = Number(
+            report.accuracy, *share_interval(report.accuracy, report.num_samples), report.accuracy_real
+        )
     return found
 
 

@@ -133,6 +133,13 @@ class Report:
                 return found
         raise ValueError(f"name must be one of {', '.join(repr(m.name) for m in self.measures)}, got {name!r}")
 
+    def interval(self, measure: Measure) -> tuple[float, float]:
+        """95 % for one of `measures`, within the values that the metric can have: Wilson's of shares."""
+        if measure.name in SHARES and self.measured_samples:
+            return share_interval(measure.value, self.measured_samples, measure.error)
+        lowest, highest = RANGES.get(measure.name, (-math.inf, math.inf))
+        return max(measure.value - Z * measure.error, lowest), min(measure.value + Z * measure.error, highest)
+
     def rows(self) -> list[tuple[str, str]]:
         """Pairs of a description and a formatted number, for a table; 95 % intervals are in brackets."""
         n = self.matched_samples
@@ -149,10 +156,7 @@ class Report:
             (f"floor: {n} real to {n} other real", f"{self.floor:.2f}{self._spread(self.floor_std, '.2f')}"),
         ]
         for m in self.measures:
-            lowest, highest = RANGES.get(m.name, (-math.inf, math.inf))
-            low, high = max(m.value - Z * m.error, lowest), min(m.value + Z * m.error, highest)
-            if m.name in SHARES and self.measured_samples:
-                low, high = share_interval(m.value, self.measured_samples, m.error)
+            low, high = self.interval(m)
             scale, unit = (1000, ", × 1000") if m.name == "kernel distance" else (1, "")
             value, floor = (f"{scale * number:.3g}" for number in (m.value, m.floor))
             rows.append(
