@@ -5,6 +5,7 @@ from . import (
     data as data,
     denoiser as denoiser,
     exact as exact,
+    exploring as exploring,
     generation as generation,
     guidance as guidance,
     inference as inference,

@@ -44,6 +44,12 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "openedm paper",
         "openedm paper figures --figures errors,churn",
     ),
+    "explore": (
+        "openedm explore",
+        "openedm explore runs/photos",
+        "openedm explore runs/a runs/b --view compare --sampler.solver Euler",
+        "openedm explore --sampler.schedule VP --sampler.levels.num_steps 9 --port 9000",
+    ),
     "toy": (
         "openedm toy",
         "openedm toy runs/rings --data.name rings",
@@ -108,6 +114,7 @@ COMMON: Mapping[str, Sequence[str]] = {
     "evaluate": ("data", "data.path", "num", "nfe", "guidance.weight", "out"),
     "compare": ("vary", "num", "losses", "data", "format", "out", "figure"),
     "sweep": ("vary", "num", "dry_run", "slurm"),
+    "explore": ("view", "sampler.solver", "sampler.levels.num_steps", "port", "browser"),
     "likelihood": ("data", "data.path", "num", "out"),
     "data convert": ("size", "crop", "labels", "channels", "resume"),
     "inference simulate": ("num", "simulator", "prior", "task", "workers"),

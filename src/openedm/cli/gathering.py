@@ -1,5 +1,6 @@
 """Arguments that a signature of named options cannot express: several values, and options of another command."""
 
+import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
@@ -67,11 +68,16 @@ def gather(
 
 
 def as_lists(command: Callable[..., Any], gathered: Mapping[str, Sequence[str]]) -> list[str]:
-    """What was gathered as arguments of a parser that has lists; without empty ones and those of another command."""
-    kinds = gathered_names(command)
+    """What was gathered as arguments of a parser that has lists; without empty ones and those of another command.
+
+    A positional parameter with a default is an option of that parser.
+    """
+    kinds, parameters = gathered_names(command), inspect.signature(command).parameters
     listed = {name: json.dumps(list(values)) for name, values in gathered.items() if values}
     return [
-        text if kinds[name] == "positional" else f"--{name}={text}"
+        text
+        if kinds[name] == "positional" and parameters[name].default is inspect.Parameter.empty
+        else f"--{name}={text}"
         for name, text in listed.items()
         if kinds[name] != "forwarded"
     ]

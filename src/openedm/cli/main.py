@@ -30,6 +30,7 @@ COMMANDS = {
     "data": "prepare training data; has sub-commands",
     "inference": "fit and sample posteriors of a simulator's parameters; has sub-commands",
     "paper": "draw figures after those of the paper, and print its Table 1, in a minute",
+    "explore": "open a page in the browser where design choices and trained runs are tried",
     "toy": "draw figures that explain diffusion, in one and two dimensions",
     "convert": "convert published EDM networks into checkpoints, without running code from the files, and back",
     "ema": "rebuild an average of any width of a run's weights",
