@@ -303,7 +303,7 @@ def test_it_compiles_into_one_graph():
     """In a process of its own: the checks of shapes at run time, which tests switch on, would break the graph."""
     script = """
         import torch
-        from openedm.networks import ADM, MLP, DDPMpp, DiT, NCSNpp, Transformer
+        from openedm.networks import ADM, MLP, DDPMpp, DiT, EDM2UNet, NCSNpp, Transformer
 
         sizes = dict(model_channels=8, channel_mult=(1, 2), num_blocks=1)
         for choice, shape in (
@@ -313,6 +313,7 @@ def test_it_compiles_into_one_graph():
             (DDPMpp(**sizes), (2, 17)),
             (DiT(width=16, num_blocks=1, num_heads=2), (1, 4, 6)),
             (ADM(model_channels=64, channel_mult=(1, 1), num_blocks=1), (1, 8, 8)),
+            (EDM2UNet(8, (1, 2), 1, head_channels=8), (1, 7, 4)),
             (MLP(width=16, num_blocks=1), (7,)),
             (Transformer(width=16, num_blocks=1, num_heads=2), (7,)),
         ):

@@ -10,6 +10,8 @@ from openedm.networks.designs import ADM, DDPMpp, NCSNpp, SongUNet
 from openedm.networks.dit import DiT
 from openedm.networks.ensembles import ConditionalEnsemble, ConditionalEnsembleMLP
 from openedm.networks.joined import JoinedSummary
+from openedm.networks.magnitude import project_weights
+from openedm.networks.magnitude_unet import EDM2UNet, MagnitudePreservingUNet
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import MLP, ConditionalMLP, ConditionalResidualMLP, ResidualMLP
 from openedm.networks.network import Network, RawNetwork, Signature
@@ -29,9 +31,11 @@ __all__ = [
     "ConditionalTransformer",
     "DDPMpp",
     "DiT",
+    "EDM2UNet",
     "ImageSummary",
     "JoinedSummary",
     "JointTransformer",
+    "MagnitudePreservingUNet",
     "MaskedTransformer",
     "ModuleNetwork",
     "ModuleSummary",
@@ -47,4 +51,5 @@ __all__ = [
     "Transformer",
     "UNet",
     "VectorSummary",
+    "project_weights",
 ]

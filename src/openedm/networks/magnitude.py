@@ -54,8 +54,9 @@ def normalize(
     >>> normalize(torch.tensor([[3.0, 4.0]]), eps=0.0).square().mean().item()
     1.0
     """
-    axes = tuple(range(1, x.ndim) if dims is None else dims)
-    count = math.prod(x.shape[axis] for axis in axes)
+    axes, count = tuple(range(1, x.ndim) if dims is None else dims), 1
+    for axis in axes:
+        count *= x.shape[axis]
     dtype = torch.promote_types(x.dtype, torch.float32)
     norm = torch.linalg.vector_norm(x, dim=axes, keepdim=True, dtype=dtype) if axes else x.abs().to(dtype)
     return x / (eps + norm / math.sqrt(count)).to(x.dtype)

@@ -19,7 +19,7 @@ Sources: Karras et al. 2022 (arXiv 2206.00364), Appendix F.1; Song et al. 2021 (
 """
 
 from abc import abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import ClassVar
@@ -37,7 +37,7 @@ from openedm.networks.layers import CONVOLUTIONS, Downsample, PadToEven, Upsampl
 from openedm.networks.network import GRIDS, Labels, Network, RawNetwork, Signature
 from openedm.networks.patches import blocks_to_channels, channels_to_blocks
 
-__all__ = ["SkipPath", "UNet", "UNetNetwork", "level_resolutions"]
+__all__ = ["DecoderLevel", "EncoderLevel", "SkipPath", "UNet", "UNetNetwork", "attention_levels", "level_resolutions"]
 
 
 @dataclass(frozen=True)
@@ -106,15 +106,7 @@ class UNetNetwork(Network):
         Raises:
             ValueError: `attn_resolutions` names a resolution that no level has.
         """
-        if self.attn_resolutions is None:
-            nearest = (min(resolutions, key=lambda level: abs(level - near)) for near in self.attends_near)
-            return tuple(dict.fromkeys(nearest))
-        absent = [r for r in self.attn_resolutions if r not in resolutions]
-        if absent:
-            raise ValueError(
-                f"attn_resolutions must be among the resolutions of the levels, {list(resolutions)}, got {absent}"
-            )
-        return self.attn_resolutions
+        return attention_levels(resolutions, self.attn_resolutions, self.attends_near)
 
 
 class UNet(RawNetwork):
@@ -292,10 +284,17 @@ class Output(nn.Module):
         return part
 
 
+def concatenate(
+    x: Float[Tensor, "batch a *size"], skip: Float[Tensor, "batch b *size"]
+) -> Float[Tensor, "batch c *size"]:
+    """[x, skip] on the channels."""
+    return torch.cat([x, skip], dim=1)
+
+
 class EncoderLevel(nn.Module):
     """One level of the encoder: the halving block and the auxiliary path, except at the finest level, then blocks."""
 
-    def __init__(self, down: nn.Module | None, auxiliary: nn.Module | None, blocks: Sequence[ResidualBlock]) -> None:
+    def __init__(self, down: nn.Module | None, auxiliary: nn.Module | None, blocks: Sequence[nn.Module]) -> None:
         super().__init__()
         self.down, self.auxiliary, self.blocks = down, auxiliary, nn.ModuleList(blocks)
 
@@ -322,14 +321,19 @@ class DecoderLevel(nn.Module):
     """One level of the decoder: the block that doubles the size (two that keep it at the lowest level), then the
     blocks.
 
-    With `output`, it also returns the level's part of the image.
+    With `output`, it also returns the level's part of the image. `join` makes the input of a block of x and a skip.
     """
 
     def __init__(
-        self, enter: Sequence[ResidualBlock], blocks: Sequence[ResidualBlock], output: nn.Module | None
+        self,
+        enter: Sequence[nn.Module],
+        blocks: Sequence[nn.Module],
+        output: nn.Module | None,
+        join: Callable[[Tensor, Tensor], Tensor] = concatenate,
     ) -> None:
         super().__init__()
         self.enter, self.blocks, self.output = nn.ModuleList(enter), nn.ModuleList(blocks), output
+        self.join = join
 
     def forward(
         self, x: Float[Tensor, "batch c *size"], e: Float[Tensor, "batch e"], skips: list[Tensor]
@@ -339,7 +343,7 @@ class DecoderLevel(nn.Module):
             x = block(x, e)
         x = _fit(x, skips[-1])
         for block in self.blocks:
-            x = block(torch.cat([x, skips.pop()], dim=1), e)
+            x = block(self.join(x, skips.pop()), e)
         return x, None if self.output is None else self.output(x)
 
 
@@ -350,6 +354,30 @@ def level_resolutions(resolution: int, num_levels: int) -> tuple[int, ...]:
     ((28, 14, 7), (25, 13, 7))
     """
     return tuple(-(-resolution // 2**level) for level in range(num_levels))
+
+
+def attention_levels(
+    resolutions: Sequence[int], chosen: tuple[int, ...] | None, near: Sequence[int]
+) -> tuple[int, ...]:
+    """The resolutions of the levels that have attention.
+
+    Args:
+        resolutions: those of all levels.
+        chosen: those with attention; None for the levels nearest to `near`.
+        near: resolutions, of levels or not.
+
+    Raises:
+        ValueError: `chosen` names a resolution that no level has.
+    """
+    if chosen is None:
+        nearest = (min(resolutions, key=lambda level: abs(level - each)) for each in near)
+        return tuple(dict.fromkeys(nearest))
+    absent = [r for r in chosen if r not in resolutions]
+    if absent:
+        raise ValueError(
+            f"attn_resolutions must be among the resolutions of the levels, {list(resolutions)}, got {absent}"
+        )
+    return chosen
 
 
 def _fit(x: Float[Tensor, "batch c *size"], like: Tensor) -> Float[Tensor, "batch c *fitted"]:

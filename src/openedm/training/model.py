@@ -302,8 +302,8 @@ def num_parameters(module: torch.nn.Module) -> int:
 
 
 def count_parameters(weights: Mapping[str, torch.Tensor]) -> int:
-    """How many numbers were trained, without the frequencies of Fourier features; no network is built to count them."""
-    return sum(tensor.numel() for name, tensor in weights.items() if name.rpartition(".")[2] != "omega")
+    """How many numbers were trained, without those of Fourier features; no network is built to count them."""
+    return sum(t.numel() for name, t in weights.items() if name.rpartition(".")[2] not in ("omega", "phase"))
 
 
 def channels_last(denoiser: Preconditioned) -> Preconditioned:
