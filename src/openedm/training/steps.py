@@ -22,6 +22,10 @@ __all__ = ["LossModule", "StepNoise", "check_incomplete"]
 class LossModule(nn.Module):
     """Denoiser and loss in one module, so that data-parallel wrappers have a single forward call.
 
+    A learned u(σ) is the network's own where it has one, a module `uncertainty_head` that is called with c_noise: it is
+    then averaged and saved with the network. Otherwise it is a part of the loss, which sampling does not need. Without
+    learned uncertainty the network's own is frozen, so that every parameter that is trained has a gradient.
+
     Args:
         denoiser: D, with its raw weights.
         objective: λ(σ), and whether u(σ) is learned.
@@ -31,7 +35,11 @@ class LossModule(nn.Module):
         super().__init__()
         self.denoiser = denoiser
         self.objective = objective
-        self.uncertainty = Uncertainty() if objective.learned_uncertainty else None
+        head, learned = getattr(denoiser.network, "uncertainty_head", None), objective.learned_uncertainty
+        self._has_head = isinstance(head, nn.Module) and learned
+        self.uncertainty = Uncertainty() if learned and not self._has_head else None
+        if isinstance(head, nn.Module) and not learned:
+            head.requires_grad_(False)
 
     def forward(
         self,
@@ -56,8 +64,18 @@ class LossModule(nn.Module):
         denoised = self.denoiser(noisy, sigma, condition, standard=True, **network_kwargs)
         weight = self.objective.weighting.weight(sigma, self.denoiser.sigma_data)
         with torch.autocast(clean.device.type, enabled=False):  # u in bfloat16 would have two digits
-            uncertain = None if self.uncertainty is None else self.uncertainty(sigma)
+            uncertain = self._uncertainty(sigma, clean)
         return denoising_loss(denoised, clean, weight, uncertain)
+
+    def _uncertainty(
+        self, sigma: Float64[Tensor, " batch"], like: Float[Tensor, "batch *event"]
+    ) -> Float[Tensor, " batch"] | None:
+        """u(σ); None if it is not learned."""
+        if self._has_head:
+            c_noise = self.denoiser.preconditioning.coefficients(sigma, self.denoiser.sigma_data)[3]
+            u: Tensor = self.denoiser.network.uncertainty_head(c_noise.to(like.device, torch.float32))  # type: ignore[operator]
+            return u
+        return None if self.uncertainty is None else self.uncertainty(sigma)
 
 
 @dataclass(frozen=True)

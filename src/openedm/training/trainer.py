@@ -27,6 +27,7 @@ from openedm.ground import checks
 from openedm.ground.locks import locked_folder
 from openedm.ground.memory import explain_out_of_memory
 from openedm.ground.seeding import derive_seed, seed_global
+from openedm.networks import project_weights
 from openedm.objective import Loss, Objective
 from openedm.optimisation import OptimiserStep, minimise
 from openedm.training.checkpoints import (
@@ -122,6 +123,7 @@ class Trainer:
         denoiser = self.model.build_on(device, options.seed)
         if self._init is not None:
             self.origin = load_initial(denoiser.network, self.model.preconditioning, self._init)
+        project_weights(denoiser.network)
         average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         for name, data in (("dataset", self.dataset), ("validation", self.validation)):
             check_incomplete(name, data, average)
@@ -258,14 +260,14 @@ class Trainer:
         return total if processes == 1 else accelerator.reduce(total, reduction="sum")
 
     def _update(self, step: OptimiserStep) -> None:
-        """Count a step, and update the averages if it was taken."""
+        """Count a step, and project the weights and update the averages if it was taken."""
         options, state = self.options, self.state
         state.images += options.batch_size
         state.step += 1
         if step.taken:
             state.skipped_in_a_row = 0
             decay = options.average.decay(options.batch_size, state.images)
-            self._weights.update_averages(decay, state.step - state.skipped)
+            self._weights.finish_step(decay, state.step - state.skipped)
             return
         state.skipped += 1
         state.skipped_in_a_row += 1

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from openedm.denoiser import Preconditioned
 from openedm.ground.tensors import all_finite, count_not_finite
+from openedm.networks import project_weights
 from openedm.objective import Objective
 from openedm.training.averaging import MovingAverage
 from openedm.training.checkpoints import load_weights, tensors_with_prefix
@@ -85,13 +86,14 @@ class TrainedWeights:
         self._keep_best = options.keep_best
         self.best: dict[str, Tensor] | None = None
 
-    def update_averages(self, decay: float, step: int) -> None:
-        """Update all averages after a step.
+    def finish_step(self, decay: float, step: int) -> None:
+        """Project the weights of modules that ask for it, and update all averages, after a step of the optimiser.
 
         Args:
             decay: β of the exponential moving average.
             step: number of steps taken, ≥ 1.
         """
+        project_weights(self.loss_module)
         self._moving_average.update(decay)
         if self.power_averages is not None:
             self.power_averages.update(step)
