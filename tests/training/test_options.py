@@ -4,6 +4,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from golden import golden_arrays, needs_golden
 from openedm.training import Observer, Options
 
 
@@ -69,6 +70,30 @@ def test_a_run_takes_its_steps_at_these_rates(trainer):
     assert rates.rates == [(16 * (i + 1), pytest.approx(rate)) for i, rate in enumerate(expected)]
     # Adam's first step is lr g/(|g| + ε), that is lr wherever |g| is much larger than ε = 1e-8.
     assert moved[0] == pytest.approx(0.0025, rel=1e-4)
+
+
+@needs_golden
+def test_the_rate_of_edm2_is_that_of_the_reference():
+    reference = {name[3:]: a for name, a in golden_arrays("edm2/edm2.npz").items() if name[:3] == "lr/"}
+    for rate, batches, name in ((0.01, 70_000, "lr"), (0.012, 35_000, "lr_xs64")):
+        options = Options(learning_rate=rate, rampup=10**7, schedule="inverse_sqrt", decay_after=batches * 2048)
+        found = [options.learning_rate_at(int(images)) for images in reference["nimg"]]
+        assert found == pytest.approx(reference[name].tolist(), rel=1e-6)
+
+
+def test_an_inverse_root_starts_at_decay_after_and_halves_at_four_times_as_many_images():
+    options = Options(learning_rate=0.01, rampup=0, schedule="inverse_sqrt", decay_after=1000)
+    rates = [options.learning_rate_at(images) for images in (1, 1000, 4000, 100_000)]
+    assert rates == pytest.approx([0.01, 0.01, 0.005, 0.001])
+
+
+def test_the_start_of_the_decay_belongs_to_its_schedule():
+    with pytest.raises(ValueError, match="decay_after must be a number of images with schedule='inverse_sqrt', got"):
+        Options(schedule="inverse_sqrt")
+    with pytest.raises(ValueError, match="decay_after must be None with schedule='constant', got 5"):
+        Options(decay_after=5)
+    with pytest.raises(ValueError, match="decay_after must be >= 1, got 0"):
+        Options(schedule="inverse_sqrt", decay_after=0)
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,10 @@ class Options(Choice):
         beta_2: Adam's β₂.
         epsilon: Adam's ε.
         rampup: number of images over which the learning rate rises linearly at the start.
-        schedule: the learning rate after the ramp-up: "constant", or "cosine", which decreases to 0 at `images`.
+        schedule: the learning rate α(n) after the ramp-up, n images seen: "constant"; "cosine", which decreases to 0 at
+            `images`; or "inverse_sqrt", α/√max(n/decay_after, 1), for weights of fixed magnitude (EDM2).
+        decay_after: number of images after which an "inverse_sqrt" rate decreases, ≥ 1; None with the other schedules.
+            EDM2's t_ref counts batches: 70,000 of 2048 are 143,360,000.
         weight_decay: each step shrinks the weights by this number times the learning rate (AdamW); 0 is plain Adam.
         average: the weight average for sampling.
         power_average: further averages, whose snapshots are written to the run folder, so that `openedm ema` can
@@ -81,7 +84,7 @@ class Options(Choice):
     beta_2: float = 0.999
     epsilon: float = 1e-8
     rampup: int = 10_000
-    schedule: Literal["constant", "cosine"] = "constant"
+    schedule: Literal["constant", "cosine", "inverse_sqrt"] = "constant"
     weight_decay: float = 0.0
     average: HalfLife = HalfLife(half_life=50_000.0)
     power_average: PowerFunction | None = None
@@ -102,6 +105,7 @@ class Options(Choice):
     keep: int = 2
     workers: int = 0
     patience: int = 50
+    decay_after: int | None = None
 
     def __post_init__(self) -> None:
         checks.size("batch_size", self.batch_size, high=MAX_BATCH)
@@ -124,7 +128,12 @@ class Options(Choice):
         checks.one_of("sharding", self.sharding, ("none", "fsdp"))
         if self.sharding == "fsdp" and self.compile:
             raise ValueError("compile must be false with sharding='fsdp', got True")
-        checks.one_of("schedule", self.schedule, ("constant", "cosine"))
+        checks.one_of("schedule", self.schedule, ("constant", "cosine", "inverse_sqrt"))
+        if (self.schedule == "inverse_sqrt") != (self.decay_after is not None):
+            rule = "a number of images" if self.decay_after is None else "None"
+            raise ValueError(f"decay_after must be {rule} with schedule={self.schedule!r}, got {self.decay_after}")
+        if self.decay_after is not None:
+            checks.at_least("decay_after", self.decay_after, 1)
         checks.at_least("weight_decay", self.weight_decay, 0)
         checks.finite("weight_decay", self.weight_decay)
         if self.schedule == "cosine":
@@ -166,6 +175,8 @@ class Options(Choice):
     def learning_rate_at(self, images_seen: int) -> float:
         """The learning rate of a step that brings the images seen to `images_seen`."""
         rate = self.learning_rate * min(images_seen / max(self.rampup, 1), 1.0)
+        if self.decay_after is not None:
+            return rate / math.sqrt(max(images_seen / self.decay_after, 1.0))
         if self.schedule == "constant":
             return rate
         fraction = min(max((images_seen - self.rampup) / (self.images - self.rampup), 0.0), 1.0)

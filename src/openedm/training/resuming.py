@@ -28,7 +28,7 @@ CHANGEABLE_OPTIONS = VALIDATION_OPTIONS | {
 CHANGEABLE_OPTIONS |= {"stop_after", "power_average.every", "power_average.precision", "sharding"}
 """Options that a resumed run may change: they do not alter its steps."""
 NAMED_OPTIONS = frozenset({"images", "learning_rate", "rampup", "schedule", "clip_norm", "label_dropout", "precision"})
-NAMED_OPTIONS |= {"accumulate", "average.half_life"}
+NAMED_OPTIONS |= {"accumulate", "average.half_life", "decay_after"}
 """Options that alter the steps to come and fit the state of those that were made: they may change if they are named."""
 
 
