@@ -12,10 +12,11 @@ from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from openedm.interop import edm_network, published_names
+from openedm.interop import edm2_choice, edm2_names, edm_network, published_names
 from openedm.networks.layers import filter_kernel
 
 CALLED: list[str] = []
@@ -90,8 +91,16 @@ def weights(kwargs: Mapping[str, Any], outputs_per_channel: int = 1, seed: int =
     return state | {name.replace(".weight", ".resample_filter"): kernel.clone() for name in resized}
 
 
-def modules(class_name: str, kwargs: Mapping[str, Any], state: Mapping[str, Tensor], **attributes: Any) -> Persistent:
-    """The tree of modules whose state dict is `state`."""
+def modules(
+    class_name: str,
+    kwargs: Mapping[str, Any],
+    state: Mapping[str, Tensor],
+    *,
+    network: str | None = None,
+    **attributes: Any,
+) -> Persistent:
+    """The tree of modules whose state dict is `state`; `network` is the class of its network, by default EDM's."""
+    network = kwargs.get("model_type", "SongUNet") if network is None else network
     given = {"_init_args": (), "_init_kwargs": EasyDict(kwargs)}
     top = Persistent(class_name, **given, **attributes)
     for name, value in state.items():
@@ -99,11 +108,11 @@ def modules(class_name: str, kwargs: Mapping[str, Any], state: Mapping[str, Tens
         *path, last = name.split(".")
         for depth, part in enumerate(path):
             if part not in module._modules:
-                kind = kwargs.get("model_type", "SongUNet") if depth == 0 else "UNetBlock"
+                kind = network if depth == 0 else "UNetBlock"
                 made = nn.ModuleDict() if part in ("enc", "dec") else Persistent(kind)
                 module._modules[part] = made
             module = module._modules[part]  # type: ignore[assignment]
-        if last in ("resample_filter", "freqs", "u"):
+        if last in ("resample_filter", "freqs", "phases", "u"):
             module.register_buffer(last, value)
         else:
             module.register_parameter(last, nn.Parameter(value))
@@ -116,15 +125,34 @@ def published_file(
     state: Mapping[str, Tensor],
     *,
     protocol: int = 4,
+    extra: Mapping[str, Any] = {},
     **attributes: Any,
 ) -> bytes:
-    """A file of the EDM release that holds such a network."""
+    """A file of the EDM release that holds such a network, with further entries."""
     content = {
         "ema": modules(class_name, kwargs, state, **attributes),
         "loss_fn": Persistent("EDMLoss", P_mean=-1.2, P_std=1.2, sigma_data=0.5),
         "augment_pipe": None,
         "dataset_kwargs": EasyDict(path="cifar10-32x32.zip", use_labels=True, max_size=50000, xflip=False),
         "_": OrderedDict(),
+        **extra,
     }
     with published_modules():
         return pickle.dumps(content, protocol=protocol)
+
+
+def edm2_weights(kwargs: Mapping[str, Any], dtype: torch.dtype = torch.float16) -> dict[str, Tensor]:
+    """Random weights for the constructor arguments of a network of EDM2, by their published names."""
+    channels, side = kwargs["img_channels"], kwargs["img_resolution"]
+    network = edm2_choice(kwargs).build((channels, side, side), num_classes=kwargs["label_dim"])
+    generator = torch.Generator().manual_seed(0)
+    shapes = {name: network.state_dict()[own].shape for own, name in edm2_names(network).items()}  # type: ignore[arg-type]
+    shapes = {name: torch.Size() if name.endswith("gain") else shape for name, shape in shapes.items()}
+    return {name: torch.randn(shape, generator=generator).to(dtype) for name, shape in shapes.items()}
+
+
+def edm2_file(kwargs: Mapping[str, Any], state: Mapping[str, Tensor]) -> bytes:
+    """A file of the EDM2 release that holds such a network, with the encoder of latents."""
+    scale, bias = np.float32([1.0, 2.0]), np.zeros((2, 1), np.float32)
+    encoder = Persistent("StabilityVAEEncoder", scale=scale, bias=bias)
+    return published_file("Precond", kwargs, state, network="UNet", extra={"encoder": encoder})

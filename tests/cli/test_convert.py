@@ -1,11 +1,13 @@
 import json
 
 import pytest
-from benchmarks.published_files import published_file, weights
+from benchmarks.published_files import edm2_file, edm2_weights, published_file, weights
 from safetensors.torch import load_file
 
 KWARGS = {"img_resolution": 8, "img_channels": 1, "model_type": "SongUNet", "model_channels": 8, "label_dim": 2}
 KWARGS |= {"channel_mult": [1], "num_blocks": 1}
+EDM2 = {"img_resolution": 8, "img_channels": 4, "label_dim": 3, "model_channels": 16, "channel_mult": [1, 4]}
+EDM2 |= {"num_blocks": 1, "attn_resolutions": [4], "logvar_channels": 8}
 
 
 @pytest.fixture(scope="module")
@@ -31,6 +33,23 @@ def test_a_checkpoint_goes_out_and_comes_back_the_same(openedm, pickled, tmp_pat
     assert openedm("convert", tmp_path / "made", tmp_path / "out.safetensors").status == 0
     assert json.loads((tmp_path / "out.json").read_text())["class_name"] == "EDMPrecond"
     assert all(name.startswith("model.") for name in load_file(tmp_path / "out.safetensors"))
+    assert openedm("convert", tmp_path / "out.safetensors", tmp_path / "again").status == 0
+    for name in ("config.json", "model.safetensors"):
+        assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
+
+
+def test_a_published_network_of_edm2_becomes_a_checkpoint_goes_out_and_comes_back_the_same(openedm, tmp_path):
+    state = edm2_weights(EDM2)
+    (tmp_path / "network.pkl").write_bytes(edm2_file(EDM2, state))
+    done = openedm("convert", tmp_path / "network.pkl", tmp_path / "made")
+    assert done.status == 0, done.err
+    assert "Precond" in done.out
+    info = openedm("info", tmp_path / "made").out
+    assert "EDM2UNet(model_channels=16" in info
+    fixed = [name for name in state if name.endswith(("freqs", "phases"))]
+    assert f"{sum(t.numel() for name, t in state.items() if name not in fixed):,}" in info
+    assert openedm("convert", tmp_path / "made", tmp_path / "out.safetensors").status == 0
+    assert load_file(tmp_path / "out.safetensors").keys() == state.keys()
     assert openedm("convert", tmp_path / "out.safetensors", tmp_path / "again").status == 0
     for name in ("config.json", "model.safetensors"):
         assert (tmp_path / "made" / name).read_bytes() == (tmp_path / "again" / name).read_bytes()

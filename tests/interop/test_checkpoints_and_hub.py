@@ -125,7 +125,10 @@ def test_endless_json_is_an_error_and_no_recursion(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        (Model(MLP(8, 1), EDM(), event_shape=(2,), images=False), "network must be DDPMpp, NCSNpp, SongUNet or ADM"),
+        (
+            Model(MLP(8, 1), EDM(), event_shape=(2,), images=False),
+            "network must be DDPMpp, NCSNpp, SongUNet, ADM or EDM2UNet",
+        ),
         (Model(DDPMpp(**SIZES), Adapter(), event_shape=(1, 8, 8)), "preconditioning must be one of EDM, VP, VE, IDDPM"),
         (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8, 6)), "samples must be square images"),
         (Model(DDPMpp(**SIZES), EDM(), event_shape=(1, 8)), "samples must be square images"),

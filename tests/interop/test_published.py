@@ -77,10 +77,12 @@ def test_every_protocol_holds_the_same(protocol: int) -> None:
 
 def test_half_precision_networks_are_read_and_not_built() -> None:
     state = {"model.enc.8x8_conv.weight": torch.randn(2, 3).half(), "model.out_gain": torch.ones(()).half()}
-    published = parse_pickle(published_file("Precond", {"img_resolution": 8, "model_type": "UNet"}, state))
+    published = parse_pickle(published_file("OtherPrecond", {"img_resolution": 8, "model_type": "UNet"}, state))
     assert all(torch.equal(published.state_dict[name], value) for name, value in state.items())
     assert published.state_dict["model.out_gain"].dtype == torch.float16
-    with pytest.raises(ValueError, match="class 'Precond' with network 'UNet' is not supported: networks can be built"):
+    with pytest.raises(
+        ValueError, match="class 'OtherPrecond' with network 'UNet' is not supported: networks can be built"
+    ):
         published.denoiser()
 
 

@@ -8,6 +8,7 @@ from openedm.interop.edm import (
     published_filters,
     published_names,
 )
+from openedm.interop.edm2 import edm2_choice, edm2_denoiser, edm2_names
 from openedm.interop.hub import Pretrained
 from openedm.interop.kdiffusion import SamplerFunction, from_kdiffusion, sampler_function
 from openedm.interop.pickles import DamagedFileError, UnreadableFileError, UnsafeFileError
@@ -22,6 +23,9 @@ __all__ = [
     "SbiDenoiser",
     "UnreadableFileError",
     "UnsafeFileError",
+    "edm2_choice",
+    "edm2_denoiser",
+    "edm2_names",
     "edm_choice",
     "edm_denoiser",
     "edm_network",

@@ -118,10 +118,13 @@ MAX_INTEGERS = {
     "channel_mult_emb": 2**8,
     "channel_mult_noise": 2**8,
     "num_blocks": 2**10,
+    "channels_per_head": 2**14,
+    "logvar_channels": 2**12,
     "M": 2**17,
 }
 """The largest values of integers >= 0."""
 FLOAT_ARGUMENTS = {"dropout", "label_dropout", "sigma_min", "sigma_max", "sigma_data"}
+FLOAT_ARGUMENTS |= {"label_balance", "concat_balance", "res_balance", "attn_balance"}
 FLOAT_ARGUMENTS |= {"beta_d", "beta_min", "epsilon_t", "C_1", "C_2"}
 MAX_LIST_VALUES = {"channel_mult": 2**10, "attn_resolutions": 2**14, "resample_filter": 2**10}
 """The largest values in lists of integers >= 0, and of the numbers of `resample_filter` without their signs."""

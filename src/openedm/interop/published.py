@@ -32,10 +32,18 @@ from openedm.interop.edm import (
     published_names,
     published_resolutions,
 )
+from openedm.interop.edm2 import (
+    EDM2_CLASS,
+    EDM2_NETWORK,
+    check_edm2_sizes,
+    edm2_choice,
+    edm2_denoiser,
+    publish_edm2,
+)
 from openedm.interop.modules import named_tensors, read_named
 from openedm.interop.pickles import Bytes, DamagedFileError, Machine, UnreadableFileError, describe
 from openedm.interop.records import STORAGE_MAGIC, Record, known_globals, plain
-from openedm.networks import ADM, DDPMpp, NCSNpp, SongUNet, UNet
+from openedm.networks import ADM, DDPMpp, EDM2UNet, NCSNpp, SongUNet, UNet
 from openedm.training import Model
 
 __all__ = ["Published", "parse_pickle", "publish", "published_model", "read_published", "write_published"]
@@ -81,18 +89,21 @@ class Published:
         return f"Published({self.class_name!r}, {self.network_name!r}, {len(self.state_dict)} tensors)"
 
     def denoiser(self) -> Preconditioned:
-        """The denoiser, in evaluation mode, by `edm_denoiser`.
+        """The denoiser, in evaluation mode, by `edm_denoiser` or `edm2_denoiser`.
 
         Raises:
-            ValueError: its class is not one of EDM's (for example EDM2's `Precond`), its arguments are unknown or out
-                of range, or its weights do not fit them.
+            ValueError: its class is none of EDM's and EDM2's, its arguments are unknown or out of range, or its weights
+                do not fit them.
         """
-        if self.class_name not in PRECONDITIONINGS:
+        if self.class_name not in (*PRECONDITIONINGS, EDM2_CLASS):
             raise ValueError(
                 f"class {self.class_name!r} with network {self.network_name!r} is not supported: networks can be "
-                f"built for {', '.join(PRECONDITIONINGS)}; the tensors of the file can still be read"
+                f"built for {', '.join((*PRECONDITIONINGS, EDM2_CLASS))}; the tensors of the file can still be read"
             )
         try:
+            if self.class_name == EDM2_CLASS:
+                check_edm2_sizes(self.kwargs, self.state_dict)
+                return edm2_denoiser(self.kwargs, self.state_dict)
             check_sizes(self.class_name, self.kwargs, self.state_dict)
             return edm_denoiser(self.class_name, self.kwargs, self.state_dict)
         except (ArithmeticError, TypeError, RuntimeError) as error:
@@ -248,6 +259,8 @@ def _named_arguments(class_name: str, args: Any, kwargs: Any) -> dict[str, Any]:
         published = PRECONDITIONINGS[class_name]
         names = ("img_resolution", "img_channels", "label_dim", "use_fp16")
         names += (*published.names, *published.denoiser_names, "model_type")
+    elif class_name == EDM2_CLASS:
+        names = ("img_resolution", "img_channels", "label_dim", "use_fp16", "sigma_data", "logvar_channels")
     given = dict(zip(names, args, strict=False))
     if len(args) > len(names) or given.keys() & kwargs.keys():
         raise DamagedFileError(f"constructor arguments of {class_name} must be unique and at most {len(names)}")
@@ -256,7 +269,7 @@ def _named_arguments(class_name: str, args: Any, kwargs: Any) -> dict[str, Any]:
 
 def _network_name(record: Record) -> str | None:
     modules = record.state.get("_modules")
-    network = modules.get("model") if isinstance(modules, dict) else None
+    network = modules.get("model", modules.get("unet")) if isinstance(modules, dict) else None
     return network.class_name if isinstance(network, Record) else None
 
 
@@ -267,6 +280,15 @@ def published_model(published: Published, denoiser: Preconditioned) -> Model:
         published: the network.
         denoiser: its denoiser.
     """
+    if published.class_name == EDM2_CLASS:
+        return Model(
+            network=edm2_choice(published.kwargs),
+            preconditioning=denoiser.preconditioning,
+            sigma_data=denoiser.sigma_data,
+            event_shape=denoiser.event_shape or (),
+            num_classes=denoiser.num_classes,
+            images=published.kwargs["img_channels"] in (1, 3),  # others are latents
+        )
     own, limits = denoiser.preconditioning, (denoiser.sigma_min, denoiser.sigma_max)
     network: UNet = denoiser.network  # type: ignore[assignment]
     return Model(
@@ -307,12 +329,17 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
             f"units must be None to have published names, got {model.units}: such files have no place for location and "
             "scale, and hold images in [-1, 1]"
         )
+    if isinstance(model.network, EDM2UNet):
+        kwargs, state = publish_edm2(model, denoiser)
+        return Published(EDM2_CLASS, kwargs, state, EDM2_NETWORK)
     precond, choice, network = model.preconditioning, model.network, denoiser.network
     classes = {published.kind: name for name, published in PRECONDITIONINGS.items()}
     if type(precond) not in classes:
         raise ValueError(f"preconditioning must be one of {', '.join(c.__name__ for c in classes)}, got {precond}")
     if not isinstance(network, UNet) or not isinstance(choice, ADM | DDPMpp | NCSNpp | SongUNet):
-        raise ValueError(f"network must be DDPMpp, NCSNpp, SongUNet or ADM to have published names, got {choice}")
+        raise ValueError(
+            f"network must be DDPMpp, NCSNpp, SongUNet, ADM or EDM2UNet to have published names, got {choice}"
+        )
     if choice.patch_size > 1:
         raise ValueError(f"network must have patch_size=1 to have published names, got {choice.patch_size}")
     if network.choice != choice:
@@ -323,7 +350,7 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
         raise ValueError("images must be true to have published names, got False: such files hold images in [-1, 1]")
     channels, height, _ = model.event_shape
     class_name = classes[type(precond)]
-    kwargs: dict[str, Any] = {"img_resolution": height, "img_channels": channels, "label_dim": model.num_classes}
+    kwargs = {"img_resolution": height, "img_channels": channels, "label_dim": model.num_classes}
     kwargs["augment_dim"] = network.signature.augment_dim
     arguments = network_arguments(choice).items()
     kwargs |= {name: list(value) if isinstance(value, tuple) else value for name, value in arguments}

@@ -96,6 +96,19 @@ class NumberType(Buildable):
 
 
 @dataclass(slots=True, eq=False, repr=False)
+class NumberArray(Buildable):
+    """An array of numpy in an attribute that is not read, such as the scale of an encoder."""
+
+    def build(self, machine: Machine, state: Any) -> None:
+        """Check the state: version, shape, type, order and bytes."""
+        kinds = (int, tuple, NumberType, bool)
+        if type(state) is not tuple or tuple(map(type, state[:4])) != kinds or len(state) != 5:
+            machine.damaged("the state of an array must be its version, shape, type, order and bytes")
+        if not isinstance(state[4], memoryview | bytes):
+            machine.damaged(f"an array must be given as bytes, got {describe(state[4])}")
+
+
+@dataclass(slots=True, eq=False, repr=False)
 class Storage:
     """A storage that is still in the file.
 
@@ -171,6 +184,8 @@ def known_globals() -> Mapping[str, KnownGlobal]:
         KnownGlobal("dnnlib.util EasyDict", call=easy_dict, new=easy_dict),
     ]
     known += [KnownGlobal(f"numpy.{core}.multiarray scalar", call=_number) for core in ("_core", "core")]
+    known += [KnownGlobal(f"numpy.{core}.multiarray _reconstruct", call=_array) for core in ("_core", "core")]
+    known.append(KnownGlobal("numpy ndarray"))
     known += [KnownGlobal(f"{builtins} set", call=_set) for builtins in ("builtins", "__builtin__")]
     for kind in ("ModuleDict", "ModuleList", "ParameterDict", "ParameterList"):
         make = _without_arguments(kind, partial(Record, kind))
@@ -229,6 +244,14 @@ def _number(machine: Machine, arguments: tuple[Any, ...]) -> int | float | bool:
     if len(arguments[1]) != dtype.itemsize:
         machine.damaged(f"a number of type {arguments[0].code} must have {dtype.itemsize} bytes")
     return np.frombuffer(bytes(arguments[1]), dtype)[0].item()  # type: ignore[no-any-return]
+
+
+def _array(machine: Machine, arguments: tuple[Any, ...]) -> NumberArray:
+    """`numpy.core.multiarray._reconstruct(ndarray, (0,), b"b")`: an array before its state is set."""
+    kind = arguments[0] if len(arguments) == 3 else None
+    if type(kind) is not KnownGlobal or kind.name != "numpy ndarray":
+        machine.unsafe("an array of another class than numpy's is not allowed")
+    return NumberArray()
 
 
 def _load_from_bytes(machine: Machine, arguments: tuple[Any, ...]) -> Storage:
