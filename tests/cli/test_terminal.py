@@ -4,8 +4,8 @@ import signal
 import pytest
 
 from openedm.cli import terminal
-from openedm.cli.terminal import Bars, StopSignal, TrainingBar, rows
-from openedm.training import Options, TrainingProgress
+from openedm.cli.terminal import Bars, StopSignal, rows
+from openedm.training import Options, TrainingBar, TrainingProgress
 
 
 def progress(step, loss=1.0, batch=10, speed=100.0, skipped=0):
@@ -83,10 +83,10 @@ def test_the_bar_of_a_resumed_run_starts_where_the_run_does(capsys):
     bar = TrainingBar(Options(images=100, batch_size=10))
     bar.on_progress(progress(9))
     bar.on_progress(progress(10))
+    assert bar._bar.initial == 90
     bar.close()
     shown = capsys.readouterr().err
     assert "100/100" in shown
-    assert bar._bar.initial == 90
 
 
 def test_bars_follow_one_another_and_show_counts_that_are_not_zero(capsys):

@@ -6,10 +6,7 @@ from types import SimpleNamespace
 import numpy as np
 import PIL.Image
 import pytest
-import torch
 
-from openedm.denoiser import Preconditioned
-from openedm.preconditioning import EDM
 from openedm.training import Options, TrainingProgress, ValidationLoss, make_accelerator
 from openedm.training.records import RunLog, RunTracker, read_log
 
@@ -138,14 +135,14 @@ def test_the_tracker_gets_options_by_dotted_names_and_the_figures_that_were_draw
     local = SimpleNamespace(name="tensorboard", log_images=lambda values, step, dataformats: sent.append(dataformats))
     monkeypatch.setattr(accelerator, "trackers", [taking, local, SimpleNamespace(name="other")])
     monkeypatch.setattr(accelerator, "init_trackers", lambda project, config: started.append((project, config)))
-    tracker = RunTracker(accelerator, tmp_path)
+    tracker = RunTracker(accelerator)
     tracker.start("openedm", {"network": {"class_path": "a.b.MLP", "init_args": {"width": 3}}, "data": None, "seed": 1})
     assert started == [("openedm", {"network": "MLP", "network.width": 3, "data": "None", "seed": 1})]
-    denoiser = Preconditioned(torch.nn.Identity(), EDM(), event_shape=(2,))
-    tracker.on_snapshot(5, denoiser)  # nothing was drawn
+    tracker.on_figure(5, tmp_path / "loss.png")  # its curve is there
+    tracker.on_figure(5, tmp_path / "samples-000000000005.npy")
     assert sent == []
     PIL.Image.new("L", (6, 4)).save(tmp_path / "samples-000000000005.png")
-    tracker.on_snapshot(5, denoiser)
+    tracker.on_figure(5, tmp_path / "samples-000000000005.png")
     ((step, values), form) = sent
     assert (step, values["samples"].shape, form) == (5, (1, 4, 6, 3), "NHWC")
 

@@ -1,6 +1,5 @@
 """Progress bars and tables on the terminal, and signals that stop a run."""
 
-import math
 import signal
 import sys
 import threading
@@ -12,100 +11,27 @@ from typing import Any
 from tqdm.auto import tqdm
 
 from openedm.cli.signals import hang_up_signals
-from openedm.training import Observer, Options, TrainingProgress
-
-FRACTION_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {elapsed}<{remaining}"
-COUNT_FORMAT = "{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt} [{elapsed}<{remaining}, {rate_fmt}{postfix}]"
+from openedm.ground import progress
 
 
-def update_interval(on_file: float = 15.0) -> float:
-    """Seconds between two updates of a bar: `on_file` if the error stream is not a terminal."""
-    return 0.5 if sys.stderr.isatty() else on_file
-
-
-class Bars:
-    """Progress bars on the terminal's error stream, one at a time; as a context manager it closes the last one.
-
-    Args:
-        shown: whether bars are shown.
-    """
-
-    def __init__(self, *, shown: bool = True) -> None:
-        self._shown, self._name = shown, ""
-        self._bar: tqdm[Any] | None = None
-
-    def __call__(self, name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
-        """Update the bar of this name; another name starts a new bar.
-
-        Args:
-            name: the name of the work.
-            done: the amount of finished work.
-            total: the amount of all work, an integer; 1.0 if `done` is a fraction, None if it is not known.
-            counts: further numbers to show, unless they are 0.
-        """
-        if self._bar is None or name != self._name:
-            self.close()
-            share = isinstance(total, float)
-            form = None if total is None else FRACTION_FORMAT if share else COUNT_FORMAT
-            self._bar = tqdm(
-                total=total,
-                desc=name,
-                mininterval=update_interval(),
-                bar_format=form,
-                leave=not share,
-                disable=not self._shown,
-            )
-            self._name = name
-        self._bar.set_postfix({key: count for key, count in counts.items() if count}, refresh=False)
-        self._bar.update((done if total is None else min(done, total)) - self._bar.n)
+class Bars(progress.Bars):
+    """Progress bars of a command, which prints lines between them."""
 
     def log(self, line: str) -> None:
         """End the bar and print a line below it."""
         self.close()
         print(line)
 
-    def close(self) -> None:
-        """End the bar."""
-        if self._bar is not None:
-            self._bar.close()
-            self._bar = None
-
     def __enter__(self) -> "Bars":
         return self
 
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
-
-class TrainingBar(Observer):
-    """A progress bar on the terminal."""
-
-    def __init__(self, options: Options) -> None:
-        self._total = options.images
-        self._bar: tqdm[Any] | None = None
-        self._loss = math.nan
-
-    def on_progress(self, progress: TrainingProgress) -> None:
-        """Advance to the images seen; the loss shown is averaged over about 50 steps."""
-        if self._bar is None:
-            self._bar = tqdm(
-                total=self._total,
-                initial=min(progress.images, self._total),
-                unit="img",
-                unit_scale=True,
-                smoothing=0.05,
-                mininterval=update_interval(),
-            )
-        if math.isfinite(progress.loss):
-            self._loss = progress.loss if math.isnan(self._loss) else self._loss + 0.02 * (progress.loss - self._loss)
-        skipped = {"skipped": progress.skipped} if progress.skipped else {}
-        self._bar.set_postfix({"loss": f"{self._loss:.4f}", **skipped}, refresh=False)
-        self._bar.update(min(progress.images, self._total) - self._bar.n)
-
-    def close(self) -> None:
-        """End the bar, so that later output is printed below it."""
-        if self._bar is not None:
-            self._bar.close()
+def print_line(line: str) -> None:
+    """Print a line, above a progress bar where there is one on a terminal."""
+    if sys.stderr.isatty():
+        tqdm.write(line, file=sys.stdout)
+    else:
+        print(line, flush=True)
 
 
 class StopSignal:

@@ -4,12 +4,12 @@ from functools import partial
 from pathlib import Path
 
 from openedm.cli.folders import figures_to_write
-from openedm.cli.terminal import TrainingBar
 from openedm.data import Source, Toy
 from openedm.levels import Karras
 from openedm.plots import save_figure
 from openedm.plots.toy import FIGURES, toy_figures
 from openedm.sampling import Sampler
+from openedm.training import TrainingBar
 
 
 def toy(

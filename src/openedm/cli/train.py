@@ -14,7 +14,7 @@ from openedm.cli.budgeting import choose, dotted_names, names_given
 from openedm.cli.importing import check_known_classes, listed_imports, recorded
 from openedm.cli.parsing import dump
 from openedm.cli.plain import read_options, to_plain
-from openedm.cli.terminal import StopSignal, TrainingBar
+from openedm.cli.terminal import StopSignal, print_line
 from openedm.data import Dataset, Digits, Source
 from openedm.ground.digests import seal_text
 from openedm.ground.locks import hold_folder
@@ -28,10 +28,14 @@ from openedm.sampling import Sampler
 from openedm.training import (
     BudgetName,
     Initial,
+    LogLines,
     Model,
     Options,
     Plan,
+    RunLog,
+    RunTracker,
     Trainer,
+    TrainingBar,
     find_checkpoint,
     list_checkpoints,
     make_accelerator,
@@ -39,7 +43,6 @@ from openedm.training import (
     read_model,
 )
 from openedm.training.checkpoints import list_incomplete
-from openedm.training.records import RunLog, RunTracker
 
 RUN_CONTENT = ("config.yaml", "checkpoints", "log.jsonl", "tracking", "averages", "figures")
 
@@ -111,7 +114,7 @@ def train(
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
-    curves = [] if tracker == "none" else [RunTracker(accelerator, run / "figures")]
+    curves = [] if tracker == "none" else [RunTracker(accelerator)]
     shown = dataset if validation is None else validation.load()
     figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown, guidance)
     trainer = Trainer(
@@ -122,7 +125,7 @@ def train(
         run=run,
         validation=shown,
         init=None if earlier else init,
-        observers=[bar, log, figures, *curves],
+        observers=[bar, LogLines(print_line), log, figures, *curves],
         accelerator=accelerator,
     )
     changed = trainer.resume(changes=names_given.get() or ()) if earlier else ()

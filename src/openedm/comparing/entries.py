@@ -14,7 +14,7 @@ from openedm.generation import SamplingOptions, ScoringOptions
 from openedm.generation.images import Log
 from openedm.ground import checks
 from openedm.ground.choices import to_config
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.training import ValidationLoss
 
 __all__ = ["Losses", "Way", "measure_entries"]
@@ -50,7 +50,7 @@ def measure_entries(
     scoring: ScoringOptions = ScoringOptions(),
     losses: Losses = "log",
     keep: Path | None = None,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
     log: Log = lambda line: None,
 ) -> list[Entry]:
     """Every run with every way of sampling.
@@ -66,7 +66,8 @@ def measure_entries(
         losses: log, the validation losses that runs have written; measured, all of them anew, see `measure_loss`, on
             the validation data of the first run.
         keep: a folder where results are kept, and read if they are there.
-        progress: called with the name of the work and what is done.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            name of the work and what is done.
         log: called with a line about what is done.
 
     Raises:
@@ -76,9 +77,10 @@ def measure_entries(
         raise ValueError("num must be given: ways of sampling are compared by the samples that they draw")
     checks.at_least("num", 2 if num is None else num, 2)
     sources = [_data_of(run, data) for run in runs] if num is not None else []
-    found = _measured(runs, progress) if losses == "measured" else [run.loss for run in runs]
     entries: list[Entry] = []
     with ExitStack() as stack:
+        report = stack.enter_context(showing(progress))
+        found = _measured(runs, report) if losses == "measured" else [run.loss for run in runs]
         shared: list[tuple[Source, ScoringOptions]] = []
         for i, (run, loss) in enumerate(zip(runs, found, strict=True)):
             for way in ways:
@@ -100,7 +102,7 @@ def measure_entries(
                     options,
                     keep=keep,
                     identity=to_config(scoring),
-                    progress=progress,
+                    progress=report,
                 )
                 entries.append(replace(entry, quality=quality))
     return entries

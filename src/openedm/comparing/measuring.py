@@ -21,7 +21,7 @@ from openedm.generation.images import Log
 from openedm.generation.scoring import trains_classifier
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.digests import file_digest
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import read_json, write_json
 from openedm.metrics import Report
 from openedm.metrics.features import ImageBatch
@@ -76,7 +76,7 @@ def measure_quality(
     keep: Path | None = None,
     identity: Any = None,
     accelerator: Accelerator | None = None,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
     log: Log = lambda line: None,
 ) -> Quality:
     """Draw samples of a checkpoint and score them, as `openedm evaluate` does.
@@ -91,7 +91,8 @@ def measure_quality(
         keep: a folder where results are kept; those that are there already, of the same weights and options, are read.
         identity: what identifies the scoring beside `scoring`; by default `scoring` itself.
         accelerator: the device; None for the machine's.
-        progress: called with the name of the work and what is done.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            name of the work and what is done.
         log: called with a line about the sampler.
 
     Raises:
@@ -112,19 +113,20 @@ def measure_quality(
         content = read_json(path)
         return Quality(Report.from_dict(content["report"]), **content["sampler"])
     accelerator = accelerator or make_accelerator()
-    images = open_images(
-        run.checkpoint,
-        sampling,
-        num,
-        data=data,
-        batch_size=scoring.batch_size,
-        accelerator=accelerator,
-        progress=progress,
-        log=log,
-    )
-    timer = _Timer()
-    timed = dataclasses.replace(images, batches=lambda chosen: timer.of(images.batches(chosen)))
-    report = score(timed, data, held_out, scoring, accelerator=accelerator, progress=progress, log=log)
+    with showing(progress, here=accelerator.is_main_process) as shown:
+        images = open_images(
+            run.checkpoint,
+            sampling,
+            num,
+            data=data,
+            batch_size=scoring.batch_size,
+            accelerator=accelerator,
+            progress=shown,
+            log=log,
+        )
+        timer = _Timer()
+        timed = dataclasses.replace(images, batches=lambda chosen: timer.of(images.batches(chosen)))
+        report = score(timed, data, held_out, scoring, accelerator=accelerator, progress=shown, log=log)
     assert report is not None  # of a single process
     sampler = from_config(Sampler, images.drawn["sampler"])
     cost = {"sampler": str(sampler), "nfe": sampler.nfe, "images_per_second": timer.images / max(timer.seconds, 1e-9)}
@@ -184,7 +186,7 @@ def measure_loss(
     *,
     levels: int = 8,
     samples: int = 1024,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> list[ValidationLoss]:
     """The loss of each denoiser on the same samples, with the same noise, at the same levels and weights.
 
@@ -194,7 +196,8 @@ def measure_loss(
         objective: its p(σ) gives the levels, its λ(σ) the weights.
         levels: the number of noise levels.
         samples: the largest number of samples.
-        progress: called with the number of denoisers that are done.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            number of denoisers that are done.
 
     Raises:
         ValueError: the data do not fit a denoiser, or σ_data differ.
@@ -202,13 +205,16 @@ def measure_loss(
     sigma_data = runs[0].model.sigma_data
     device = make_accelerator().device
     found = []
-    for i, run in enumerate(runs):
-        if abs(run.model.sigma_data / sigma_data - 1) > 1e-6:
-            raise ValueError(f"{run.name} must have the sigma_data of {runs[0].name}, {sigma_data:.6g}, as levels do")
-        aligned = align_classes(data, run.model.num_classes, run.model.class_names, name="data")
-        measured = Validation(
-            aligned, objective, sigma_data=sigma_data, device=device, levels=levels, samples=samples, seed=0
-        )
-        found.append(measured.measure(load_denoiser(run.checkpoint).to(device)))
-        progress("loss", i + 1, len(runs))
+    with showing(progress) as report:
+        for i, run in enumerate(runs):
+            if abs(run.model.sigma_data / sigma_data - 1) > 1e-6:
+                raise ValueError(
+                    f"{run.name} must have the sigma_data of {runs[0].name}, {sigma_data:.6g}, as levels do"
+                )
+            aligned = align_classes(data, run.model.num_classes, run.model.class_names, name="data")
+            measured = Validation(
+                aligned, objective, sigma_data=sigma_data, device=device, levels=levels, samples=samples, seed=0
+            )
+            found.append(measured.measure(load_denoiser(run.checkpoint).to(device)))
+            report("loss", i + 1, len(runs))
     return found

@@ -25,7 +25,7 @@ from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.digests import file_digest
 from openedm.ground.locks import LOCK, locked_folder
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import check_folders, read_json, remove_remains, write_arrays, write_json
 
 __all__ = ["convert", "encoded_images"]
@@ -89,7 +89,7 @@ def convert(
     threads: int = 1,
     about: Mapping[str, Any] | None = None,
     condition_resize: Resize = "bicubic",
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> dict[str, Any]:
     """Write `images` as shards into the folder `out`; returns the manifest.
 
@@ -107,7 +107,8 @@ def convert(
         about: further entries of the manifest, such as source and licence.
         condition_resize: how images that are conditions are resized to the size of their images, before both get the
             form.
-        progress: called several times a shard with the number of processed images, and of those `dropped`.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called several
+            times a shard with the number of processed images, and of those `dropped`.
 
     Raises:
         ValueError: `out` has other files, or a conversion and `resume` is false; the images or the form are not
@@ -133,10 +134,10 @@ def convert(
     shards: list[Shard] = []
 
     def report(done: int, dropped: int = 0) -> None:
-        progress("images", done, len(images), dropped=dropped + sum(len(shard.dropped) for shard in shards))
+        show("images", done, len(images), dropped=dropped + sum(len(shard.dropped) for shard in shards))
 
     check_folders("out", out)
-    with locked_folder(out, "out"), ThreadPoolExecutor(threads) as pool:
+    with locked_folder(out, "out"), ThreadPoolExecutor(threads) as pool, showing(progress) as show:
         if (out / MANIFEST).exists():
             return _finished(out, images, settings, resume=resume)
         _start(out, settings, resume=resume)

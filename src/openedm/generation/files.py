@@ -18,7 +18,7 @@ from openedm.ground import checks
 from openedm.ground.digests import check_digest
 from openedm.ground.legacy import upgrade
 from openedm.ground.locks import LOCK, hold_file, hold_folder, locked_file, locked_folder
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.ground.storage import (
     REMAINS,
     Rows,
@@ -113,7 +113,7 @@ class SampleFiles:
         *,
         batch_size: int = 64,
         accelerator: Accelerator | None = None,
-        progress: Progress = no_progress,
+        progress: ShowProgress = None,
     ) -> int:
         """Draw the seeds that are missing and write them; returns how many they were.
 
@@ -124,7 +124,8 @@ class SampleFiles:
             seeds: one seed a sample.
             batch_size: samples drawn at a time; changes memory and speed, not the samples.
             accelerator: the processes; None for those there are.
-            progress: called after each batch with the samples that this process has drawn.
+            progress: None shows a bar in a terminal or notebook, True always, False never; a function is called after
+                each batch with the samples that this process has drawn.
 
         Raises:
             ValueError: `out` holds other files, samples that were drawn with other settings, or another process draws
@@ -134,8 +135,9 @@ class SampleFiles:
         checks.at_least("batch_size", batch_size, 1)
         accelerator = accelerator or make_accelerator()
         lock = locked_folder if self.format == "png" else locked_file
-        with lock(self.out, "out") if accelerator.is_main_process else nullcontext():
-            return self._write(prepared, seeds, batch_size, accelerator, progress)
+        main = accelerator.is_main_process
+        with lock(self.out, "out") if main else nullcontext(), showing(progress, here=main) as report:
+            return self._write(prepared, seeds, batch_size, accelerator, report)
 
     def _write(
         self,

@@ -15,7 +15,7 @@ from openedm.data import Arrays, Dataset, ImageFolder, Source, match_classes
 from openedm.generation.conditions import conditions_of_data
 from openedm.generation.options import CheckpointSampler, SamplingOptions
 from openedm.ground.choices import brief, to_config
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.metrics import image_batches
 from openedm.metrics.features import ImageBatch
 from openedm.training import find_checkpoint, make_accelerator, read_model
@@ -85,7 +85,7 @@ def open_images(
     data: Source | None = None,
     batch_size: int = 100,
     accelerator: Accelerator | None = None,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
     log: Log = lambda line: None,
 ) -> Images:
     """The images of a folder, an archive or a file of arrays; or those that are drawn from a checkpoint.
@@ -99,7 +99,8 @@ def open_images(
             of all in turn.
         batch_size: images at a time.
         accelerator: the processes; None for those there are.
-        progress: called while levels are fitted.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called while
+            levels are fitted.
         log: called with a line about the sampler.
 
     Raises:
@@ -124,7 +125,8 @@ def open_images(
             conditions = conditions_of_data(data.load(), model, num)
             source = CheckpointSampler(path, sampling, conditions=conditions)
             given = {"data": to_config(data), "count": conditions.count, "digest": conditions.digest}
-        return _drawn(source, num, batch_size, accelerator, progress, log, conditions=given)
+        with showing(progress, here=accelerator.is_main_process) as report:
+            return _drawn(source, num, batch_size, accelerator, report, log, conditions=given)
     extra = [f.name for f in dataclasses.fields(sampling) if getattr(sampling, f.name) != f.default]
     extra += [] if num is None else ["num"]
     if sampling.nfe is None and {"sampler", "tolerance"} & {*extra}:

@@ -20,7 +20,7 @@ from openedm.generation.conditions import Conditions, read_conditions
 from openedm.ground import checks
 from openedm.ground.choices import Choice, from_config, to_config
 from openedm.ground.digests import file_digest
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.ground.storage import read_json, write_json
 from openedm.ground.tensors import as_tensor
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
@@ -253,18 +253,18 @@ class CheckpointSampler:
             return {}
         return {"conditions": "none" if self.conditions is None else self.conditions.digest}
 
-    def prepare(self, accelerator: Accelerator | None = None, progress: Progress = no_progress) -> PreparedSampler:
+    def prepare(self, accelerator: Accelerator | None = None, progress: ShowProgress = None) -> PreparedSampler:
         """Load the weights and find the sampler; several processes must call it together.
 
         Args:
             accelerator: the processes and their device; None for those there are.
-            progress: called with the number of evaluations while levels are fitted.
+            progress: of a fit of levels, as for `openedm.sampling.fit_levels`.
         """
         options, accelerator = self.options, accelerator or make_accelerator()
-        denoiser = _load(self.folder, options).to(accelerator.device)
-        with accelerator.main_process_first():  # the others read what it has fitted
+        denoiser, main = _load(self.folder, options).to(accelerator.device), accelerator.is_main_process
+        with accelerator.main_process_first(), showing(progress, here=main) as report:  # others read what it fits
             if options.levels == "fitted":
-                sampler, origin = self._fitted(denoiser, progress, main=accelerator.is_main_process)
+                sampler, origin = self._fitted(denoiser, report, main=main)
             else:
                 sampler = options.method.choose(denoiser)
                 origin = "sampler" if isinstance(options.method, Auto) else ""

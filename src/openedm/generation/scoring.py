@@ -1,7 +1,7 @@
 """Generated images scored against real ones: drawn from a checkpoint or read, on one process or several."""
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,7 +15,7 @@ from openedm.data import Dataset, Source, align_classes
 from openedm.generation.images import Batches, CutImages, Images, Log
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, reported, showing
 from openedm.metrics import (
     Classifier,
     ClassifierFeatures,
@@ -35,7 +35,6 @@ from openedm.metrics import (
     kept_features,
     train_classifier,
 )
-from openedm.metrics.features import ImageBatch
 from openedm.training import make_accelerator, share_of
 
 __all__ = ["ScoringOptions", "score"]
@@ -95,7 +94,7 @@ def score(
     options: ScoringOptions = ScoringOptions(),
     *,
     accelerator: Accelerator | None = None,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
     log: Log = lambda line: None,
 ) -> Report | None:
     """Compare generated images with real ones; the report on the main process, None on the others.
@@ -109,7 +108,8 @@ def score(
             it has one.
         options: the network and the metrics.
         accelerator: the processes; None for those there are.
-        progress: called with the name of a set of images and the batches that are done.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            name of a set of images and the batches that are done.
         log: called with a line about features that are kept.
 
     Raises:
@@ -136,26 +136,27 @@ def score(
         real = align_classes(real, number)
         held = None if held is None else align_classes(held, number, name="held_out")
     accelerator.wait_for_everyone()  # all have seen which files there are before one of them writes
-    network = _network(extractor, options, real, accelerator, progress)
-    if network.predicts_labels:
-        real = align_classes(real, network.num_classes)
-        held = None if held is None else align_classes(held, network.num_classes, name="held_out")
-    if network.predicts_labels:
-        images = images.with_classes_of(real)
-    _check_classes(network, images, real, held, given=held_out is not None)
-    applicable_metrics(options.metrics, count, network.num_classes > 0)
-    shared = _Shared(network, options.batch_size, accelerator, progress)
-    cut = CutImages(images.batches)
-    found = shared.extract(cut if real.kind == "images" else images.batches, images.count, "samples")
-    cut.warn()
-    found = found if real.num_classes > 0 else dataclasses.replace(found, labels=None)
-    kept = None if extractor is None and options.classifier is None else options.cache
-    kept = None if isinstance(extractor, Values) else kept
-    truth = shared.extract_real(real, kept, log)
-    judged = None if held is None else shared.extract_all(held, "held out")
+    with showing(progress, here=accelerator.is_main_process) as report:
+        network = _network(extractor, options, real, accelerator, report)
+        if network.predicts_labels:
+            real = align_classes(real, network.num_classes)
+            held = None if held is None else align_classes(held, network.num_classes, name="held_out")
+        if network.predicts_labels:
+            images = images.with_classes_of(real)
+        _check_classes(network, images, real, held, given=held_out is not None)
+        applicable_metrics(options.metrics, count, network.num_classes > 0)
+        shared = _Shared(network, options.batch_size, accelerator, report)
+        cut = CutImages(images.batches)
+        found = shared.extract(cut if real.kind == "images" else images.batches, images.count, "samples")
+        cut.warn()
+        found = found if real.num_classes > 0 else dataclasses.replace(found, labels=None)
+        kept = None if extractor is None and options.classifier is None else options.cache
+        kept = None if isinstance(extractor, Values) else kept
+        truth = shared.extract_real(real, kept, log)
+        judged = None if held is None else shared.extract_all(held, "held out")
     if truth is None or not accelerator.is_main_process:
         return None
-    report = compare(
+    result = compare(
         found,
         truth,
         held_out=judged,
@@ -167,7 +168,7 @@ def score(
         own=options.own_metric,
         device="cuda" if accelerator.device.type == "cuda" else "cpu",  # has float64
     )
-    return dataclasses.replace(report, extractor=network.description)
+    return dataclasses.replace(result, extractor=network.description)
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,7 @@ class _Shared:
         """
         rank, processes = self.accelerator.process_index, self.accelerator.num_processes
         mine = share_of(range(count), self.batch_size, rank, processes)
-        images = _reported(batches(mine), name, -(-len(mine) // self.batch_size), self.progress)
+        images = reported(batches(mine), name, -(-len(mine) // self.batch_size), self.progress)
         part = extract(self.network, images) if mine else self._nothing()
         return part if processes == 1 else self._gather(part, mine)
 
@@ -310,9 +311,3 @@ def _check_classes(
             raise ValueError(f"{name} must have at most the classifier's {network.num_classes} classes, got {count}")
     if held is not None and held.num_classes != network.num_classes:
         raise ValueError(f"held_out must have the classifier's {network.num_classes} classes, got {held.num_classes}")
-
-
-def _reported(batches: Iterable[ImageBatch], name: str, total: int, progress: Progress) -> Iterator[ImageBatch]:
-    for done, batch in enumerate(batches, start=1):
-        yield batch
-        progress(name, done, total)

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from openedm import __version__
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.inference.calibration import calibrate
 from openedm.inference.fitting import fit
 from openedm.inference.settings import Settings
@@ -48,7 +48,7 @@ def benchmark_task(
     calibration_samples: int = 200,
     keep: Path | None = None,
     seed: int = 0,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> dict[str, Any]:
     """Simulate, fit, sample and score one task; returns the numbers.
 
@@ -61,14 +61,16 @@ def benchmark_task(
         calibration_samples: posterior samples for each of them.
         keep: a folder to save the posterior in.
         seed: of simulations, fit and samples.
-        progress: called with a stage's name and the share of it that is done.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with a
+            stage's name and the share of it that is done.
     """
-    row, posterior = _fitted(task, simulations, seed, settings, progress)
-    if keep is not None:
-        posterior.save(keep)
-    row |= _scored(posterior, known, seed, progress)
-    if calibration:
-        row |= _calibrated(posterior, task, calibration, calibration_samples, seed, progress)
+    with showing(progress) as report:
+        row, posterior = _fitted(task, simulations, seed, settings, report)
+        if keep is not None:
+            posterior.save(keep)
+        row |= _scored(posterior, known, seed, report)
+        if calibration:
+            row |= _calibrated(posterior, task, calibration, calibration_samples, seed, report)
     return row
 
 
@@ -107,7 +109,9 @@ def references(task: Task, folder: Path, num_samples: int, first: int | None = N
 def _fitted(
     task: Task, simulations: int, seed: int, settings: Settings | None, progress: Progress
 ) -> tuple[dict[str, Any], DenoiserPosterior]:
-    drawn, simulating = _timed(lambda: simulate(task.simulate, task.prior, simulations, seed=seed, batched=True))
+    drawn, simulating = _timed(
+        lambda: simulate(task.simulate, task.prior, simulations, seed=seed, batched=True, progress=progress)
+    )
     posterior, fitting = _timed(
         lambda: fit(drawn.theta, drawn.x, task.prior, seed=seed, settings=settings, progress=progress)
     )
@@ -145,7 +149,7 @@ def _scored(posterior: DenoiserPosterior, known: Observations, seed: int, progre
 def _calibrated(
     posterior: DenoiserPosterior, task: Task, count: int, num_samples: int, seed: int, progress: Progress
 ) -> dict[str, Any]:
-    fresh = simulate(task.simulate, task.prior, count, seed=FRESH + seed, batched=True)
+    fresh = simulate(task.simulate, task.prior, count, seed=FRESH + seed, batched=True, progress=progress)
     progress("calibrating", 0.0)
     found, seconds = _timed(lambda: calibrate(posterior, fresh.theta, fresh.x, num_samples=num_samples, seed=seed))
     return {

@@ -134,7 +134,7 @@ def _train(
         if job.resume and run is not None and list_checkpoints(run):  # none, if a kill came before the first
             trainer.resume()
         try:
-            members.append(trainer.fit().cpu().eval().requires_grad_(False))
+            members.append(trainer.fit(progress=False).cpu().eval().requires_grad_(False))
         except KeyboardInterrupt:
             if run is not None:
                 trainer.save()

@@ -18,7 +18,7 @@ from typing import Any, Literal
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.locks import locked_folder
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import check_folders
 from openedm.inference.candidates import Job
 from openedm.inference.exchangeable import are_exchangeable
@@ -47,7 +47,7 @@ def fit(
     run: str | Path | None = None,
     resume: bool = False,
     observers: Sequence[Observer] = (),
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> DenoiserPosterior:
     """The posterior p(θ | x) from simulations.
 
@@ -71,7 +71,8 @@ def fit(
         run: folder for the trainer's checkpoints; None writes none.
         resume: continue from the checkpoints in `run`, which an earlier call with the same arguments has written.
         observers: of the trainers, for logs and trackers.
-        progress: called with the name of each stage and the share of it that is done.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            name of each stage and the share of it that is done.
 
     Returns:
         A posterior, in evaluation mode; `.report` holds what was tried and chosen.
@@ -105,8 +106,7 @@ def fit(
     if run is not None:
         check_folders("run", Path(run))
     drop_nonfinite = on_nonfinite == "drop"
-    job = Job(None if run is None else Path(run), resume, tuple(observers), progress)
-
+    folder = None if run is None else Path(run)
     data = prepare(
         theta,
         x,
@@ -118,8 +118,8 @@ def fit(
         seed=seed,
     )
     data = _sorted_where_exchangeable(data)
-    with nullcontext() if job.run is None else locked_folder(job.run, "run"):
-        verdict = choose_posterior(data, job)
+    with nullcontext() if folder is None else locked_folder(folder, "run"), showing(progress) as report_progress:
+        verdict = choose_posterior(data, Job(folder, resume, tuple(observers), report_progress))
     report = _report(data, verdict)
     if verdict.shortfall.is_large:
         warnings.warn(f"{verdict.shortfall}", stacklevel=2)

@@ -266,6 +266,7 @@ def fit_joint(
     run: str | Path | None = None,
     observers: Sequence[Observer] = (),
     accelerator: Accelerator | None = None,
+    progress: bool | None = None,
 ) -> Joint:
     """Train one denoiser for all conditionals of parameters and data.
 
@@ -285,6 +286,7 @@ def fit_joint(
         run: folder for checkpoints; None writes none. A run that has some is resumed.
         observers: of the training.
         accelerator: devices and processes.
+        progress: as for `Trainer.fit`: None shows a bar in a terminal or notebook.
 
     Raises:
         TypeError, ValueError: the numbers of rows differ, a value is not finite or outside the prior's support, or a
@@ -318,7 +320,7 @@ def fit_joint(
     )
     if run is not None and list_checkpoints(Path(run)):
         trainer.resume()
-    denoiser = trainer.fit()
+    denoiser = trainer.fit(progress=progress)
     return Joint(
         denoiser, model, coordinates, dim, values.shape[1:], prior=prior, names=labels, sampler=sampler, density=density
     )

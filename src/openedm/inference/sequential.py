@@ -15,7 +15,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import ShowProgress
 from openedm.inference.composite import Truncated, as_prior
 from openedm.inference.fitting import fit
 from openedm.inference.posterior import Values
@@ -57,7 +57,7 @@ def fit_sequentially(
     margin: float = 0.2,
     seed: int = 0,
     settings: Settings | None = None,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> list[Round]:
     """Posteriors for one observation, each from simulations where the one before has its mass.
 
@@ -89,7 +89,7 @@ def fit_sequentially(
     made: list[Simulations] = []
     done: list[Round] = []
     for number in range(rounds):
-        made.append(simulate(simulator, region, simulations, seed=seed + number, batched=batched))
+        made.append(simulate(simulator, region, simulations, seed=seed + number, batched=batched, progress=progress))
         theta, x = torch.cat([each.theta for each in made]), torch.cat([each.x for each in made])
         inside = region.log_prob(theta) > -math.inf
         posterior = fit(

@@ -21,7 +21,7 @@ from jaxtyping import Float32, Int64
 from numpy import ndarray
 
 from openedm.ground import checks
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.ground.seeding import derive_seed
 from openedm.inference.calling import Call, Chunk, Outcome, Pool, Simulator, name_of
 from openedm.inference.composite import as_prior, prior_to_config
@@ -57,7 +57,7 @@ def simulate(
     store: Store | str | os.PathLike[str] | None = None,
     retry_failures: bool = False,
     on_error: Literal["report", "raise"] = "report",
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> Simulations:
     """Draw θ ~ prior and x ~ p(x|θ), n times.
 
@@ -97,8 +97,9 @@ def simulate(
         store: a folder for the simulations, or a `Store`.
         retry_failures: whether to run simulations again that failed according to the store.
         on_error: "report" failures, or "raise" at the first.
-        progress: called after every chunk, in this thread, with the number of simulations that have ended, those of the
-            store included, and of those `failed`.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called after
+            every chunk, in this thread, with the number of simulations that have ended, those of the store included,
+            and of those `failed`.
 
     Returns:
         The simulations that gave a result, by index, with the failures and the prior.
@@ -119,7 +120,7 @@ def simulate(
     folder = store if store is None or isinstance(store, Store) else Store(store)
     chunk = Chunk(np.arange(n), parameters(prior, n, seed), simulation_seeds(n, seed))
     pool = Pool(call, workers)
-    with _locked(folder, prior, seed, call) as add:
+    with _locked(folder, prior, seed, call) as add, showing(progress) as report:
         results = _Results(n, folder, add, retry_failures, pool.processes)
         suspects = np.intersect1d(results.missing, [] if folder is None else folder.interrupted()).astype(np.int64)
         remaining = np.setdiff1d(results.missing, suspects)
@@ -128,7 +129,7 @@ def simulate(
         try:
             # In batches as without a kill: a batch that has one seed depends on its rows.
             apart = _Chunks(chunk.rows(suspects), batched, batch_size) if batched else chunk.rows(suspects).singles()
-            _run(pool, chunks, apart, results, on_error, progress)
+            _run(pool, chunks, apart, results, on_error, report)
         finally:  # which a process that is killed does not reach
             if folder is not None:
                 folder.mark(())

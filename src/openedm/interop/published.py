@@ -20,7 +20,7 @@ from torch import Tensor
 from openedm import preconditioning
 from openedm.denoiser import Preconditioned
 from openedm.ground.locks import locked_file
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, no_progress, showing
 from openedm.ground.storage import new_files, new_path, read_json, read_tensors, write_json, write_tensors
 from openedm.interop.arguments import PRECONDITIONINGS, check_values, network_arguments
 from openedm.interop.edm import (
@@ -110,14 +110,15 @@ class Published:
             raise DamagedFileError(f"constructor arguments must describe a network: {error}") from error
 
 
-def read_published(path: str | Path, key: str = "ema", progress: Progress = no_progress) -> Published:
+def read_published(path: str | Path, key: str = "ema", progress: ShowProgress = None) -> Published:
     """Read a published network from a pickle (.pkl) or from safetensors and JSON; no code in the file is run.
 
     Args:
         path: NAME.pkl; or NAME.safetensors, with NAME.json beside it.
         key: the entry of a pickle that holds the network; of the other files it must be "ema".
-        progress: called after each tensor of a pickle with the share of the bytes that are read. A pickle is mapped,
-            not loaded: beside the weights themselves, memory holds one storage at a time.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called after each
+            tensor of a pickle with the share of the bytes that are read. A pickle is mapped, not loaded: beside the
+            weights themselves, memory holds one storage at a time.
 
     Raises:
         UnsafeFileError: the pickle names a function to run; the message has its name and position.
@@ -127,7 +128,8 @@ def read_published(path: str | Path, key: str = "ema", progress: Progress = no_p
     """
     path = Path(path)
     if path.suffix == ".pkl":
-        return _read_pickle(path, key, progress)
+        with showing(progress) as report:
+            return _read_pickle(path, key, report)
     if path.suffix != ".safetensors":
         raise ValueError(f"path must end in .pkl or .safetensors, got {str(path)!r}")
     if key != "ema":

@@ -11,7 +11,7 @@ from openedm.data import Dataset, align_classes
 from openedm.data.dataset import Batch
 from openedm.denoiser import Denoiser
 from openedm.ground import checks
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.seeding import derive_seed, host_seeded
 from openedm.likelihood.bits import BitsPerDim, bits_per_dim
 from openedm.likelihood.density import Likelihood, LogProb
@@ -52,7 +52,7 @@ def dataset_log_prob(
     *,
     batch_size: int = 50,
     seed: int = 0,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> dict[str, Tensor]:
     """Columns of numbers, one row a sample: index, log_prob, standard_error and nfe; bits_per_dim for images.
 
@@ -68,26 +68,28 @@ def dataset_log_prob(
         dequantisation: of images; None for other data.
         batch_size: samples at a time; changes memory and speed, not the numbers.
         seed: of the dequantisation and the probes.
-        progress: called after each batch with the number of finished batches and of all batches.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called after each
+            batch with the number of finished batches and of all batches.
     """
     if dataset.num_classes != denoiser.num_classes:
         dataset = align_classes(dataset, denoiser.num_classes)
     parts, batches = [], torch.split(indices, batch_size)
-    for done, part in enumerate(batches, start=1):
-        # A seed for each index, different for every `seed`.
-        seeds = [seed * len(dataset) + int(index) for index in part]
-        x, labels = _fetch(dataset, part, seeds)
-        condition = dataset.condition_layout.select(labels, denoiser.condition_layout)
-        columns = {"index": part}
-        found: LogProb | BitsPerDim
-        if dequantisation is None:
-            found = method.log_prob(denoiser, x, condition, seeds=seeds)
-            columns["log_prob"] = found.log_prob.cpu()
-        else:
-            found = bits_per_dim(denoiser, x, condition, seeds=seeds, likelihood=method, **vars(dequantisation))
-            columns |= {"log_prob": found.log_prob.mean(0).cpu(), "bits_per_dim": found.bits_per_dim.cpu()}
-        parts.append({**columns, "standard_error": found.standard_error.cpu(), "nfe": found.nfe.cpu()})
-        progress("batches", done, len(batches))
+    with showing(progress) as report:
+        for done, part in enumerate(batches, start=1):
+            # A seed for each index, different for every `seed`.
+            seeds = [seed * len(dataset) + int(index) for index in part]
+            x, labels = _fetch(dataset, part, seeds)
+            condition = dataset.condition_layout.select(labels, denoiser.condition_layout)
+            columns = {"index": part}
+            found: LogProb | BitsPerDim
+            if dequantisation is None:
+                found = method.log_prob(denoiser, x, condition, seeds=seeds)
+                columns["log_prob"] = found.log_prob.cpu()
+            else:
+                found = bits_per_dim(denoiser, x, condition, seeds=seeds, likelihood=method, **vars(dequantisation))
+                columns |= {"log_prob": found.log_prob.mean(0).cpu(), "bits_per_dim": found.bits_per_dim.cpu()}
+            parts.append({**columns, "standard_error": found.standard_error.cpu(), "nfe": found.nfe.cpu()})
+            report("batches", done, len(batches))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
 
 

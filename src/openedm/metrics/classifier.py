@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import parse_json, write_tensors
 from openedm.optimisation import minimise
 
@@ -132,7 +132,7 @@ def train_classifier(
     width: int = 32,
     dim: int = 64,
     device: str | torch.device = "cpu",
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> Classifier:
     """A `Classifier` trained on the labels of `dataset`: AdamW, one warm-up and decay, images shifted at random.
 
@@ -149,7 +149,8 @@ def train_classifier(
         width: see `Classifier`.
         dim: number of features.
         device: where to train; the result stays there.
-        progress: called with the number of epochs that are done, first with 0.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            number of epochs that are done, first with 0.
 
     Raises:
         ValueError: `dataset` is not labelled images, or an argument is outside its range.
@@ -170,23 +171,26 @@ def train_classifier(
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=1e-2)
     per_epoch = math.ceil(len(dataset) / batch_size)
     rate = partial(_warm_up_and_decay, learning_rate, epochs * per_epoch)
-    progress("classifier", 0, epochs)
-    for epoch in range(epochs):
-        batches = torch.split(torch.randperm(len(dataset), generator=generator), batch_size)
+    with showing(progress) as report:
+        report("classifier", 0, epochs)
+        for epoch in range(epochs):
+            batches = torch.split(torch.randperm(len(dataset), generator=generator), batch_size)
 
-        def gradient(step: int, batches: Sequence[Tensor] = batches) -> Tensor:
-            x, condition = dataset.fetch(batches[step % per_epoch])
-            labels = dataset.condition_layout.unpack(cast(Tensor, condition))[0]
-            logits = classifier(_shifted(x, shift, generator).to(device))
-            loss = functional.cross_entropy(logits, cast(Tensor, labels).to(device))
-            loss.backward()  # type: ignore[no-untyped-call]
-            return loss
+            def gradient(step: int, batches: Sequence[Tensor] = batches) -> Tensor:
+                x, condition = dataset.fetch(batches[step % per_epoch])
+                labels = dataset.condition_layout.unpack(cast(Tensor, condition))[0]
+                logits = classifier(_shifted(x, shift, generator).to(device))
+                loss = functional.cross_entropy(logits, cast(Tensor, labels).to(device))
+                loss.backward()  # type: ignore[no-untyped-call]
+                return loss
 
-        steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
-        for step in minimise(gradient, optimizer, steps=steps, learning_rate=rate):
-            if not step.taken:
-                raise FloatingPointError(f"the loss of step {step.number} or its gradient is not finite: {step.loss}")
-        progress("classifier", epoch + 1, epochs)
+            steps = range(epoch * per_epoch, (epoch + 1) * per_epoch)
+            for step in minimise(gradient, optimizer, steps=steps, learning_rate=rate):
+                if not step.taken:
+                    raise FloatingPointError(
+                        f"the loss of step {step.number} or its gradient is not finite: {step.loss}"
+                    )
+            report("classifier", epoch + 1, epochs)
     return classifier.eval()
 
 

@@ -6,8 +6,9 @@ against other real images, at the same number.
 """
 
 import dataclasses
+import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, cast
 
@@ -17,9 +18,10 @@ from torch import Tensor
 
 from openedm.data.dataset import Dataset
 from openedm.ground import checks
+from openedm.ground.progress import ShowProgress, reported, showing
 from openedm.metrics.classifier import Classifier
 from openedm.metrics.extractors import ClassifierFeatures, FeatureNetwork
-from openedm.metrics.features import Features, extract, image_batches
+from openedm.metrics.features import Features, ImageBatch, extract, image_batches
 from openedm.metrics.frechet import frechet_distance, frechet_error, gaussian
 from openedm.metrics.inception_score import inception_score, inception_score_error
 from openedm.metrics.kernel import kernel_distance
@@ -50,6 +52,7 @@ def evaluate(
     num_splits: int = 8,
     batch_size: int = 256,
     metrics: Sequence[Metric] | None = None,
+    progress: ShowProgress = None,
 ) -> Report:
     """Compare generated images with real ones in the features of `extractor`; see `compare` for what is measured.
 
@@ -63,6 +66,8 @@ def evaluate(
         num_splits: number of draws.
         batch_size: images that pass through the classifier at once.
         metrics: besides the Fréchet distance; all that apply by default.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            name of a set of images and the batches that are done.
 
     Raises:
         ValueError: shapes, labels or classes do not fit each other, `samples` has values that are not finite, or there
@@ -75,9 +80,17 @@ def evaluate(
     _check_fit(samples, labels, reference, extractor, held_out)
     network = ClassifierFeatures(extractor) if isinstance(extractor, Classifier) else extractor
     applicable_metrics(metrics, min(len(samples), len(reference) // 2), network.num_classes > 0)
-    generated = extract(network, [(samples[i : i + batch_size], None) for i in range(0, len(samples), batch_size)])
-    real = extract(network, image_batches(reference, batch_size))
-    others = None if held_out is None else extract(network, image_batches(held_out, batch_size))
+    with showing(progress) as show:
+
+        def features(name: str, batches: Iterable[ImageBatch], count: int) -> Features:
+            return extract(network, reported(batches, name, math.ceil(count / batch_size), show))
+
+        chunks = ((samples[i : i + batch_size], None) for i in range(0, len(samples), batch_size))
+        generated = features("samples", chunks, len(samples))
+        real = features("reference", image_batches(reference, batch_size), len(reference))
+        others = None
+        if held_out is not None:
+            others = features("held out", image_batches(held_out, batch_size), len(held_out))
     generated = dataclasses.replace(generated, labels=labels)
     report = compare(generated, real, held_out=others, seed=seed, num_splits=num_splits, metrics=metrics)
     return dataclasses.replace(report, extractor=network.description)

@@ -5,11 +5,13 @@ from openedm.plots.calibration import calibration_plot, predictive_histograms, p
 from openedm.plots.images import denoising_trajectory, sample_grid
 from openedm.plots.losses import loss_curve, loss_per_sigma, reducible_loss
 from openedm.plots.posteriors import pair_plot, posterior_trajectories
+from openedm.plots.runs import RunFigures
 from openedm.plots.sampling import Run, error_versus_nfe, trajectories_1d, trajectories_2d
 from openedm.plots.style import save_figure
 
 __all__ = [
     "Run",
+    "RunFigures",
     "calibration_plot",
     "denoising_trajectory",
     "error_versus_nfe",

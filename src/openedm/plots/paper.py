@@ -280,7 +280,7 @@ def _churn(seed: int, log: Log) -> Figure:
         snapshot_every=0,
     )
     kinds: dict[str, Denoiser] = {
-        "trained on 60,000 samples": Trainer(model, dataset, objective.EDM(), options).fit().cpu(),
+        "trained on 60,000 samples": Trainer(model, dataset, objective.EDM(), options).fit(progress=False).cpu(),
         "exact denoiser": ExactDataset(points),
     }
     figure = Figure(figsize=(9.6, 3.8), layout="constrained")

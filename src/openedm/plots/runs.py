@@ -59,23 +59,26 @@ class RunFigures(Observer):
         self._folder, self._log, self._objective, self._sampler, self._data = folder, log, objective, sampler, data
         self._guidance = guidance
 
-    def on_validation(self, images: int, loss: ValidationLoss) -> None:
-        """Draw the curves anew."""
+    def on_validation(self, images: int, loss: ValidationLoss) -> list[Path]:
+        """Draw the curves anew, and return their paths."""
         validations = self._log.validations
         curve = loss_curve(self._log.progress, [(seen, v.loss) for seen, v in validations])
-        save_figure(curve, self._folder / "loss.png")
+        paths = [self._folder / "loss.png", self._folder / "loss_per_sigma.png"]
+        save_figure(curve, paths[0])
         shown = sorted({0, len(validations) // 4, len(validations) - 1})
         moments = {f"{validations[i][0]:,} images": validations[i][1] for i in shown}
-        save_figure(loss_per_sigma(moments, self._objective), self._folder / "loss_per_sigma.png")
+        save_figure(loss_per_sigma(moments, self._objective), paths[1])
+        return paths
 
-    def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
+    def on_snapshot(self, images: int, denoiser: Preconditioned) -> list[Path]:
         """Draw a grid, see the class; samples that are NaN or infinite are a warning, and training goes on."""
         try:
-            self._draw(images, denoiser)
+            return self._draw(images, denoiser)
         except FloatingPointError as error:
             warnings.warn(f"no samples at {images:,} images: {error}", RuntimeWarning, stacklevel=2)
+            return []
 
-    def _draw(self, images: int, denoiser: Preconditioned) -> None:
+    def _draw(self, images: int, denoiser: Preconditioned) -> list[Path]:
         """Draw the same seeds every time: a column a class or a condition of the data, or a square.
 
         With images as conditions a row has the condition, the sample of the data and samples of the model.
@@ -84,11 +87,13 @@ class RunFigures(Observer):
             x, columns = self._of_classes(denoiser)
             known = None if self._data is None else self._data.class_names
             names = list(known or map(str, range(denoiser.num_classes)))
-            self._write(images, x, columns, names if len(names) == columns == denoiser.num_classes else None)
-        elif self._data is not None:
-            self._write(images, *conditional_samples(self._guided(denoiser), self._data, self._sampler))
-        elif denoiser.condition_dropout:
-            self._write(images, self._sample(denoiser, range(GRID_ROWS**2), None), GRID_ROWS)
+            named = len(names) == columns == denoiser.num_classes
+            return self._write(images, x, columns, names if named else None)
+        if self._data is not None:
+            return self._write(images, *conditional_samples(self._guided(denoiser), self._data, self._sampler))
+        if denoiser.condition_dropout:
+            return self._write(images, self._sample(denoiser, range(GRID_ROWS**2), None), GRID_ROWS)
+        return []
 
     def _of_classes(self, denoiser: Preconditioned) -> tuple[Tensor, int]:
         every = class_labels(range(denoiser.num_classes), None, denoiser.num_classes)
@@ -104,13 +109,15 @@ class RunFigures(Observer):
         batches = sample_batches(self._sampler, denoiser, seeds, condition=condition)
         return torch.cat([samples for _, samples in batches])
 
-    def _write(self, images: int, x: Tensor, columns: int, names: Sequence[str] | None = None) -> None:
+    def _write(self, images: int, x: Tensor, columns: int, names: Sequence[str] | None = None) -> list[Path]:
         self._folder.mkdir(parents=True, exist_ok=True)
-        name = f"samples-{images:012d}"
+        picture = self._folder / f"samples-{images:012d}.png"
         if x.ndim == 4 and (self._data is None or self._data.kind == "images"):
             grid = image_grid(x, columns, scale=max(1, 32 // x.shape[-1]))
-            save_image(captioned(grid, names) if names else grid, self._folder / f"{name}.png")
-            return
-        write_array(self._folder / f"{name}.npy", x)
+            save_image(captioned(grid, names) if names else grid, picture)
+            return [picture]
+        write_array(picture.with_suffix(".npy"), x)
         if x.ndim in (3, 4, 5) and bool(x.isfinite().all()):
-            save_figure(event_grid(x, columns), self._folder / f"{name}.png")
+            save_figure(event_grid(x, columns), picture)
+            return [picture]
+        return [picture.with_suffix(".npy")]

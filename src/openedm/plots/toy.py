@@ -161,7 +161,7 @@ class _Training(NamedTuple):
         model = Model.for_data(subject.dataset, network, conditional=False, standardise=False)
         options, losses, objective = self.options, _Losses(), EDM()
         trainer = Trainer(model, subject.dataset, objective, options, observers=[losses, self.observer(options)])
-        denoiser = trainer.fit().cpu()
+        denoiser = trainer.fit(progress=False).cpu()
         host = torch.device("cpu")
         validation = Validation(subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed)
         exact = validation.measure(subject.exact)

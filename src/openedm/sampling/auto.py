@@ -26,7 +26,7 @@ from typing import NamedTuple
 from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.levels import Explicit, Levels, Logistic
 from openedm.levels.rules import MAX_STEPS
 from openedm.preconditioning import DataPrediction, NetworkPrediction, VelocityPrediction
@@ -129,7 +129,7 @@ class Auto(SamplerChoice):
         seeds: Sequence[int] | None = None,
         condition: Condition = None,
         event_shape: tuple[int, ...] | None = None,
-        progress: Progress = no_progress,
+        progress: ShowProgress = None,
     ) -> Fit:
         """The sampler whose levels, and whose solver among a few, fit the denoiser best, and the errors of the fit.
 
@@ -142,16 +142,17 @@ class Auto(SamplerChoice):
             raise ValueError(f"tolerance must be None for a fit, got {self.tolerance}: give nfe instead")
         rule = self.choose(denoiser)
         fits: list[Fit] = []
-        for solver in _candidates(self.nfe or DEFAULT_NFE, denoiser.sigma_data, rule):
-            fit = fit_levels(
-                denoiser,
-                replace(rule, solver=solver),
-                seeds=seeds,
-                condition=condition,
-                event_shape=event_shape,
-                progress=_add_offset(progress, sum(f.evaluations for f in fits)),
-            )
-            fits.append(fit)
+        with showing(progress) as report:
+            for solver in _candidates(self.nfe or DEFAULT_NFE, denoiser.sigma_data, rule):
+                fit = fit_levels(
+                    denoiser,
+                    replace(rule, solver=solver),
+                    seeds=seeds,
+                    condition=condition,
+                    event_shape=event_shape,
+                    progress=_add_offset(report, sum(f.evaluations for f in fits)),
+                )
+                fits.append(fit)
         best = min(fits, key=lambda fit: fit.error)
         # The first solver is that of the rule: its error before the fit is the error of the rule.
         return replace(best, error_before=fits[0].error_before, evaluations=sum(f.evaluations for f in fits))

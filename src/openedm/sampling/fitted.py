@@ -25,7 +25,7 @@ from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
-from openedm.ground.progress import Progress, no_progress
+from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.levels import Explicit, Levels, Logistic
 from openedm.preconditioning import VelocityPrediction
 from openedm.sampling.engine.plan import PlannedSolver
@@ -67,7 +67,7 @@ def fit_levels(
     condition: Condition = None,
     event_shape: tuple[int, ...] | None = None,
     iterations: int = 6,
-    progress: Progress = no_progress,
+    progress: ShowProgress = None,
 ) -> Fit:
     """Fit the levels of a sampler to a denoiser and to the sampler's solver.
 
@@ -80,7 +80,8 @@ def fit_levels(
         condition: one row a pilot; a single row for all if the denoiser has a `condition_shape`.
         event_shape: the shape of one sample; required if the denoiser has no `event_shape`.
         iterations: the largest number of Levenberg–Marquardt steps, ≥ 0; 0 only compares nine sets of levels.
-        progress: called with the number of evaluations so far.
+        progress: None shows a bar in a terminal or notebook, True always, False never; a function is called with the
+            number of evaluations so far.
 
     Raises:
         ValueError: the sampler is stochastic or chooses its steps itself, it has fewer than 3 levels, the denoiser
@@ -93,20 +94,21 @@ def fit_levels(
     shape = denoiser.event_shape if event_shape is None else event_shape
     if shape is None:
         raise ValueError("event_shape must be given for a denoiser without event_shape, got None")
-    pilots = _Pilots(denoiser, sampler, pilot_seeds(shape) if seeds is None else seeds, condition, shape, progress)
-    before = pilots.error(pilots.residuals(sampler.levels))
-    width = denoiser.sigma_data
-    starts = [pilots.make_levels(c * width, w) for c, w in STARTS]
-    original = sampler.levels_for(denoiser)
-    if isinstance(original, Logistic):
-        starts.append(replace(original, warp=(*original.warp, *[0.0] * (NUM_WARPS - len(original.warp)))))
-    residuals = [pilots.residuals(start) for start in starts]
-    errors = [pilots.error(r) for r in residuals]
-    best = min(range(len(starts)), key=errors.__getitem__)
-    minimum = _minimise(pilots, starts[best], residuals[best], iterations)
-    # Sums of many terms may differ in the last bit between calls; rounded levels do not.
-    fitted = _round(minimum)
-    error = pilots.error(pilots.residuals(fitted))
+    with showing(progress) as report:
+        pilots = _Pilots(denoiser, sampler, pilot_seeds(shape) if seeds is None else seeds, condition, shape, report)
+        before = pilots.error(pilots.residuals(sampler.levels))
+        width = denoiser.sigma_data
+        starts = [pilots.make_levels(c * width, w) for c, w in STARTS]
+        original = sampler.levels_for(denoiser)
+        if isinstance(original, Logistic):
+            starts.append(replace(original, warp=(*original.warp, *[0.0] * (NUM_WARPS - len(original.warp)))))
+        residuals = [pilots.residuals(start) for start in starts]
+        errors = [pilots.error(r) for r in residuals]
+        best = min(range(len(starts)), key=errors.__getitem__)
+        minimum = _minimise(pilots, starts[best], residuals[best], iterations)
+        # Sums of many terms may differ in the last bit between calls; rounded levels do not.
+        fitted = _round(minimum)
+        error = pilots.error(pilots.residuals(fitted))
     if not math.isfinite(min(error, before)):
         raise ValueError(f"num_steps must suit the solver and the levels that the denoiser supports, got {sampler}")
     if before <= error:  # for explicit levels, or those of an earlier fit

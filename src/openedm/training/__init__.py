@@ -19,8 +19,10 @@ from openedm.training.recipes import (
     max_resolution,
     recipe_summary,
 )
+from openedm.training.records import RunLog, RunTracker
 from openedm.training.resources import Cost, Plan
 from openedm.training.trainer import Trainer
+from openedm.training.watching import LogLines, TrainingBar
 
 __all__ = [
     "GUIDANCE",
@@ -30,6 +32,7 @@ __all__ = [
     "Cost",
     "HalfLife",
     "Initial",
+    "LogLines",
     "Model",
     "MovingAverage",
     "Observer",
@@ -37,7 +40,10 @@ __all__ = [
     "Plan",
     "PowerFunction",
     "Recipe",
+    "RunLog",
+    "RunTracker",
     "Trainer",
+    "TrainingBar",
     "TrainingProgress",
     "Validation",
     "ValidationLoss",

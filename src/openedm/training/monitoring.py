@@ -7,7 +7,7 @@ between two measurements are differences between the denoisers.
 
 import math
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from openedm.objective import Objective, denoising_loss
 from openedm.sampling import SeededNoise
 from openedm.training.options import ITEMS, VALIDATION
 
-__all__ = ["Observer", "TrainingProgress", "Validation", "ValidationLoss"]
+__all__ = ["Observer", "TrainingProgress", "Validation", "ValidationLoss", "notify"]
 
 MAX_NOISE_BYTES = 2**26
 """Noise up to this size is kept in memory between measurements; otherwise it is drawn each time."""
@@ -151,16 +151,38 @@ class TrainingProgress:
 
 
 class Observer:
-    """Methods that a `Trainer` calls on the main process in training. By default they have no effect; override some."""
+    """Methods that a `Trainer` calls on the main process in training. By default they have no effect; override some.
+
+    `on_validation` and `on_snapshot` may return the paths of figures that they have written, as a list: `on_figure` of
+    all observers is then called with each.
+    """
 
     def on_progress(self, progress: TrainingProgress) -> None:
         """Called after every step."""
 
-    def on_validation(self, images: int, loss: ValidationLoss) -> None:
+    def on_validation(self, images: int, loss: ValidationLoss) -> list[Path] | None:
         """Called after a measurement of the validation loss."""
 
-    def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
+    def on_snapshot(self, images: int, denoiser: Preconditioned) -> list[Path] | None:
         """Called every `snapshot_every` images with the averaged denoiser, in evaluation mode."""
 
     def on_checkpoint(self, images: int, path: Path) -> None:
         """Called after a checkpoint was written."""
+
+    def on_figure(self, images: int, path: Path) -> None:
+        """Called after another observer, or this one, has written a figure."""
+
+
+def notify(observers: Sequence[Observer], images: int, call: Callable[[Observer], list[Path] | None]) -> None:
+    """Call a method of all observers, and `on_figure` for what it has written.
+
+    Args:
+        observers: the observers, in order.
+        images: number of images seen.
+        call: calls the method.
+    """
+    for observer in observers:
+        written = call(observer)
+        for path in written if isinstance(written, list) else []:
+            for other in observers:
+                other.on_figure(images, path)

@@ -10,7 +10,6 @@ import numpy as np
 import PIL.Image
 from accelerate import Accelerator
 
-from openedm.denoiser import Preconditioned
 from openedm.ground.disks import explain_write_errors
 from openedm.ground.regular import read_limited
 from openedm.ground.storage import replacing
@@ -133,11 +132,10 @@ class RunTracker(Observer):
 
     Args:
         accelerator: it has the tracker.
-        figures: the folder of the run's figures; None sends none. It comes after their observer among the observers.
     """
 
-    def __init__(self, accelerator: Accelerator, figures: Path | None = None) -> None:
-        self._accelerator, self._figures = accelerator, figures
+    def __init__(self, accelerator: Accelerator) -> None:
+        self._accelerator = accelerator
 
     def start(self, project: str, options: Mapping[str, Any]) -> None:
         """Begin: options are shown as hyperparameters, those of options by dotted names."""
@@ -154,17 +152,13 @@ class RunTracker(Observer):
         """Log the mean loss, and the loss at each noise level."""
         levels = {f"validation/sigma_{s:.3g}": v for s, v in zip(loss.sigmas, loss.losses, strict=True)}
         self._accelerator.log({"validation/loss": loss.loss, **levels}, step=images)
-        self._send("validation/loss_per_sigma", images, "loss_per_sigma.png")
 
-    def on_snapshot(self, images: int, denoiser: Preconditioned) -> None:
-        """Send the grid of samples."""
-        self._send("samples", images, f"samples-{images:012d}.png")
-
-    def _send(self, title: str, images: int, name: str) -> None:
-        """Send a figure to the trackers that take pictures, if it was drawn."""
-        if self._figures is None or not (self._figures / name).is_file():
+    def on_figure(self, images: int, path: Path) -> None:
+        """Send grids of samples and the loss per sigma to the trackers that take pictures; curves they draw."""
+        title = {"loss_per_sigma": "validation/loss_per_sigma", "samples": "samples"}.get(path.stem.partition("-")[0])
+        if title is None or path.suffix != ".png":
             return
-        with PIL.Image.open(self._figures / name) as picture:
+        with PIL.Image.open(path) as picture:
             pixels = np.asarray(picture.convert("RGB"))
         for tracker in self._accelerator.trackers:
             form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}

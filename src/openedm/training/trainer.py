@@ -45,13 +45,14 @@ from openedm.training.checkpoints import (
 from openedm.training.initial import Initial, as_initial, load_initial
 from openedm.training.loading import Prefetcher, batches, rows_of
 from openedm.training.model import Model
-from openedm.training.monitoring import Observer, TrainingProgress, Validation
+from openedm.training.monitoring import Observer, TrainingProgress, Validation, notify
 from openedm.training.options import DROPOUT, Options, check_compatibility
 from openedm.training.processes import make_accelerator
 from openedm.training.resources import Plan, is_small, measure_plan
 from openedm.training.resuming import as_recorded, check_unchanged, read_accumulate
 from openedm.training.run_folder import writing_run
 from openedm.training.steps import StepNoise, check_incomplete
+from openedm.training.watching import watching
 from openedm.training.weights import TrainedWeights
 
 __all__ = ["Trainer"]
@@ -97,11 +98,10 @@ class Trainer:
         checks.instance("options", options, Options, "Options, such as openedm.Options(images=100_000)")
         for observer in observers:
             checks.instance("observers", observer, Observer, "a sequence of openedm.training.Observer")
-        dataset = as_dataset(dataset)
-        validation = None if validation is None else as_dataset(validation, "validation")
-        dataset = align_classes(dataset, model.num_classes, model.class_names, name="dataset")
+        classes = (model.num_classes, model.class_names)
+        dataset = align_classes(as_dataset(dataset), *classes, name="dataset")
         if validation is not None:
-            validation = align_classes(validation, model.num_classes, model.class_names, name="validation")
+            validation = align_classes(as_dataset(validation, "validation"), *classes, name="validation")
         check_compatibility(model, dataset, validation, objective, options)
         self.accelerator = make_accelerator() if accelerator is None else accelerator
         shares = self.accelerator.num_processes * options.rounds
@@ -160,13 +160,15 @@ class Trainer:
         stalled = self.options.stop_after > 0 and self.state.best.stalled(self.options.stop_after)
         return stalled or self.state.images >= self.options.images
 
-    def fit(self, should_stop: Callable[[], bool] = lambda: False) -> Preconditioned:
+    def fit(self, should_stop: Callable[[], bool] = lambda: False, *, progress: bool | None = None) -> Preconditioned:
         """Train until the end, and return the averaged denoiser in evaluation mode. Continues a run that stopped early.
 
         With `options.keep_best`: a copy, with the averaged weights of the lowest validation loss so far.
 
         Args:
             should_stop: called after every step; if it returns True, a checkpoint is written and training ends early.
+            progress: whether a bar and log lines are shown on the error stream. None: if it is a terminal, or in a
+                notebook, unless `observers` have a `TrainingBar`.
 
         Raises:
             ValueError, OSError: `run` has checkpoints and was not resumed, another process writes it, or it cannot be.
@@ -176,15 +178,16 @@ class Trainer:
         with (
             writing_run(self.run, self.state.images),
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
+            watching(self, progress),
         ):
             if self.options.accumulate is None and is_small(self.model, self.options, self.denoiser):
                 self.options = replace(self.options, accumulate=1)
             elif self.options.accumulate is None:
                 self.plan()
             with explain_out_of_memory("lower options.batch_size, or raise options.accumulate"):
-                for progress in self._steps():
+                for state in self._steps():
                     for observer in self.observers:
-                        observer.on_progress(progress)
+                        observer.on_progress(state)
                     stopping = self._any_process(should_stop())
                     self._run_periodic(stopping=stopping)
                     if stopping:
@@ -299,8 +302,7 @@ class Trainer:
             powers.save(self.run, images, self.state.step - self.state.skipped, write=is_main)
         if (not stopping or self.finished) and due(options.snapshot_every):
             average = self._weights.full_average(self.model)
-            for observer in self.observers:
-                observer.on_snapshot(images, average)
+            notify(self.observers, images, lambda observer: observer.on_snapshot(images, average))
         if self.run is not None and (stopping or due(options.checkpoint_every)):
             self.save()
         if any_due and self.accelerator.num_processes > 1:
@@ -330,8 +332,8 @@ class Trainer:
                 shared = torch.tensor(loss, dtype=torch.float64, device=accelerator.device)
                 loss = float(accelerator.reduce(shared, reduction="sum"))
             self._track_best(loss)
-        for observer in self.observers:  # of the main process alone
-            observer.on_validation(self.state.images, measured)
+        images = self.state.images  # observers are on the main process alone
+        notify(self.observers, images, lambda observer: observer.on_validation(images, measured))
 
     def _track_best(self, loss: float) -> None:
         """Compare a validation loss with the lowest one; with `keep_best`, copy the averaged weights if it is lower."""
