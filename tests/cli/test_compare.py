@@ -55,6 +55,10 @@ def test_a_sweep_trains_every_combination_and_ends_in_a_comparison(swept, runs):
     names = [column["name"] for column in content["columns"]]
     assert names == [f"objective={o} nfe={n}" for o in ("EDM", "VP") for n in (3, 4)]
     assert [column["numbers"]["evaluations a sample"]["value"] for column in content["columns"]] == [3, 4, 3, 4]
+    kept = [json.loads(path.read_text(encoding="utf-8")) for path in swept.out.rglob("*.json")]
+    samplers = [each["sampler"]["sampler"] for each in kept if "sampler" in each]
+    assert len(samplers) == 4
+    assert all("Logistic(num_steps=" in each and "schedule=" not in each for each in samplers), samplers
     assert "| options" not in (swept.out / "comparison.md").read_text(encoding="utf-8")  # none of them differs
 
 

@@ -272,3 +272,6 @@ def test_a_choice_in_brief_is_what_differs_from_the_defaults():
     assert brief(levels.Karras(18, sigma_max=80.0)) == "Karras(sigma_max=80)"
     sampler = openedm.Sampler(levels.Karras(5, sigma_min=0.0021234), schedules.VP())
     assert brief(sampler) == "Sampler(levels=Karras(num_steps=5, sigma_min=0.00212), schedule=VP)"
+    listed = levels.Explicit(tuple(8 / 3**i for i in range(9)))
+    assert brief(listed) == "Explicit(values=(8, 2.67, … 6 more …, 0.00122))"
+    assert brief(levels.Explicit((3.0, 1.0))) == "Explicit(values=(3, 1))"

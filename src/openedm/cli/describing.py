@@ -16,6 +16,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 
 from openedm.cli import data, inference
+from openedm.cli.gathering import gathered_names
 from openedm.cli.helping import FILE, Plain
 from openedm.cli.parsing import REQUIRED, Command, flat_parameters, options_of
 from openedm.cli.plain import arguments_of, is_abstract, is_choice, known_classes, to_plain, without_none
@@ -49,6 +50,8 @@ def describe_command(command: Command, classes: Plain) -> Plain:
     options = {}
     for name, option in options_of(command).items():
         options[name] = _describe_option(option.kind, option.default, texts.get(name, ""), classes)
+    for name in (name for name, kind in gathered_names(command).items() if kind == "repeated"):
+        options[name]["form"] = "OPTION=A,B"
     about, _, details = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0].partition("\n\n")
     return {"about": _joined(about), "details": [_joined(part) for part in details.split("\n\n") if part]} | {
         "options": options

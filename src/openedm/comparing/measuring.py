@@ -19,7 +19,7 @@ from openedm.data import Dataset, Source, align_classes
 from openedm.generation import SamplingOptions, ScoringOptions, open_images, score
 from openedm.generation.images import Log
 from openedm.generation.scoring import trains_classifier
-from openedm.ground.choices import from_config, to_config
+from openedm.ground.choices import brief, from_config, to_config
 from openedm.ground.digests import file_digest
 from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import read_json, write_json
@@ -129,7 +129,7 @@ def measure_quality(
         report = score(timed, data, held_out, scoring, accelerator=accelerator, progress=shown, log=log)
     assert report is not None  # of a single process
     sampler = from_config(Sampler, images.drawn["sampler"])
-    cost = {"sampler": str(sampler), "nfe": sampler.nfe, "images_per_second": timer.images / max(timer.seconds, 1e-9)}
+    cost = {"sampler": brief(sampler), "nfe": sampler.nfe, "images_per_second": timer.images / max(timer.seconds, 1e-9)}
     if path is not None:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_json(path, {"report": report.to_dict(), "sampler": cost, "options": options}, files=())
@@ -173,7 +173,7 @@ def recorded_quality(run: TrainedRun) -> Quality | None:
             continue
         try:
             sampler = from_config(Sampler, drawn["sampler"])
-            return Quality(Report.from_dict(content), str(sampler), sampler.nfe)
+            return Quality(Report.from_dict(content), brief(sampler), sampler.nfe)
         except (AttributeError, KeyError, TypeError, ValueError) as error:
             raise ValueError(f"{file} is not a report of openedm evaluate: {error!r}") from error
     return None

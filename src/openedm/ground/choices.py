@@ -85,9 +85,18 @@ def brief(choice: Choice) -> str:
     for field in dataclasses.fields(choice):
         value = getattr(choice, field.name)
         if field.init and not (field.default is not dataclasses.MISSING and value == field.default):
-            text = brief(value) if isinstance(value, Choice) else f"{value:.3g}" if isinstance(value, float) else value
-            shown.append(f"{field.name}={text}")
+            shown.append(f"{field.name}={_brief_value(value)}")
     return f"{type(choice).__name__}({', '.join(shown)})" if shown else type(choice).__name__
+
+
+def _brief_value(value: Any) -> str:
+    """A value on a short line: of more than six numbers the first two and the last."""
+    if isinstance(value, tuple):
+        shown = [_brief_value(item) for item in (value if len(value) <= 6 else (*value[:2], value[-1]))]
+        if len(value) > 6:
+            shown.insert(2, f"… {len(value) - 3} more …")
+        return f"({', '.join(shown)})"
+    return brief(value) if isinstance(value, Choice) else f"{value:.3g}" if isinstance(value, float) else str(value)
 
 
 def from_config(base: type[C], config: Mapping[str, Any]) -> C:
