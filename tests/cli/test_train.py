@@ -126,6 +126,10 @@ def test_the_tracker_has_the_curves_of_the_log(finished):
     run, _ = finished
     events = EventAccumulator(str(run / "tracking")).Reload()
     assert events.Images("validation/loss_per_sigma")
+    (about,) = events.Tensors("about/text_summary")
+    assert "network  MLP(width=16, num_blocks=1)" in about.tensor_proto.string_val[0].decode()
+    (options,) = (run / "tracking").glob("*/hparams.yml")
+    assert "network.width: 16" in options.read_text()
     (step,) = events.Scalars("train/loss")
     assert (step.step, step.value) == (320, pytest.approx(log(run)[-2]["loss"], rel=1e-6))
     measured = [row for row in log(run) if "validation" in row]
@@ -137,7 +141,8 @@ def test_the_tracker_has_the_curves_of_the_log(finished):
 def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
     run, result = finished
     model = read_model(list_checkpoints(run)[-1])
-    *described, memory, seconds, outcome = result.out.splitlines()
+    *described, memory, seconds = result.out.splitlines()[:5]
+    *announced, outcome = result.out.splitlines()[5:]
     assert described == [
         "data     300 vectors of 2 in 2 classes, sigma_data 0.5000",
         f"units    mean ± width of a channel: {model.units.describe(model.sigma_data)}",
@@ -147,6 +152,17 @@ def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
     parts = r"time     about \d+ s for 320 images at .* a second, \d+ s of it for validation and grids"
     assert re.fullmatch(parts, seconds)
     assert outcome == f"trained on 320 images; the run is in {run}"
+    first, second = (f"{row['validation']['loss']:.4f}" for row in log(run) if "validation" in row)
+    assert announced == [
+        f"160 images: validation loss {first}",
+        f"160 images: figure {run}/figures/loss.png",
+        f"160 images: figure {run}/figures/loss_per_sigma.png",
+        f"160 images: figure {run}/figures/samples-000000000160.npy",
+        f"160 images: checkpoint {run}/checkpoints/000000000160",
+        f"320 images: validation loss {second}, the lowest so far",
+        f"320 images: figure {run}/figures/samples-000000000320.npy",
+        f"320 images: checkpoint {run}/checkpoints/000000000320",
+    ]
 
 
 def test_without_a_network_the_machine_chooses_and_what_is_chosen_can_be_typed(openedm, tmp_path):

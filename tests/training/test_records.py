@@ -1,6 +1,7 @@
 """What is kept of a run: the log, and curves for a tracker."""
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -133,18 +134,51 @@ def test_the_tracker_gets_options_by_dotted_names_and_the_figures_that_were_draw
     accelerator, sent, started = make_accelerator(), [], []
     taking = SimpleNamespace(name="wandb", log_images=lambda values, step: sent.append((step, values)))
     local = SimpleNamespace(name="tensorboard", log_images=lambda values, step, dataformats: sent.append(dataformats))
-    monkeypatch.setattr(accelerator, "trackers", [taking, local, SimpleNamespace(name="other")])
-    monkeypatch.setattr(accelerator, "init_trackers", lambda project, config: started.append((project, config)))
+    texts: list[dict[str, str]] = []
+    named: list[str] = []
+    mlflow = SimpleNamespace(name="mlflow", log_artifact=lambda path, folder: sent.append((folder, Path(path).name)))
+    log_image = lambda pixels, name, step: sent.append((step, name, pixels.shape))  # noqa: E731
+    experiment = SimpleNamespace(log_image=log_image, set_name=named.append)
+    comet = SimpleNamespace(name="comet_ml", tracker=experiment, log=lambda values, step: texts.append(values))
+    local.log = lambda values, step: texts.append(values)
+    monkeypatch.setattr(accelerator, "trackers", [taking, local, mlflow, comet, SimpleNamespace(name="other")])
+    monkeypatch.setattr(accelerator, "init_trackers", lambda *project, **options: started.append((*project, options)))
     tracker = RunTracker(accelerator)
-    tracker.start("openedm", {"network": {"class_path": "a.b.MLP", "init_args": {"width": 3}}, "data": None, "seed": 1})
-    assert started == [("openedm", {"network": "MLP", "network.width": 3, "data": "None", "seed": 1})]
+    tracker.start(
+        "openedm",
+        {"network": {"class_path": "a.b.MLP", "init_args": {"width": 3}}, "data": None, "seed": 1},
+        tmp_path / "run",
+        "line",
+    )
+    ((project, options),) = started
+    assert project == "openedm"
+    assert options["config"] == {"network": "MLP", "network.width": 3, "data": "None", "seed": 1}
+    assert options["init_kwargs"] == {
+        "wandb": {"name": "run", "notes": "line"},
+        "mlflow": {"run_name": "run", "description": "line"},
+    }
+    assert texts == 2 * [{"about": "    line\n"}]
+    assert named == ["run"]
     tracker.on_figure(5, tmp_path / "loss.png")  # its curve is there
     tracker.on_figure(5, tmp_path / "samples-000000000005.npy")
     assert sent == []
     PIL.Image.new("L", (6, 4)).save(tmp_path / "samples-000000000005.png")
     tracker.on_figure(5, tmp_path / "samples-000000000005.png")
-    ((step, values), form) = sent
+    ((step, values), form, *others) = sent
+    assert others == [("figures", "samples-000000000005.png"), (5, "samples", (4, 6, 3))]
     assert (step, values["samples"].shape, form) == (5, (1, 4, 6, 3), "NHWC")
+
+
+def test_the_csv_tracker_writes_a_number_a_line_and_appends_after_a_kill(tmp_path):
+    for _ in range(2):
+        accelerator = make_accelerator(tracker="csv", folder=tmp_path)
+        tracker = RunTracker(accelerator)
+        tracker.start("openedm", {"seed": 1}, tmp_path, "about")
+        tracker.on_validation(200, validation())
+        accelerator.end_training()
+    header, *rows = (tmp_path / "tracking" / "curves.csv").read_text().splitlines()
+    assert header == "images,name,value"
+    assert rows == 2 * ["200,validation/loss,0.8", "200,validation/sigma_0.1,0.9", "200,validation/sigma_1,0.7"]
 
 
 def test_a_log_tells_losses_and_the_time_of_the_steps_up_to_a_checkpoint(tmp_path):

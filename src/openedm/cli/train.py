@@ -46,6 +46,8 @@ from openedm.training.checkpoints import list_incomplete
 
 RUN_CONTENT = ("config.yaml", "checkpoints", "log.jsonl", "tracking", "averages", "figures")
 
+Tracker = Literal["tensorboard", "csv", "wandb", "mlflow", "comet_ml", "none"]
+
 
 def train(
     out: str,
@@ -62,7 +64,7 @@ def train(
     init: Initial = Initial(),
     resume: bool = False,
     budget: BudgetName | None = None,
-    tracker: Literal["tensorboard", "wandb", "mlflow", "comet_ml", "none"] = "tensorboard",
+    tracker: Tracker = "tensorboard",
     preset: str | None = None,
 ) -> int:
     """Train a denoiser on images, arrays or toy data.
@@ -97,7 +99,8 @@ def train(
             cpu-hour; gpu-8gb, for 12 hours; gpu-24gb, for a day; gpu-80gb, for two days. Options that are given keep
             their values; what is chosen is printed as options. Pictures of several sizes, or larger than the budget's
             (32, 64, 64 and 128), are cropped and resized unless data.resolution is given.
-        tracker: the tracker that also receives the curves.
+        tracker: the tracker that also receives the curves, grids of samples, the options and a description of the run:
+            tensorboard; csv, for the numbers alone; wandb, mlflow or comet_ml where these are installed; none.
         preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
             cifar10-ddpmpp, cifar10-ncsnpp, with -cond for class-conditional ones, ffhq64-ddpmpp, ffhq64-ncsnpp,
             afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
@@ -130,12 +133,14 @@ def train(
     )
     changed = trainer.resume(changes=names_given.get() or ()) if earlier else ()
     plan = None if trainer.finished else trainer.plan()
+    about: list[str] = []
     if accelerator.is_main_process:
         notes = [f"chosen   {line}" for line in chosen.lines] + [f"changed  {line}" for line in changed]
-        _describe(trainer, dataset.describe(), plan, notes, grid_evaluations(dataset, sampler, guidance))
+        about = _describe(trainer, dataset.describe(), plan, notes, grid_evaluations(dataset, sampler, guidance))
+        print(*about, sep="\n")
         _record(run, values)
         log.start(trainer.state.images)
-    _fit(trainer, bar, curves, to_plain(values))
+    _fit(trainer, bar, curves, to_plain(values), about)
     if accelerator.is_main_process:
         print(_outcome(trainer))
     return 0 if trainer.finished else 130
@@ -193,8 +198,10 @@ def _check(run: Path, tracker: str, *, resume: bool) -> bool:
     for path in list_incomplete(run):
         start = f"the run goes on from {list_checkpoints(run)[-1]}" if earlier else "the run begins at its start"
         warnings.warn(f"{path} is not a complete checkpoint, as files are missing or empty: {start}", stacklevel=2)
-    if tracker != "none" and tracker not in [t.value for t in get_available_trackers()]:
-        raise ValueError(f"tracker={tracker!r} is not installed: install it, or choose another")
+    if tracker not in ("none", "csv") and tracker not in [t.value for t in get_available_trackers()]:
+        raise ValueError(
+            f"tracker={tracker!r} is not installed: pip install {tracker}, or choose tensorboard, csv or none"
+        )
     return earlier
 
 
@@ -206,11 +213,13 @@ def _record(run: Path, values: dict[str, Any]) -> None:
         path.write_text(seal_text(dump(values)), encoding="utf-8")
 
 
-def _fit(trainer: Trainer, bar: TrainingBar, curves: Sequence[RunTracker], options: Mapping[str, Any]) -> None:
+def _fit(
+    trainer: Trainer, bar: TrainingBar, curves: Sequence[RunTracker], options: Mapping[str, Any], about: Sequence[str]
+) -> None:
     """Train until the end, or until a signal to stop."""
     project = "tracking" if options["tracker"] == "tensorboard" else "openedm"  # TensorBoard's is a folder in the run
     for curve in curves:
-        curve.start(project, options)
+        curve.start(project, options, options["out"], "\n".join(about))
     with StopSignal() as stop, closing(bar):
         trainer.fit(stop.is_set)
     if curves:
@@ -224,20 +233,21 @@ def _outcome(trainer: Trainer) -> str:
     return f"stopped at {where}\ncontinue with the same command and --resume true"
 
 
-def _describe(trainer: Trainer, data: str, plan: Plan | None, notes: Sequence[str], grid: int) -> None:
+def _describe(trainer: Trainer, data: str, plan: Plan | None, notes: Sequence[str], grid: int) -> list[str]:
+    """The lines about a run that are printed before it begins."""
     model, device = trainer.model, trainer.accelerator.device
-    for line in notes:
-        print(line)
-    print(f"data     {data}, sigma_data {model.sigma_data:.4f}")
+    lines = list(notes)
+    lines.append(f"data     {data}, sigma_data {model.sigma_data:.4f}")
     if model.units is not None:
-        print(f"units    mean ± width of a channel: {model.units.describe(model.sigma_data)}")
-    print(f"network  {model.network}: {num_parameters(trainer.denoiser):,} parameters on {device}")
+        lines.append(f"units    mean ± width of a channel: {model.units.describe(model.sigma_data)}")
+    lines.append(f"network  {model.network}: {num_parameters(trainer.denoiser):,} parameters on {device}")
     if trainer.origin is not None:
         new = trainer.origin.get("new_parameters")
-        print(f"init     {trainer.origin['origin']}" + (f"; {len(new)} parameters start anew" if new else ""))
+        lines.append(f"init     {trainer.origin['origin']}" + (f"; {len(new)} parameters start anew" if new else ""))
     if trainer.state.images:
-        print(f"resumed  at {trainer.state.images:,} images")
+        lines.append(f"resumed  at {trainer.state.images:,} images")
     if plan is not None:
         options, seen = trainer.options, trainer.state.images
         evaluations = options.evaluations(len(trainer.validation), grid, seen)
-        print(*plan.describe(options.images - seen, trainer.accelerator.num_processes, evaluations), sep="\n")
+        lines += plan.describe(options.images - seen, trainer.accelerator.num_processes, evaluations)
+    return lines

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from openedm.denoiser import Preconditioned
 from openedm.optimisation import full_tensor
+from openedm.training.csv_tracker import CsvTracker
 from openedm.training.model import Model
 
 __all__ = ["full_copy", "full_state_dict", "make_accelerator", "shard", "shard_like", "share_of"]
@@ -35,14 +36,14 @@ def make_accelerator(*, tracker: str | None = None, folder: str | Path | None = 
     and compilation are options of the run; accelerate's environment variables for them have no effect.
 
     Args:
-        tracker: accelerate's name of a tracker; None for none.
+        tracker: accelerate's name of a tracker, or csv; None for none.
         folder: the folder of the tracker.
     """
     return Accelerator(
         cpu=not torch.accelerator.is_available(),
         mixed_precision="no",
         dynamo_backend="no",
-        log_with=tracker,
+        log_with=CsvTracker(folder) if tracker == "csv" and folder is not None else tracker,
         project_dir=folder,
         kwargs_handlers=[InitProcessGroupKwargs(backend=None, timeout=PROCESS_TIMEOUT)],
     )

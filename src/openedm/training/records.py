@@ -137,9 +137,26 @@ class RunTracker(Observer):
     def __init__(self, accelerator: Accelerator) -> None:
         self._accelerator = accelerator
 
-    def start(self, project: str, options: Mapping[str, Any]) -> None:
-        """Begin: options are shown as hyperparameters, those of options by dotted names."""
-        self._accelerator.init_trackers(project, config=dict(_dotted(options)))
+    def start(self, project: str, options: Mapping[str, Any], run: str | Path = "", about: str = "") -> None:
+        """Begin: options are shown as hyperparameters, those of options by dotted names.
+
+        Args:
+            project: the name of the project; for TensorBoard, that of the folder in the run.
+            options: the options of the run.
+            run: the folder of the run, whose name the trackers give it; "" leaves the name to them.
+            about: lines about the run: W&B's notes, MLflow's description, a text of TensorBoard and Comet.
+        """
+        name = Path(run).resolve().name if run else None
+        given = {
+            "wandb": {"name": name, "notes": about or None},
+            "mlflow": {"run_name": name, "description": about or None},
+        }
+        self._accelerator.init_trackers(project, config=dict(_dotted(options)), init_kwargs=given)
+        for tracker in self._accelerator.trackers:
+            if tracker.name == "comet_ml" and name:
+                tracker.tracker.set_name(name)
+            if tracker.name in ("tensorboard", "comet_ml") and about:
+                tracker.log({"about": "".join(f"    {line}\n" for line in about.splitlines())}, step=0)
 
     def on_progress(self, progress: TrainingProgress) -> None:
         """Log the progress at every tenth step."""
@@ -164,6 +181,10 @@ class RunTracker(Observer):
             form = {"dataformats": "NHWC"} if tracker.name == "tensorboard" else {}
             if hasattr(tracker, "log_images"):
                 tracker.log_images({title: pixels[None]}, step=images, **form)
+            elif tracker.name == "mlflow":
+                tracker.log_artifact(str(path), "figures")
+            elif tracker.name == "comet_ml":
+                tracker.tracker.log_image(pixels, name=title, step=images)
 
 
 def _dotted(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
