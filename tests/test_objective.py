@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import Tensor
 
+from golden import golden_arrays, needs_golden
 from openedm import levels, schedules
 from openedm.objective import (
     EDM,
@@ -186,6 +187,18 @@ def test_only_the_total_has_a_gradient() -> None:
     loss = denoising_loss(denoised, torch.zeros(1, 2), torch.ones(1, dtype=torch.float64))
     assert loss.total.requires_grad
     assert not loss.weighted.requires_grad
+
+
+@needs_golden
+def test_the_loss_of_edm2_is_that_of_the_reference_in_every_pixel() -> None:
+    arrays = golden_arrays("edm2/edm2.npz").items()
+    stored = {name[5:]: torch.from_numpy(array).double() for name, array in arrays if name.startswith("loss/")}
+    clean = stored["images"]
+    sigma = (-0.4 + stored["rnd"]).exp().expand_as(clean)
+    denoised, u = 0.8 * (clean + sigma * stored["eps"]), 0.3 * sigma.log() - 0.1
+    pixels = [each.reshape(-1) for each in (denoised, clean, EDMWeighting().weight(sigma, 0.5), u)]
+    loss = denoising_loss(pixels[0][:, None], pixels[1][:, None], *pixels[2:]).total
+    torch.testing.assert_close(loss, stored["out"].flatten(), rtol=1e-6, atol=1e-6)
 
 
 @given(log_uniform(1e-2, 1e2), log_uniform(1e-2, 1e2))

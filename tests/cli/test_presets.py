@@ -6,11 +6,15 @@ import pytest
 import torch
 import yaml
 
+from openedm.cli import presets
 from openedm.cli.parsing import dump, parse
 from openedm.cli.presets import preset_names
 from openedm.cli.train import train
-from openedm.networks import DDPMpp
-from openedm.training import Augmentation, HalfLife
+from openedm.data import Latents
+from openedm.networks import DDPMpp, EDM2UNet
+from openedm.objective import EDM2 as EDM2Objective
+from openedm.objective import LogNormal
+from openedm.training import Augmentation, HalfLife, PowerFunction
 
 CIFAR = {"images": 200e6, "batch_size": 512, "learning_rate": 1e-3, "average": HalfLife(0.5e6)}
 FACES = {**CIFAR, "batch_size": 256, "learning_rate": 2e-4}
@@ -33,8 +37,67 @@ def _parsed(*arguments):
     return parse("openedm train", train, ["run", *arguments])
 
 
-def test_there_is_a_preset_for_every_configuration_of_the_paper():
-    assert preset_names() == sorted(TABLE)
+# Channels, millions of 2²⁰ images, learning rate, for latents of 512² and for images of 64².
+EDM2 = {
+    "edm2-img512-xxs": (64, 2048, 0.017),
+    "edm2-img512-xs": (128, 2048, 0.012),
+    "edm2-img512-s": (192, 2048, 0.01),
+    "edm2-img512-m": (256, 2048, 0.009),
+    "edm2-img512-l": (320, 1792, 0.008),
+    "edm2-img512-xl": (384, 1280, 0.007),
+    "edm2-img512-xxl": (448, 896, 0.0065),
+    "edm2-img64-xs": (128, 1024, 0.012),
+    "edm2-img64-s": (192, 1024, 0.01),
+    "edm2-img64-m": (256, 2048, 0.009),
+    "edm2-img64-l": (320, 1024, 0.008),
+    "edm2-img64-xl": (384, 640, 0.007),
+}
+
+
+def test_there_is_a_preset_for_every_configuration_of_the_papers():
+    assert preset_names() == sorted([*TABLE, *EDM2])
+
+
+def test_the_presets_of_edm2_hold_the_numbers_of_their_paper():
+    """Their numbers of parameters are tested with the network, in tests/networks/test_magnitude_unet.py."""
+    for name, (channels, images, rate) in EDM2.items():
+        latents = "512" in name
+        values = _parsed("--preset", name, *(["--data.path", "latents.npz"] if latents else []))
+        options = values["options"]
+        dropout = 0.1 if channels >= 256 else 0.0
+        expected = EDM2UNet(channels, attn_resolutions=(16, 8), dropout=dropout, uncertainty_channels=128)
+        assert values["network"] == expected, name
+        noise = LogNormal(-0.4, 1.0) if latents else LogNormal(-0.8, 1.6)
+        assert values["objective"] == EDM2Objective(noise), name
+        assert (options.images, options.learning_rate, options.batch_size) == (images * 2**20, rate, 2048), name
+        assert (options.schedule, options.decay_after) == ("inverse_sqrt", (70_000 if latents else 35_000) * 2048)
+        assert (options.beta_1, options.beta_2, options.rampup) == (0.9, 0.99, 10_000_000)
+        assert options.power_average == PowerFunction((0.05, 0.10), every=8 * 2**20)
+        assert (values["conditional"], options.augmentation, values["sampler"].nfe) == (True, None, 63)
+        if latents:
+            assert values["data"] == Latents("latents.npz")
+
+
+def test_presets_for_latents_ask_for_them(openedm, tmp_path):
+    result = openedm("train", tmp_path / "run", "--preset", "edm2-img512-xs")
+    assert result.status != 0
+    assert "openedm.data.Latents': the following arguments are required: path" in result.err
+    assert not (tmp_path / "run").exists()
+
+
+def test_presets_are_described_and_listed_with_their_numbers_of_parameters(openedm, monkeypatch):
+    result = openedm("info", "edm2-img512-xs")
+    assert result.status == 0, result.err
+    for text in ("latents of ImageNet: --data.path FILE.npz", "4 × 64 × 64", "powers of width 0.05, 0.1"):
+        assert text in result.out
+    parameters = re.search(r"parameters +([\d,]+)", result.out)[1]
+    assert round(int(parameters.replace(",", "")) / 1e6, 1) == 124.7
+    monkeypatch.setattr(presets, "preset_names", lambda: ["cifar10-ddpmpp", "edm2-img512-xxs"])
+    result = openedm("info", "presets")
+    assert result.status == 0, result.err
+    assert [line.split()[0] for line in result.out.splitlines()] == ["preset", "cifar10-ddpmpp", "edm2-img512-xxs"]
+    assert "55.7 M" in result.out
+    assert "31.3 M" in result.out
 
 
 @pytest.mark.parametrize("name", TABLE)

@@ -1,4 +1,4 @@
-"""`openedm info`: describe a checkpoint."""
+"""`openedm info`: describe a checkpoint or a preset."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
+from openedm.cli.presets import describe_preset, list_presets, preset_names
 from openedm.cli.terminal import rows
 from openedm.ground import checks
 from openedm.ground.choices import from_config, is_outside, to_config
@@ -19,11 +20,15 @@ from openedm.training.model import count_parameters
 
 
 def info(checkpoint: str) -> None:
-    """Describe a checkpoint: the denoiser, its data, and the progress of training.
+    """Describe a checkpoint (the denoiser, its data, and the progress of training), or a preset.
 
     Args:
-        checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint.
+        checkpoint: a checkpoint folder, or a run folder, for its newest checkpoint; or the name of a preset, such as
+            edm2-img512-s, or presets for a table of all of them.
     """
+    if checkpoint in ("presets", *preset_names()) and not Path(checkpoint).exists():
+        print(list_presets() if checkpoint == "presets" else rows(describe_preset(checkpoint)))
+        return
     folder = find_checkpoint(checkpoint)
     model, tensors = read_model(folder), read_weights(folder)
     values = {

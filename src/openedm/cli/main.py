@@ -34,7 +34,7 @@ COMMANDS = {
     "toy": "draw figures that explain diffusion, in one and two dimensions",
     "convert": "convert published EDM networks into checkpoints, without running code from the files, and back",
     "ema": "rebuild an average of any width of a run's weights",
-    "info": "describe a checkpoint",
+    "info": "describe a checkpoint or a preset",
     "verify": "check whether the files of a run, or of any other folder, are as they were written",
     "demo": "train, sample and score on the digits that ship with scikit-learn, in minutes",
 }

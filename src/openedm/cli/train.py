@@ -103,7 +103,9 @@ def train(
             tensorboard; csv, for the numbers alone; wandb, mlflow or comet_ml where these are installed; none.
         preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
             cifar10-ddpmpp, cifar10-ncsnpp, with -cond for class-conditional ones, ffhq64-ddpmpp, ffhq64-ncsnpp,
-            afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm.
+            afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm; or of Karras et al. 2024: edm2-img64-xs, edm2-img64-s,
+            edm2-img64-m, edm2-img64-l or edm2-img64-xl for images; edm2-img512-xxs, edm2-img512-xs, edm2-img512-s,
+            edm2-img512-m, edm2-img512-l, edm2-img512-xl or edm2-img512-xxl for latents.
     """
     values = {name: value for name, value in locals().items() if name not in ("preset", "budget")} | {"resume": False}
     if preset is not None:  # on the command line it is replaced by a --config file
