@@ -58,6 +58,10 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "openedm convert edm-cifar10-32x32-cond-vp.pkl checkpoints/cifar10",
         "openedm convert runs/photos photos.safetensors",
     ),
+    "push": (
+        "openedm push runs/photos someone/photos --private true",
+        "openedm push runs/photos someone/photos --out for-the-hub",
+    ),
     "ema": ("openedm ema runs/photos averages/narrow --sigma_rel 0.05",),
     "info": ("openedm info runs/photos",),
     "verify": (

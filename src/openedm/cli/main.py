@@ -33,6 +33,7 @@ COMMANDS = {
     "explore": "open a page in the browser where design choices and trained runs are tried",
     "toy": "draw figures that explain diffusion, in one and two dimensions",
     "convert": "convert published EDM networks into checkpoints, without running code from the files, and back",
+    "push": "upload a denoiser to the model hub with a model card, or write its files into a folder",
     "ema": "rebuild an average of any width of a run's weights",
     "info": "describe a checkpoint or a preset",
     "verify": "check whether the files of a run, or of any other folder, are as they were written",

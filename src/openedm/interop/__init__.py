@@ -14,6 +14,7 @@ from openedm.interop.kdiffusion import SamplerFunction, from_kdiffusion, sampler
 from openedm.interop.pickles import DamagedFileError, UnreadableFileError, UnsafeFileError
 from openedm.interop.published import Published, publish, published_model, read_published, write_published
 from openedm.interop.sbi_estimators import SbiDenoiser, from_sbi
+from openedm.interop.uploading import upload, write_repository
 
 __all__ = [
     "DamagedFileError",
@@ -38,5 +39,7 @@ __all__ = [
     "published_names",
     "read_published",
     "sampler_function",
+    "upload",
     "write_published",
+    "write_repository",
 ]
