@@ -83,9 +83,9 @@ def fit(
             outside the prior's support, or that are constant.
 
     Warns:
-        UserWarning: columns of x that are constant or equal to others, which are left out; or x with absent members
-            whose rows differ in distribution, or which the settings take as series; or that more simulations are
-            needed (`shortfall`): the same words as `.report["verdict"]`.
+        UserWarning: columns of x that are constant, equal to others or unrelated to θ and to all that is not, which are
+            left out; or x with absent members whose rows differ in distribution, or which the settings take as series;
+            or that more simulations are needed (`shortfall`): the same words as `.report["verdict"]`.
     """
     if isinstance(theta, Simulations):
         if x is not None:

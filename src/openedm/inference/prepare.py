@@ -18,6 +18,7 @@ from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.priors import CONTINUOUS, Prior
 from openedm.inference.sbi_calls import Values, as_rows
 from openedm.inference.settings import Settings
+from openedm.inference.unrelated import unrelated_columns
 from openedm.networks import Summary, VectorSummary
 
 __all__ = [
@@ -176,8 +177,8 @@ def prepare(
             vectors, or settings beside an embedding.
 
     Warns:
-        UserWarning: how many simulations are left out; columns of x that are constant or equal to others, which are
-            left out.
+        UserWarning: how many simulations are left out; columns of x that are constant, equal to others or unrelated to
+            everything, which are left out.
     """
     known, values = as_prior(prior, names), as_rows("x", x)
     if embedding is not None and settings is not None:
@@ -192,13 +193,18 @@ def prepare(
         absent = kind_of(summary if settings is None else settings.network)
     theta, x = check_simulations(theta, values, known, drop_nonfinite=drop_nonfinite, absent=absent)
     shape = tuple(x.shape[1:])
-    settings = Settings.of(len(theta), theta.shape[1], shape, absent, summary) if settings is None else settings
-    if settings.emulator is not None and len(shape) > 1:
-        raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
-    whole = len(shape) == 1 and takes_all_columns(settings)
-    keep = tuple(range(x.shape[1])) if whole else _columns_to_keep(x) if len(shape) == 1 else ()
+    parameters = ParameterMap.of(theta, None if known is None else known.bijection)
+    u, keep = parameters.forward(theta), ()
+    whole = len(shape) == 1 and (summary is not None if settings is None else takes_all_columns(settings))
     if whole and len(constant_columns(x)) == x.shape[1]:
         raise ValueError("x must vary, but all its columns are constant")
+    if len(shape) == 1:
+        screened = not whole and (settings is None or settings.screen)
+        keep = tuple(range(x.shape[1])) if whole else _columns_to_keep(x, u if screened else None)
+    if settings is None:
+        settings = Settings.of(len(theta), theta.shape[1], (len(keep),) if keep else shape, absent, summary)
+    if settings.emulator is not None and len(shape) > 1:
+        raise ValueError(f"settings.emulator must be None for x of shape {shape}: it needs vectors")
     if len(shape) > 1 and bool((x[~x.isnan()] == x[~x.isnan()][0]).all()):
         raise ValueError("x must vary, but all its values are the same")
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
@@ -210,8 +216,7 @@ def prepare(
         )
     order = torch.randperm(len(theta), generator=torch.Generator().manual_seed(seed))
     held, training = order[:count].sort().values, order[count:].sort().values
-    parameters = ParameterMap.of(theta, None if known is None else known.bijection)
-    u, data = parameters.forward(theta), _data_map(x, training, keep, settings)
+    data = _data_map(x, training, keep, settings)
     dropped = len(values) - len(theta)
     return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names, dropped)
 
@@ -257,8 +262,8 @@ def _warn_of_sets() -> None:
     )
 
 
-def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:
-    """The columns that are neither constant nor equal to earlier ones; warns about the others."""
+def _columns_to_keep(x: Float[Tensor, "n columns"], u: Float64[Tensor, "n d"] | None) -> tuple[int, ...]:
+    """The columns that are neither constant nor equal to earlier ones, nor unrelated to u; warns about the others."""
     constant, twins = constant_columns(x), duplicated_columns(x)
     if constant:
         warnings.warn(f"columns of x that are constant are left out: {_named(constant)}", stacklevel=4)
@@ -269,6 +274,14 @@ def _columns_to_keep(x: Float[Tensor, "n columns"]) -> tuple[int, ...]:
     keep = tuple(i for i in range(x.shape[1]) if i not in left_out)
     if not keep:
         raise ValueError("x must vary, but all its columns are constant")
+    if u is not None and (found := unrelated_columns(x[:, list(keep)], u)):
+        unrelated = [keep[i] for i in found]
+        warnings.warn(
+            f"columns of x that have to do neither with theta nor with the other columns are left out: "
+            f"{_named(unrelated)}; settings=Settings(screen=False) keeps them",
+            stacklevel=4,
+        )
+        keep = tuple(i for i in keep if i not in set(unrelated))
     return keep
 
 

@@ -113,6 +113,8 @@ class Settings(Choice):
         held_out: share of the simulations that judges the candidates and stops trainings, between 0 and ½.
         reduce_above: data with more columns than this are summarised by least squares for the emulator.
         judged: how many of the held-out simulations the candidates' densities are compared on.
+        screen: whether columns of a vector x are left out that are found to have to do neither with θ nor with columns
+            that have (`unrelated`), where these are half of them or more.
 
     Raises:
         ValueError: a value is out of its range.
@@ -138,6 +140,7 @@ class Settings(Choice):
     held_out: float = 0.1
     reduce_above: int = 64
     judged: int = 128
+    screen: bool = True
 
     def __post_init__(self) -> None:
         for name in ("members", "images", "passes", "batch_size", "pool", "reduce_above", "judged"):
