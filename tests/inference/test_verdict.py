@@ -6,9 +6,14 @@ import pytest
 import torch
 from scipy.stats import kstest
 
+from openedm.denoiser import Preconditioned
 from openedm.inference import Box, load
 from openedm.inference.assessing import Assessment, predicted
+from openedm.inference.average import Average
+from openedm.inference.disagreement import members_of, spread_of
 from openedm.inference.likeness import Likeness, Reference
+from openedm.networks import ConditionalEnsemble
+from openedm.preconditioning import EDM
 
 GENERATOR = torch.Generator().manual_seed(0)
 
@@ -59,13 +64,18 @@ LIKE = Likeness(0.4, 0.5)
         (Assessment(LIKE, 0.01, 2, 1000, effective=0.001), "more simulations"),
         (Assessment(Likeness(0.001, 2.0), 0.3, 2, 1000), "model does not fit"),
         (Assessment(LIKE, 0.01, 2, 1000, predictive=0.004), "model does not fit"),
+        (Assessment(LIKE, 0.3, 2, 1000, spread=0.05), "trust"),
+        (Assessment(LIKE, 0.01, 2, 1000, spread=0.12), "more simulations"),
+        (Assessment(LIKE, math.inf, 2, 1000, spread=0.01), "more simulations"),
+        (Assessment(Likeness(0.001, 2.0), 0.01, 2, 1000, spread=0.01), "model does not fit"),
         (Assessment(None, None, 2, None), "trust"),
     ],
 )
 def test_the_advice_follows_from_the_numbers_and_names_them(assessment, advice):
     lines = str(assessment).splitlines()
     assert assessment.advice == lines[0] == advice
-    assert len(lines) == 3 + sum(value is not None for value in (assessment.effective, assessment.predictive))
+    further = (assessment.effective, assessment.predictive, assessment.spread)
+    assert len(lines) == 3 + sum(value is not None for value in further)
     assert ("not compared" in lines[1]) == (assessment.likeness is None)
     assert ("not estimated" in lines[2]) == (assessment.shortfall is None)
 
@@ -74,6 +84,50 @@ def test_twice_and_ten_times_as_many_simulations_gain_what_falls_as_one_over_n()
     text = str(Assessment(LIKE, 0.3, 2, 1000))
     assert "0.3 nats are lost for want of more, 0.1 are bearable; twice as many would gain about 0.15" in text
     assert "ten times as many 0.27; some 3,000 may do" in text
+
+
+def test_disagreement_falls_as_one_over_the_root_of_n():
+    text = str(Assessment(LIKE, 0.3, 2, 1000, spread=0.17))
+    assert (
+        "one places 17.0% of the probability elsewhere than their mean (above 8.5% is much); some 4,000 simulations"
+        in text
+    )
+    assert text.count("may do") == 1
+
+
+def test_the_spread_of_gaussians_is_the_distance_to_their_mean():
+    mean, shift, n = torch.distributions.Normal(0.0, 1.0), 0.4, 200_000
+    members = [torch.distributions.Normal(sign * shift, 1.0) for sign in (-1.0, 1.0)]
+    theta = torch.cat([member.sample((n,)) for member in members])
+    each = torch.stack([member.log_prob(theta) + 7 for member in members])
+    grid = torch.linspace(-8, 8, 100_001, dtype=torch.float64)
+    densities = torch.stack([member.log_prob(grid).exp() for member in members])
+    exact = (densities - densities.mean(0)).abs().sum(1).mean() / 2 * (grid[1] - grid[0])
+    assert spread_of(each) == pytest.approx(float(exact), rel=0.01)
+    same = mean.log_prob(theta).expand(3, -1)
+    assert spread_of(same) == spread_of(same, same[0]) == 0
+    with pytest.raises(FloatingPointError, match="densities of 400000 of 400000 samples are not finite"):
+        spread_of(each * math.nan)
+
+
+def test_members_of_an_ensemble_are_denoisers_whose_mean_it_is():
+    network = ConditionalEnsemble(members=3, width=8, num_blocks=1).build((2,), condition_shape=(2,), seed=0)
+    with torch.no_grad():
+        for weight in network.parameters():
+            weight.add_(0.1 * torch.randn(weight.shape, generator=GENERATOR))
+    denoiser = Preconditioned(network.eval(), EDM(), event_shape=(2,), condition_shape=(2,))
+    members, x, y = members_of(denoiser), torch.randn(5, 2, generator=GENERATOR), torch.tensor([[0.3, -0.2]])
+    each = torch.stack([member(x, 0.7, y) for member in members])
+    torch.testing.assert_close(each.mean(0), denoiser(x, 0.7, y))
+    assert len(each) == 3
+    assert float(each.std(0).max()) > 1e-3
+    assert members_of(members[0]) == []
+    assert members_of(Average(members)) == members
+
+
+def test_the_verdict_measures_how_far_members_disagree(two_moons):
+    assert 0 < two_moons.plain().verdict([0.1, 0.2]).spread < 1
+    assert 0 < two_moons.verdict([0.1, 0.2]).spread < 1
 
 
 def test_predictions_unlike_the_observation_have_a_low_p_value():

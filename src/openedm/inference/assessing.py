@@ -8,6 +8,7 @@ from typing import Any, Literal
 from jaxtyping import Float
 from torch import Tensor
 
+from openedm.inference.disagreement import SPREAD
 from openedm.inference.likeness import OUTSIDE, Likeness, Reference
 from openedm.inference.shortfall import ENOUGH
 
@@ -61,6 +62,8 @@ class Assessment:
         effective: share of the denoiser's samples that are effective when they are weighted to become prior × learned
             likelihood; None without one.
         predictive: the p-value of the observation among data simulated from posterior samples; None without.
+        spread: the share of probability that members of the ensemble, of which the posterior is the mean, place
+            elsewhere at this observation; None where it is no ensemble, or its densities are not known.
     """
 
     likeness: Likeness | None
@@ -69,6 +72,7 @@ class Assessment:
     simulations: int | None
     effective: float | None = None
     predictive: float | None = None
+    spread: float | None = None
 
     @classmethod
     def of(cls, report: Mapping[str, Any], dim: int, likeness: Likeness | None, **found: float | None) -> "Assessment":
@@ -77,22 +81,40 @@ class Assessment:
 
     @property
     def needed(self) -> float | None:
-        """A rough guess how many simulations would do; None where not estimated."""
-        if self.shortfall is None or self.simulations is None:
+        """A rough guess how many simulations would do; None where not estimated.
+
+        Errors of a density fall as 1/√n, so that the spread asks for (spread / `SPREAD`)² times as many; what is lost
+        falls as 1/n.
+        """
+        if self.simulations is None:
+            return None
+        if self.spread is not None:
+            return self.simulations * (self.spread / SPREAD) ** 2
+        if self.shortfall is None:
             return None
         return self.simulations * max(0.0, self.shortfall) / (ENOUGH * self.dim)
 
     @property
     def advice(self) -> Advice:
         """The model does not fit where x is unlike all simulations, or predictions are unlike x. More simulations are
-        needed where more is lost for want of them than means and widths bear, or where nearly none of the samples agree
+        needed where members of the ensemble disagree at x; where that is not known, if more is lost for want of
+        simulations, on average over the prior, than means and widths bear; and where nearly none of the samples agree
         with the learned likelihood. Else nothing that was looked at speaks against the posterior.
         """
         outside = self.likeness is not None and self.likeness.outside
         if outside or (self.predictive is not None and self.predictive < LEVEL):
             return "model does not fit"
-        lost = self.shortfall is not None and not self.shortfall <= ENOUGH * self.dim
-        return "more simulations" if lost or (self.effective is not None and self.effective < FEW) else "trust"
+        few = self.effective is not None and self.effective < FEW
+        return "more simulations" if self._lacking or few else "trust"
+
+    @property
+    def _lacking(self) -> bool:
+        """Whether simulations are too few, by what is known about this x, else about all."""
+        if self.shortfall is not None and not math.isfinite(self.shortfall):
+            return True
+        if self.spread is not None:
+            return not self.spread <= SPREAD
+        return self.shortfall is not None and not self.shortfall <= ENOUGH * self.dim
 
     def __str__(self) -> str:
         """The advice and the numbers behind it, a line each; also which of them are not known."""
@@ -108,6 +130,11 @@ class Assessment:
         unknown = "what is lost for want of more was not estimated"
         known = unknown if self.shortfall is None else self._gains(max(0.0, self.shortfall))
         lines.append(f"simulations: {known}")
+        if self.spread is not None:
+            text = f"members: one places {self.spread:.1%} of the probability elsewhere than their mean"
+            text += f" (above {SPREAD:.1%} is much)"
+            many = self.needed is not None and self._lacking
+            lines.append(f"{text}; some {self.needed:,.0f} simulations may do" if many else text)
         if self.effective is not None:
             lines.append(f"learned likelihood: {self.effective:.0%} of samples are effective (below {FEW:.0%} is few)")
         if self.predictive is not None:
@@ -122,5 +149,5 @@ class Assessment:
             f"{lost:.2g} nats are lost for want of more, {ENOUGH * self.dim:.2g} are bearable; twice as many would "
             f"gain about {lost / 2:.2g}, ten times as many {0.9 * lost:.2g}"
         )
-        few = self.needed is not None and lost > ENOUGH * self.dim
+        few = self.spread is None and self.needed is not None and lost > ENOUGH * self.dim
         return f"{text}; some {self.needed:,.0f} may do" if few else text

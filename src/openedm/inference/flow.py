@@ -7,15 +7,17 @@ about N(0, I), where denoisers are easy to learn and samplers make the least err
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from openedm.inference.draws import SampleNoise, StepNoise, sample_paths
+from openedm.inference.disagreement import members_of, spread_of
+from openedm.inference.draws import SampleNoise, StepNoise, observation_seeds, sample_paths
 from openedm.inference.parts import Parts
 from openedm.likelihood import Likelihood
+from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.sampling import Auto, BrownianNoise, DormandPrince, Sampler, SamplerChoice
 
@@ -26,6 +28,7 @@ SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 
 DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3, sigma_max=80.0)
 SCORE_LEVEL = 0.05
+SPREAD_SEED = 2**40 + 4
 Steps = SampleNoise | BrownianNoise | None
 MOMENT_ROWS = 1 << 14
 """Samples that `moments` draws at a time."""
@@ -141,6 +144,24 @@ class ConditionalFlow:
                 score = denoiser.score(flat.detach(), SCORE_LEVEL, condition)
             values = values + (score * (flat - flat.detach())).sum(-1)
         return values.reshape(r.shape[:-1]) + volume
+
+    @torch.no_grad()
+    def spread(self, y: Float[Tensor, "one *y"], n: int) -> float | None:
+        """How far the members of the denoiser disagree at an observation; None where it has none, or no exact density.
+
+        Args:
+            y: one observation as the denoiser takes it.
+            n: the samples that this is measured with.
+        """
+        members = members_of(self.parts.denoiser)
+        if not members or self._dim > MAX_EXACT_SIZE:
+            return None
+        stochastic = self.sampler.choose(self.parts.denoiser).stochastic
+        drawing = replace(self, sampler=SAMPLER, noise="independent") if stochastic else self
+        theta = self.parts.parameters.inverse(drawing.samples(y, n, observation_seeds(y, SPREAD_SEED))[0])[None]
+        alone = [replace(drawing, parts=replace(self.parts, denoiser=member)) for member in members]
+        each = torch.stack([flow.log_prob(theta, y)[0] for flow in alone])
+        return spread_of(each, drawing.log_prob(theta, y)[0])
 
 
 @torch.no_grad()

@@ -194,7 +194,7 @@ def prepare(
     theta, x = check_simulations(theta, values, known, drop_nonfinite=drop_nonfinite, absent=absent)
     shape = tuple(x.shape[1:])
     parameters = ParameterMap.of(theta, None if known is None else known.bijection)
-    u, keep = parameters.forward(theta), ()
+    u, keep = parameters.forward(theta), tuple[int, ...]()
     whole = len(shape) == 1 and (summary is not None if settings is None else takes_all_columns(settings))
     if whole and len(constant_columns(x)) == x.shape[1]:
         raise ValueError("x must vary, but all its columns are constant")

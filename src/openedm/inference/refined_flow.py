@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
+from openedm.inference.disagreement import spread_of
 from openedm.inference.draws import observation_seeds
 from openedm.inference.flow import SAMPLER, ConditionalFlow
 from openedm.inference.maps import ParameterMap
@@ -28,7 +29,7 @@ MAX_CHAINS = 1 << 14
 EVIDENCE_DRAWS, MAX_EVIDENCES = 1024, 64
 """Samples that normalise an observation's density; how many of these numbers are kept."""
 
-PILOT_SEED, EVIDENCE_SEED = 2**40 + 1, 2**40 + 2
+PILOT_SEED, EVIDENCE_SEED, SPREAD_SEED = 2**40 + 1, 2**40 + 2, 2**40 + 3
 
 
 @dataclass(frozen=True)
@@ -148,6 +149,20 @@ class RefinedFlow:
     def agreement(self, x: Float[Tensor, "one ..."]) -> float:
         """The share of the flow's samples of one observation that are effective for prior × learned likelihood."""
         return self._weighed(x, self.flow.parts.data.forward(x))[1]
+
+    @torch.no_grad()
+    def spread(self, x: Float[Tensor, "one ..."], n: int) -> float | None:
+        """How far the members of the learned likelihood disagree at an observation; None of a single one.
+
+        Args:
+            x: one observation.
+            n: the samples that this is measured with.
+        """
+        target = self.target(x)
+        if target.members == 1:
+            return None
+        u = self.samples(x, n, observation_seeds(x, SPREAD_SEED))[0]
+        return spread_of(target(u, torch.zeros(n, dtype=torch.long, device=u.device)))
 
     def _weighed(self, x: Float[Tensor, "one ..."], y: Float[Tensor, "one *y"]) -> tuple[float, float]:
         """ln Z, and the share of the flow's samples that are effective for it."""

@@ -41,6 +41,10 @@ KIND = "fit"
 """The kind of folders that hold such a posterior."""
 
 
+SPREAD_DRAWS = 500
+"""Samples that tell how far members of an ensemble disagree; a quarter where their densities take a flow each."""
+
+
 class DenoiserPosterior(Posterior):
     """p(θ | x) from a conditional denoiser, trained or exact.
 
@@ -266,14 +270,14 @@ class DenoiserPosterior(Posterior):
         if len(observations) != 1:
             raise ValueError(f"x must be one observation, got {len(observations)}")
         likeness = self.likeness(observations)
-        effective = self._agreement(observations)
+        effective, spread = self._agreement(observations), self._spread(observations)
         predictive = None
         if simulator is not None:
             with torch.no_grad():
                 theta = self._samples(observations, num_draws, seed)[0].cpu()
             predictive = predicted(torch.as_tensor(self.flat(simulator(theta, seed))), observations[0])
         found = None if likeness is None else likeness[0]
-        return Assessment.of(self.report, self.dim, found, effective=effective, predictive=predictive)
+        return Assessment.of(self.report, self.dim, found, effective=effective, predictive=predictive, spread=spread)
 
     def flat(self, x: Values) -> Values:
         """Data as they are, or, of several kinds (a mapping from names), in one vector each.
@@ -347,3 +351,9 @@ class DenoiserPosterior(Posterior):
         if not self.refined or self.dim > MAX_EXACT_SIZE:
             return None
         return self.refined_flow.agreement(x)
+
+    def _spread(self, x: Float[Tensor, "one ..."]) -> float | None:
+        """How far members of the ensemble that samples come from disagree; None where there are none, or no density."""
+        if self.refined:
+            return self.refined_flow.spread(x, SPREAD_DRAWS)
+        return self.flow.spread(self.parts.data.forward(x), SPREAD_DRAWS // 4)

@@ -8,8 +8,8 @@ tests of ranks see a dependence; those that no path joins to θ are U.
     two columns:         corr(z_i, z_j),  corr(a_i, a_j),  corr(z_i, a_j)
     two columns and θ:   corr(z_i z_j, t): noise that only both columns together show
 
-Many columns that each depend on θ too little to be seen may tell much together: a regression of t on all of U is the last
-test, and where it explains more than chance does, every column is kept. So all of them are where there are too few
+Many columns that each depend on θ too little to be seen may tell much together: a regression of t on all of U is the
+last test, and where it explains more than chance does, every column is kept. So all of them are where there are too few
 simulations for that test. What only three columns together show is not seen.
 """
 

@@ -11,7 +11,7 @@ al. 2017 (arXiv 1612.01474); noise on inputs as a penalty on slopes, Bishop 1995
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import torch
@@ -93,6 +93,7 @@ class ConditionalEnsembleMLP(RawNetwork):
     """
 
     broadcasts = True
+    choice: ConditionalEnsemble
 
     def __init__(self, choice: ConditionalEnsemble, signature: Signature) -> None:
         super().__init__(choice, signature)
@@ -131,6 +132,20 @@ class ConditionalEnsembleMLP(RawNetwork):
         rows = torch.arange(each * self.members, device=x.device) % count
         parts = (values[rows % len(values)].unflatten(0, (self.members, each)) for values in (x, noise, y))
         return self._members(*parts).flatten(0, 1)[:count]
+
+    def member(self, number: int) -> "ConditionalEnsembleMLP":
+        """One member alone, in evaluation mode; its parameters share the ensemble's memory.
+
+        Args:
+            number: 0 ≤ number < members.
+        """
+        checks.between("number", number, 0, self.members - 1)
+        with seeded(0):
+            single = ConditionalEnsembleMLP(replace(self.choice, members=1), self.signature)
+        single.to(self.layer_in.weight)
+        state = {name: weight[number : number + 1] for name, weight in self.state_dict().items()}
+        single.load_state_dict(state, assign=True)
+        return single.eval().requires_grad_(False)
 
     def _members(
         self,
