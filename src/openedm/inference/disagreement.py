@@ -23,7 +23,7 @@ __all__ = ["SPREAD", "members_of", "spread_of"]
 SPREAD = 0.085
 """More than this share of probability elsewhere is much. Where it was more, at observations of simulators with exact
 posteriors, a classifier told samples from exact ones in 56 to 71 % of cases; where it was less, in more than 60 % at
-two observations of 21."""
+two observations of 20."""
 
 
 def spread_of(each: Float[Tensor, "members samples"], mean: Float[Tensor, " samples"] | None = None) -> float:
