@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # it is done, so that few fixtures of a file are made by both. Compiled files are kept for the processes that tests start.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test check laws coverage lint types imports golden sizes recorded bench bench-solvers bench-inference docs docs-check clean
+.PHONY: demo test check laws coverage lint types imports golden sizes recorded bench bench-solvers bench-inference docs docs-check app-check clean
 
 # Packages are compiled when they are first imported: most of their files never are, and to compile all takes 40 s.
 .venv/installed: pyproject.toml constraints.txt
@@ -100,6 +100,14 @@ docs: .venv/installed-docs  ## the site in docs/_build/html; its tutorials are e
 
 docs-check: docs  ## the site, and every command and block of Python of README and docs: many minutes
 	OMP_NUM_THREADS=1 $(BIN)/python docs/follow.py
+
+# The browser is a Chromium or Chrome on the path, or the one that OPENEDM_BROWSER names: none is downloaded.
+.venv/installed-browser: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[browser]'
+	touch $@
+
+app-check: .venv/installed-browser  ## openedm explore in a headless browser
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -q -o addopts=--import-mode=importlib tests/browser/explore.py
 
 clean:
 	rm -rf docs/_build docs/generated .venv benchmarks/.venv benchmarks/.venv-* benchmarks/.cache .pytest_cache .hypothesis .mypy_cache .ruff_cache .coverage

@@ -48,7 +48,9 @@ def test_a_page_begins_with_examples_and_describes_every_option(path, descriptio
         assert f"\n  {line}\n" in page
     for name, option in command["options"].items():
         assert option["text"] or option["choice"], name
-        if "choice" not in option and not option.get("required"):
+        if option.get("positional"):
+            assert f"[{name.upper()} …]" in page.partition("\n")[0]
+        elif "choice" not in option and not option.get("required"):
             assert f"\n  --{name} " in page
     for cls in classes.values():
         assert all(field["text"] for field in cls.get("fields", {}).values()), cls["name"]

@@ -57,13 +57,13 @@ def test_another_host_name_is_refused_and_no_other_page_may_show_this_one(page: 
 
 def test_only_the_newest_request_of_a_page_is_wanted() -> None:
     turns = Turns()
-    first = turns.of("a", "loss", "1")
-    other = turns.of("b", "loss", "1")
+    first = turns.of("a", "1")
+    other = turns.of("b", "1")
     assert first()
-    second = turns.of("a", "loss", "2")
+    second = turns.of("a", "2")
     assert (first(), second(), other()) == (False, True, True)
     for i in range(2 * Turns.MOST):
-        turns.of(str(i), "loss", "1")
+        turns.of(str(i), "1")
     assert len(turns._newest) <= Turns.MOST
 
 

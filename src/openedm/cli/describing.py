@@ -47,11 +47,13 @@ def describe_command(command: Command, classes: Plain) -> Plain:
     texts = _texts(command)
     for cls in flat_parameters(command).values():
         texts |= _texts(cls)
-    options = {}
+    options, gathered = {}, gathered_names(command)
     for name, option in options_of(command).items():
         options[name] = _describe_option(option.kind, option.default, texts.get(name, ""), classes)
-    for name in (name for name, kind in gathered_names(command).items() if kind == "repeated"):
-        options[name]["form"] = "OPTION=A,B"
+        if option.default is not REQUIRED and gathered.get(name) == "positional":
+            options[name] = {"text": texts.get(name, ""), "positional": True}
+        elif gathered.get(name) == "repeated":
+            options[name]["form"] = "OPTION=A,B"
     about, _, details = inspect.cleandoc(command.__doc__ or "").partition("\n\nArgs:")[0].partition("\n\n")
     return {"about": _joined(about), "details": [_joined(part) for part in details.split("\n\n") if part]} | {
         "options": options

@@ -131,14 +131,16 @@ class _Page(argparse.ArgumentParser):
 def _parser_of(path: str, command: Plain, classes: Plain, typed: Mapping[str, str]) -> _Page:
     options = command["options"]
     required = [name for name, option in options.items() if option.get("required")]
-    parser = _Page(" ".join([f"openedm {path}", *map(str.upper, required), "[options]"]), f"openedm {path}")
+    optional = [name for name, option in options.items() if option.get("positional")]
+    words = [*map(str.upper, required), *(f"[{name.upper()} …]" for name in optional)]
+    parser = _Page(" ".join([f"openedm {path}", *words, "[options]"]), f"openedm {path}")
     examples = [f"  {line}" for line in EXAMPLES.get(path, ())]
     parser.description = "\n".join([_wrapped(parser, command["about"]), "", "examples:", *examples])
-    if required:
+    if required or optional:
         group = parser.add_argument_group("arguments")
-        for name in required:
+        for name in (*required, *optional):
             group.add_argument(name, help=_escaped(options[name]["text"]), metavar=name.upper())
-    shown = set(required)
+    shown = {*required, *optional}
     common = parser.add_argument_group("common options" if path in COMMON else "options")
     for name in COMMON.get(path, ()):
         found = _find(options, classes, name, typed)

@@ -33,7 +33,7 @@ def paths_1d(state: State, budget: Budget) -> Figure:
     problem = exact_problem(state.data_1d, state.label, state.guidance)
     assert problem.density is not None
     noise = _even_noise(min(state.num, 64))
-    runs = {_title(state.sampler): _run(state.sampler, problem, noise, state.seed, budget)}
+    runs = {f"yours: {_title(state.sampler)}": _run(state.sampler, problem, noise, state.seed, budget)}
     if state.sampler != Sampler():
         runs[f"EDM's: {_title(Sampler())}"] = _run(Sampler(), problem, noise, state.seed, budget)
     top = min(run.states[0].sigma for run in runs.values())
@@ -73,7 +73,7 @@ def errors(state: State, budget: Budget) -> Figure:
         name: [_error(each, problem, noise, solution, budget) for each in _ladder(sampler)]
         for name, sampler in compared.items()
     }
-    return error_versus_nfe({f"{state.data_1d}, in data units": rows})
+    return error_versus_nfe({f"{state.data_1d.replace('_', ' ')}, in data units": rows})
 
 
 def _ladder(sampler: Sampler) -> Iterator[Sampler]:
@@ -107,8 +107,8 @@ def _solution(data: Any, label: int | None, guidance: Any, high: float, low: flo
 def curvature(state: State, budget: Budget) -> Figure:
     """How far paths (t, x(t)) have turned from σ_max down to σ: what a solver has to follow (Fig. 3 of the paper)."""
     problem = exact_problem(state.data_1d, state.label, state.guidance)
-    top, *_, end = state.sampler.levels_for(problem.denoiser).for_data(1.0).checked_sigmas().tolist() * 2
-    fine = Karras(128, *sorted((end, top))) if end != top else Karras(128)
+    sigmas = state.sampler.levels_for(problem.denoiser).checked_sigmas().tolist()
+    fine = Karras(128, sigmas[-1], sigmas[0]) if len(sigmas) > 1 else Karras(128)
     schedule, scaling = state.sampler.schedule, state.sampler.scaling
     compared = {"VP": schedules.VP(), "VE": schedules.VE(), "EDM": schedules.EDM()}
     samplers = {name: Sampler(fine, each) for name, each in compared.items()}
@@ -119,9 +119,9 @@ def curvature(state: State, budget: Budget) -> Figure:
     axes = plain(figure.subplots())
     for i, (name, sampler) in enumerate(samplers.items()):
         run = _run(sampler, problem, _even_noise(16), 0, budget)
-        sigmas, turned = turning(run)
+        below, turned = turning(run)
         label = f"yours: {name}" if sampler == own and not name.startswith("yours") else name
-        axes.plot(sigmas, turned, color=COLOURS[i], linewidth=2.4 if sampler == own else 1.2, label=label)
+        axes.plot(below, turned, color=COLOURS[i], linewidth=2.4 if sampler == own else 1.2, label=label)
     axes.set(xscale="log", xlabel="noise level σ (data units), from noise to data", ylabel="turned so far (radians)")
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)
@@ -239,8 +239,8 @@ def loss(state: State, budget: Budget) -> Figure:
 
 EXACT: Mapping[str, tuple[str, Callable[[State, Budget], Figure]]] = {
     "paths_1d": ("Paths in one dimension", paths_1d),
-    "paths_2d": ("Paths in two dimensions", paths_2d),
     "errors": ("Error against evaluations", errors),
+    "paths_2d": ("Paths in two dimensions", paths_2d),
     "curvature": ("Curvature: how far paths turn", curvature),
     "level_rule": ("Noise levels", level_rule),
     "loss": ("Loss by noise level", loss),
@@ -258,7 +258,7 @@ def _run(
 
 
 def _title(sampler: Sampler) -> str:
-    return f"{type(sampler.solver).__name__}, {_evaluations(sampler)}, {_curve(sampler)}"
+    return f"{type(sampler.solver).__name__}\n{_evaluations(sampler)}, {_curve(sampler)}"
 
 
 def _evaluations(sampler: Sampler) -> str:

@@ -15,7 +15,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin, get_type_hints
 from openedm.ground.choices import Choice, class_path, subclasses
 from openedm.guidance import Piecewise
 
-__all__ = ["changed", "classes_of", "defaults_of", "kind_of", "name_of", "parse", "text_of"]
+__all__ = ["changed", "classes_of", "defaults_of", "kind_of", "made_defaults", "name_of", "parse", "text_of"]
 
 C = TypeVar("C", bound=Choice)
 
@@ -166,11 +166,11 @@ def changed(value: Choice, default: Choice | Mapping[str, Any], prefix: str = ""
             continue
         if type(now) is not type(then):
             yield f"{prefix}{name}", text_of(now)
-            then = _values_of(_start(type(now)))
-            then = {name: value for name, value in then.items() if name not in FIRST_VALUES.get(type(now), {})}
+            then = made_defaults(type(now))
         yield from changed(now, then, f"{prefix}{name}.")
 
 
-def _start(cls: type[Choice]) -> Choice:
-    """An object of a class with the values that its fields start from."""
-    return cls(**defaults_of(cls))
+def made_defaults(cls: type[Choice]) -> dict[str, Any]:
+    """The values that the fields of a class have if none is given, once an object is made; of fields with a default."""
+    made = _values_of(cls(**defaults_of(cls)))
+    return {name: value for name, value in made.items() if name not in FIRST_VALUES.get(cls, {})}

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
-from openedm.exploring.fields import changed, defaults_of, parse
+from openedm.exploring.fields import changed, made_defaults, parse
 from openedm.exploring.state import State
 from openedm.ground.choices import Choice, class_path
 
@@ -83,7 +83,7 @@ def python_lines(state: State, paths: Mapping[str, str] = {}) -> str:  # it is n
         state: the state.
         paths: the runs by name; those that the state names, or the first, are sampled.
     """
-    rooms: set[str] = {"sampling"}
+    rooms: set[str] = set()
     sampler = expression(state.sampler, rooms)
     guided = None if state.guidance.is_one else expression(state.guidance, rooms)
     if state.view == "exact":
@@ -97,22 +97,44 @@ def python_lines(state: State, paths: Mapping[str, str] = {}) -> str:  # it is n
             f"x = sampler.sample(denoiser, seeds=range({state.seed}, {state.seed + state.num}))",
         ]
     else:
-        name = state.run if state.run is not None else next(iter(paths), "")
-        rooms.discard("sampling")
-        rooms |= {"sampling"} if "sampling." in sampler else set()
-        classes = "" if state.label is None else f", classes=[{state.label}]"
-        weight = "" if guided is None else f", guidance={guided}"
-        lines = [
-            "from openedm.generation import CheckpointSampler, SamplingOptions",
-            "",
-            f"options = SamplingOptions(nfe=None, sampler={sampler}{weight})",
-            f"source = CheckpointSampler({paths.get(name, name)!r}, options{classes})",
-            "prepared = source.prepare()",
-            f"for seeds, x in source.draw(prepared, range({state.seed}, {state.seed + state.num})):",
-            "    print(seeds, x.shape)",
-        ]
+        lines = _lines_of_run(state, paths, sampler, guided)
     imported = f"from openedm import {', '.join(sorted(rooms))}"
     return "\n".join([imported, *lines])
+
+
+def _lines_of_run(state: State, paths: Mapping[str, str], sampler: str, guided: str | None) -> list[str]:
+    names = list(paths)
+    chosen = [state.run or "".join(names[:1])]
+    chosen += [state.against or "".join(names[1:2])] if state.view == "compare" else []
+    given = [paths.get(name, name) for name in chosen]
+    classes = "" if state.label is None else f", classes=[{state.label}]"
+    weight = "" if guided is None else f", guidance={guided}"
+    seeds = f"range({state.seed}, {state.seed + state.num})"
+    imported = ["from openedm.generation import CheckpointSampler, SamplingOptions"]
+    made = ["", f"options = SamplingOptions(nfe=None, sampler={sampler}{weight})"]
+    source = [f"source = CheckpointSampler({given[0]!r}, options{classes})", "prepared = source.prepare()"]
+    if state.view == "walk":
+        return [
+            "from openedm.exploring import walk_noise",
+            *imported,
+            *made,
+            *source,
+            f"noise = walk_noise({state.seed}, {state.seed_to}, {max(state.num, 2)}, source.model.event_shape)",
+            f"seeds = [{state.seed}] * len(noise)",
+            "x = prepared.sampler.sample(prepared.denoiser, seeds, noise=noise, condition=source.condition(seeds))",
+        ]
+    if state.view == "levels":
+        return [*imported, *made, *source, f"states = source.trajectory(prepared, {seeds}[:4])"]
+    if state.view == "compare":
+        return [
+            *imported,
+            *made,
+            f"for path in {given!r}:",
+            f"    source = CheckpointSampler(path, options{classes})",
+            f"    for seeds, x in source.draw(source.prepare(), {seeds}):",
+            "        print(path, seeds, x.shape)",
+        ]
+    return [*imported, *made, *source, f"for seeds, x in source.draw(prepared, {seeds}):", "    print(seeds, x.shape)"]
 
 
 def expression(value: Any, rooms: set[str]) -> str:
@@ -132,10 +154,10 @@ def expression(value: Any, rooms: set[str]) -> str:
     if parts[0] == "openedm" and len(parts) == 3:
         rooms.add(parts[1])
         path = ".".join(parts[1:])
-    defaults = defaults_of(type(value))
+    unchanged = made_defaults(type(value))
     given = [
         f"{f.name}={expression(getattr(value, f.name), rooms)}"
         for f in dataclasses.fields(value)
-        if f.init and (f.default is dataclasses.MISSING or getattr(value, f.name) != defaults[f.name])
+        if f.init and (f.name not in unchanged or getattr(value, f.name) != unchanged[f.name])
     ]
     return f"{path}({', '.join(given)})"

@@ -79,22 +79,24 @@ def make_app(runs: Runs = Runs(), hosts: list[str] | None = None, start: State =
         )
 
     @app.get("/figure/<name>.png")
-    def figure(name: str) -> Response:
+    def picture(name: str) -> Response:
         state = _state(start)
-        wanted = turns.of(request.args.get("_page", ""), name, request.args.get("_turn", "0"))
+        wanted = turns.of(request.args.get("_page", ""), request.args.get("_turn", "0"))
         budget = Budget(wanted)
-        if state.view == "exact":
-            draw: Callable[[], Figure] = lambda: _known(EXACT, name)(state, budget)  # noqa: E731
-        else:
-            draw = lambda: _known(figures_of_runs(state.view), name)(state, runs, budget)  # noqa: E731
+
+        def drawn() -> Figure:
+            if state.view == "exact":
+                return _known(EXACT, name)(state, budget)
+            return _known(figures_of_runs(state.view), name)(state, runs, budget)
+
         with exact if state.view == "exact" else runs.lock:
             if not wanted():
                 raise Stopped
-            drawn = draw()
+            figure = drawn()
             if not wanted():
                 raise Stopped
             file = io.BytesIO()
-            drawn.savefig(file, format="png", dpi=PIXELS_PER_INCH, facecolor="white")
+            figure.savefig(file, format="png", dpi=PIXELS_PER_INCH, facecolor="white")
         return Response(file.getvalue(), mimetype="image/png")
 
     def refuse(error: Exception) -> tuple[str, int, dict[str, str]]:
@@ -107,30 +109,29 @@ def make_app(runs: Runs = Runs(), hosts: list[str] | None = None, start: State =
 
 
 class Turns:
-    """The newest request of each page for each figure: older ones are not wanted any more."""
+    """The newest turn of each page: requests of older ones are not wanted any more."""
 
     MOST = 1000
 
     def __init__(self) -> None:
-        self._newest: dict[tuple[str, str], int] = {}
+        self._newest: dict[str, int] = {}
         self._lock = threading.Lock()
 
-    def of(self, page: str, figure: str, turn: str) -> Callable[[], bool]:
-        """Note a request, and return the question whether it is still the newest.
+    def of(self, page: str, turn: str) -> Callable[[], bool]:
+        """Note a request, and return the question whether it is of the newest turn of its page.
 
         Args:
             page: a name that the page gave itself; without one, a request is always wanted.
-            figure: the figure's name.
-            turn: the number of the request, counted by the page.
+            turn: the number of the state that the page shows, counted by it.
         """
-        key, number = (page[:40], figure[:40]), int(turn) if turn.isdecimal() and len(turn) < 16 else 0
-        if not page:
+        name, number = page[:40], int(turn) if turn.isdecimal() and len(turn) < 16 else 0
+        if not name:
             return lambda: True
         with self._lock:
-            self._newest[key] = max(number, self._newest.pop(key, 0))
+            self._newest[name] = max(number, self._newest.pop(name, 0))
             while len(self._newest) > self.MOST:
                 del self._newest[next(iter(self._newest))]
-        return lambda: self._newest.get(key, 0) <= number
+        return lambda: self._newest.get(name, 0) <= number
 
 
 def _state(start: State) -> State:
@@ -149,13 +150,14 @@ def _shown(state: State, runs: Runs) -> dict[str, Any]:
     """What the templates show."""
     figures = EXACT if state.view == "exact" else figures_of_runs(state.view)
     names = list(runs.paths)
+    named = {"run": state.run or "".join(names[:1]), "against": state.against or "".join(names[1:2])}
     chosen = runs.paths.get(state.run or "", next(iter(runs.paths.values()), ""))
     possible = ["exact", *(["samples", "walk", "levels"] if names else []), *(["compare"] if len(names) > 1 else [])]
     return {
         "state": state,
         "views": {view: VIEWS[view] for view in possible},
         "groups": controls_of(state, names),
-        "figures": {name: title for name, (title, _) in figures.items()},
+        "figures": {name: title.format(**named) for name, (title, _) in figures.items()},
         "command": command_line(state, list(runs.paths.values())),
         "sample": sample_line(state, chosen) if state.view in ("samples", "compare") else "",
         "python": python_lines(state, runs.paths),

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import torch
 from jaxtyping import Float64
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser
@@ -25,9 +26,11 @@ from openedm.sampling import State as Step
 from openedm.sampling import initial_noise
 from openedm.training import Model, find_checkpoint, load_denoiser, read_model
 
-__all__ = ["Runs", "compared", "figures_of_runs"]
+__all__ = ["Runs", "figures_of_runs", "walk_noise"]
 
 BATCH = 64
+LEVELS_OF = 4
+"""So many samples are shown at all levels."""
 
 
 class Trained(NamedTuple):
@@ -146,20 +149,33 @@ def other_samples(state: State, runs: Runs, budget: Budget) -> Figure:
 
 
 def walk(state: State, runs: Runs, budget: Budget) -> Figure:
-    """From the noise n₀ of one seed to n₁ of another: the samples of cos θ n₀ + sin θ n₁, which is unit noise."""
+    """The samples of a walk from the noise of one seed to that of another, all of the class of the first."""
     run = runs.get(runs.name(state.run))
-    ends = initial_noise([state.seed, state.seed_to], run.model.event_shape).double()
-    angles = torch.linspace(0, math.pi / 2, max(state.num, 2), dtype=torch.float64).reshape(-1, *[1] * (ends.ndim - 1))
-    noise = angles.cos() * ends[0] + angles.sin() * ends[1]
+    noise = walk_noise(state.seed, state.seed_to, max(state.num, 2), run.model.event_shape)
     drawn = _draw(state, run, [state.seed] * len(noise), budget, noise=noise)
     titles = [f"seed {state.seed}", *[""] * (len(noise) - 2), f"seed {state.seed_to}"]
     return _grid(drawn.x, titles, columns=min(len(noise), 8))
 
 
+def walk_noise(first: int, last: int, count: int, event_shape: Sequence[int]) -> Float64[Tensor, "count *event"]:
+    """cos θ n₀ + sin θ n₁ with θ from 0 to π/2, which is unit noise at every θ: n₀ and n₁ are the noise of two seeds.
+
+    Args:
+        first: the seed of n₀.
+        last: the seed of n₁.
+        count: how many, both ends included; ≥ 2.
+        event_shape: of a sample.
+    """
+    ends = initial_noise([first, last], tuple(event_shape)).double()
+    angles = torch.linspace(0, math.pi / 2, count, dtype=torch.float64).reshape(-1, *[1] * len(event_shape))
+    noise: Tensor = angles.cos() * ends[0] + angles.sin() * ends[1]
+    return noise
+
+
 def levels(state: State, runs: Runs, budget: Budget) -> Figure:
     """The noisy and the denoised samples of the first seeds at levels from the highest to the lowest."""
     run = runs.get(runs.name(state.run))
-    drawn = _draw(state, run, _seeds(state)[:6], budget, keep=True)
+    drawn = _draw(state, run, _seeds(state)[:LEVELS_OF], budget, keep=True)
     denoiser, shape = run.denoiser, run.model.event_shape
     location = 0.0 if denoiser.location is None else denoiser.location.cpu()
     steps = [replace(step, x=step.x.cpu(), denoised=step.denoised.cpu()) for step in drawn.steps]
@@ -184,9 +200,10 @@ def compared(state: State, runs: Runs, budget: Budget) -> Figure:
     apart = (first - second).flatten(1).square().mean(1).sqrt()
     figure = Figure(figsize=(6.4, 3.2), layout="constrained")
     axes = plain(figure.subplots())
-    axes.bar(range(len(apart)), apart, color=COLOURS[0])
+    axes.bar(range(state.seed, state.seed + len(apart)), apart.tolist(), color=COLOURS[0])
     axes.axhline(float(apart.mean()), color=GREY, linestyle="--", linewidth=1, label=f"mean {float(apart.mean()):.3g}")
-    axes.set(xlabel=f"seed, from {state.seed}", ylabel="distance (rms, data units)", title=f"{names[0]} to {names[1]}")
+    axes.set(xlabel="seed", ylabel="distance (rms, data units)", title=f"{names[0]} to {names[1]}")
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.legend(frameon=False)
     return figure
 
@@ -195,14 +212,14 @@ Draw = Callable[[State, Runs, Budget], Figure]
 
 
 def figures_of_runs(view: str) -> Mapping[str, tuple[str, Draw]]:
-    """The figures of a view: a title, and the function from a state and the runs."""
+    """The figures of a view: a title, in which {run} and {against} stand for names, and the function that draws."""
     return {
-        "samples": {"samples": ("Samples, one a seed", samples)},
-        "walk": {"walk": ("A walk from the noise of one seed to that of another", walk)},
-        "levels": {"levels": ("Noisy and denoised at every level", levels)},
+        "samples": {"samples": ("Samples of {run}, one a seed", samples)},
+        "walk": {"walk": ("{run}: a walk from the noise of one seed to that of another", walk)},
+        "levels": {"levels": ("{run}: noisy and denoised at every level", levels)},
         "compare": {
-            "samples": ("The run", samples),
-            "other_samples": ("The other run, on the same noise", other_samples),
+            "samples": ("{run}", samples),
+            "other_samples": ("{against}, on the same noise", other_samples),
             "compared": ("How far apart", compared),
         },
     }[view]

@@ -210,7 +210,7 @@ def trajectories_2d(
     checks.at_least("lines", lines, 0)
     checks.positive("sigma_data", sigma_data)
     columns = len(sigmas) + 1
-    figure = Figure(figsize=(0.4 + 1.75 * columns, 0.5 + 1.75 * len(runs)), layout="constrained")
+    figure = Figure(figsize=(0.4 + 1.75 * columns, 0.8 + 1.75 * len(runs)), layout="constrained")
     grid = figure.subplots(len(runs), columns, squeeze=False, sharex=True, sharey=True)
     titles_above: list[str] = []
     centre = np.broadcast_to(np.asarray(location, dtype=np.float64), (2,))

@@ -1,10 +1,11 @@
-// One clock: a change is noted, and when the figures of the last one are there, those of the newest are asked for.
+// One clock: a change is noted, and when the figure that is being drawn is there, those of the newest state are asked for.
+// The samples of a run may take long: they are given up.
 "use strict";
 
 const at = (id) => document.getElementById(id);
 const form = at("form"), panel = at("panel"), figures = at("figures");
 const page = Math.random().toString(36).slice(2);
-let turn = 0, running = false, wanted = null, timer = null;
+let turn = 0, running = false, wanted = null, timer = null, giving = new AbortController();
 
 // The options of the form; those inside a choice whose class has changed are left out.
 function options(changed) {
@@ -17,9 +18,15 @@ function options(changed) {
 }
 
 function ask(query, panelToo) {
+  document.body.dataset.busy = "";
   wanted = { query, panelToo: panelToo || (wanted && wanted.panelToo) };
   clearTimeout(timer);
-  timer = setTimeout(run, 80);
+  timer = setTimeout(next, 80);
+}
+
+function next() {
+  if (running && document.body.dataset.view !== "exact") giving.abort();
+  run();
 }
 
 async function run() {
@@ -30,10 +37,11 @@ async function run() {
   try {
     await show(query, panelToo);
   } catch (error) {
-    fail("the explorer does not answer: is openedm explore still running?");
+    if (error.name !== "AbortError") fail("the explorer does not answer: is openedm explore still running?");
   }
   running = false;
-  if (wanted) run();
+  if (wanted) return run();
+  delete document.body.dataset.busy;
 }
 
 function fail(reason) {
@@ -45,6 +53,7 @@ function fail(reason) {
 }
 
 async function show(query, panelToo) {
+  giving = new AbortController();
   const answer = await fetch("state?" + query);
   if (!answer.ok) return fail(await answer.text());
   const state = await answer.json();
@@ -52,7 +61,7 @@ async function show(query, panelToo) {
   figures.classList.remove("stale");
   const url = new URL(state.query ? "?" + state.query : "?view=" + state.view, location.href);
   history.replaceState(null, "", url);
-  document.body.dataset.query = state.query;
+  document.body.dataset.view = state.view;
   at("url").textContent = url;
   for (const name of ["command", "sample", "python"]) at(name).textContent = state[name];
   at("sample").parentElement.hidden = !state.sample;
@@ -97,7 +106,8 @@ function arrange(titles) {
 
 async function draw(box, query, number) {
   box.classList.add("waiting");
-  const answer = await fetch(`figure/${box.dataset.name}.png?${query}&_page=${page}&_turn=${number}`);
+  const address = `figure/${box.dataset.name}.png?${query}&_page=${page}&_turn=${number}`;
+  const answer = await fetch(address, { signal: giving.signal });
   const picture = box.querySelector("img"), reason = box.querySelector(".reason");
   box.classList.remove("waiting");
   if (answer.status === 409) return;
