@@ -40,6 +40,7 @@ def test_a_truncated_prior_is_the_prior_inside_and_integrates_to_one(prior, low,
     points = torch.cartesian_prod(*middle)
     cell = math.prod(float(axis[1] - axis[0]) for axis in axes)
     assert float(cut.log_prob(points).exp().sum()) * cell == pytest.approx(1, abs=0.01)
+    assert cut.mass == pytest.approx(float(prior.log_prob(points).exp().sum()) * cell, rel=0.02)
     difference = cut.log_prob(points) - prior.log_prob(points)
     assert float(difference.max() - difference.min()) < 1e-9
     draws = cut.sample(4000, seed=1)
@@ -50,6 +51,19 @@ def test_a_truncated_prior_is_the_prior_inside_and_integrates_to_one(prior, low,
     assert bool(((draws.mean(0) - mean).abs() < 5 * std / math.sqrt(4000)).all())
     assert torch.equal(cut.sample(10, seed=1), cut.sample(10, seed=1))
     assert float(cut.log_prob(torch.tensor([9.0, 9.0]))) == -math.inf
+
+
+def test_the_box_around_samples_holds_them_with_a_margin_and_stays_inside_the_last_one() -> None:
+    prior = Box([-1.0, 0.0], [1.0, 2.0])
+    samples = torch.tensor([[0.0, 1.0], [0.2, 1.4]])
+    box = Truncated.around(prior, samples, 0.2)
+    assert bool(box.contains(samples).all())
+    assert -0.1 < box.low[0] < 0.0
+    assert 1.4 < box.high[1] < 1.6
+    assert 0.02 < box.mass < 0.06
+    inner = Truncated.around(prior, samples, 0.2, Truncated(prior, [-0.01, 0.5], [0.21, 1.41]))
+    assert inner.low[0] == pytest.approx(-0.01)
+    assert inner.high[1] == pytest.approx(1.41)
 
 
 def test_a_truncated_prior_comes_back_from_its_plain_data() -> None:

@@ -95,6 +95,15 @@ def test_disagreement_falls_as_one_over_the_root_of_n():
     assert text.count("may do") == 1
 
 
+def test_one_observation_needs_as_many_simulations_as_would_fall_into_its_box():
+    few = {"spread": 0.17, "region": 0.1}
+    assert "holds 0.1 of the prior, some 400 simulations there are as many near x" in str(
+        Assessment(LIKE, 0.3, 2, 1000, **few)
+    )
+    assert "some 200 simulations there" in str(Assessment(LIKE, 0.3, 2, 1000, **(few | {"region": 0.001})))
+    assert "fit_sequentially" not in str(Assessment(LIKE, 0.3, 2, 1000, spread=0.01, region=0.1))
+
+
 def test_the_spread_of_gaussians_is_the_distance_to_their_mean():
     mean, shift, n = torch.distributions.Normal(0.0, 1.0), 0.4, 200_000
     members = [torch.distributions.Normal(sign * shift, 1.0) for sign in (-1.0, 1.0)]
@@ -127,7 +136,9 @@ def test_members_of_an_ensemble_are_denoisers_whose_mean_it_is():
 
 def test_the_verdict_measures_how_far_members_disagree(two_moons):
     assert 0 < two_moons.plain().verdict([0.1, 0.2]).spread < 1
-    assert 0 < two_moons.verdict([0.1, 0.2]).spread < 1
+    refined = two_moons.verdict([0.1, 0.2])
+    assert 0 < refined.spread < 1
+    assert 0.01 < refined.region <= 1.0001
 
 
 def test_predictions_unlike_the_observation_have_a_low_p_value():

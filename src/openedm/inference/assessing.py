@@ -22,6 +22,9 @@ LEVEL = 0.01
 FEWEST = 200
 """With fewer data, half of which calibrate the distance, no p-value is below `LEVEL`."""
 
+FEW_ROWS = 200
+"""With fewer simulations in the box hardly anything is learned."""
+
 FEW = 0.01
 """A learned likelihood of which fewer samples are effective is another distribution than the denoiser's."""
 
@@ -64,6 +67,7 @@ class Assessment:
         predictive: the p-value of the observation among data simulated from posterior samples; None without.
         spread: the share of probability that members of the ensemble, of which the posterior is the mean, place
             elsewhere at this observation; None where it is no ensemble, or its densities are not known.
+        region: the share of the prior in the box that `fit_sequentially` would cut around samples; None without prior.
     """
 
     likeness: Likeness | None
@@ -73,6 +77,7 @@ class Assessment:
     effective: float | None = None
     predictive: float | None = None
     spread: float | None = None
+    region: float | None = None
 
     @classmethod
     def of(cls, report: Mapping[str, Any], dim: int, likeness: Likeness | None, **found: float | None) -> "Assessment":
@@ -135,6 +140,11 @@ class Assessment:
             text += f" (above {SPREAD:.1%} is much)"
             many = self.needed is not None and self._lacking
             lines.append(f"{text}; some {self.needed:,.0f} simulations may do" if many else text)
+        if self.region is not None and self.needed is not None and self.advice == "more simulations":
+            lines.append(
+                f"this x alone: the box that fit_sequentially cuts around samples holds {self.region:.2g} of the "
+                f"prior, some {max(FEW_ROWS, self.needed * self.region):,.0f} simulations there are as many near x"
+            )
         if self.effective is not None:
             lines.append(f"learned likelihood: {self.effective:.0%} of samples are effective (below {FEW:.0%} is few)")
         if self.predictive is not None:

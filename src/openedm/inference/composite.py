@@ -77,6 +77,10 @@ class Independent(Prior):
         return torch.stack(densities).sum(0)
 
 
+MARGIN = 0.2
+"""By how much of its size the box around a posterior's samples is made larger at each end."""
+
+
 @dataclass(frozen=True, eq=False)
 class Truncated(Prior):
     """A prior cut to a box: p(θ)/p(box) inside, 0 outside.
@@ -113,6 +117,26 @@ class Truncated(Prior):
         volume = float((self._z_ends()[1] - self._z_ends()[0]).log().sum())
         object.__setattr__(self, "_log_mass", float(density.logsumexp(0)) - math.log(len(z)) + volume)
 
+    @classmethod
+    def around(
+        cls, prior: Prior, samples: Float[Tensor, "n d"], margin: float, inside: Prior | None = None
+    ) -> "Truncated":
+        """The prior in the smallest box around samples, made larger by a share of its size at each end.
+
+        Args:
+            prior: what is cut.
+            samples: inside its support.
+            margin: that share, ≥ 0, in the prior's unbounded coordinates.
+            inside: the box stays in the support of this one; None means in the prior's.
+        """
+        z = prior.bijection.forward(samples.double())
+        low, high = z.min(0).values, z.max(0).values
+        reach = margin * (high - low) + 1e-6
+        ends = prior.bijection.inverse(torch.stack([low - reach, high + reach]))
+        bounds = (prior if inside is None else inside).bijection
+        last = torch.tensor([bounds.low, bounds.high], dtype=torch.float64)
+        return cls(prior, torch.maximum(ends[0], last[0]).tolist(), torch.minimum(ends[1], last[1]).tolist())
+
     @property
     def names(self) -> Sequence[str] | None:
         """The prior's."""
@@ -122,6 +146,11 @@ class Truncated(Prior):
     def dim(self) -> int:
         """d."""
         return self.prior.dim
+
+    @property
+    def mass(self) -> float:
+        """The share of the prior's probability that is in the box, by an integral over some thousand points."""
+        return math.exp(self._log_mass)
 
     @property
     def bijection(self) -> Bijection:

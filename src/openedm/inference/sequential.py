@@ -11,12 +11,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.progress import ShowProgress
-from openedm.inference.composite import Truncated, as_prior
+from openedm.inference.composite import MARGIN, Truncated, as_prior
 from openedm.inference.fitting import fit
 from openedm.inference.posterior import Values
 from openedm.inference.priors import Prior
@@ -54,7 +52,7 @@ def fit_sequentially(
     rounds: int = 3,
     simulations: int = 2000,
     batched: bool = True,
-    margin: float = 0.2,
+    margin: float = MARGIN,
     seed: int = 0,
     settings: Settings | None = None,
     progress: ShowProgress = None,
@@ -106,15 +104,6 @@ def fit_sequentially(
         low, high = region.bijection.low, region.bijection.high
         done.append(Round(len(made[-1].theta), int(inside.sum()), tuple(low), tuple(high), posterior))
         if number < rounds - 1:
-            region = _truncate(full_prior, region, posterior.sample(x_observed, 4000, seed=seed), margin)
+            samples = posterior.sample(x_observed, 4000, seed=seed)
+            region = Truncated.around(full_prior, samples, margin, region)
     return done
-
-
-def _truncate(prior: Prior, region: Prior, samples: Float[Tensor, "n d"], margin: float) -> Truncated:
-    """The prior in a box around samples, inside the last region."""
-    z = prior.bijection.forward(samples.double())
-    low, high = z.min(0).values, z.max(0).values
-    reach = margin * (high - low) + 1e-6
-    ends = prior.bijection.inverse(torch.stack([low - reach, high + reach]))
-    last = torch.tensor([region.bijection.low, region.bijection.high], dtype=torch.float64)
-    return Truncated(prior, torch.maximum(ends[0], last[0]).tolist(), torch.minimum(ends[1], last[1]).tolist())

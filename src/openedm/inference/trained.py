@@ -19,6 +19,7 @@ from openedm.inference import storage
 from openedm.inference.assessing import FEWEST, Assessment, predicted
 from openedm.inference.average import Average
 from openedm.inference.columns import Columns
+from openedm.inference.composite import MARGIN, Truncated
 from openedm.inference.draws import StepNoise, fingerprints
 from openedm.inference.flow import DENSITY, SAMPLER, ConditionalFlow
 from openedm.inference.likeness import Likeness, Reference
@@ -43,6 +44,9 @@ KIND = "fit"
 
 SPREAD_DRAWS = 500
 """Samples that tell how far members of an ensemble disagree; a quarter where their densities take a flow each."""
+
+REGION_DRAWS = 1000
+"""Samples around which a box is laid."""
 
 
 class DenoiserPosterior(Posterior):
@@ -277,7 +281,9 @@ class DenoiserPosterior(Posterior):
                 theta = self._samples(observations, num_draws, seed)[0].cpu()
             predictive = predicted(torch.as_tensor(self.flat(simulator(theta, seed))), observations[0])
         found = None if likeness is None else likeness[0]
-        return Assessment.of(self.report, self.dim, found, effective=effective, predictive=predictive, spread=spread)
+        region = self._region(observations)
+        known = {"effective": effective, "predictive": predictive, "spread": spread, "region": region}
+        return Assessment.of(self.report, self.dim, found, **known)
 
     def flat(self, x: Values) -> Values:
         """Data as they are, or, of several kinds (a mapping from names), in one vector each.
@@ -357,3 +363,10 @@ class DenoiserPosterior(Posterior):
         if self.refined:
             return self.refined_flow.spread(x, SPREAD_DRAWS)
         return self.flow.spread(self.parts.data.forward(x), SPREAD_DRAWS // 4)
+
+    def _region(self, x: Float[Tensor, "one ..."]) -> float | None:
+        """The share of the prior in the box that `fit_sequentially` would cut around samples; None without a prior."""
+        if self.prior is None:
+            return None
+        samples = self._samples(x, REGION_DRAWS, 0)[0].cpu()
+        return Truncated.around(self.prior, samples, MARGIN).mass
