@@ -270,7 +270,10 @@ class IDDPM(Objective):
 
 @dataclass(frozen=True)
 class EDM2(Objective):
-    """EDM2's objective for latents: P_mean −0.4, P_std 1.0, learned uncertainty."""
+    """EDM2's objective for latents: P_mean −0.4, P_std 1.0, learned uncertainty.
+
+    For images of 64² the paper has `noise=LogNormal(-0.8, 1.6)`.
+    """
 
     noise: NoiseDistribution = LogNormal(p_mean=-0.4, p_std=1.0)
     learned_uncertainty: bool = True

@@ -63,7 +63,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "openedm push runs/photos someone/photos --out for-the-hub",
     ),
     "ema": ("openedm ema runs/photos averages/narrow --sigma_rel 0.05",),
-    "info": ("openedm info runs/photos",),
+    "info": ("openedm info runs/photos", "openedm info presets"),
     "verify": (
         "openedm verify runs/photos",
         "openedm verify runs/photos --accept true",
