@@ -48,6 +48,15 @@ def test_a_figure_is_a_picture_or_a_reason(page: Any) -> None:
     assert page.get("/figure/..%2F..%2Fetc%2Fpasswd").status_code == 404
 
 
+def test_a_figure_has_the_same_key_only_where_it_is_the_same(page: Any) -> None:
+    def keys(query: str) -> dict[str, str]:
+        return {name: key for name, _, key in page.get(f"/state?{query}").json["figures"]}
+
+    before, levels, network = keys(""), keys("sampler.levels.num_steps=6"), keys("preconditioning=VE")
+    assert {name for name in EXACT if levels[name] == before[name]} == {"loss", "coefficients"}
+    assert {name for name in EXACT if network[name] != before[name]} == {"loss", "coefficients"}
+
+
 def test_another_host_name_is_refused_and_no_other_page_may_show_this_one(page: Any) -> None:
     assert page.get("/", headers={"Host": "evil.example"}).status_code == 400
     headers = page.get("/").headers

@@ -2,7 +2,7 @@
 
 import functools
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from torch import Tensor
 
 from openedm import levels, preconditioning, sampling, schedules
@@ -22,7 +22,7 @@ from openedm.plots.sampling import Errors, Run, error_versus_nfe, trajectories_1
 from openedm.plots.style import COLOURS, GREY, SHADE, line_style, number_log_ticks, plain
 from openedm.sampling import Sampler, initial_noise
 
-__all__ = ["EXACT", "coefficients", "curvature", "errors", "level_rule", "loss", "paths_1d", "paths_2d"]
+__all__ = ["EXACT", "USED", "coefficients", "curvature", "errors", "level_rule", "loss", "paths_1d", "paths_2d"]
 
 STEPS = (2, 3, 4, 6, 9, 13, 18, 26, 40, 64)
 TOLERANCES = (1e-1, 3e-2, 1e-2, 3e-3, 1e-3, 3e-4, 1e-4)
@@ -186,6 +186,7 @@ def coefficients(state: State, budget: Budget) -> Figure:
         if row >= 2:
             number_log_ticks(axes.xaxis)
             axes.set_xlabel("noise level σ (data units)")
+        axes.xaxis.set_minor_locator(NullLocator())  # with them the layout of four panels takes a second
         _widen(axes)
     figure.axes[0].legend(frameon=False)
     return figure
@@ -247,6 +248,18 @@ EXACT: Mapping[str, tuple[str, Callable[[State, Budget], Figure]]] = {
     "coefficients": ("Preconditioning", coefficients),
 }
 """The figures of toy problems: a title, and the function from a state."""
+
+_PROBLEM = ("data_1d", "label", "guidance")
+USED: Mapping[str, Sequence[str]] = {
+    "paths_1d": (*_PROBLEM, "sampler", "num", "seed"),
+    "errors": (*_PROBLEM, "sampler"),
+    "paths_2d": ("data", "label", "guidance", "sampler", "num", "seed"),
+    "curvature": (*_PROBLEM, "sampler"),
+    "level_rule": (*_PROBLEM, "sampler"),
+    "loss": ("data_1d", "label", "preconditioning", "objective", "seed"),
+    "coefficients": ("data_1d", "preconditioning", "objective"),
+}
+"""The fields of the state that a figure depends on: when others change, it need not be drawn again."""
 
 
 def _run(

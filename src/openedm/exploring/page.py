@@ -4,6 +4,8 @@ Requests read: none of them changes a file or the process. A request names a sta
 answered in a thread of its own, and a figure that its page no longer waits for is given up.
 """
 
+import dataclasses
+import hashlib
 import io
 import threading
 from collections.abc import Callable, Mapping
@@ -13,7 +15,7 @@ from flask import Flask, Response, jsonify, render_template, request
 from matplotlib.figure import Figure
 
 from openedm.exploring.controls import controls_of
-from openedm.exploring.exact_figures import EXACT
+from openedm.exploring.exact_figures import EXACT, USED
 from openedm.exploring.links import command_line, from_query, python_lines, query_of, sample_line
 from openedm.exploring.problems import Budget, Stopped
 from openedm.exploring.run_figures import Runs, figures_of_runs
@@ -74,9 +76,7 @@ def make_app(runs: Runs = Runs(), hosts: list[str] | None = None, start: State =
         shown = _shown(state, runs)
         panel = render_template("panel.html", **shown)
         links = {name: shown[name] for name in ("command", "sample", "python")}
-        return jsonify(
-            query=query_of(state), panel=panel, figures=list(shown["figures"].items()), view=state.view, **links
-        )
+        return jsonify(query=query_of(state), panel=panel, figures=shown["figures"], view=state.view, **links)
 
     @app.get("/figure/<name>.png")
     def picture(name: str) -> Response:
@@ -157,8 +157,15 @@ def _shown(state: State, runs: Runs) -> dict[str, Any]:
         "state": state,
         "views": {view: VIEWS[view] for view in possible},
         "groups": controls_of(state, names),
-        "figures": {name: title.format(**named) for name, (title, _) in figures.items()},
+        "figures": [(name, title.format(**named), _key(state, name)) for name, (title, _) in figures.items()],
         "command": command_line(state, list(runs.paths.values())),
         "sample": sample_line(state, chosen) if state.view in ("samples", "compare") else "",
         "python": python_lines(state, runs.paths),
     }
+
+
+def _key(state: State, figure: str) -> str:
+    """A text that is the same for states in which a figure is the same."""
+    used = USED[figure] if state.view == "exact" else [field.name for field in dataclasses.fields(state)]
+    values = [getattr(state, name) for name in used]
+    return hashlib.sha256(repr(values).encode()).hexdigest()[:16]

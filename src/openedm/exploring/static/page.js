@@ -73,9 +73,10 @@ async function show(query, panelToo) {
     at("status").textContent = `computing … ${Math.round((performance.now() - began) / 1000)} s`;
   }, 1000);
   try {
-    for (const box of [...figures.children]) {
+    for (const [name, , key] of state.figures) {
       if (wanted) break;
-      await draw(box, state.query || "view=" + state.view, number);
+      const box = figures.querySelector(`[data-name="${name}"]`);
+      if (box.dataset.key !== key) await draw(box, key, state.query || "view=" + state.view, number);
     }
   } finally {
     clearInterval(ticking);
@@ -104,7 +105,8 @@ function arrange(titles) {
   }));
 }
 
-async function draw(box, query, number) {
+async function draw(box, key, query, number) {
+  delete box.dataset.key;
   box.classList.add("waiting");
   const address = `figure/${box.dataset.name}.png?${query}&_page=${page}&_turn=${number}`;
   const answer = await fetch(address, { signal: giving.signal });
@@ -114,12 +116,14 @@ async function draw(box, query, number) {
   reason.hidden = answer.ok;
   picture.hidden = !answer.ok;
   if (!answer.ok) {
+    if (answer.status === 422) box.dataset.key = key;
     reason.textContent = answer.status === 422 ? await answer.text() : "an error of the program; the terminal shows it";
     return;
   }
   if (picture.src.startsWith("blob:")) URL.revokeObjectURL(picture.src);
   picture.src = URL.createObjectURL(await answer.blob());
   await picture.decode().catch(() => {});
+  box.dataset.key = key;
 }
 
 form.addEventListener("input", (event) => {
