@@ -105,10 +105,8 @@ class Trainer:
         check_compatibility(model, dataset, validation, objective, options)
         self.accelerator = make_accelerator() if accelerator is None else accelerator
         shares = self.accelerator.num_processes * options.rounds
-        if options.batch_size % shares:
-            raise ValueError(
-                f"batch_size must be a multiple of processes × accumulate = {shares}, got {options.batch_size}"
-            )
+        if (size := options.batch_size) % shares:
+            raise ValueError(f"batch_size must be a multiple of processes × accumulate = {shares}, got {size}")
         self.model, self.dataset, self.objective, self.options = model, dataset, objective, options
         self.run = None if run is None else Path(run)
         self.validation = dataset if validation is None else validation
