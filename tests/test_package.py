@@ -4,6 +4,8 @@ import importlib
 import inspect
 import subprocess
 import sys
+import tomllib
+from pathlib import Path
 
 import pytest
 
@@ -48,3 +50,14 @@ def test_every_room_states_its_public_names_and_has_them(room: str) -> None:
     assert module.__all__
     assert len(set(module.__all__)) == len(module.__all__)
     assert all(hasattr(module, name) for name in module.__all__)
+
+
+def test_the_wheel_carries_presets_help_and_all_else_that_is_not_python() -> None:
+    root = Path(openedm.__file__).parent
+    settings = tomllib.loads((root.parents[1] / "pyproject.toml").read_text(encoding="utf-8"))
+    patterns = settings["tool"]["setuptools"]["package-data"]["openedm"]
+    carried = {path for pattern in patterns for path in root.glob(pattern)}
+    carried |= set(root.rglob("*.pyi"))  # as setuptools does from version 69 on
+    files = {path for path in root.rglob("*") if path.is_file() and path.suffix not in (".py", ".pyc")}
+    assert {path.name for path in files} >= {"py.typed", "help.json", "cifar10-ddpmpp.yaml"}
+    assert sorted(str(path) for path in files - carried) == []

@@ -82,7 +82,7 @@ def accuracy(given: argparse.Namespace, problems: Sequence[Problem], peers: Any)
     report.print_accuracy(rows)
     if given.figure is not None:
         floors = {p.name: p.reference().floor for p in problems}
-        save_figure(report.figure(rows, floors, ours.DRAWN), given.figure)
+        save_figure(report.figure(rows, floors, ours.DRAWN, {p.name: p.title for p in problems}), given.figure)
     return rows
 
 

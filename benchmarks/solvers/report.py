@@ -1,13 +1,14 @@
 """The numbers as tables and as a figure."""
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from benchmarks.solvers.methods import OURS
 from matplotlib.figure import Figure
 
-from openedm.plots.style import COLOURS, GREY, MARKERS, SHADE, plain
+from openedm.plots.style import GREY, SHADE, line_style, plain
 
 Row = Mapping[str, Any]
 
@@ -108,13 +109,14 @@ def print_overhead(rows: Sequence[Row]) -> None:
         print(f"{name:<46}" + "".join(f"{text:<24}" for text in numbers) + held)
 
 
-def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str]) -> Figure:
+def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str], titles: Mapping[str, str]) -> Figure:
     """The median error against the evaluations, a picture a problem: openedm's solvers in colour over all of the peers.
 
     Args:
         rows: of `accuracy` at budgets.
         floors: of each problem, how well the reference solution is known.
         shown: which of openedm's solvers are drawn.
+        titles: one line about each problem.
     """
     problems = list(floors)
     columns = min(COLUMNS, len(problems))
@@ -125,7 +127,8 @@ def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str
     for axes, problem in zip(grid.flat, problems, strict=False):
         mine = [row for row in rows if row["problem"] == problem]
         plain(axes)
-        axes.set(xscale="log", yscale="log", title=problem)
+        axes.set(xscale="log", yscale="log")
+        axes.set_title(textwrap.fill(titles[problem], 34), fontsize=9)
         axes.axhspan(floors[problem] / 1e3, floors[problem], color=SHADE, zorder=0.5)
         for name in dict.fromkeys(title(row) for row in mine if row["library"] != OURS):
             axes.plot(*_line(mine, name), color=SHADE, linewidth=0.8, label="each peer", zorder=1)
@@ -141,8 +144,9 @@ def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str
                 label="best peer at each budget",
             )
         for i, name in enumerate(ours):
-            style = {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)]}
-            axes.plot(*_line(mine, f"{OURS}: {name}"), markersize=3.5, linewidth=1.2, label=name, **style)
+            axes.plot(
+                *_line(mine, f"{OURS}: {name}"), label=name, **line_style(i) | {"markersize": 3.5, "linewidth": 1.2}
+            )
         positive = [row["median"] for row in mine if row.get("median", 0) > 0]
         if positive:
             axes.set_ylim(max(min(positive) / 2, 1e-9), min(max(positive) * 2, 3))

@@ -65,7 +65,7 @@ def test_it_writes_its_figures_and_prints_where(finished):
 
 
 def test_solvers_converge_with_their_orders(finished):
-    gaussian, modes = table(finished.printed, "a Gaussian"), table(finished.printed, "two_modes, against")
+    gaussian, modes = table(finished.printed, "a Gaussian"), table(finished.printed, "two modes, against")
     for name, order in ORDERS.items():
         assert modes[name][-1] == pytest.approx(order, abs=0.3)
         if name != "Midpoint":  # For a Gaussian and σ(t) = t its leading error is zero: order 3.

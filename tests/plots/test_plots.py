@@ -226,10 +226,14 @@ def test_a_loss_per_sigma_has_one_line_a_measurement():
 
 
 def test_a_loss_per_sigma_shades_where_training_looks():
-    axes = loss_per_sigma({"a": measured([0.9, 0.8, 0.9])}, objective.EDM()).axes[0]
+    figure = loss_per_sigma({"a": measured([0.9, 0.8, 0.9])}, objective.EDM())
+    axes = figure.axes[0]
     outline = axes.collections[0].get_paths()[0].vertices
     assert outline[outline[:, 1].argmax(), 0] == pytest.approx(math.exp(-1.2), rel=0.05)
-    assert "p(σ) of training" in [text.get_text() for text in axes.get_legend().get_texts()]
+    assert [text.get_text() for text in figure.legends[0].get_texts()] == [
+        "a",
+        "density of ln σ in training\n(height not to scale)",
+    ]
 
 
 def test_a_loss_per_sigma_needs_a_measurement():
@@ -291,12 +295,15 @@ def test_the_density_behind_the_paths_is_that_of_the_scaled_noisy_data(scaling):
 def test_rows_show_ranges_of_sigma_and_like_curves_share_their_axis():
     runs = {"one": run(count=2), "two": run(count=8), "three": run(schedules.VP())}
     figure = trajectories_1d(runs, mixture().log_prob, sigma_shown=[25.0, 1.0])
-    grid = np.array(figure.axes).reshape(2, 3)
+    *panels, key = figure.axes
+    grid = np.array(panels).reshape(2, 3)
+    assert key.get_ylabel() == "density of x(t), relative to its maximum"
     assert [axes.get_title() for axes in grid[0]] == ["one", "two", "three"]
-    assert "25" in grid[0, 0].get_ylabel()
+    assert grid[0, 0].get_xlabel() == "time t of the EDM schedule, up to σ = 25"
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["x(t)", "x(t)"]
     assert grid[0, 0].get_ylim() == grid[0, 1].get_ylim() != grid[0, 2].get_ylim()
     assert [axes.get_xlim()[1] for axes in grid[1, :2]] == [1.0, 1.0]
-    assert all(axes.collections for axes in figure.axes)
+    assert all(axes.collections for axes in panels)
 
 
 def test_points_are_shown_with_their_spread_divided_by_the_noise():

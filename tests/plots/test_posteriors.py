@@ -43,7 +43,7 @@ def test_pairs_are_named_once_and_marked_with_the_truth(tmp_path):
     shown = visible(figure)
     assert len(shown) == 6
     assert [axes.get_xlabel() for axes in shown if axes.get_xlabel()] == ["a", "b", "c"]
-    assert [axes.get_ylabel() for axes in shown if axes.get_ylabel()] == ["b", "c"]
+    assert [axes.get_ylabel() for axes in shown if axes.get_ylabel()] == ["density", "b", "c"]
     assert legend(figure) == ["ours", "theirs", "50 % of samples", "90 % of samples", "truth"]
     marks = [line.get_xydata()[0] for axes in shown for line in axes.lines if line.get_marker() == "s"]
     assert np.array(marks) == pytest.approx(np.array([[0.1, -0.2], [0.1, 0.3], [-0.2, 0.3]]))
@@ -158,7 +158,7 @@ def test_trajectories_run_from_noise_to_the_samples(tmp_path):
     run = states()
     figure = posterior_trajectories(run, ["a", "b"], truth=[1.0, 0.0], lines=10)
     first, second = visible(figure)
-    assert (first.get_title(), second.get_title()) == ("a", "b")
+    assert (first.get_ylabel(), second.get_ylabel()) == ("a", "b")
     assert first.get_xlim()[0] > first.get_xlim()[1]
     paths = [line.get_xydata() for line in first.lines[:10]]
     assert all(len(path) == len(run) for path in paths)
@@ -238,7 +238,7 @@ def test_calibrations_that_do_not_fit_are_refused(arguments, settings, message):
 def test_predictions_have_a_picture_for_each_series(tmp_path):
     draws, t = normal(300, 2, 8).exp(), torch.arange(1900, 1908)
     figure = predictive_plot(draws[0], draws[1:], t, names=["hare", "lynx"], time_label="year", scale="log")
-    assert [axes.get_title() for axes in figure.axes] == ["hare", "lynx"]
+    assert [axes.get_ylabel() for axes in figure.axes] == ["hare", "lynx"]
     assert legend(figure) == ["95% of draws", "80% of draws", "50% of draws", "median", "observed"]
     median, seen = figure.axes[1].lines
     assert median.get_ydata() == pytest.approx(np.median(draws[1:, 1].numpy(), axis=0), rel=1e-6)
@@ -250,12 +250,13 @@ def test_predictions_have_a_picture_for_each_series(tmp_path):
 def test_observed_numbers_stand_over_their_predictions_with_two_sided_p_values(tmp_path):
     draws = torch.stack([torch.arange(100.0), torch.zeros(100), 1e6 + normal(100)], 1)
     figure = predictive_histograms(torch.tensor([4.5, 0.0, 1e6 + 40]), draws, names=["a", "b", "c"])
-    assert [axes.get_title() for axes in figure.axes] == ["a, p = 0.1", "b, p = 1", "c, p = 0"]
+    assert [axes.get_xlabel() for axes in figure.axes] == ["a", "b", "c"]
+    assert [axes.get_title() for axes in figure.axes] == ["p = 0.1", "p = 1", "p = 0"]
     assert figure.axes[2].get_xlim()[1] > 1e6 + 40
     assert legend(figure) == ["observed", "simulated from posterior samples"]
     save_figure(figure, tmp_path / "numbers.png")
     many = predictive_histograms(torch.zeros(7), normal(50, 7))
-    assert [axes.get_title().split(",")[0] for axes in visible(many)] == [f"x[{i}]" for i in range(7)]
+    assert [axes.get_xlabel() for axes in visible(many)] == [f"x[{i}]" for i in range(7)]
     for observed, given in [(torch.zeros(2), normal(50, 3)), (torch.zeros(3), normal(1, 3))]:
         with pytest.raises(ValueError, match=r"draws must be \(n >= 2, "):
             predictive_histograms(observed, given)

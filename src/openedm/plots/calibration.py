@@ -1,7 +1,6 @@
 """Figures of how far posteriors can be trusted: calibration over simulations, predictions beside an observation."""
 
 from collections.abc import Sequence
-from itertools import cycle
 from typing import Literal
 
 import numpy as np
@@ -19,7 +18,9 @@ from openedm.plots.style import (
     GREY,
     SHADE,
     Numbers,
+    balanced,
     finite_array,
+    line_style,
     names_or_thetas,
     number_log_ticks,
     on_white,
@@ -73,10 +74,11 @@ def calibration_plot(
         axes.plot([0, 1], [0, 1], color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
         axes.set(xlim=(0, 1), ylim=(0, 1), aspect="equal", xlabel="credibility α", ylabel="coverage")
     difference.axhline(0, color=GREY, linewidth=0.8, linestyle=(0, (4, 3)))
-    for i, (label, colour) in enumerate(zip(labels, cycle(COLOURS), strict=False)):
-        difference.plot(alpha, _cdf(ranks[:, i], alpha) - alpha, color=colour, linewidth=1.3, label=label)
+    for i, label in enumerate(labels):
+        style = {**line_style(i), "marker": "none", "linewidth": 1.4}
+        difference.plot(alpha, _cdf(ranks[:, i], alpha) - alpha, **style, label=label)
         if regions is None:
-            coverage.plot(alpha, _cdf(np.abs(2 * ranks[:, i] - 1), alpha), color=colour, linewidth=1.3)
+            coverage.plot(alpha, _cdf(np.abs(2 * ranks[:, i] - 1), alpha), **style)
     if regions is not None:
         coverage.plot(alpha, _cdf(regions, alpha), color=COLOURS[0], linewidth=1.6)
     tarp_axes.plot(alpha, _cdf(balls, alpha), color=COLOURS[0], linewidth=1.6)
@@ -126,7 +128,7 @@ def predictive_plot(
     if not (np.isfinite(seen).all() and np.isfinite(many).all()):
         raise ValueError("observed and draws must be finite")
     labels = names_or_thetas(names, len(seen)) if names is not None or len(seen) > 1 else [""]
-    columns = min(len(seen), 3)
+    columns = balanced(len(seen), 3)
     rows = -(-len(seen) // columns)
     figure = Figure(figsize=(0.8 + 4.6 * columns, 0.4 + 3.2 * rows), layout="constrained")
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -139,11 +141,10 @@ def predictive_plot(
             axes.fill_between(times, *ends, color=colour, linewidth=0, label=f"{share:.0%} of draws")
         axes.plot(times, np.median(many[:, i], 0), color=COLOURS[0], linewidth=1.4, label="median")
         axes.plot(times, seen[i], "o", color="black", markersize=4, label="observed", zorder=4)
-        plain(axes).set(xlabel=time_label, title=labels[i], yscale=scale)
+        plain(axes).set(xlabel=time_label, ylabel=labels[i] or "observed and simulated", yscale=scale)
         axes.xaxis.set_major_locator(MaxNLocator(6, integer=bool((times % 1 == 0).all())))
         if scale == "log":
             number_log_ticks(axes.yaxis)
-        axes.title.set_fontsize(11)
     handles, texts = figure.axes[0].get_legend_handles_labels()
     figure.legend(
         handles, texts, loc="outside lower center", ncols=3 if len(seen) == 1 else 5, frameon=False, fontsize=8
@@ -168,7 +169,7 @@ def predictive_histograms(observed: Numbers, draws: Numbers, *, names: Sequence[
     if many.shape[1] != len(seen) or len(many) < 2:
         raise ValueError(f"draws must be (n >= 2, {len(seen)}), got {many.shape}")
     labels = names_or_thetas(names if names is not None else [f"x[{i}]" for i in range(len(seen))], len(seen))
-    columns = min(len(seen), 5)
+    columns = balanced(len(seen), 5)
     rows = -(-len(seen) // columns)
     figure = Figure(figsize=(0.4 + 2.1 * columns, 0.5 + 1.8 * rows), layout="constrained")
     for i, axes in enumerate(figure.subplots(rows, columns, squeeze=False).flat):
@@ -181,12 +182,14 @@ def predictive_histograms(observed: Numbers, draws: Numbers, *, names: Sequence[
         ends = min(inner) - margin, max(inner) + margin
         axes.hist(values, 40, range=ends, density=True, color=on_white(COLOURS[0], 0.35))
         axes.axvline(seen[i], color="black", linewidth=1.2)
-        axes.set(yticks=[], xlim=ends)
+        axes.set(yticks=[], xlim=ends, xlabel=labels[i])
+        if i % columns == 0:
+            axes.set_ylabel("density", fontsize=9)
         axes.spines[["left", "top", "right"]].set_visible(False)
         axes.xaxis.set_major_locator(MaxNLocator(3))
         axes.tick_params(labelsize=8)
         below = float((values < seen[i]).mean() + (values == seen[i]).mean() / 2)
-        axes.set_title(f"{labels[i]}, p = {2 * min(below, 1 - below):.2g}", fontsize=9)
+        axes.set_title(f"p = {2 * min(below, 1 - below):.2g}", fontsize=9)
     handles = [Line2D([], [], color="black", linewidth=1.2), Patch(color=on_white(COLOURS[0], 0.35))]
     texts = ["observed", "simulated from posterior samples"]
     figure.legend(handles, texts, loc="outside lower center", ncols=2, frameon=False, fontsize=8)

@@ -3,7 +3,7 @@
 import math
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
@@ -11,12 +11,11 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from openedm.plots.losses import Rows
-from openedm.plots.style import COLOURS, GREY, line_style, number_log_ticks, plain
+from openedm.plots.style import GREY, balanced, line_style, number_log_ticks, plain
 from openedm.training import ValidationLoss
 
 __all__ = ["MetricValues", "comparison"]
 
-DASHES = ("-", "--", ":", "-.")
 MAX_METRICS = 4
 ROW = 0.26
 """Inches of a line in the panels of metrics."""
@@ -67,7 +66,7 @@ def comparison(
             _against_images(axes["images"], names, curves)
         if by_sigma:
             _against_sigma(axes["sigma"], names, by_sigma)
-        handles = [Line2D([], [], label=name, **_style(i)) for i, name in enumerate(names)]
+        handles = [Line2D([], [], label=name, **line_style(i)) for i, name in enumerate(names)]
         figure.legend(handles=handles, loc="outside upper center", ncols=_columns(names), frameon=False)
     if shown:
         for i, (name, found) in enumerate(shown.items()):
@@ -78,15 +77,11 @@ def comparison(
 
 def _columns(names: Sequence[str]) -> int:
     """How many names of the key fit beside each other."""
-    return max(1, min(len(names), 90 // (max(map(len, names)) + 7)))
+    return balanced(len(names), max(1, min(len(names), 90 // (max(map(len, names)) + 7))))
 
 
 def _finite(rows: Rows) -> list[tuple[int, float]]:
     return [(images, loss) for images, loss in rows if math.isfinite(loss)]
-
-
-def _style(i: int) -> dict[str, Any]:
-    return {**line_style(i), "linestyle": DASHES[i // len(COLOURS) % len(DASHES)]}
 
 
 def _against_images(axes: Axes, names: Sequence[str], curves: Mapping[str, Rows]) -> None:
@@ -94,16 +89,16 @@ def _against_images(axes: Axes, names: Sequence[str], curves: Mapping[str, Rows]
     for i, name in enumerate(names):
         if name in curves:
             rows = curves[name]
-            axes.plot(*zip(*rows, strict=True), **_style(i), markevery=max(1, len(rows) // 8))
+            axes.plot(*zip(*rows, strict=True), **line_style(i), markevery=max(1, len(rows) // 8))
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     number_log_ticks(axes.yaxis)
 
 
 def _against_sigma(axes: Axes, names: Sequence[str], by_sigma: Mapping[str, ValidationLoss]) -> None:
-    plain(axes).set(xlabel="noise level σ", ylabel="validation loss at σ", xscale="log")
+    plain(axes).set(xlabel="noise level σ (data units)", ylabel="validation loss at σ", xscale="log")
     for i, name in enumerate(names):
         if name in by_sigma:
-            axes.plot(by_sigma[name].sigmas, by_sigma[name].losses, **_style(i))
+            axes.plot(by_sigma[name].sigmas, by_sigma[name].losses, **line_style(i))
     values = [loss for found in by_sigma.values() for loss in found.losses if loss > 0 and math.isfinite(loss)]
     if values and max(values) > 20 * min(values):
         axes.set_yscale("log")
@@ -119,7 +114,7 @@ def _metric(axes: Axes, names: Sequence[str], name: str, found: MetricValues, *,
     for i, own in enumerate(names):
         if own in found.values and math.isfinite(found.values[own][0]):
             value, low, high = found.values[own]
-            style = {key: text for key, text in line_style(i).items() if key != "markersize"}
+            style = {key: text for key, text in line_style(i).items() if key not in ("markersize", "linestyle")}
             errors = [[value - low], [high - value]]
             axes.errorbar(value, i, xerr=errors, linestyle="none", markersize=5, capsize=3, **style)
     if found.floor is not None:

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
 
 from openedm.objective import NoiseDistribution, Objective
-from openedm.plots.style import COLOURS, GREY, MARKERS, SHADE, format_sigma, line_style, number_log_ticks, plain
+from openedm.plots.style import COLOURS, GREY, SHADE, balanced, format_sigma, line_style, number_log_ticks, plain
 from openedm.suggest import Suggestion
 from openedm.training import ValidationLoss
 
@@ -19,6 +19,8 @@ __all__ = ["density_of_log_sigma", "loss_curve", "loss_per_sigma", "reducible_lo
 
 Rows = Sequence[tuple[int, float]]
 """Records (images seen, loss)."""
+
+DENSITY = "density of ln σ in training\n(height not to scale)"
 
 REACH = 3.0
 """A suggested p(σ) is drawn up to so many standard deviations of ln σ from its mean."""
@@ -84,14 +86,15 @@ def loss_per_sigma(validations: Mapping[str, ValidationLoss], objective: Objecti
     """
     if not validations:
         raise ValueError("validations must hold at least one measurement, got none")
-    figure, axes = _against_sigma((6.4, 3.8))
+    figure, axes = _against_sigma((6.4, 4.2))
     for i, (label, found) in enumerate(validations.items()):
         axes.plot(found.sigmas, found.losses, **line_style(i), label=label)
     axes.set_ylim(bottom=0)
     number_log_ticks(axes.xaxis)
     if objective is not None:
         _shade(axes, objective.noise)
-    axes.legend(frameon=False)
+    names = axes.get_legend_handles_labels()[1]
+    figure.legend(frameon=False, loc="outside lower center", ncols=balanced(len(names), 3))
     return figure
 
 
@@ -111,7 +114,7 @@ def reducible_loss(suggestion: Suggestion) -> Figure:
     figure, axes = _against_sigma((6.8, 4.0))
     _shade_suggested(axes, suggestion)
     axes.plot(sigmas, trivial, color=GREY, linestyle="--", label="trivial denoiser")
-    axes.plot(sigmas, trivial - values, color=COLOURS[1], marker=MARKERS[1], markersize=3, label="best denoiser found")
+    axes.plot(sigmas, trivial - values, **line_style(1) | {"markersize": 3}, label="best denoiser found")
     axes.plot(sigmas, values, **line_style(0), label="reducible: the difference")
     axes.fill_between(sigmas, values - errors, values + errors, color=COLOURS[0], alpha=0.2, linewidth=0)
     top = 1.12 * float(trivial.max())
@@ -131,7 +134,8 @@ def _shade_suggested(axes: Axes, suggestion: Suggestion) -> None:
     area = float(np.trapezoid(curve.values, np.log(curve.sigmas)))
     z = np.linspace(-REACH, REACH, 200)
     height = area / (suggestion.p_std * math.sqrt(2 * math.pi)) * np.exp(-(z**2) / 2)
-    label = f"p(σ): $P_\\mathrm{{mean}}$ {suggestion.p_mean:.2f}, $P_\\mathrm{{std}}$ {suggestion.p_std:.2f}"
+    numbers = f"$P_\\mathrm{{mean}}$ {suggestion.p_mean:.2f}, $P_\\mathrm{{std}}$ {suggestion.p_std:.2f}"
+    label = f"p(σ): {numbers} (height not to scale)"
     axes.fill_between(np.exp(suggestion.p_mean + suggestion.p_std * z), height, color=SHADE, linewidth=0, label=label)
 
 
@@ -164,7 +168,7 @@ def _shade(axes: Axes, noise: NoiseDistribution) -> None:
     sigma, density = density_of_log_sigma(noise)
     bottom, top = axes.get_ylim()
     height = bottom + density / density.max() * (top - bottom) / 2
-    axes.fill_between(sigma, bottom, height, color=SHADE, linewidth=0, zorder=0.5, label="p(σ) of training")
+    axes.fill_between(sigma, bottom, height, color=SHADE, linewidth=0, zorder=0.5, label=DENSITY)
 
 
 def _finite(rows: Rows) -> list[tuple[int, float]]:

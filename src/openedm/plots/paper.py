@@ -25,7 +25,7 @@ from openedm.levels import Karras
 from openedm.networks import MLP
 from openedm.plots.losses import density_of_log_sigma
 from openedm.plots.sampling import Errors, Run, error_versus_nfe, trajectories_1d
-from openedm.plots.style import COLOURS, GREY, SHADE, line_style, number_log_ticks, plain
+from openedm.plots.style import COLOURS, GREY, SHADE, dashes, line_style, number_log_ticks, plain
 from openedm.sampling import RK4, Churn, Euler, Heun, Sampler, initial_noise
 from openedm.training import HalfLife, Model, Options, Trainer
 
@@ -100,7 +100,9 @@ def _schedules(seed: int, log: Log) -> Figure:
     share = torch.linspace(0, 1, 400, dtype=torch.float64)
     for i, (name, schedule) in enumerate({"VP": schedules.VP(), "VE": schedules.VE(), "EDM": schedules.EDM()}.items()):
         first, last = schedule.time(ends)
-        plain(left).plot(share, schedule.sigma(first + (last - first) * share), color=COLOURS[i], label=name)
+        plain(left).plot(
+            share, schedule.sigma(first + (last - first) * share), color=COLOURS[i], linestyle=dashes(i), label=name
+        )
     rules = {
         "VP": levels.VP(18, SIGMA_MIN, SIGMA_MAX),
         "VE": levels.VE(18, SIGMA_MIN, SIGMA_MAX),
@@ -254,7 +256,14 @@ def _loss(seed: int, log: Log) -> Figure:
     axes.plot(sigmas, untrained, color=GREY, linestyle="--", label="untrained, EDM's preconditioning")
     axes.plot(sigmas, best, **line_style(0), label="exact denoiser: no training gets below")
     where, density = density_of_log_sigma(objective.EDM().for_data(exact.sigma_data).noise)
-    axes.fill_between(where, density / density.max(), color=SHADE, linewidth=0, zorder=0.5, label="EDM's p(σ)")
+    axes.fill_between(
+        where,
+        density / density.max(),
+        color=SHADE,
+        linewidth=0,
+        zorder=0.5,
+        label="density of ln σ in EDM's training, relative to its maximum",
+    )
     axes.set(xscale="log", ylim=(0, 1.25), xlabel="noise level σ", ylabel="loss λ(σ) E‖D − y‖²/n")
     number_log_ticks(axes.xaxis)
     axes.legend(frameon=False, loc="upper right", fontsize=9)

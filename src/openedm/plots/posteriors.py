@@ -22,6 +22,8 @@ from openedm.plots.style import (
     COLOURS,
     GREY,
     Numbers,
+    balanced,
+    dashes,
     evenly,
     finite_array,
     names_or_thetas,
@@ -95,11 +97,11 @@ def pair_plot(
             if column > row:
                 axes.set_visible(False)
                 continue
-            for rows, colour in zip(sets.values(), cycle(COLOURS), strict=False):
+            for i, (rows, colour) in enumerate(zip(sets.values(), cycle(COLOURS), strict=False)):
                 if column == row:
-                    _draw_marginal(axes, rows[:, row], ends[row], colour)
+                    _draw_marginal(axes, rows[:, row], ends[row], colour, dashes(i))
                 else:
-                    _draw_region(axes, rows[:, [column, row]], (ends[column], ends[row]), levels, colour)
+                    _draw_region(axes, rows[:, [column, row]], (ends[column], ends[row]), levels, colour, dashes(i))
             if column == row:
                 if before is not None:
                     _draw_prior(axes, before[:, row], ends[row])
@@ -150,7 +152,7 @@ def posterior_trajectories(
     scaled = [s.x.double().cpu() / (s.scale * math.hypot(1, s.sigma / sigma_data)) for s in states]
     paths = torch.stack(scaled).numpy()
     drawn = evenly(paths.shape[1], lines)
-    columns = min(dim, 3)
+    columns = balanced(dim, 3)
     rows = -(-dim // columns)
     figure = Figure(figsize=(0.5 + 2.9 * columns, 0.4 + 2.1 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
@@ -161,18 +163,17 @@ def posterior_trajectories(
         axes.plot(places, paths[:, drawn, i], color=COLOURS[0], linewidth=0.6, alpha=0.45)
         if mark is not None:
             axes.axhline(mark[i], color=COLOURS[1], linewidth=1.2, zorder=3)
-        plain(axes).set(xscale="log", xlim=(max(places), min(places)), title=labels[i])
-        axes.title.set_fontsize(10)
+        plain(axes).set(xscale="log", xlim=(max(places), min(places)))
+        axes.set_ylabel(labels[i], fontsize=_name_size(labels[i], 4))
         number_log_ticks(axes.xaxis)
         axes.tick_params(labelsize=8)
         _draw_beside(axes, paths[-1, :, i])
-        if i + columns >= dim:
-            axes.set_xlabel("noise level σ", fontsize=9)
+        axes.set_xlabel("noise level σ", fontsize=9)
     if mark is not None:
         figure.legend(
             [Line2D([], [], color=COLOURS[1])], ["truth"], loc="outside upper right", frameon=False, fontsize=9
         )
-    figure.supylabel(r"$\theta \,/\, \sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}$", fontsize=10)
+    figure.supylabel(r"each parameter, over $\sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}$", fontsize=10)
     return figure
 
 
@@ -245,10 +246,12 @@ def _numbers(values: Float64[np.ndarray, "n"], kind: Literal["median", "mean"]) 
     return rf"{text} $\times10^{{{power}}}$" if factored else text
 
 
-def _draw_marginal(axes: Axes, values: Float64[np.ndarray, "n"], ends: tuple[float, float], colour: str) -> None:
+def _draw_marginal(
+    axes: Axes, values: Float64[np.ndarray, "n"], ends: tuple[float, float], colour: str, style: Any
+) -> None:
     x, y = _density(values, ends)
     axes.fill_between(x, y, color=colour, alpha=0.2, linewidth=0)
-    axes.plot(x, y, color=colour, linewidth=1.4)
+    axes.plot(x, y, color=colour, linewidth=1.4, linestyle=style)
 
 
 def _draw_region(
@@ -257,6 +260,7 @@ def _draw_region(
     ends: tuple[tuple[float, float], tuple[float, float]],
     levels: Sequence[float],
     colour: str,
+    style: Any,
 ) -> None:
     mass, (x_edges, y_edges) = smooth_histogram(points, ends)
     mass = mass.T
@@ -265,7 +269,7 @@ def _draw_region(
         return
     x, y = (x_edges[1:] + x_edges[:-1]) / 2, (y_edges[1:] + y_edges[:-1]) / 2
     axes.contourf(x, y, mass, [*thresholds, mass.max()], colors=_shades(colour, len(thresholds)))
-    axes.contour(x, y, mass, thresholds, colors=colour, linewidths=0.9)
+    axes.contour(x, y, mass, thresholds, colors=colour, linewidths=0.9, linestyles=[style])
 
 
 def _shades(colour: str, count: int) -> list[tuple[float, float, float, float]]:
@@ -291,6 +295,8 @@ def _finish_pair(
     if row == column:
         axes.set(yticks=[])
         axes.set_ylim(bottom=0)
+        if row == 0:
+            axes.set_ylabel("density", fontsize=_name_size("density", dim), color=GREY)
         axes.spines["left"].set_visible(False)
     else:
         axes.set_ylim(*_slightly_wider(ends[row]))
@@ -335,8 +341,8 @@ def _pair_legend(
 ) -> None:
     """What colours and lines mean, in the empty half of the figure, and what the numbers are."""
     shown: list[tuple[str, Any]] = [
-        (label, Line2D([], [], color=colour, linewidth=3))
-        for label, colour in zip(labels, cycle(COLOURS), strict=False)
+        (label, Line2D([], [], color=colour, linewidth=2, linestyle=dashes(i)))
+        for i, (label, colour) in enumerate(zip(labels, cycle(COLOURS), strict=False))
         if label
     ]
     if dim > 1:

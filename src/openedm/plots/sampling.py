@@ -11,11 +11,23 @@ import numpy as np
 import torch
 from jaxtyping import Float64
 from matplotlib.axes import Axes
+from matplotlib.cm import ScalarMappable
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.plots.style import COLOURS, GREY, evenly, format_sigma, line_style, number_log_ticks, plain, shrunk
+from openedm.plots.style import (
+    COLOURS,
+    GREY,
+    MARKERS,
+    evenly,
+    format_sigma,
+    line_style,
+    number_log_ticks,
+    plain,
+    shrunk,
+)
 from openedm.sampling import Sampler, State
 from openedm.schedules import Scaling, Schedule
 
@@ -37,6 +49,8 @@ Errors = Mapping[str, Sequence[tuple[int, float]]]
 """For each solver: (network evaluations, error), in increasing number of evaluations."""
 
 TIMES, POSITIONS = 160, 301
+SHADES = np.linspace(0.04, 1, 13)
+"""Densities between which the shade changes."""
 FOLLOWED = 6
 
 
@@ -107,12 +121,23 @@ def trajectories_1d(
         for axes, run in zip(row, runs.values(), strict=True):
             alike = [other for other in runs.values() if other.curve == run.curve]
             _draw_1d(axes, run, log_prob, min(sigma, run.states[0].sigma), _window_1d(alike, sigma), lines, against)
-        row[0].set_ylabel(f"x(t),  σ ≤ {format_sigma(sigma)}")
-    for (title, run), top, bottom in zip(runs.items(), grid[0], grid[-1], strict=True):
+            name = type(run.sampler.schedule).__name__
+            time = f"time t of the {name} schedule, up to σ = {format_sigma(sigma)}"
+            axes.set_xlabel(time if against == "time" else "noise level σ (data units)", fontsize=9)
+        row[0].set_ylabel("x(t)")
+    for title, top in zip(runs, grid[0], strict=True):
         top.set_title(title, fontsize=11)
-        name = type(run.sampler.schedule).__name__
-        bottom.set_xlabel(f"time t of the {name} schedule" if against == "time" else "noise level σ (data units)")
+    _density_key(figure, grid)
     return figure
+
+
+def _density_key(figure: Figure, grid: np.ndarray) -> None:
+    """What the shades behind the paths mean."""
+    shades = ScalarMappable(Normalize(-0.1, 1.7), "Blues")
+    bar = figure.colorbar(shades, ax=grid, boundaries=SHADES, ticks=(0.04, 0.52, 1), aspect=30, pad=0.02)
+    bar.ax.set_yticklabels(["0.04", "0.5", "1"], fontsize=8)
+    bar.set_label("density of x(t), relative to its maximum", fontsize=9)
+    bar.outline.set_visible(False)
 
 
 def density_of_x(
@@ -158,12 +183,12 @@ def _draw_1d(
     places, sigmas = _horizontal(run, highest, against)
     positions = torch.linspace(*window, POSITIONS, dtype=torch.float64)
     density = density_of_x(run, log_prob, sigmas, positions).numpy()
-    shades = np.linspace(0.04, 1, 13)
-    filled = axes.contourf(places, positions.numpy(), density, shades, cmap="Blues", vmin=-0.1, vmax=1.7, extend="max")
+    filled = axes.contourf(places, positions.numpy(), density, SHADES, cmap="Blues", vmin=-0.1, vmax=1.7, extend="max")
     filled.set_rasterized(True)
     across = [s.time if against == "time" else max(s.sigma, places[0]) for s in states]
     axes.plot(across, paths, color=COLOURS[1], linewidth=0.8)
     scale = "linear" if against == "time" else "log"
+    axes.spines[["top", "right"]].set_visible(False)
     axes.set(xscale=scale, xlim=(0 if against == "time" else places[0], places[-1]), ylim=window)
     if against == "log_sigma":
         number_log_ticks(axes.xaxis)
@@ -192,8 +217,8 @@ def trajectories_2d(
     """Points at several noise levels, one row a run, and the paths that they take.
 
     So that every level fits the same window, points are shown at m + (x/s − m)/√(1 + σ²/σ_data²) with m the location of
-    the data: with their spread divided by what the noise added to it. Six samples keep their colour, in all panels and
-    in all runs that start from the same noise.
+    the data: with their spread divided by what the noise added to it. Six samples keep their colour and marker, in all
+    panels and in all runs that start from the same noise.
 
     Args:
         runs: a title and a run of two-dimensional samples for each row.
@@ -223,7 +248,9 @@ def trajectories_2d(
         _draw_paths(row[-1], np.stack(points)[:, :lines])
         for axes in row:
             _window(axes, centre, reach)
-        row[0].set_ylabel(title, fontsize=11)
+        row[-1].annotate(
+            title, (1.04, 0.5), xycoords="axes fraction", rotation=270, fontsize=11, ha="left", va="center"
+        )
         titles = [*(f"σ = {format_sigma(run.states[at].sigma)}" for at in chosen), "paths"]
         if titles != titles_above:
             for axes, text in zip(row, titles, strict=True):
@@ -232,7 +259,8 @@ def trajectories_2d(
     shown = r"x \,/\, (s\,\sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}\,)"
     if centre.any():
         shown = r"m + (x/s - m) \,/\, \sqrt{1 + \sigma^2/\sigma_\mathrm{data}^2}"
-    figure.supxlabel(f"${shown}$", fontsize=10, color=GREY)
+    figure.supxlabel(f"first coordinate of ${shown}$", fontsize=10, color=GREY)
+    figure.supylabel("second coordinate", fontsize=10, color=GREY)
     return figure
 
 
@@ -264,8 +292,8 @@ def _draw_paths(axes: Axes, paths: Float64[np.ndarray, "states lines 2"]) -> Non
 
 
 def _mark(axes: Axes, points: Float64[np.ndarray, "batch 2"]) -> None:
-    for point, colour in zip(points[:FOLLOWED], COLOURS, strict=False):
-        axes.plot(*point, "o", color=colour, markersize=5, markeredgecolor="white", markeredgewidth=0.6)
+    for point, colour, marker in zip(points[:FOLLOWED], COLOURS, MARKERS, strict=False):
+        axes.plot(*point, marker, color=colour, markersize=5.5, markeredgecolor="white", markeredgewidth=0.6)
 
 
 def _window(axes: Axes, centre: Float64[np.ndarray, "2"], reach: float) -> None:

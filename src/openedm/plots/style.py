@@ -21,10 +21,13 @@ from openedm.ground.storage import replacing
 
 __all__ = [
     "COLOURS",
+    "DASHES",
     "GREY",
     "MARKERS",
     "SHADE",
     "Numbers",
+    "balanced",
+    "dashes",
     "evenly",
     "finite_array",
     "format_sigma",
@@ -44,6 +47,17 @@ COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#0
 
 MARKERS = ("o", "s", "^", "D", "v", "P", "X")
 """Markers that go with them, for print without colour."""
+
+DASHES = (
+    "-",
+    (0, (6, 2)),
+    (0, (1.5, 1.2)),
+    (0, (6, 1.5, 1.5, 1.5)),
+    (0, (3, 1)),
+    (0, (6, 1.5, 1.5, 1.5, 1.5, 1.5)),
+    (0, (9, 3)),
+)
+"""Dashes that go with them, for lines without markers."""
 
 SHADE = "#DDDDDD"
 GREY = "#767676"
@@ -101,8 +115,27 @@ def format_sigma(sigma: float) -> str:
 
 
 def line_style(i: int) -> dict[str, Any]:
-    """The colour and the marker of line number `i`, from 0, as arguments of `Axes.plot`."""
-    return {"color": COLOURS[i % len(COLOURS)], "marker": MARKERS[i % len(MARKERS)], "markersize": 4}
+    """The colour, the marker and the dashes of line number `i`, from 0, as arguments of `Axes.plot`.
+
+    From the eighth line on colours and markers are those of the first ones, with other dashes.
+    """
+    turn, place = divmod(i, len(COLOURS))
+    return {"color": COLOURS[place], "marker": MARKERS[place], "markersize": 4, "linestyle": dashes(place + turn)}
+
+
+def dashes(i: int) -> Any:
+    """The dashes of line number `i`, from 0: that readers without colour tell lines apart."""
+    return DASHES[i % len(DASHES)]
+
+
+def balanced(count: int, most: int) -> int:
+    """How many of `count` panels stand beside each other, at most `most`, so that few places are empty.
+
+    >>> [balanced(count, 3) for count in (1, 2, 3, 4, 5, 6, 7)]
+    [1, 2, 3, 2, 3, 3, 3]
+    """
+    rows = math.ceil(count / most)
+    return math.ceil(count / rows)
 
 
 def on_white(colour: str, opacity: float) -> tuple[float, float, float]:

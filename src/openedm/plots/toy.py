@@ -251,7 +251,7 @@ def _solvers(subject: Subject, sampler: Sampler, seed: int, log: Log) -> Figure:
     line_noise = noise[:, :1]
     panels = {
         "a Gaussian, against the closed form": _errors(sampler, gaussian, noise, solved),
-        f"{subject.name}, against 512 steps of RK4": _errors(
+        f"{subject.name.replace('_', ' ')}, against 512 steps of RK4": _errors(
             sampler, subject.exact, line_noise, converged.sample(subject.exact, noise=line_noise)
         ),
     }
