@@ -88,7 +88,7 @@ def test_training_comes_near_the_exact_denoiser(finished):
 
 
 def test_both_flows_start_from_the_same_noise_and_end_at_the_data(finished):
-    forward, exact, learned = finished.figures["toy-1d.png"].axes
+    forward, exact, learned, _ = finished.figures["toy-1d.png"].axes  # the last is the key of the density
     assert len(paths(forward)) == len(paths(exact)) == len(paths(learned)) == 24
     first = [np.array([path[0] for path in paths(axes)]) for axes in (exact, learned)]
     assert np.allclose(first[0][:, 0], first[1][:, 0])
