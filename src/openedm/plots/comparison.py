@@ -95,7 +95,7 @@ def _against_images(axes: Axes, names: Sequence[str], curves: Mapping[str, Rows]
 
 
 def _against_sigma(axes: Axes, names: Sequence[str], by_sigma: Mapping[str, ValidationLoss]) -> None:
-    plain(axes).set(xlabel="noise level σ (data units)", ylabel="validation loss at σ", xscale="log")
+    plain(axes).set(xlabel="noise level σ", ylabel="validation loss at σ", xscale="log")
     for i, name in enumerate(names):
         if name in by_sigma:
             axes.plot(by_sigma[name].sigmas, by_sigma[name].losses, **line_style(i))
