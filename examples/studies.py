@@ -122,10 +122,12 @@ def evidence(
         {"name": name, **dict(zip(columns, values, strict=True))}
         for name, values in zip(posterior.names, torch.cat(numbers).T.tolist(), strict=True)
     ]
+    verdict = posterior.verdict(observed, simulator=task.simulate)
     few = min(5000, len(samples), len(exact))
     summary = {
         "report": posterior.report,
         "parameters": rows,
+        "verdict": str(verdict),
         "c2st": c2st(samples[:few], exact[:few]),
         "mcmc_r_hat": r_hat(chain),
         "predictive_tails_outside_95": float((check.p_values < 0.05).mean()),
@@ -138,6 +140,7 @@ def evidence(
     say(table(rows))
     say(f"C2ST against the Markov chain {summary['c2st']:.3f} (0.5 is perfect), its R̂ {summary['mcmc_r_hat']:.3f}")
     say(calibration.summary())
+    say(f"verdict on the observation: {verdict}")
     return summary
 
 
