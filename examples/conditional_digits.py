@@ -33,6 +33,7 @@ from openedm.data.pictures import beside, image_grid
 from openedm.denoiser import Denoiser
 from openedm.networks import DDPMpp
 from openedm.plots import save_figure
+from openedm.plots.style import COLOURS, GREY, plain
 from openedm.sampling import sample_batches
 from openedm.training import Model, Options, Trainer
 
@@ -109,8 +110,8 @@ def run_attributes(x: Images, held: Images, options: argparse.Namespace) -> tupl
     tiles = draw(denoiser, grid, len(grid), options.nfe)
     figure, axes = plt.subplots(1, 3, figsize=(11, 3.6), layout="constrained")
     for i, name in enumerate(NAMES):
-        axes[i].plot(asked[:, i], measured[:, i], ".", markersize=4)
-        axes[i].axline((float(asked[0, i]),) * 2, slope=1, color="grey", linewidth=1)
+        plain(axes[i]).plot(asked[:, i], measured[:, i], ".", markersize=4, color=COLOURS[0])
+        axes[i].axline((float(asked[0, i]),) * 2, slope=1, color=GREY, linewidth=1, linestyle="--")
         axes[i].set(xlabel=f"{name} asked for", ylabel=f"{name} of the sample",
                     title=f"correlation {report[f'correlation of {name}']:.3f}")  # fmt: skip
     axes[2].imshow(image_grid(tiles, 7, scale=8)[:, :, 0], cmap="gray")

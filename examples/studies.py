@@ -102,7 +102,8 @@ def evidence(
     exact = chain.flatten(0, 1)
     chosen = torch.randperm(len(exact), generator=torch.Generator().manual_seed(seed))[: len(samples)]
     exact = exact[chosen]
-    save(pair_plot({"openedm": samples, "MCMC": exact}, labels), out / "pairs.png")
+    before = task.prior.sample(10 * len(samples), seed)
+    save(pair_plot({"openedm": samples, "MCMC": exact}, labels, prior=before), out / "pairs.png")
 
     say("new data from the posterior, and calibration on fresh simulations …")
     check = predictive_check(posterior, task.simulate, observed, num_draws=4000, seed=seed + 1)
