@@ -275,7 +275,10 @@ def no_hub(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_hub")
 @pytest.mark.parametrize("name", ["./runs/x", "runs/x/checkpoint", "/runs/x", "~/x", "../x", "x", "runs/", Path("a/b")])
-def test_a_mistyped_path_is_refused_without_the_hub(name: str | Path) -> None:
+def test_a_mistyped_path_is_refused_without_the_hub(
+    name: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)  # where there is no folder runs, as `make demo` leaves one
     with pytest.raises(ValueError, match=rf"must be a .* folder, or owner/name .*, got '{name}': there is no /"):
         Pretrained.from_pretrained(name)
 

@@ -144,6 +144,7 @@ def expression(value: Any, rooms: set[str]) -> str:
         value: a choice, or a plain value.
         rooms: the rooms whose names are used are added.
 
+    >>> from openedm.sampling import Sampler
     >>> expression(Sampler(), rooms := set()), rooms
     ('sampling.Sampler()', {'sampling'})
     """

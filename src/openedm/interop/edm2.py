@@ -165,7 +165,7 @@ def edm2_denoiser(kwargs: Mapping[str, Any], state_dict: Mapping[str, Weights]) 
 def edm2_names(network: MagnitudePreservingUNet) -> dict[str, str]:
     """For each name in the network's state dict, the name in the published files.
 
-    >>> network = EDM2UNet(16, (1, 4), 1).build((1, 16, 16))
+    >>> network = EDM2UNet(16, (1, 4), 1, head_channels=16).build((1, 16, 16))
     >>> edm2_names(network)["decoder.1.enter.0.conv0.weight"]
     'unet.dec.16x16_up.conv_res0.weight'
     """

@@ -66,7 +66,7 @@ class EDM2UNet(Network):
     Raises:
         ValueError: a value is out of its range.
 
-    >>> choice = EDM2UNet(model_channels=16, channel_mult=(1, 4), num_blocks=1)
+    >>> choice = EDM2UNet(model_channels=16, channel_mult=(1, 4), num_blocks=1, head_channels=16)
     >>> network = choice.build((1, 8, 8), num_classes=10, seed=0)
     >>> network(torch.ones(2, 1, 8, 8), torch.zeros(2), torch.tensor([3, -1])).abs().max().item()  # It starts at zero.
     0.0
