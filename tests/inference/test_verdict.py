@@ -64,7 +64,9 @@ LIKE = Likeness(0.4, 0.5)
         (Assessment(LIKE, 0.01, 2, 1000, effective=0.001), "more simulations"),
         (Assessment(Likeness(0.001, 2.0), 0.3, 2, 1000), "model does not fit"),
         (Assessment(LIKE, 0.01, 2, 1000, predictive=0.004), "model does not fit"),
-        (Assessment(LIKE, 0.3, 2, 1000, spread=0.05), "trust"),
+        (Assessment(LIKE, 0.3, 2, 1000, effective=0.4, spread=0.05), "trust"),
+        (Assessment(LIKE, 0.3, 2, 1000, spread=0.05), "more simulations"),
+        (Assessment(LIKE, 0.01, 2, 1000, spread=0.05), "trust"),
         (Assessment(LIKE, 0.01, 2, 1000, spread=0.12), "more simulations"),
         (Assessment(LIKE, math.inf, 2, 1000, spread=0.01), "more simulations"),
         (Assessment(Likeness(0.001, 2.0), 0.01, 2, 1000, spread=0.01), "model does not fit"),
@@ -101,7 +103,8 @@ def test_one_observation_needs_as_many_simulations_as_would_fall_into_its_box():
         Assessment(LIKE, 0.3, 2, 1000, **few)
     )
     assert "some 200 simulations there" in str(Assessment(LIKE, 0.3, 2, 1000, **(few | {"region": 0.001})))
-    assert "fit_sequentially" not in str(Assessment(LIKE, 0.3, 2, 1000, spread=0.01, region=0.1))
+    assert "fit_sequentially" not in str(Assessment(LIKE, 0.01, 2, 1000, spread=0.01, region=0.1))
+    assert "some 3,000 may do" in str(Assessment(LIKE, 0.3, 2, 1000, spread=0.01))
 
 
 def test_the_spread_of_gaussians_is_the_distance_to_their_mean():

@@ -93,7 +93,7 @@ class Assessment:
         """
         if self.simulations is None:
             return None
-        if self.spread is not None:
+        if self.spread is not None and (self.spread > SPREAD or not self._lacking):
             return self.simulations * (self.spread / SPREAD) ** 2
         if self.shortfall is None:
             return None
@@ -102,9 +102,10 @@ class Assessment:
     @property
     def advice(self) -> Advice:
         """The model does not fit where x is unlike all simulations, or predictions are unlike x. More simulations are
-        needed where members of the ensemble disagree at x; where that is not known, if more is lost for want of
-        simulations, on average over the prior, than means and widths bear; and where nearly none of the samples agree
-        with the learned likelihood. Else nothing that was looked at speaks against the posterior.
+        needed where members of the ensemble disagree at x; without a learned likelihood, whose members learn from
+        different simulations, also if more is lost for want of simulations, on average over the prior, than means and
+        widths bear; and where nearly none of the samples agree with the learned likelihood. Else nothing that was
+        looked at speaks against the posterior.
         """
         outside = self.likeness is not None and self.likeness.outside
         if outside or (self.predictive is not None and self.predictive < LEVEL):
@@ -115,11 +116,11 @@ class Assessment:
     @property
     def _lacking(self) -> bool:
         """Whether simulations are too few, by what is known about this x, else about all."""
-        if self.shortfall is not None and not math.isfinite(self.shortfall):
-            return True
-        if self.spread is not None:
-            return not self.spread <= SPREAD
-        return self.shortfall is not None and not self.shortfall <= ENOUGH * self.dim
+        lost = self.shortfall is not None and not self.shortfall <= ENOUGH * self.dim
+        if self.spread is None or (self.shortfall is not None and not math.isfinite(self.shortfall)):
+            return lost
+        # Members of a denoiser learn from the same simulations: they agree on some of what these do not determine.
+        return not self.spread <= SPREAD or (self.effective is None and lost)
 
     def __str__(self) -> str:
         """The advice and the numbers behind it, a line each; also which of them are not known."""
@@ -138,7 +139,7 @@ class Assessment:
         if self.spread is not None:
             text = f"members: one places {self.spread:.1%} of the probability elsewhere than their mean"
             text += f" (above {SPREAD:.1%} is much)"
-            many = self.needed is not None and self._lacking
+            many = self.needed is not None and self.spread > SPREAD
             lines.append(f"{text}; some {self.needed:,.0f} simulations may do" if many else text)
         if self.region is not None and self.needed is not None and self.advice == "more simulations":
             lines.append(
@@ -159,5 +160,5 @@ class Assessment:
             f"{lost:.2g} nats are lost for want of more, {ENOUGH * self.dim:.2g} are bearable; twice as many would "
             f"gain about {lost / 2:.2g}, ten times as many {0.9 * lost:.2g}"
         )
-        few = self.spread is None and self.needed is not None and lost > ENOUGH * self.dim
+        few = self.needed is not None and lost > ENOUGH * self.dim and (self.spread is None or self.spread <= SPREAD)
         return f"{text}; some {self.needed:,.0f} may do" if few else text
