@@ -2,6 +2,7 @@
 
     python -m benchmarks.inference.exact --simulations 1000 --out exact.json
     python -m benchmarks.inference.exact --simulations 1000 --methods openedm npe npse fmpe     # peers, their defaults
+    python -m benchmarks.inference.exact --simulations 1000 --rounds 2 --problems decay         # fit_sequentially
 
 Prints, for each problem and method, the mean C2ST of its observations, the largest error of a mean in standard
 deviations and the ratio of standard deviations that is furthest from 1, with the CPU seconds of training and, of
@@ -28,7 +29,7 @@ from benchmarks.inference.problems import PROBLEMS, Problem, exact_posterior, ob
 from benchmarks.inference.running import Settings, run
 from torch import Tensor
 
-from openedm.inference import fit
+from openedm.inference import fit, fit_sequentially
 from openedm.metrics import c2st
 
 METHOD_NAMES = (OURS, "npe", "npse", "fmpe")
@@ -45,9 +46,14 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--samples", type=int, default=5000, help="of each posterior (%(default)s)")
     parser.add_argument("--seed", type=int, default=0, help="of simulations and training (%(default)s)")
     parser.add_argument("--threads", type=int, default=1, help="%(default)s")
+    parser.add_argument(
+        "--rounds", type=int, default=1, help="of fit_sequentially, each with --simulations (%(default)s)"
+    )
     parser.add_argument("--limit", type=float, default=300, help="CPU seconds of drawing for a peer (%(default)g)")
     parser.add_argument("--out", type=Path, default=None, help="a JSON file of all numbers")
     given = parser.parse_args()
+    if given.rounds < 1 or (given.rounds > 1 and given.methods != [OURS]):
+        parser.error(f"--rounds must be at least 1, and more than 1 only with --methods {OURS}")
     for name in given.methods:
         if not METHODS[name].python.exists():
             parser.error(f"{name} needs {METHODS[name].python}: make benchmarks/.venv-sbi/installed builds it")
@@ -91,6 +97,34 @@ def ours(problem: Problem, theta: Tensor, x: Tensor, given: argparse.Namespace) 
     verdicts = [posterior.verdict(x) for x in observed]
     row |= {"advice": [verdict.advice for verdict in verdicts], "effective": [v.effective for v in verdicts]}
     return with_scores(row | {"report": posterior.report}, scores)
+
+
+def in_rounds(problem: Problem, given: argparse.Namespace) -> list[Row]:
+    """`fit_sequentially` at each observation: a row for each round, with as many simulations in each."""
+
+    def simulator(theta: Tensor, seed: int) -> Tensor:
+        return problem.simulate(theta.double(), torch.Generator().manual_seed(seed)).float()
+
+    observed = [observe(problem, number).float() for number in range(len(problem.truths))]
+    found: list[list[dict[str, float]]] = [[] for _ in range(given.rounds)]
+    advice: list[list[str]] = [[] for _ in range(given.rounds)]
+    started = time.process_time()
+    for number, x in enumerate(observed):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            rounds = fit_sequentially(
+                simulator,
+                (problem.low, problem.high),
+                x,
+                rounds=given.rounds,
+                simulations=given.simulations,
+                seed=given.seed,
+            )
+        for each, scores, words in zip(rounds, found, advice, strict=True):
+            scores.append(compared(problem, number, each.posterior.sample(x, given.samples), given.seed))
+            words.append(each.posterior.verdict(x).advice)
+    seconds = {"cpu_seconds": time.process_time() - started}
+    return [with_scores({"advice": words} | seconds, scores) for scores, words in zip(found, advice, strict=True)]
 
 
 def peer(method: Method, problem: Problem, theta: Tensor, x: Tensor, given: argparse.Namespace) -> Row:
@@ -162,12 +196,18 @@ def main() -> None:
     rows: list[Row] = []
     for name in given.problems:
         problem = PROBLEMS[name]
+        if given.rounds > 1:
+            for number, row in enumerate(in_rounds(problem, given), start=1):
+                rows.append({"problem": name, "method": f"round {number}"} | row)
+                print(line(rows[-1]), flush=True)
+            continue
         theta, x = simulated(problem, given.simulations, given.seed)
         for method in given.methods:
             row = ours(problem, theta, x, given) if method == OURS else peer(METHODS[method], problem, theta, x, given)
             rows.append({"problem": name, "method": method} | row)
             print(line(rows[-1]), flush=True)
-    print(*means(rows, given.methods), *judgements(rows), sep="\n")
+    methods = given.methods if given.rounds == 1 else [f"round {number + 1}" for number in range(given.rounds)]
+    print(*means(rows, methods), *judgements(rows), sep="\n")
     if given.out is not None:
         write_json(given.out, {"machine": machine(), "simulations": given.simulations, "rows": rows})
 

@@ -12,6 +12,7 @@ from openedm.networks import EDM2UNet, project_weights
 from openedm.networks.magnitude import MPConv
 from openedm.objective import EDM, EDM2
 from openedm.training import Model, Observer
+from openedm.training.model import count_parameters
 from openedm.training.processes import full_state_dict, shard
 
 PLAIN = EDM2UNet(8, (1,), 1, head_channels=8)
@@ -140,3 +141,8 @@ def test_slices_of_rows_are_projected_as_the_rows_of_the_whole_are(tmp_path):
         assert all(torch.equal(found[name], value) for name, value in plain.state_dict().items())
     finally:
         torch.distributed.destroy_process_group()
+
+
+def test_fourier_features_are_not_counted_but_a_parameter_of_that_name_is():
+    weights = {"noise.omega": torch.zeros(4), "noise.phase": torch.zeros(4), "own.phase": torch.zeros(3)}
+    assert count_parameters(weights | {"weight": torch.zeros(5)}) == 8

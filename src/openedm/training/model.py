@@ -302,8 +302,13 @@ def num_parameters(module: torch.nn.Module) -> int:
 
 
 def count_parameters(weights: Mapping[str, torch.Tensor]) -> int:
-    """How many numbers were trained, without those of Fourier features; no network is built to count them."""
-    return sum(t.numel() for name, t in weights.items() if name.rpartition(".")[2] not in ("omega", "phase"))
+    """How many numbers were trained, without those of Fourier features; no network is built to count them.
+
+    Features are known by their names: omega, with or without a phase beside it.
+    """
+    features = {name.removesuffix("omega") for name in weights if name.rpartition(".")[2] == "omega"}
+    fixed = {prefix + name for prefix in features for name in ("omega", "phase")}
+    return sum(tensor.numel() for name, tensor in weights.items() if name not in fixed)
 
 
 def channels_last(denoiser: Preconditioned) -> Preconditioned:
