@@ -42,7 +42,7 @@ def _case(case: Case, root: Path, wanted: int, draw: random.Random) -> dict[str,
             break
         folder = root / f"try-{number}"
         folder.mkdir()
-        kills, moments, last = _killed(case, folder, ended, draw)
+        kills, moments, last = _killed(case, folder, ended, draw, at_events=number >= wanted)
         row["kills"] += kills
         found = renamed(case, content(folder, case.readers))
         names = {
@@ -62,12 +62,15 @@ def _case(case: Case, root: Path, wanted: int, draw: random.Random) -> dict[str,
     return row
 
 
-def _killed(case: Case, folder: Path, whole: Ended, draw: random.Random) -> tuple[int, str, Ended]:
-    """Kill the command one to three times, then let it end; how often, when, and how it ended."""
+def _killed(case: Case, folder: Path, whole: Ended, draw: random.Random, at_events: bool) -> tuple[int, str, Ended]:
+    """Kill the command one to three times, then let it end; how often, when, and how it ended.
+
+    A moment of time that the first run came to may be later than the end of another; an event surely comes.
+    """
     moments: list[str] = []
     for again in range(draw.choice((1, 1, 2, 3))):
         arguments = [*case.arguments, *(case.again if again else [])]
-        if draw.random() < 0.5:
+        if at_events or draw.random() < 0.5:
             at: float = draw.randint(1, whole.events)
             ended, moment = Command(arguments, folder, dies_at=int(at)).wait(), f"event {at}"
         else:

@@ -144,7 +144,9 @@ def _watched(dies_at: int) -> Callable[[], int]:
     def watch(event: str, arguments: tuple[object, ...]) -> None:
         nonlocal seen
         opens = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
-        if (opens or event in WRITING) and os.getpid() == process:
+        # What the interpreter compiles is written by the first command alone, and no later one would come to as many.
+        compiles = bool(arguments) and "__pycache__" in str(arguments[0])
+        if (opens or event in WRITING) and not compiles and os.getpid() == process:
             seen += 1
             if seen == dies_at:
                 os.kill(process, signal.SIGKILL)
