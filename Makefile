@@ -10,7 +10,7 @@ export OMP_WAIT_POLICY ?= PASSIVE
 # it is done, so that few fixtures of a file are made by both. Compiled files are kept for the processes that tests start.
 PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q -n auto --dist worksteal
 
-.PHONY: demo test check laws coverage lint types imports golden sizes recorded bench bench-solvers bench-inference docs docs-check app-check clean
+.PHONY: demo test check laws coverage lint types imports golden sizes recorded bench bench-solvers bench-inference docs site docs-check app-check clean
 
 # Packages are compiled when they are first imported: most of their files never are, and to compile all takes 40 s.
 .venv/installed: pyproject.toml constraints.txt
@@ -97,6 +97,9 @@ bench-inference: .venv/installed benchmarks/.venv-sbi/installed benchmarks/.venv
 
 docs: .venv/installed-docs  ## the site in docs/_build/html; its tutorials are executed, and warnings are errors
 	OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/html
+
+site: .venv/installed-docs  ## the pages of the site, and the API from docstrings, without executing tutorials: half a minute
+	OPENEDM_DOCS_EXECUTE=off OMP_NUM_THREADS=1 $(BIN)/python -m sphinx -q -W --keep-going docs docs/_build/site
 
 docs-check: docs  ## the site, and every command and block of Python of README and docs: many minutes
 	OMP_NUM_THREADS=1 $(BIN)/python docs/follow.py
