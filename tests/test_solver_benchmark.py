@@ -87,7 +87,7 @@ def test_evaluations_are_counted_by_batch_and_by_sample(small: Problem) -> None:
     denoiser = Counted(small.denoiser, small.sigma_data)
     denoiser(small.noise, 1.0)
     denoiser(small.noise[:4], 1.0)
-    assert (denoiser.calls, denoiser.rows) == (2, 20)
+    assert (denoiser.calls, denoiser.samples) == (2, 20)
     assert denoiser.sigma_data == small.sigma_data
 
 

@@ -19,7 +19,7 @@ from openedm.cli.plain import read_options
 from openedm.data import Arrays, Form, ImageFolder, MemoryImages, Shards, Table, convert, save_image
 from openedm.data.latents import Latents
 from openedm.generation.conditions import read_conditions
-from openedm.generation.options import read_fitted
+from openedm.generation.fitted_files import read_fitted
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.digests import seal_text
 from openedm.ground.storage import read_json, write_arrays, write_json

@@ -34,7 +34,7 @@ def run_method(method: Method, problem: Problem, budget: float, noise: Tensor) -
             x = run(denoiser, noise)
     except Exception as error:
         return None, {**row, "failed": f"{type(error).__name__}: {error}"}
-    row["nfe"], row["mean_nfe"] = denoiser.calls, denoiser.rows / len(noise)
+    row["nfe"], row["mean_nfe"] = denoiser.calls, denoiser.samples / len(noise)
     row["prepare_seconds"] = prepared - started
     row["seconds"] = time.perf_counter() - prepared
     return x, row

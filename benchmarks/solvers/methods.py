@@ -47,7 +47,7 @@ class Counted(Denoiser):
 
     Attributes:
         calls: evaluations of a batch, whole or part: what a run costs where the network's time hardly depends on it.
-        rows: evaluations of one sample.
+        samples: evaluations of one sample.
         sigma_data: of the data, for solvers that ask the denoiser.
     """
 
@@ -57,11 +57,11 @@ class Counted(Denoiser):
         self.event_shape = denoiser.event_shape
         self.sigma_data = sigma_data
         self.calls = 0
-        self.rows = 0
+        self.samples = 0
 
     @torch.no_grad()
     def denoise(self, x: Tensor, sigma: Tensor, condition: Condition) -> Tensor:
         """D, counted."""
         self.calls += 1
-        self.rows += len(x)
+        self.samples += len(x)
         return self.denoiser(x, sigma, condition)

@@ -12,7 +12,7 @@ import pytest
 from accelerate.state import AcceleratorState, GradientState
 
 from openedm.cli.main import main
-from openedm.generation import options
+from openedm.generation import fitted_files
 from openedm.sampling import auto
 
 UNET = ["--network=DDPMpp", "--network.model_channels=8", "--network.channel_mult=[1]", "--network.num_blocks=1"]
@@ -36,8 +36,9 @@ def _forget() -> None:
 @pytest.fixture
 def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Levels are fitted with one step of Levenberg–Marquardt, for tests of what becomes of them."""
-    for module in (auto, options):
+    for module in (auto, fitted_files):
         monkeypatch.setattr(module, "fit_levels", partial(module.fit_levels, iterations=1))
+    monkeypatch.setattr(fitted_files, "fit_solver", partial(fitted_files.fit_solver, iterations=2))
 
 
 @pytest.fixture(scope="session")

@@ -78,6 +78,34 @@ def test_levels_are_fitted_once_and_kept_beside_the_checkpoint(openedm, toy_run,
     assert len(list(kept.parent.iterdir())) == 2
 
 
+def test_a_solver_is_learned_once_kept_and_used_again_from_its_file(openedm, toy_run, tmp_path, quick_fits):
+    arguments = ["--format=npz", "--seeds=0-9"]
+    first = openedm("sample", toy_run, tmp_path / "a.npz", *arguments, "--nfe=3", "--levels=learned")
+    assert first.status == 0, first.err
+    (kept,) = (find_checkpoint(toy_run) / "fitted").glob("learned-3-*.json")
+    found = json.loads(kept.read_text())
+    assert found["error"] < found["error_before"]
+    assert found["largest"] <= found["largest_before"]
+    assert f"kept in {kept}" in first.out
+    again = openedm("sample", toy_run, tmp_path / "b.npz", *arguments, "--nfe=3", "--levels=learned")
+    assert f"sampler, learned before ({kept}): Sampler(" in again.out
+    copy = tmp_path / "three.json"
+    copy.write_bytes(kept.read_bytes())
+    replayed = openedm("sample", toy_run, tmp_path / "c.npz", *arguments, f"--solver_file={copy}")
+    assert "with 3 network evaluations" in replayed.out, replayed.err
+    assert torch.equal(drawn(tmp_path / "a.npz"), drawn(tmp_path / "b.npz"))
+    assert torch.equal(drawn(tmp_path / "a.npz"), drawn(tmp_path / "c.npz"))
+    for options, message in (
+        (["--nfe=4"], "nfe must be 3, the number of evaluations that"),
+        (["--sigma_max=10"], "sigma_max must be"),
+        (["--weights=raw"], "is for others, which differ in weights"),
+        (["--levels=fitted"], "solver_file is a sampler of its own"),
+    ):
+        refused = openedm("sample", toy_run, tmp_path / "d.npz", *arguments, f"--solver_file={copy}", *options)
+        assert refused.status == 1
+        assert message in refused.err
+
+
 def test_levels_can_be_fitted_to_a_sampler_that_is_described(openedm, digits_run, tmp_path, quick_fits):
     solver = ["--sampler.solver=Multistep", "--sampler.solver.predictor=2", "--sampler.levels.num_steps=4"]
     result = openedm(
@@ -109,6 +137,8 @@ def test_a_stochastic_sampler_can_follow_a_path(openedm, toy_run, tmp_path):
         (["--tolerance=1e-3", "--nfe=32"], "tolerance and nfe are mutually exclusive"),
         (["--tolerance=1e-3", "--sampler.solver=Euler"], "tolerance and sampler options are mutually exclusive"),
         (["--tolerance=1e-3", "--levels=fitted"], "levels='fitted' requires nfe or a sampler on fixed levels"),
+        (["--tolerance=1e-3", "--levels=learned"], "levels='learned' requires nfe or a sampler on fixed levels"),
+        (["--levels=learned"], "levels='learned' requires an nfe from 3 to 20, got 32"),
         (["--sigma_max=8", "--sampler.solver=Euler"], "sigma_min and sigma_max require nfe or tolerance"),
         (["--tolerance=0"], "tolerance must be finite and > 0, got 0.0"),
         (["--noise=path"], "noise='path' has no effect"),

@@ -1,7 +1,5 @@
 """How samples are drawn from a checkpoint: one choice, and the checkpoint that it is applied to."""
 
-import hashlib
-import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,11 +15,11 @@ from openedm.conditions import pack
 from openedm.denoiser import Condition, Denoiser, configure_execution
 from openedm.generation.classes import find_classes
 from openedm.generation.conditions import Conditions, read_conditions
+from openedm.generation.fitted_files import FittedFiles, replayed
 from openedm.ground import checks
-from openedm.ground.choices import Choice, from_config, to_config
+from openedm.ground.choices import Choice, to_config
 from openedm.ground.digests import file_digest
-from openedm.ground.progress import Progress, ShowProgress, showing
-from openedm.ground.storage import read_json, write_json
+from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.tensors import as_tensor
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.sampling import (
@@ -34,10 +32,9 @@ from openedm.sampling import (
     SeededNoise,
     State,
     class_labels,
-    fit_levels,
-    pilot_seeds,
     sample_batches,
 )
+from openedm.sampling.learning import MAX_LEARNED
 from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
 from openedm.training.checkpoints import trained_without_dropout
 
@@ -47,9 +44,6 @@ StepNoiseName = Literal["independent", "path", "published"]
 
 SEEDS_AT_A_TIME = 256
 """The seeds whose starting noise is in memory only to know their classes."""
-
-FIT_VERSION = 1
-"""Version of the fit of levels: fits of another version are made anew."""
 
 
 @dataclass(frozen=True)
@@ -63,8 +57,11 @@ class SamplingOptions(Choice):
             takes the steps.
         sigma_min: the lowest noise level with nfe or tolerance; null means EDM's 0.002 times σ_data/0.5.
         sigma_max: the highest noise level with nfe or tolerance; null means EDM's 80 times σ_data/0.5.
-        levels: noise levels by rule, or fitted to the checkpoint once, which takes a few hundred times as long as a
-            sample; fitted levels are kept beside the checkpoint.
+        levels: noise levels by rule; fitted to the checkpoint once, which takes a few hundred times as long as a
+            sample; or learned together with the weights of the solver, for 3 to 20 evaluations, which takes some
+            thousand times as long. What was found is kept beside the checkpoint.
+        solver_file: a file with a learned solver to use again, of `levels learned` or `openedm.sampling.save_solver`;
+            refused for another checkpoint, guidance, nfe or range of noise levels.
         sampler: levels, schedule, solver and stochasticity one by one, instead of nfe and tolerance. With nfe null and
             nothing else it is EDM's sampler: Heun's method with 35 evaluations.
         guidance: the weight of guidance, 1 for none, at all noise levels or some. Without `guiding` this is
@@ -83,7 +80,8 @@ class SamplingOptions(Choice):
     tolerance: float | None = field(default=None, metadata={"unless": ("sampler",)})
     sigma_min: float | None = None
     sigma_max: float | None = None
-    levels: Literal["rule", "fitted"] = "rule"
+    levels: Literal["rule", "fitted", "learned"] = "rule"
+    solver_file: str | None = None
     sampler: Sampler = Sampler()
     guidance: GuidanceWeight = Interval()
     guiding: str | None = None
@@ -93,7 +91,7 @@ class SamplingOptions(Choice):
 
     def __post_init__(self) -> None:
         described = self.sampler != Sampler()
-        given = None if self.nfe == "auto" else self.nfe
+        given = self.given_nfe
         if self.tolerance is not None and given is not None:
             raise ValueError(f"tolerance and nfe are mutually exclusive, got {self.tolerance} and nfe={self.nfe}")
         if described and (given, self.tolerance) != (None, None):
@@ -104,13 +102,22 @@ class SamplingOptions(Choice):
                 "sigma_min and sigma_max require nfe or tolerance: beside sampler options, use "
                 "sampler.levels.sigma_min and sampler.levels.sigma_max"
             )
-        if self.levels == "fitted" and self.tolerance is not None:
-            raise ValueError("levels='fitted' requires nfe or a sampler on fixed levels, got a tolerance")
+        if self.levels != "rule" and self.tolerance is not None:
+            raise ValueError(f"levels='{self.levels}' requires nfe or a sampler on fixed levels, got a tolerance")
+        if self.levels == "learned" and self.method.nfe is not None and not 3 <= self.method.nfe <= MAX_LEARNED:
+            raise ValueError(f"levels='learned' requires an nfe from 3 to {MAX_LEARNED}, got {self.method.nfe}")
+        if self.solver_file is not None and (described or self.tolerance is not None or self.levels != "rule"):
+            raise ValueError("solver_file is a sampler of its own: give neither levels, tolerance nor sampler options")
         if self.guidance.is_one and (self.guidance != Interval() or self.guiding is not None):
             raise ValueError(f"guidance.weight must be other than 1, which is no guidance, got {self.guidance}")
 
     @property
-    def method(self) -> SamplerChoice:
+    def given_nfe(self) -> int | None:
+        """The number of evaluations that was asked for; None if none was."""
+        return None if self.nfe == "auto" else self.nfe
+
+    @property
+    def method(self) -> Auto | Sampler:
         """The automatic sampler, unless another one is described."""
         nfe = self.nfe
         if nfe == "auto":
@@ -121,8 +128,8 @@ class SamplingOptions(Choice):
 
     @property
     def full_float32(self) -> bool:
-        """Whether numbers are compared that are closer than TF32's rounding: adaptive steps and fitted levels."""
-        return self.levels == "fitted" or self.tolerance is not None or self.sampler.nfe is None
+        """Whether numbers are compared that are closer than TF32's rounding: adaptive steps, and fits."""
+        return self.levels != "rule" or self.tolerance is not None or self.sampler.nfe is None
 
     @property
     def execution(self) -> dict[str, Any]:
@@ -263,8 +270,21 @@ class CheckpointSampler:
         options, accelerator = self.options, accelerator or make_accelerator()
         denoiser, main = _load(self.folder, options).to(accelerator.device), accelerator.is_main_process
         with accelerator.main_process_first(), showing(progress, here=main) as report:  # others read what it fits
-            if options.levels == "fitted":
-                sampler, origin = self._fitted(denoiser, report, main=main)
+            if options.solver_file is not None:
+                sampler = replayed(
+                    options.solver_file,
+                    denoiser,
+                    self.source,
+                    nfe=options.given_nfe,
+                    sigma_min=options.sigma_min,
+                    sigma_max=options.sigma_max,
+                )
+                origin = f"sampler, learned before ({options.solver_file})"
+            elif options.levels != "rule":
+                settings = {**self.source, "classes": self.classes, **self._chosen_conditions}
+                fits = FittedFiles(self.folder, settings, self.condition, self.model.event_shape)
+                find = fits.levels if options.levels == "fitted" else fits.solver
+                sampler, origin = find(denoiser, options.method, report, main=main)
             else:
                 sampler = options.method.choose(denoiser)
                 origin = "sampler" if isinstance(options.method, Auto) else ""
@@ -275,7 +295,7 @@ class CheckpointSampler:
     def by_earlier_rule(self, prepared: PreparedSampler) -> PreparedSampler:
         """With the sampler that version 0.1 chose, whose noise levels and tolerance were not relative to σ_data."""
         method = self.options.method
-        if self.options.levels == "fitted" or not isinstance(method, Auto):
+        if self.options.levels != "rule" or self.options.solver_file or not isinstance(method, Auto):
             return prepared
         return prepared._replace(sampler=replace(method, relative=False).choose(prepared.denoiser))
 
@@ -307,36 +327,6 @@ class CheckpointSampler:
         noise = self._source_of_noise(seeds)
         prepared.sampler.sample(prepared.denoiser, noise, condition=self.condition(seeds), callback=states.append)
         return states
-
-    def _fitted(self, denoiser: Denoiser, progress: Progress, *, main: bool) -> tuple[Sampler, str]:
-        """The sampler with levels that were fitted before, or are fitted now and kept beside the checkpoint."""
-        method = self.options.method
-        settings = {"sampler": to_config(method), "fit": FIT_VERSION, **self.source, "classes": self.classes}
-        settings |= self._chosen_conditions
-        name = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:16]
-        path = self.folder / "fitted" / f"{name}.json"
-        if path.is_file():
-            return read_fitted(path), f"sampler, fitted before ({path})"
-        if main:
-            path.parent.mkdir(parents=True, exist_ok=True)  # a folder that cannot be written is refused before the work
-        condition = self.condition(range(len(pilot_seeds(self.model.event_shape))))
-        if isinstance(method, Auto):
-            fit = method.fit(denoiser, condition=condition, progress=progress)
-        else:
-            fit = fit_levels(denoiser, method.choose(denoiser), condition=condition, progress=progress)
-        if main:
-            found = {"fitted": to_config(fit.sampler), "error": fit.error, "error_before": fit.error_before}
-            write_json(path, {**found, **settings}, files=())
-        return fit.sampler, f"sampler, fitted (error {fit.error_before:.2g} -> {fit.error:.2g}, kept in {path})"
-
-
-def read_fitted(path: Path) -> Sampler:
-    """The sampler with fitted levels that was kept; ValueError that names the file if it is damaged or was changed."""
-    content = read_json(path)
-    try:
-        return from_config(Sampler, content["fitted"])
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold fitted levels, delete it to fit them again: {error!r}") from error
 
 
 def _source(folder: Path, model: Model, options: SamplingOptions) -> dict[str, Any]:

@@ -5,6 +5,8 @@ from openedm.sampling.brownian import BrownianNoise
 from openedm.sampling.engine.integrate import Solution
 from openedm.sampling.engine.plan import Churn, Solver, State
 from openedm.sampling.fitted import Fit, fit_levels, pilot_seeds
+from openedm.sampling.learned_files import load_solver, save_solver, solver_content
+from openedm.sampling.learning import SolverFit, fit_solver, solver_seeds
 from openedm.sampling.methods.adaptive import (
     AdaptiveSolver,
     DormandPrince,
@@ -13,6 +15,7 @@ from openedm.sampling.methods.adaptive import (
     adaptive_flow,
     adaptive_sample,
 )
+from openedm.sampling.methods.learned import LearnedSolver
 from openedm.sampling.methods.multistep import (
     DDIM,
     DEIS,
@@ -76,6 +79,7 @@ __all__ = [
     "Exponential23",
     "Fit",
     "Heun",
+    "LearnedSolver",
     "Midpoint",
     "Multistep",
     "NoiseSource",
@@ -91,6 +95,7 @@ __all__ = [
     "Seeds",
     "Solution",
     "Solver",
+    "SolverFit",
     "State",
     "Tsit5",
     "UniPC",
@@ -98,7 +103,12 @@ __all__ = [
     "adaptive_sample",
     "class_labels",
     "fit_levels",
+    "fit_solver",
     "initial_noise",
+    "load_solver",
     "pilot_seeds",
     "sample_batches",
+    "save_solver",
+    "solver_content",
+    "solver_seeds",
 ]

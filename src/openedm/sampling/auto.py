@@ -26,11 +26,11 @@ from typing import NamedTuple
 from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
-from openedm.ground.progress import Progress, ShowProgress, showing
+from openedm.ground.progress import ShowProgress, showing
 from openedm.levels import Explicit, Levels, Logistic
 from openedm.levels.rules import MAX_STEPS
 from openedm.preconditioning import DataPrediction, NetworkPrediction, VelocityPrediction
-from openedm.sampling.fitted import Fit, fit_levels
+from openedm.sampling.fitted import Fit, add_offset, fit_levels
 from openedm.sampling.methods.adaptive import DormandPrince
 from openedm.sampling.methods.multistep import Multistep
 from openedm.sampling.sampler import Sampler, SamplerChoice
@@ -150,7 +150,7 @@ class Auto(SamplerChoice):
                     seeds=seeds,
                     condition=condition,
                     event_shape=event_shape,
-                    progress=_add_offset(report, sum(f.evaluations for f in fits)),
+                    progress=add_offset(report, sum(f.evaluations for f in fits)),
                 )
                 fits.append(fit)
         best = min(fits, key=lambda fit: fit.error)
@@ -164,13 +164,6 @@ def _supported_levels(denoiser: Denoiser, levels: Logistic) -> Levels:
     rounded = denoiser.round_sigma(inside.sigmas()).tolist()
     different = tuple(dict.fromkeys(rounded))
     return levels if len(different) == len(rounded) else Explicit(different)
-
-
-def _add_offset(progress: Progress, spent: int) -> Progress:
-    def report(name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
-        progress(name, spent + done, total, **counts)
-
-    return report
 
 
 def _candidates(nfe: int, width: float, rule: Sampler) -> list[Multistep]:

@@ -95,7 +95,7 @@ def fit_levels(
     if shape is None:
         raise ValueError("event_shape must be given for a denoiser without event_shape, got None")
     with showing(progress) as report:
-        pilots = _Pilots(denoiser, sampler, pilot_seeds(shape) if seeds is None else seeds, condition, shape, report)
+        pilots = Pilots(denoiser, sampler, pilot_seeds(shape) if seeds is None else seeds, condition, shape, report)
         before = pilots.error(pilots.residuals(sampler.levels))
         width = denoiser.sigma_data
         starts = [pilots.make_levels(c * width, w) for c, w in STARTS]
@@ -122,8 +122,8 @@ def pilot_seeds(event_shape: tuple[int, ...]) -> range:
     return range(2**31, 2**31 + count)
 
 
-class _Pilots:
-    """The pilots' converged solutions, and the errors of the solver."""
+class Pilots:
+    """Starts, their converged solutions, and the errors of the solver."""
 
     def __init__(
         self,
@@ -159,9 +159,13 @@ class _Pilots:
         return x
 
     def residuals(self, levels: Levels) -> Float64[Tensor, "pilots features"]:
-        """(x̂ − y)/√n of every pilot; infinite if the solver diverges or a level is repeated."""
+        """(x̂ − y)/√n of every pilot, with other levels; infinite if the solver diverges or a level is repeated."""
+        return self.residuals_of(replace(self.sampler, levels=levels))
+
+    def residuals_of(self, sampler: Sampler) -> Float64[Tensor, "pilots features"]:
+        """The same of another sampler."""
         try:
-            difference = (self._run(replace(self.sampler, levels=levels)) - self.solution).flatten(1)
+            difference = (self._run(sampler) - self.solution).flatten(1)
         except (FloatingPointError, ValueError):
             return torch.full_like(self.solution.flatten(1), torch.inf)
         return difference.nan_to_num(torch.inf, torch.inf, -torch.inf) / math.sqrt(difference.shape[1])
@@ -170,6 +174,15 @@ class _Pilots:
     def error(residuals: Float[Tensor, "pilots features"]) -> float:
         """E."""
         return float(residuals.norm(dim=1).sqrt().mean().square())
+
+
+def add_offset(progress: Progress, spent: int) -> Progress:
+    """A progress that counts on from the evaluations of earlier fits."""
+
+    def report(name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
+        progress(name, spent + done, total, **counts)
+
+    return report
 
 
 def _parameters(levels: Logistic) -> list[float]:
@@ -194,7 +207,7 @@ def _with_parameters(levels: Logistic, parameters: Sequence[float]) -> Logistic 
         return None
 
 
-def _minimise(pilots: _Pilots, levels: Logistic, residuals: Tensor, iterations: int) -> Logistic:
+def _minimise(pilots: Pilots, levels: Logistic, residuals: Tensor, iterations: int) -> Logistic:
     """The best levels found by Levenberg–Marquardt steps on the reweighted squares."""
     damping, error = 1e-2, pilots.error(residuals)
     for _ in range(iterations):
@@ -222,7 +235,7 @@ def _minimise(pilots: _Pilots, levels: Logistic, residuals: Tensor, iterations: 
     return levels
 
 
-def _jacobian(pilots: _Pilots, levels: Logistic, residuals: Tensor) -> Tensor | None:
+def _jacobian(pilots: Pilots, levels: Logistic, residuals: Tensor) -> Tensor | None:
     """∂r/∂θ by forward differences, or backward ones if levels would not decrease; (parameters, pilots, features)."""
     rows = []
     for k in range(len(_parameters(levels))):
