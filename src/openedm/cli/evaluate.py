@@ -1,13 +1,15 @@
 """`openedm evaluate`: score samples against real data."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from openedm.cli.data_of_runs import recorded_data
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
 from openedm.data import Digits, Source
-from openedm.generation import SamplingOptions, ScoringOptions, open_images, score
+from openedm.generation import SamplingOptions, ScoringOptions, open_images, pictures_of, score
+from openedm.generation.pictures import is_latents
 from openedm.ground import checks
 from openedm.ground.choices import brief
 from openedm.ground.storage import new_path, write_json
@@ -24,6 +26,7 @@ def evaluate(
     data: Source = Digits(),
     held_out: Source | None = None,
     num: int | None = None,
+    vae: str | None = None,
     out: str | None = None,
     sampling: Flat[SamplingOptions] = SamplingOptions(),
     scoring: Flat[ScoringOptions] = ScoringOptions(),
@@ -43,20 +46,25 @@ def evaluate(
     bit-identical to that of a single process.
 
     Args:
-        samples: a checkpoint or run folder, from which images are drawn and scored without being written; or a folder,
-            .zip or .tar of images, or a .npz or .npy file of arrays, such as `openedm sample` writes.
+        samples: a checkpoint or run folder, from which images are drawn and scored without being written; a folder of
+            `openedm data encode`, for what its autoencoder loses of the images; or a folder, .zip or .tar of images, or
+            a .npz or .npy file of arrays, such as `openedm sample` writes.
         data: the real data to compare with: the training data of the model. By default those that the run's config.yaml
-            names, if `samples` is a run or a checkpoint in it, otherwise the digits.
+            names, if `samples` is a run or a checkpoint in it, otherwise the digits. For latents: the images that were
+            encoded, by default from where they were then.
         held_out: labelled data for the classifier's accuracy on real images; by default the test split of `data`, if
             there is one.
         num: the number of images drawn from a checkpoint, with seeds 0 … num − 1 and the classes in turn; 1000 by
             default. A model with float conditions gets those of as many samples of `data`, with their classes.
+        vae: for latents: the folder of the autoencoder, or its name on the Hugging Face Hub, if it is no longer where
+            it was when the data were encoded.
         out: also write the report to this JSON file.
         sampling: options of sampling from a checkpoint, as in `openedm sample`.
         scoring: options of the comparison.
     """
     target = new_path("out", out, what="a report")
     checks.at_least("num", 2 if num is None else num, 2)
+    data = pictures_of(data)
     accelerator = make_accelerator()
     with Bars(shown=accelerator.is_main_process) as bars:
         images = open_images(
@@ -65,6 +73,7 @@ def evaluate(
             num,
             data=data,
             batch_size=scoring.batch_size,
+            vae=vae,
             accelerator=accelerator,
             progress=bars,
             log=bars.log,
@@ -81,7 +90,10 @@ def evaluate(
 
 
 def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
-    """The data of the run, where these are not given."""
+    """The data of the run, or the images of a folder of latents, where data are not given."""
+    path = given.get("") or given.get("samples")
+    if "data" not in given and isinstance(path, str) and is_latents(Path(path)):
+        return {"data": {"class_path": "Latents", "init_args": {"path": path}}}
     return recorded_data(given, "samples")
 
 

@@ -74,6 +74,11 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "openedm data convert photos.zip shards --size 64x128 --crop pad",
         "openedm train runs/photos --data Shards --data.path shards",
     ),
+    "data encode": (
+        "openedm data encode photos latents --vae stabilityai/sd-vae-ft-mse --size 256",
+        "openedm data encode shards latents --vae autoencoder --scaling edm2 --batch_size 64",
+        "openedm train runs/latents --data Latents --data.path latents",
+    ),
     "inference simulate": (
         "openedm inference simulate runs/sims --simulator my.py:run --prior Box --prior.low [0,0] --prior.high [1,5]",
         "openedm inference simulate runs/sims --task two_moons --num 10000 --workers -1",
@@ -121,6 +126,7 @@ COMMON: Mapping[str, Sequence[str]] = {
     "explore": ("view", "sampler.solver", "sampler.levels.num_steps", "port", "browser"),
     "likelihood": ("data", "data.path", "num", "out"),
     "data convert": ("size", "crop", "labels", "channels", "resume"),
+    "data encode": ("vae", "size", "scaling", "mirror", "batch_size", "device", "resume"),
     "inference simulate": ("num", "simulator", "prior", "task", "workers"),
     "inference sample": ("x", "num_samples", "figure", "truth"),
     "inference check": ("x", "simulator", "simulations", "figure"),

@@ -37,6 +37,7 @@ def info(checkpoint: str) -> None:
         "parameters": f"{count_parameters(tensors):,}",
         "preconditioning": str(model.preconditioning),
         "sample": " × ".join(map(str, model.event_shape)) + (" image in [-1, 1]" if model.images else ""),
+        **({} if model.autoencoder is None else {"latents of": str(model.autoencoder)}),
         "classes": _classes(model.num_classes, model.class_names),
         **_conditions(model),
         "sigma_data": f"{model.sigma_data:.6g}" + ("" if model.units is None else " in standard units"),

@@ -6,10 +6,10 @@ from openedm.cli.arguments import parse_integers
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
 from openedm.generation import (
-    CheckpointSampler,
     Conditions,
     SampleFiles,
     SamplingOptions,
+    checkpoint_sampler,
     read_conditions,
     split_names,
 )
@@ -30,6 +30,8 @@ def sample(
     noise: Literal["independent", "path", "published"] = "independent",
     format: Format | None = None,
     batch_size: int = 64,
+    vae: str | None = None,
+    decode: bool = True,
     trajectory: str | None = None,
     options: Flat[SamplingOptions] = SamplingOptions(),
 ) -> None:
@@ -61,6 +63,9 @@ def sample(
             says: npz for .npz, grid for .png, otherwise png.
         batch_size: number of samples in a batch; it changes memory and speed, not the samples. To use several processes
             there must be at least as many batches.
+        vae: for a model of latents: the folder of the autoencoder, or its name on the Hugging Face Hub, if it is no
+            longer where it was when the data were encoded.
+        decode: whether samples of a model of latents are decoded to images; false writes latents.
         trajectory: also plot the noisy and denoised images of the first seeds at each noise level to this PNG file.
         options: options of sampling.
     """
@@ -68,7 +73,7 @@ def sample(
     model = read_model(find_checkpoint(checkpoint))
     chosen = None if classes is None else split_names(classes, model.class_names)
     given = _read_conditions(conditions, conditions_key, conditions_resize, model)
-    source = CheckpointSampler(checkpoint, options, chosen, noise, given)
+    source = checkpoint_sampler(checkpoint, options, chosen, noise, given, vae=vae, decode=decode)
     files = SampleFiles(source, out, format)
     if trajectory is not None:
         files.check_trajectory(trajectory)

@@ -6,6 +6,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any, Literal
 
+from accelerate import Accelerator
 from accelerate.tracking import get_available_trackers
 
 from openedm import objective as objectives
@@ -16,6 +17,7 @@ from openedm.cli.parsing import dump
 from openedm.cli.plain import read_options, to_plain
 from openedm.cli.terminal import StopSignal, print_line
 from openedm.data import Dataset, Digits, Source
+from openedm.data.autoencoder import Codec
 from openedm.ground.digests import seal_text
 from openedm.ground.locks import hold_folder
 from openedm.ground.storage import check_folders, replacing
@@ -65,6 +67,7 @@ def train(
     resume: bool = False,
     budget: BudgetName | None = None,
     tracker: Tracker = "tensorboard",
+    vae: str | None = None,
     preset: str | None = None,
 ) -> int:
     """Train a denoiser on images, arrays or toy data.
@@ -101,6 +104,8 @@ def train(
             (32, 64, 64 and 128), are cropped and resized unless data.resolution is given.
         tracker: the tracker that also receives the curves, grids of samples, the options and a description of the run:
             tensorboard; csv, for the numbers alone; wandb, mlflow or comet_ml where these are installed; none.
+        vae: for data of `openedm data encode`: the folder of the autoencoder that decodes the grids of samples, or its
+            name on the Hugging Face Hub, if it is no longer where it was when the data were encoded.
         preset: a configuration of Karras et al. 2022, with lower priority than all other options and --config:
             cifar10-ddpmpp, cifar10-ncsnpp, with -cond for class-conditional ones, ffhq64-ddpmpp, ffhq64-ncsnpp,
             afhqv2-64-ddpmpp, afhqv2-64-ncsnpp or imagenet64-adm; or of Karras et al. 2024: edm2-img64-xs, edm2-img64-s,
@@ -119,9 +124,10 @@ def train(
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
     log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
+    codec = _codec(model, options, vae, accelerator)
     curves = [] if tracker == "none" else [RunTracker(accelerator)]
     shown = dataset if validation is None else validation.load()
-    figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown, guidance)
+    figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown, guidance, codec)
     trainer = Trainer(
         model,
         dataset,
@@ -146,6 +152,21 @@ def train(
     if accelerator.is_main_process:
         print(_outcome(trainer))
     return 0 if trainer.finished else 130
+
+
+def _codec(model: Model, options: Options, vae: str | None, accelerator: Accelerator) -> Codec | None:
+    """The autoencoder for grids of samples, on the process that draws them; None where there is nothing to decode."""
+    if model.autoencoder is None or options.snapshot_every == 0:
+        if vae is not None:
+            why = "the data are no latents" if model.autoencoder is None else "options.snapshot_every is 0"
+            raise ValueError(f"vae must not be given, as {why}, got {vae!r}")
+        return None
+    if not accelerator.is_main_process:
+        return None
+    try:
+        return model.autoencoder.load(vae, accelerator.device)
+    except (ImportError, ValueError) as error:
+        raise type(error)(f"{error} (grids of samples need it; without them: --options.snapshot_every 0)") from error
 
 
 def _describe_model(

@@ -2,7 +2,7 @@
 
 from openedm.data.aligned import align_classes, match_classes
 from openedm.data.arrays import Arrays
-from openedm.data.converting import convert, encoded_images
+from openedm.data.converting import convert, encoded_images, picture_source
 from openedm.data.dataset import Batch, Chunks, Dataset, Source, Statistics, measure
 from openedm.data.encoded import EncodedImages, MemoryImages
 from openedm.data.folder import FolderImages, ImageFolder
@@ -50,6 +50,7 @@ __all__ = [
     "image_grid",
     "match_classes",
     "measure",
+    "picture_source",
     "save_image",
     "to_image",
     "to_uint8",

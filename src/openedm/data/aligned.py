@@ -89,6 +89,7 @@ class _Aligned(Dataset):
         self.event_shape, self.kind, self.chunks = dataset.event_shape, dataset.kind, dataset.chunks
         self.condition_shape, self.stored = dataset.condition_shape, dataset.stored
         self.incomplete, self.random = dataset.incomplete, dataset.random
+        self.units, self.autoencoder = dataset.units, dataset.autoencoder
 
     def __len__(self) -> int:
         return len(self._dataset)

@@ -14,11 +14,13 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
+from openedm.data.arrays import Arrays
+from openedm.data.dataset import Source
 from openedm.data.encoded import EncodedImages
-from openedm.data.folder import FolderImages
-from openedm.data.forms import Form, Resize
+from openedm.data.folder import FolderImages, ImageFolder
+from openedm.data.forms import Crop, Form, Resize, Size
 from openedm.data.shard_writer import Shard, ShardWriter, completed_shard
-from openedm.data.shards import FORMAT, INDEX, MANIFEST, TarImages
+from openedm.data.shards import FORMAT, INDEX, MANIFEST, Shards, TarImages
 from openedm.data.stored import FULL_RANGE_TYPES
 from openedm.data.table import Table, local_files
 from openedm.ground import checks
@@ -28,7 +30,7 @@ from openedm.ground.locks import LOCK, locked_folder
 from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import check_folders, read_json, remove_remains, write_arrays, write_json
 
-__all__ = ["convert", "encoded_images"]
+__all__ = ["convert", "encoded_images", "picture_source", "remove_hidden", "start_conversion"]
 
 _STATE = ".converting.json"
 _OWN_FILES = re.compile(r"shard-\d{6}\.tar|\.shard-\d{6}\.json|index\.npz|\..*\.tmp|\.converting\.json")
@@ -76,6 +78,59 @@ def encoded_images(
     if labels != "auto":
         raise ValueError(f"labels must be 'auto' with a table, which has them in a column, got {labels!r}")
     return (table if condition is None else replace(table, condition=condition)).images()
+
+
+def picture_source(
+    source: str,
+    size: Size | None = None,
+    crop: Crop = "centre",
+    channels: int | None = 3,
+    labels: Literal["auto", "folders", "json", "none"] = "auto",
+    subset: str | None = None,
+    split: str = "train",
+    image: str | None = None,
+    label: str | None = None,
+    condition: str | tuple[str, ...] | None = None,
+) -> Source:
+    """The images at a path, or of a set with this name, as a source that can be recorded and loaded again.
+
+    Args:
+        source: as for `encoded_images`; or a .npy or .npz file.
+        size, crop, channels: the form of the images, as `resolution`, `crop` and `channels` of `ImageFolder`.
+        labels: as for `ImageFolder`.
+        subset, split, image, label: of a table, as for `Table`.
+        condition: columns of a table; "none" for no conditions.
+
+    Raises:
+        ValueError: an option does not fit the kind of source.
+    """
+    path = Path(source)
+    form: dict[str, Any] = {"resolution": size, "crop": crop if size is not None else "centre", "channels": channels}
+    tabular = {"subset": subset, "split": split, "image": image, "label": label}
+    given = [name for name, value in tabular.items() if value != ("train" if name == "split" else None)]
+    kind: str
+    found: Source
+    if path.suffix in (".npy", ".npz"):
+        kind, found = "a file of arrays", Arrays(source)
+        given += [name for name, value in (("size", size), ("condition", condition)) if value is not None]
+        given += [] if labels == "auto" else ["labels"]
+    elif path.is_dir() and any(path.glob("*.tar")):
+        kind, found = "a folder of .tar files", Shards(source, **form)
+        given += ([] if labels == "auto" else ["labels"]) + ([] if condition is None else ["condition"])
+    elif path.suffix in (".zip", ".tar") or (path.is_dir() and local_files(source, split) is None):
+        files = condition if condition is None or isinstance(condition, str) else ",".join(condition)
+        kind, found = "a folder or archive", ImageFolder(source, labels=labels, condition=files, **form)
+    else:
+        return _table(Table(source, **tabular, **form), labels, condition)  # type: ignore[arg-type]
+    if given:
+        raise ValueError(f"{', '.join(given)} must not be given with {kind}, source={source!r}")
+    return found
+
+
+def _table(table: Table, labels: str, condition: str | tuple[str, ...] | None) -> Table:
+    if labels != "auto":
+        raise ValueError(f"labels must be 'auto' with a table, which has them in a column, got {labels!r}")
+    return table if condition in (None, "none") else replace(table, condition=condition)
 
 
 def convert(
@@ -140,10 +195,10 @@ def convert(
     with locked_folder(out, "out"), ThreadPoolExecutor(threads) as pool, showing(progress) as show:
         if (out / MANIFEST).exists():
             return _finished(out, images, settings, resume=resume)
-        _start(out, settings, resume=resume)
+        start_conversion(out, settings, resume=resume)
         for number, start in enumerate(range(0, len(images), per_shard)):
             chosen = range(start, min(start + per_shard, len(images)))
-            shard = completed_shard(out, f"shard-{number:06d}.tar")
+            shard = completed_shard(out, f"shard-{number:06d}.tar", Shard)
             if shard is None:
                 first = next((shard for shard in shards if shard.keys), None)
                 writer = ShardWriter(images, form, damaged, Shard(f"shard-{number:06d}.tar"), first, condition_resize)
@@ -169,17 +224,29 @@ def _finished(out: Path, images: EncodedImages, settings: dict[str, Any], *, res
         raise ValueError(f"{out / MANIFEST} does not describe a converted set: {error!r}") from error
     if not same:
         raise ValueError(f"out={out} already has a set converted from other images or otherwise: choose another folder")
-    _remove_hidden(out)
+    remove_hidden(out)
     return manifest
 
 
-def _remove_hidden(out: Path) -> None:
+def remove_hidden(out: Path) -> None:
+    """Remove what a finished conversion no longer needs."""
     remove_remains(out)
     for hidden in [out / _STATE, *out.glob(".shard-*.json")]:
         hidden.unlink(missing_ok=True)
 
 
-def _start(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
+def start_conversion(out: Path, settings: dict[str, Any], *, resume: bool) -> None:
+    """Write the settings of a conversion into its folder, or compare them with those of an interrupted one.
+
+    Args:
+        out: the folder, which is locked.
+        settings: all that the result depends on, as plain data.
+        resume: whether there may be an interrupted conversion.
+
+    Raises:
+        ValueError: the folder has other files, or an interrupted conversion and `resume` is false, or one of other
+            settings.
+    """
     state = out / _STATE
     if not state.exists():
         remove_remains(out, _STATE)
@@ -267,5 +334,5 @@ def _finish(
         "shards": [{"file": s.file, "images": len(s.keys), "bytes": s.bytes, "sha256": s.sha256} for s in shards],
     }
     write_json(out / MANIFEST, manifest, files=())
-    _remove_hidden(out)
+    remove_hidden(out)
     return manifest

@@ -16,12 +16,25 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from openedm.conditions import ConditionLayout
+from openedm.data.autoencoder import Autoencoder
 from openedm.data.stored import Stored
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.seeding import host_seeded
+from openedm.units import Units
 
-__all__ = ["Batch", "Chunks", "Dataset", "Indices", "Kind", "Source", "Statistics", "as_index", "measure"]
+__all__ = [
+    "Batch",
+    "Chunks",
+    "Dataset",
+    "Indices",
+    "Kind",
+    "Source",
+    "Statistics",
+    "as_index",
+    "fetch_seeded",
+    "measure",
+]
 
 _MAX_PROBED_CHUNKS = 32
 """The largest number of chunks from which `Dataset.spread` takes samples."""
@@ -86,6 +99,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
         incomplete: samples whose float conditions have NaN, one of each kind: a first without any number, and a first
             with some. Before the first step, training checks that the network takes them.
         random: whether `fetch` draws random numbers, from torch's global generator on the host.
+        units: the units in which models standardise the data, if these are not to be measured.
+        autoencoder: that of which the data are latents, if it is known.
     """
 
     event_shape: tuple[int, ...]
@@ -98,6 +113,8 @@ class Dataset(torch.utils.data.Dataset[tuple[Tensor, int | Tensor | None]], ABC)
     chunks: Chunks | None = None
     incomplete: tuple[int, ...] = ()
     random: bool = False
+    units: Units | None = None
+    autoencoder: Autoencoder | None = None
 
     @property
     def condition_layout(self) -> ConditionLayout:
@@ -176,6 +193,25 @@ def as_index(indices: Indices, length: int) -> Int[Tensor, " batch"]:
     if index.numel() and not 0 <= int(index.min()) <= int(index.max()) < length:
         raise IndexError(f"indices must be between 0 and {length - 1}, got {int(index.min())} … {int(index.max())}")
     return index
+
+
+def fetch_seeded(dataset: Dataset, indices: Indices, seeds: Sequence[int]) -> Batch:
+    """The samples at `indices`; each of data that are drawn anew with its own seed, whatever the others are.
+
+    Args:
+        dataset: any dataset.
+        indices: the samples.
+        seeds: one for each; without effect for other data.
+    """
+    index = as_index(indices, len(dataset))
+    if not dataset.random or len(index) == 0:
+        return dataset.fetch(index)
+    rows: list[Batch] = []
+    for one, seed in zip(index, seeds, strict=True):
+        with host_seeded(seed):
+            rows.append(dataset.fetch(one[None]))
+    conditions = [condition for _, condition in rows if condition is not None]
+    return torch.cat([x for x, _ in rows]), torch.cat(conditions) if conditions else None
 
 
 @dataclass(frozen=True)

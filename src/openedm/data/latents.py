@@ -1,9 +1,12 @@
 """Latents that are given as means and standard deviations, and drawn anew each time they are fetched.
 
 An autoencoder encodes an image as a Gaussian, z = mean + std n with n ~ N(0, I)   (Rombach et al. 2022, Section 3.1).
+They are in a .npz file, or in the shards of `openedm data encode`.
 """
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -11,7 +14,8 @@ from jaxtyping import Float, Shaped
 from torch import Tensor
 
 from openedm.data.array_files import ArrayFile
-from openedm.data.dataset import Batch, Indices, Source, as_index
+from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_index
+from openedm.data.latent_shards import load_encoded
 from openedm.data.memory import Array, InMemory
 from openedm.ground import checks
 from openedm.ground.tensors import as_tensor
@@ -61,17 +65,24 @@ class LatentPairs(InMemory):
 
 @dataclass(frozen=True)
 class Latents(Source):
-    """Means and standard deviations in a .npz file, as an encoder gives them; latents are drawn anew in every pass.
+    """Means and standard deviations as an encoder gives them; latents are drawn anew in every pass.
+
+    A folder that `openedm data encode` wrote also has the units in which models see the latents, and knows the
+    autoencoder. Sets up to 256 MiB are read when loaded, of larger ones each latent when it is fetched.
 
     Args:
-        path: the file. Pickled objects are not read.
-        mean_key: the name of the means, (samples, *event).
-        std_key: the name of the standard deviations, of the same shape.
-        log_variance: whether that array holds ln std² instead.
-        labels_key: the name of the labels; by default "labels", if present.
+        path: such a folder; or a .npz file. Pickled objects are not read.
+        mean_key: for a file: the name of the means, (samples, *event).
+        std_key: for a file: the name of the standard deviations, of the same shape.
+        log_variance: for a file: whether that array holds ln std² instead.
+        labels_key: for a file: the name of the labels; by default "labels", if present.
+        streaming: for a folder: visit the shards one after another, shuffled within a window, as for `Shards`.
+        window: for `streaming`: the number of latents that are shuffled together.
+        lanes: for `streaming`: the number of shards that are read in parallel; a multiple of the number of processes.
 
     Raises:
-        ValueError: when read: the file cannot be read, an array is missing, or the shapes differ.
+        ValueError: a number is out of its range; when read: the file or the folder cannot be read, an array is missing,
+            the shapes differ, or an option has no effect.
     """
 
     path: str
@@ -79,8 +90,29 @@ class Latents(Source):
     std_key: str = "std"
     log_variance: bool = False
     labels_key: str | None = None
+    streaming: bool = False
+    window: int = 8192
+    lanes: int = 8
 
-    def load(self) -> LatentPairs:
+    def __post_init__(self) -> None:
+        Chunks((1,), self.window, self.lanes)  # checks both
+
+    def load(self) -> Dataset:
+        if Path(self.path).is_dir():
+            self._refuse(("mean_key", "std_key", "log_variance", "labels_key"), "a folder of shards")
+            return load_encoded(self.path, (self.window, self.lanes) if self.streaming else None)
+        self._refuse(("streaming", "window", "lanes"), "a file")
+        return self._load_file()
+
+    def _refuse(self, names: Sequence[str], what: str) -> None:
+        """Refuse options that have no effect with `what`."""
+        given = [
+            field.name for field in fields(self) if field.name in names and getattr(self, field.name) != field.default
+        ]
+        if given:
+            raise ValueError(f"{', '.join(given)} must not be given with {what}, path={self.path!r}")
+
+    def _load_file(self) -> LatentPairs:
         arrays = self._read()
         labels_key = self.labels_key or ("labels" if "labels" in arrays else None)
         for name, key in (("mean_key", self.mean_key), ("std_key", self.std_key), ("labels_key", labels_key)):

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 from openedm.data.decoding import as_array, decode_picture, decode_upright
 from openedm.data.encoded import EncodedImages
@@ -17,10 +17,20 @@ from openedm.data.stored import FULL_RANGE_TYPES
 from openedm.ground.digests import file_digest
 from openedm.ground.storage import read_json, replacing, write_json
 
-__all__ = ["Shard", "ShardWriter", "completed_shard"]
+__all__ = ["Shard", "ShardWriter", "append_member", "completed_shard", "record_path"]
 
 BLOCK_SIZE = 256
 """The number of images that are read before the threads decode them."""
+
+
+class Recorded(Protocol):
+    """What the record of any shard has."""
+
+    bytes: int
+    sha256: str
+
+
+S = TypeVar("S", bound=Recorded)
 
 
 @dataclass
@@ -85,7 +95,7 @@ class ShardWriter:
                             self._add(archive, index, result)
                     report(block.stop, len(shard.dropped))
             shard.bytes, shard.sha256 = path.stat().st_size, file_digest(path)
-        write_json(_record_path(out, shard.file), vars(shard), indent=None, files=())
+        write_json(record_path(out, shard.file), vars(shard), indent=None, files=())
         return shard
 
     def _read(self, index: int) -> tuple[bytes, bytes | None] | ValueError:
@@ -140,7 +150,7 @@ class ShardWriter:
         shard.shape, shard.first = shape, shard.first or name
         shard.dtype = _wider(shard.dtype, result.dtype)
         shard.keys.append(index)
-        shard.offsets.append(_append(archive, f"{index:08d}.{self.form.encoding}", result.content))
+        shard.offsets.append(append_member(archive, f"{index:08d}.{self.form.encoding}", result.content))
         shard.sizes.append(len(result.content))
         shard.crcs.append(zlib.crc32(result.content))
         if result.condition is not None:
@@ -148,14 +158,14 @@ class ShardWriter:
             shard.condition_shape = partner.shape
             shard.condition_dtype = _wider(shard.condition_dtype, partner.dtype)
             name = f"{index:08d}.condition.{self.form.encoding}"
-            shard.condition_offsets.append(_append(archive, name, partner.content))
+            shard.condition_offsets.append(append_member(archive, name, partner.content))
             shard.condition_sizes.append(len(partner.content))
             shard.condition_crcs.append(zlib.crc32(partner.content))
         if self.images.labels is not None:
-            _append(archive, f"{index:08d}.cls", str(self.images.labels[index]).encode())
+            append_member(archive, f"{index:08d}.cls", str(self.images.labels[index]).encode())
         if self.images.num_floats:
             floats = [float(value) for value in self.images.read_conditions([index])[0]]
-            _append(archive, f"{index:08d}.json", json.dumps({"condition": floats}).encode())
+            append_member(archive, f"{index:08d}.json", json.dumps({"condition": floats}).encode())
 
 
 def _wider(one: str, other: str) -> str:
@@ -163,28 +173,33 @@ def _wider(one: str, other: str) -> str:
     return max(one, other, key=("", *FULL_RANGE_TYPES).index)
 
 
-def completed_shard(out: Path, file: str) -> Shard | None:
+def completed_shard(out: Path, file: str, kind: Callable[..., S]) -> S | None:
     """The record of a shard that the interrupted conversion completed and that is as it was written, or None.
+
+    Args:
+        out: the folder.
+        file: the shard.
+        kind: the class of the record.
 
     Raises:
         ValueError: the record is damaged.
     """
-    record, shard = _record_path(out, file), out / file
+    record, shard = record_path(out, file), out / file
     if not record.exists() or not shard.exists():
         return None
     try:
-        found = Shard(**read_json(record))
+        found = kind(**read_json(record))
     except TypeError as error:
         raise ValueError(f"{record} does not describe a shard of the conversion: {error}") from error
     whole = shard.stat().st_size == found.bytes and file_digest(shard) == found.sha256
     return found if whole else None
 
 
-def _record_path(out: Path, file: str) -> Path:
+def record_path(out: Path, file: str) -> Path:
     return out / f".{Path(file).stem}.json"
 
 
-def _append(archive: tarfile.TarFile, name: str, content: bytes) -> int:
+def append_member(archive: tarfile.TarFile, name: str, content: bytes) -> int:
     """Append a file and return the offset of its content."""
     entry = tarfile.TarInfo(name)
     entry.size = len(content)

@@ -31,7 +31,7 @@ from openedm.ground import checks
 from openedm.ground.regular import limit_entries
 from openedm.ground.storage import parse_json, read_json
 
-__all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages"]
+__all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages", "read_member"]
 
 FORMAT = "openedm-shards"
 MANIFEST = "manifest.json"
@@ -133,7 +133,7 @@ class TarImages(EncodedImages):
         labels = [None] * len(chosen) if self.labels is None else self.labels[chosen].tolist()
         for index, label, (shard, offset, size) in zip(indices, labels, self._places[chosen].tolist(), strict=True):
             name = self.describe(index)
-            yield _read_member(self._parts, self._files[shard], offset, size, name, _at(self._crcs, index)), label
+            yield read_member(self._parts, self._files[shard], offset, size, name, _at(self._crcs, index)), label
 
     def shapes(self) -> Iterable[Header]:
         return super().shapes() if self._shape is None else [self._shape]
@@ -283,7 +283,7 @@ class _ConditionMembers(EncodedImages):
         for index in indices:
             shard, offset, size = self._places[index].tolist()
             name = self.describe(index)
-            yield _read_member(self._parts, self._files[shard], offset, size, name, _at(self._crcs, index)), None
+            yield read_member(self._parts, self._files[shard], offset, size, name, _at(self._crcs, index)), None
 
     def shapes(self) -> Iterable[Header]:
         return super().shapes() if self._header is None else [self._header]
@@ -296,7 +296,7 @@ def _at(crcs: Int64[np.ndarray, " images"] | None, index: int) -> int | None:
     return None if crcs is None else int(crcs[index])
 
 
-def _read_member(parts: FileParts, file: str, offset: int, size: int, name: str, crc: int | None) -> bytes:
+def read_member(parts: FileParts, file: str, offset: int, size: int, name: str, crc: int | None) -> bytes:
     """The content of an image in a shard, compared with its CRC-32 where that is known.
 
     Raises:

@@ -14,6 +14,7 @@ from accelerate import Accelerator
 from openedm.data import Stored, save_image
 from openedm.data.pictures import IMAGE_CHANNELS, beside, captioned, grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
+from openedm.generation.pictures import PictureSampler, output_of
 from openedm.ground import checks
 from openedm.ground.digests import check_digest
 from openedm.ground.legacy import upgrade
@@ -69,7 +70,7 @@ class SampleFiles:
         checks.one_of("format", format, get_args(Format))
         if format != "npz":
             _check_images(f"format must be 'npz', got {format!r}", source)
-        channels = source.model.event_shape[0]
+        channels = output_of(source).shape[0]
         if format == "png" and channels not in IMAGE_CHANNELS:
             raise ValueError(
                 f"format must be 'npz' or 'grid', got 'png': a PNG file holds 1, 3 or 4 channels, and samples have "
@@ -100,6 +101,8 @@ class SampleFiles:
 
     def check_trajectory(self, path: str | Path) -> None:
         """Refuse a figure of trajectories that cannot be drawn, or would lie among the samples."""
+        if isinstance(self.source, PictureSampler):
+            raise ValueError("trajectory must not be given: the noisy states are latents, which are no images")
         _check_images("trajectory must not be given", self.source)
         if not str(path).endswith(".png"):
             raise ValueError(f"trajectory must end in .png, got {str(path)!r}")
@@ -166,7 +169,7 @@ class SampleFiles:
                 if seed not in missing:
                     continue
                 if self.format == "png":
-                    save_image(one, self.parts / _name(seed), self.source.model.stored)
+                    save_image(one, self.parts / _name(seed), output_of(self.source).stored)
                 else:
                     write_array(self.parts / f"{seed:06d}.npy", one, digest=True)
             done += len(drawn)
@@ -199,7 +202,8 @@ class SampleFiles:
         (self.parts / COMPLETE).touch()
         parts = self._written()
         if self.format == "npz":
-            stored, few = self.source.model.stored, list(_chunks(seeds, self.source.model.event_shape))
+            output = output_of(self.source)
+            stored, few = output.stored, list(_chunks(seeds, output.shape))
             first = _restored(_load(parts, seeds[:1]), stored)
             rows = (_restored(_load(parts, chunk), stored)["samples"] for chunk in few)
             samples = Rows((len(seeds), *first.pop("samples").shape[1:]), rows)
@@ -301,8 +305,8 @@ def _restored(arrays: np.ndarray, stored: Stored | None) -> dict[str, np.ndarray
 
 
 def _check_images(what: str, source: CheckpointSampler) -> None:
-    shape = source.model.event_shape
-    if not source.model.images:
+    shape, is_image, _ = output_of(source)
+    if not is_image:
         raise ValueError(
             f"{what}: samples of shape {shape} are not images; draw them into a file of arrays, such as out=samples.npz"
         )

@@ -12,8 +12,10 @@ import torch
 from accelerate import Accelerator
 
 from openedm.data import Arrays, Dataset, ImageFolder, Source, match_classes
+from openedm.data.latent_shards import EncodedLatents, load_encoded
 from openedm.generation.conditions import conditions_of_data
 from openedm.generation.options import CheckpointSampler, SamplingOptions
+from openedm.generation.pictures import DecodedLatents, checkpoint_sampler, is_latents, output_of
 from openedm.ground.choices import brief, to_config
 from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.metrics import image_batches
@@ -84,20 +86,25 @@ def open_images(
     *,
     data: Source | None = None,
     batch_size: int = 100,
+    vae: str | None = None,
     accelerator: Accelerator | None = None,
     progress: ShowProgress = None,
     log: Log = lambda line: None,
 ) -> Images:
     """The images of a folder, an archive or a file of arrays; or those that are drawn from a checkpoint.
 
+    Samples of a model of latents are decoded, and so are those of a folder of latents: what the autoencoder alone does
+    to images.
+
     Args:
-        samples: a checkpoint or run folder; or a folder, .zip or .tar of images, a .npz file with an array `samples`,
-            or a .npy file.
+        samples: a checkpoint or run folder; a folder of latents of `openedm data encode`; or a folder, .zip or .tar of
+            images, a .npz file with an array `samples`, or a .npy file.
         sampling: how images are drawn from a checkpoint.
         num: the number of images to draw, with seeds 0 … num − 1 and the classes in turn; 1000 by default.
         data: the data whose conditions a model with float conditions gets: those of `num` samples at even distances, or
             of all in turn.
         batch_size: images at a time.
+        vae: where the autoencoder of latents is, if it is no longer where it was.
         accelerator: the processes; None for those there are.
         progress: None shows a bar in a terminal or notebook, True always, False never; a function is called while
             levels are fitted.
@@ -110,6 +117,9 @@ def open_images(
     dataset: Dataset
     if path.suffix in (".npy", ".npz"):
         dataset = _read_arrays(path)
+    elif is_latents(path):
+        _refuse_sampling(sampling, [], path)
+        return _decoded(load_encoded(path), num, batch_size, vae, accelerator)
     elif path.suffix in ARCHIVES or any(path.glob("*.png")) or (path.is_dir() and not _is_checkpoint(path)):
         dataset = ImageFolder(str(path)).load()
     elif not path.is_dir():
@@ -120,19 +130,14 @@ def open_images(
     else:
         num, model = NUM if num is None else num, read_model(find_checkpoint(path))
         if model.condition_shape is None or data is None:
-            source, given = CheckpointSampler(path, sampling), {}
+            source, given = checkpoint_sampler(path, sampling, vae=vae), {}
         else:
             conditions = conditions_of_data(data.load(), model, num)
-            source = CheckpointSampler(path, sampling, conditions=conditions)
+            source = checkpoint_sampler(path, sampling, conditions=conditions, vae=vae)
             given = {"data": to_config(data), "count": conditions.count, "digest": conditions.digest}
         with showing(progress, here=accelerator.is_main_process) as report:
             return _drawn(source, num, batch_size, accelerator, report, log, conditions=given)
-    extra = [f.name for f in dataclasses.fields(sampling) if getattr(sampling, f.name) != f.default]
-    extra += [] if num is None else ["num"]
-    if sampling.nfe is None and {"sampler", "tolerance"} & {*extra}:
-        extra.remove("nfe")  # its default ended
-    if extra:
-        raise ValueError(f"{', '.join(extra)} must not be given: the images in samples={path} are there already")
+    _refuse_sampling(sampling, [name for name, value in (("num", num), ("vae", vae)) if value is not None], path)
     return Images(
         dataset.event_shape,
         len(dataset),
@@ -141,6 +146,28 @@ def open_images(
         class_names=dataset.class_names,
         renumbered=dataset.renumbered is not None,
     )
+
+
+def _decoded(
+    latents: EncodedLatents, num: int | None, batch_size: int, vae: str | None, accelerator: Accelerator
+) -> Images:
+    """Images of `num` latents at even distances, or of all."""
+    dataset = DecodedLatents(latents, latents.autoencoder.load(vae, accelerator.device))
+    chosen = dataset.spread(len(dataset) if num is None else num)
+
+    def batches(numbers: Sequence[int]) -> Iterator[ImageBatch]:
+        return image_batches(dataset, batch_size, [chosen[number] for number in numbers])
+
+    return Images(dataset.event_shape, len(chosen), dataset.num_classes, batches, class_names=dataset.class_names)
+
+
+def _refuse_sampling(sampling: SamplingOptions, extra: list[str], path: Path) -> None:
+    """Refuse options of sampling, and `extra` ones, for images that are there."""
+    given = [f.name for f in dataclasses.fields(sampling) if getattr(sampling, f.name) != f.default]
+    if sampling.nfe is None and {"sampler", "tolerance"} & {*given}:
+        given.remove("nfe")  # its default ended
+    if given := [*given, *extra]:
+        raise ValueError(f"{', '.join(given)} must not be given: the images in samples={path} are there already")
 
 
 def _read_arrays(path: Path) -> Dataset:
@@ -176,7 +203,7 @@ def _drawn(
         return ((x.float(), source.labels(seeds)) for seeds, x in source.draw(prepared, numbers, batch_size))
 
     model = source.model
-    return Images(model.event_shape, num, model.num_classes, draw, drawn, class_names=model.class_names)
+    return Images(output_of(source).shape, num, model.num_classes, draw, drawn, class_names=model.class_names)
 
 
 class CutImages:

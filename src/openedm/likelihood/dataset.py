@@ -1,6 +1,5 @@
 """Log-likelihoods of the samples of a dataset, computed in batches, as columns of numbers."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -8,11 +7,11 @@ from jaxtyping import Int64
 from torch import Tensor
 
 from openedm.data import Dataset, align_classes
-from openedm.data.dataset import Batch
+from openedm.data.dataset import fetch_seeded
 from openedm.denoiser import Denoiser
 from openedm.ground import checks
 from openedm.ground.progress import ShowProgress, showing
-from openedm.ground.seeding import derive_seed, host_seeded
+from openedm.ground.seeding import derive_seed
 from openedm.likelihood.bits import BitsPerDim, bits_per_dim
 from openedm.likelihood.density import Likelihood, LogProb
 
@@ -78,7 +77,8 @@ def dataset_log_prob(
         for done, part in enumerate(batches, start=1):
             # A seed for each index, different for every `seed`.
             seeds = [seed * len(dataset) + int(index) for index in part]
-            x, labels = _fetch(dataset, part, seeds)
+            # Not the numbers of the probes.
+            x, labels = fetch_seeded(dataset, part, [derive_seed(seed, 1) for seed in seeds])
             condition = dataset.condition_layout.select(labels, denoiser.condition_layout)
             columns = {"index": part}
             found: LogProb | BitsPerDim
@@ -91,15 +91,3 @@ def dataset_log_prob(
             parts.append({**columns, "standard_error": found.standard_error.cpu(), "nfe": found.nfe.cpu()})
             report("batches", done, len(batches))
     return {name: torch.cat([part[name] for part in parts]) for name in parts[0]}
-
-
-def _fetch(dataset: Dataset, part: Int64[Tensor, "samples"], seeds: Sequence[int]) -> Batch:
-    """The samples and conditions of a batch; each with its own seed where they are drawn anew."""
-    if not dataset.random:
-        return dataset.fetch(part)
-    rows: list[Batch] = []
-    for index, seed in zip(part, seeds, strict=True):
-        with host_seeded(derive_seed(seed, 1)):  # not the numbers of the probes
-            rows.append(dataset.fetch(index[None]))
-    conditions = [condition for _, condition in rows if condition is not None]
-    return torch.cat([x for x, _ in rows]), torch.cat(conditions) if conditions else None

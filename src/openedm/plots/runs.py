@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from openedm.data import Dataset, save_image
+from openedm.data.autoencoder import Codec
 from openedm.data.pictures import MAX_CLASS_COLUMNS, captioned, grid_columns, image_grid
 from openedm.denoiser import Condition, Denoiser, Preconditioned
 from openedm.ground.storage import write_array
@@ -45,6 +46,7 @@ class RunFigures(Observer):
         data: the data whose conditions the samples of a model with float conditions have. Without them there are no
             grids of such a model, unless it has `condition_dropout`: then the samples have no condition.
         guidance: the weight of classifier-free guidance of the samples that have a condition.
+        codec: decodes the samples of a model of latents to images; without, they are drawn as fields.
     """
 
     def __init__(
@@ -55,9 +57,10 @@ class RunFigures(Observer):
         sampler: Sampler,
         data: Dataset | None = None,
         guidance: GuidanceWeight = Interval(),
+        codec: Codec | None = None,
     ) -> None:
         self._folder, self._log, self._objective, self._sampler, self._data = folder, log, objective, sampler, data
-        self._guidance = guidance
+        self._guidance, self._codec = guidance, codec
 
     def on_validation(self, images: int, loss: ValidationLoss) -> list[Path]:
         """Draw the curves anew, and return their paths."""
@@ -111,8 +114,9 @@ class RunFigures(Observer):
 
     def _write(self, images: int, x: Tensor, columns: int, names: Sequence[str] | None = None) -> list[Path]:
         self._folder.mkdir(parents=True, exist_ok=True)
+        x = x if self._codec is None or not bool(x.isfinite().all()) else self._codec.decode(x)
         picture = self._folder / f"samples-{images:012d}.png"
-        if x.ndim == 4 and (self._data is None or self._data.kind == "images"):
+        if x.ndim == 4 and (self._data is None or self._data.kind == "images" or self._codec is not None):
             grid = image_grid(x, columns, scale=max(1, 32 // x.shape[-1]))
             save_image(captioned(grid, names) if names else grid, picture)
             return [picture]

@@ -4,6 +4,9 @@ The order is a function of the seed and the position in the run alone, so that a
 a random permutation of the samples. For data that are read part by part (`Chunks`), a pass concatenates the chunks in a
 random order and divides the sequence into L lanes of equal length; in each lane, blocks of window / L successive
 samples are shuffled, and position p of the pass is sample ⌊p / L⌋ of lane p mod L.
+
+Data that are drawn anew, such as latents, are drawn from a seed for each position of the run, so that they do not
+depend on the number of processes and of rounds.
 """
 
 import signal
@@ -18,6 +21,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from openedm.data import Batch, Chunks, Dataset
+from openedm.data.dataset import fetch_seeded
 from openedm.ground.seeding import derive_seed, generator, host_seeded
 from openedm.training.options import DATA, ITEMS, Options
 
@@ -87,23 +91,30 @@ def rows_of(round_: int, rank: int, processes: int, options: Options) -> slice:
 
 def _iterate_indices(
     dataset: Dataset, options: Options, start: int, rank: int, processes: int
-) -> Iterator[tuple[int, list[int]]]:
-    """An endless iterator of a seed and the indices of each batch, from image `start`."""
+) -> Iterator[tuple[int | list[int], list[int]]]:
+    """An endless iterator of a seed, or one for each sample, and the indices of each batch, from image `start`."""
     for images in count(start, options.batch_size):
         indices = batch_indices(options.seed, len(dataset), images, options.batch_size, dataset.chunks)
         for round_ in range(options.rounds):
             rows = rows_of(round_, rank, processes, options)
-            yield derive_seed(options.seed, ITEMS, images, rows.start), indices[rows].tolist()
+            chosen = indices[rows].tolist()
+            if dataset.random:
+                positions = range(images + rows.start, images + rows.stop)
+                yield [derive_seed(options.seed, ITEMS, position) for position in positions], chosen
+            else:
+                yield derive_seed(options.seed, ITEMS, images, rows.start), chosen
 
 
 class _FetchedBatches(torch.utils.data.Dataset[Batch]):
-    """A dataset whose items are whole batches; torch's global generator is seeded for each, for random datasets."""
+    """A dataset whose items are whole batches; torch's global generator is seeded for each, or for each sample."""
 
     def __init__(self, dataset: Dataset) -> None:
         self.dataset = dataset
 
-    def __getitem__(self, batch: tuple[int, list[int]]) -> Batch:
+    def __getitem__(self, batch: tuple[int | list[int], list[int]]) -> Batch:
         seed, indices = batch
+        if isinstance(seed, list):
+            return fetch_seeded(self.dataset, indices, seed)
         with host_seeded(seed):
             return self.dataset.fetch(indices)
 

@@ -11,6 +11,7 @@ from torch import nn
 from openedm import preconditioning as preconditionings
 from openedm.conditions import ConditionLayout
 from openedm.data import Dataset, Statistics, Stored, as_dataset, measure
+from openedm.data.autoencoder import Autoencoder
 from openedm.data.dataset import measure_conditions
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
@@ -60,6 +61,7 @@ class Model(Choice):
             None if it is not known.
         noise_range: the lowest and the highest noise level that the network supports; None for those of the
             preconditioning, between which they must be.
+        autoencoder: that which made the samples, latents, of images; its weights are not part of the model.
 
     Raises:
         ValueError: a value is out of its range, the names do not fit the classes, units or a range do not fit their
@@ -81,6 +83,7 @@ class Model(Choice):
     condition_units: Units | None = None
     condition_range: tuple[tuple[float, float], ...] | None = None
     noise_range: tuple[float, float] | None = None
+    autoencoder: Autoencoder | None = None
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -106,6 +109,8 @@ class Model(Choice):
             self.condition_units.check("condition_units", self.condition_shape)
         if self.condition_range is not None:
             _check_range(self.condition_range, self.condition_shape)
+        if self.autoencoder is not None and len(self.event_shape) != 3:
+            raise ValueError(f"autoencoder must be None for samples of shape {self.event_shape}, which are no latents")
         low, high = self.sigma_range
         checks.ordered("noise_range[0]", low, "noise_range[1]", high)
         checks.at_least("noise_range[0]", low, self.preconditioning.sigma_min)
@@ -136,7 +141,8 @@ class Model(Choice):
     ) -> "Model":
         """The description of a denoiser for `dataset`, with the shapes, classes, units and σ_data of the data.
 
-        Images in [-1, 1] stay as they are, with their own σ_data, unless their mean is more than 2 σ_data from 0, as of
+        Data that come with units of their own, such as latents, are standardised by these. Images in [-1, 1] stay as
+        they are, with their own σ_data, unless their mean is more than 2 σ_data from 0, as of
         dark pictures without contrast. All other data are standardised, each channel to mean 0 and EDM's σ_data of 0.5,
         and so are float conditions, each channel to mean 0 and a standard deviation of 1.
 
@@ -153,7 +159,8 @@ class Model(Choice):
                 then used as they are, with the σ_data that is measured.
 
         Raises:
-            ValueError: the data are constant, or hold a value that is not finite.
+            ValueError: the data are constant, or hold a value that is not finite; or `standardise` is False for data
+                that come with units.
 
         Warns:
             UserWarning: a few values decide how wide the data are (`Statistics.outliers`).
@@ -169,7 +176,10 @@ class Model(Choice):
                 f"the data are constant, {statistics.mean:g} in all {statistics.count} samples that were read: their "
                 "standard deviation, sigma_data, must be > 0"
             )
-        if dataset.kind == "images":
+        if dataset.units is not None:
+            if not standardise:
+                raise ValueError(f"standardise must be true for {dataset.describe()}, which come with their units")
+        elif dataset.kind == "images":
             standardise = standardise and abs(statistics.mean) > FAR_FROM_0 * statistics.std
         elif standardise:
             _warn_of_outliers("data", statistics)
@@ -186,9 +196,10 @@ class Model(Choice):
             augment_dim=augment_dim,
             condition_dropout=condition_dropout and condition_shape is not None,
             stored=dataset.stored,
-            units=_units(statistics) if standardise else None,
+            units=dataset.units or (_units(statistics) if standardise else None),
             condition_units=condition_units,
             condition_range=condition_range,
+            autoencoder=dataset.autoencoder,
         )
 
     @property

@@ -7,6 +7,7 @@ from typing import Literal
 import torch
 
 from openedm.data import Dataset
+from openedm.data.autoencoder import Autoencoder
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.objective import Objective
@@ -203,7 +204,14 @@ def check_compatibility(
             raise ValueError(
                 f"{name} must have conditions of shape {model.condition_shape}, got {data.condition_shape}"
             )
+        if data is not None:
+            _check_autoencoder(name, model.autoencoder, data)
     _check_dropout(model, options)
+    if options.augmentation is not None and model.autoencoder is not None:
+        raise ValueError(
+            f"augmentation must be None for latents, got {options.augmentation}: a transformed latent is not the "
+            "latent of the transformed image; openedm data encode --mirror true encodes mirrored images, too"
+        )
     if options.augmentation is not None and (len(model.event_shape) != 3 or min(model.event_shape[1:]) < 2):
         raise ValueError(f"augmentation must be None for samples of shape {model.event_shape}: it transforms images")
     if options.augmentation is not None and model.augment_dim != options.augment_dim:
@@ -220,6 +228,16 @@ def check_compatibility(
             f"objective: {fraction_outside:.0%} of the noise levels of {objective.noise} are outside "
             f"[{low:.4g}, {high:.4g}], the range of {model.preconditioning}: give both the same schedule or range"
         )
+
+
+def _check_autoencoder(name: str, own: Autoencoder | None, data: Dataset) -> None:
+    """Refuse latents of another autoencoder than that of the model, wherever it is kept."""
+    if own is None:
+        return
+    if data.autoencoder is None:
+        raise ValueError(f"{name} must be latents of the autoencoder {own.path}, got {data.describe()}")
+    if data.autoencoder != own:
+        raise ValueError(f"{name} must be latents of the model's autoencoder, {own}, got those of {data.autoencoder}")
 
 
 def _check_dropout(model: Model, options: Options) -> None:

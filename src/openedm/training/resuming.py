@@ -90,6 +90,8 @@ def check_unchanged(
         raise ValueError(f"{folder / 'training.json'} does not describe the run's settings: {error}") from error
     model_before = read_model(folder)
     model = replace(model, condition_range=model_before.condition_range)  # older runs lack it; no step depends on it
+    if model.autoencoder == model_before.autoencoder:
+        model = replace(model, autoencoder=model_before.autoencoder)  # wherever it is kept
     pairs: dict[str, tuple[Choice, Choice]] = {
         "model": (model_before, model),
         "objective": (objective_before, objective),
