@@ -34,6 +34,14 @@ def run(folder: str = "runs/demo/run", *, images: int = 64, **options: object) -
     Trainer(model, data, options=chosen, run=folder).fit()
 
 
+def autoencoder(folder: str) -> None:
+    """An AutoencoderKL with random weights that halves height and width."""
+    from diffusers import AutoencoderKL
+
+    kinds = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    AutoencoderKL(**kinds, block_out_channels=(8, 16), norm_num_groups=4).save_pretrained(folder)
+
+
 def table(file: str) -> None:
     """A parquet file of digits with two numbers a row: how much ink, and how slanted."""
     import io

@@ -20,6 +20,7 @@ from jsonargparse import ArgumentParser
 import openedm
 from openedm import levels, preconditioning, schedules
 from openedm.data import Form
+from openedm.data.autoencoder import Autoencoder
 from openedm.ground.choices import Choice, brief, class_path, from_config, to_config
 from openedm.inference import (
     Bijection,
@@ -82,6 +83,7 @@ EXAMPLES: dict[type[Choice], Choice] = {
     OwnPrior: OwnPrior(torch.distributions.MultivariateNormal(torch.zeros(2), torch.eye(2))),
     Truncated: Truncated(Box((0.0,), (1.0,)), (0.2,), (0.4,)),
     Form: Form(size=8),
+    Autoencoder: Autoencoder("vae", False, "0" * 64, (3, 16, 24)),
     JoinedSummary: JoinedSummary(("image", "number"), ((1, 8, 8), (1,))),
 }
 """Choices whose fields have no defaults, and no values that suit them all."""

@@ -49,10 +49,10 @@ def describe_preset(name: str) -> dict[str, str]:
     averages = f"half-life {options.average.half_life:,.0f} images"
     if options.power_average is not None:
         averages += f"; powers of width {', '.join(f'{width:g}' for width in options.power_average.sigma_rel)}"
-    latents = ": --data.path FILE.npz, as for openedm.data.Latents, not images" if "latents" in data else ""
+    latents = ": --data.path FILE.npz, as for openedm.data.Latents, or shards of openedm data encode --scaling edm2"
     return {
         "preset": name,
-        "data": data + latents,
+        "data": data + (latents if "latents" in data else ""),
         "sample": " × ".join(map(str, shape)),
         "classes": str(num_classes if values["conditional"] else 0),
         "network": str(values["network"]),

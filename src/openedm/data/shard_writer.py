@@ -8,7 +8,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from openedm.data.decoding import as_array, decode_picture, decode_upright
 from openedm.data.encoded import EncodedImages
@@ -23,14 +23,7 @@ BLOCK_SIZE = 256
 """The number of images that are read before the threads decode them."""
 
 
-class Recorded(Protocol):
-    """What the record of any shard has."""
-
-    bytes: int
-    sha256: str
-
-
-S = TypeVar("S", bound=Recorded)
+S = TypeVar("S")
 
 
 @dataclass
@@ -188,7 +181,7 @@ def completed_shard(out: Path, file: str, kind: Callable[..., S]) -> S | None:
     if not record.exists() or not shard.exists():
         return None
     try:
-        found = kind(**read_json(record))
+        found: Any = kind(**read_json(record))
     except TypeError as error:
         raise ValueError(f"{record} does not describe a shard of the conversion: {error}") from error
     whole = shard.stat().st_size == found.bytes and file_digest(shard) == found.sha256
