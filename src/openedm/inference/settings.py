@@ -43,6 +43,7 @@ class MixtureOptions(Choice):
         structures: of the noise, of `openedm.networks.structured.STRUCTURES`, tried in the same way; "independent" only
             where the columns of x are exchangeable.
         width, num_blocks: sizes of each member.
+        wider: further widths to try, for four times `pilot_steps`; the one with the highest held-out likelihood is taken.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
         batch_size: rows a member and step.
@@ -59,6 +60,7 @@ class MixtureOptions(Choice):
     components: tuple[int, ...] = (1, 8)
     structures: tuple[str, ...] = STRUCTURES
     width: int = 64
+    wider: tuple[int, ...] = ()
     num_blocks: int = 2
     steps: int = 5000
     pilot_steps: int = 1000
@@ -78,6 +80,8 @@ class MixtureOptions(Choice):
             raise ValueError(f"components must hold counts >= 1, got {self.components}")
         if not self.structures:
             raise ValueError("structures must name at least one structure, got none")
+        for i, width in enumerate(self.wider):
+            checks.at_least(f"wider[{i}]", width, 1)
         for i, structure in enumerate(self.structures):
             checks.one_of(f"structures[{i}]", structure, STRUCTURES)
 
@@ -173,9 +177,9 @@ class Settings(Choice):
         """The rule.
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
-          30,000 simulations on 128, with 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between
-          2000 and 25,000; other data get none. Its factor is "full" only where that has at most a tenth as many entries
-          as there are simulations.
+          3000 simulations on 64 or 128 by trials, from 30,000 on 128, with 10,000 · √(n / 10,000) steps, half as many
+          for up to two parameters, between 2000 and 25,000; other data get none. Its factor is "full" only where that
+          has at most a tenth as many entries as there are simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
           3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
           3000 simulations a tenth of the hidden numbers is dropped, up to 30,000 a twentieth. The noise on x is, at
@@ -207,6 +211,7 @@ class Settings(Choice):
             components=(1, 8) if x_shape[0] <= 16 else (1,),
             structures=every,
             width=128 if many else 64,
+            wider=(128,) if 3000 <= simulations < 30_000 else (),
             steps=steps,
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),
