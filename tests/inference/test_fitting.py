@@ -9,7 +9,7 @@ from torch import nn
 
 from fitted import TINY
 from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit, load
-from openedm.inference.emulator import Form, choose_width
+from openedm.inference.emulator import Form, choose_size
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
 from openedm.networks import ConditionalMLP, SetSummary
@@ -325,13 +325,13 @@ def test_one_number_a_simulation_needs_no_second_axis() -> None:
         assert calibrate(posterior, theta[:20], x[:20], num_samples=2).ranks.shape == (20, 1)
 
 
-def test_the_width_of_the_emulator_is_chosen_by_the_held_out_likelihood() -> None:
+def test_the_size_of_the_emulator_is_chosen_by_the_held_out_likelihood() -> None:
     u = torch.linspace(-1.5, 1.5, 600)[:, None]
     y = torch.sin(4 * u) + 0.05 * torch.randn(600, 1, generator=torch.Generator().manual_seed(0))
-    options = MixtureOptions(width=2, wider=(32,), num_blocks=1, steps=160, pilot_steps=40, batch_size=128, learning_rate=1e-2)
-    form = Form(0, "constant", 1)
-    assert choose_width(y, u, options, form).width == 32
-    assert choose_width(y, u, replace(options, width=32, wider=(2,)), form).width == 32
-    assert choose_width(y, u, replace(options, wider=()), form).width == 2
-    with pytest.raises(ValueError, match=r"wider\[0\] must be >= 1, got 0"):
-        MixtureOptions(wider=(0,))
+    options = MixtureOptions(width=2, num_blocks=1, larger=((32, 1),), steps=160, pilot_steps=40, batch_size=128)
+    options, form = replace(options, learning_rate=1e-2), Form(0, "constant", 1)
+    assert choose_size(y, u, options, form).width == 32
+    assert choose_size(y, u, replace(options, width=32, larger=((2, 1),)), form).width == 32
+    assert choose_size(y, u, replace(options, larger=()), form).width == 2
+    with pytest.raises(ValueError, match=r"larger\[0\] must be >= 1, got 0"):
+        MixtureOptions(larger=((64, 0),))

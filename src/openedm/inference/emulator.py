@@ -31,7 +31,7 @@ __all__ = [
     "Form",
     "LearnedSimulator",
     "choose_form",
-    "choose_width",
+    "choose_size",
     "draw_simulations",
     "fit_mixture",
     "learn_simulator",
@@ -100,7 +100,7 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
     target, form = _choose_target(maps, kept, inputs, options, seed)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
-    options = choose_width(y, inputs, options, form, seed=seed)
+    options = choose_size(y, inputs, options, form, seed=seed)
     fitted = fit_mixture(y, inputs, options, form.components, structure=form.structure, seed=seed, progress=progress)
     if target is not None and set(target.kinds) != {"identity"} and not maps.exchangeable:
         maps = replace(maps, columns=target)
@@ -234,7 +234,7 @@ def choose_form(
     return close[0] if len(close) == 1 else max(close, key=lambda form: trial(form, long))
 
 
-def choose_width(
+def choose_size(
     y: Float[Tensor, "rows dim"],
     u: Float[Tensor, "rows condition"],
     options: MixtureOptions,
@@ -242,24 +242,24 @@ def choose_width(
     *,
     seed: int = 0,
 ) -> MixtureOptions:
-    """The options with the width of the highest held-out likelihood: a mean that bends much needs more, noise less.
+    """The options with the size of the highest held-out likelihood: a mean that bends much needs depth, noise little.
 
     Args:
         y, u: standardised rows.
-        options: `wider` widths are tried beside `width`, by one member each, for four times `pilot_steps`.
+        options: the sizes `larger` are tried beside its own, by one member each, for four times `pilot_steps`.
         form: structure and number of Gaussians.
         seed: as for `fit_mixture`.
     """
-    if not options.wider:
+    if not options.larger:
         return options
-    steps = min(4 * options.pilot_steps, options.steps)
+    sizes = [options, *(replace(options, width=width, num_blocks=blocks) for width, blocks in options.larger)]
 
-    def trial(width: int) -> float:
-        single = replace(options, members=1, steps=steps, width=width)
+    def trial(size: MixtureOptions) -> float:
+        single = replace(size, members=1, steps=min(4 * options.pilot_steps, options.steps))
         fitted = fit_mixture(y, u, single, form.components, structure=form.structure, seed=seed)
         return fitted.log_prob if math.isfinite(fitted.log_prob) else -math.inf
 
-    return replace(options, width=max((options.width, *options.wider), key=trial))
+    return max(sizes, key=trial)
 
 
 def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]:

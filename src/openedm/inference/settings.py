@@ -43,7 +43,8 @@ class MixtureOptions(Choice):
         structures: of the noise, of `openedm.networks.structured.STRUCTURES`, tried in the same way; "independent" only
             where the columns of x are exchangeable.
         width, num_blocks: sizes of each member.
-        wider: further widths to try, for four times `pilot_steps`; the one with the highest held-out likelihood is taken.
+        larger: further pairs (width, num_blocks) to try, for four times `pilot_steps`; those with the highest held-out
+            likelihood are taken.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
         batch_size: rows a member and step.
@@ -60,8 +61,8 @@ class MixtureOptions(Choice):
     components: tuple[int, ...] = (1, 8)
     structures: tuple[str, ...] = STRUCTURES
     width: int = 64
-    wider: tuple[int, ...] = ()
     num_blocks: int = 2
+    larger: tuple[tuple[int, int], ...] = ()
     steps: int = 5000
     pilot_steps: int = 1000
     batch_size: int = 256
@@ -80,8 +81,8 @@ class MixtureOptions(Choice):
             raise ValueError(f"components must hold counts >= 1, got {self.components}")
         if not self.structures:
             raise ValueError("structures must name at least one structure, got none")
-        for i, width in enumerate(self.wider):
-            checks.at_least(f"wider[{i}]", width, 1)
+        for i, size in enumerate(self.larger):
+            checks.at_least(f"larger[{i}]", min(size), 1)
         for i, structure in enumerate(self.structures):
             checks.one_of(f"structures[{i}]", structure, STRUCTURES)
 
@@ -211,7 +212,7 @@ class Settings(Choice):
             components=(1, 8) if x_shape[0] <= 16 else (1,),
             structures=every,
             width=128 if many else 64,
-            wider=(128,) if 3000 <= simulations < 30_000 else (),
+            larger=() if many else ((64, 6),) if simulations < 3000 else ((64, 6), (128, 4)),
             steps=steps,
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),
