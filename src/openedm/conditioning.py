@@ -52,6 +52,7 @@ class Conditioned(Wrapper):
 
     def __init__(self, denoiser: Denoiser, measurement: Measurement) -> None:
         super().__init__(denoiser)
+        denoiser.check_gives_mean()
         if denoiser.event_shape is not None:
             measurement.check(denoiser.event_shape)
         self.measurement = measurement

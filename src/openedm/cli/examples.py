@@ -16,6 +16,12 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
         "openedm sample runs/photos samples.npz --nfe 12",
         "openedm sample runs/photos samples --sampler.solver Heun --sampler.levels.num_steps 18",
     ),
+    "distill": (
+        "openedm distill runs/photos runs/photos-fast",
+        "openedm distill runs/photos runs/guided --objective.pairs teacher --objective.guidance 2",
+        "openedm distill runs/photos runs/photos-fast --options.images 2000000 --dropout 0.2",
+        "openedm distill runs/photos runs/photos-fast --resume true",
+    ),
     "evaluate": (
         "openedm evaluate runs/photos --data ImageFolder --data.path photos --num 5000",
         "openedm evaluate samples --data ImageFolder --data.path photos --out report.json",

@@ -33,6 +33,7 @@ def info(checkpoint: str) -> None:
     model, tensors = read_model(folder), read_weights(folder)
     values = {
         "checkpoint": str(folder),
+        "kind": "consistency model, for MultistepConsistency" if model.consistency else "denoiser",
         "network": str(model.network),
         "parameters": f"{count_parameters(tensors):,}",
         "preconditioning": str(model.preconditioning),

@@ -21,6 +21,7 @@ from openedm.ground.locks import is_first_process, until_the_end
 
 COMMANDS = {
     "train": "train a denoiser on images, arrays or toy data",
+    "distill": "turn a trained denoiser into a model of one or two evaluations",
     "sample": "draw samples from a checkpoint",
     "evaluate": "score samples against real data",
     "compare": "compare runs, checkpoints and ways of sampling, in one table and one figure",

@@ -235,7 +235,7 @@ def _recorded_options(
     """The options that a command takes from earlier runs, with lower priority than all that are given.
 
     A command has them if it has a function `recorded_options`, of the options given: those of files, and of the command
-    line by their first name, and under "" its first positional argument.
+    line by their first name, the positional arguments by their names, and under "" the first of them.
     """
     function = getattr(command, "recorded_options", None)
     if function is None:
@@ -244,6 +244,8 @@ def _recorded_options(
     positional = [argument for i, argument in enumerate(arguments) if i not in taken and not argument.startswith("-")]
     given: Plain = {name: value for content in contents for name, value in content.items()}
     given |= {".".join(names): _parse_yaml(text) for names, text, _ in typed}
+    required = [name for name, option in options_of(command).items() if option.default is REQUIRED]
+    given |= dict(zip(required, positional, strict=False))
     found: Plain = function(given | {"": next(iter(positional), None)})
     return found
 

@@ -1,54 +1,31 @@
 """`openedm train`: train a denoiser."""
 
-import warnings
-from collections.abc import Mapping, Sequence
-from contextlib import closing
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
-
-from accelerate import Accelerator
-from accelerate.tracking import get_available_trackers
+from typing import Any
 
 from openedm import objective as objectives
 from openedm import preconditioning as preconditionings
 from openedm.cli.budgeting import choose, dotted_names, names_given
-from openedm.cli.importing import check_known_classes, listed_imports, recorded
-from openedm.cli.parsing import dump
+from openedm.cli.importing import check_known_classes, listed_imports
 from openedm.cli.plain import read_options, to_plain
-from openedm.cli.terminal import StopSignal, print_line
+from openedm.cli.running import Tracker, check_run_folder, run_training
 from openedm.data import Dataset, Digits, Source
-from openedm.data.autoencoder import Codec
-from openedm.ground.digests import seal_text
-from openedm.ground.locks import hold_folder
-from openedm.ground.storage import check_folders, replacing
 from openedm.guidance import GuidanceWeight, Interval
 from openedm.networks import DDPMpp, Network
 from openedm.objective import Objective
-from openedm.plots.runs import RunFigures, grid_evaluations
 from openedm.preconditioning import Preconditioning
 from openedm.sampling import Sampler
 from openedm.training import (
     BudgetName,
     Initial,
-    LogLines,
     Model,
     Options,
-    Plan,
-    RunLog,
-    RunTracker,
-    Trainer,
-    TrainingBar,
     find_checkpoint,
     list_checkpoints,
     make_accelerator,
-    num_parameters,
     read_model,
 )
-from openedm.training.checkpoints import list_incomplete
-
-RUN_CONTENT = ("config.yaml", "checkpoints", "log.jsonl", "tracking", "averages", "figures")
-
-Tracker = Literal["tensorboard", "csv", "wandb", "mlflow", "comet_ml", "none"]
 
 
 def train(
@@ -116,57 +93,29 @@ def train(
     if preset is not None:  # on the command line it is replaced by a --config file
         raise ValueError(f"preset must be given on the command line, as --preset {preset}, and not in a --config file")
     run = Path(out)
-    earlier = _check(run, tracker, resume=resume)
+    earlier = check_run_folder(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
     chosen = choose(budget, data, network, objective, options, sampler, guidance, accelerator, conditional, earlier)
     dataset, network, options, guidance = chosen.dataset, chosen.network, chosen.options, chosen.guidance
     values |= {"data": chosen.data, "network": network, "options": options, "guidance": guidance}
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
-    log, bar = RunLog(run / "log.jsonl", options), TrainingBar(options)
-    codec = _codec(model, options, vae, accelerator)
-    curves = [] if tracker == "none" else [RunTracker(accelerator)]
-    shown = dataset if validation is None else validation.load()
-    figures = RunFigures(run / "figures", log, objective.for_data(model.sigma_data), sampler, shown, guidance, codec)
-    trainer = Trainer(
+    return run_training(
+        run,
         model,
         dataset,
         objective,
         options,
-        run=run,
-        validation=shown,
-        init=None if earlier else init,
-        observers=[bar, LogLines(print_line), log, figures, *curves],
+        values=values,
+        validation=validation,
+        sampler=sampler,
+        guidance=guidance,
+        init=init,
+        tracker=tracker,
         accelerator=accelerator,
+        vae=vae,
+        notes=chosen.lines,
     )
-    changed = trainer.resume(changes=names_given.get() or ()) if earlier else ()
-    plan = None if trainer.finished else trainer.plan()
-    about: list[str] = []
-    if accelerator.is_main_process:
-        notes = [f"chosen   {line}" for line in chosen.lines] + [f"changed  {line}" for line in changed]
-        about = _describe(trainer, dataset.describe(), plan, notes, grid_evaluations(dataset, sampler, guidance))
-        print(*about, sep="\n")
-        _record(run, values)
-        log.start(trainer.state.images)
-    _fit(trainer, bar, curves, to_plain(values), about)
-    if accelerator.is_main_process:
-        print(_outcome(trainer))
-    return 0 if trainer.finished else 130
-
-
-def _codec(model: Model, options: Options, vae: str | None, accelerator: Accelerator) -> Codec | None:
-    """The autoencoder for grids of samples, on the process that draws them; None where there is nothing to decode."""
-    if model.autoencoder is None or options.snapshot_every == 0:
-        if vae is not None:
-            why = "the data are no latents" if model.autoencoder is None else "options.snapshot_every is 0"
-            raise ValueError(f"vae must not be given, as {why}, got {vae!r}")
-        return None
-    if not accelerator.is_main_process:
-        return None
-    try:
-        return model.autoencoder.load(vae, accelerator.device)
-    except (ImportError, ValueError) as error:
-        raise type(error)(f"{error} (grids of samples need it; without them: --options.snapshot_every 0)") from error
 
 
 def _describe_model(
@@ -206,71 +155,3 @@ def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
 
 
 train.recorded_options = recorded_options  # type: ignore[attr-defined]
-
-
-def _check(run: Path, tracker: str, *, resume: bool) -> bool:
-    """Whether the folder has checkpoints; ValueError if it has some but not `resume`, or for an unknown tracker."""
-    check_folders("out", run)
-    hold_folder(run, "out")
-    earlier = bool(list_checkpoints(run))
-    others = [path.name for path in run.glob("[!.]*") if path.name not in RUN_CONTENT]
-    if others and not any((run / name).exists() for name in RUN_CONTENT):
-        raise ValueError(f"out={run} holds other things and no run, such as {min(others)}: choose another folder")
-    if earlier and not resume:
-        raise ValueError(f"out={run} already has a run: pass --resume true to continue it, or choose another folder")
-    for path in list_incomplete(run):
-        start = f"the run goes on from {list_checkpoints(run)[-1]}" if earlier else "the run begins at its start"
-        warnings.warn(f"{path} is not a complete checkpoint, as files are missing or empty: {start}", stacklevel=2)
-    if tracker not in ("none", "csv") and tracker not in [t.value for t in get_available_trackers()]:
-        raise ValueError(
-            f"tracker={tracker!r} is not installed: pip install {tracker}, or choose tensorboard, csv or none"
-        )
-    return earlier
-
-
-def _record(run: Path, values: dict[str, Any]) -> None:
-    """Write the options to the run's config.yaml, and which modules were imported."""
-    values |= {"import": list(recorded.get())} if recorded.get() else {}
-    run.mkdir(parents=True, exist_ok=True)
-    with replacing(run / "config.yaml") as path:
-        path.write_text(seal_text(dump(values)), encoding="utf-8")
-
-
-def _fit(
-    trainer: Trainer, bar: TrainingBar, curves: Sequence[RunTracker], options: Mapping[str, Any], about: Sequence[str]
-) -> None:
-    """Train until the end, or until a signal to stop."""
-    project = "tracking" if options["tracker"] == "tensorboard" else "openedm"  # TensorBoard's is a folder in the run
-    for curve in curves:
-        curve.start(project, options, options["out"], "\n".join(about))
-    with StopSignal() as stop, closing(bar):
-        trainer.fit(stop.is_set)
-    if curves:
-        trainer.accelerator.end_training()
-
-
-def _outcome(trainer: Trainer) -> str:
-    where = f"{trainer.state.images:,} images; the run is in {trainer.run}"
-    if trainer.finished:
-        return f"trained on {where}"
-    return f"stopped at {where}\ncontinue with the same command and --resume true"
-
-
-def _describe(trainer: Trainer, data: str, plan: Plan | None, notes: Sequence[str], grid: int) -> list[str]:
-    """The lines about a run that are printed before it begins."""
-    model, device = trainer.model, trainer.accelerator.device
-    lines = list(notes)
-    lines.append(f"data     {data}, sigma_data {model.sigma_data:.4f}")
-    if model.units is not None:
-        lines.append(f"units    mean ± width of a channel: {model.units.describe(model.sigma_data)}")
-    lines.append(f"network  {model.network}: {num_parameters(trainer.denoiser):,} parameters on {device}")
-    if trainer.origin is not None:
-        new = trainer.origin.get("new_parameters")
-        lines.append(f"init     {trainer.origin['origin']}" + (f"; {len(new)} parameters start anew" if new else ""))
-    if trainer.state.images:
-        lines.append(f"resumed  at {trainer.state.images:,} images")
-    if plan is not None:
-        options, seen = trainer.options, trainer.state.images
-        evaluations = options.evaluations(len(trainer.validation), grid, seen)
-        lines += plan.describe(options.images - seen, trainer.accelerator.num_processes, evaluations)
-    return lines

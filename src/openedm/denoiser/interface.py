@@ -42,6 +42,8 @@ class Denoiser(nn.Module, ABC):
         rows: the number of samples for which it has individual settings, such as guidance weights; None if it has none.
         location: the centre of the data's units, in a shape that broadcasts against a sample; None means 0.
         scale: S, likewise; None means 1. Noise levels, σ_data and the range of the denoiser are in units of it.
+        consistency: whether it is a consistency function instead: it estimates the end of the path of the ODE through
+            x, a sample, and not the mean of y. Only `sampling.MultistepConsistency` draws samples with it.
     """
 
     sigma_min: float = 0.0
@@ -54,6 +56,7 @@ class Denoiser(nn.Module, ABC):
     condition_dropout: bool = False
     location: Tensor | None = None
     scale: Tensor | None = None
+    consistency: bool = False
 
     @property
     def condition_layout(self) -> ConditionLayout:
@@ -155,6 +158,14 @@ class Denoiser(nn.Module, ABC):
                 f"x must have shape (batch, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}"
             )
 
+    def check_gives_mean(self) -> None:
+        """Raise ValueError for a consistency function, which has no score."""
+        if self.consistency:
+            raise ValueError(
+                "denoiser must estimate the mean of y, got a consistency function, which has no score and follows no "
+                "ODE: use the denoiser that it was distilled from"
+            )
+
     def check_condition(self, condition: Condition, count: int) -> None:
         """Raise an error unless the condition fits `count` samples.
 
@@ -197,7 +208,8 @@ class Denoiser(nn.Module, ABC):
     def score(
         self, x: Float[Tensor, "batch *event"], sigma: Values, condition: Condition = None
     ) -> Float[Tensor, "batch *event"]:
-        """∇ₓ log p(x; σ) = (D(x; σ) − x)/(σS)²  (eq. 3)."""
+        """∇ₓ log p(x; σ) = (D(x; σ) − x)/(σS)²  (eq. 3). ValueError for a consistency function."""
+        self.check_gives_mean()
         score = (self(x, sigma, condition) - x) / per_sample(float64(sigma).square(), x)
         return score if self.scale is None else score / like(self.scale, x).square()
 

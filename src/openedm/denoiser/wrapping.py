@@ -11,7 +11,7 @@ from openedm.schedules import Values
 
 __all__ = ["CONDITION", "RANGE", "UNITS", "Wrapper", "take_attributes"]
 
-RANGE = ("rows", "event_shape", "sigma_data", "sigma_min", "sigma_max")
+RANGE = ("rows", "event_shape", "sigma_data", "sigma_min", "sigma_max", "consistency")
 CONDITION = ("num_classes", "condition_shape", "condition_dropout")
 UNITS = ("location", "scale")
 

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
@@ -25,9 +26,10 @@ from openedm.generation.classes import find_classes
 from openedm.ground import checks
 from openedm.ground.regular import read_limited
 from openedm.ground.storage import parse_json
+from openedm.ground.tensors import as_tensor
 from openedm.training import Model
 
-__all__ = ["Conditions", "conditions_of_data", "read_conditions", "warn_of_range"]
+__all__ = ["Conditions", "conditions_for", "conditions_of_data", "read_conditions", "warn_of_range"]
 
 NUM_PROBED = 256
 """The largest number of samples of some data whose conditions are compared with those of training."""
@@ -310,3 +312,28 @@ def _say_cropped(cropped: int, count: int, size: tuple[int, int]) -> None:
             "their central parts are used",
             stacklevel=2,
         )
+
+
+def conditions_for(given: Conditions | Tensor | np.ndarray | str | None, model: Model) -> Conditions | None:
+    """The conditions of samples of a model; None for a model without, and for samples without condition."""
+    if model.condition_shape is None:
+        if given is not None:
+            raise ValueError(f"conditions must be None: the model has no float conditions, got {given!r}")
+        return None
+    if isinstance(given, str) and given == "none":
+        if not model.condition_dropout:
+            raise ValueError(
+                "conditions must be given: the model was trained with label_dropout 0, and so never without condition"
+            )
+        return None
+    if given is None:
+        shape = ", ".join(map(str, model.condition_shape))
+        raise ValueError(
+            f"conditions must be given, floats of shape ({shape}) a sample: a file with their rows, --conditions FILE"
+            f"{', or none for samples without condition' if model.condition_dropout else ''}"
+        )
+    if isinstance(given, str):
+        return read_conditions(given, model)
+    if isinstance(given, Conditions):
+        return given
+    return Conditions.of_rows(as_tensor("conditions", given), model)

@@ -14,17 +14,18 @@ from torch import Tensor
 from openedm.conditions import pack
 from openedm.denoiser import Condition, Denoiser, configure_execution
 from openedm.generation.classes import find_classes
-from openedm.generation.conditions import Conditions, read_conditions
+from openedm.generation.conditions import Conditions, conditions_for
 from openedm.generation.fitted_files import FittedFiles, replayed
+from openedm.generation.kinds import method_for
 from openedm.ground import checks
 from openedm.ground.choices import Choice, to_config
 from openedm.ground.digests import file_digest
 from openedm.ground.progress import ShowProgress, showing
-from openedm.ground.tensors import as_tensor
 from openedm.guidance import ClassifierFree, GuidanceWeight, Guided, Interval
 from openedm.sampling import (
     Auto,
     BrownianNoise,
+    Consistency,
     NoiseSource,
     PublishedNoise,
     Sampler,
@@ -52,7 +53,7 @@ class SamplingOptions(Choice):
 
     Args:
         nfe: the number of network evaluations of a sample; solver and noise levels are then chosen by rule. "auto" is
-            32 unless there is a tolerance or a sampler.
+            32 unless there is a tolerance or a sampler, and 2 for a consistency function.
         tolerance: the error that a sample may have instead, in standard deviations of the data; an adaptive solver then
             takes the steps.
         sigma_min: the lowest noise level with nfe or tolerance; null means EDM's 0.002 times σ_data/0.5.
@@ -117,13 +118,15 @@ class SamplingOptions(Choice):
         return None if self.nfe == "auto" else self.nfe
 
     @property
-    def method(self) -> Auto | Sampler:
+    def method(self) -> Auto | Consistency | Sampler:
         """The automatic sampler, unless another one is described."""
         nfe = self.nfe
         if nfe == "auto":
             nfe = 32 if self.tolerance is None and self.sampler == Sampler() else None
         if nfe is None and self.tolerance is None:
             return self.sampler
+        if nfe is not None and nfe < 3:
+            return Consistency(nfe, self.sigma_min, self.sigma_max)
         return Auto(nfe, self.tolerance, self.sigma_min, self.sigma_max)
 
     @property
@@ -186,16 +189,16 @@ class CheckpointSampler:
         noise: StepNoiseName = "independent",
         conditions: "Conditions | Tensor | np.ndarray | str | None" = None,
     ) -> None:
-        method = options.method
+        self.folder = find_checkpoint(checkpoint)
+        self.model = model = read_model(self.folder)
+        self.method = method = method_for(options.method, model, options.nfe, options.levels)
         checks.one_of("noise", noise, get_args(StepNoiseName))
         if noise == "path" and not (isinstance(method, Sampler) and method.uses_path_noise):
             raise ValueError(f"noise='path' has no effect: the sampler adds no noise from level to level, {method}")
         self.options, self.noise = options, noise
-        self.folder = find_checkpoint(checkpoint)
-        self.model = model = read_model(self.folder)
         self.classes = None if classes is None else find_classes(classes, model.num_classes, model.class_names)
         self.without_condition = isinstance(conditions, str) and conditions == "none"
-        self.conditions = _conditions(conditions, model)
+        self.conditions = conditions_for(conditions, model)
         if self.without_condition and (classes is not None or not options.guidance.is_one):
             raise ValueError("conditions='none' leaves out the classes, too, and guidance: give neither")
         if noise == "published" and isinstance(method, SamplerChoice) and not self._published_has_effect(method):
@@ -284,17 +287,17 @@ class CheckpointSampler:
                 settings = {**self.source, "classes": self.classes, **self._chosen_conditions}
                 fits = FittedFiles(self.folder, settings, self.condition, self.model.event_shape)
                 find = fits.levels if options.levels == "fitted" else fits.solver
-                sampler, origin = find(denoiser, options.method, report, main=main)
+                sampler, origin = find(denoiser, self.method, report, main=main)
             else:
-                sampler = options.method.choose(denoiser)
-                origin = "sampler" if isinstance(options.method, Auto) else ""
+                sampler = self.method.choose(denoiser)
+                origin = "" if isinstance(self.method, Sampler) else "sampler"
         sampler.check(denoiser)
         configure_execution(denoiser, precision=options.precision, compile=options.compile)
         return PreparedSampler(denoiser, sampler, origin)
 
     def by_earlier_rule(self, prepared: PreparedSampler) -> PreparedSampler:
         """With the sampler that version 0.1 chose, whose noise levels and tolerance were not relative to σ_data."""
-        method = self.options.method
+        method = self.method
         if self.options.levels != "rule" or self.options.solver_file or not isinstance(method, Auto):
             return prepared
         return prepared._replace(sampler=replace(method, relative=False).choose(prepared.denoiser))
@@ -350,31 +353,6 @@ def _source(folder: Path, model: Model, options: SamplingOptions) -> dict[str, A
             "label_dropout 0: train with --options.label_dropout 0.1, or give another checkpoint as guiding"
         )
     return {**source, "guidance": to_config(options.guidance)}
-
-
-def _conditions(given: Conditions | Tensor | np.ndarray | str | None, model: Model) -> Conditions | None:
-    """The conditions of samples of a model; None for a model without, and for samples without condition."""
-    if model.condition_shape is None:
-        if given is not None:
-            raise ValueError(f"conditions must be None: the model has no float conditions, got {given!r}")
-        return None
-    if isinstance(given, str) and given == "none":
-        if not model.condition_dropout:
-            raise ValueError(
-                "conditions must be given: the model was trained with label_dropout 0, and so never without condition"
-            )
-        return None
-    if given is None:
-        shape = ", ".join(map(str, model.condition_shape))
-        raise ValueError(
-            f"conditions must be given, floats of shape ({shape}) a sample: a file with their rows, --conditions FILE"
-            f"{', or none for samples without condition' if model.condition_dropout else ''}"
-        )
-    if isinstance(given, str):
-        return read_conditions(given, model)
-    if isinstance(given, Conditions):
-        return given
-    return Conditions.of_rows(as_tensor("conditions", given), model)
 
 
 def _digest(folder: Path, weights: Literal["ema", "raw"]) -> str:

@@ -40,9 +40,10 @@ class Guided(Denoiser):
         weight: w ≥ 0: a function of σ, a number, or one value a sample, (batch,).
 
     Raises:
-        ValueError: both are the same denoiser with the same condition; they differ in the shape of a sample, the
-            number of classes or the shape of their floats, have no noise level in common, or support different discrete
-            levels; the weight is out of its range. When called: the number of weights is not that of the batch.
+        ValueError: both are the same denoiser with the same condition, or one is a consistency function; they differ in
+            the shape of a sample, the number of classes or the shape of their floats, have no noise level in common, or
+            support different discrete levels; the weight is out of its range. When called: the number of weights is not
+            that of the batch.
 
     >>> from openedm.exact import GaussianMixture
     >>> narrow, wide = (GaussianMixture([1.0], [[0.0]], [[[v]]]) for v in (1.0, 3.0))
@@ -54,6 +55,8 @@ class Guided(Denoiser):
         super().__init__()
         check_denoiser("main", main)
         check_denoiser("guiding", guiding)
+        main.check_gives_mean()
+        guiding.check_gives_mean()
         self.main = main
         self.guiding = guiding
         self.weight = to_weight(weight)

@@ -247,9 +247,10 @@ class Likelihood(Choice):
         return x_end
 
     def _range(self, denoiser: Denoiser) -> tuple[float, float]:
-        """σ_min and σ_max, cut to the denoiser's range; ValueError if they do not overlap or a dropout is active."""
+        """σ_min and σ_max, cut to the denoiser's range; ValueError if they do not overlap, or it has no likelihoods."""
         check_evaluation_mode(denoiser)
         check_no_per_sample_settings(denoiser)
+        denoiser.check_gives_mean()
         chosen = numbers_for_data(self, denoiser.sigma_data, Levels.relative_numbers)
         assert chosen.sigma_min is not None
         assert chosen.sigma_max is not None

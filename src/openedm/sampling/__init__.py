@@ -2,6 +2,7 @@
 
 from openedm.sampling.auto import Auto
 from openedm.sampling.brownian import BrownianNoise
+from openedm.sampling.consistency import Consistency
 from openedm.sampling.engine.integrate import Solution
 from openedm.sampling.engine.plan import Churn, Solver, State
 from openedm.sampling.fitted import Fit, fit_levels, pilot_seeds
@@ -15,6 +16,7 @@ from openedm.sampling.methods.adaptive import (
     adaptive_flow,
     adaptive_sample,
 )
+from openedm.sampling.methods.consistency import MultistepConsistency
 from openedm.sampling.methods.learned import LearnedSolver
 from openedm.sampling.methods.multistep import (
     DDIM,
@@ -64,6 +66,7 @@ __all__ = [
     "BandEta",
     "BrownianNoise",
     "Churn",
+    "Consistency",
     "ConstantEta",
     "DPMSolver2M",
     "DPMSolver2S",
@@ -82,6 +85,7 @@ __all__ = [
     "LearnedSolver",
     "Midpoint",
     "Multistep",
+    "MultistepConsistency",
     "NoiseSource",
     "PathNoise",
     "PredictorCorrector",

@@ -284,8 +284,10 @@ class Sampler(SamplerChoice):
         """The levels of a run, cut to the denoiser's range and rounded to its levels, and the curve through them.
 
         Raises:
-            ValueError: the levels are outside the denoiser's range.
+            ValueError: the levels are outside the denoiser's range, or the denoiser is a consistency function and the
+                solver is not for them, or the reverse.
         """
+        self.solver.check_denoiser(denoiser)
         sigmas = tuple(denoiser.round_sigma(self.levels_for(denoiser).checked_sigmas()).tolist())
         return Grid(
             sigmas[::-1] if upward else sigmas,

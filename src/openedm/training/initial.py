@@ -12,10 +12,11 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice, to_config
 from openedm.ground.digests import file_digest
 from openedm.ground.tensors import misfits
+from openedm.objective import Objective
 from openedm.preconditioning import Preconditioning
 from openedm.training.checkpoints import find_checkpoint, read_model, read_weights
 
-__all__ = ["Initial", "as_initial", "load_initial"]
+__all__ = ["Initial", "as_initial", "check_teacher", "load_initial"]
 
 
 @dataclass(frozen=True)
@@ -71,11 +72,33 @@ def load_initial(
     if isinstance(init, Preconditioned):
         _check_prediction(init.preconditioning, preconditioning)
         _copy(network, init.network.state_dict(), "the denoiser given", "error")
-        return {"origin": type(init.network).__name__}
+        return {"origin": type(init.network).__name__} | ({"consistency": True} if init.consistency else {})
     folder = find_checkpoint(init.path or "")
-    _check_prediction(read_model(folder).preconditioning, preconditioning)
+    model = read_model(folder)
+    _check_prediction(model.preconditioning, preconditioning)
     new = _copy(network, read_weights(folder), str(folder), init.mismatch)
-    return {"origin": str(folder), "digest": file_digest(folder / "model.safetensors"), "new_parameters": new}
+    kind = {"consistency": True} if model.consistency else {}
+    return {"origin": str(folder), "digest": file_digest(folder / "model.safetensors"), "new_parameters": new} | kind
+
+
+def check_teacher(objective: Objective, origin: Mapping[str, Any] | None) -> None:
+    """Check that training starts from a denoiser if the objective takes steps with it.
+
+    Args:
+        objective: the objective.
+        origin: what `load_initial` returned, or what the checkpoint records that a run goes on from.
+
+    Raises:
+        ValueError: training starts from random weights, or from a consistency function.
+    """
+    if not objective.uses_teacher:
+        return
+    if origin is None:
+        raise ValueError("init must be given with pairs='teacher': a checkpoint or a denoiser, got None")
+    if origin.get("consistency"):
+        raise ValueError(
+            f"init must be a denoiser with pairs='teacher', got a consistency function from {origin['origin']}"
+        )
 
 
 def _check_prediction(before: Preconditioning, now: Preconditioning) -> None:

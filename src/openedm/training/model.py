@@ -3,7 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -18,6 +18,7 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice, class_path, is_outside
 from openedm.networks import DDPMpp, ModuleNetwork, Network, Signature
 from openedm.networks.own import check_answer
+from openedm.objective import Objective
 from openedm.preconditioning import Preconditioning
 from openedm.units import DIGITS, Units
 
@@ -62,6 +63,8 @@ class Model(Choice):
         noise_range: the lowest and the highest noise level that the network supports; None for those of the
             preconditioning, between which they must be.
         autoencoder: that which made the samples, latents, of images; its weights are not part of the model.
+        consistency: whether the network was trained as a consistency function f(x; σ), which gives the end of a path of
+            the ODE instead of the mean of the clean y.
 
     Raises:
         ValueError: a value is out of its range, the names do not fit the classes, units or a range do not fit their
@@ -84,6 +87,7 @@ class Model(Choice):
     condition_range: tuple[tuple[float, float], ...] | None = None
     noise_range: tuple[float, float] | None = None
     autoencoder: Autoencoder | None = None
+    consistency: bool = False
 
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
@@ -264,7 +268,12 @@ class Model(Choice):
             condition_units=self.condition_units,
         )
         denoiser.sigma_min, denoiser.sigma_max = self.sigma_range
+        denoiser.consistency = self.consistency
         return denoiser
+
+    def trained_with(self, objective: Objective) -> "Model":
+        """What training with an objective makes of this model: a denoiser or a consistency function."""
+        return replace(self, consistency=objective.trains_consistency)
 
 
 def _units(statistics: Statistics) -> Units:

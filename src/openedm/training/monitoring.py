@@ -15,11 +15,12 @@ import torch
 from torch import Tensor
 
 from openedm.data import Dataset
-from openedm.denoiser import Denoiser, Preconditioned
+from openedm.denoiser import Condition, Denoiser, Preconditioned
 from openedm.ground import checks
 from openedm.ground.seeding import derive_seed, host_seeded
-from openedm.objective import Objective, denoising_loss
+from openedm.objective import Objective, weighted_loss
 from openedm.sampling import SeededNoise
+from openedm.training.consistency import evaluate_target
 from openedm.training.options import ITEMS, VALIDATION
 
 __all__ = ["Observer", "TrainingProgress", "Validation", "ValidationLoss", "notify"]
@@ -34,7 +35,8 @@ class ValidationLoss:
 
     Attributes:
         sigmas: the noise levels, increasing: quantiles of p(σ).
-        errors: mean squared error per dimension at each level, in squared standard units (data units without `units`).
+        errors: mean squared error per dimension at each level, in squared standard units (data units without `units`);
+            for a consistency function the objective's distance from f at the next lower level.
         losses: λ(σ) times the errors; 1 for an untrained EDM network.
         loss: the mean of `losses`, an estimate of the objective.
     """
@@ -85,6 +87,8 @@ class Validation:
         middles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
         self._sigmas = objective.noise.for_data(sigma_data).quantile(middles)
         self._weights = objective.weighting.weight(self._sigmas, sigma_data)
+        self._objective = objective
+        self._target_sigmas = objective.target_levels(self._sigmas, sigma_data, progress=1.0)
         self._chosen = dataset.spread(samples)
         size = 4 * len(self._chosen) * levels * math.prod(dataset.event_shape)
         self._cached_batches = [(x, c, list(n)) for x, c, n in self._batches()] if size <= MAX_NOISE_BYTES else None
@@ -101,6 +105,13 @@ class Validation:
             clean, labels = clean.to(self._device), None if labels is None else labels.to(self._device)
             yield clean, labels, noises
 
+    def _target(self, denoiser: Denoiser, clean: Tensor, noise: Tensor, level: int, condition: Condition) -> Tensor:
+        """y, or f(x_r; r) of a consistency function, at the steps of the end of training and with pairs from data."""
+        if self._target_sigmas is None:
+            return clean
+        sigma = self._target_sigmas[level]
+        return evaluate_target(denoiser, clean + float(sigma) * noise, sigma.expand(len(clean)), condition)
+
     @torch.no_grad()
     def measure(self, denoiser: Denoiser) -> ValidationLoss:
         """The loss of a denoiser in evaluation mode; a warning says if it is NaN or infinite, and at which level."""
@@ -112,7 +123,9 @@ class Validation:
             clean = denoiser.standardise(clean)
             for i, (sigma, noise) in enumerate(zip(self._sigmas, noises, strict=True)):
                 denoised = denoiser(clean + float(sigma) * noise, sigma, condition, standard=True)
-                errors[i] += float(denoising_loss(denoised, clean, ones[: len(clean)]).weighted.cpu().double().sum())
+                target = self._target(denoiser, clean, noise, i, condition)
+                distance = self._objective.distance(denoised, target, denoiser.sigma_data)
+                errors[i] += float(weighted_loss(distance, ones[: len(clean)]).weighted.cpu().double().sum())
         errors /= len(self._chosen)
         losses = self._weights * errors
         sigmas, mean = tuple(self._sigmas.tolist()), float(losses.mean())

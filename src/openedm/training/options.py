@@ -10,7 +10,7 @@ from openedm.data import Dataset
 from openedm.data.autoencoder import Autoencoder
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.objective import Objective
+from openedm.objective import ConsistencyTuning, Objective
 from openedm.training.augmentation import LABEL_DIM, Augmentation
 from openedm.training.averaging import HalfLife, PowerFunction
 from openedm.training.model import Model
@@ -186,8 +186,8 @@ class Options(Choice):
 
 def check_compatibility(
     model: Model, dataset: Dataset, validation: Dataset | None, objective: Objective, options: Options
-) -> None:
-    """Check before any step that data, objective and options fit the model.
+) -> Model:
+    """Check before any step that data, objective and options fit the model, and return what training makes of it.
 
     Raises:
         ValueError: shapes, classes or conditions differ; there is label dropout without a condition, or of the floats
@@ -228,6 +228,26 @@ def check_compatibility(
             f"objective: {fraction_outside:.0%} of the noise levels of {objective.noise} are outside "
             f"[{low:.4g}, {high:.4g}], the range of {model.preconditioning}: give both the same schedule or range"
         )
+    if isinstance(objective, ConsistencyTuning):
+        _check_consistency(model, objective, options)
+    return model.trained_with(objective)
+
+
+def _check_consistency(model: Model, objective: ConsistencyTuning, options: Options) -> None:
+    if options.tracks_best:
+        raise ValueError(
+            f"keep_best must be False and stop_after 0 with ConsistencyTuning, got {options.keep_best} and "
+            f"{options.stop_after}: its validation loss, how well neighbouring levels agree, does not rank models"
+        )
+    if objective.guidance == 1:
+        return
+    if not model.num_classes and not model.condition_dropout:
+        raise ValueError(
+            "objective.guidance must be 1 for a model without classes, or floats trained with label_dropout, got "
+            f"{objective.guidance}"
+        )
+    if options.augmentation is not None:
+        raise ValueError(f"augmentation must be None with objective.guidance={objective.guidance}: give one of them")
 
 
 def _check_autoencoder(name: str, own: Autoencoder | None, data: Dataset) -> None:

@@ -287,7 +287,8 @@ class _Pass:
         if self.augmentation is not None:
             clean = self.augmentation.draw(len(clean), generator("cpu", 0, 1, len(clean))).apply(clean)
         with torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext():
-            loss = self.module(clean, torch.zeros_like(clean), self.sigma, self.condition, self.augment)
+            lower = self.module.objective.target_levels(self.sigma, self.module.denoiser.sigma_data, 1.0)
+            loss = self.module(clean, torch.zeros_like(clean), self.sigma, self.condition, self.augment, lower)
         loss.total.sum().backward()
         for p, grad in zip(self.module.parameters(), before, strict=True):
             p.grad = grad

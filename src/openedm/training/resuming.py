@@ -98,7 +98,7 @@ def check_unchanged(
         "options": (options_before, options),
     }
     fixed = set(VALIDATION_OPTIONS) if options.tracks_best else set()
-    if options.schedule == "cosine":
+    if options.schedule == "cosine" or objective.trains_consistency:  # whose stages are parts of the run
         fixed.add("images")
     differences = [
         (name, f"{name} was {old!r}, is {new!r}")

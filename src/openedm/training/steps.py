@@ -11,8 +11,9 @@ from openedm.data import Dataset
 from openedm.denoiser import Condition, Preconditioned, per_sample
 from openedm.ground.devices import has_float64
 from openedm.ground.seeding import generator
-from openedm.objective import Loss, Objective, Uncertainty, denoising_loss
+from openedm.objective import ConsistencyTuning, Loss, Objective, Uncertainty, weighted_loss
 from openedm.training.augmentation import Augmented
+from openedm.training.consistency import LowerPoints, evaluate_target, same_dropout
 from openedm.training.model import Model
 from openedm.training.options import AUGMENT, LEVELS, NOISE, Options
 
@@ -28,13 +29,16 @@ class LossModule(nn.Module):
 
     Args:
         denoiser: D, with its raw weights.
-        objective: λ(σ), and whether u(σ) is learned.
+        objective: λ(σ), the target and the distance from it, and whether u(σ) is learned.
+        teacher: the denoiser from which training starts, frozen, for objectives that use it. It is no part of the
+            module, so that its weights are neither trained nor exchanged between processes.
     """
 
-    def __init__(self, denoiser: Preconditioned, objective: Objective) -> None:
+    def __init__(self, denoiser: Preconditioned, objective: Objective, teacher: Preconditioned | None = None) -> None:
         super().__init__()
         self.denoiser = denoiser
         self.objective = objective
+        self.lower_points = LowerPoints(objective, teacher) if isinstance(objective, ConsistencyTuning) else None
         head, learned = getattr(denoiser.network, "uncertainty_head", None), objective.learned_uncertainty
         self._has_head = isinstance(head, nn.Module) and learned
         self.uncertainty = Uncertainty() if learned and not self._has_head else None
@@ -48,8 +52,9 @@ class LossModule(nn.Module):
         sigma: Float64[Tensor, " batch"],
         condition: Condition,
         augment: Float[Tensor, "batch label"] | None = None,
+        target_sigma: Float64[Tensor, " batch"] | None = None,
     ) -> Loss:
-        """The loss λ(σ) ‖D(y + σ n; σ) − y‖² of each sample, in standard units.
+        """The loss λ(σ) ‖D(y + σ n; σ) − y‖² of each sample, in standard units, or that of a consistency function.
 
         Args:
             clean: y, in data units.
@@ -57,15 +62,22 @@ class LossModule(nn.Module):
             sigma: the noise level of each sample.
             condition: classes or conditions of the samples.
             augment: augmentation labels, for a network with such an input.
+            target_sigma: the levels of the targets of a consistency function; None for a denoiser.
         """
         network_kwargs = {} if augment is None else {"augment": augment}
         clean = self.denoiser.standardise(clean)
         noisy = clean + per_sample(sigma, clean) * noise
+        target = clean
+        if self.lower_points is not None and target_sigma is not None:
+            lower = self.lower_points.lower(clean, noise, noisy, sigma, target_sigma, condition, **network_kwargs)
+            with same_dropout(clean.device):
+                target = evaluate_target(self.denoiser, lower, target_sigma, condition, **network_kwargs)
         denoised = self.denoiser(noisy, sigma, condition, standard=True, **network_kwargs)
         weight = self.objective.weighting.weight(sigma, self.denoiser.sigma_data)
         with torch.autocast(clean.device.type, enabled=False):  # u in bfloat16 would have two digits
             uncertain = self._uncertainty(sigma, clean)
-        return denoising_loss(denoised, clean, weight, uncertain)
+        distance = self.objective.distance(denoised, target, self.denoiser.sigma_data)
+        return weighted_loss(distance, weight, uncertain)
 
     def _uncertainty(
         self, sigma: Float64[Tensor, " batch"], like: Float[Tensor, "batch *event"]
@@ -89,12 +101,14 @@ class StepNoise:
         noise: n ~ N(0, I), on the device.
         hidden: which samples are trained without their condition, on the device; None for none.
         augmented: transforms of the images; None without augmentation.
+        target_sigma: the levels of the targets of a consistency function, where `sigma` is; None for a denoiser.
     """
 
     sigma: Float64[Tensor, " batch"]
     noise: Float[Tensor, "batch *event"]
     hidden: Bool[Tensor, " batch"] | None
     augmented: Augmented | None
+    target_sigma: Float64[Tensor, " batch"] | None = None
 
     @classmethod
     def draw(cls, model: Model, objective: Objective, options: Options, step: int, device: torch.device) -> "StepNoise":
@@ -102,6 +116,7 @@ class StepNoise:
         host = generator("cpu", options.seed, LEVELS, step)
         noise_levels = objective.noise.for_data(model.sigma_data)
         sigma = noise_levels.sample(options.batch_size, host, stratified=objective.stratified)
+        lower = objective.target_levels(sigma, model.sigma_data, step * options.batch_size / options.images)
         hidden = None
         if options.label_dropout > 0:
             hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout
@@ -112,7 +127,19 @@ class StepNoise:
         if options.augmentation is not None:
             host = generator("cpu", options.seed, AUGMENT, step)
             augmented = options.augmentation.draw(options.batch_size, host)
-        return cls(sigma.to(device, non_blocking=True) if has_float64(device) else sigma, noise, hidden, augmented)
+        if has_float64(device):
+            sigma = sigma.to(device, non_blocking=True)
+            lower = None if lower is None else lower.to(device, non_blocking=True)
+        return cls(sigma, noise, hidden, augmented, lower)
+
+    def of(self, rows: slice) -> dict[str, Tensor]:
+        """Noise, noise levels and those of targets of some samples of the batch, as arguments of `LossModule`.
+
+        Args:
+            rows: the rows of the samples in the batch.
+        """
+        values = {"noise": self.noise, "sigma": self.sigma, "target_sigma": self.target_sigma}
+        return {name: value[rows] for name, value in values.items() if value is not None}
 
     def augment(
         self, clean: Float[Tensor, "rows *event"], rows: slice, augment_dim: int

@@ -42,7 +42,7 @@ from openedm.training.checkpoints import (
     remove_checkpoints,
     save_checkpoint,
 )
-from openedm.training.initial import Initial, as_initial, load_initial
+from openedm.training.initial import Initial, as_initial, check_teacher, load_initial
 from openedm.training.loading import Prefetcher, batches, rows_of
 from openedm.training.model import Model
 from openedm.training.monitoring import Observer, TrainingProgress, Validation, notify
@@ -102,12 +102,12 @@ class Trainer:
         dataset = align_classes(as_dataset(dataset), *classes, name="dataset")
         if validation is not None:
             validation = align_classes(as_dataset(validation, "validation"), *classes, name="validation")
-        check_compatibility(model, dataset, validation, objective, options)
         self.accelerator = make_accelerator() if accelerator is None else accelerator
         shares = self.accelerator.num_processes * options.rounds
         if (size := options.batch_size) % shares:
             raise ValueError(f"batch_size must be a multiple of processes × accumulate = {shares}, got {size}")
-        self.model, self.dataset, self.objective, self.options = model, dataset, objective, options
+        self.model, self.dataset = check_compatibility(model, dataset, validation, objective, options), dataset
+        self.objective, self.options = objective, options
         self.run = None if run is None else Path(run)
         self.validation = dataset if validation is None else validation
         self.observers = tuple(observers) if self.accelerator.is_main_process else ()
@@ -117,20 +117,19 @@ class Trainer:
         self._build()
 
     def _build(self) -> None:
-        device, options = self.accelerator.device, self.options
-        denoiser = self.model.build_on(device, options.seed)
+        denoiser = self.model.build_on(self.accelerator.device, self.options.seed)
         if self._init is not None:
             self.origin = load_initial(denoiser.network, self.model.preconditioning, self._init)
         project_weights(denoiser.network)
         average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         for name, data in (("dataset", self.dataset), ("validation", self.validation)):
             check_incomplete(name, data, average)
-        self._weights = TrainedWeights(denoiser, average, self.objective, options, self.accelerator)
+        self._weights = TrainedWeights(denoiser, average, self.objective, self.options, self.accelerator)
         self._loss_module = self._weights.loss_module
         self._wrapped: nn.Module = (
             self._loss_module if self._weights.sharded else self.accelerator.prepare_model(self._loss_module)
         )
-        self._loss = torch.compile(self._wrapped) if options.compile else self._wrapped
+        self._loss = torch.compile(self._wrapped) if self.options.compile else self._wrapped
 
     @property
     def denoiser(self) -> Preconditioned:
@@ -172,6 +171,7 @@ class Trainer:
             ValueError, OSError: `run` has checkpoints and was not resumed, another process writes it, or it cannot be.
             FloatingPointError: `options.patience` steps in a row were not finite.
         """
+        check_teacher(self.objective, self.origin)
         device = self.accelerator.device
         with (
             writing_run(self.run, self.state.images),
@@ -252,7 +252,7 @@ class Trainer:
             last = round_ == options.rounds - 1
             with nullcontext() if last else accelerator.no_sync(self._wrapped):
                 with torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext():
-                    loss: Loss = self._loss(clean, step_noise.noise[rows], step_noise.sigma[rows], condition, augment)
+                    loss: Loss = self._loss(clean, condition=condition, augment=augment, **step_noise.of(rows))
                 # Not accelerator.backward, which divides by a number that an environment variable may set.
                 (loss.total.sum() * (processes / options.batch_size)).backward()
             total += loss.weighted.sum() / options.batch_size

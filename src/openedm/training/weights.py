@@ -6,6 +6,7 @@
 | average.… | averaged weights, with `keep_best` |
 | power.0.…, power.1.…, … | power-function averages |
 | uncertainty.… | parameters of the loss |
+| teacher.… | the weights from which training started, for objectives that use them |
 | optimizer.‹parameter›.‹entry› | moments |
 """
 
@@ -45,6 +46,7 @@ class TrainedWeights:
 
     Attributes:
         average: the denoiser with averaged weights.
+        teacher: the denoiser as training started; None for objectives that do not use it.
         loss_module: the denoiser with raw weights, and its loss.
         power_averages: power-function averages; None without them.
         optimizer: Adam or AdamW of the parameters that are trained.
@@ -62,7 +64,10 @@ class TrainedWeights:
     ) -> None:
         device, processes = accelerator.device, accelerator.num_processes
         self.average = average
-        self.loss_module = LossModule(denoiser, objective).to(device).train()
+        self.teacher = copy.deepcopy(average) if objective.uses_teacher else None
+        if self.teacher is not None:
+            self.teacher.consistency = False  # in contrast to what becomes of the student
+        self.loss_module = LossModule(denoiser, objective, self.teacher).to(device).train()
         choice = options.power_average
         self.power_averages = None if choice is None else PowerAverages(choice, denoiser.network)
         self.sharded = options.sharding == "fsdp" and processes > 1
@@ -123,6 +128,8 @@ class TrainedWeights:
             parts["average"] = self.average.network
         if self.power_averages is not None:
             parts |= {f"power.{i}": network for i, network in enumerate(self.power_averages.networks)}
+        if self.teacher is not None:
+            parts["teacher"] = self.teacher.network
         if self.loss_module.uncertainty is not None:
             parts["uncertainty"] = self.loss_module.uncertainty
         return parts

@@ -144,6 +144,11 @@ class Solver(Choice, ABC):
         return False
 
     @property
+    def for_consistency(self) -> bool:
+        """Whether it is for consistency functions, and only for them."""
+        return False
+
+    @property
     def uses_path_noise(self) -> bool:
         """Whether that noise belongs to steps from level to level, so that it can be the increment of a path."""
         return self.stochastic
@@ -158,6 +163,25 @@ class Solver(Choice, ABC):
         Raises:
             ValueError: the grid does not suit the solver.
         """
+
+    def check_denoiser(self, denoiser: Denoiser) -> None:
+        """Raise an error unless the denoiser is of the kind that the solver is for.
+
+        Raises:
+            ValueError: it is a consistency function and the solver is not for them, or the reverse.
+        """
+        if denoiser.consistency == self.for_consistency:
+            return
+        got = type(self).__name__
+        if denoiser.consistency:
+            raise ValueError(
+                "solver must be MultistepConsistency for a consistency function, which gives no direction of an ODE, "
+                f"got {got}: sampling.Consistency(nfe=2) chooses levels, too; on the command line, --nfe 2"
+            )
+        raise ValueError(
+            f"solver must be one for denoisers, got {got}, which is for consistency functions: openedm distill makes "
+            "one of a trained denoiser"
+        )
 
     @abstractmethod
     def run(

@@ -349,6 +349,7 @@ def _flow(
     """The result of `adaptive_flow`, and D at the start."""
     denoiser.check_condition(condition, len(x))
     check_no_per_sample_settings(denoiser)
+    denoiser.check_gives_mean()
     checks.positive("sigma_start", sigma_start)
     checks.positive("sigma_end", sigma_end)
     if sigma_start == sigma_end:

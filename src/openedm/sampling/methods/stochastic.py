@@ -28,7 +28,15 @@ from openedm.ground.choices import Choice
 from openedm.levels import EDM_SIGMA_DATA, numbers_for_data
 from openedm.sampling.engine.plan import Combination, Grid, Noise, Plan, PlannedSolver, Stage, Step
 
-__all__ = ["Ancestral", "BandEta", "ConstantEta", "Eta", "EulerMaruyama", "PredictorCorrector"]
+__all__ = [
+    "Ancestral",
+    "BandEta",
+    "ConstantEta",
+    "Eta",
+    "EulerMaruyama",
+    "OneEvaluationSolver",
+    "PredictorCorrector",
+]
 
 
 class Eta(Choice, ABC):
@@ -104,7 +112,7 @@ class BandEta(Eta):
         return self.eta if band.low <= sigma <= band.high else 0.0
 
 
-class _OneEvaluationSolver(PlannedSolver):
+class OneEvaluationSolver(PlannedSolver):
     """A solver with one evaluation a step: x' = x + w ε + noise."""
 
     order = 1
@@ -115,7 +123,7 @@ class _OneEvaluationSolver(PlannedSolver):
         """One evaluation a level."""
         return num_steps
 
-    def for_data(self, sigma_data: float) -> "_OneEvaluationSolver":
+    def for_data(self, sigma_data: float) -> "OneEvaluationSolver":
         """The same solver for data of standard deviation `sigma_data`."""
         return self
 
@@ -142,7 +150,7 @@ def _residual(sigma: float) -> Stage:
 
 
 @dataclass(frozen=True)
-class EulerMaruyama(_OneEvaluationSolver):
+class EulerMaruyama(OneEvaluationSolver):
     """The Euler–Maruyama method on the sampling SDE with any η(σ); strong order 1 (the noise is additive).
 
     Args:
@@ -162,7 +170,7 @@ class EulerMaruyama(_OneEvaluationSolver):
 
 
 @dataclass(frozen=True)
-class Ancestral(_OneEvaluationSolver):
+class Ancestral(OneEvaluationSolver):
     """Ancestral sampling (DDPM at η = 1; DDIM's interpolation for 0 < η < 1): each step ends exactly at noise level σ'.
 
     Args:

@@ -18,7 +18,7 @@ training is the same for data in other units (`NoiseDistribution.for_data`).
 import math
 from abc import ABC, abstractmethod
 from dataclasses import dataclass, replace
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
@@ -48,6 +48,7 @@ __all__ = [
     "UniformTime",
     "Weighting",
     "denoising_loss",
+    "weighted_loss",
 ]
 
 
@@ -234,9 +235,32 @@ class Objective(Choice, ABC):
     stratified: bool = True
     learned_uncertainty: bool = False
 
+    trains_consistency: ClassVar[bool] = False
+    """Whether what is trained is a consistency function f(x; σ) instead of a denoiser."""
+    uses_teacher: ClassVar[bool] = False
+    """Whether the loss evaluates the denoiser from which training starts."""
+
     def for_data(self, sigma_data: float) -> "Objective":
         """The objective with p(σ) for data of standard deviation `sigma_data`."""
         return replace(self, noise=self.noise.for_data(sigma_data))
+
+    def target_levels(
+        self, sigma: Float64[Tensor, " batch"], sigma_data: float, progress: float
+    ) -> Float64[Tensor, " batch"] | None:
+        """The noise level of each sample at which the network itself gives the target; None: the target is y.
+
+        Args:
+            sigma: the noise level of each sample.
+            sigma_data: standard deviation of the data.
+            progress: images seen, as a fraction of those of the run.
+        """
+        return None
+
+    def distance(
+        self, denoised: Float[Tensor, "batch *event"], target: Float[Tensor, "batch *event"], sigma_data: float
+    ) -> Float[Tensor, " batch"]:
+        """‖D − target‖²/n of each sample, n the number of dimensions, in float32 or better."""
+        return _mean_square(denoised, target)
 
 
 @dataclass(frozen=True)
@@ -334,9 +358,27 @@ def denoising_loss(
         weight: λ(σ).
         uncertainty: u(σ), where it is learned.
     """
-    dtype = torch.promote_types(denoised.dtype, torch.float32)
-    squared = (denoised.to(dtype) - clean.to(dtype)).square().flatten(1).mean(1)
-    weighted = weight.to(squared) * squared
+    return weighted_loss(_mean_square(denoised, clean), weight, uncertainty)
+
+
+def _mean_square(a: Float[Tensor, "batch *event"], b: Float[Tensor, "batch *event"]) -> Float[Tensor, " batch"]:
+    dtype = torch.promote_types(a.dtype, torch.float32)
+    return (a.to(dtype) - b.to(dtype)).square().flatten(1).mean(1)
+
+
+def weighted_loss(
+    distance: Float[Tensor, " batch"],
+    weight: Float64[Tensor, " batch"],
+    uncertainty: Float[Tensor, " batch"] | None = None,
+) -> Loss:
+    """λ(σ) times the distance of each sample from its target, with learned uncertainty λ/e^u times it, plus u.
+
+    Args:
+        distance: what `Objective.distance` returns.
+        weight: λ(σ).
+        uncertainty: u(σ), where it is learned.
+    """
+    weighted = weight.to(distance) * distance
     if uncertainty is None:
         return Loss(weighted, weighted.detach())
     return Loss(weighted / uncertainty.exp() + uncertainty, weighted.detach())

@@ -1,0 +1,47 @@
+"""Training objectives: which noise levels training sees, what the target is there, and its weight."""
+
+from openedm.objective.consistency import ConsistencyTuning
+from openedm.objective.denoising import (
+    EDM,
+    EDM2,
+    EDM_P_MEAN,
+    IDDPM,
+    VE,
+    VP,
+    EDMWeighting,
+    InverseVariance,
+    LogNormal,
+    LogUniform,
+    Loss,
+    NoiseDistribution,
+    Objective,
+    Uncertainty,
+    UniformTable,
+    UniformTime,
+    Weighting,
+    denoising_loss,
+    weighted_loss,
+)
+
+__all__ = [
+    "EDM",
+    "EDM2",
+    "EDM_P_MEAN",
+    "IDDPM",
+    "VE",
+    "VP",
+    "ConsistencyTuning",
+    "EDMWeighting",
+    "InverseVariance",
+    "LogNormal",
+    "LogUniform",
+    "Loss",
+    "NoiseDistribution",
+    "Objective",
+    "Uncertainty",
+    "UniformTable",
+    "UniformTime",
+    "Weighting",
+    "denoising_loss",
+    "weighted_loss",
+]
