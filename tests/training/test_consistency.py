@@ -1,6 +1,7 @@
 """Consistency tuning: pairs and targets against closed forms, and runs that resume, with every kind of model."""
 
 import math
+from itertools import pairwise
 
 import pytest
 import torch
@@ -9,7 +10,7 @@ from openedm.data import Digits, InMemory, Pairs
 from openedm.denoiser import FunctionDenoiser, Preconditioned
 from openedm.exact import GaussianMixture
 from openedm.networks import MLP, DDPMpp, EDM2UNet
-from openedm.objective import EDM, ConsistencyTuning, LogNormal
+from openedm.objective import ConsistencyTuning
 from openedm.preconditioning import EDM as EDMPreconditioning
 from openedm.sampling import Consistency
 from openedm.training import HalfLife, Model, Options, Trainer, load_denoiser
@@ -108,7 +109,7 @@ def test_levels_of_a_pair_come_closer_from_stage_to_stage_in_units_of_the_data(s
         wanted = sigma * (1 - m / 3**exponent).clamp(min=0)
         torch.testing.assert_close(objective.target_levels(sigma, sigma_data, progress), wanted)
         gaps.append(sigma - wanted)
-    assert all(bool((b < a).all()) for a, b in zip(gaps[1:], gaps[2:], strict=False))
+    assert all(bool((b < a).all()) for a, b in pairwise(gaps))
 
 
 def test_a_first_stage_of_0_trains_a_denoiser():

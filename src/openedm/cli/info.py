@@ -33,7 +33,6 @@ def info(checkpoint: str) -> None:
     model, tensors = read_model(folder), read_weights(folder)
     values = {
         "checkpoint": str(folder),
-        "kind": "consistency model, for MultistepConsistency" if model.consistency else "denoiser",
         "network": str(model.network),
         "parameters": f"{count_parameters(tensors):,}",
         "preconditioning": str(model.preconditioning),
@@ -43,6 +42,8 @@ def info(checkpoint: str) -> None:
         **_conditions(model),
         "sigma_data": f"{model.sigma_data:.6g}" + ("" if model.units is None else " in standard units"),
     }
+    if model.consistency:
+        values["kind"] = "consistency model: one or two evaluations, by MultistepConsistency"
     if model.noise_range is not None:
         values["noise levels"] = "{:.6g} to {:.6g}".format(*model.noise_range)
     if modules := _imports(folder, to_config(model)):
