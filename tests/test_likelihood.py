@@ -2,6 +2,7 @@
 
 import math
 import re
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -14,7 +15,8 @@ from openedm.exact import ExactDataset, GaussianMixture
 from openedm.ground.choices import from_config, to_config
 from openedm.guidance import Constant, Guided
 from openedm.levels import Karras
-from openedm.likelihood import ExactTrace, Hutchinson, Likelihood, Trace, bits_per_dim, log_prob
+from openedm.likelihood import ExactTrace, Hutchinson, Likelihood, LogProb, Trace, bits_per_dim, log_prob
+from openedm.likelihood.density import skewness_of
 from openedm.networks import MLP, DDPMpp
 from openedm.preconditioning import EDM
 from openedm.sampling import RK4, DormandPrince, Exponential23, Heun, Sampler, SeededNoise, Tsit5
@@ -255,6 +257,33 @@ def test_the_standard_error_falls_with_the_number_of_probes() -> None:
     assert bool(single.standard_error.isnan().all())
     with pytest.raises(ValueError, match="num_probes must be >= 2 for an interval, got 1"):
         single.interval()
+
+
+@pytest.mark.parametrize(
+    ("errors", "of_student"),
+    [("normal", 0.95), ("exponential", 0.895), ("squares", 0.85), ("negative squares", 0.85), ("coupled signs", 0.86)],
+)
+def test_intervals_hold_where_errors_are_skewed(errors: str, of_student: float) -> None:
+    """95 % intervals of 8 estimates; the deviation of a share of 20,000 is 0.0015."""
+    n, k = 20_000, 8
+    normal = noise(n, k * 16).reshape(n, k, 16)
+    signs = normal.sign()
+    weights = noise(1, 16)[0]
+    estimates = {
+        "normal": normal[..., 0],
+        "exponential": normal[..., :2].square().sum(-1) / 2 - 1,
+        "squares": normal[..., 0].square() - 1,
+        "negative squares": 1 - normal[..., 0].square(),
+        "coupled signs": (signs @ weights).square() - weights.square().sum(),  # vᵀ J v of J of rank 1
+    }[errors]
+    zeros = torch.zeros(n)
+    mean, error = estimates.mean(1), estimates.std(1) / math.sqrt(k)
+    found = LogProb(mean, error, skewness_of(estimates), k, zeros, zeros.long(), zeros.bool())
+    low, high = found.interval(0.95)
+    assert float(((low <= 0) & (high >= 0)).double().mean()) == pytest.approx(0.955, abs=0.015)
+    student = replace(found, skewness=zeros.double()).interval(0.95)
+    assert float(((student[0] <= 0) & (student[1] >= 0)).double().mean()) == pytest.approx(of_student, abs=0.012)
+    torch.testing.assert_close(student[1] - mean, mean - student[0])  # Student's is symmetric
 
 
 def test_an_exact_trace_has_an_interval_of_no_length() -> None:

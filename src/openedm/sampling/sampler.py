@@ -27,7 +27,7 @@ from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver
 from openedm.sampling.finite import check_given, check_samples, name_sample, restarted
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise, Seeds
-from openedm.sampling.scale import warn_of_scale, width_of
+from openedm.sampling.scale import warn_of_growth, warn_of_scale, width_of
 from openedm.schedules import Scaling, Schedule
 from openedm.standardised import Standardised, standardised
 
@@ -191,6 +191,8 @@ class Sampler(SamplerChoice):
         check_evaluation_mode(denoiser)
         _check_classes(denoiser, condition)
         grid = self._checked_grid(denoiser)
+        if self.stochastic and isinstance(self.solver, PlannedSolver):
+            warn_of_growth(type(self.solver).__name__, self.solver.planned(grid), denoiser.sigma_data)
         if noise is not None:
             check_floats("noise", noise, "a tensor of unit Gaussian noise (batch, *event)")
             check_given("noise", noise)

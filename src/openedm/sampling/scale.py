@@ -12,9 +12,13 @@ from torch import Tensor
 
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.preconditioning import EDM
-from openedm.sampling.engine.steps import State
+from openedm.sampling.engine.growth import noise_growth
+from openedm.sampling.engine.steps import Plan, State
 
-__all__ = ["warn_of_scale", "width_of"]
+__all__ = ["warn_of_growth", "warn_of_scale", "width_of"]
+
+MAX_GROWTH = 5.0
+"""How many times too wide the states of Gaussian data may be without a warning."""
 
 MAX_RATIO, MIN_RATIO = 8.0, 0.02
 """The largest and smallest standard deviation of samples about their mean, in units of σ_data."""
@@ -54,3 +58,21 @@ def warn_of_scale(denoiser: Denoiser, width: Float[Tensor, ""] | None, x: Float[
         f"data (here about {std:.3g}), to {type(denoiser).__name__}",
         stacklevel=3,
     )
+
+
+def warn_of_growth(solver: str, plan: Plan, sigma_data: float) -> None:
+    """Warn if a stochastic solver multiplies its noise, so that samples are far too wide (`engine.growth`).
+
+    Args:
+        solver: its name.
+        plan: its plan.
+        sigma_data: σ_data of the denoiser.
+    """
+    growth, sigma = noise_growth(plan, sigma_data)
+    if growth > MAX_GROWTH or math.isnan(growth):
+        warnings.warn(
+            f"{solver} is unstable with {len(plan.steps)} noise levels so far apart: at sigma = {sigma:.3g} its states "
+            f"would be {growth:.3g} times too wide for Gaussian data of width sigma_data. Use more levels, "
+            "less noise, a lower order, or a solver that is stable, such as DPMSolverPP2M(eta=1.0) or Ancestral()",
+            stacklevel=3,
+        )
