@@ -142,6 +142,25 @@ def test_a_linear_gaussian_posterior_is_found(prior, without_type_checker) -> No
         torch.testing.assert_close(emulated.map(observed, num_draws=32), 0.8 * observed, atol=0.25 * std, rtol=0)
 
 
+def test_least_squares_are_a_candidate_where_a_regression_does_well(tmp_path) -> None:
+    """θ ~ N(0, I), x = A θ + N(0, ¼ I), 540 simulations: means err by √(6 / 540) = 0.1 standard deviations."""
+    generator = torch.Generator().manual_seed(0)
+    a = torch.eye(6) + torch.randn(6, 6, generator=generator) / 6**0.5
+    theta = torch.randn(600, 6, generator=generator)
+    x = theta @ a.T + 0.5 * torch.randn(600, 6, generator=generator)
+    settings = replace(TINY, bases=("linear",), members=1, judged=16, refinement=None)
+    posterior = fit(theta, x, Normal([0.0] * 6, [1.0] * 6), settings=settings)
+    assert posterior.report["chosen"] in ("simulations, least squares", "simulations, linear")  # hardly trained
+    assert "simulations, least squares" in posterior.report["held_out_log_prob"]
+    covariance = (torch.eye(6) + 4 * a.T @ a).inverse()
+    samples = posterior.sample(x[0], 5000)
+    error = (samples.mean(0) - 4 * x[0] @ a @ covariance) / covariance.diagonal().sqrt()
+    assert float(error.abs().max()) < 0.4
+    assert float((samples.T.cov() - covariance).norm() / covariance.norm()) < 0.25
+    posterior.save(tmp_path / "posterior")
+    torch.testing.assert_close(load(tmp_path / "posterior").sample(x[0], 5), samples[:5])
+
+
 class Columns(nn.Module):
     """An embedding of one's own, of five numbers."""
 

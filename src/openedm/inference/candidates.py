@@ -1,6 +1,7 @@
 """Candidate posteriors: what can be trained for a set of simulations, and how.
 
-* On the simulations themselves: a denoiser of u, or of what a least-squares fit leaves of u.
+* On the simulations themselves: a denoiser of u, or of what a least-squares fit leaves of u; and that fit alone, which
+  is exact for linear Gaussian simulators of many parameters.
 * On draws of a learned simulator q(y | θ), for vectors (`emulator`): whitened by a conditional Gaussian, linear or
   given by a network, with a denoiser of what that leaves. Fresh draws cannot be memorised.
 """
@@ -20,11 +21,12 @@ from openedm.ground.progress import Progress
 from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, draw_simulations, fit_mixture
 from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
 from openedm.inference.trained import Average, Parts
+from openedm.networks import ConditionalMLP
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.training import Model, Observer, Trainer, TrainingProgress, list_checkpoints
 
-__all__ = ["Job", "linear_base", "train_on_draws", "train_on_simulations"]
+__all__ = ["Job", "least_squares", "linear_base", "train_on_draws", "train_on_simulations"]
 
 MAX_WHITENED = 10.0
 """Draws of the emulator that the conditional Gaussian puts further away are left out."""
@@ -87,6 +89,19 @@ def linear_base(u: Float[Tensor, "n d"], y: Float[Tensor, "n y"], seed: int) -> 
         base = ConditionalMixture(y.shape[1], u.shape[1], width=1, num_blocks=1)
     base.fit_linear(u, y)
     return base.eval().requires_grad_(False)
+
+
+def least_squares(data: Prepared, base: ConditionalMixture) -> Parts:
+    """The conditional Gaussian alone: the denoiser of what it leaves is x / (1 + σ²), by an untrained network."""
+    model = Model(
+        network=ConditionalMLP(width=8, num_blocks=1),
+        preconditioning=preconditioning.EDM(),
+        sigma_data=1.0,
+        event_shape=(data.u.shape[1],),
+        condition_shape=(base.condition_dim,),
+        images=False,
+    )
+    return Parts(model.build(data.seed).eval().requires_grad_(False), data.parameters, data.data, base, model=model)
 
 
 @torch.no_grad()

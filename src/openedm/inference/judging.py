@@ -1,8 +1,8 @@
 """Which candidate posterior is taken, by ln q(θ | x) on simulations that none was trained on.
 
 1. A denoiser learns from the simulations themselves. Where the autocorrelations of a vector tell much more than its
-   columns, another one learns from these. Where a least-squares fit alone comes near to the better of them, another one
-   learns what that fit leaves.
+   columns, another one learns from these. Where a least-squares fit alone comes near to the better of them, it is a
+   candidate, and another denoiser learns what that fit leaves.
 2. For vectors, an emulator q(y | θ) is fitted. Prior × learned likelihood, normalised, is a posterior too: its samples
    are those of the denoiser moved by Markov chains. It is taken where its mean held-out ln q is higher.
 3. Denoisers learn from draws of the emulator only where its likelihood cannot be used otherwise: of data that are
@@ -23,7 +23,7 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from openedm.inference.autocorrelations import MAX_COLUMNS, MIN_COLUMNS
-from openedm.inference.candidates import Job, linear_base, train_on_draws, train_on_simulations
+from openedm.inference.candidates import Job, least_squares, linear_base, train_on_draws, train_on_simulations
 from openedm.inference.emulator import LearnedSimulator, learn_simulator
 from openedm.inference.maps import explained_variance
 from openedm.inference.prepare import Prepared, takes_all_columns
@@ -41,6 +41,8 @@ DIRECT = "simulations"
 """The name of the candidate that learns from the simulations themselves, and the beginning of that of another one."""
 
 CORRELATED = f"{DIRECT}, autocorrelations"
+
+LINEAR = f"{DIRECT}, least squares"
 
 NEAR = 0.3
 """Nats a parameter within which a least-squares fit must come for a denoiser of what it leaves to be tried."""
@@ -142,6 +144,7 @@ class _Work:
         if lost > NEAR * u.shape[1]:
             self.skipped[name] = f"a least-squares fit alone is {lost:.2f} nats worse than the denoiser"
         else:
+            self.add(LINEAR, least_squares(data, base))
             self.add(name, train_on_simulations(data, self.job, name, base))
 
     def train_on_autocorrelations(self, data: Prepared) -> Prepared:
