@@ -283,8 +283,8 @@ def test_an_interrupted_fit_is_resumed_to_the_same_posterior(tmp_path) -> None:
     assert torch.equal(whole.sample(torch.zeros(2), 20), resumed.sample(torch.zeros(2), 20))
 
 
-def test_more_parameters_than_have_an_exact_trace_are_judged_with_fixed_probes() -> None:
-    theta, x = simulated(150, 17)
+def test_more_parameters_than_have_an_exact_trace_are_judged_with_probes_of_the_observation() -> None:
+    theta, x = simulated(150, 130)
     posterior = fit(theta, x, settings=replace(PLAIN, members=1, judged=2))
     assert math.isfinite(posterior.report["held_out_log_prob"]["simulations"])
     both = posterior.log_prob(theta[:2, None], x[:2])[:, 0]

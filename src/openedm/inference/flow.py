@@ -16,7 +16,7 @@ from torch import Tensor
 from openedm.inference.disagreement import members_of, spread_of
 from openedm.inference.draws import SampleNoise, StepNoise, observation_seeds, sample_paths
 from openedm.inference.parts import Parts
-from openedm.likelihood import Likelihood
+from openedm.likelihood import ExactTrace, Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.sampling import Auto, BrownianNoise, DormandPrince, Sampler, SamplerChoice
@@ -28,7 +28,10 @@ SAMPLER = Auto(32, sigma_min=1e-3, sigma_max=80.0)
 
 DENSITY = Likelihood(solver=DormandPrince(1e-3), sigma_min=1e-3, sigma_max=80.0)
 SCORE_LEVEL = 0.05
-SPREAD_SEED = 2**40 + 4
+SPREAD_SEED, PROBE_SEED = 2**40 + 4, 2**40 + 5
+MAX_TRACED = 128
+"""Up to so many parameters the trace is exact: networks of vectors are small, and cheap to differentiate."""
+
 Steps = SampleNoise | BrownianNoise | None
 MOMENT_ROWS = 1 << 14
 """Samples that `moments` draws at a time."""
@@ -136,8 +139,13 @@ class ConditionalFlow:
             volume = volume + logs[:, None]
         condition = y if len(y) == 1 else y.repeat_interleave(theta.shape[1], 0)
         flat = r.flatten(0, 1)
-        # Above 16 parameters the trace is estimated with random probes, the same for every point.
-        found = self.likelihood.log_prob(denoiser, flat.detach(), condition, seeds=[0] * len(flat))
+        # Random probes are the same for all points of an observation, whose densities are compared. Over observations
+        # they differ: what eight probes of fifty parameters err by, nats, would not average out.
+        seeds = [seed for seed in observation_seeds(y, PROBE_SEED) for _ in range(len(flat) // len(y))]
+        likelihood = self.likelihood
+        if likelihood.trace is None and flat[0].numel() <= MAX_TRACED:
+            likelihood = replace(likelihood, trace=ExactTrace())
+        found = likelihood.log_prob(denoiser, flat.detach(), condition, seeds=seeds)
         values = found.log_prob.to(r)
         if r.requires_grad:
             with torch.no_grad():
