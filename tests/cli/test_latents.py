@@ -7,17 +7,23 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from benchmarks.published_files import edm2_file, edm2_weights
 from PIL import Image
 
 from autoencoders import autoencoder, save_autoencoder
 from openedm.data import ImageFolder, Latents
+from openedm.exploring import Runs, State, run_figures
+from openedm.exploring.problems import Budget
 from openedm.generation import checkpoint_sampler, open_images
 from openedm.ground.choices import from_config
+from openedm.levels import Karras
+from openedm.sampling import Sampler
 from openedm.training import read_model
 from picture_files import encode, pixels
 
 UNET = ["--network=DDPMpp", "--network.model_channels=8", "--network.channel_mult=[1]", "--network.num_blocks=1"]
 TRAIN = ["--data=Latents", *UNET, "--options.batch_size=4", "--options.validate_every=0", "--tracker=none"]
+SHORT = Sampler(Karras(3))
 VALUES = ["--extractor=Values", "--num_bootstrap=0", "--num_splits=2"]
 
 
@@ -84,6 +90,8 @@ def test_decoded_samples_are_scored_against_the_pictures(openedm, folder, tmp_pa
     alone = openedm("evaluate", folder / "set", *VALUES)
     assert alone.status == 0, alone.err
     assert "12 generated to 12 real" in alone.out
+    assert f"openedm evaluate {folder / 'set'}" in scored.out
+    assert "openedm evaluate" not in alone.out
     few = open_images(folder / "set", num=4)
     assert (few.event_shape, few.count, few.num_classes) == ((3, 16, 24), 4, 2)
     [(x, labels)] = few.batches(range(4))
@@ -159,3 +167,60 @@ def test_sources_of_other_kinds_are_encoded_or_refused(openedm, folder, tmp_path
     missing = openedm("data", "encode", folder / "pictures", tmp_path / "out")
     assert "vae must be given" in missing.err
     assert Path(tmp_path / "out").exists() is False
+
+
+def test_a_published_network_of_edm2_draws_pictures_with_its_autoencoder(openedm, folder, tmp_path):
+    """Its samples are standard latents, z·(0.5/s) − m·(0.5/s), and its pixels are in [0, 1]; it goes out as it came."""
+    settings = {"img_resolution": 8, "img_channels": 4, "label_dim": 3, "model_channels": 16, "channel_mult": [1, 4]}
+    settings |= {"num_blocks": 1, "attn_resolutions": [4], "logvar_channels": 8}
+    (tmp_path / "network.pkl").write_bytes(edm2_file(settings, edm2_weights(settings)))
+    for out, options in (("plain", []), ("decoded", ["--vae", folder / "vae"])):
+        done = openedm("convert", tmp_path / "network.pkl", tmp_path / out, *options)
+        assert done.status == 0, done.err
+    model = read_model(tmp_path / "decoded")
+    assert (model.autoencoder.image_shape, model.autoencoder.pixels) == ((3, 16, 16), "unit")
+    for out in ("plain", "decoded"):
+        drawn = openedm("sample", tmp_path / out, tmp_path / f"{out}.npz", "--seeds=0-1", "--nfe=3")
+        assert drawn.status == 0, drawn.err
+    with np.load(tmp_path / "plain.npz") as plain, np.load(tmp_path / "decoded.npz") as decoded:
+        m, s = torch.tensor([5.81, 3.25, 0.12, -2.15]), torch.tensor([4.17, 4.62, 3.71, 3.28])
+        z = torch.from_numpy(plain["samples"]).float() * (2 * s)[:, None, None] + m[:, None, None]
+        with torch.no_grad():
+            wanted = 2 * autoencoder().decode(z).sample.clamp(0, 1) - 1
+        torch.testing.assert_close(torch.from_numpy(decoded["samples"]).float(), wanted, rtol=0, atol=1e-3)
+    assert openedm("convert", tmp_path / "decoded", tmp_path / "out.safetensors").status == 0
+    assert openedm("convert", tmp_path / "plain", tmp_path / "plain.safetensors").status == 0
+    assert (tmp_path / "out.safetensors").read_bytes() == (tmp_path / "plain.safetensors").read_bytes()
+    refused = openedm("convert", tmp_path / "decoded", tmp_path / "x.safetensors", "--vae", folder / "vae")
+    assert "vae must not be given with a checkpoint" in refused.err
+
+
+def test_runs_on_latents_are_compared_by_their_pictures_and_verified(openedm, folder, tmp_path):
+    compared = openedm("compare", folder / "run", "--num=4", "--nfe=3", *VALUES, "--out", tmp_path / "report.json")
+    assert compared.status == 0, compared.err
+    told = openedm("verify", folder / "set")
+    assert (told.status, "damaged" in told.out) == (0, False)
+    copy = shutil.copytree(folder / "set", tmp_path / "set")
+    content = bytearray((copy / "shard-000000.tar").read_bytes())
+    content[2000] ^= 1
+    (copy / "shard-000000.tar").write_bytes(content)
+    assert "DAMAGED" in openedm("verify", copy).out
+
+
+@pytest.mark.parametrize("view", ["samples", "walk", "levels", "compare"])
+def test_the_page_shows_pictures_of_latents(folder, view, monkeypatch):
+    shown = []
+    grid = run_figures._grid
+    monkeypatch.setattr(
+        run_figures, "_grid", lambda x, *rest, **given: shown.append(x.shape) or grid(x, *rest, **given)
+    )
+    runs, state = Runs({"a": str(folder / "run"), "b": str(folder / "run")}), State(view=view, num=2, sampler=SHORT)
+    for _, draw in run_figures.figures_of_runs(view).values():
+        assert draw(state, runs, Budget()).axes
+    assert {tuple(shape[1:]) for shape in shown} == {(3, 16, 24)}
+
+
+def test_a_pushed_model_says_how_its_samples_are_decoded(openedm, folder, tmp_path):
+    assert openedm("push", folder / "run", "owner/name", "--out", tmp_path / "card").status == 0
+    text = (tmp_path / "card" / "README.md").read_text()
+    assert 'images = denoiser.description.autoencoder.load("FOLDER OR NAME OF THE AUTOENCODER").decode(x)' in text

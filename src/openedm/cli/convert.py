@@ -13,7 +13,9 @@ from openedm.training import find_checkpoint, load_denoiser, read_model, save_ch
 MIN_BYTES_WITH_PROGRESS = 2**26
 
 
-def convert(source: str, out: str, key: str = "ema", weights: Literal["ema", "raw"] = "ema") -> None:
+def convert(
+    source: str, out: str, key: str = "ema", weights: Literal["ema", "raw"] = "ema", vae: str | None = None
+) -> None:
     """Convert a published EDM network to a checkpoint, or a checkpoint to a published network.
 
     Published pickles are read as data: no code in them is run, and names of functions that could be run are errors. The
@@ -27,14 +29,18 @@ def convert(source: str, out: str, key: str = "ema", weights: Literal["ema", "ra
             a checkpoint, NAME.safetensors. Existing files are never overwritten.
         key: the entry of a pickle that contains the network.
         weights: the weights of a checkpoint: ema, the averaged weights, or raw, those of the last step.
+        vae: for a network of EDM2 of latents: the folder of Stable Diffusion's autoencoder, or its name on the Hugging
+            Face Hub. Samples of the checkpoint are then decoded pictures.
     """
     if Path(source).is_dir():
+        if vae is not None:
+            raise ValueError(f"vae must not be given with a checkpoint, which knows its autoencoder, got {vae!r}")
         _to_published(Path(source), Path(out), key, weights)
     else:
-        _to_checkpoint(Path(source), Path(out), key, weights)
+        _to_checkpoint(Path(source), Path(out), key, weights, vae)
 
 
-def _to_checkpoint(source: Path, out: Path, key: str, weights: str) -> None:
+def _to_checkpoint(source: Path, out: Path, key: str, weights: str, vae: str | None) -> None:
     if weights != "ema":
         raise ValueError(f"weights must be 'ema' for a file, which has one set of weights, got {weights!r}")
     new_path("out", out, what="a checkpoint")
@@ -47,7 +53,7 @@ def _to_checkpoint(source: Path, out: Path, key: str, weights: str) -> None:
         published = read_published(source, key, bars)
     print(_describe_content(published))
     denoiser = published.denoiser()
-    model = published_model(published, denoiser)
+    model = published_model(published, denoiser, vae)
     print(f"sigma            {denoiser.sigma_min:g} to {denoiser.sigma_max:g}, sigma_data {denoiser.sigma_data:g}")
     del published  # Frees half of the memory: the network has a copy of the weights.
     save_checkpoint(out, model, denoiser.network.state_dict())

@@ -7,7 +7,7 @@ from typing import Any
 from openedm.cli.data_of_runs import recorded_data
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
-from openedm.data import Digits, Source
+from openedm.data import Digits, Latents, Source
 from openedm.generation import SamplingOptions, ScoringOptions, open_images, pictures_of, score
 from openedm.generation.pictures import is_latents
 from openedm.ground import checks
@@ -64,6 +64,7 @@ def evaluate(
     """
     target = new_path("out", out, what="a report")
     checks.at_least("num", 2 if num is None else num, 2)
+    shards = data.path if isinstance(data, Latents) and data.path != samples else None
     data = pictures_of(data)
     accelerator = make_accelerator()
     with Bars(shown=accelerator.is_main_process) as bars:
@@ -84,6 +85,8 @@ def evaluate(
     print(f"real data: {brief(data)}")
     print(report.table())
     print(f"({LEGEND})")
+    if shards is not None:
+        print(f"(what the autoencoder alone loses, the floor of models of its latents: openedm evaluate {shards})")
     if target is not None:
         write_json(target, report.to_dict() | ({"drawn": images.drawn} if images.drawn else {}))
         print(f"report: {out}")

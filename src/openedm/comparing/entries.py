@@ -10,7 +10,7 @@ from openedm.comparing.comparison import Entry
 from openedm.comparing.measuring import measure_loss, measure_quality, recorded_quality, shared_scoring
 from openedm.comparing.runs import TrainedRun
 from openedm.data import Source
-from openedm.generation import SamplingOptions, ScoringOptions
+from openedm.generation import SamplingOptions, ScoringOptions, pictures_of
 from openedm.generation.images import Log
 from openedm.ground import checks
 from openedm.ground.choices import to_config
@@ -119,7 +119,7 @@ def _data_of(run: TrainedRun, data: Source | None) -> Source:
         raise ValueError(f"data must be given: {run.path} does not tell which data it was trained on, for num")
     found = run.data if data is None else data
     assert found is not None
-    return found
+    return pictures_of(found)
 
 
 def _measured(runs: Sequence[TrainedRun], progress: Progress) -> list[ValidationLoss]:

@@ -23,7 +23,7 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of
 
-__all__ = ["Autoencoder", "Codec", "PixelRange", "open_autoencoder"]
+__all__ = ["Autoencoder", "Codec", "PixelRange", "open_autoencoder", "open_for_latents"]
 
 PixelRange = Literal["signed", "unit"]
 CLASS = "AutoencoderKL"
@@ -126,6 +126,26 @@ def open_autoencoder(
     return Codec(module.to(device), Autoencoder(where, hub, digest_of(module), image_shape, pixels))
 
 
+def open_for_latents(path: str, latent_shape: tuple[int, int, int], pixels: PixelRange = "signed") -> "Codec":
+    """An autoencoder for latents of one shape, such as those of a published network.
+
+    Args:
+        path, pixels: as for `open_autoencoder`.
+        latent_shape: (channels, height, width) of the latents.
+
+    Raises:
+        ImportError, ValueError: as for `open_autoencoder`.
+    """
+    module: Any
+    module, where, hub = _read(path, None)
+    channels, height, width = latent_shape
+    if channels != module.config["latent_channels"]:
+        raise ValueError(f"vae={path} must make latents of {channels} channels, got {module.config['latent_channels']}")
+    sides = height * _factor(module), width * _factor(module)
+    image_shape = (int(module.config["in_channels"]), *sides)
+    return Codec(module, Autoencoder(where, hub, digest_of(module), image_shape, pixels))
+
+
 class Codec:
     """An autoencoder with its weights: encodes images and decodes latents, without gradients.
 
@@ -152,13 +172,13 @@ class Codec:
 
     @property
     def bytes_per_image(self) -> int:
-        """About the memory of the activations of an image while it is encoded: four tensors of the largest level."""
+        """About the memory of the activations of an image while it is encoded: six tensors of the largest level."""
         _, height, width = self.autoencoder.image_shape
         widest = max(
             channels * height * width // 4**level
             for level, channels in enumerate(self.module.config.block_out_channels)
         )
-        return 4 * 4 * int(widest)
+        return 6 * 4 * int(widest)
 
     @torch.no_grad()
     def encode(

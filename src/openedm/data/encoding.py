@@ -39,7 +39,7 @@ from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import check_folders, read_json, write_arrays, write_json
 from openedm.units import Units
 
-__all__ = ["LATENTS", "EncodingPlan", "Scaling", "encode", "plan_encoding"]
+__all__ = ["EDM2_UNITS", "LATENTS", "EncodingPlan", "Scaling", "encode", "plan_encoding"]
 
 LATENTS = "openedm-latents"
 """The format in the manifest of a set of latents."""

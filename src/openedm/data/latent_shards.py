@@ -97,6 +97,7 @@ class EncodedLatents(Dataset):
         bands, height, width = map(int, manifest["shape"])
         for size in (bands, height, width):
             checks.size("sizes of shape", size, 1, 2**16)
+        checks.between("8 bytes an entry", 8 * bands * height * width, 1, int(self._places[:, 2].min()))
         self.event_shape = (bands, height, width)
         self.units = from_config(Units, manifest["units"])
         self.autoencoder = from_config(Autoencoder, manifest["autoencoder"])

@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 from torch import Tensor
 
+from openedm.data.autoencoder import Codec
 from openedm.denoiser import Condition, Denoiser
 from openedm.exploring.problems import Budget
 from openedm.exploring.state import State
@@ -40,11 +41,13 @@ class Trained(NamedTuple):
         path: as given.
         model: what its denoiser is.
         denoiser: in evaluation mode, on the device that there is.
+        codec: decodes the samples of a model of latents; None for others.
     """
 
     path: str
     model: Model
     denoiser: Denoiser
+    codec: Codec | None = None
 
 
 class Runs:
@@ -85,8 +88,9 @@ class Runs:
         """A run, loaded."""
         if name not in self._loaded:
             folder: Path = self._folders[name]
-            denoiser = load_denoiser(folder).to(self.device).eval()
-            self._loaded[name] = Trained(self.paths[name], read_model(folder), denoiser)
+            denoiser, model = load_denoiser(folder).to(self.device).eval(), read_model(folder)
+            codec = None if model.autoencoder is None else model.autoencoder.load(device=self.device)
+            self._loaded[name] = Trained(self.paths[name], model, denoiser, codec)
         return self._loaded[name]
 
 
@@ -140,7 +144,7 @@ def samples(state: State, runs: Runs, budget: Budget) -> Figure:
     """The samples of successive seeds."""
     run = runs.get(runs.name(state.run))
     drawn = _draw(state, run, _seeds(state), budget)
-    return _grid(drawn.x, _titles(drawn.labels, run.model))
+    return _grid(_shown(run, drawn.x), _titles(drawn.labels, run.model))
 
 
 def other_samples(state: State, runs: Runs, budget: Budget) -> Figure:
@@ -154,7 +158,7 @@ def walk(state: State, runs: Runs, budget: Budget) -> Figure:
     noise = walk_noise(state.seed, state.seed_to, max(state.num, 2), run.model.event_shape)
     drawn = _draw(state, run, [state.seed] * len(noise), budget, noise=noise)
     titles = [f"seed {state.seed}", *[""] * (len(noise) - 2), f"seed {state.seed_to}"]
-    return _grid(drawn.x, titles, columns=min(len(noise), 8))
+    return _grid(_shown(run, drawn.x), titles, columns=min(len(noise), 8))
 
 
 def walk_noise(first: int, last: int, count: int, event_shape: Sequence[int]) -> Float64[Tensor, "count *event"]:
@@ -179,12 +183,12 @@ def levels(state: State, runs: Runs, budget: Budget) -> Figure:
     denoiser, shape = run.denoiser, run.model.event_shape
     location = 0.0 if denoiser.location is None else denoiser.location.cpu()
     steps = [replace(step, x=step.x.cpu(), denoised=step.denoised.cpu()) for step in drawn.steps]
-    if _is_image(shape):
+    if _is_image(shape) and run.codec is None:
         return denoising_trajectory(steps, columns=10, sigma_data=denoiser.sigma_data, location=location)
     if shape == (2,):
         return trajectories_2d({"samples": Run(state.sampler, steps)}, sigma_data=denoiser.sigma_data)
     shown = [steps[i] for i in evenly(len(steps), 8)]
-    figure = _grid(torch.stack([step.denoised[0].double() for step in shown]), columns=4)
+    figure = _grid(_shown(run, torch.stack([step.denoised[0].double() for step in shown])), columns=4)
     for axes, step in zip(figure.axes, shown, strict=False):
         axes.set_title(f"σ = {format_sigma(step.sigma)}", fontsize=8)
     return figure
@@ -227,6 +231,11 @@ def figures_of_runs(view: str) -> Mapping[str, tuple[str, Draw]]:
 
 def _seeds(state: State) -> list[int]:
     return [(state.seed + i) % 2**32 for i in range(state.num)]
+
+
+def _shown(run: Trained, x: Float64[Tensor, "batch *event"]) -> Float64[Tensor, "batch *shown"]:
+    """Samples as they are shown: decoded, if they are latents."""
+    return x if run.codec is None else run.codec.decode(x).double()
 
 
 def _is_image(shape: Sequence[int]) -> bool:

@@ -48,7 +48,15 @@ def example(description: Model, repository: str = UNKNOWN_ID) -> str:
     given = [*comments, f"condition = {condition}"] if values else []
     load = f"denoiser = Pretrained.from_pretrained({_quoted(repository)})"
     draw = f"x = Auto(nfe=32).sample(denoiser, seeds=range(4){', condition=condition' if values else ''})"
-    return "\n".join([*imports, "", load, *given, draw])
+    return "\n".join([*imports, "", load, *given, draw, *_decoding(description)])
+
+
+def _decoding(description: Model) -> list[str]:
+    """Lines that decode samples that are latents."""
+    if description.autoencoder is None:
+        return []
+    place = "" if description.autoencoder.hub else '"FOLDER OR NAME OF THE AUTOENCODER"'
+    return [f"images = denoiser.description.autoencoder.load({place}).decode(x)  # in [-1, 1]"]
 
 
 def _floats(description: Model) -> str:

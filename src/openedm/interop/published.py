@@ -10,7 +10,7 @@ published names (safetensors reads and writes them), and NAME.json, {"format": â
 import math
 import mmap
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ import torch
 from torch import Tensor
 
 from openedm import preconditioning
+from openedm.data.autoencoder import open_for_latents
+from openedm.data.encoding import EDM2_UNITS
 from openedm.denoiser import Preconditioned
 from openedm.ground.locks import locked_file
 from openedm.ground.progress import Progress, ShowProgress, no_progress, showing
@@ -275,13 +277,26 @@ def _network_name(record: Record) -> str | None:
     return network.class_name if isinstance(network, Record) else None
 
 
-def published_model(published: Published, denoiser: Preconditioned) -> Model:
+def published_model(published: Published, denoiser: Preconditioned, vae: str | None = None) -> Model:
     """The description of a published network in a checkpoint.
 
     Args:
         published: the network.
         denoiser: its denoiser.
+        vae: for a network of latents of EDM2: the autoencoder that decodes them, as for
+            `openedm.data.autoencoder.open_autoencoder`. Samples then have its units instead of standard ones, by the
+            numbers of EDM2, and are decoded.
+
+    Raises:
+        ValueError: `vae` is given for another network, or is not for such latents.
     """
+    if vae is not None:
+        model = published_model(published, denoiser)
+        if published.class_name != EDM2_CLASS or model.images or model.event_shape[0] != len(EDM2_UNITS.scale):
+            raise ValueError(f"vae must not be given for a network that is not one of latents of EDM2, got {vae!r}")
+        channels, height, width = model.event_shape
+        codec = open_for_latents(vae, (channels, height, width), "unit")
+        return replace(model, units=EDM2_UNITS, autoencoder=codec.autoencoder)
     if published.class_name == EDM2_CLASS:
         return Model(
             network=edm2_choice(published.kwargs),
@@ -326,7 +341,7 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
             f"noise_range must be None to have published names, got {model.noise_range}: only files with EDM's "
             "preconditioning have a range"
         )
-    if model.units is not None:
+    if model.units is not None and not (isinstance(model.network, EDM2UNet) and model.units == EDM2_UNITS):
         raise ValueError(
             f"units must be None to have published names, got {model.units}: such files have no place for location and "
             "scale, and hold images in [-1, 1]"

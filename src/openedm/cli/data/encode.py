@@ -5,6 +5,7 @@ from typing import Literal
 from openedm.cli.terminal import Bars
 from openedm.data import encoding, picture_source
 from openedm.ground.choices import to_config
+from openedm.ground.devices import use_full_float32
 
 
 def encode(
@@ -68,6 +69,7 @@ def encode(
     """
     if vae is None:
         raise ValueError("vae must be given: --vae and the folder of the autoencoder, or its name on the Hub")
+    use_full_float32()  # TF32's rounding is larger than the standard deviations of latents
     pictures = picture_source(source, size, crop, channels, labels, subset, split, image, label, condition)
     where = str(encoding.default_device() if device is None else device)
     with Bars() as bars:
