@@ -60,6 +60,12 @@ def test_a_consistency_model_has_no_likelihood(openedm, distilled):
     assert "which has no score and follows no ODE" in openedm("likelihood", distilled, "--num=2").err
 
 
+def test_it_is_not_written_where_its_kind_would_be_lost_and_the_hub_is_told(openedm, distilled, tmp_path):
+    assert "got a consistency function" in openedm("convert", distilled, tmp_path / "x.safetensors").err
+    assert openedm("push", distilled, "someone/fast", "--out", tmp_path / "hub").status == 0
+    assert "Consistency(nfe=2)" in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
+
+
 def test_an_interrupted_run_goes_on_with_its_options_and_without_its_teacher(openedm, distilled, toy_run, tmp_path):
     straight = json.loads((distilled / "checkpoints" / "000000000256" / "training.json").read_text())
     assert straight["init"]["origin"].startswith(str(toy_run))

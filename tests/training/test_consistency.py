@@ -197,6 +197,8 @@ def test_a_teacher_is_required_and_must_be_a_denoiser(trainer):
 def test_options_without_effect_are_refused(trainer):
     with pytest.raises(ValueError, match="keep_best must be False and stop_after 0 with ConsistencyTuning"):
         tuned(trainer, keep_best=True)
+    with pytest.raises(ValueError, match="compile must be False with ConsistencyTuning"):
+        tuned(trainer, compile=True)
     with pytest.raises(ValueError, match=r"objective.guidance must be 1 for a model without classes"):
         trainer(objective=GUIDED, conditional=False)
 

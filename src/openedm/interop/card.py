@@ -43,11 +43,13 @@ def example(description: Model, repository: str = UNKNOWN_ID) -> str:
         imports.append("import torch")
     if layout.is_packed:
         imports.append("from openedm.conditions import pack")
-    imports += ["from openedm.interop import Pretrained", "from openedm.sampling import Auto"]
+    sampler = "Consistency(nfe=2)" if description.consistency else "Auto(nfe=32)"
+    name = sampler.partition("(")[0]
+    imports += ["from openedm.interop import Pretrained", f"from openedm.sampling import {name}"]
     condition = f"pack({', '.join(values)})" if layout.is_packed else "".join(values)
     given = [*comments, f"condition = {condition}"] if values else []
     load = f"denoiser = Pretrained.from_pretrained({_quoted(repository)})"
-    draw = f"x = Auto(nfe=32).sample(denoiser, seeds=range(4){', condition=condition' if values else ''})"
+    draw = f"x = {sampler}.sample(denoiser, seeds=range(4){', condition=condition' if values else ''})"
     return "\n".join([*imports, "", load, *given, draw, *_decoding(description)])
 
 

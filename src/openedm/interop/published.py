@@ -327,10 +327,11 @@ def publish(model: Model, denoiser: Preconditioned) -> Published:
         denoiser: the network with its weights.
 
     Raises:
-        ValueError: it is not a U-Net for square images with one of EDM's preconditionings, is conditioned on floats, is
-            not for images in [-1, 1], or has values that published files may not have, such as a range of noise levels
-            with another preconditioning than `EDM`.
+        ValueError: it is a consistency function, is not a U-Net for square images with one of EDM's preconditionings,
+            is conditioned on floats, is not for images in [-1, 1], or has values that published files may not have,
+            such as a range of noise levels with another preconditioning than `EDM`.
     """
+    denoiser.check_gives_mean()
     if model.condition_shape is not None:
         raise ValueError(
             f"condition_shape must be None to have published names, got {model.condition_shape}: such files have "

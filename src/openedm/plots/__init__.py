@@ -3,6 +3,7 @@
 from openedm.plots.arrays import event_grid
 from openedm.plots.calibration import calibration_plot, predictive_histograms, predictive_plot
 from openedm.plots.images import denoising_trajectory, sample_grid
+from openedm.plots.jumps import jumps
 from openedm.plots.losses import loss_curve, loss_per_sigma, reducible_loss
 from openedm.plots.posteriors import pair_plot, posterior_trajectories
 from openedm.plots.runs import RunFigures
@@ -16,6 +17,7 @@ __all__ = [
     "denoising_trajectory",
     "error_versus_nfe",
     "event_grid",
+    "jumps",
     "loss_curve",
     "loss_per_sigma",
     "pair_plot",

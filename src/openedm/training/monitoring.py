@@ -115,6 +115,8 @@ class Validation:
     @torch.no_grad()
     def measure(self, denoiser: Denoiser) -> ValidationLoss:
         """The loss of a denoiser in evaluation mode; a warning says if it is NaN or infinite, and at which level."""
+        if not self._objective.trains_consistency:
+            denoiser.check_gives_mean()
         errors = torch.zeros(len(self._sigmas), dtype=torch.float64)
         ones = torch.ones(self._batch_size, dtype=torch.float64)
         layout = self._dataset.condition_layout

@@ -239,6 +239,11 @@ def _check_consistency(model: Model, objective: ConsistencyTuning, options: Opti
             f"keep_best must be False and stop_after 0 with ConsistencyTuning, got {options.keep_best} and "
             f"{options.stop_after}: its validation loss, how well neighbouring levels agree, does not rank models"
         )
+    if options.compile:
+        raise ValueError(
+            "compile must be False with ConsistencyTuning, got True: both evaluations of a pair must have one dropout "
+            "mask, and compiled ones, with and without gradient, have not"
+        )
     if objective.guidance == 1:
         return
     if not model.num_classes and not model.condition_dropout:

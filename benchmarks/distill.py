@@ -1,0 +1,235 @@
+"""Consistency models beside the denoisers they were distilled from, in tables and a JSON file.
+
+    python -m benchmarks.distill [--images 60000] [--channels 16] [--pairs data teacher] [--fit] [--out distill.json]
+    python -m benchmarks.distill --teacher RUN      # any run of images: its data, and distilled at its own size
+
+digits: a small class-conditional DDPM++ is trained and distilled; as many samples as half of the real images are
+compared with the other half in the features of a classifier (`openedm.metrics.evaluate`). The Fréchet distance is given
+above its floor, the distance of real images from real images.
+
+two_moons: the posterior of sbibm's task, p(θ | x), learned from 10,000 simulations by a conditional MLP; C2ST of 1,000
+samples against exact ones for one observation, 0.5 if nothing tells them apart.
+
+The teacher is sampled by `Auto` with 4, 8, 18 and 35 evaluations, with --fit also on levels fitted to it; the
+consistency model by `Consistency` with 1, 2 and 4.
+"""
+
+import argparse
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from benchmarks.common import machine, write_json
+from torch import Tensor
+
+from openedm.cli.data_of_runs import recorded_data
+from openedm.data import Dataset, Digits, Pairs, Source
+from openedm.denoiser import Condition, Preconditioned
+from openedm.ground.choices import from_config
+from openedm.inference import tasks
+from openedm.metrics import evaluate
+from openedm.metrics.c2st import c2st
+from openedm.metrics.classifier import train_classifier
+from openedm.networks import MLP, DDPMpp
+from openedm.objective import ConsistencyTuning
+from openedm.plots import jumps, save_figure
+from openedm.sampling import Auto, Consistency, Sampler, SamplerChoice, sample_batches
+from openedm.training import HalfLife, Model, Options, Trainer, load_denoiser, read_model
+from openedm.training.checkpoints import find_checkpoint
+
+TEACHER_NFE, STUDENT_NFE = (4, 8, 18, 35), (1, 2, 4)
+SIMULATIONS, POSTERIOR_SAMPLES = 10_000, 1_000
+
+
+def options(images: int, batch_size: int, learning_rate: float, clip_norm: float | None = None) -> Options:
+    """Options of a run without anything but its steps."""
+    return Options(
+        images=images,
+        batch_size=batch_size,
+        learning_rate=learning_rate,
+        rampup=images // 10,
+        schedule="cosine",
+        clip_norm=clip_norm,
+        average=HalfLife(half_life=images / 16),
+        validate_every=0,
+        snapshot_every=0,
+    )
+
+
+def trained(name: str, trainer: Trainer) -> Preconditioned:
+    """The trained denoiser, and a line about its time."""
+    started = time.perf_counter()
+    denoiser = trainer.fit(progress=False)
+    print(f"{name}: {trainer.options.images:,} images in {time.perf_counter() - started:.0f} s", flush=True)
+    return denoiser
+
+
+def methods(teacher: Preconditioned, condition: Condition, *, fit: bool) -> dict[str, tuple[SamplerChoice, int]]:
+    """The samplers of the teacher, and their evaluations."""
+    found: dict[str, tuple[SamplerChoice, int]] = {}
+    for nfe in TEACHER_NFE:
+        found["Auto", nfe] = Auto(nfe), nfe
+        if fit:
+            found["Auto, fitted", nfe] = Auto(nfe).fit(teacher, condition=condition).sampler, nfe
+    return found
+
+
+def draw(sampler: SamplerChoice, denoiser: Preconditioned, condition: Tensor, count: int) -> Tensor:
+    """Samples of seeds 0 … count − 1."""
+    chosen: Sampler = sampler.choose(denoiser)
+    return torch.cat(
+        [x for _, x in sample_batches(chosen, denoiser, range(count), condition=condition, batch_size=128)]
+    )
+
+
+def rows_of_images(
+    teacher: Preconditioned, students: dict[str, Preconditioned], data: Dataset, seed: int, *, fit: bool
+) -> list[dict[str, Any]]:
+    """One row a way of sampling."""
+    judge = train_classifier(data, seed=seed)
+    count = len(data) // 2
+    classes = torch.arange(count) % teacher.num_classes
+    rows = []
+
+    def add(model: str, solver: str, nfe: int, sampler: SamplerChoice, denoiser: Preconditioned) -> None:
+        x = draw(sampler, denoiser, classes, count).float()
+        report = evaluate(x, classes, data, judge, seed=seed, progress=False)
+        values = {measure.name: measure.value for measure in report.measures}
+        row = {"model": model, "solver": solver, "nfe": nfe, "frechet": report.frechet_matched, "floor": report.floor}
+        row |= {"above_floor": report.frechet_matched - report.floor, "accuracy": report.accuracy}
+        rows.append(row | {name: values[name] for name in ("precision", "recall") if name in values})
+        print_row(rows[-1])
+
+    for (solver, nfe), (sampler, _) in methods(teacher, classes[:16], fit=fit).items():
+        add("teacher", solver, nfe, sampler, teacher)
+    for name, student in students.items():
+        for nfe in STUDENT_NFE:
+            add(name, "Consistency", nfe, Consistency(nfe), student)
+    return rows
+
+
+def print_row(row: dict[str, Any]) -> None:
+    """A row of the table, as soon as it is known."""
+    numbers = "  ".join(f"{name} {value:.3g}" for name, value in row.items() if isinstance(value, float))
+    print(f"  {row['model']:<24}{row['solver']:<14}{row['nfe']:>3}  {numbers}", flush=True)
+
+
+def digits(arguments: argparse.Namespace) -> tuple[list[dict[str, Any]], Preconditioned, Preconditioned]:
+    """Train or load the teacher, distil it, and compare."""
+    if arguments.teacher is None:
+        data = Digits().load()
+        network = DDPMpp(model_channels=arguments.channels, channel_mult=(1, 2), num_blocks=1, dropout=0.1)
+        model = Model.for_data(data, network)
+        chosen = options(arguments.images, 128, 2e-3)
+        teacher = trained("teacher", Trainer(model, data, options=replace(chosen, seed=arguments.seed)))
+    else:
+        source = recorded_data({"": arguments.teacher}, "teacher")["data"]
+        data = from_config(Source, source).load()  # type: ignore[type-abstract]
+        model, teacher = read_model(find_checkpoint(arguments.teacher)), load_denoiser(arguments.teacher)
+    students = {}
+    for pairs in arguments.pairs:
+        objective = ConsistencyTuning(pairs=pairs, first=arguments.first, last=arguments.last)
+        chosen = replace(options(arguments.images, 128, arguments.learning_rate, clip_norm=1.0), seed=arguments.seed)
+        students[f"pairs from {pairs}"] = trained(pairs, Trainer(model, data, objective, chosen, init=teacher))
+    rows = rows_of_images(teacher, students, data, arguments.seed, fit=arguments.fit)
+    return rows, teacher, next(iter(students.values()))
+
+
+def two_moons(arguments: argparse.Namespace) -> list[dict[str, Any]]:
+    """C2ST of the posterior of one observation."""
+    task, seed = tasks.get("two_moons"), arguments.seed
+    generator = torch.Generator().manual_seed(seed)
+    theta = 2 * torch.rand(SIMULATIONS, 2, generator=generator, dtype=torch.float64) - 1
+    x = task.simulate(theta.float(), seed=seed)
+    observed = x[:1]
+    data = Pairs(theta.float(), x)
+    model = Model.for_data(data, MLP(width=64, num_blocks=2))
+    chosen = replace(options(arguments.posterior_images, 256, 2e-3), seed=seed)
+    teacher = trained("two_moons", Trainer(model, data, options=chosen))
+    reference = exact_posterior(task, observed, generator)
+    rows = []
+
+    def add(name: str, solver: str, nfe: int, sampler: SamplerChoice, denoiser: Preconditioned) -> None:
+        drawn = draw(sampler, denoiser, observed.expand(POSTERIOR_SAMPLES, -1), POSTERIOR_SAMPLES)
+        rows.append({"model": name, "solver": solver, "nfe": nfe, "c2st": c2st(drawn.float(), reference)})
+        print_row(rows[-1])
+
+    for (solver, nfe), (sampler, _) in methods(teacher, observed.expand(16, -1), fit=arguments.fit).items():
+        add("teacher", solver, nfe, sampler, teacher)
+    for pairs in arguments.pairs:
+        objective = ConsistencyTuning(pairs=pairs, first=arguments.first, last=arguments.last)
+        settings = replace(chosen, learning_rate=1e-3, clip_norm=1.0)
+        student = trained(pairs, Trainer(model, data, objective, settings, init=teacher))
+        for nfe in STUDENT_NFE:
+            add(f"pairs from {pairs}", "Consistency", nfe, Consistency(nfe), student)
+    return rows
+
+
+def exact_posterior(task: tasks.Task, observed: Tensor, generator: torch.Generator) -> Tensor:
+    """Samples of p(θ | x) for a uniform prior: draws of the prior, taken with probability ∝ p(x | θ)."""
+    theta = 2 * torch.rand(2_000_000, 2, generator=generator, dtype=torch.float64) - 1
+    weights = task.log_likelihood(theta, observed.double()[0]).exp()
+    taken = torch.multinomial(weights, POSTERIOR_SAMPLES, generator=generator)
+    return theta[taken].float()
+
+
+def figure(teacher: Preconditioned, student: Preconditioned, path: Path) -> None:
+    """The estimates of the teacher in eight steps, and those of the consistency model in one and two."""
+    runs: dict[str, list[Any]] = {}
+    for title, sampler, denoiser in (
+        ("teacher, 8", Auto(8), teacher),
+        ("2 jumps", Consistency(2), student),
+        ("1 jump", Consistency(1), student),
+    ):
+        runs[title] = []
+        sampler.sample(denoiser, seeds=range(4), condition=torch.arange(4), callback=runs[title].append)
+    save_figure(jumps(runs), path)
+
+
+def verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """Ratios to the teacher's distance above the floor at 18 evaluations, which are to be ≤ 1.5 at 2 and ≤ 3 at 1."""
+    base = next(row["above_floor"] for row in rows if (row["model"], row["nfe"]) == ("teacher", 18))
+    lines = []
+    for row in rows:
+        if row["solver"] == "Consistency" and row["nfe"] in (1, 2):
+            ratio, limit = row["above_floor"] / base, 3.0 if row["nfe"] == 1 else 1.5
+            met = "met" if ratio <= limit else "MISSED"
+            lines.append(f"{row['model']}, {row['nfe']}: {ratio:.2f} times the teacher at 18, target {limit}: {met}")
+    return lines
+
+
+def main() -> None:
+    """Measure what the options say."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--what", nargs="+", choices=("digits", "two_moons"), default=("digits", "two_moons"))
+    parser.add_argument("--teacher", help="a run of images instead of one on digits that is trained here")
+    parser.add_argument("--pairs", nargs="+", choices=("data", "teacher"), default=("teacher", "data"))
+    parser.add_argument("--images", type=int, default=60_000)
+    parser.add_argument("--posterior-images", type=int, default=400_000)
+    parser.add_argument("--channels", type=int, default=16)
+    parser.add_argument("--learning-rate", type=float, default=1e-3)
+    parser.add_argument("--first", type=int, default=4)
+    parser.add_argument("--last", type=int, default=8)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--fit", action="store_true", help="also on levels fitted to the teacher")
+    parser.add_argument("--out", type=Path)
+    parser.add_argument("--figure", type=Path)
+    arguments = parser.parse_args()
+    content: dict[str, Any] = {"machine": machine()}
+    if "digits" in arguments.what:
+        rows, teacher, student = digits(arguments)
+        content |= {"images": rows, "targets": verdict(rows)}
+        print("\n".join(content["targets"]))
+        if arguments.figure is not None:
+            figure(teacher, student, arguments.figure)
+    if "two_moons" in arguments.what:
+        content["two_moons"] = two_moons(arguments)
+    if arguments.out is not None:
+        write_json(arguments.out, content)
+
+
+if __name__ == "__main__":
+    main()

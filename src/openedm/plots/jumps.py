@@ -1,0 +1,81 @@
+"""The estimate of the sample after each evaluation: the path of a denoiser, the jumps of a consistency function."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from torch import Tensor, stack
+
+from openedm.data.pictures import image_grid
+from openedm.ground import checks
+from openedm.plots.style import COLOURS, GREY, evenly, format_sigma
+from openedm.sampling import State
+
+__all__ = ["jumps"]
+
+PANEL = 1.0
+
+
+def jumps(runs: Mapping[str, Sequence[State]], samples: int = 3, columns: int = 8) -> Figure:
+    """The estimate x̂ of the sample at each evaluation, one row of panels for each run.
+
+    Images are shown one below the other. Points in two dimensions are shown with a line from the estimate before, so
+    that a row shows how far each evaluation moves it.
+
+    Args:
+        runs: a title and the states of one sampling run, all of the same seeds, such as those of a teacher and of the
+            consistency function that was made of it.
+        samples: how many images to show, the first of the batch; ≥ 1. Points are all shown.
+        columns: how many evaluations to show of a run, evenly chosen, the first and last included; ≥ 1.
+
+    Raises:
+        ValueError: no runs, a run without states, samples that are neither images nor points in two dimensions, or a
+            number out of its range.
+    """
+    checks.at_least("the number of runs", len(runs), 1)
+    checks.at_least("samples", samples, 1)
+    checks.at_least("columns", columns, 1)
+    chosen = {title: _evaluations(states, columns) for title, states in runs.items()}
+    shape = next(iter(chosen.values()))[0].denoised.shape
+    is_image = len(shape) == 4
+    if not is_image and (len(shape) != 2 or shape[1] != 2):
+        raise ValueError(f"runs must hold images or points in two dimensions, got samples of shape {tuple(shape[1:])}")
+    width = max(map(len, chosen.values()))
+    height = PANEL * (0.8 * min(samples, shape[0]) if is_image else 1.0) + 0.35
+    figure = Figure(figsize=(1.2 + PANEL * width, height * len(runs)), layout="constrained")
+    grid = figure.subplots(len(runs), width, squeeze=False)
+    for row, (title, states) in zip(grid, chosen.items(), strict=True):
+        for axes in row:
+            axes.set_axis_off()
+        for i, (axes, state) in enumerate(zip(row, states, strict=False)):
+            axes.set_title(f"σ = {format_sigma(state.sigma)}", fontsize=9, color=GREY)
+            if is_image:
+                pixels = image_grid(state.denoised[:samples], 1)
+                axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
+            else:
+                _draw_points(axes, [s.denoised for s in states], i)
+        row[0].text(-0.15, 0.5, title, transform=row[0].transAxes, fontsize=10, rotation=90, va="center", ha="right")
+    return figure
+
+
+def _evaluations(states: Sequence[State], columns: int) -> list[State]:
+    """States with an evaluation, which the finished sample at σ = 0 is not."""
+    evaluated = [state for state in states if state.sigma > 0]
+    if not evaluated:
+        raise ValueError("runs must hold states of at least one evaluation each, got a run without")
+    return [evaluated[i] for i in evenly(len(evaluated), columns)]
+
+
+def _draw_points(axes: Axes, estimates: Sequence[Tensor], i: int) -> None:
+    everything = np.asarray(stack(list(estimates)).cpu()).reshape(-1, 2)
+    x = np.asarray(estimates[i].cpu())
+    if i > 0:
+        before = np.asarray(estimates[i - 1].cpu())
+        axes.plot(*np.stack([before, x]).transpose(2, 0, 1), color=GREY, linewidth=0.3, alpha=0.5)
+    axes.scatter(*x.T, s=2, color=COLOURS[0], linewidths=0)
+    low, high = everything.min(0), everything.max(0)
+    margin = 0.05 * float((high - low).max()) + 1e-9
+    axes.set_xlim(low[0] - margin, high[0] + margin)
+    axes.set_ylim(low[1] - margin, high[1] + margin)
+    axes.set_aspect("equal")

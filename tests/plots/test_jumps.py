@@ -1,0 +1,28 @@
+"""The figure of estimates after each evaluation."""
+
+import pytest
+import torch
+
+from openedm.plots import jumps
+from openedm.sampling import State
+
+
+def states(shape, sigmas):
+    return [State(i, s, s, 1.0, torch.zeros(shape), torch.full(shape, 0.1 * i)) for i, s in enumerate(sigmas)]
+
+
+@pytest.mark.parametrize("shape", [(4, 1, 3, 3), (4, 3, 3, 3), (4, 2)])
+def test_a_row_has_a_panel_an_evaluation_and_none_for_the_finished_sample(shape):
+    figure = jumps({"slow": states(shape, (80.0, 5.0, 0.5, 0.0)), "fast": states(shape, (80.0, 0.0))})
+    titles = [axes.get_title() for axes in figure.axes]
+    assert titles == ["σ = 80", "σ = 5", "σ = 0.5", "σ = 80", "", ""]
+    assert [axes.texts[0].get_text() for axes in figure.axes if axes.texts] == ["slow", "fast"]
+
+
+def test_what_cannot_be_drawn_is_refused():
+    with pytest.raises(ValueError, match="images or points in two dimensions, got samples of shape"):
+        jumps({"a": states((4, 7), (1.0,))})
+    with pytest.raises(ValueError, match="at least one evaluation"):
+        jumps({"a": states((4, 2), (0.0,))})
+    with pytest.raises(ValueError, match="the number of runs must be"):
+        jumps({})
