@@ -75,12 +75,9 @@ def test_an_interrupted_run_goes_on_with_its_options_and_without_its_teacher(ope
 
 
 def test_a_teacher_with_classes_guides_and_has_another_dropout(openedm, digits_run, tmp_path):
-    teacher = ["--objective.pairs=teacher", "--objective.guidance=2"]
-    failed = openedm("distill", digits_run, tmp_path / "run", *SIZES, *QUIET, *teacher)
+    failed = openedm("distill", digits_run, tmp_path / "run", *SIZES, *QUIET, "--objective.guidance=2")
     assert "objective.guidance requires a teacher that was trained with label_dropout" in failed.err
-    done = openedm(
-        "distill", digits_run, tmp_path / "run", *SIZES, *QUIET, "--objective.pairs=teacher", "--dropout=0.2"
-    )
+    done = openedm("distill", digits_run, tmp_path / "run", *SIZES, *QUIET, "--dropout=0.2")
     assert done.status == 0, done.err
     assert "dropout=0.2" in openedm("info", tmp_path / "run").out
 

@@ -26,7 +26,7 @@ def distill(
     out: str,
     data: Source = Digits(),
     validation: Source | None = None,
-    objective: ConsistencyTuning = ConsistencyTuning(first=4),
+    objective: ConsistencyTuning = ConsistencyTuning(pairs="teacher", first=4),
     options: Options = OPTIONS,
     dropout: float | None = None,
     sampler: Sampler = Sampler(),

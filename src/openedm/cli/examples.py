@@ -18,7 +18,7 @@ EXAMPLES: Mapping[str, Sequence[str]] = {
     ),
     "distill": (
         "openedm distill runs/photos runs/photos-fast",
-        "openedm distill runs/photos runs/guided --objective.pairs teacher --objective.guidance 2",
+        "openedm distill runs/photos runs/guided --objective.guidance 2",
         "openedm distill runs/photos runs/photos-fast --options.images 2000000 --dropout 0.2",
         "openedm distill runs/photos runs/photos-fast --resume true",
     ),

@@ -14,10 +14,10 @@ from openedm.sampling import State
 
 __all__ = ["jumps"]
 
-PANEL = 1.0
+PANEL = 1.3
 
 
-def jumps(runs: Mapping[str, Sequence[State]], samples: int = 3, columns: int = 8) -> Figure:
+def jumps(runs: Mapping[str, Sequence[State]], samples: int = 4, columns: int = 8) -> Figure:
     """The estimate x̂ of the sample at each evaluation, one row of panels for each run.
 
     Images are shown one below the other. Points in two dimensions are shown with a line from the estimate before, so
