@@ -73,7 +73,7 @@ def _draw_points(axes: Axes, estimates: Sequence[Tensor], i: int) -> None:
     if i > 0:
         before = np.asarray(estimates[i - 1].cpu())
         axes.plot(*np.stack([before, x]).transpose(2, 0, 1), color=GREY, linewidth=0.3, alpha=0.5)
-    axes.scatter(*x.T, s=2, color=COLOURS[0], linewidths=0)
+    axes.scatter(x[:, 0], x[:, 1], s=2, color=COLOURS[0], linewidths=0)
     low, high = everything.min(0), everything.max(0)
     margin = 0.05 * float((high - low).max()) + 1e-9
     axes.set_xlim(low[0] - margin, high[0] + margin)
