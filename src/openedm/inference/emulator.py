@@ -246,7 +246,8 @@ def choose_size(
 
     Args:
         y, u: standardised rows.
-        options: the sizes `larger` are tried beside its own, by one member each, for four times `pilot_steps`.
+        options: the sizes `larger` are tried beside its own, by one member each that takes all steps: on a shorter
+            schedule deep networks have not come to where they learn the noise by heart.
         form: structure and number of Gaussians.
         seed: as for `fit_mixture`.
     """
@@ -255,8 +256,7 @@ def choose_size(
     sizes = [options, *(replace(options, width=width, num_blocks=blocks) for width, blocks in options.larger)]
 
     def trial(size: MixtureOptions) -> float:
-        single = replace(size, members=1, steps=min(4 * options.pilot_steps, options.steps))
-        fitted = fit_mixture(y, u, single, form.components, structure=form.structure, seed=seed)
+        fitted = fit_mixture(y, u, replace(size, members=1), form.components, structure=form.structure, seed=seed)
         return fitted.log_prob if math.isfinite(fitted.log_prob) else -math.inf
 
     return max(sizes, key=trial)

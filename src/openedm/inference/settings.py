@@ -43,8 +43,8 @@ class MixtureOptions(Choice):
         structures: of the noise, of `openedm.networks.structured.STRUCTURES`, tried in the same way; "independent" only
             where the columns of x are exchangeable.
         width, num_blocks: sizes of each member.
-        larger: further pairs (width, num_blocks) to try, for four times `pilot_steps`; those with the highest held-out
-            likelihood are taken.
+        larger: further pairs (width, num_blocks) to try, by one member each; those with the highest held-out likelihood
+            are taken.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
         batch_size: rows a member and step.
@@ -178,9 +178,9 @@ class Settings(Choice):
         """The rule.
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
-          3000 simulations on 64 or 128 by trials, from 30,000 on 128, with 10,000 · √(n / 10,000) steps, half as many
-          for up to two parameters, between 2000 and 25,000; other data get none. Its factor is "full" only where that
-          has at most a tenth as many entries as there are simulations.
+          30,000 simulations on 128, of two blocks, below 3000 simulations two or six by trials, with
+          10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data get
+          none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
           3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
           3000 simulations a tenth of the hidden numbers is dropped, up to 30,000 a twentieth. The noise on x is, at
@@ -212,7 +212,7 @@ class Settings(Choice):
             components=(1, 8) if x_shape[0] <= 16 else (1,),
             structures=every,
             width=128 if many else 64,
-            larger=() if many else ((64, 6),) if simulations < 3000 else ((64, 6), (128, 4)),
+            larger=((64, 6),) if simulations < 3000 else (),
             steps=steps,
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),
