@@ -27,7 +27,7 @@ from openedm.sampling.noise import SeededNoise
 from openedm.sampling.sampler import Sampler
 from openedm.standardised import Standardised, standardised
 
-__all__ = ["Numbers", "Starts", "improvements"]
+__all__ = ["Numbers", "Starts", "improvements", "objective"]
 
 POWERS = (0.5, 4.0)
 MIN_RELATIVE_NORM = 0.3
@@ -191,7 +191,8 @@ def _sum(start: Tensor, weights: Sequence[float], terms: Sequence[Tensor]) -> Te
     return start
 
 
-def _objective(errors: Float[Tensor, "starts features"], tail: float) -> float:
+def objective(errors: Float[Tensor, "starts features"], tail: float) -> float:
+    """(1 − τ) ln E_½ + τ ln E_4 (`learning`); infinite if an error is not finite."""
     norms = errors.norm(dim=1).to(torch.float64)
     if not bool(norms.isfinite().all()):
         return math.inf
@@ -212,7 +213,7 @@ def _squares(errors: Float[Tensor, "starts features"], tail: float) -> Float64[T
 def improvements(starts: Starts, numbers: Numbers, tail: float, iterations: int) -> Iterator[Numbers]:
     """The accepted steps of Levenberg and Marquardt."""
     run, damping, origin = starts.run(numbers), 1e-2, numbers
-    value = _objective(run.errors, tail)
+    value = objective(run.errors, tail)
     for _ in range(iterations):
         places, columns = zip(*starts.columns(numbers, run), strict=True)
         jacobian = torch.stack(columns).to("cpu", torch.float64)
@@ -232,7 +233,7 @@ def improvements(starts: Starts, numbers: Numbers, tail: float, iterations: int)
             candidate = _taken(numbers, places, step.solution[:, 0].tolist(), starts.range)
             if candidate is not None:
                 new = starts.run(candidate)
-                new_value = _objective(new.errors, tail) + _penalty(candidate, origin)
+                new_value = objective(new.errors, tail) + _penalty(candidate, origin)
                 if new_value < value:
                     gain, numbers, run, value = value - new_value, candidate, new, new_value
             damping = max(damping / 4, 1e-7) if gain else damping * 4
