@@ -340,3 +340,27 @@ def test_arrays_of_bytes_can_be_encoded(vae: str, tmp_path: Path) -> None:
     np.save(tmp_path / "x.npy", IMAGES.numpy())
     found = encoding.encode(Arrays(str(tmp_path / "x.npy")).load(), tmp_path / "set", vae)
     assert (found["latents"], found["num_classes"]) == (10, 0)
+
+
+def test_a_name_on_the_hub_is_kept_with_its_subfolder(vae: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The Hub is a folder here: what is asked of it is the repository and the folder inside, in safetensors alone."""
+    from diffusers import AutoencoderKL
+
+    asked: list[tuple[str, str | None, object]] = []
+    for method in ("load_config", "from_pretrained"):
+        real = getattr(AutoencoderKL, method)
+
+        def local(name, *, subfolder=None, real=real, **options):
+            if name != vae:  # from_pretrained reads the settings again
+                asked.append((name, subfolder, options.get("use_safetensors")))
+            return real(vae, **options)
+
+        monkeypatch.setattr(AutoencoderKL, method, local)
+    found = open_autoencoder("owner/pipeline/vae", (3, 8, 12)).autoencoder
+    assert asked == [("owner/pipeline", "vae", None), ("owner/pipeline", "vae", True)]
+    assert (found.path, found.hub) == ("owner/pipeline/vae", True)
+    asked.clear()
+    found.load()  # from the Hub again, also where a folder has that name
+    assert asked[-1] == ("owner/pipeline", "vae", True)
+    assert open_autoencoder("owner/name", (3, 8, 12)).autoencoder == found  # equal wherever it is kept
+    assert asked[-1] == ("owner/name", None, True)
