@@ -112,7 +112,7 @@ CHOICES = sorted(
 )
 
 
-UNMADE = {"Piecewise", "Columns", "JoinedSummary", "ParameterMap"}
+UNMADE = {"Piecewise", "Columns", "JoinedSummary", "LearnedSolver", "ParameterMap"}
 """Choices whose required fields are tables: one of them is refused before the other."""
 
 

@@ -89,6 +89,7 @@ runs = st.fixed_dictionaries(
         "tracker": st.sampled_from(["tensorboard", "none"]),
         "budget": st.none() | st.sampled_from(["cpu-hour", "gpu-80gb"]),
         "preset": st.none(),
+        "vae": st.none() | texts,
     }
 )
 

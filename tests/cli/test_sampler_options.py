@@ -127,7 +127,7 @@ def test_a_stochastic_sampler_can_follow_a_path(openedm, toy_run, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (["--nfe=2"], "nfe must be >= 3, got 2"),
+        (["--nfe=2"], "nfe must be >= 3 for a denoiser, got 2"),
         (["--nfe=9", "--sampler.solver=Euler"], "nfe and sampler options are mutually exclusive"),
         (["--nfe=32", "--sampler.solver=Euler"], "nfe and sampler options are mutually exclusive"),
         (["--nfe=9", "--sampler.solver=Heun"], "got --nfe 9 and --sampler.solver Heun"),  # the default itself

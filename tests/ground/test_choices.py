@@ -36,7 +36,7 @@ from openedm.inference import (
 )
 from openedm.inference.maps import Coordinates, ParameterMap
 from openedm.networks import JoinedSummary
-from openedm.sampling import Churn, Heun, Sampler, Solver
+from openedm.sampling import Churn, Heun, LearnedSolver, Sampler, Solver
 from properties.strategies import (
     all_levels,
     all_objectives,
@@ -84,6 +84,7 @@ EXAMPLES: dict[type[Choice], Choice] = {
     Truncated: Truncated(Box((0.0,), (1.0,)), (0.2,), (0.4,)),
     Form: Form(size=8),
     Autoencoder: Autoencoder("vae", False, "0" * 64, (3, 16, 24)),
+    LearnedSolver: LearnedSolver(80.0, (80.0, 1.0), (1.0, 0.1), ((), (0.5,), (0.2, 0.8)), 0.5),
     JoinedSummary: JoinedSummary(("image", "number"), ((1, 8, 8), (1,))),
 }
 """Choices whose fields have no defaults, and no values that suit them all."""

@@ -61,7 +61,7 @@ FIGURES = {
     "predictive_histograms": lambda: plots.predictive_histograms(np.ones(6), RANDOM.random((20, 6))),
     "comparison": lambda: comparison("ab", {"a": [(1, 1.0), (2, 0.5)]}, {"a": loss(1), "b": loss(2)}, METRICS),
 }
-PICTURES = {"Run", "RunFigures", "denoising_trajectory", "event_grid", "sample_grid", "save_figure"}
+PICTURES = {"Run", "RunFigures", "denoising_trajectory", "event_grid", "jumps", "sample_grid", "save_figure"}
 """Public names whose figures are pictures without axes, or that draw nothing."""
 
 

@@ -13,8 +13,8 @@ from openedm.cli.parsing import Flat
 from openedm.cli.sweeping import (
     SweptRun,
     array_script,
-    check_guidance,
     check_record,
+    check_ways,
     is_finished,
     plan_runs,
     sampling_arguments,
@@ -127,7 +127,7 @@ def _plan(folder: Path, vary: Sequence[str], num: int | None, given: Sequence[st
     check_single_process()
     ways = ways_of("openedm sweep", sampling_only, sampling_arguments(given), combinations(sampled))
     runs = plan_runs(folder, given, variations)
-    check_guidance(runs, ways)
+    check_ways(runs, ways)
     check_record(folder, runs)
     return runs, ways
 

@@ -19,6 +19,7 @@ from openedm.comparing import Combination, Variation, Way, combinations, differi
 from openedm.data import Dataset, Source
 from openedm.generation import SamplingOptions
 from openedm.ground.storage import read_json, write_json
+from openedm.sampling import Consistency
 from openedm.training import Model, list_checkpoints
 from openedm.training.checkpoints import read_progress
 from openedm.training.options import check_compatibility
@@ -26,8 +27,8 @@ from openedm.training.options import check_compatibility
 __all__ = [
     "SweptRun",
     "array_script",
-    "check_guidance",
     "check_record",
+    "check_ways",
     "is_finished",
     "plan_runs",
     "sampling_arguments",
@@ -164,12 +165,18 @@ def _flow(value: Any) -> str:
     return text.strip()
 
 
-def check_guidance(runs: Sequence[SweptRun], ways: Sequence[Way]) -> None:
-    """Check before training that runs can be sampled with guidance.
+def check_ways(runs: Sequence[SweptRun], ways: Sequence[Way]) -> None:
+    """Check before training that runs can be sampled with guidance, and with so few evaluations.
 
     Raises:
-        ValueError: a way of sampling has guidance, and a run is trained without label_dropout.
+        ValueError: a way of sampling has guidance, and a run is trained without label_dropout; or it has one or two
+            evaluations, and a run trains a denoiser.
     """
+    denoisers = [run for run in runs if not run.values["objective"].trains_consistency]
+    for way in ways:
+        if isinstance(way.options.method, Consistency) and denoisers:
+            given = f"--vary {way.name}: " if way.name else ""
+            raise ValueError(f"{given}nfe must be >= 3 for a denoiser, got {way.options.method.nfe}")
     guided = [way for way in ways if not way.options.guidance.is_one and way.options.guiding is None]
     without = [run for run in runs if run.described and run.values["options"].label_dropout == 0]
     if guided and without:

@@ -33,8 +33,19 @@ def kind_of(annotation: Any) -> type[Choice] | None:
 
 
 def classes_of(kind: type[Choice]) -> list[type[Choice]]:
-    """The classes of a kind that can be chosen by name."""
-    return [cls for cls in subclasses(kind) if not inspect.isabstract(cls) and not cls.__name__.startswith("_")]
+    """The classes of a kind that can be chosen by name: those with values to start from for all of their fields."""
+    return [
+        cls
+        for cls in subclasses(kind)
+        if not inspect.isabstract(cls) and not cls.__name__.startswith("_") and _can_start(cls)
+    ]
+
+
+def _can_start(cls: type[Choice]) -> bool:
+    """Whether all fields have a default or one of `FIRST_VALUES`: a learned solver's numbers come from a fit."""
+    required = {f.name for f in dataclasses.fields(cls) if f.init and f.default is dataclasses.MISSING}
+    factories = {f.name for f in dataclasses.fields(cls) if f.default_factory is not dataclasses.MISSING}
+    return required - factories <= set(FIRST_VALUES.get(cls, {}))
 
 
 def defaults_of(cls: type[Choice]) -> dict[str, Any]:
