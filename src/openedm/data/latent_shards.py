@@ -1,6 +1,5 @@
 """Latents in the shards that `openedm.data.encoding.encode` writes, read from their places in the archives."""
 
-import hashlib
 import io
 import math
 from collections.abc import Mapping, Sequence
@@ -14,16 +13,14 @@ from torch import Tensor
 
 from openedm.conditions import pack
 from openedm.data.archive import FileParts
-from openedm.data.array_files import MAX_ARRAYS
 from openedm.data.autoencoder import Autoencoder
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, as_index
 from openedm.data.decoded import MAX_BYTES_IN_MEMORY
 from openedm.data.encoding import LATENTS
-from openedm.data.shards import INDEX, MANIFEST, read_member
+from openedm.data.shards import MANIFEST, read_index, read_member
 from openedm.ground import checks
 from openedm.ground.choices import from_config
 from openedm.ground.memory import available_memory
-from openedm.ground.regular import limit_entries
 from openedm.ground.storage import read_json
 from openedm.units import Units
 
@@ -87,7 +84,7 @@ class EncodedLatents(Dataset):
 
     def __init__(self, root: Path, manifest: Mapping[str, Any]) -> None:
         self._parts = FileParts()
-        arrays = _read_index(root, manifest)
+        arrays = read_index(root, manifest)
         self._places = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size", "crc")], axis=1)
         self._files = [str(root / entry["file"]) for entry in manifest["shards"]]
         checks.one_of("the latents of the index", len(self._places), (manifest["latents"],))
@@ -166,17 +163,3 @@ class EncodedLatents(Dataset):
                 )
             pairs[i] = torch.from_numpy(pair)
         return pairs
-
-
-def _read_index(root: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
-    """The arrays of the index, which must be that of the manifest, as must the sizes of the shards."""
-    limit_entries(root / INDEX, MAX_ARRAYS)
-    content = (root / INDEX).read_bytes()
-    if hashlib.sha256(content).hexdigest() != manifest["index_sha256"]:
-        raise ValueError(f"{INDEX} is damaged or belongs to another set")
-    for entry in manifest["shards"]:
-        size = (root / entry["file"]).stat().st_size
-        if size != entry["bytes"]:
-            raise ValueError(f"{entry['file']} must have {entry['bytes']} bytes, but has {size}")
-    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-        return dict(arrays)

@@ -31,7 +31,7 @@ from openedm.ground import checks
 from openedm.ground.regular import limit_entries
 from openedm.ground.storage import parse_json, read_json
 
-__all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages", "read_member"]
+__all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages", "read_index", "read_member"]
 
 FORMAT = "openedm-shards"
 MANIFEST = "manifest.json"
@@ -155,19 +155,11 @@ class TarImages(EncodedImages):
             manifest = read_json(root / MANIFEST)
             if manifest.get("format") != FORMAT or manifest.get("version") != 1:
                 raise ValueError(f"its format is {manifest.get('format')!r}, version {manifest.get('version')!r}")
-            limit_entries(root / INDEX, MAX_ARRAYS)
-            content = (root / INDEX).read_bytes()
-            if hashlib.sha256(content).hexdigest() != manifest["index_sha256"]:
-                raise ValueError(f"{INDEX} is damaged or belongs to another set")
-            for entry in manifest["shards"]:
-                size = (root / entry["file"]).stat().st_size
-                if size != entry["bytes"]:
-                    raise ValueError(f"{entry['file']} must have {entry['bytes']} bytes, but has {size}")
-            with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
-                self._places = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
-                self._keys, self.labels, self.conditions = arrays["key"], arrays.get("label"), arrays.get("condition")
-                self._crcs, partner_crcs = arrays.get("crc"), arrays.get("condition_crc")
-                places = [arrays[name] for name in ("shard", "condition_offset", "condition_size") if name in arrays]
+            arrays = read_index(root, manifest)
+            self._places = np.stack([arrays[name].astype(np.int64) for name in ("shard", "offset", "size")], axis=1)
+            self._keys, self.labels, self.conditions = arrays["key"], arrays.get("label"), arrays.get("condition")
+            self._crcs, partner_crcs = arrays.get("crc"), arrays.get("condition_crc")
+            places = [arrays[name] for name in ("shard", "condition_offset", "condition_size") if name in arrays]
             checks.instance("shape", manifest["shape"], list, "a list of channels, height and width")
             checks.one_of("the length of shape", len(manifest["shape"]), (3,))
             channels, height, width = map(int, manifest["shape"])
@@ -323,6 +315,20 @@ def _tar_files(path: Path) -> list[Path]:
     if not files or not files[0].is_file():
         raise ValueError(f"path must be a folder of .tar files, or one of them, got {str(path)!r}")
     return files
+
+
+def read_index(root: Path, manifest: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    """The arrays of the index, which must be that of the manifest, as must the sizes of the shards."""
+    limit_entries(root / INDEX, MAX_ARRAYS)
+    content = (root / INDEX).read_bytes()
+    if hashlib.sha256(content).hexdigest() != manifest["index_sha256"]:
+        raise ValueError(f"{INDEX} is damaged or belongs to another set")
+    for entry in manifest["shards"]:
+        size = (root / entry["file"]).stat().st_size
+        if size != entry["bytes"]:
+            raise ValueError(f"{entry['file']} must have {entry['bytes']} bytes, but has {size}")
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return dict(arrays)
 
 
 def _values_beside(files: Mapping[str, bytes], where: str) -> tuple[int | None, Any]:
