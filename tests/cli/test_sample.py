@@ -2,6 +2,8 @@ import contextlib
 import io
 import json
 import shutil
+import subprocess
+import sys
 import threading
 import time
 
@@ -36,6 +38,17 @@ def pixels(path):
 def numbers(path):
     with np.load(path, allow_pickle=False) as file:
         return dict(file)
+
+
+def test_it_does_not_wait_for_libraries_that_it_does_not_need(digits_run, tmp_path):
+    slow = {"matplotlib", "scipy", "sklearn", "pandas", "torch._dynamo"}
+    code = (
+        f"import sys; from openedm.cli.main import main; main(sys.argv[1:]); print(sorted({slow} & {{*sys.modules}}))"
+    )
+    command = [sys.executable, "-c", code, "sample", digits_run, tmp_path / "out", "--seeds=0-1", "--nfe=3"]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60)
+    assert finished.stdout.splitlines()[-1] == "[]"
+    assert (tmp_path / "out" / "000001.png").is_file()
 
 
 # What is drawn.

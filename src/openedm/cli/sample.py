@@ -2,6 +2,7 @@
 
 from typing import Literal
 
+from openedm import plots
 from openedm.cli.arguments import parse_integers
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
@@ -15,7 +16,6 @@ from openedm.generation import (
 )
 from openedm.generation.files import Format
 from openedm.ground.choices import brief
-from openedm.plots import denoising_trajectory, save_figure
 from openedm.training import Model, find_checkpoint, make_accelerator, read_model
 
 
@@ -93,7 +93,8 @@ def sample(
     if trajectory is not None:
         denoiser, states = prepared.denoiser, source.trajectory(prepared, seed_list[:6])
         location = 0.0 if denoiser.location is None else denoiser.location
-        save_figure(denoising_trajectory(states, sigma_data=denoiser.sigma_data, location=location), trajectory)
+        figure = plots.denoising_trajectory(states, sigma_data=denoiser.sigma_data, location=location)
+        plots.save_figure(figure, trajectory)
         print(f"denoising trajectory: {trajectory}")
 
 

@@ -33,7 +33,7 @@ from typing import Any, ClassVar, Literal
 
 import torch
 from jaxtyping import Bool, Float, Int64
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser, check_denoiser, check_evaluation_mode, check_no_per_sample_settings
@@ -102,7 +102,7 @@ class LogProb:
         if self.num_probes == 1:
             raise ValueError("num_probes must be >= 2 for an interval, got 1")
         count = max(self.num_probes, 1)
-        quantile = float(student.ppf(0.5 + level / 2, count - 1)) if self.num_probes else 0.0
+        quantile = float(stdtrit(count - 1, 0.5 + level / 2)) if self.num_probes else 0.0
         symmetric = quantile / math.sqrt(count)
         below, above = (_removed(sign * symmetric, self.skewness, count) for sign in (1, -1))
         deviation = self.standard_error * math.sqrt(count)

@@ -17,7 +17,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from jaxtyping import Float, Int64
-from sklearn.model_selection import KFold
 from torch import Tensor
 
 from openedm.ground import checks
@@ -195,6 +194,8 @@ def _splits(rows: int, folds: int, seed: int) -> tuple[Int64[Tensor, "folds trai
 
     Where folds differ in size by one, the larger training sets leave out their last row.
     """
+    from sklearn.model_selection import KFold  # slow to import, and used by few
+
     splits = list(KFold(n_splits=folds, shuffle=True, random_state=seed).split(np.zeros(rows)))
     shortest = min(len(train) for train, _ in splits)
     train = np.stack([train[:shortest] for train, _ in splits])

@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from openedm import plots
 from openedm.data import Dataset, save_image
 from openedm.data.autoencoder import Codec
 from openedm.data.pictures import MAX_CLASS_COLUMNS, captioned, grid_columns, image_grid
@@ -14,10 +15,7 @@ from openedm.denoiser import Condition, Denoiser, Preconditioned
 from openedm.ground.storage import write_array
 from openedm.guidance import ClassifierFree, GuidanceWeight, Interval
 from openedm.objective import Objective
-from openedm.plots.arrays import event_grid
 from openedm.plots.conditional import conditional_samples
-from openedm.plots.losses import loss_curve, loss_per_sigma
-from openedm.plots.style import save_figure
 from openedm.sampling import Sampler, class_labels, sample_batches
 from openedm.training import Observer, ValidationLoss
 from openedm.training.records import RunLog
@@ -65,12 +63,12 @@ class RunFigures(Observer):
     def on_validation(self, images: int, loss: ValidationLoss) -> list[Path]:
         """Draw the curves anew, and return their paths."""
         validations = self._log.validations
-        curve = loss_curve(self._log.progress, [(seen, v.loss) for seen, v in validations])
+        curve = plots.loss_curve(self._log.progress, [(seen, v.loss) for seen, v in validations])
         paths = [self._folder / "loss.png", self._folder / "loss_per_sigma.png"]
-        save_figure(curve, paths[0])
+        plots.save_figure(curve, paths[0])
         shown = sorted({0, len(validations) // 4, len(validations) - 1})
         moments = {f"{validations[i][0]:,} images": validations[i][1] for i in shown}
-        save_figure(loss_per_sigma(moments, self._objective), paths[1])
+        plots.save_figure(plots.loss_per_sigma(moments, self._objective), paths[1])
         return paths
 
     def on_snapshot(self, images: int, denoiser: Preconditioned) -> list[Path]:
@@ -122,6 +120,6 @@ class RunFigures(Observer):
             return [picture]
         write_array(picture.with_suffix(".npy"), x)
         if x.ndim in (3, 4, 5) and bool(x.isfinite().all()):
-            save_figure(event_grid(x, columns), picture)
+            plots.save_figure(plots.event_grid(x, columns), picture)
             return [picture]
         return [picture.with_suffix(".npy")]
