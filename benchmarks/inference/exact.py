@@ -3,6 +3,7 @@
     python -m benchmarks.inference.exact --simulations 1000 --out exact.json
     python -m benchmarks.inference.exact --simulations 1000 --methods openedm npe npse fmpe     # peers, their defaults
     python -m benchmarks.inference.exact --simulations 1000 --rounds 2 --problems decay         # fit_sequentially
+    python -m benchmarks.inference.exact --simulations 10000 --problems blob                    # an image
 
 Prints, for each problem and method, the mean C2ST of its observations, the largest error of a mean in standard
 deviations and the ratio of standard deviations that is furthest from 1, with the CPU seconds of training and, of
@@ -25,7 +26,7 @@ import torch
 from benchmarks.common import machine, write_json
 from benchmarks.inference.exchange import UNIFORM, Simulations
 from benchmarks.inference.methods import METHODS, OURS, Method
-from benchmarks.inference.problems import PROBLEMS, Problem, exact_posterior, observe
+from benchmarks.inference.problems import PROBLEMS, VECTORS, Problem, exact_posterior, observe
 from benchmarks.inference.running import Settings, run
 from torch import Tensor
 
@@ -40,7 +41,7 @@ Row = dict[str, Any]
 def arguments() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(PROBLEMS), metavar="NAME")
+    parser.add_argument("--problems", nargs="+", choices=PROBLEMS, default=list(VECTORS), metavar="NAME")
     parser.add_argument("--methods", nargs="+", choices=METHOD_NAMES, default=[OURS], metavar="NAME")
     parser.add_argument("--simulations", type=int, default=1000, help="how many (%(default)s)")
     parser.add_argument("--samples", type=int, default=5000, help="of each posterior (%(default)s)")
@@ -90,9 +91,9 @@ def ours(problem: Problem, theta: Tensor, x: Tensor, given: argparse.Namespace) 
     started = time.process_time()
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        posterior = fit(theta.float(), x.float(), (problem.low, problem.high), seed=given.seed)
+        posterior = fit(theta.float(), problem.shaped(x), (problem.low, problem.high), seed=given.seed)
     row: Row = {"cpu_seconds": time.process_time() - started, "warnings": [str(w.message) for w in caught]}
-    observed = [observe(problem, number).float() for number in range(len(problem.truths))]
+    observed = [problem.shaped(observe(problem, number)) for number in range(len(problem.truths))]
     scores = [compared(problem, i, posterior.sample(x, given.samples), given.seed) for i, x in enumerate(observed)]
     verdicts = [posterior.verdict(x) for x in observed]
     row |= {"advice": [verdict.advice for verdict in verdicts], "effective": [v.effective for v in verdicts]}
@@ -103,9 +104,9 @@ def in_rounds(problem: Problem, given: argparse.Namespace) -> list[Row]:
     """`fit_sequentially` at each observation: a row for each round, with as many simulations in each."""
 
     def simulator(theta: Tensor, seed: int) -> Tensor:
-        return problem.simulate(theta.double(), torch.Generator().manual_seed(seed)).float()
+        return problem.shaped(problem.simulate(theta.double(), torch.Generator().manual_seed(seed)))
 
-    observed = [observe(problem, number).float() for number in range(len(problem.truths))]
+    observed = [problem.shaped(observe(problem, number)) for number in range(len(problem.truths))]
     found: list[list[dict[str, float]]] = [[] for _ in range(given.rounds)]
     advice: list[list[str]] = [[] for _ in range(given.rounds)]
     started = time.process_time()

@@ -1,4 +1,4 @@
-"""Small simulators of the kinds that scientists have, whose posteriors are known on a grid: uniform priors, x a vector.
+"""Small simulators of the kinds that scientists have, whose posteriors are known on a grid: uniform priors.
 
 | | | parameters | x |
 |---|---|---|---|
@@ -10,6 +10,7 @@
 | lifetimes | a histogram of arrival times, Poisson counts | ln of the lifetime, ln of the strength | 24 bins |
 | cauchy | draws of a Cauchy distribution | location, ln of the scale | 10 draws |
 | shifted | draws of an exponential distribution from a threshold on | threshold, ln of the mean | 12 draws |
+| blob | a bright blob in an image, Gaussian noise | right, down, ln of the size, in pixels | 16×16 pixels |
 """
 
 import math
@@ -20,7 +21,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-__all__ = ["PROBLEMS", "Problem", "exact_posterior", "observe"]
+__all__ = ["PROBLEMS", "VECTORS", "Problem", "exact_posterior", "observe"]
 
 REAL = torch.float64
 ROWS = 20_000
@@ -35,12 +36,18 @@ class Problem(ABC):
         low, high: ends of the prior.
         truths: parameters of the observations to test at.
         points: of the grid along each axis.
+        shape: of one x for `fit`; () of a vector. The methods here, and peers, take x as a vector.
     """
 
     low: tuple[float, ...]
     high: tuple[float, ...]
     truths: tuple[tuple[float, ...], ...]
     points: int = 160
+    shape: tuple[int, ...] = ()
+
+    def shaped(self, x: Tensor) -> Tensor:
+        """x (n, columns) or (columns,), float32, in the shape for `fit`."""
+        return x.float().unflatten(-1, self.shape) if self.shape else x.float()
 
     def prior(self, n: int, generator: torch.Generator) -> Tensor:
         """n parameters (n, d)."""
@@ -170,16 +177,27 @@ def _lifetimes(theta: Tensor) -> Tensor:
     return theta[:, 1:].exp() * (-times / theta[:, :1].exp()).exp() + 0.5
 
 
+def _blob(theta: Tensor) -> tuple[Tensor, Tensor]:
+    places = torch.arange(16, dtype=REAL)
+    right, down = ((-0.5 * ((places - theta[:, i : i + 1]) * (-theta[:, 2:]).exp()).square()).exp() for i in (0, 1))
+    return (down[:, :, None] * right[:, None]).flatten(1), torch.tensor(0.3, dtype=REAL)
+
+
 PROBLEMS: Mapping[str, Problem] = {
-    "decay": Gaussian((0.5, 0.1, -0.5), (3, 2, 0.5), ((2, 0.5, 0), (1, 1.2, 0.2), (2.5, 0.3, -0.2)), 120, _decay),
-    "growth": Gaussian((0.2, 0.5), (3, 2.1), ((1, 1.5), (2.2, 1), (0.6, 1.8)), 200, _growth),
+    "decay": Gaussian(
+        (0.5, 0.1, -0.5), (3, 2, 0.5), ((2, 0.5, 0), (1, 1.2, 0.2), (2.5, 0.3, -0.2)), moments=_decay, points=120
+    ),
+    "growth": Gaussian((0.2, 0.5), (3, 2.1), ((1, 1.5), (2.2, 1), (0.6, 1.8)), moments=_growth, points=200),
     "ar1": Autoregressive((-0.5, -1), (0.95, 1), ((0.7, 0), (0.2, -0.5), (-0.3, 0.6)), 200),
-    "line": Gaussian((-2, -2, -2), (2, 2, 1), ((0.5, 1, -1), (-1, -0.5, 0), (1, 0, -1.5)), 120, _line),
-    "ring": Gaussian((-2, -2), (2, 2), ((0.9, 0.6), (-1, 0.3), (0.2, -1.5)), 200, _ring),
-    "lifetimes": Counts((-1, 1), (1.5, 5), ((0, 3), (0.8, 4), (-0.5, 2)), 200, _lifetimes),
+    "line": Gaussian((-2, -2, -2), (2, 2, 1), ((0.5, 1, -1), (-1, -0.5, 0), (1, 0, -1.5)), moments=_line, points=120),
+    "ring": Gaussian((-2, -2), (2, 2), ((0.9, 0.6), (-1, 0.3), (0.2, -1.5)), moments=_ring, points=200),
+    "lifetimes": Counts((-1, 1), (1.5, 5), ((0, 3), (0.8, 4), (-0.5, 2)), rates=_lifetimes, points=200),
     "cauchy": Cauchy((-3, -2), (3, 2), ((1, 0), (-2, -1), (0, 1)), 200),
     "shifted": Shifted((-2, -1.5), (2, 1.5), ((0, 0), (1, -1), (-1.5, 0.8)), 400),
+    "blob": Gaussian((2, 2, 0), (13, 13, 1.4), ((5, 9, 0.5), (8, 4, 1.1), (11, 11, 0.2)), 100, (1, 16, 16), _blob),
 }
+VECTORS = tuple(name for name, problem in PROBLEMS.items() if not problem.shape)
+"""The eight whose x is a vector."""
 
 
 def observe(problem: Problem, number: int) -> Tensor:

@@ -53,6 +53,33 @@ def test_levels_are_equally_likely_under_the_objective_and_weighted_by_it(object
     assert found.losses == pytest.approx((weights * squares).tolist(), rel=1e-6)
 
 
+def test_tails_are_levels_that_training_rarely_sees_and_change_nothing_else(vectors):
+    denoiser = ExactDataset(vectors.fetch(range(96))[0])
+    without, found = (measure(denoiser, vectors, tails=tails) for tails in (False, True))
+    assert (without.sigmas, without.errors, without.loss) == (found.sigmas, found.errors, found.loss)
+    assert (without.tail_sigmas, without.tail_losses) == ((), ())
+    # p(σ) of EDM: ln σ is N(−1.2, 1.2²).
+    expected = [math.exp(-1.2 + 1.2 * z) for z in (-3.5, -2.25, 2.25, 3.5)]
+    assert found.tail_sigmas == pytest.approx(expected, rel=1e-6)
+    levels, losses = zip(*found.curve, strict=True)
+    assert list(levels) == sorted(levels)
+    assert len(losses) == 12
+    # At σ = 20 the denoiser knows the mean alone, and λ = 1/σ_d² + 1/σ² is 4.
+    assert found.tail_losses[-1] == pytest.approx(
+        4 * vectors.fetch(range(96))[0].double().var(0).mean().item(), rel=0.1
+    )
+
+
+def test_a_tail_that_is_not_finite_is_said_and_leaves_the_mean(vectors):
+    broken = FunctionDenoiser(lambda x, sigma, _: x * (math.nan if sigma.item() > 4 else 0))
+    with pytest.warns(
+        RuntimeWarning, match=r"the validation loss is not finite, from sigma = 4.482 on: .*it is 129.7 without"
+    ):
+        found = measure(broken, vectors, tails=True)
+    assert math.isfinite(found.loss)
+    assert math.isnan(found.tail_losses[-1])
+
+
 def test_the_batch_size_changes_memory_only(vectors):
     # ExactDataset computes each row in float64: what differs is the noise, if anything, and sums of 96 terms.
     denoiser = ExactDataset(vectors.fetch(range(96))[0])

@@ -168,7 +168,7 @@ def _numbers(entry: Entry) -> dict[str, Number]:
         found["seconds of training"] = Number(run.seconds)
     if entry.loss is not None:
         found[LOSS] = Number(entry.loss.loss)
-        for sigma, loss in zip(entry.loss.sigmas, entry.loss.losses, strict=True):
+        for sigma, loss in entry.loss.curve:
             found[f"{AT_SIGMA}{sigma:.3g}"] = Number(loss)
     if entry.quality is not None:
         found |= metrics_of(entry.quality.report)

@@ -48,7 +48,8 @@ def _curve(group: Sequence[Entry]) -> list[tuple[int, float]]:
 
 def _mean_loss(group: Sequence[Entry]) -> ValidationLoss | None:
     losses = [entry.loss for entry in group if entry.loss is not None]
-    if not losses or any(loss.sigmas != losses[0].sigmas for loss in losses):
+    levels = [(loss.sigmas, loss.tail_sigmas) for loss in losses]
+    if not losses or any(each != levels[0] for each in levels):
         return None
 
     def mean(rows: Sequence[Sequence[float]]) -> tuple[float, ...]:
@@ -59,6 +60,8 @@ def _mean_loss(group: Sequence[Entry]) -> ValidationLoss | None:
         mean([loss.errors for loss in losses]),
         mean([loss.losses for loss in losses]),
         statistics.fmean(loss.loss for loss in losses),
+        losses[0].tail_sigmas,
+        mean([loss.tail_losses for loss in losses]),
     )
 
 

@@ -213,7 +213,14 @@ def measure_loss(
                 )
             aligned = align_classes(data, run.model.num_classes, run.model.class_names, name="data")
             measured = Validation(
-                aligned, objective, sigma_data=sigma_data, device=device, levels=levels, samples=samples, seed=0
+                aligned,
+                objective,
+                sigma_data=sigma_data,
+                device=device,
+                levels=levels,
+                samples=samples,
+                seed=0,
+                tails=True,
             )
             found.append(measured.measure(load_denoiser(run.checkpoint).to(device)))
             report("loss", i + 1, len(runs))

@@ -363,6 +363,7 @@ def _default_options(simulations: int) -> Options:
         clip_norm=5.0,
         validate_every=images // 20,
         validate_samples=1000,
+        validate_tails=False,
         keep_best=True,
         snapshot_every=0,
         checkpoint_every=images // 10,

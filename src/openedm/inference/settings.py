@@ -253,6 +253,7 @@ class Settings(Choice):
             validate_every=max(batch_size * 50, images // 40 // batch_size * batch_size),
             validate_samples=samples,
             validate_levels=16,
+            validate_tails=False,
             keep_best=True,
             stop_after=stop_after,
             checkpoint_every=images,

@@ -98,8 +98,8 @@ def _against_sigma(axes: Axes, names: Sequence[str], by_sigma: Mapping[str, Vali
     plain(axes).set(xlabel="noise level σ", ylabel="validation loss at σ", xscale="log")
     for i, name in enumerate(names):
         if name in by_sigma:
-            axes.plot(by_sigma[name].sigmas, by_sigma[name].losses, **line_style(i))
-    values = [loss for found in by_sigma.values() for loss in found.losses if loss > 0 and math.isfinite(loss)]
+            axes.plot(*zip(*by_sigma[name].curve, strict=True), **line_style(i))
+    values = [loss for found in by_sigma.values() for _, loss in found.curve if loss > 0 and math.isfinite(loss)]
     if values and max(values) > 20 * min(values):
         axes.set_yscale("log")
         number_log_ticks(axes.yaxis)

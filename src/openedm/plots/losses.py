@@ -88,7 +88,7 @@ def loss_per_sigma(validations: Mapping[str, ValidationLoss], objective: Objecti
         raise ValueError("validations must hold at least one measurement, got none")
     figure, axes = _against_sigma((6.4, 4.2))
     for i, (label, found) in enumerate(validations.items()):
-        axes.plot(found.sigmas, found.losses, **line_style(i), label=label)
+        axes.plot(*zip(*found.curve, strict=True), **line_style(i), label=label)
     axes.set_ylim(bottom=0)
     number_log_ticks(axes.xaxis)
     if objective is not None:

@@ -163,7 +163,9 @@ class _Training(NamedTuple):
         trainer = Trainer(model, subject.dataset, objective, options, observers=[losses, self.observer(options)])
         denoiser = trainer.fit(progress=False).cpu()
         host = torch.device("cpu")
-        validation = Validation(subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed)
+        validation = Validation(
+            subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed, tails=True
+        )
         exact = validation.measure(subject.exact)
         moments = sorted(losses.found)
         last = losses.found[moments[-1]].loss

@@ -21,7 +21,7 @@ from openedm.ground.seeding import derive_seed, host_seeded
 from openedm.objective import Objective, weighted_loss
 from openedm.sampling import SeededNoise
 from openedm.training.consistency import evaluate_target
-from openedm.training.options import ITEMS, VALIDATION
+from openedm.training.options import ITEMS, TAILS, VALIDATION
 
 __all__ = ["Observer", "TrainingProgress", "Validation", "ValidationLoss", "notify"]
 
@@ -39,16 +39,26 @@ class ValidationLoss:
             for a consistency function the objective's distance from f at the next lower level.
         losses: λ(σ) times the errors; 1 for an untrained EDM network.
         loss: the mean of `losses`, an estimate of the objective.
+        tail_sigmas: levels that training rarely sees, below and above the others; none if they were not measured.
+        tail_losses: λ(σ) times the errors there, which are not part of the mean.
     """
 
     sigmas: tuple[float, ...]
     errors: tuple[float, ...]
     losses: tuple[float, ...]
     loss: float
+    tail_sigmas: tuple[float, ...] = ()
+    tail_losses: tuple[float, ...] = ()
+
+    @property
+    def curve(self) -> list[tuple[float, float]]:
+        """(σ, loss) of all levels, in the order of σ."""
+        both = zip(self.sigmas + self.tail_sigmas, self.losses + self.tail_losses, strict=True)
+        return sorted(both)
 
 
 class Validation:
-    """Measures the loss at the midpoints of `levels` equally likely parts of p(σ).
+    """Measures the loss at the midpoints of `levels` equally likely parts of p(σ), and in its tails for figures.
 
     Samples and noise are the same for every measurement; they are drawn once if they need little memory.
 
@@ -61,6 +71,8 @@ class Validation:
         samples: the largest number of samples, ≥ 1.
         seed: the seed of the noise.
         batch_size: number of samples in one evaluation, which limits the memory; by default 128, and 4096 for vectors.
+        tails: whether the loss is also measured at four levels in the tails of p(σ), its quantiles Φ(±2.25) and
+            Φ(±3.5): at EDM's p(σ) and σ_data = 0.5, 0.0045, 0.02, 4.5 and 20.
 
     Raises:
         ValueError: a count is out of its range.
@@ -77,6 +89,7 @@ class Validation:
         samples: int = 256,
         seed: int = 0,
         batch_size: int | None = None,
+        tails: bool = False,
     ) -> None:
         checks.at_least("levels", levels, 1)
         checks.at_least("samples", samples, 1)
@@ -85,12 +98,15 @@ class Validation:
         default = 4096 if dataset.kind == "vectors" and samples > 256 else 128
         self._batch_size = default if batch_size is None else batch_size
         middles = (torch.arange(levels, dtype=torch.float64) + 0.5) / levels
-        self._sigmas = objective.noise.for_data(sigma_data).quantile(middles)
+        self._levels = levels
+        places = torch.tensor(TAILS if tails else (), dtype=torch.float64)
+        quantiles = torch.cat([middles, torch.special.ndtr(places)])  # tails last: the noise of the others stays
+        self._sigmas = objective.noise.for_data(sigma_data).quantile(quantiles)
         self._weights = objective.weighting.weight(self._sigmas, sigma_data)
         self._objective = objective
         self._target_sigmas = objective.target_levels(self._sigmas, sigma_data, progress=1.0)
         self._chosen = dataset.spread(samples)
-        size = 4 * len(self._chosen) * levels * math.prod(dataset.event_shape)
+        size = 4 * len(self._chosen) * len(quantiles) * math.prod(dataset.event_shape)
         self._cached_batches = [(x, c, list(n)) for x, c, n in self._batches()] if size <= MAX_NOISE_BYTES else None
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor | None, Iterable[Tensor]]]:
@@ -129,17 +145,20 @@ class Validation:
                 distance = self._objective.distance(denoised, target, denoiser.sigma_data)
                 errors[i] += float(weighted_loss(distance, ones[: len(clean)]).weighted.cpu().double().sum())
         errors /= len(self._chosen)
-        losses = self._weights * errors
-        sigmas, mean = tuple(self._sigmas.tolist()), float(losses.mean())
-        if not math.isfinite(mean):
-            level = next(s for s, value in zip(sigmas, losses.tolist(), strict=True) if not math.isfinite(value))
+        losses, n = self._weights * errors, self._levels
+        mean = float(losses[:n].mean())
+        sigmas, values = tuple(self._sigmas.tolist()), tuple(losses.tolist())
+        loss = ValidationLoss(sigmas[:n], tuple(errors[:n].tolist()), values[:n], mean, sigmas[n:], values[n:])
+        level = next((sigma for sigma, value in loss.curve if not math.isfinite(value)), None)
+        if level is not None:
+            outcome = f"it is {mean:.4g} without that level" if math.isfinite(mean) else "it counts as no improvement"
             warnings.warn(
-                f"the validation loss is {mean}, from sigma = {level:.4g} on: the validation data or the denoiser's "
-                "results are not finite there; it counts as no improvement",
+                f"the validation loss is {'not finite' if math.isfinite(mean) else mean}, from sigma = {level:.4g} on: "
+                f"the validation data or the denoiser's results are not finite there; {outcome}",
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return ValidationLoss(sigmas, tuple(errors.tolist()), tuple(losses.tolist()), mean)
+        return loss
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,8 @@ DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS, AUGMENT = range(7)
 """Streams of random numbers. Every step derives its generators from the seed, the stream and its number, so that a run
 has no random state to save."""
 
+TAILS = (-3.5, -2.25, 2.25, 3.5)
+"""Φ of these are the quantiles of p(σ) beyond the equally likely levels of the validation loss."""
 
 MAX_BATCH = 2**24
 
@@ -62,6 +64,8 @@ class Options(Choice):
         validate_every: number of images between two measurements of the validation loss; 0 for never.
         validate_samples: largest number of samples for the validation loss.
         validate_levels: number of noise levels for the validation loss.
+        validate_tails: whether the loss at four levels in the tails of p(σ), which is no part of the mean, is measured
+            as well, for figures.
         keep_best: whether training returns, and checkpoints contain for sampling, the averaged weights with the lowest
             validation loss so far instead of the last ones.
         stop_after: number of consecutive measurements without a new lowest validation loss after which training ends; 0
@@ -99,6 +103,7 @@ class Options(Choice):
     validate_every: int = 50_000
     validate_samples: int = 256
     validate_levels: int = 8
+    validate_tails: bool = True
     keep_best: bool = False
     stop_after: int = 0
     checkpoint_every: int = 100_000
@@ -158,6 +163,11 @@ class Options(Choice):
         """Whether the lowest validation loss has an effect on the run."""
         return self.keep_best or self.stop_after > 0
 
+    @property
+    def measured_levels(self) -> int:
+        """The number of noise levels of a validation, tails included."""
+        return self.validate_levels + (len(TAILS) if self.validate_tails else 0)
+
     def evaluations(self, samples: int, grid_evaluations: int, images_seen: int = 0) -> int:
         """The evaluations of a sample for validation losses and grids in the rest of a run without `stop_after`.
 
@@ -170,7 +180,7 @@ class Options(Choice):
         def times(every: int) -> int:  # at its multiples, and at the end
             return math.ceil(self.images / every) - images_seen // every if every and images_seen < self.images else 0
 
-        validations = times(self.validate_every) * min(self.validate_samples, samples) * self.validate_levels
+        validations = times(self.validate_every) * min(self.validate_samples, samples) * self.measured_levels
         return validations + times(self.snapshot_every) * grid_evaluations
 
     def learning_rate_at(self, images_seen: int) -> float:

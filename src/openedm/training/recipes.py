@@ -299,7 +299,7 @@ def _options(
     """Length, rates and intervals for a network whose cost is known."""
     batch, most = base.batch_size, MLP_MAX_IMAGES if isinstance(network, MLP) else MAX_IMAGES
     most_evaluations = MEASURED_SHARE * limits.seconds / max(cost.evaluation, 1e-9)
-    loss_evaluations = min(base.validate_samples, len(dataset)) * base.validate_levels
+    loss_evaluations = min(base.validate_samples, len(dataset)) * base.measured_levels
     validations = max(1, min(VALIDATIONS, int(most_evaluations / loss_evaluations)))
     grids = max(1, min(GRIDS, int(most_evaluations / grid_evaluations)))
     evaluations = validations * loss_evaluations + grids * grid_evaluations

@@ -108,8 +108,9 @@ def read_log(
 
 
 def _validation(values: dict[str, Any]) -> ValidationLoss:
+    tails = (tuple(values.get(name, ())) for name in ("tail_sigmas", "tail_losses"))  # version 0.2.0 had none
     return ValidationLoss(
-        tuple(values["sigmas"]), tuple(values["errors"]), tuple(values["losses"]), float(values["loss"])
+        tuple(values["sigmas"]), tuple(values["errors"]), tuple(values["losses"]), float(values["loss"]), *tails
     )
 
 
@@ -167,7 +168,7 @@ class RunTracker(Observer):
 
     def on_validation(self, images: int, loss: ValidationLoss) -> None:
         """Log the mean loss, and the loss at each noise level."""
-        levels = {f"validation/sigma_{s:.3g}": v for s, v in zip(loss.sigmas, loss.losses, strict=True)}
+        levels = {f"validation/sigma_{s:.3g}": v for s, v in loss.curve}
         self._accelerator.log({"validation/loss": loss.loss, **levels}, step=images)
 
     def on_figure(self, images: int, path: Path) -> None:

@@ -16,7 +16,7 @@ from openedm.training.options import Options
 
 __all__ = ["as_recorded", "check_unchanged", "read_accumulate"]
 
-VALIDATION_OPTIONS = frozenset({"validate_every", "validate_samples", "validate_levels"})
+VALIDATION_OPTIONS = frozenset({"validate_every", "validate_samples", "validate_levels", "validate_tails"})
 CHANGEABLE_OPTIONS = VALIDATION_OPTIONS | {
     "images",
     "checkpoint_every",

@@ -317,6 +317,7 @@ class Trainer:
             levels=options.validate_levels,
             samples=options.validate_samples,
             seed=options.seed,
+            tails=options.validate_tails,
         )
 
     def _validate(self) -> None:
