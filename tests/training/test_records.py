@@ -82,6 +82,7 @@ def test_validations_are_lines_of_their_own(tmp_path):
     log = RunLog(tmp_path / "log.jsonl", Options())
     log.on_validation(70, validation())
     expected = {"sigmas": [0.1, 1.0], "errors": [0.01, 0.5], "losses": [0.9, 0.7], "loss": 0.8}
+    expected |= {"tail_sigmas": [], "tail_losses": []}
     assert read(tmp_path / "log.jsonl") == [{"images": 70, "validation": expected}]
 
 
