@@ -1,6 +1,9 @@
 import contextlib
+import errno
 import io
 import json
+import os
+import re
 import shutil
 import subprocess
 import sys
@@ -16,7 +19,8 @@ from accelerate import Accelerator
 from openedm.cli import sample as command
 from openedm.data import Arrays, ImageFolder
 from openedm.data.pictures import captioned, image_grid, to_uint8
-from openedm.generation import SamplingOptions, files
+from openedm.generation import CheckpointSampler, SamplingOptions, files
+from openedm.ground import storage
 from openedm.ground.storage import read_json
 from openedm.levels import Karras
 from openedm.sampling import Churn, Euler, Sampler
@@ -194,6 +198,48 @@ def test_run_again_it_draws_only_the_seeds_that_are_missing(openedm, digits_run,
 
 def _image(content):
     return np.array(PIL.Image.open(io.BytesIO(content))).astype(int)
+
+
+def test_pictures_of_a_batch_get_their_names_when_all_of_it_is_on_the_disk(openedm, digits_run, tmp_path, monkeypatch):
+    original, out = storage._flush, tmp_path / "out"
+
+    def full(path):
+        if path.name == "000003.png":
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        original(path)
+
+    arguments = ["sample", digits_run, out, "--seeds=0-5", "--batch_size=2", STEPS]
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "_flush", full)
+        result = openedm(*arguments)
+    assert result.status == 1
+    assert re.search(r"error: .*/000003\.png: .*free some space there, or write to another disk", result.err)
+    assert sorted(p.name for p in out.iterdir()) == ["000000.png", "000001.png", "settings.json"]
+    (left := out / ".000003.png-77").mkdir()  # by a process that was killed
+    (left / "000002.png").write_bytes(b"half")
+    assert "drew 4 samples with 7 network evaluations each, 2 already existed" in openedm(*arguments).out
+    assert sorted(p.name for p in out.iterdir() if p.suffix != ".json") == [f"{seed:06d}.png" for seed in range(6)]
+
+
+@pytest.mark.parametrize("name", ["out", "a.npz"])
+def test_a_batch_is_written_while_the_next_one_is_drawn(name, digits_run, tmp_path, monkeypatch):
+    source, drawing = CheckpointSampler(digits_run, SamplingOptions(nfe=3)), threading.Event()
+    draw, waited = source.draw, []
+
+    def observed(*arguments):
+        for number, batch in enumerate(draw(*arguments)):
+            if number == 1:
+                drawing.set()
+            yield batch
+
+    def late(write):
+        return lambda *arguments, **more: (waited.append(drawing.wait(30)), write(*arguments, **more))[1]
+
+    monkeypatch.setattr(source, "draw", observed)
+    for function in ("encode_image", "write_array"):
+        monkeypatch.setattr(files, function, late(getattr(files, function)))
+    assert files.SampleFiles(source, tmp_path / name).write(source.prepare(), range(4), batch_size=2) == 4
+    assert waited == 4 * [True]
 
 
 def test_a_later_part_of_the_seeds_keeps_the_labels_of_the_earlier_one(openedm, digits_run, tmp_path):

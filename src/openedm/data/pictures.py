@@ -1,5 +1,6 @@
 """Conversion of samples in [-1, 1] to bytes, grids and image files."""
 
+import io
 import math
 import os
 from collections.abc import Sequence
@@ -24,6 +25,7 @@ __all__ = [
     "Pixels",
     "beside",
     "captioned",
+    "encode_image",
     "grid_columns",
     "image_grid",
     "save_image",
@@ -204,6 +206,17 @@ def save_image(
     Raises:
         ValueError: as for `to_image`, the suffix is not that of a known image format, or 16 bits are not for .png.
     """
+    content = encode_image(image, path, stored)
+    with replacing(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def encode_image(
+    image: AnyPixels | Float[Tensor, "channels height width"],
+    path: str | os.PathLike[str],
+    stored: Stored | None = None,
+) -> bytes:
+    """The content of the file that `save_image` writes; arguments and errors are the same."""
     import PIL.Image
 
     path = Path(path)
@@ -214,10 +227,7 @@ def save_image(
     checks.one_of("channels of image", pixels.shape[-1], IMAGE_CHANNELS)
     if pixels.dtype == np.uint16:
         checks.one_of("the format of 16 bits a channel", image_format, ("PNG",))
-        content = encode_deep(pixels)
-        with replacing(path) as temporary:
-            temporary.write_bytes(content)
-        return
-    pil_image = to_image(pixels)
-    with replacing(path) as temporary:
-        pil_image.save(temporary, format=image_format)
+        return encode_deep(pixels)
+    buffer = io.BytesIO()
+    to_image(pixels).save(buffer, format=image_format)
+    return buffer.getvalue()

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, Literal, get_args
@@ -10,9 +11,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 import torch
 from accelerate import Accelerator
+from torch import Tensor
 
 from openedm.data import Stored, save_image
-from openedm.data.pictures import IMAGE_CHANNELS, beside, captioned, grid_columns, image_grid
+from openedm.data.pictures import IMAGE_CHANNELS, beside, captioned, encode_image, grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.generation.pictures import PictureSampler, output_of
 from openedm.ground import checks
@@ -22,8 +24,10 @@ from openedm.ground.locks import LOCK, hold_file, hold_folder, locked_file, lock
 from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.ground.storage import (
     REMAINS,
+    WRITERS,
     Rows,
     check_folders,
+    new_files,
     new_path,
     read_json,
     remove_folder,
@@ -164,20 +168,37 @@ class SampleFiles:
         pending = [seed for batch in batches if not missing.isdisjoint(batch) for seed in batch]
         mine = share_of(pending, batch_size, accelerator.process_index, accelerator.num_processes)
         done = 0
-        for drawn, x in self.source.draw(prepared, mine, batch_size):
-            for seed, one in zip(drawn, x, strict=True):
-                if seed not in missing:
-                    continue
-                if self.format == "png":
-                    save_image(one, self.parts / _name(seed), output_of(self.source).stored)
-                else:
-                    write_array(self.parts / f"{seed:06d}.npy", one, digest=True)
-            done += len(drawn)
-            progress("samples", done, len(mine))
+        with ThreadPoolExecutor(1) as thread:  # writes a batch while the next one is drawn
+            written: Future[None] | None = None
+            for drawn, x in self.source.draw(prepared, mine, batch_size):
+                if written is not None:
+                    written.result()
+                chosen = {seed: one for seed, one in zip(drawn, x, strict=True) if seed in missing}
+                written = thread.submit(self._save, chosen)
+                done += len(drawn)
+                progress("samples", done, len(mine))
+            if written is not None:
+                written.result()
         accelerator.wait_for_everyone()
         if accelerator.is_main_process:
             self._finish(seeds)
         return len(missing)
+
+    def _save(self, samples: Mapping[int, Tensor]) -> None:
+        """Write samples by their seeds; pictures are on the disk when they have their names, parts have digests."""
+        if not samples:
+            return
+        if self.format == "png":
+            stored, paths = output_of(self.source).stored, [self.parts / _name(seed) for seed in samples]
+
+            def write(path: Path, x: Tensor) -> None:
+                (folder / path.name).write_bytes(encode_image(x, path, stored))
+
+            with new_files(*paths) as folder, ThreadPoolExecutor(WRITERS) as threads:
+                list(threads.map(write, paths, samples.values()))
+        else:
+            for seed, x in samples.items():
+                write_array(self.parts / f"{seed:06d}.npy", x, digest=True)
 
     def _as_drawn_before(self, prepared: PreparedSampler) -> PreparedSampler:
         """With the sampler by the rule of version 0.1, where that drew the samples that are there."""
@@ -327,3 +348,5 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     else:
         write_json(path, settings, files=())
     remove_remains(folder)
+    for name in {found["folder"] for path in folder.glob(".*.png-*") if (found := REMAINS.fullmatch(path.name))}:
+        remove_remains(folder, name)

@@ -8,6 +8,7 @@ import shutil
 import stat
 import zipfile
 from collections.abc import Collection, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -24,6 +25,9 @@ from openedm.ground.regular import check_regular, read_limited
 
 REMAINS = re.compile(r"\.(?P<file>.+)\.\d+\.tmp|\.(?P<folder>.+)-\d+")
 """Names under which files and folders are written, of which a process that is killed leaves one."""
+
+WRITERS = 4
+"""Threads that write or flush files at a time."""
 
 
 @contextmanager
@@ -131,10 +135,13 @@ def remove_folder(path: Path) -> None:
 
 
 def synchronise(folder: Path) -> None:
-    """Make the folder's files and entries durable, so that a crash after a rename finds them complete."""
-    for path in (*folder.iterdir(), folder):
-        if path.is_file() or path == folder:
-            _flush(path)
+    """Make the folder's files and entries durable, so that a crash after a rename finds them complete.
+
+    Threads flush the files: a file system writes together what it is asked to flush at the same time.
+    """
+    with ThreadPoolExecutor(WRITERS) as pool:
+        list(pool.map(_flush, filter(Path.is_file, folder.iterdir())))
+    _flush(folder)
 
 
 def _flush(path: Path) -> None:
