@@ -149,7 +149,7 @@ def test_published_files_denoise_as_they_did(name):
 # Choices and configurations.
 
 
-@pytest.mark.filterwarnings("ignore:max_nfe=40 ended 1 of 2 samples early")
+@pytest.mark.filterwarnings("ignore:max_nfe=40 ended the adaptive steps of 1 of 2 samples early")
 def test_samplers_are_read_from_plain_data_and_draw_what_they_did(without_type_checker):
     wanted = expected("samplers")["samples"]
     for config, samples in zip(json.loads((OLD / "samplers.json").read_text()), wanted, strict=True):
@@ -157,7 +157,9 @@ def test_samplers_are_read_from_plain_data_and_draw_what_they_did(without_type_c
         # Exact denoisers are now started from their mean, other functions from the one that is given.
         exact = plane()
         denoiser = FunctionDenoiser(exact, (2,), sigma_data=exact.sigma_data, mean=0.0)
-        assert_close(sampler.sample(denoiser, (0, 1)), samples, 1e-9)
+        # The first sample needs more than 40 evaluations: it was denoised half way, and is now taken to the end.
+        kept = slice(1, None) if '"max_nfe": 40' in json.dumps(config) else slice(None)
+        assert_close(sampler.sample(denoiser, (0, 1))[kept], samples[kept], 1e-9)
 
 
 @pytest.mark.parametrize("config", json.loads((OLD / "choices.json").read_text()), ids=lambda c: c["class_path"])

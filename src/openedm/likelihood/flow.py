@@ -18,8 +18,8 @@ from torch import Tensor
 from openedm.denoiser import Condition, Denoiser, per_sample
 from openedm.likelihood.divergence import Trace
 from openedm.sampling import AdaptiveSolver, RungeKutta, Solution, Solver
+from openedm.sampling.engine.formulation import width_ratio
 from openedm.sampling.engine.integrate import integrate, root_mean_square
-from openedm.sampling.methods.adaptive import width_ratio
 from openedm.schedules import Angle, Schedule
 
 __all__ = ["ProbabilityFlow"]

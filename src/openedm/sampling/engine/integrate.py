@@ -18,7 +18,7 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.ground.devices import float64_on
 from openedm.sampling.engine.pairs import DORMAND_PRINCE, Pair, Row
-from openedm.sampling.engine.step_sizes import SAFETY_FACTOR, initial_step, next_factor
+from openedm.sampling.engine.step_sizes import MAX_FACTOR, SAFETY_FACTOR, initial_step, next_factor
 
 __all__ = ["Norm", "Scale", "Slope", "Solution", "check_times", "integrate", "root_mean_square"]
 
@@ -58,7 +58,7 @@ class Solution:
         time: the time at the end of its last step; the noise level if the equation is in σ.
         finished: whether the sample reached the end.
         failed: whether the step size fell below rounding, or the slope at the start was not finite. A sample that is
-            neither finished nor failed reached the limit of evaluations.
+            neither finished nor failed needs more than the limit of evaluations.
         nfe: number of evaluations of the slope, for each sample.
         accepted: number of accepted steps.
         rejected: number of rejected steps.
@@ -146,8 +146,8 @@ def integrate(
         linear: L; must be 0 unless the pair is exponential.
         first_step: the size of the first step, > 0; None means that one more evaluation determines it (Hairer, Nørsett
             & Wanner, II.4).
-        max_evaluations: the limit of evaluations of each sample, ≥ 1; a sample that needs more stops before the end.
-            None means no limit.
+        max_evaluations: the limit of evaluations of each sample, ≥ 1; a sample stops where the steps that are left
+            are too short to reach the end. None means no limit.
         at: times between `start` and `end`, in that order, whose states are also returned, by dense output.
 
     Raises:
@@ -230,7 +230,11 @@ class _Run:
         failed = ~finished & ~(rows.step > smallest)
         stopped = finished | failed
         if self.max_evaluations is not None:
-            stopped |= rows.nfe + rows.stale + len(self.method.c) - 1 > self.max_evaluations
+            steps = (self.max_evaluations - (rows.nfe + rows.stale)) // (len(self.method.c) - 1)
+            growing = (rows.accepted == 0) | (rows.last_ratio < 0.01)  # the first steps may be far too short
+            growth = torch.where(growing, MAX_FACTOR, 2.0)
+            reach = (growth ** steps.clamp(0, 60) - 1) / (growth - 1) * rows.step
+            stopped |= reach < SAFETY_FACTOR * (self.end - rows.time).abs()
         if not bool(stopped.any()):
             return rows
         # Computed once: every index by a mask synchronises a device.

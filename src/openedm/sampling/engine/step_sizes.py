@@ -17,7 +17,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-__all__ = ["SAFETY_FACTOR", "initial_step", "next_factor"]
+__all__ = ["MAX_FACTOR", "SAFETY_FACTOR", "initial_step", "next_factor"]
 
 SAFETY_FACTOR, MIN_FACTOR, MAX_FACTOR = 0.9, 0.2, 8.0
 CURRENT_EXPONENT, PREVIOUS_EXPONENT = 0.6, 0.2

@@ -23,47 +23,26 @@ evaluations, the worst of all 4,300 samples 2.7e-3.
 
 import warnings
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor
 
 from openedm.denoiser import Condition, Denoiser, check_no_per_sample_settings, per_sample
 from openedm.ground import checks
 from openedm.preconditioning import DataPrediction, EpsilonPrediction, Prediction
-from openedm.sampling.engine.integrate import Scale, Solution, check_times, integrate
-from openedm.sampling.engine.pairs import DORMAND_PRINCE, EXPONENTIAL, TSIT5, Pair
+from openedm.sampling.engine.formulation import Formulation, scaled_flow, width_ratio
+from openedm.sampling.engine.integrate import Solution, check_times, integrate
+from openedm.sampling.engine.pairs import DORMAND_PRINCE, EXPONENTIAL, TSIT5
 from openedm.sampling.engine.plan import Grid, Solver, State
+from openedm.sampling.engine.remaining import denoise_within
 from openedm.sampling.noise import NoiseSource
-from openedm.schedules import Angle, LogSigma, Schedule
-from openedm.standardised import standardised
+from openedm.schedules import LogSigma, Schedule
+from openedm.standardised import Standardised, standardised
 
 __all__ = ["AdaptiveSolver", "DormandPrince", "Exponential23", "Tsit5", "adaptive_flow", "adaptive_sample"]
-
-
-@dataclass(frozen=True)
-class Formulation:
-    """The ODE in the form of the integrator: y' = L y + N in the time τ of a schedule, with y = x · `factor`(σ).
-
-    Attributes:
-        pair: the embedded pair.
-        variable: the schedule σ(τ).
-        factor: the factor of x in y, a function of σ.
-        slope: N as a function of (x, D, σ, dσ/dτ); the last two have one value a row and broadcast against x.
-        linear: L.
-        scale: the factor of the tolerance of y, a function of τ; None for 1.
-        tolerance_fraction: the fraction of the tolerance that is the tolerance of a step.
-    """
-
-    pair: Pair
-    variable: Schedule
-    factor: Callable[[Tensor], Tensor]
-    slope: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
-    linear: float = 0.0
-    scale: Scale | None = None
-    tolerance_fraction: float = 0.1
 
 
 @dataclass(frozen=True)
@@ -74,8 +53,8 @@ class AdaptiveSolver(Solver):
         tolerance: the error of a finished sample, as a root mean square over its coordinates, in units of the
             denoiser's σ_data, > 0: most samples have an error of a tenth of it or less, samples close to the border
             between two modes a larger one. For networks in float32 it should be at least 1e-5.
-        max_nfe: the limit of evaluations of each sample, ≥ 2; a sample that needs more is denoised at the level that it
-            has reached, with a warning. None means no limit.
+        max_nfe: the limit of evaluations of each sample, ≥ 2; a sample that needs more takes the rest of its path in
+            even steps, as many as are left, with a warning. None means no limit.
         first_step: the size of the first step in the solver's variable, > 0; None means that one more evaluation
             determines it.
         relative: whether the tolerance is in units of σ_data; otherwise it is in data units.
@@ -127,12 +106,10 @@ class AdaptiveSolver(Solver):
         if len(grid.sigmas) > 1:
             solution, denoised = _flow(denoiser, x, first, last, self, condition)
             solution.check()
-            _warn_of_stopped(solution, self, last)
             yield State(0, first, first, 1.0, x, denoised)
-            x, sigma = solution.x, solution.time
+            denoised, x, _ = _end(denoiser, solution, self, last, condition)
         else:
-            sigma = torch.full((len(x),), first, dtype=x.dtype, device=x.device)
-        denoised = denoiser(x, sigma, condition)
+            denoised = denoiser(x, torch.full((len(x),), first, dtype=x.dtype, device=x.device), condition)
         index = min(len(grid.sigmas) - 1, 1)
         yield State(index, last, last, 1.0, x, denoised)
         yield State(index + 1, 0.0, 0.0, 1.0, denoised, denoised)
@@ -155,26 +132,6 @@ class AdaptiveSolver(Solver):
         yield State(1, last, last, 1.0, solution.x, solution.x)
 
 
-def width_ratio(sigma: Float[Tensor, "*shape"], sigma_data: float) -> Float[Tensor, "*shape"]:
-    """c(σ) = σ_d/√(σ² + σ_d²)."""
-    return sigma_data * (sigma.square() + sigma_data**2).rsqrt()
-
-
-def _scaled_flow(pair: Pair, variable: Schedule | None, sigma_data: float) -> Formulation:
-    """dw/dτ, w = c(σ) x."""
-
-    def slope(x: Tensor, denoised: Tensor, sigma: Tensor, speed: Tensor) -> Tensor:
-        ratio = width_ratio(sigma, sigma_data)
-        return (x * ratio.square() - denoised) * (ratio * speed / sigma)
-
-    return Formulation(
-        pair=pair,
-        variable=Angle(sigma_data, rho=2.0) if variable is None else variable,
-        factor=lambda sigma: width_ratio(sigma, sigma_data),
-        slope=slope,
-    )
-
-
 @dataclass(frozen=True)
 class DormandPrince(AdaptiveSolver):
     """Dormand & Prince's pair 5(4) on w = c(σ) x: six evaluations a step.
@@ -191,7 +148,7 @@ class DormandPrince(AdaptiveSolver):
 
     def formulation(self, sigma_data: float) -> Formulation:
         """dw/dτ."""
-        return _scaled_flow(DORMAND_PRINCE, self.variable, sigma_data)
+        return scaled_flow(DORMAND_PRINCE, self.variable, sigma_data)
 
 
 @dataclass(frozen=True)
@@ -210,7 +167,7 @@ class Tsit5(AdaptiveSolver):
 
     def formulation(self, sigma_data: float) -> Formulation:
         """dw/dτ."""
-        return _scaled_flow(TSIT5, self.variable, sigma_data)
+        return scaled_flow(TSIT5, self.variable, sigma_data)
 
 
 @dataclass(frozen=True)
@@ -277,17 +234,7 @@ def adaptive_flow(
         ValueError: a level is not > 0, the two are equal, levels are not in order, or the rows of condition do not fit
             x.
     """
-    check_no_per_sample_settings(denoiser)
-    denoiser.check_shape(x)
-    denoiser.check_condition(condition, len(x))
-    highest = max(sigma_start, sigma_end)
-    standard = standardised(denoiser, condition, sigma_max=highest, event_shape=tuple(x.shape[1:]))
-    solution = _flow(standard, standard.standard(x), sigma_start, sigma_end, solver, None, at)[0]
-    if standard.is_identity:
-        return solution
-    dense = solution.dense
-    dense = None if dense is None else torch.stack([standard.restored(z) for z in dense])
-    return replace(solution, x=standard.restored(solution.x), dense=dense)
+    return _in_data_units(*_standard_flow(denoiser, x, sigma_start, sigma_end, solver, condition, at))
 
 
 @torch.no_grad()
@@ -303,24 +250,58 @@ def adaptive_sample(
 ) -> Solution:
     """The samples to which the ODE takes x: `adaptive_flow` to σ_end, and D at that level, one evaluation more.
 
-    Arguments as for `adaptive_flow`. Samples that did not reach σ_end are denoised at the level they reached, with a
-    warning.
+    Arguments as for `adaptive_flow`. Samples that would need more than `max_nfe` evaluations take the rest of their
+    path in even steps, as many as are left (`engine.remaining`), with a warning; they do not count as finished, and
+    `time` is the noise level from which errors are not controlled.
     """
-    solution = adaptive_flow(denoiser, x, sigma_start, sigma_end, solver=solver, condition=condition, at=at)
-    _warn_of_stopped(solution, solver, sigma_end)
-    return replace(solution, x=denoiser(solution.x, solution.time, condition), nfe=solution.nfe + 1)
+    standard, solution = _standard_flow(denoiser, x, sigma_start, sigma_end, solver, condition, at)
+    samples, _, nfe = _end(standard, solution, solver, sigma_end, None)
+    return _in_data_units(standard, replace(solution, x=samples, nfe=nfe))
 
 
-def _warn_of_stopped(solution: Solution, solver: AdaptiveSolver, sigma_end: float) -> None:
-    """Warn if samples needed more than `max_nfe` evaluations."""
+def _standard_flow(
+    denoiser: Denoiser,
+    x: Float[Tensor, "batch *event"],
+    sigma_start: float,
+    sigma_end: float,
+    solver: AdaptiveSolver,
+    condition: Condition,
+    at: Float[Tensor, "levels"] | None,
+) -> tuple[Standardised, Solution]:
+    """The denoiser in standard units with its condition, and the result of `adaptive_flow` in these units."""
+    check_no_per_sample_settings(denoiser)
+    denoiser.check_shape(x)
+    denoiser.check_condition(condition, len(x))
+    highest = max(sigma_start, sigma_end)
+    standard = standardised(denoiser, condition, sigma_max=highest, event_shape=tuple(x.shape[1:]))
+    return standard, _flow(standard, standard.standard(x), sigma_start, sigma_end, solver, None, at)[0]
+
+
+def _in_data_units(standard: Standardised, solution: Solution) -> Solution:
+    """A solution in standard units, in those of the data."""
+    if standard.is_identity:
+        return solution
+    dense = None if solution.dense is None else torch.stack([standard.restored(z) for z in solution.dense])
+    return replace(solution, x=standard.restored(solution.x), dense=dense)
+
+
+def _end(
+    denoiser: Denoiser, solution: Solution, solver: AdaptiveSolver, sigma_end: float, condition: Condition
+) -> tuple[Float[Tensor, "batch *event"], Float[Tensor, "batch *event"], Int64[Tensor, "batch"]]:
+    """D at the end of the path, the states there, and the evaluations of each sample; warns as `adaptive_sample`."""
     stopped = ~solution.finished & ~solution.failed
-    if bool(stopped.any()):
-        warnings.warn(
-            f"max_nfe={solver.max_nfe} ended {int(stopped.sum())} of {len(stopped)} samples early, the worst at noise "
-            f"level {float(solution.time[stopped].max()):.3g} instead of {sigma_end:.3g}; they were denoised there: "
-            "raise max_nfe or tolerance",
-            stacklevel=2,
-        )
+    if not bool(stopped.any()):
+        return denoiser(solution.x, solution.time, condition), solution.x, solution.nfe + 1
+    warnings.warn(
+        f"max_nfe={solver.max_nfe} ended the adaptive steps of {int(stopped.sum())} of {len(stopped)} samples early, "
+        f"the worst at noise level {float(solution.time[stopped].max()):.3g} instead of {sigma_end:.3g}; the rest "
+        "of their path had even steps, without control of the error: raise max_nfe or tolerance",
+        stacklevel=3,
+    )
+    assert solver.max_nfe is not None
+    left = torch.where(stopped, solver.max_nfe - solution.nfe, 1)
+    samples, states = denoise_within(denoiser, solution.x, solution.time, sigma_end, left, condition)
+    return samples, states, solution.nfe + left
 
 
 def _warn_of_rounding(denoiser: Denoiser, solver: AdaptiveSolver) -> None:
