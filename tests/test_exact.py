@@ -1,6 +1,7 @@
 """Exact denoisers against brute force, quadrature, autograd and independent integration."""
 
 import math
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,6 +14,7 @@ from torch import Tensor
 from torch.distributions import MultivariateNormal
 
 from openedm.exact import ExactDataset, GaussianMixture
+from openedm.likelihood import ExactTrace
 from properties.strategies import EPS, log_uniform, sigmas
 
 
@@ -75,6 +77,49 @@ class TestDataset:
             atol=9 * math.exp(-50) * 2 * float(data.abs().max()),
         )
         assert torch.equal(ExactDataset(data)(x, 1e-100), data[distances.argmin(1)])
+
+    @given(log_uniform(0.002, 80.0), st.integers(17, 60), st.sampled_from([0.0, 300.0]), st.integers(0, 100))
+    def test_of_many_features_it_has_twelve_digits_at_any_noise_level(
+        self, sigma: float, features: int, offset: float, seed: int
+    ) -> None:
+        data = offset + 0.5 * normal(40, features, seed=seed)
+        data[20:] = data[:20] + 3 * sigma / math.sqrt(features) * normal(20, features, seed=seed + 1)  # in reach
+        x = data[:6] + sigma * normal(6, features, seed=seed + 2)
+        wide = [values.numpy().astype(np.longdouble) for values in (data, x)]
+        logits = -((wide[1][:, None] - wide[0]) ** 2).sum(-1) / (2 * np.longdouble(sigma) ** 2)
+        weights = np.exp(logits - logits.max(1, keepdims=True))
+        expected = torch.from_numpy((weights @ wide[0] / weights.sum(1, keepdims=True)).astype(np.float64))
+        spread = float((data - data.mean(0)).abs().max())
+        for labels, chunk in ((None, 8192), (torch.zeros(40, dtype=torch.int64), 7)):
+            denoiser = ExactDataset(data, labels, chunk=chunk)
+            condition = None if labels is None else torch.zeros(6, dtype=torch.int64)
+            found = denoiser(x, sigma, condition)
+            torch.testing.assert_close(found, expected, rtol=4 * EPS, atol=2e-12 * spread)
+            alone = torch.cat([denoiser(row[None], sigma, None if labels is None else condition[:1]) for row in x])
+            torch.testing.assert_close(alone, found, rtol=4 * EPS, atol=2e-12 * spread)
+        single = ExactDataset(data, dtype=torch.float32)(x, sigma)
+        torch.testing.assert_close(single, expected, rtol=2e-7, atol=1e-3 * spread)
+
+    @pytest.mark.parametrize("sigma", [1e-4, 0.8])
+    def test_of_many_features_it_is_differentiable_by_single_vectors_and_by_many(self, sigma: float) -> None:
+        data, labels = normal(9, 20), torch.arange(9) % 3
+        data[3:6] = data[:3] + sigma / 5 * normal(3, 20, seed=2)
+        denoiser = ExactDataset(data, labels, chunk=2)
+        x = data[:3] + sigma * normal(3, 20, seed=1)
+        level, classes = torch.tensor(sigma, dtype=torch.float64), torch.tensor([0, 1, -1])
+        for condition in (None, classes):
+            denoised = partial(denoiser, sigma=level, condition=condition)
+            step = 1e-4 * sigma
+            traces = sum(
+                (denoised(x + step * unit) - denoised(x - step * unit))[:, i] / (2 * step)
+                for i, unit in enumerate(eye(20))
+            )
+            for chunk in (1, 20):
+                found = ExactTrace(chunk)(denoised, x, None)[1][:, 0]
+                torch.testing.assert_close(found, traces, rtol=1e-5, atol=1e-6)
+            (pulled,) = torch.func.vjp(denoised, x)[1](torch.ones_like(x))
+            leaf = x.clone().requires_grad_()
+            torch.testing.assert_close(pulled, torch.autograd.grad(denoised(leaf).sum(), leaf)[0])
 
     @given(log_uniform(1e3, 1e8), st.integers(0, 100))
     def test_it_tends_to_the_mean_as_the_noise_grows(self, sigma: float, seed: int) -> None:
@@ -139,6 +184,8 @@ class TestDataset:
             ExactDataset(torch.zeros(0, 2))
         with pytest.raises(ValueError, match=r"data must be finite, got nan"):
             ExactDataset(torch.tensor([[0.0, math.nan]]))
+        with pytest.raises(ValueError, match=r"dtype must be one of torch.float64, torch.float32, got torch.float16"):
+            ExactDataset(normal(2, 2), dtype=torch.float16)
         with pytest.raises(ValueError, match=r"chunk must be >= 1, got 0"):
             ExactDataset(normal(2, 2), chunk=0)
         with pytest.raises(ValueError, match=r"labels must be >= 0, got -1"):
