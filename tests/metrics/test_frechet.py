@@ -59,6 +59,19 @@ def test_singular_covariances_give_the_finite_exact_value(dim, seed, data):
     assert frechet_distance(a, a) == pytest.approx(0, abs=1e-12 * dim)
 
 
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 12), st.integers(0, 10), seeds)
+def test_the_smaller_the_eigenvalues_the_fewer_digits_they_have_and_no_fewer(dim, decades, seed):
+    rotations = rotation(dim, seed), rotation(dim, seed + 1)
+    values = 10.0 ** -torch.linspace(0, decades, dim, dtype=torch.float64)
+    a, b = (Gaussian(torch.zeros(dim).double(), (q * values) @ q.T, 100) for q in rotations)
+    roots = [q * values.sqrt() for q in rotations]
+    expected = 2 * (values.sum() - torch.linalg.matrix_norm(roots[0].T @ roots[1], "nuc"))
+    # A covariance is rounded by ε λ_max, the root of an eigenvalue λ by ε λ_max/(2 √λ).
+    tolerance = 4 * dim * torch.finfo(torch.float64).eps * 10 ** (decades / 2)
+    assert frechet_distance(a, b) == pytest.approx(float(expected), abs=max(tolerance, 1e-13))
+
+
 def test_orthogonal_singular_covariances_have_no_cross_term():
     a = Gaussian(torch.zeros(2).double(), torch.diag(torch.tensor([3.0, 0.0])).double(), 9)
     b = Gaussian(torch.zeros(2).double(), torch.diag(torch.tensor([0.0, 5.0])).double(), 9)

@@ -65,10 +65,13 @@ class GaussianStatistics:
             bad = int((~features.isfinite()).any(1).sum())
             raise ValueError(f"features must be finite, but {bad} of {len(features)} rows are not")
         if len(features):
-            # On the features' device, if it has float64.
+            # On the features' device, if it has float64, and so are the sums.
             x = features.detach().to(features.device if has_float64(features.device) else "cpu", torch.float64)
+            if self.count == 0:
+                self._mean, self._scatter = self._mean.to(x.device), self._scatter.to(x.device)
             mean = x.mean(0)
-            self._add(len(x), mean.cpu(), ((x - mean).T @ (x - mean)).cpu())
+            centred = x - mean
+            self._add(len(x), mean, centred.T @ centred)
 
     def merge(self, other: "GaussianStatistics") -> None:
         """Add all samples of `other`.
@@ -82,21 +85,22 @@ class GaussianStatistics:
             self._add(other.count, other._mean, other._scatter)
 
     def finalize(self) -> Gaussian:
-        """Mean and covariance of all samples so far.
+        """Mean and covariance of all samples so far, on the host.
 
         Raises:
             ValueError: fewer than two samples, which have no covariance.
         """
         if self.count < 2:
             raise ValueError(f"a covariance needs at least 2 samples, got {self.count}")
-        return Gaussian(self._mean.clone(), self._scatter / (self.count - 1), self.count)
+        return Gaussian(self._mean.cpu().clone(), self._scatter.cpu() / (self.count - 1), self.count)
 
     def _add(self, count: int, mean: Float64[Tensor, " dim"], scatter: Float64[Tensor, "dim dim"]) -> None:
         # Chan, Golub and LeVeque 1979: merge without cancellation.
         total = self.count + count
-        delta = mean - self._mean
-        self._scatter = self._scatter + scatter + torch.outer(delta, delta) * (self.count * count / total)
-        self._mean = self._mean + delta * (count / total)
+        delta = mean.to(self._mean.device) - self._mean
+        self._scatter += scatter.to(self._scatter.device)
+        self._scatter.addr_(delta, delta, alpha=self.count * count / total)
+        self._mean += delta * (count / total)
         self.count = total
 
 
@@ -111,8 +115,8 @@ def frechet_distance(a: Gaussian, b: Gaussian) -> float:
     """The squared Fréchet (2-Wasserstein) distance between two Gaussians, ≥ 0; what the literature calls FID.
 
     tr (Σ₁^{1/2} Σ₂ Σ₁^{1/2})^{1/2} is computed as the sum of the singular values of F₂ᵀ F₁, where Σ = F Fᵀ with as many
-    columns as Σ has rank, from its symmetric eigenvalues: the same number, real, and accurate also for singular
-    covariances.
+    columns as Σ has rank: Cholesky's factor or, for singular covariances, that of its symmetric eigenvalues. It is the
+    same number, real, and accurate.
 
     >>> unit = Gaussian(torch.zeros(2).double(), torch.eye(2).double(), 100)
     >>> far = Gaussian(torch.tensor([3.0, 4.0]).double(), 4 * torch.eye(2).double(), 100)
@@ -159,14 +163,26 @@ def frechet_error(
 
 
 def _factor(covariance: Float64[Tensor, "dim dim"], name: str) -> Float64[Tensor, "dim rank"]:
-    """F with F Fᵀ the covariance; eigenvalues within rounding of 0 count as 0."""
-    values, vectors = torch.linalg.eigh((covariance + covariance.T) / 2)
-    rounding = float(values.abs().max()) * len(values) * torch.finfo(values.dtype).eps
+    """F with F Fᵀ the covariance: Cholesky's, or, if it is nearly singular, from its eigenvalues.
+
+    Eigenvalues within rounding of 0 then count as 0. That none is so small, Cholesky's factor shows itself: 1/λ_min is
+    at most tr Σ⁻¹ = ‖L⁻¹‖².
+    """
+    symmetric = (covariance + covariance.T) / 2
+    rounding = len(symmetric) * torch.finfo(symmetric.dtype).eps
+    lower, failed = torch.linalg.cholesky_ex(symmetric)
+    if not int(failed):
+        inverse = torch.linalg.solve_triangular(lower, torch.eye(len(lower)).to(lower), upper=False)
+        if float(inverse.square().sum() * symmetric.trace()) * 1e3 * rounding < 1:
+            factor: Tensor = lower
+            return factor
+    values, vectors = torch.linalg.eigh(symmetric)
+    rounding *= float(values.abs().max())
     if float(values.min()) < -1e3 * rounding:
         raise ValueError(f"covariance of {name} must have no negative eigenvalue, got {float(values.min())}")
     kept = values > rounding
-    factor: Tensor = vectors[:, kept] * values[kept].sqrt()
-    return factor
+    root: Tensor = vectors[:, kept] * values[kept].sqrt()
+    return root
 
 
 def _resampled(
