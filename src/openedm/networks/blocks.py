@@ -33,6 +33,7 @@ from openedm.networks.layers import (
     filter_kernel,
     group_norm,
 )
+from openedm.networks.pointwise import Dropout, scaled_sum, silu_of
 
 __all__ = ["DECODERS", "EMBEDDINGS", "ENCODERS", "ResidualBlock", "UNetStyle"]
 
@@ -156,7 +157,7 @@ class ResidualBlock(nn.Module):
         self.conv0 = convolution(in_channels, out_channels, 3, init=init, resample=resampled())
         self.affine = Linear(embedding_channels, out_channels * (2 if style.adaptive_scale else 1), init=init)
         self.norm1 = group_norm(out_channels, eps)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = Dropout(dropout)
         self.conv1 = convolution(out_channels, out_channels, 3, init=style.init_output)
         self.skip: nn.Module = nn.Identity()
         resampling = resampled()
@@ -175,19 +176,19 @@ class ResidualBlock(nn.Module):
         self, x: Float[Tensor, "batch c *size"], embedding: Float[Tensor, "batch e"]
     ) -> Float[Tensor, "batch d *new"]:
         """The block's output."""
-        h = self.conv0(functional.silu(self.norm0(x)))
+        h = self.conv0(silu_of(self.norm0, x))
         p = self.affine(embedding)
         p = p.reshape(*p.shape, *[1] * (x.ndim - 2))
         if self.style.adaptive_scale:
             scale, shift = p.chunk(2, dim=1)
             h = functional.silu(torch.addcmul(shift, self.norm1(h), scale + 1))
         else:
-            h = functional.silu(self.norm1(h + p))
+            h = silu_of(self.norm1, h + p)
         h = self.conv1(self.dropout(h))
-        x = (h + self.skip(x)) * self.style.skip_scale
+        x = scaled_sum(h, self.skip(x), self.style.skip_scale)
         if self.has_attention:
             h = self.proj(attention(self.qkv(self.norm2(x)), self.num_heads))
-            x = (h + x) * self.style.skip_scale
+            x = scaled_sum(h, x, self.style.skip_scale)
         return x
 
 

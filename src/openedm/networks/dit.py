@@ -27,6 +27,7 @@ from openedm.networks.conditions import join_image
 from openedm.networks.embeddings import Embedding, SmoothEmbedding
 from openedm.networks.layers import ZERO, Init, Linear, seeded
 from openedm.networks.network import GRIDS, Labels, Network, RawNetwork, Signature
+from openedm.networks.pointwise import Dropout
 
 __all__ = ["DIT_SIZES", "DiT", "DiTNetwork"]
 
@@ -224,7 +225,7 @@ class _Block(nn.Module):
         self.norm1 = nn.LayerNorm(width, elementwise_affine=False, eps=1e-6)
         self.layer0 = Linear(width, hidden, init=INIT)
         self.layer1 = Linear(hidden, width, init=INIT)
-        self.dropout = nn.Dropout(choice.dropout)
+        self.dropout = Dropout(choice.dropout)
 
     def forward(
         self, h: Float[Tensor, "batch tokens width"], e: Float[Tensor, "batch one width"]

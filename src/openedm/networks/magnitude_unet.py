@@ -31,6 +31,7 @@ from openedm.networks.embeddings import ClassVector
 from openedm.networks.layers import Downsample, Upsample, attention, seeded
 from openedm.networks.magnitude import MPConv, MPFourier, MPLinear, MPUncertainty, mp_cat, mp_silu, mp_sum, normalize
 from openedm.networks.network import GRIDS, Labels, Network, RawNetwork, Signature
+from openedm.networks.pointwise import Dropout
 from openedm.networks.unet import DecoderLevel, EncoderLevel, attention_levels, level_resolutions
 
 __all__ = ["EDM2UNet", "MagnitudePreservingUNet"]
@@ -311,7 +312,7 @@ class MPBlock(nn.Module):
         self.conv0 = MPConv(in_channels if decodes else out_channels, out_channels, 3, dimension)
         self.affine = MPLinear(max(choice.channels), out_channels)
         self.gain = nn.Parameter(torch.zeros(1))
-        self.dropout = nn.Dropout(choice.dropout)
+        self.dropout = Dropout(choice.dropout)
         self.conv1 = MPConv(out_channels, out_channels, 3, dimension)
         self.num_heads = choice.num_heads(out_channels) if has_attention else 0
         if has_attention:

@@ -27,7 +27,6 @@ from typing import ClassVar
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.networks.blocks import EMBEDDINGS, ResidualBlock, UNetStyle
@@ -36,6 +35,7 @@ from openedm.networks.embeddings import Embedding
 from openedm.networks.layers import CONVOLUTIONS, Downsample, PadToEven, Upsample, group_norm, seeded
 from openedm.networks.network import GRIDS, Labels, Network, RawNetwork, Signature
 from openedm.networks.patches import blocks_to_channels, channels_to_blocks
+from openedm.networks.pointwise import silu_of
 
 __all__ = ["DecoderLevel", "EncoderLevel", "SkipPath", "UNet", "UNetNetwork", "attention_levels", "level_resolutions"]
 
@@ -217,7 +217,7 @@ class UNet(RawNetwork):
             x, part = level(x, e, skips)
             if part is not None:
                 image = self._add_upsampled(part, image)
-        result: Tensor = self.conv_out(functional.silu(self.norm_out(x)))
+        result: Tensor = self.conv_out(silu_of(self.norm_out, x))
         result = self._add_upsampled(result, image)
         return result if patch == 1 else channels_to_blocks(result, patch, joined.shape[2:])
 
@@ -280,7 +280,7 @@ class Output(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch c *size"]) -> Float[Tensor, "batch out *size"]:
         """The part, (batch, out_channels, *size)."""
-        part: Tensor = self.conv(functional.silu(self.norm(x)))
+        part: Tensor = self.conv(silu_of(self.norm, x))
         return part
 
 
