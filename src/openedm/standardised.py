@@ -14,6 +14,7 @@ from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from openedm.denoiser import CONDITION, RANGE, Condition, Denoiser, StandardisedInside, Wrapper
+from openedm.schedules import Values, float64
 from openedm.units import Units, from_standard, like, to_standard
 
 __all__ = ["InUnits", "Standardised", "standardised"]
@@ -80,6 +81,21 @@ class Standardised(Wrapper):
         centre = like(self.centre, x)
         return centre if rows is None or len(centre) == 1 else centre[rows]
 
+    def forward(
+        self,
+        x: Float[Tensor, "batch *event"],
+        sigma: Values,
+        condition: Condition = None,
+        *,
+        standard: bool = False,
+        **options: Any,
+    ) -> Float[Tensor, "batch *event"]:
+        """D′(z; σ). Arguments as for `Denoiser.forward`, whose other checks are those of D."""
+        if standard:
+            return super().forward(x, sigma, condition, standard=standard, **options)
+        self.check_shape(x)
+        return self.denoise(x, float64(sigma), condition, **options)
+
     def denoise(
         self,
         x: Float[Tensor, "batch *event"],
@@ -114,7 +130,10 @@ def standardised(
     >>> standardised(kelvin, sigma_max=80.0, event_shape=(1,))(torch.tensor([[10.0]]), 10.0)
     tensor([[5.]])
     """
-    return Standardised(denoiser, condition, denoiser.mean(sigma_max, condition, event_shape))
+    mean = denoiser.mean(sigma_max, condition, event_shape)
+    if mean is not None and mean.device.type == "cpu" and not bool(mean.any()):
+        mean = None  # so that nothing is added to every state
+    return Standardised(denoiser, condition, mean)
 
 
 class InUnits(StandardisedInside, Wrapper):

@@ -141,8 +141,11 @@ class Denoiser(nn.Module, ABC):
     def _checked(self, x: Tensor, sigma: Values, condition: Condition) -> Float64[Tensor, "*batch_or_none"]:
         """σ as a tensor, after the checks of a call."""
         sigma = float64(sigma)
-        if sigma.device.type == "cpu" and not torch.compiler.is_compiling() and not bool((sigma >= 0).all()):
-            raise ValueError(f"sigma must be >= 0, got {float(sigma[~(sigma >= 0)].flatten()[0])}")
+        if sigma.device.type == "cpu" and not torch.compiler.is_compiling():
+            # One number is the usual case; as a tensor its comparison would take as long as a step of a small state.
+            valid = sigma.item() >= 0 if sigma.ndim == 0 else bool((sigma >= 0).all())
+            if not valid:
+                raise ValueError(f"sigma must be >= 0, got {float(sigma[~(sigma >= 0)].flatten()[0])}")
         if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] != x.shape[0]):
             raise ValueError(
                 f"sigma must be a number or one value a sample ({x.shape[0]}), got shape {tuple(sigma.shape)}"
@@ -153,7 +156,7 @@ class Denoiser(nn.Module, ABC):
 
     def check_shape(self, x: Tensor) -> None:
         """Raise ValueError unless x has samples of the denoiser's shape."""
-        if self.event_shape is not None and tuple(x.shape[1:]) != self.event_shape:
+        if self.event_shape is not None and x.shape[1:] != self.event_shape:
             raise ValueError(
                 f"x must have shape (batch, {', '.join(map(str, self.event_shape))}), got {tuple(x.shape)}"
             )
@@ -252,6 +255,13 @@ def _check_inputs(x: object, sigma: object) -> None:
 
 def _check_denoised(denoiser: Denoiser, denoised: object, x: Tensor) -> None:
     """Raise an error unless the result of a denoiser is like x: broadcasting would hide another shape."""
+    if (
+        isinstance(denoised, Tensor)
+        and denoised.shape == x.shape
+        and denoised.is_floating_point()
+        and denoised.device == x.device
+    ):
+        return
     function = getattr(denoiser, "function", None)
     name = f"the function of {type(denoiser).__name__}" if function is not None else type(denoiser).__name__
     call = f"{name}, called as D(x, sigma, condition) with x of shape {tuple(x.shape)} and {x.dtype},"
@@ -261,8 +271,7 @@ def _check_denoised(denoiser: Denoiser, denoised: object, x: Tensor) -> None:
         raise ValueError(f"{call} must return that shape, got {tuple(denoised.shape)}")
     if not denoised.is_floating_point():
         raise TypeError(f"{call} must return floating-point numbers, got {denoised.dtype}")
-    if denoised.device != x.device:
-        raise ValueError(f"{call} must return a tensor on {x.device}, got one on {denoised.device}")
+    raise ValueError(f"{call} must return a tensor on {x.device}, got one on {denoised.device}")
 
 
 def check_condition_type(condition: object) -> None:

@@ -16,7 +16,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm import schedules
-from openedm.denoiser import Condition, Denoiser, check_condition_type, check_evaluation_mode
+from openedm.denoiser import Condition, Denoiser, check_condition_type, check_denoiser, check_evaluation_mode
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of, float64_on
@@ -27,7 +27,7 @@ from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver
 from openedm.sampling.finite import check_given, check_samples, name_sample, restarted
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise, Seeds
-from openedm.sampling.scale import warn_of_growth, warn_of_scale, width_of
+from openedm.sampling.scale import knows_scale, warn_of_growth, warn_of_scale, width_of
 from openedm.schedules import Scaling, Schedule
 from openedm.standardised import Standardised, standardised
 
@@ -80,9 +80,13 @@ class SamplerChoice(Choice):
         run = partial(self.steps, denoiser, noise=noise, condition=condition, event_shape=event_shape)
         width: Tensor | None = None
         final: Tensor | None = None
+        check_denoiser("denoiser", denoiser)
+        has_known_scale = knows_scale(denoiser)
         try:
             for state in run(seeds):
-                width, final = width_of(state) if width is None else width, state.x
+                if width is None and not has_known_scale:
+                    width = width_of(state)
+                final = state.x
                 if callback is not None:
                     callback(state)
         except StepSizeError as error:
@@ -90,7 +94,8 @@ class SamplerChoice(Choice):
             raise FloatingPointError(named) from error
         assert final is not None
         check_samples(final, seeds, lambda: run(restarted(seeds)))
-        warn_of_scale(denoiser, width, final)
+        if not has_known_scale:
+            warn_of_scale(denoiser, width, final)
         return final
 
     def steps(
@@ -218,6 +223,8 @@ class Sampler(SamplerChoice):
         x = noise.to(device, dtype) * (top * grid.scale(top))
         condition = None if condition is None else condition.to(device)
         standard = standardised(denoiser, condition, sigma_max=top, event_shape=tuple(noise.shape[1:]))
+        if standard.is_identity:  # without a wrapper around every evaluation
+            return _in_data_units(self.solver.run(denoiser, x, grid, condition, source), standard, dtype)
         return _in_data_units(self.solver.run(standard, x, grid, None, source), standard, dtype)
 
     @torch.no_grad()

@@ -7,15 +7,16 @@ the slope g = s²/(s² + σ²), so that s = σ √(g/(1 − g)). Samples alone m
 import math
 import warnings
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.preconditioning import EDM
 from openedm.sampling.engine.growth import noise_growth
-from openedm.sampling.engine.steps import Plan, State
+from openedm.sampling.engine.steps import Plan, State, unscaled
 
-__all__ = ["warn_of_growth", "warn_of_scale", "width_of"]
+__all__ = ["knows_scale", "warn_of_growth", "warn_of_scale", "width_of"]
 
 MAX_GROWTH = 5.0
 """How many times too wide the states of Gaussian data may be without a warning."""
@@ -26,28 +27,51 @@ MAX_RATIO, MIN_RATIO = 8.0, 0.02
 MIN_NUMBERS, MIN_SAMPLES = 64, 8
 """The least numbers and samples from which the data are called narrow; few numbers may be close by chance."""
 
+ENOUGH_SAMPLES, ENOUGH_NUMBERS = 16, 2**14
+"""The samples of a batch that are looked at: so many, or as many more as have so many numbers."""
+
 
 def width_of(first: State) -> Float[Tensor, ""]:
     """s from the first evaluation; NaN if the denoiser does not shrink x towards a mean."""
-    x, denoised = (v - v.mean(0) for v in (first.x / first.scale, first.denoised))
-    slope = (x * denoised).sum() / x.square().sum()
+    x, denoised = (v - v.mean(0) for v in (unscaled(_some(first.x), first.scale), _some(first.denoised)))
+    slope = _dot(x, denoised) / _dot(x, x)
     return first.sigma * (slope / (1 - slope)).sqrt()
+
+
+def knows_scale(denoiser: Denoiser) -> bool:
+    """Whether nothing is checked: the denoiser has a scale of its own or another σ_data than the default, or a
+    preconditioning whose coefficients do not depend on σ_data, as untrained networks have samples of any scale.
+    """
+    if denoiser.sigma_data != Denoiser.sigma_data or getattr(denoiser, "scale", None) is not None:
+        return True
+    return isinstance(denoiser, Preconditioned) and not isinstance(denoiser.preconditioning, EDM)
+
+
+def _some(x: Float[Tensor, "batch *event"]) -> Float[Tensor, "some *event"]:
+    """The first samples, enough to know their scale."""
+    return x[: max(ENOUGH_SAMPLES, -(-ENOUGH_NUMBERS // max(1, x[0].numel())))] if len(x) else x
+
+
+def _dot(a: Float[Tensor, "batch *event"], b: Float[Tensor, "batch *event"]) -> Float[Tensor, ""]:
+    """Σ a b, without a tensor of the products."""
+    return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
 def warn_of_scale(denoiser: Denoiser, width: Float[Tensor, ""] | None, x: Float[Tensor, "batch *event"]) -> None:
     """Warn if the samples of a denoiser, whose σ_data is the default, have another scale.
 
     Args:
-        denoiser: the denoiser. If it has a scale of its own or another σ_data, nothing is checked.
+        denoiser: the denoiser, of which `knows_scale` is false.
         width: that of the first evaluation (`width_of`); None if there was none.
         x: its samples, in data units; a single sample has no width, and is not checked.
     """
     unit = Denoiser.sigma_data
-    if denoiser.sigma_data != unit or getattr(denoiser, "scale", None) is not None or len(x) < 2 or not x.numel():
+    if len(x) < 2 or not x.numel():
         return
-    if isinstance(denoiser, Preconditioned) and not isinstance(denoiser.preconditioning, EDM):
-        return  # its coefficients do not depend on σ_data, and untrained networks have samples of any scale
-    mean, std = float(x.mean()), float(x.var(0).mean().sqrt())
+    x = _some(x)
+    means = x.mean(0)
+    centred = x - means
+    mean, std = float(means.mean()), math.sqrt(float(_dot(centred, centred)) / (x[0].numel() * (len(x) - 1)))
     narrow = 0 < std < MIN_RATIO * unit and len(x) >= MIN_SAMPLES and x.numel() >= MIN_NUMBERS
     wide = MAX_RATIO * unit < std < math.inf and width is not None and not float(width) < MAX_RATIO * unit / 2
     if not narrow and not wide:
