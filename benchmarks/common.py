@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from benchmarks.pairs import paired
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -35,18 +36,8 @@ def interleaved(runs: Mapping[str, Callable[[], object]], seconds: float) -> dic
 
     The first round warms up and is not counted; at least three are.
     """
-    times: dict[str, list[float]] = {name: [] for name in runs}
-    for run in runs.values():
-        run()
-    deadline = time.perf_counter() + seconds
-    rounds = 0
-    while rounds < 3 or time.perf_counter() < deadline:
-        for name, run in runs.items():
-            started = time.perf_counter()
-            run()
-            times[name].append(time.perf_counter() - started)
-        rounds += 1
-    return {name: Times(min(values), statistics.median(values), rounds) for name, values in times.items()}
+    rounds = paired(runs, seconds, time.perf_counter)
+    return {name: Times(min(values), statistics.median(values), len(values)) for name, values in rounds.items()}
 
 
 class Held(TorchDispatchMode):
