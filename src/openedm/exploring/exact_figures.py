@@ -6,7 +6,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
-import numpy as np
 import torch
 from jaxtyping import Float64
 from matplotlib.figure import Figure
@@ -119,7 +118,7 @@ def curvature(state: State, budget: Budget) -> Figure:
     axes = plain(figure.subplots())
     for i, (name, sampler) in enumerate(samplers.items()):
         run = _run(sampler, problem, _even_noise(16), 0, budget)
-        below, turned = turning(run)
+        below, turned = (values[:-1] for values in run.turning())  # without the step to σ = 0
         label = f"yours: {name}" if sampler == own and not name.startswith("yours") else name
         axes.plot(below, turned, color=COLOURS[i], linewidth=2.4 if sampler == own else 1.2, label=label)
     axes.set(xscale="log", xlabel="noise level σ (data units), from noise to data", ylabel="turned so far (radians)")
@@ -128,19 +127,6 @@ def curvature(state: State, budget: Budget) -> Figure:
     number_log_ticks(axes.xaxis)
     axes.legend(frameon=False)
     return figure
-
-
-def turning(run: Run) -> tuple[Float64[np.ndarray, "steps"], Float64[np.ndarray, "steps"]]:
-    """Noise levels, and the angle by which paths (t, x) have turned down to each: the mean over paths, in radians.
-
-    Each axis is in units of its range, so that a path that is straight in t turns by 0.
-    """
-    t = np.array([state.time for state in run.states])
-    x = torch.stack([state.x[:, 0].double() for state in run.states]).numpy()
-    across, along = np.diff(x[:-1], axis=0) / np.ptp(x), np.diff(t[:-1])[:, None] / np.ptp(t)
-    angles = np.arctan2(across, np.broadcast_to(-along, across.shape))
-    turned = np.abs(np.diff(angles, axis=0)).cumsum(0).mean(1)
-    return np.array([state.sigma for state in run.states[1:-2]]), turned
 
 
 def level_rule(state: State, budget: Budget) -> Figure:

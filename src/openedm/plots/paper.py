@@ -135,17 +135,8 @@ def _trajectories(seed: int, log: Log) -> Figure:
     for name, schedule in {"VP": schedules.VP(), "VE": schedules.VE(), "EDM": schedules.EDM()}.items():
         sampler = Sampler(Karras(128, SIGMA_MIN, SIGMA_MAX), schedule)
         runs[name] = Run(sampler, list(sampler.steps(exact, noise=quantiles)))
-        log(f"{name:<4} mean turn of a path, in radians: {_turning(runs[name]):.2f}")
+        log(f"{name:<4} mean turn of a path, in radians: {runs[name].turning()[1][-1]:.2f}")
     return trajectories_1d(runs, exact.log_prob, sigma_shown=(25.0, 1.0))
-
-
-def _turning(run: Run) -> float:
-    """The angle by which paths (t, x) turn in all, each axis in units of its range; the mean over paths."""
-    t = np.array([state.time for state in run.states])
-    x = torch.stack([state.x[:, 0].double() for state in run.states]).numpy()
-    across, along = np.diff(x, axis=0) / np.ptp(x), np.diff(t)[:, None] / np.ptp(t)
-    angles = np.arctan2(across, np.broadcast_to(-along, across.shape))
-    return float(np.abs(np.diff(angles, axis=0)).sum(0).mean())
 
 
 def _errors(seed: int, log: Log) -> Figure:

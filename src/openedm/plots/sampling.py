@@ -85,6 +85,18 @@ class Run(NamedTuple):
         first = next((i for i, state in enumerate(self.states) if state.sigma <= sigma), 0)
         return list(self.states[max(first - 1, 0) :])
 
+    def turning(self) -> tuple[Float64[np.ndarray, "turns"], Float64[np.ndarray, "turns"]]:
+        """Noise levels, and the angle by which paths (t, x) of one dimension have turned down to each, in radians.
+
+        It is the mean over paths. Each axis is in units of its range, so that a path that is straight in t turns by 0.
+        """
+        t = np.array([state.time for state in self.states])
+        x = torch.stack([state.x[:, 0].double() for state in self.states]).numpy()
+        across, along = np.diff(x, axis=0) / np.ptp(x), np.diff(t)[:, None] / np.ptp(t)
+        angles = np.arctan2(across, np.broadcast_to(-along, across.shape))
+        turned = np.abs(np.diff(angles, axis=0)).cumsum(0).mean(1)
+        return np.array([state.sigma for state in self.states[1:-1]]), turned
+
 
 def trajectories_1d(
     runs: Mapping[str, Run],
