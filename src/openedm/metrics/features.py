@@ -27,6 +27,7 @@ from openedm.ground.digests import check_listed
 from openedm.ground.locks import LockedError, locked_file
 from openedm.ground.seeding import host_seeded
 from openedm.ground.storage import read_json, remove_remains, write_json, write_tensors
+from openedm.ground.threads import ahead
 from openedm.metrics.extractors import FeatureNetwork, Output
 from openedm.metrics.frechet import GaussianStatistics
 
@@ -75,7 +76,9 @@ class Features:
 def image_batches(
     dataset: Dataset, batch_size: int = 256, numbers: Sequence[int] | None = None
 ) -> Iterator[ImageBatch]:
-    """Images of `dataset` and their labels. Those of data that are drawn anew are the same for the same batches.
+    """Images of `dataset` and their labels; a batch is read while the one before it is used.
+
+    Those of data that are drawn anew are the same for the same batches.
 
     Args:
         dataset: the images.
@@ -87,6 +90,11 @@ def image_batches(
     """
     checks.at_least("batch_size", batch_size, 1)
     numbers = range(len(dataset)) if numbers is None else numbers
+    read = _read_batches(dataset, batch_size, numbers)
+    return read if dataset.random else ahead(read)
+
+
+def _read_batches(dataset: Dataset, batch_size: int, numbers: Sequence[int]) -> Iterator[ImageBatch]:
     for start in range(0, len(numbers), batch_size):
         with host_seeded(numbers[start]):
             x, condition = dataset.fetch(numbers[start : start + batch_size])
