@@ -146,6 +146,16 @@ def test_a_trajectory_divides_the_scaling_out():
     assert np.array_equal(picture(denoising_trajectory(plain)), picture(denoising_trajectory(scaled)))
 
 
+def test_a_trajectory_of_latents_shows_both_rows_decoded():
+    def decode(latents):
+        return latents.repeat_interleave(2, 2).repeat_interleave(2, 3)
+
+    states = image_states()
+    large = [State(s.index, s.time, s.sigma, s.scale, decode(s.x), decode(s.denoised)) for s in states]
+    shown = picture(denoising_trajectory(states, decode=decode))
+    assert np.array_equal(shown, picture(denoising_trajectory(large)))
+
+
 def test_a_trajectory_picks_levels_evenly_and_names_them():
     figure = denoising_trajectory(image_states(), samples=1, columns=3)
     axes = figure.axes[0]

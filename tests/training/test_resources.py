@@ -9,7 +9,7 @@ import torch
 from openedm import objective as objectives
 from openedm.data import Digits, InMemory, Toy
 from openedm.ground.memory import available_memory, explain_out_of_memory
-from openedm.networks import MLP, DDPMpp
+from openedm.networks import MLP, DDPMpp, EDM2UNet
 from openedm.training import Model, Options, Trainer, resources
 from openedm.training.recipes import budget_of, choose_recipe, label_dropout_for
 from openedm.training.resources import Cost, format_bytes, format_seconds, measure_cost, plan_accumulation
@@ -181,6 +181,17 @@ def test_images_that_are_seen_often_are_transformed_at_a_cost_and_few_images_are
     assert (rare.options.batch_size, often.options.batch_size) == (32, 20)
     kept = choose_recipe("cpu-hour", few, torch.device("cpu"), keep=["augmentation", "batch_size"])
     assert (kept.options.augmentation, kept.options.batch_size) == (None, Options().batch_size)
+
+
+def test_a_given_network_of_fixed_magnitudes_has_its_own_rates(monkeypatch) -> None:
+    fix_costs(monkeypatch, 2e-4)
+    data, network = Digits().load(), EDM2UNet(8, (1,), 1, head_channels=8)
+    options = choose_recipe("cpu-hour", data, torch.device("cpu"), network=network).options
+    assert (options.learning_rate, options.schedule) == (0.01, "inverse_sqrt")
+    assert options.decay_after == options.images // 4
+    kept = choose_recipe("cpu-hour", data, torch.device("cpu"), network=network, keep=["schedule", "learning_rate"])
+    assert (kept.options.learning_rate, kept.options.schedule, kept.options.decay_after) == (1e-3, "constant", None)
+    assert choose_recipe("cpu-hour", data, torch.device("cpu"), network=SMALL).options.decay_after is None
 
 
 def test_larger_images_are_taken_in_blocks_on_the_host_and_classes_are_left_out_at_times(monkeypatch) -> None:

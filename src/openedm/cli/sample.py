@@ -8,6 +8,7 @@ from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
 from openedm.generation import (
     Conditions,
+    PictureSampler,
     SampleFiles,
     SamplingOptions,
     checkpoint_sampler,
@@ -66,7 +67,8 @@ def sample(
         vae: for a model of latents: the folder of the autoencoder, or its name on the Hugging Face Hub, if it is no
             longer where it was when the data were encoded.
         decode: whether samples of a model of latents are decoded to images; false writes latents.
-        trajectory: also plot the noisy and denoised images of the first seeds at each noise level to this PNG file.
+        trajectory: also plot the noisy and denoised images of the first seeds at each noise level to this PNG file; of
+            latents, what the autoencoder makes of both.
         options: options of sampling.
     """
     seed_list = parse_integers("seeds", seeds)
@@ -93,7 +95,8 @@ def sample(
     if trajectory is not None:
         denoiser, states = prepared.denoiser, source.trajectory(prepared, seed_list[:6])
         location = 0.0 if denoiser.location is None else denoiser.location
-        figure = plots.denoising_trajectory(states, sigma_data=denoiser.sigma_data, location=location)
+        decoder = source.codec.decode if isinstance(source, PictureSampler) else None
+        figure = plots.denoising_trajectory(states, sigma_data=denoiser.sigma_data, location=location, decode=decoder)
         plots.save_figure(figure, trajectory)
         print(f"denoising trajectory: {trajectory}")
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from openedm.data import Stored, save_image
 from openedm.data.pictures import IMAGE_CHANNELS, beside, captioned, encode_image, grid_columns, image_grid
 from openedm.generation.options import CheckpointSampler, PreparedSampler
-from openedm.generation.pictures import PictureSampler, output_of
+from openedm.generation.pictures import output_of
 from openedm.ground import checks
 from openedm.ground.digests import check_digest
 from openedm.ground.legacy import upgrade
@@ -105,8 +105,6 @@ class SampleFiles:
 
     def check_trajectory(self, path: str | Path) -> None:
         """Refuse a figure of trajectories that cannot be drawn, or would lie among the samples."""
-        if isinstance(self.source, PictureSampler):
-            raise ValueError("trajectory must not be given: the noisy states are latents, which are no images")
         _check_images("trajectory must not be given", self.source)
         if not str(path).endswith(".png"):
             raise ValueError(f"trajectory must end in .png, got {str(path)!r}")

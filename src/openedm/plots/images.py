@@ -1,6 +1,6 @@
 """Figures of images: a grid of samples, and how samples come out of noise."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from jaxtyping import Float, UInt8
@@ -51,6 +51,7 @@ def denoising_trajectory(
     *,
     sigma_data: float = 0.5,
     location: float | Tensor = 0.0,
+    decode: Callable[[Tensor], Tensor] | None = None,
 ) -> Figure:
     """How samples come out of noise: above, the noisy image at selected levels; below, what the denoiser sees in it.
 
@@ -63,6 +64,8 @@ def denoising_trajectory(
         columns: how many levels to show, evenly among the states, the first and last included; ≥ 1.
         sigma_data: the denoiser's σ_data, > 0.
         location: m, the denoiser's `location`: a number, or a tensor that broadcasts against an image.
+        decode: for states that are latents: makes images (batch, channels, height, width) of them, noisy ones as well,
+            such as `Codec.decode`.
 
     Raises:
         ValueError: no states, states that do not hold images, or a number out of its range.
@@ -75,8 +78,10 @@ def denoising_trajectory(
         raise ValueError(f"states must hold images (batch, channels, height, width), got {tuple(states[0].x.shape)}")
     shown = [states[i] for i in evenly(len(states), columns)]
     samples = min(samples, len(states[0].x))
-    height, width = states[0].x.shape[2:]
-    blocks = [_noisy_above_denoised(shown, sample, sigma_data, location) for sample in range(samples)]
+    pairs = [_noisy_and_denoised(shown, sample, sigma_data, location) for sample in range(samples)]
+    images = pairs if decode is None else [decode(pair) for pair in pairs]
+    height, width = images[0].shape[2:]
+    blocks = [image_grid(pair, len(shown)) for pair in images]
     gap = max(2, height // 6)
     pixels = _stacked(blocks, gap)
     figure, axes = _image_axes(pixels, TILE_INCHES / max(height, width), left=0.8, top=0.3)
@@ -90,10 +95,11 @@ def denoising_trajectory(
     return figure
 
 
-def _noisy_above_denoised(states: Sequence[State], sample: int, sigma_data: float, location: float | Tensor) -> Pixels:
+def _noisy_and_denoised(states: Sequence[State], sample: int, sigma_data: float, location: float | Tensor) -> Tensor:
+    """The noisy images of one sample, shrunk, and then the denoised ones."""
     row = slice(sample, sample + 1)
     noisy = [shrunk(s.x[row] / s.scale, s.sigma / sigma_data, location) for s in states]
-    return image_grid(cat([*noisy, *(s.denoised[row] for s in states)]), len(states))
+    return cat([*noisy, *(s.denoised[row] for s in states)])
 
 
 def _stacked(blocks: Sequence[Pixels], gap: int) -> UInt8[np.ndarray, "height columns bands"]:

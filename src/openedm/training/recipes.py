@@ -6,7 +6,8 @@
     classes: a tenth of the images is trained without them, and grids are guided, as are samples of networks this small
 
 The widths and depths follow the networks of Karras et al. 2022, scaled down; the cosine schedule, the averages and the
-ramp-up are fractions of the length.
+ramp-up are fractions of the length. An `EDM2UNet` that is given has its own rates, which fall with the root of the
+images seen after a quarter of them.
 """
 
 import math
@@ -19,7 +20,7 @@ import torch
 from openedm import objective as objectives
 from openedm.data import Dataset
 from openedm.ground import checks
-from openedm.networks import MLP, DDPMpp, Network
+from openedm.networks import MLP, DDPMpp, EDM2UNet, Network
 from openedm.networks.unet import UNetNetwork, level_resolutions
 from openedm.objective import Objective
 from openedm.training.augmentation import Augmentation
@@ -76,6 +77,8 @@ LADDER = ((16, 1), (24, 1), (32, 1), (48, 1), (64, 2), (96, 2), (128, 3), (128, 
 HOST_RESOLUTION = 16
 """The largest resolution of the finest level of a U-Net of images on the host; larger images are taken in blocks."""
 MAX_PATCH = 4
+EDM2_LEARNING_RATE = 0.01
+"""Ten times that of other U-Nets, as in its presets."""
 LABEL_DROPOUT = 0.1
 """The share of images of classes that is trained without its class."""
 GUIDANCE = 2.0
@@ -147,6 +150,7 @@ _CHOSEN_OPTIONS = (
     "learning_rate",
     "rampup",
     "schedule",
+    "decay_after",
     "precision",
     "average",
     "validate_every",
@@ -306,7 +310,7 @@ def _options(
     left = (1 - SLACK) * limits.seconds - evaluations * cost.evaluation
     images = min(most, int(max(left, limits.seconds / 2) / cost.seconds))
     images = base.images if "images" in keep else max(batch, round(images, 2 - len(str(images))))
-    is_image = dataset.kind == "images" and isinstance(network, UNetNetwork)
+    is_image = dataset.kind == "images" and isinstance(network, UNetNetwork | EDM2UNet)
     is_seen_often = is_image and images > AUGMENTED_PASSES * len(dataset)
     chosen: dict[str, Any] = {
         "images": images,
@@ -319,6 +323,10 @@ def _options(
         "snapshot_every": max(1, math.ceil(images / grids)),
         "checkpoint_every": max(1, math.ceil(images / VALIDATIONS)),
     }
+    if isinstance(network, EDM2UNet):  # whose weights have a fixed length, so that rates are relative to it
+        chosen |= {"learning_rate": EDM2_LEARNING_RATE}
+        if "schedule" not in keep:
+            chosen |= {"schedule": "inverse_sqrt", "decay_after": max(1, images // 4)}
     return replace(base, **{name: value for name, value in chosen.items() if name not in keep})
 
 
