@@ -389,5 +389,6 @@ def _fit(x: Float[Tensor, "batch c *size"], like: Tensor) -> Float[Tensor, "batc
     for axis in range(2, x.ndim):
         if x.shape[axis] < like.shape[axis]:
             x = torch.cat([x, x.narrow(axis, x.shape[axis] - 1, 1)], dim=axis)
-        x = x.narrow(axis, 0, like.shape[axis])
+        elif x.shape[axis] > like.shape[axis]:  # not otherwise: the gradient of a slice is a copy, channels first
+            x = x.narrow(axis, 0, like.shape[axis])
     return x

@@ -123,7 +123,6 @@ def full_copy(denoiser: Preconditioned, model: Model) -> Preconditioned:
         model: its description.
     """
     weights = full_state_dict(denoiser.network.state_dict())
-    copy = model.build()
+    copy = model.build_on(next(denoiser.parameters()).device)
     copy.network.load_state_dict(weights)
-    device = next(denoiser.parameters()).device
-    return copy.to(device).eval().requires_grad_(False)
+    return copy.eval().requires_grad_(False)
