@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional
 
-from openedm.networks.pointwise import Dropout, scaled_sum, silu_of
+from openedm.networks.pointwise import Dropout, scaled_sum, set_dropout, silu_of
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16], ids=str)
@@ -66,3 +66,12 @@ def test_silu_of_a_layer_never_changes_the_input_of_the_layer() -> None:
         with torch.no_grad():
             torch.testing.assert_close(silu_of(layer, x), functional.silu(layer(before)))
         assert torch.equal(x, before)
+
+
+def test_the_masks_of_torch_are_drawn_where_they_are_asked_for() -> None:
+    x, network = torch.randn(3, 5), torch.nn.Sequential(Dropout(0.5))
+    set_dropout(network, by_bits=False)
+    torch.manual_seed(2)
+    found = network(x)
+    torch.manual_seed(2)
+    assert torch.equal(found, functional.dropout(x, 0.5))

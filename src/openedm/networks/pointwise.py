@@ -5,7 +5,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 from torch.nn import functional
 
-__all__ = ["Dropout", "scaled_sum", "silu_of"]
+__all__ = ["Dropout", "scaled_sum", "set_dropout", "silu_of"]
 
 
 class Dropout(nn.Dropout):
@@ -13,11 +13,22 @@ class Dropout(nn.Dropout):
 
     The share of entries that is dropped is p rounded to a multiple of 2⁻¹⁶, other than 0 and 1, and the entries that
     are kept are multiplied by the inverse of the share that is kept.
+
+    Attributes:
+        by_bits: whether this is so; False for the masks of `torch.nn.Dropout`, of which a seed makes others.
     """
+
+    by_bits: bool = True
 
     def forward(self, input: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """The input with entries set to 0 in training, and unchanged in evaluation mode."""
-        bits = not self.inplace and 0 < self.p < 1 and input.device.type == "cpu" and input.is_floating_point()
+        bits = (
+            self.by_bits
+            and not self.inplace
+            and 0 < self.p < 1
+            and input.device.type == "cpu"
+            and input.is_floating_point()
+        )
         if not self.training or not bits or torch.compiler.is_compiling():
             return super().forward(input)
         return input * self._mask(input.detach())
@@ -34,6 +45,13 @@ class Dropout(nn.Dropout):
         else:
             in_memory.copy_(bits).lt_(kept - 2**15)
         return mask.mul_(2**16 / kept)
+
+
+def set_dropout(module: nn.Module, *, by_bits: bool) -> None:
+    """Set `Dropout.by_bits` in a module: runs go on with the masks with which they started."""
+    for layer in module.modules():
+        if isinstance(layer, Dropout):
+            layer.by_bits = by_bits
 
 
 def scaled_sum(

@@ -73,6 +73,7 @@ class RunState:
         skipped: number of steps skipped because their loss or gradient was not finite.
         skipped_in_a_row: number of steps skipped since the last step that was taken.
         best: the lowest validation loss, if it is tracked.
+        dropout_by_bits: whether dropout has the masks of `networks.pointwise`; False for runs of older versions.
     """
 
     images: int = 0
@@ -80,6 +81,7 @@ class RunState:
     skipped: int = 0
     skipped_in_a_row: int = 0
     best: BestLoss = field(default_factory=BestLoss)
+    dropout_by_bits: bool = True
 
     @property
     def best_loss(self) -> float | None:
@@ -91,11 +93,13 @@ class RunState:
         """The content of training.json: the state of a run and its settings."""
         counts = {name: getattr(self, name) for name in COUNT_FIELDS}
         best = {"best_loss": self.best_loss, "without_improvement": int(self.best.stale)}
-        return {**counts, **best, "objective": to_config(objective), "options": to_config(options)}
+        settings = {"objective": to_config(objective), "options": to_config(options)}
+        return {**counts, **best, "dropout_by_bits": self.dropout_by_bits, **settings}
 
     @classmethod
     def from_json(cls, content: Mapping[str, Any], folder: Path) -> "RunState":
-        """The state in the training.json of the checkpoint `folder`. The first versions did not write a best loss.
+        """The state in the training.json of the checkpoint `folder`. The first versions did not write
+        a best loss and `dropout_by_bits`.
 
         Raises:
             ValueError: a number is missing, or an entry is not a number.
@@ -106,7 +110,8 @@ class RunState:
                 checks.between(name, count, 0, MAX_COUNT)
             lowest, stale = content.get("best_loss"), int(content.get("without_improvement", 0))
             lowest = torch.tensor(math.inf if lowest is None else float(lowest), dtype=torch.float64)
-            return cls(**counts, best=BestLoss(lowest, torch.tensor(stale)))
+            by_bits = bool(content.get("dropout_by_bits", False))
+            return cls(**counts, best=BestLoss(lowest, torch.tensor(stale)), dropout_by_bits=by_bits)
         except (KeyError, OverflowError, TypeError, ValueError) as error:
             raise ValueError(f"{folder / 'training.json'} does not hold the state of a run: {error!r}") from error
 

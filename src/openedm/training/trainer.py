@@ -393,7 +393,7 @@ class Trainer:
             self.options = replace(self.options, accumulate=read_accumulate(content))
         changed = check_unchanged(folder, content, self.model, self.objective, self.options, changes)
         state, weights = RunState.from_json(content, folder), read_weights(folder)
-        self._weights.restore(tensors, weights, folder)
+        self._weights.restore(tensors, weights, folder, dropout_by_bits=state.dropout_by_bits)
         if state.step > state.skipped and not self.optimizer.state:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
         self.state, self.origin = state, content.get("init")

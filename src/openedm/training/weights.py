@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from openedm.denoiser import Preconditioned
 from openedm.ground.tensors import all_finite, count_not_finite
 from openedm.networks import project_weights
+from openedm.networks.pointwise import set_dropout
 from openedm.objective import Objective
 from openedm.training.averaging import MovingAverage
 from openedm.training.checkpoints import load_weights, tensors_with_prefix
@@ -147,16 +148,20 @@ class TrainedWeights:
         tensors = {f"{part}.{name}": t for part, m in self._modules().items() for name, t in m.state_dict().items()}
         return full_state_dict(tensors | _flatten_optimizer(self.optimizer, self._parameter_names), keep=keep)
 
-    def restore(self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: Path) -> None:
+    def restore(
+        self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: Path, *, dropout_by_bits: bool
+    ) -> None:
         """Undo `for_resuming` and, without `keep_best`, `for_sampling`.
 
         Args:
             tensors, weights: the contents of training.safetensors and model.safetensors.
             origin: the checkpoint, for messages.
+            dropout_by_bits: see `RunState`.
 
         Raises:
             ValueError: names or shapes do not fit.
         """
+        set_dropout(self.loss_module, by_bits=dropout_by_bits)
         if not self._keep_best:
             load_weights(self.average.network, weights, origin)
         for part, module in self._modules().items():
