@@ -54,6 +54,23 @@ SHARDING = [
     "--sampler.levels.num_steps=2",
     "--tracker=none",
 ]
+EDM2 = [
+    "--network=EDM2UNet",
+    "--network.model_channels=8",
+    "--network.channel_mult=[1]",
+    "--network.num_blocks=1",
+    "--network.head_channels=8",
+    "--network.uncertainty_channels=8",
+    "--objective=EDM2",
+]
+BRIEF = [
+    "--options.images=64",
+    "--options.batch_size=16",
+    "--options.rampup=0",
+    "--options.validate_every=0",
+    "--options.snapshot_every=0",
+    "--tracker=none",
+]
 SHARDED = {"one": "none", "two": "fsdp"}
 EVALUATING = ["--data=Arrays", "--held_out=Arrays", "--batch_size=16", "--num_bootstrap=5"]
 SCRIPT = """
@@ -85,6 +102,10 @@ def folders(openedm, digits_run, tmp_path_factory):
             ["sample", digits_run, folder / "few.png", "--format=grid", *SAMPLING, "--seeds=3-8"],
         ]
         commands[name] += [["train", folder / "sharded", *SHARDING, f"--options.sharding={SHARDED[name]}"]]
+        commands[name] += [
+            ["train", folder / "edm2", *EDM2, *BRIEF],
+            ["distill", digits_run, folder / "distilled", *BRIEF, "--dropout=0"],  # each process has masks of its own
+        ]
         kept = [f"--classifier={folder / 'classifier'}", f"--cache={folder / 'cache'}"]
         evaluating = [*EVALUATING, *paths, *kept]
         drawing = ["--num=40", "--sampler.levels.num_steps=3", f"--out={folder / 'drawn.json'}"]
@@ -141,6 +162,19 @@ def test_two_processes_end_with_the_weights_of_one(folders):
     for key in one:
         # 20 steps of at most 1e-3; where a gradient is all rounding, Adam's steps may differ by as much as they are.
         torch.testing.assert_close(two[key], one[key], rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("run", ["edm2", "distilled"])
+def test_two_processes_end_with_the_weights_of_one_in_edm2_and_in_distillation(folders, run):
+    one, two = (rows(folders / name, "loss", run) for name in ("one", "two"))
+    assert [row["images"] for row in two] == [16, 32, 48, 64]
+    assert [row["loss"] for row in two] == pytest.approx([row["loss"] for row in one], rel=1e-4)
+    names = ["model.safetensors", "training.safetensors"]
+    for file in [f"{run}/checkpoints/000000000064/{name}" for name in names]:
+        found, wanted = (load_file(folders / name / file) for name in ("two", "one"))
+        assert found.keys() == wanted.keys()
+        for key, tensor in wanted.items():
+            torch.testing.assert_close(found[key], tensor, rtol=1e-3, atol=5e-5)
 
 
 def test_two_processes_write_what_one_writes_and_measure_the_same(folders):
