@@ -9,7 +9,7 @@ from torch import nn
 
 from fitted import TINY
 from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit, load
-from openedm.inference.emulator import Form, choose_size
+from openedm.inference.emulator import Form, Trials, choose_form, choose_size
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
 from openedm.networks import ConditionalMLP, SetSummary
@@ -354,3 +354,16 @@ def test_the_size_of_the_emulator_is_chosen_by_the_held_out_likelihood() -> None
     assert choose_size(y, u, replace(options, larger=()), form).width == 2
     with pytest.raises(ValueError, match=r"larger\[0\] must be >= 1, got 0"):
         MixtureOptions(larger=((64, 0),))
+
+
+def test_what_was_tried_for_the_form_is_not_tried_again_for_the_size() -> None:
+    u = torch.linspace(-1.5, 1.5, 300)[:, None]
+    y = u.expand(-1, 2) + 0.1 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    options = MixtureOptions(width=2, num_blocks=1, larger=((4, 1),), steps=8, pilot_steps=2, batch_size=64)
+    trials: Trials = {}
+    form = choose_form([(y, 0.0)], u, options, trials=trials)
+    before = dict(trials)
+    assert (form, replace(options, members=1)) in before  # several kinds of noise fit, so that all steps were taken
+    chosen = choose_size(y, u, options, form, trials=trials)
+    assert set(trials) - set(before) == {(form, replace(options, members=1, width=4))}
+    assert chosen == choose_size(y, u, options, form)

@@ -10,7 +10,6 @@ import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -67,6 +66,10 @@ class Form(NamedTuple):
     components: int
 
 
+Trials = dict[tuple[Form, MixtureOptions], float]
+"""The held-out ln q of the mixtures that were tried for some data, so that none is trained twice."""
+
+
 class LearnedSimulator(NamedTuple):
     """A fitted emulator.
 
@@ -98,9 +101,10 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     if len(maps.keep) > settings.reduce_above and not maps.exchangeable:
         maps = maps.reduced(x, data.u[data.training])
     kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
-    target, form = _choose_target(maps, kept, inputs, options, seed)
+    trials: Trials = {}
+    target, form = _choose_target(maps, kept, inputs, options, seed, trials)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
-    options = choose_size(y, inputs, options, form, seed=seed)
+    options = choose_size(y, inputs, options, form, seed=seed, trials=trials)
     fitted = fit_mixture(y, inputs, options, form.components, structure=form.structure, seed=seed, progress=progress)
     if target is not None and set(target.kinds) != {"identity"} and not maps.exchangeable:
         maps = replace(maps, columns=target)
@@ -201,6 +205,7 @@ def choose_form(
     *,
     exchangeable: bool = False,
     seed: int = 0,
+    trials: Trials | None = None,
 ) -> Form:
     """Which form of the data a mixture fits best, with which noise and how many components: by trials of one member.
 
@@ -213,15 +218,13 @@ def choose_form(
             as many.
         exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and alone.
         seed: as for `fit_mixture`.
+        trials: what was tried for these data; new ones are added.
     """
+    trials = {} if trials is None else trials
 
-    @cache
     def trial(form: Form, steps: int) -> float:
         y, volume = forms[form.number]
-        fitted = fit_mixture(
-            y, u, replace(options, members=1, steps=steps), form.components, structure=form.structure, seed=seed
-        )
-        return fitted.log_prob + volume if math.isfinite(fitted.log_prob) else -math.inf
+        return _tried(y, u, replace(options, steps=steps), form, seed, trials) + volume
 
     short, long = options.pilot_steps, min(4 * options.pilot_steps, options.steps)
     kinds = _kinds(options, exchangeable)
@@ -241,6 +244,7 @@ def choose_size(
     form: Form,
     *,
     seed: int = 0,
+    trials: Trials | None = None,
 ) -> MixtureOptions:
     """The options with the size of the highest held-out likelihood: a mean that bends much needs depth, noise little.
 
@@ -250,16 +254,29 @@ def choose_size(
             schedule deep networks have not come to where they learn the noise by heart.
         form: structure and number of Gaussians.
         seed: as for `fit_mixture`.
+        trials: what was tried for these data; new ones are added.
     """
     if not options.larger:
         return options
     sizes = [options, *(replace(options, width=width, num_blocks=blocks) for width, blocks in options.larger)]
+    known = {} if trials is None else trials
+    return max(sizes, key=lambda size: _tried(y, u, size, form, seed, known))
 
-    def trial(size: MixtureOptions) -> float:
-        fitted = fit_mixture(y, u, replace(size, members=1), form.components, structure=form.structure, seed=seed)
-        return fitted.log_prob if math.isfinite(fitted.log_prob) else -math.inf
 
-    return max(sizes, key=trial)
+def _tried(
+    y: Float[Tensor, "rows dim"],
+    u: Float[Tensor, "rows condition"],
+    options: MixtureOptions,
+    form: Form,
+    seed: int,
+    trials: Trials,
+) -> float:
+    """The held-out ln q of one member that is fitted with these options, −∞ if it is not finite."""
+    key = form, replace(options, members=1)
+    if key not in trials:
+        found = fit_mixture(y, u, key[1], form.components, structure=form.structure, seed=seed).log_prob
+        trials[key] = found if math.isfinite(found) else -math.inf
+    return trials[key]
 
 
 def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]:
@@ -273,11 +290,16 @@ def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]
 
 
 def _choose_target(
-    maps: DataMap, kept: Float[Tensor, "n kept"], inputs: Float[Tensor, "n d"], options: MixtureOptions, seed: int
+    maps: DataMap,
+    kept: Float[Tensor, "n kept"],
+    inputs: Float[Tensor, "n d"],
+    options: MixtureOptions,
+    seed: int,
+    trials: Trials,
 ) -> tuple[Columns | None, Form]:
     """What the emulator models, and how: x warped, as it is, or its logarithms, by trials."""
     if maps.reduction is not None:
-        return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed)
+        return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed, trials=trials)
     same = maps.exchangeable
     all_columns = (
         [Columns.alike(kept), Columns.alike(kept, warp=False)]
@@ -286,7 +308,7 @@ def _choose_target(
     )
     columns = list({each.kinds: each for each in all_columns}.values())
     forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
-    form = choose_form(forms, inputs, options, exchangeable=same, seed=seed)
+    form = choose_form(forms, inputs, options, exchangeable=same, seed=seed, trials=trials)
     return columns[form.number], form
 
 
