@@ -11,6 +11,7 @@
 | cauchy | draws of a Cauchy distribution | location, ln of the scale | 10 draws |
 | shifted | draws of an exponential distribution from a threshold on | threshold, ln of the mean | 12 draws |
 | blob | a bright blob in an image, Gaussian noise | right, down, ln of the size, in pixels | 16×16 pixels |
+| wave | a wave that dies down, Gaussian noise | frequency, phase, ln of the decay | a series of 64 times |
 """
 
 import math
@@ -183,6 +184,12 @@ def _blob(theta: Tensor) -> tuple[Tensor, Tensor]:
     return (down[:, :, None] * right[:, None]).flatten(1), torch.tensor(0.3, dtype=REAL)
 
 
+def _wave(theta: Tensor) -> tuple[Tensor, Tensor]:
+    times = torch.linspace(0, 1, 64, dtype=REAL)
+    frequency, phase, decay = theta.split(1, 1)
+    return (2 * math.pi * frequency * times + phase).sin() * (-decay.exp() * times).exp(), torch.tensor(0.3, dtype=REAL)
+
+
 PROBLEMS: Mapping[str, Problem] = {
     "decay": Gaussian(
         (0.5, 0.1, -0.5), (3, 2, 0.5), ((2, 0.5, 0), (1, 1.2, 0.2), (2.5, 0.3, -0.2)), moments=_decay, points=120
@@ -195,6 +202,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "cauchy": Cauchy((-3, -2), (3, 2), ((1, 0), (-2, -1), (0, 1)), 200),
     "shifted": Shifted((-2, -1.5), (2, 1.5), ((0, 0), (1, -1), (-1.5, 0.8)), 400),
     "blob": Gaussian((2, 2, 0), (13, 13, 1.4), ((5, 9, 0.5), (8, 4, 1.1), (11, 11, 0.2)), 100, (1, 16, 16), _blob),
+    "wave": Gaussian((1, -1, -1), (6, 1, 1.5), ((2, 0.3, 0), (4.5, -0.5, -0.5), (1.5, 0, 1)), 120, (1, 64), _wave),
 }
 VECTORS = tuple(name for name, problem in PROBLEMS.items() if not problem.shape)
 """The eight whose x is a vector."""

@@ -103,6 +103,7 @@ class Settings(Choice):
         members: denoisers that are trained, each from a seed of its own, and averaged.
         images: samples that the denoiser is trained on with an emulator, fresh draws all.
         passes: how often one without an emulator is trained on each simulation, at most; early stopping ends before.
+        noises: at how many noise levels it is trained on a simulation each time. Batches have fewer simulations then.
         batch_size, learning_rate: of the denoisers' trainings, with a warm-up and a half cosine to zero. Without an
             emulator a batch is at most half of the simulations.
         weight_decay: AdamW's, where a denoiser learns from the simulations themselves.
@@ -131,6 +132,7 @@ class Settings(Choice):
     members: int = 1
     images: int = 3_000_000
     passes: int = 100
+    noises: int = 1
     batch_size: int = 512
     learning_rate: float = 1e-3
     weight_decay: float = 0.1
@@ -148,7 +150,7 @@ class Settings(Choice):
     screen: bool = True
 
     def __post_init__(self) -> None:
-        for name in ("members", "images", "passes", "batch_size", "pool", "reduce_above", "judged"):
+        for name in ("members", "images", "passes", "noises", "batch_size", "pool", "reduce_above", "judged"):
             checks.integer(name, getattr(self, name), 1)
         checks.positive("learning_rate", self.learning_rate)
         checks.at_least("weight_decay", self.weight_decay, 0)
@@ -187,8 +189,9 @@ class Settings(Choice):
           1000 simulations, 0.005 standard deviations a column, 0.1 at most, and falls as 1/√n: few columns stay exact.
         * Denoisers of draws of the emulator, where they are trained, have width 96 and a million samples for up to two
           parameters, else 128 and 3 million (1000 a simulation at most), 1.6 times as many from 30,000 simulations on.
-        * Other data make 500 · (1000 / n)^1.2 passes, between 60 (more than two parameters: 100) and 500; or 60 or 100
-          where x has more than 100 numbers.
+        * Other data make 100 · √(1000 / n) passes, 60 · √(1000 / n) where x has more than 100 numbers, 20 to 200, with
+          eight noise levels each time, for which x is embedded once. The noise on x is, at 1000 simulations, 0.005
+          standard deviations a number of x, 0.3 at most, and falls as 1/√n.
         * Matrices are series (channels, time), or sets (members, features) where members are absent; arrays with three
           axes are images.
         * With an embedding of the user's, all data are treated as those other data are, with that embedding.
@@ -217,12 +220,13 @@ class Settings(Choice):
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),
         )
-        network, passes = _direct(simulations, dim, x_shape, absent, embedding)
+        network, passes, noises = _direct(simulations, dim, x_shape, absent, embedding)
         return cls(
             network=network,
             drawn_network=ConditionalMLP(width=96 if dim <= 2 else 128),
             bases=("Gaussian",) if dim <= 2 else ("linear", "Gaussian"),
             passes=passes,
+            noises=noises,
             images=round(max(samples, 100_000) * (1.6 if many else 1.0)),
             emulator=emulator if len(x_shape) == 1 and embedding is None else None,
             held_out=min(held, 0.5),
@@ -238,10 +242,12 @@ class Settings(Choice):
             stop_after: measurements of the validation loss without improvement that end it; 0 for never.
             samples: held-out samples that it is measured on.
         """
-        batch_size = min(self.batch_size, max(64, rows // 2))
+        noises = self.noises if stop_after else 1
+        batch_size = min(self.batch_size, max(64, rows // 2)) if noises == 1 else max(8, self.batch_size // noises)
         return Options(
             images=images,
             batch_size=batch_size,
+            noises=noises,
             learning_rate=self.learning_rate,
             beta_2=0.99,
             rampup=min(100_000, images // 10),
@@ -250,9 +256,9 @@ class Settings(Choice):
             weight_decay=self.weight_decay if stop_after else 0.0,
             clip_norm=5.0,
             seed=seed,
-            validate_every=max(batch_size * 50, images // 40 // batch_size * batch_size),
-            validate_samples=samples,
-            validate_levels=16,
+            validate_every=max(batch_size * (50 if noises == 1 else 8), images // 40 // batch_size * batch_size),
+            validate_samples=samples if noises == 1 else min(samples, 500),
+            validate_levels=16 if noises == 1 else 8,  # each embeds every condition
             validate_tails=False,
             keep_best=True,
             stop_after=stop_after,
@@ -269,19 +275,20 @@ def condition_noise(columns: int, simulations: int) -> float:
 
 def _direct(
     simulations: int, dim: int, x_shape: tuple[int, ...], absent: Kind | None, embedding: Summary | None
-) -> tuple[Network, int]:
-    """The network of a denoiser that learns from the simulations, and how many passes it makes."""
+) -> tuple[Network, int, int]:
+    """The network of a denoiser that learns from the simulations, its passes, and noise levels each time."""
     n = max(simulations, 1)
     if len(x_shape) == 1 and embedding is None:
         width, dropout = (64, 0.1) if n < 3000 else (96, 0.05) if n < 30_000 else (128, 0.0)
         noise = condition_noise(x_shape[0], n)
         steps = min(max(3000 * math.sqrt(n / 1000), 2000), 20_000)
         batch = min(512, max(64, n // 2))
-        return ConditionalEnsemble(width=width, dropout=dropout, condition_noise=noise), round(steps * batch / n)
+        return ConditionalEnsemble(width=width, dropout=dropout, condition_noise=noise), round(steps * batch / n), 1
     matrix = SetSummary() if absent == "members" else SeriesSummary()
     kinds: dict[int, Summary] = {2: matrix, 3: ImageSummary()}
-    fewest = 60 if dim <= 2 else 100
-    cheap = math.prod(x_shape) <= 100
-    passes = max(fewest, min(500, round(500 * (1000 / n) ** 1.2))) if cheap else fewest
+    numbers = math.prod(x_shape)
+    passes = (60 if numbers > 100 else 100) * math.sqrt(1000 / n)
+    noise = min(min(0.005 * numbers, 0.3) * math.sqrt(1000 / n), 0.3)
     summary = kinds.get(len(x_shape), VectorSummary()) if embedding is None else embedding
-    return ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary), passes
+    network = ConditionalMLP(width=96 if dim <= 2 else 128, summary=summary, condition_noise=noise)
+    return network, round(min(max(passes, 20), 200)), 8

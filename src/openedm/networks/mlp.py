@@ -71,9 +71,10 @@ class ConditionalMLP(Network):
         width: the width of its hidden layers, of the summary and of the embedding.
         num_blocks: the number of residual blocks.
         summary: the embedding network of the condition.
+        condition_noise: standard deviation of the noise on the floats of the condition in training, in their units.
 
     Raises:
-        ValueError: a count is out of its range.
+        ValueError: a number is out of its range.
 
     >>> import torch
     >>> network = ConditionalMLP(width=32).build((2,), condition_shape=(5,), seed=0)
@@ -84,6 +85,7 @@ class ConditionalMLP(Network):
     width: int = 128
     num_blocks: int = 3
     summary: Summary = VectorSummary()
+    condition_noise: float = 0.0
 
     axes: ClassVar = ("features",)
     takes_conditions: ClassVar = True
@@ -91,6 +93,8 @@ class ConditionalMLP(Network):
     def __post_init__(self) -> None:
         checks.size("width", self.width)
         checks.size("num_blocks", self.num_blocks)
+        checks.at_least("condition_noise", self.condition_noise, 0)
+        checks.finite("condition_noise", self.condition_noise)
 
     def module(self, signature: Signature, seed: int | None) -> "ConditionalResidualMLP":
         """The network for vectors, called as `network(x, c_noise, condition)`; see `Network.build`.
@@ -162,7 +166,7 @@ class ConditionalResidualMLP(RawNetwork):
     def __init__(self, choice: ConditionalMLP, signature: Signature, summary: nn.Module) -> None:
         super().__init__(choice, signature)
         width = choice.width
-        self.summary = summary
+        self.summary, self.condition_noise = summary, choice.condition_noise
         self.noise = SmoothEmbedding()
         self.layer_noise = Linear(self.noise.num_channels, width, init=KAIMING)
         self.layer_embedding = Linear(width, width, init=KAIMING)
@@ -206,9 +210,9 @@ class ConditionalResidualMLP(RawNetwork):
         if condition is None and self.absent is None:
             raise ValueError("condition must be given, got None: the network was built without condition_dropout")
         if self.absent is None and self.class_vector is None:
-            return cast(Tensor, self.summary(condition))
+            return self._embed(cast(Tensor, condition))
         values, present = values_of(signature, condition, x, absent_entries=True)
-        summary: Tensor = self.summary(values)
+        summary = self._embed(values)
         if self.absent is not None:
             summary = torch.where(present > 0, summary, self.absent.to(summary))
         if self.class_vector is not None and self.layer_classes is not None:
@@ -216,6 +220,15 @@ class ConditionalResidualMLP(RawNetwork):
             rows = self.class_vector(classes, like=summary[:, 0])
             summary = summary + self.layer_classes(rows * math.sqrt(signature.num_classes))
         return summary
+
+    def _embed(self, values: Float[Tensor, "rows *shape"]) -> Float[Tensor, "rows width"]:
+        """The summary of floats; in training those of a run of equal rows once, with noise of its own."""
+        runs = self.condition_runs if self.training and len(values) % self.condition_runs == 0 else 1
+        values = values[::runs]
+        if self.training and self.condition_noise > 0:
+            values = values + self.condition_noise * torch.randn_like(values)
+        summary: Tensor = self.summary(values)
+        return summary if runs == 1 else summary.repeat_interleave(runs, 0)
 
 
 class Modulation(nn.Module):

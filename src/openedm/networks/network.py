@@ -254,7 +254,11 @@ class RawNetwork(nn.Module):
     Attributes:
         choice: the kind and sizes of the network.
         signature: the shapes that it was built for.
+        condition_runs: in training, a sample comes at so many noise levels in a row, with one condition; a network may
+            embed it once (`ConditionalResidualMLP`).
     """
+
+    condition_runs: int = 1
 
     def __init__(self, choice: Network, signature: Signature) -> None:
         super().__init__()

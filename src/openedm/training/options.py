@@ -24,7 +24,7 @@ has no random state to save."""
 TAILS = (-3.5, -2.25, 2.25, 3.5)
 """Φ of these are the quantiles of p(σ) beyond the equally likely levels of the validation loss."""
 
-MAX_BATCH = 2**24
+MAX_BATCH, MAX_NOISES = 2**24, 1024
 
 
 @dataclass(frozen=True)
@@ -38,6 +38,8 @@ class Options(Choice):
         batch_size: number of images in one optimiser step, over all processes and accumulation rounds.
         accumulate: number of rounds into which the part of a batch of each process is split, for less memory; the step
             is the same. None means the fewest that fit into the memory that is free before the first step.
+        noises: number of noise levels at which each sample of a batch is trained on. More than one helps where data are
+            few and the network embeds large conditions, which it then does once for all levels of a sample.
         learning_rate: Adam's, after the ramp-up; > 0.
         beta_1: Adam's β₁.
         beta_2: Adam's β₂.
@@ -84,6 +86,7 @@ class Options(Choice):
     images: int = 1_000_000
     batch_size: int = 128
     accumulate: int | None = None
+    noises: int = 1
     learning_rate: float = 1e-3
     beta_1: float = 0.9
     beta_2: float = 0.999
@@ -119,6 +122,7 @@ class Options(Choice):
             checks.at_least(name, getattr(self, name), 1)
         if self.accumulate is not None:
             checks.at_least("accumulate", self.accumulate, 1)
+        checks.integer("noises", self.noises, 1, MAX_NOISES)
         for name in ("validate_samples", "validate_levels"):
             checks.at_least(name, getattr(self, name), 1)
         for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers", "stop_after"):
@@ -162,6 +166,11 @@ class Options(Choice):
     def tracks_best(self) -> bool:
         """Whether the lowest validation loss has an effect on the run."""
         return self.keep_best or self.stop_after > 0
+
+    @property
+    def noisy_samples(self) -> int:
+        """The number of noisy samples of a step."""
+        return self.batch_size * self.noises
 
     @property
     def measured_levels(self) -> int:

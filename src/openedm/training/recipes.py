@@ -243,7 +243,7 @@ def choose_recipe(
 def _measure(network: Network, dataset: Dataset, device: torch.device, objective: Objective, base: Options) -> Cost:
     model = Model.for_data(dataset, network, augment_dim=base.augment_dim, condition_dropout=base.label_dropout > 0)
     denoiser = model.build_on(device)
-    return measure_cost(LossModule(denoiser, objective).to(device).train(), model, base)
+    return measure_cost(LossModule(denoiser, objective, noises=base.noises).to(device).train(), model, base)
 
 
 def _precision(

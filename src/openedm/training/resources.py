@@ -259,7 +259,7 @@ class _Pass:
 
     module: LossModule
     clean: Float[Tensor, "batch *event"]
-    sigma: Float64[Tensor, " batch"]
+    sigma: Float64[Tensor, " noisy"]
     condition: Tensor | None
     augment: Tensor | None
     augmentation: Augmentation | None
@@ -276,7 +276,7 @@ class _Pass:
         elif model.num_classes:
             condition = torch.zeros(samples, dtype=torch.int64, device=device)
         augment = torch.zeros(samples, model.augment_dim, device=device) if model.augment_dim else None
-        sigma = torch.full((samples,), model.sigma_data, dtype=torch.float64)
+        sigma = torch.full((samples * module.noises,), model.sigma_data, dtype=torch.float64)
         bf16 = options.precision == "bf16"
         return cls(module, clean, sigma, condition, augment, options.augmentation, bf16)
 
@@ -288,7 +288,8 @@ class _Pass:
             clean = self.augmentation.draw(len(clean), generator("cpu", 0, 1, len(clean))).apply(clean)
         with torch.autocast(device.type, torch.bfloat16) if self.bf16 else nullcontext():
             lower = self.module.objective.target_levels(self.sigma, self.module.denoiser.sigma_data, 1.0)
-            loss = self.module(clean, torch.zeros_like(clean), self.sigma, self.condition, self.augment, lower)
+            noise = clean.new_zeros(len(self.sigma), *clean.shape[1:])
+            loss = self.module(clean, noise, self.sigma, self.condition, self.augment, lower)
         loss.total.sum().backward()
         for p, grad in zip(self.module.parameters(), before, strict=True):
             p.grad = grad
@@ -298,7 +299,7 @@ class _Pass:
         denoiser, training = self.module.denoiser, self.module.training
         denoiser.eval()
         with torch.no_grad():
-            denoiser(self.clean, self.sigma, self.condition, standard=True)
+            denoiser(self.clean, self.sigma[: len(self.clean)], self.condition, standard=True)
         denoiser.train(training)
 
     def bytes(self) -> int:

@@ -11,6 +11,7 @@ from openedm.data import Dataset
 from openedm.denoiser import Condition, Preconditioned, per_sample
 from openedm.ground.devices import has_float64
 from openedm.ground.seeding import generator
+from openedm.networks import RawNetwork
 from openedm.objective import ConsistencyTuning, Loss, Objective, Uncertainty, weighted_loss
 from openedm.training.augmentation import Augmented
 from openedm.training.consistency import LowerPoints, evaluate_target, same_dropout
@@ -32,11 +33,16 @@ class LossModule(nn.Module):
         objective: λ(σ), the target and the distance from it, and whether u(σ) is learned.
         teacher: the denoiser from which training starts, frozen, for objectives that use it. It is no part of the
             module, so that its weights are neither trained nor exchanged between processes.
+        noises: how many noise levels each sample has. The network is told, and may embed a condition once for them.
     """
 
-    def __init__(self, denoiser: Preconditioned, objective: Objective, teacher: Preconditioned | None = None) -> None:
+    def __init__(
+        self, denoiser: Preconditioned, objective: Objective, teacher: Preconditioned | None = None, noises: int = 1
+    ) -> None:
         super().__init__()
-        self.denoiser = denoiser
+        self.denoiser, self.noises = denoiser, noises
+        if isinstance(denoiser.network, RawNetwork):
+            denoiser.network.condition_runs = noises
         self.objective = objective
         self.lower_points = LowerPoints(objective, teacher) if isinstance(objective, ConsistencyTuning) else None
         head, learned = getattr(denoiser.network, "uncertainty_head", None), objective.learned_uncertainty
@@ -48,22 +54,26 @@ class LossModule(nn.Module):
     def forward(
         self,
         clean: Float[Tensor, "batch *event"],
-        noise: Float[Tensor, "batch *event"],
-        sigma: Float64[Tensor, " batch"],
+        noise: Float[Tensor, "noisy *event"],
+        sigma: Float64[Tensor, " noisy"],
         condition: Condition,
         augment: Float[Tensor, "batch label"] | None = None,
-        target_sigma: Float64[Tensor, " batch"] | None = None,
+        target_sigma: Float64[Tensor, " noisy"] | None = None,
     ) -> Loss:
-        """The loss λ(σ) ‖D(y + σ n; σ) − y‖² of each sample, in standard units, or that of a consistency function.
+        """The loss λ(σ) ‖D(y + σ n; σ) − y‖² of each noisy sample, in standard units, or of a consistency function.
 
         Args:
             clean: y, in data units.
-            noise: n ~ N(0, I).
-            sigma: the noise level of each sample.
+            noise: n ~ N(0, I), `noises` in a row for each sample.
+            sigma: the noise level of each.
             condition: classes or conditions of the samples.
             augment: augmentation labels, for a network with such an input.
             target_sigma: the levels of the targets of a consistency function; None for a denoiser.
         """
+        if self.noises > 1:
+            clean = clean.repeat_interleave(self.noises, 0)
+            augment = None if augment is None else augment.repeat_interleave(self.noises, 0)
+            condition = condition.repeat_interleave(self.noises, 0) if isinstance(condition, Tensor) else condition
         network_kwargs = {} if augment is None else {"augment": augment}
         clean = self.denoiser.standardise(clean)
         noisy = clean + per_sample(sigma, clean) * noise
@@ -92,37 +102,40 @@ class LossModule(nn.Module):
 
 @dataclass(frozen=True)
 class StepNoise:
-    """The random numbers of one step, for the whole batch.
+    """The random numbers of one step, for the whole batch: `noises` noise levels a sample, one after the other.
 
     Every process draws all of them and uses those of its rows, so that they do not depend on the number of processes.
 
     Attributes:
         sigma: noise levels in float64, on the device if it has float64, otherwise on the host.
-        noise: n ~ N(0, I), on the device.
+        noise: n ~ N(0, I), on the device, one for each noise level.
         hidden: which samples are trained without their condition, on the device; None for none.
         augmented: transforms of the images; None without augmentation.
         target_sigma: the levels of the targets of a consistency function, where `sigma` is; None for a denoiser.
+        noises: noise levels a sample.
     """
 
-    sigma: Float64[Tensor, " batch"]
-    noise: Float[Tensor, "batch *event"]
+    sigma: Float64[Tensor, " noisy"]
+    noise: Float[Tensor, "noisy *event"]
     hidden: Bool[Tensor, " batch"] | None
     augmented: Augmented | None
-    target_sigma: Float64[Tensor, " batch"] | None = None
+    target_sigma: Float64[Tensor, " noisy"] | None = None
+    noises: int = 1
 
     @classmethod
     def draw(cls, model: Model, objective: Objective, options: Options, step: int, device: torch.device) -> "StepNoise":
         """The random numbers of step number `step`, from 0: functions of `options.seed` and `step` alone."""
         host = generator("cpu", options.seed, LEVELS, step)
         noise_levels = objective.noise.for_data(model.sigma_data)
-        sigma = noise_levels.sample(options.batch_size, host, stratified=objective.stratified)
+        count = options.noisy_samples
+        sigma = noise_levels.sample(count, host, stratified=objective.stratified)
         lower = objective.target_levels(sigma, model.sigma_data, step * options.batch_size / options.images)
         hidden = None
         if options.label_dropout > 0:
             hidden = torch.rand(options.batch_size, generator=host) < options.label_dropout
             hidden = hidden.to(device, non_blocking=True)
         random = generator(device, options.seed, NOISE, step)
-        noise = torch.randn(options.batch_size, *model.event_shape, generator=random, device=device)
+        noise = torch.randn(count, *model.event_shape, generator=random, device=device)
         augmented = None
         if options.augmentation is not None:
             host = generator("cpu", options.seed, AUGMENT, step)
@@ -130,7 +143,7 @@ class StepNoise:
         if has_float64(device):
             sigma = sigma.to(device, non_blocking=True)
             lower = None if lower is None else lower.to(device, non_blocking=True)
-        return cls(sigma, noise, hidden, augmented, lower)
+        return cls(sigma, noise, hidden, augmented, lower, options.noises)
 
     def of(self, rows: slice) -> dict[str, Tensor]:
         """Noise, noise levels and those of targets of some samples of the batch, as arguments of `LossModule`.
@@ -139,7 +152,8 @@ class StepNoise:
             rows: the rows of the samples in the batch.
         """
         values = {"noise": self.noise, "sigma": self.sigma, "target_sigma": self.target_sigma}
-        return {name: value[rows] for name, value in values.items() if value is not None}
+        chosen = slice(rows.start * self.noises, rows.stop * self.noises)
+        return {name: value[chosen] for name, value in values.items() if value is not None}
 
     def augment(
         self, clean: Float[Tensor, "rows *event"], rows: slice, augment_dim: int

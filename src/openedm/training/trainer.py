@@ -238,7 +238,7 @@ class Trainer:
         """Accumulate the gradient of one batch, and return its loss."""
         options, accelerator = self.options, self.accelerator
         device, rank, processes = accelerator.device, accelerator.process_index, accelerator.num_processes
-        step_noise = StepNoise.draw(self.model, self.objective, options, step, device)
+        step_noise, noisy = StepNoise.draw(self.model, self.objective, options, step, device), options.noisy_samples
         total = torch.zeros((), device=device)
         seed_global(derive_seed(options.seed, DROPOUT, step, rank), device)
         for round_ in range(options.rounds):
@@ -254,8 +254,8 @@ class Trainer:
                 with torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext():
                     loss: Loss = self._loss(clean, condition=condition, augment=augment, **step_noise.of(rows))
                 # Not accelerator.backward, which divides by a number that an environment variable may set.
-                (loss.total.sum() * (processes / options.batch_size)).backward()
-            total += loss.weighted.sum() / options.batch_size
+                (loss.total.sum() * (processes / noisy)).backward()
+            total += loss.weighted.sum() / noisy
         if device.type != "cpu" and (step + 1) * options.batch_size < options.images:
             loader.fetch()  # while the device computes
         return total if processes == 1 else accelerator.reduce(total, reduction="sum")

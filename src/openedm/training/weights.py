@@ -68,7 +68,7 @@ class TrainedWeights:
         self.teacher = copy.deepcopy(average) if objective.uses_teacher else None
         if self.teacher is not None:
             self.teacher.consistency = False  # in contrast to what becomes of the student
-        self.loss_module = LossModule(denoiser, objective, self.teacher).to(device).train()
+        self.loss_module = LossModule(denoiser, objective, self.teacher, options.noises).to(device).train()
         choice = options.power_average
         self.power_averages = None if choice is None else PowerAverages(choice, denoiser.network)
         self.sharded = options.sharding == "fsdp" and processes > 1
