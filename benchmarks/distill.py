@@ -10,7 +10,8 @@ above its floor, the distance of real images from real images.
 two_moons: the posterior of sbibm's task, p(θ | x), learned from 10,000 simulations by a conditional MLP; C2ST of 1,000
 samples against exact ones for one observation, 0.5 if nothing tells them apart.
 
-The teacher is sampled by `Auto` with 4, 8, 18 and 35 evaluations, with --fit also on levels fitted to it; the
+The teacher is sampled by `Auto` with 4, 8, 18 and 35 evaluations, with --fit also on levels fitted to it,
+and with 4 and 8 by solvers learned for it; the
 consistency model by `Consistency` with 1, 2 and 4.
 """
 
@@ -27,7 +28,7 @@ from torch import Tensor
 
 from openedm.cli.data_of_runs import recorded_data
 from openedm.data import Dataset, Digits, Pairs, Source
-from openedm.denoiser import Condition, Preconditioned
+from openedm.denoiser import Preconditioned
 from openedm.ground.choices import from_config
 from openedm.inference import tasks
 from openedm.metrics import evaluate
@@ -36,11 +37,15 @@ from openedm.metrics.classifier import train_classifier
 from openedm.networks import MLP, DDPMpp
 from openedm.objective import ConsistencyTuning
 from openedm.plots import jumps, save_figure
-from openedm.sampling import Auto, Consistency, Sampler, SamplerChoice, sample_batches
+from openedm.sampling import Auto, Consistency, Sampler, SamplerChoice, fit_solver, sample_batches
+from openedm.sampling.fitted import pilot_seeds
+from openedm.sampling.learning import solver_seeds
 from openedm.training import HalfLife, Model, Options, Trainer, load_denoiser, read_model
 from openedm.training.checkpoints import find_checkpoint
 
 TEACHER_NFE, STUDENT_NFE = (4, 8, 18, 35), (1, 2, 4)
+LEARNED_NFE = 8
+"""The largest number of evaluations for which a solver is learned."""
 SIMULATIONS, POSTERIOR_SAMPLES = 10_000, 1_000
 
 
@@ -67,13 +72,24 @@ def trained(name: str, trainer: Trainer) -> Preconditioned:
     return denoiser
 
 
-def methods(teacher: Preconditioned, condition: Condition, *, fit: bool) -> dict[str, tuple[SamplerChoice, int]]:
-    """The samplers of the teacher, and their evaluations."""
-    found: dict[str, tuple[SamplerChoice, int]] = {}
+def repeated(rows: Tensor, count: int) -> Tensor:
+    """`count` rows, again from the first one after the last."""
+    return rows[torch.arange(count) % len(rows)]
+
+
+def methods(teacher: Preconditioned, condition: Tensor, *, fit: bool) -> dict[tuple[str, int], SamplerChoice]:
+    """The samplers of the teacher by name and evaluations; those that are fitted take rows of `condition`."""
+    found: dict[tuple[str, int], SamplerChoice] = {}
+    shape = teacher.event_shape
+    assert shape is not None
     for nfe in TEACHER_NFE:
-        found["Auto", nfe] = Auto(nfe), nfe
+        found["Auto", nfe] = Auto(nfe)
         if fit:
-            found["Auto, fitted", nfe] = Auto(nfe).fit(teacher, condition=condition).sampler, nfe
+            rows = repeated(condition, len(pilot_seeds(shape)))
+            found["Auto, fitted", nfe] = Auto(nfe).fit(teacher, condition=rows, progress=False).sampler
+        if fit and nfe <= LEARNED_NFE:
+            rows = repeated(condition, sum(map(len, solver_seeds(shape))))
+            found["learned", nfe] = fit_solver(teacher, Auto(nfe), condition=rows, progress=False).sampler
     return found
 
 
@@ -103,7 +119,7 @@ def rows_of_images(
         rows.append(row | {name: values[name] for name in ("precision", "recall") if name in values})
         print_row(rows[-1])
 
-    for (solver, nfe), (sampler, _) in methods(teacher, classes[:16], fit=fit).items():
+    for (solver, nfe), sampler in methods(teacher, classes, fit=fit).items():
         add("teacher", solver, nfe, sampler, teacher)
     for name, student in students.items():
         for nfe in STUDENT_NFE:
@@ -150,14 +166,14 @@ def two_moons(arguments: argparse.Namespace) -> list[dict[str, Any]]:
     chosen = replace(options(arguments.posterior_images, 256, 2e-3), seed=seed)
     teacher = trained("two_moons", Trainer(model, data, options=chosen))
     reference = exact_posterior(task, observed, generator)
-    rows = []
+    rows, rows_of_observed = [], observed.expand(POSTERIOR_SAMPLES, -1)
 
     def add(name: str, solver: str, nfe: int, sampler: SamplerChoice, denoiser: Preconditioned) -> None:
-        drawn = draw(sampler, denoiser, observed.expand(POSTERIOR_SAMPLES, -1), POSTERIOR_SAMPLES)
+        drawn = draw(sampler, denoiser, rows_of_observed, POSTERIOR_SAMPLES)
         rows.append({"model": name, "solver": solver, "nfe": nfe, "c2st": c2st(drawn.float(), reference)})
         print_row(rows[-1])
 
-    for (solver, nfe), (sampler, _) in methods(teacher, observed.expand(16, -1), fit=arguments.fit).items():
+    for (solver, nfe), sampler in methods(teacher, rows_of_observed, fit=arguments.fit).items():
         add("teacher", solver, nfe, sampler, teacher)
     for pairs in arguments.pairs:
         objective = ConsistencyTuning(pairs=pairs, first=arguments.first, last=arguments.last)
@@ -214,7 +230,7 @@ def main() -> None:
     parser.add_argument("--first", type=int, default=4)
     parser.add_argument("--last", type=int, default=8)
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--fit", action="store_true", help="also on levels fitted to the teacher")
+    parser.add_argument("--fit", action="store_true", help="also fitted levels and learned solvers")
     parser.add_argument("--out", type=Path)
     parser.add_argument("--figure", type=Path)
     arguments = parser.parse_args()
