@@ -259,6 +259,9 @@ def test_options_that_cannot_take_effect_are_refused(solver: Solver, options: di
         (lambda: Multistep(eta=-0.1), ValueError, "eta must be >= 0, got -0.1"),
         (lambda: Multistep(eta=math.nan), ValueError, "eta must be >= 0, got nan"),
         (lambda: Multistep(eta=math.inf), ValueError, "eta must be a finite number, got inf"),
+        (lambda: UniPC(correction=1.1), ValueError, "correction must be between 1e-09 and 1, got 1.1"),
+        (lambda: UniPC(correction=0.0), ValueError, "correction must be between 1e-09 and 1, got 0.0"),
+        (lambda: DEIS(correction=0.5), ValueError, "correction must be 1 without a corrector, got 0.5"),
         (lambda: UniPC(eta=1.0), ValueError, "corrector must be 0 if eta > 0 (noise is not corrected), got 3"),
     ],
 )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from itertools import pairwise
 
 import numpy as np
@@ -326,3 +327,17 @@ def test_the_networks_output_is_followed_exactly_where_the_data_is_one_gaussian_
     levels = Karras(4, 0.02, 80.0)
     last = list(Sampler(levels, solver=solver).steps(gaussian, noise=START / 80.0))[-2]
     torch.testing.assert_close(last.x, gaussian.ode_solution(START, 80.0, 0.02), rtol=1e-12, atol=1e-13)
+
+
+@pytest.mark.parametrize(("predictor", "corrector"), [(2, 3), (3, 3), (3, 2)])
+def test_a_share_of_the_correction_leads_to_that_share_of_the_way_from_the_predicted_state(predictor, corrector):
+    """A step lies on the line from the predictor's result to the corrector's, whatever the directions."""
+    full, levels = Multistep(predictor=predictor, corrector=corrector), Karras(6, 0.1, 10.0)
+    solvers = (full, replace(full, correction=0.25))
+    whole, part = (Sampler(levels, solver=solver).plan(MIXTURE).steps for solver in solvers)
+    x = torch.randn(3, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    directions = list(torch.randn(6, 3, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
+    for before, step, some in zip(whole, whole[1:-1], part[1:-1], strict=False):
+        predicted, corrected = before.advance(x, directions[1:]), step.correct(x, directions)
+        torch.testing.assert_close(some.correct(x, directions), torch.lerp(predicted, corrected, 0.25))
+    assert all(len(step.correct.weights) <= step.remember + 1 for step in part[1:-1])

@@ -59,6 +59,8 @@ SOLVERS: list[tuple[Multistep, int]] = [
     (Multistep(predictor=1, corrector=4), 2),
     (Multistep(VelocityPrediction(), FlowTime(), 2, 3), 3),
     (Multistep(VelocityPrediction(), FlowTime(), 4, 5), 5),
+    (Multistep(VelocityPrediction(), FlowTime(), 2, 3, correction=0.8), 2),
+    (Multistep(VelocityPrediction(), FlowTime(), 3, 3, correction=0.6), 3),
 ]
 FAMILIES = {"log-linear": LogLinear, "karras": lambda n, low, high: Karras(n, low, high, 3.0)}
 # Every solver where neither the flow is linear nor the steps are equal, and one of each rule in the easier cases.

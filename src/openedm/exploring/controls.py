@@ -30,6 +30,7 @@ RANGES: Mapping[str, tuple[float, float, float]] = {
     "repeats": (1, 10, 1),
     "predictor": (1, 4, 1),
     "corrector": (0, 4, 1),
+    "correction": (0.05, 1, 0.05),
     "p_std": (0.1, 3, 0.1),
     "beta_d": (1, 40, 0.1),
     "spread": (0.2, 4, 0.1),

@@ -24,6 +24,7 @@ is nearly straight, this adds almost no error. End: the last step, to 0, returns
 """
 
 from dataclasses import dataclass
+from itertools import zip_longest
 
 import torch
 from jaxtyping import Float64
@@ -64,9 +65,12 @@ class Multistep(PlannedSolver):
         rule: the rule for integrals of the interpolant (`engine.quadrature`); rules other than "exact" are the
             approximations of published methods.
         eta: η ≥ 0; 0 is the ODE, 1 the reverse SDE (`engine.quadrature`).
+        correction: the share c of the correction that a step takes, in (0, 1]: the corrected state is that of the
+            predictor plus c times the difference. Errors of predictor and corrector have opposite signs, so that less
+            than 1 has smaller errors where levels are far apart.
 
     Raises:
-        ValueError: a value is out of its range, or a corrector is given for an SDE.
+        ValueError: a value is out of its range, a corrector is given for an SDE, or `correction` without a corrector.
     """
 
     prediction: Prediction = EpsilonPrediction()
@@ -75,6 +79,7 @@ class Multistep(PlannedSolver):
     corrector: int = 0
     rule: RuleName = "exact"
     eta: float = 0.0
+    correction: float = 1.0
 
     def __post_init__(self) -> None:
         checks.integer("predictor", self.predictor)
@@ -86,16 +91,20 @@ class Multistep(PlannedSolver):
         checks.finite("eta", self.eta)
         if self.eta > 0 and self.corrector > 0:
             raise ValueError(f"corrector must be 0 if eta > 0 (noise is not corrected), got {self.corrector}")
+        checks.between("correction", self.correction, 1e-9, 1)
+        if self.correction != 1 and not self.corrector:
+            raise ValueError(f"correction must be 1 without a corrector, got {self.correction}")
 
     @property
     def order(self) -> int:
-        """The order for the ODE: min(corrector, predictor + 1), or predictor without corrector; at most 2 for some
-        rules.
+        """The order for the ODE: min(corrector, predictor + 1), or min(corrector, predictor) with part of it,
+        or predictor without corrector; at most 2 for some rules.
 
         The start by lower orders adds an error ∝ N^{−2}, or N^{−3} with a corrector, small where σ_max ≫ σ_data.
         """
         predicted = self._accuracy(self.predictor)
-        return min(self._accuracy(self.corrector), predicted + 1) if self.corrector else predicted
+        reached = predicted + (self.correction == 1)
+        return min(self._accuracy(self.corrector), reached) if self.corrector else predicted
 
     def _accuracy(self, count: int) -> int:
         """The order of steps from `count` levels."""
@@ -127,6 +136,10 @@ class Multistep(PlannedSolver):
         *stages, last = stages_at(prediction, sigmas)
         predict = self._combinations(prediction, sigmas, self.predictor, newest=0)
         correct = self._combinations(prediction, sigmas, self.corrector, newest=1) if self.corrector else []
+        if self.correction != 1:
+            correct = [
+                (_between(old, new, self.correction), 0.0) for (old, _), (new, _) in zip(predict, correct, strict=True)
+            ]
         steps = [
             Step(
                 time=sigma,
@@ -136,7 +149,7 @@ class Multistep(PlannedSolver):
                 advance=advance,
                 correct=correct[i - 1][0] if correct and i > 0 else None,
                 after=Noise(std, between=(sigma, grid.sigmas[i + 1])) if std > 0 else None,
-                remember=max(self.predictor, self.corrector) - 1,
+                remember=max(self.predictor + (self.correction != 1), self.corrector) - 1,
             )
             for i, (sigma, stage, (advance, std)) in enumerate(zip(grid.sigmas[:-1], stages, predict, strict=True))
         ]
@@ -160,6 +173,12 @@ class Multistep(PlannedSolver):
             for keep, row, std in zip(weights.keep.tolist(), of_past, weights.noise_std.tolist(), strict=True):
                 found.append((Combination(keep, tuple(row)), std))
         return found
+
+
+def _between(predicted: Combination, corrected: Combination, share: float) -> Combination:
+    """The step with a share of the correction; the predictor does not have the newest direction."""
+    weights = zip_longest((0.0, *predicted.weights), corrected.weights, fillvalue=0.0)
+    return Combination(corrected.keep, tuple((1 - share) * old + share * new for old, new in weights))
 
 
 @dataclass(frozen=True)
