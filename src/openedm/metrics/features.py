@@ -11,7 +11,7 @@ import json
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -96,7 +96,8 @@ def image_batches(
 
 def _read_batches(dataset: Dataset, batch_size: int, numbers: Sequence[int]) -> Iterator[ImageBatch]:
     for start in range(0, len(numbers), batch_size):
-        with host_seeded(numbers[start]):
+        # Not where nothing is drawn: in a thread, the state that is put back could be one that has been used since.
+        with host_seeded(numbers[start]) if dataset.random else nullcontext():
             x, condition = dataset.fetch(numbers[start : start + batch_size])
         yield x, None if condition is None else dataset.condition_layout.unpack(condition)[0]
 
