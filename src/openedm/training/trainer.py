@@ -249,8 +249,7 @@ class Trainer:
             condition = None if condition is None else condition.to(device, non_blocking=True)
             condition = step_noise.condition(condition, rows, self.model)
             clean, augment = step_noise.augment(clean, rows, self.model.augment_dim)
-            last = round_ == options.rounds - 1
-            with nullcontext() if last else accelerator.no_sync(self._wrapped):
+            with nullcontext() if round_ == options.rounds - 1 else accelerator.no_sync(self._wrapped):
                 with torch.autocast(device.type, torch.bfloat16) if options.precision == "bf16" else nullcontext():
                     loss: Loss = self._loss(clean, condition=condition, augment=augment, **step_noise.of(rows))
                 # Not accelerator.backward, which divides by a number that an environment variable may set.
