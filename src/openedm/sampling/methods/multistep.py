@@ -66,8 +66,8 @@ class Multistep(PlannedSolver):
             approximations of published methods.
         eta: η ≥ 0; 0 is the ODE, 1 the reverse SDE (`engine.quadrature`).
         correction: the share c of the correction that a step takes, in (0, 1]: the corrected state is that of the
-            predictor plus c times the difference. Errors of predictor and corrector have opposite signs, so that less
-            than 1 has smaller errors where levels are far apart.
+            predictor plus c times the difference. Errors of predictor and corrector often have opposite signs, and less
+            than 1 then has smaller errors where levels are far apart.
 
     Raises:
         ValueError: a value is out of its range, a corrector is given for an SDE, or `correction` without a corrector.
