@@ -21,7 +21,7 @@ import openedm
 from openedm import levels, preconditioning, schedules
 from openedm.data import Form
 from openedm.data.autoencoder import Autoencoder
-from openedm.ground.choices import Choice, brief, class_path, from_config, to_config
+from openedm.ground.choices import Choice, brief, class_path, complete, from_config, to_config
 from openedm.inference import (
     Bijection,
     Box,
@@ -145,6 +145,29 @@ def test_any_choice_survives_json_to_the_last_digit(choice: Choice) -> None:
 @given(st.one_of(all_levels(), all_schedules(), all_solvers(), all_objectives(), all_preconditionings()))
 def test_any_choice_is_read_by_the_command_line_to_the_last_digit(choice: Choice) -> None:
     assert through_the_command_line(choice) == choice
+
+
+def shortened(choice: Choice) -> dict[str, Any]:
+    """The plain form, as a version wrote it that had none of the arguments that have their defaults now."""
+    defaults = {f.name: f.default for f in dataclasses.fields(choice) if f.default is not dataclasses.MISSING}
+    arguments = {
+        name: shortened(value) if isinstance(value := getattr(choice, name), Choice) else plain
+        for name, plain in to_config(choice)["init_args"].items()
+        if name not in defaults or getattr(choice, name) != defaults[name]
+    }
+    return {"class_path": class_path(type(choice)), "init_args": arguments}
+
+
+@given(st.one_of(all_samplers(), all_solvers(), all_objectives(), all_preconditionings()))
+def test_arguments_newer_than_a_file_have_their_defaults(choice: Choice) -> None:
+    whole = {"list": [to_config(choice)], "name": "x", "none": None}
+    assert complete({"list": [shortened(choice)], "name": "x", "none": None}) == whole
+    assert complete(whole) == whole
+
+
+def test_descriptions_of_unknown_choices_are_left_as_they_are() -> None:
+    settings = {"other": {"class_path": "elsewhere.Sampler", "init_args": {"steps": 3}}, "bad": {"class_path": None}}
+    assert complete(settings) == settings
 
 
 @pytest.mark.parametrize("cls", CONCRETE, ids=class_path)

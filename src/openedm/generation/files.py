@@ -18,8 +18,8 @@ from openedm.data.pictures import IMAGE_CHANNELS, beside, captioned, encode_imag
 from openedm.generation.options import CheckpointSampler, PreparedSampler
 from openedm.generation.pictures import output_of
 from openedm.ground import checks
+from openedm.ground.choices import complete
 from openedm.ground.digests import check_digest
-from openedm.ground.legacy import upgrade
 from openedm.ground.locks import LOCK, hold_file, hold_folder, locked_file, locked_folder
 from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.ground.storage import (
@@ -332,7 +332,7 @@ def _check_images(what: str, source: CheckpointSampler) -> None:
 
 
 def _same_settings(path: Path, settings: dict[str, Any]) -> bool:
-    return bool(upgrade(read_json(path)) == json.loads(json.dumps(settings)))
+    return bool(complete(read_json(path)) == json.loads(json.dumps(settings)))
 
 
 def _open_folder(folder: Path, settings: dict[str, Any]) -> None:

@@ -7,6 +7,7 @@ among the choices that are already defined and imports nothing, so that reading 
 names.
 """
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -131,6 +132,24 @@ def from_config(base: type[C], config: Mapping[str, Any]) -> C:
         raise ValueError(f"init_args of {name!r}: unknown names {sorted(unknown)}")
     annotations = get_type_hints(cls)
     return cls(**{key: _from_plain(key, value, annotations[key]) for key, value in arguments.items()})
+
+
+def complete(config: Any) -> Any:
+    """A configuration with every argument of its choices, at any depth: what an older version left out has its default.
+
+    Args:
+        config: plain data that holds what `to_config` returned, of this version or an older one, such as the settings
+            of a file. Descriptions that are not of a known choice are left as they are.
+    """
+    if isinstance(config, list | tuple):
+        return [complete(value) for value in config]
+    if not isinstance(config, Mapping):
+        return config
+    config = upgrade(config)
+    if "class_path" in config:
+        with contextlib.suppress(TypeError, ValueError):
+            return to_config(from_config(Choice, config))
+    return {key: complete(value) for key, value in config.items()}
 
 
 def class_path(cls: type) -> str:
