@@ -12,7 +12,7 @@ from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit
 from openedm.inference.emulator import Form, Trials, choose_form, choose_size
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
-from openedm.networks import ConditionalMLP, SetSummary
+from openedm.networks import ConditionalMLP, SeriesSummary, SetSummary
 from openedm.training import Observer
 
 N = 300
@@ -20,6 +20,7 @@ THETA = torch.rand(N, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
 X = THETA + 0.1 * torch.randn(N, 2, generator=torch.Generator().manual_seed(1))
 PRIOR = Box([-1.0, -1.0], [1.0, 1.0], names=("a", "b"))
 PLAIN = replace(TINY, emulator=None, refinement=None)
+SERIES = ConditionalMLP(width=8, num_blocks=1, summary=SeriesSummary())
 
 
 def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
@@ -266,6 +267,26 @@ def test_sets_of_different_sizes_are_learned_from(without_type_checker) -> None:
     posterior = fit(theta, x, settings=replace(PLAIN, network=network, images=20_000, passes=40, members=1))
     low, high = (posterior.sample(torch.full((5, 1), value), 300).mean() for value in (-1.0, 1.0))
     assert float(high - low) > 1.0  # The exact posterior means are ±5/6.
+
+
+def test_vectors_are_learned_from_by_one_thread_and_series_by_all() -> None:
+    class Threads(Observer):
+        def on_progress(self, progress) -> None:
+            seen.append(torch.get_num_threads())
+
+    before, settings = torch.get_num_threads(), replace(PLAIN, members=1)
+    series = torch.cat([X, -X, X], 1)[:, None]
+    try:
+        torch.set_num_threads(2)
+        seen: list[int] = []
+        fit(THETA, X, PRIOR, settings=settings, observers=[Threads()])
+        assert set(seen) == {1}
+        seen = []
+        fit(THETA, series, PRIOR, settings=replace(settings, network=SERIES), observers=[Threads()])
+        assert set(seen) == {2}
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_an_interrupted_fit_is_resumed_to_the_same_posterior(tmp_path) -> None:

@@ -1,10 +1,13 @@
-"""Work that a thread does in advance."""
+"""Threads: one that works in advance, and how many torch computes with."""
 
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from typing import TypeVar
 
-__all__ = ["ahead"]
+import torch
+
+__all__ = ["ahead", "at_most_threads"]
 
 Item = TypeVar("Item")
 
@@ -21,3 +24,21 @@ def ahead(items: Iterable[Item]) -> Iterator[Item]:
         while (item := following.result()) is not end:
             following = thread.submit(next, iterator, end)
             yield item  # type: ignore[misc]  # it is not `end`
+
+
+@contextmanager
+def at_most_threads(number: int) -> Iterator[None]:
+    """Let operations of torch on the CPU use no more threads than this inside the block.
+
+    For work on small tensors, of which a second thread takes over so little that it mostly waits: beside other work on
+    the same cores such waiting makes everything slower by a multiple.
+
+    Args:
+        number: of threads, ≥ 1.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(min(before, number))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
