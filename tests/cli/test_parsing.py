@@ -66,7 +66,7 @@ all_options = st.builds(
     learning_rate=st.floats(1e-9, 1),
     average=st.builds(HalfLife, st.floats(0, 1e9), st.floats(1e-3, 10) | st.just(float("inf"))),
     clip_norm=st.none() | st.floats(1e-3, 1e3),
-    precision=st.sampled_from(["fp32", "bf16"]),
+    precision=st.sampled_from(["fp32", "bf16", "auto"]),
     compile=st.booleans(),
     seed=st.integers(0, 2**40),
 )

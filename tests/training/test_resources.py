@@ -208,7 +208,7 @@ def test_larger_images_are_taken_in_blocks_on_the_host_and_classes_are_left_out_
 
 def test_times_are_those_of_warm_repeats_with_the_step_of_the_optimiser(monkeypatch) -> None:
     calls = iter([5.0, 4.0, 0.4, 0.2, 0.3, 0.1])
-    monkeypatch.setattr(resources, "_time", lambda run, device: next(calls))
+    monkeypatch.setattr(resources, "time_run", lambda run, device: next(calls))
     assert resources._fastest(lambda: None, torch.device("cpu")) == 4.0  # too long for more than one repeat
     assert resources._fastest(lambda: None, torch.device("cpu")) == 0.1
     model = Model(network=SMALL, event_shape=(1, 8, 8))
@@ -222,12 +222,12 @@ def test_a_slow_first_pass_does_not_keep_the_measured_batch_small(monkeypatch) -
 
     def scripted(run, device) -> float:
         measured = getattr(run, "__self__", None)
-        if not isinstance(measured, resources._Pass):
+        if not isinstance(measured, resources.Pass):
             return 0.0  # the optimiser's step
         counts.append(len(measured.clean))
         return 0.9 if len(counts) == 1 else 0.015 + 0.001 * counts[-1]
 
-    monkeypatch.setattr(resources, "_time", scripted)
+    monkeypatch.setattr(resources, "time_run", scripted)
     model = Model(network=SMALL, event_shape=(1, 8, 8))
     cost = measure_cost(loss_module(model), model, Options(batch_size=64))
     assert cost.seconds == pytest.approx((0.015 + 0.064) / 64)

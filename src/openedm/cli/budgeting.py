@@ -93,6 +93,8 @@ def choose(
     budget, names = budget or budget_of(device), names or frozenset()
     data, *lines = _fit_pictures(data, budget)
     dataset = data.load()
+    if options.precision == "auto":  # which the recipe measures
+        names -= {"options.precision"}
     keep = [name.partition(".")[2] for name in names if name.startswith("options.")]
     if "label_dropout" not in keep:
         options = replace(options, label_dropout=label_dropout_for(dataset) if conditional else 0.0)

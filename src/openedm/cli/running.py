@@ -3,6 +3,7 @@
 import warnings
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,12 +100,16 @@ def run_training(
         accelerator=accelerator,
     )
     changed = trainer.resume(changes=names_given.get() or ()) if earlier else ()
+    measured = None if trainer.finished else trainer.choose_precision()
     plan = None if trainer.finished else trainer.plan()
     about: list[str] = []
     if accelerator.is_main_process:
         lines = [f"chosen   {line}" for line in notes] + [f"changed  {line}" for line in changed]
+        lines += [] if measured is None else [f"precision {measured.describe()}"]
         about = _describe(trainer, dataset.describe(), plan, lines, grid_evaluations(dataset, sampler, guidance))
         print(*about, sep="\n")
+        # A run that is repeated or resumed has the precision that was chosen.
+        values = {**values, "options": replace(options, precision=trainer.options.precision)}
         _record(run, values)
         log.start(trainer.state.images)
     _fit(trainer, bar, curves, to_plain(values), about)

@@ -8,6 +8,7 @@ from openedm.training.model import Model, num_parameters
 from openedm.training.monitoring import Observer, TrainingProgress, Validation, ValidationLoss
 from openedm.training.options import Options
 from openedm.training.post_hoc import combine, list_snapshots, reachable, reconstruct
+from openedm.training.precision import PrecisionChoice
 from openedm.training.processes import make_accelerator, share_of
 from openedm.training.recipes import (
     GUIDANCE,
@@ -39,6 +40,7 @@ __all__ = [
     "Options",
     "Plan",
     "PowerFunction",
+    "PrecisionChoice",
     "Recipe",
     "RunLog",
     "RunTracker",

@@ -21,7 +21,7 @@ from openedm.ground.seeding import derive_seed, host_seeded
 from openedm.objective import Objective, weighted_loss
 from openedm.sampling import SeededNoise
 from openedm.training.consistency import evaluate_target
-from openedm.training.options import ITEMS, TAILS, VALIDATION
+from openedm.training.options import ITEMS, TAILS, VALIDATION, Options
 
 __all__ = ["Observer", "TrainingProgress", "Validation", "ValidationLoss", "notify"]
 
@@ -108,6 +108,22 @@ class Validation:
         self._chosen = dataset.spread(samples)
         size = 4 * len(self._chosen) * len(quantiles) * math.prod(dataset.event_shape)
         self._cached_batches = [(x, c, list(n)) for x, c, n in self._batches()] if size <= MAX_NOISE_BYTES else None
+
+    @classmethod
+    def of_run(
+        cls, dataset: Dataset, objective: Objective, options: Options, *, sigma_data: float, device: torch.device
+    ) -> "Validation":
+        """The measurement that the options of a run describe; other arguments as for the class."""
+        return cls(
+            dataset,
+            objective,
+            sigma_data=sigma_data,
+            device=device,
+            levels=options.validate_levels,
+            samples=options.validate_samples,
+            seed=options.seed,
+            tails=options.validate_tails,
+        )
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor | None, Iterable[Tensor]]]:
         """The batches: clean samples, their labels or conditions, and the noise of each level."""

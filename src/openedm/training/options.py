@@ -58,7 +58,10 @@ class Options(Choice):
         label_dropout: probability that a sample is trained without its condition (its class, its floats, or both
             together), for classifier-free guidance.
         clip_norm: gradients are scaled down to this norm; None leaves them unchanged.
-        precision: "fp32", or "bf16" for automatic mixed precision (weights and optimiser stay fp32).
+        precision: "fp32"; "bf16" for automatic mixed precision (weights and optimiser stay fp32); or "auto", which
+            times a pass of the network in both before the first step and takes bf16 where it is at least 1.1 times as
+            fast and what the network adds to a denoised sample differs by at most 5 %. What was chosen is recorded in
+            the run, and kept when it is resumed; of several processes the main one chooses.
         compile: compile the network with torch.compile; the first steps are slow.
         sharding: "none": each process has all weights, moments and averages. "fsdp": each process has a slice of them
             (FSDP2), for networks too large for one device. The steps are the same.
@@ -99,7 +102,7 @@ class Options(Choice):
     augmentation: Augmentation | None = None
     label_dropout: float = 0.0
     clip_norm: float | None = None
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "auto"] = "fp32"
     compile: bool = False
     sharding: Literal["none", "fsdp"] = "none"
     seed: int = 0
@@ -134,8 +137,10 @@ class Options(Choice):
         checks.between("label_dropout", self.label_dropout, 0, 1)
         if self.clip_norm is not None:
             checks.positive("clip_norm", self.clip_norm)
-        checks.one_of("precision", self.precision, ("fp32", "bf16"))
+        checks.one_of("precision", self.precision, ("fp32", "bf16", "auto"))
         checks.one_of("sharding", self.sharding, ("none", "fsdp"))
+        if self.sharding == "fsdp" and self.precision == "auto":
+            raise ValueError("precision must be fp32 or bf16 with sharding='fsdp', got 'auto', which times one process")
         if self.sharding == "fsdp" and self.compile:
             raise ValueError("compile must be false with sharding='fsdp', got True")
         checks.one_of("schedule", self.schedule, ("constant", "cosine", "inverse_sqrt"))

@@ -27,6 +27,7 @@ from openedm.training.augmentation import Augmentation
 from openedm.training.averaging import HalfLife
 from openedm.training.model import Model
 from openedm.training.options import Options
+from openedm.training.precision import measure_precision
 from openedm.training.resources import Cost, available_on, format_seconds, measure_cost
 from openedm.training.steps import LossModule
 
@@ -85,8 +86,6 @@ GUIDANCE = 2.0
 """The weight of guidance of grids of classes."""
 LOWEST_RESOLUTION = 4
 MAX_LEVELS = 6
-BF16_GAIN = 1.2
-"""How much faster mixed precision must be on the host to be chosen."""
 HOST_ATTENTION = 8
 """The resolution nearest to which U-Nets have attention on the host, where that at 16 takes a tenth of the time."""
 AUGMENTED_PASSES = 200
@@ -220,7 +219,7 @@ def choose_recipe(
     memory = min(available_on(device), limits.memory or available_on(device))
     candidates = list(_candidates(dataset, device)) if network is None else [network]
     base = replace(base, batch_size=_batch_size(base, keep, limits, dataset))
-    if "precision" not in keep:
+    if "precision" not in keep or base.precision == "auto":
         typical = candidates[min(2, len(candidates) - 1)]
         base = replace(base, precision=_precision(typical, dataset, device, objective, base))
     found: Recipe | None = None
@@ -241,24 +240,27 @@ def choose_recipe(
 
 
 def _measure(network: Network, dataset: Dataset, device: torch.device, objective: Objective, base: Options) -> Cost:
+    module, model = _built(network, dataset, device, objective, base)
+    return measure_cost(module, model, base)
+
+
+def _built(
+    network: Network, dataset: Dataset, device: torch.device, objective: Objective, base: Options
+) -> tuple[LossModule, Model]:
     model = Model.for_data(dataset, network, augment_dim=base.augment_dim, condition_dropout=base.label_dropout > 0)
-    denoiser = model.build_on(device)
-    return measure_cost(LossModule(denoiser, objective, noises=base.noises).to(device).train(), model, base)
+    return LossModule(model.build_on(device), objective, noises=base.noises).to(device).train(), model
 
 
 def _precision(
     network: Network, dataset: Dataset, device: torch.device, objective: Objective, base: Options
 ) -> Literal["fp32", "bf16"]:
-    """bf16 on a GPU, and on a host whose processors multiply it faster."""
-    if device.type == "cuda" or base.precision == "bf16":
+    """bf16 on a GPU, unless it is to be measured, and on a host where it is faster and accurate."""
+    if (device.type == "cuda" and base.precision == "fp32") or base.precision == "bf16":
         return "bf16"
-    if len(dataset.event_shape) == 1:
+    if len(dataset.event_shape) == 1 and base.precision == "fp32":
         return "fp32"
-    times = {
-        name: _measure(network, dataset, device, objective, replace(base, precision=name)).seconds
-        for name in ("fp32", "bf16")
-    }
-    return "bf16" if times["fp32"] > BF16_GAIN * times["bf16"] else "fp32"
+    module, model = _built(network, dataset, device, objective, base)
+    return measure_precision(module, model, base, base.batch_size).precision
 
 
 def _candidates(dataset: Dataset, device: torch.device) -> Iterator[Network]:

@@ -27,7 +27,17 @@ from openedm.training.model import Model
 from openedm.training.options import Options
 from openedm.training.steps import LossModule
 
-__all__ = ["Cost", "Plan", "format_bytes", "format_seconds", "measure_cost", "measure_plan", "plan_accumulation"]
+__all__ = [
+    "Cost",
+    "Pass",
+    "Plan",
+    "format_bytes",
+    "format_seconds",
+    "measure_cost",
+    "measure_plan",
+    "plan_accumulation",
+    "time_run",
+]
 
 TIMED_SECONDS = 1.0
 """About the longest time of a pass whose time is taken, and of more than one repeat."""
@@ -131,17 +141,17 @@ def measure_cost(module: LossModule, model: Model, options: Options) -> Cost:
     fixed = 3 * trained + (1 + options.keep_best) * weights
     share = max(1, options.batch_size // (options.accumulate or 1))
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []), explain_out_of_memory(ADVICE):
-        one, two = (_Pass.make(module, model, options, n, device).bytes() for n in (1, 2))
+        one, two = (Pass.make(module, model, options, n, device).bytes() for n in (1, 2))
         sample = max(two - one, two // 2, 1)
-        run = _Pass.make(module, model, options, 1, device)
-        seconds = _time(run.run, device)
+        run = Pass.make(module, model, options, 1, device)
+        seconds = time_run(run.run, device)
         if seconds < TIMED_SECONDS:
-            seconds = min(seconds, _time(run.run, device))  # the first of all is slow
+            seconds = min(seconds, time_run(run.run, device))  # the first of all is slow
         fitting = (available_on(device) // 2 - fixed) // sample
         count, most = 1, max(1, min(share, fitting))
         # A sample among many costs less than one alone: as many as the time allows, then more if they took less.
         while (larger := min(most, int(TIMED_SECONDS / seconds))) >= min(2 * count, most) and larger > count:
-            count, run = larger, _Pass.make(module, model, options, larger, device)
+            count, run = larger, Pass.make(module, model, options, larger, device)
             seconds = _fastest(run.run, device) / count
         evaluation = _fastest(run.evaluate, device) / count
         update = _time_update(module, device) / options.batch_size
@@ -150,13 +160,14 @@ def measure_cost(module: LossModule, model: Model, options: Options) -> Cost:
 
 def _fastest(run: Callable[[], None], device: torch.device) -> float:
     """The shortest time of two calls, or of more that are short."""
-    times = [_time(run, device), _time(run, device)]
+    times = [time_run(run, device), time_run(run, device)]
     while len(times) <= REPEATS and sum(times) < TIMED_SECONDS:
-        times.append(_time(run, device))
+        times.append(time_run(run, device))
     return min(times)
 
 
-def _time(run: Callable[[], None], device: torch.device) -> float:
+def time_run(run: Callable[[], None], device: torch.device) -> float:
+    """Seconds of a call, with all that it starts on the device."""
     started = time.perf_counter()
     run()
     _synchronise(device)
@@ -254,7 +265,7 @@ def format_seconds(seconds: float) -> str:
 
 
 @dataclass(frozen=True)
-class _Pass:
+class Pass:
     """One forward and backward pass over random samples."""
 
     module: LossModule
@@ -266,7 +277,8 @@ class _Pass:
     bf16: bool
 
     @classmethod
-    def make(cls, module: LossModule, model: Model, options: Options, samples: int, device: torch.device) -> "_Pass":
+    def make(cls, module: LossModule, model: Model, options: Options, samples: int, device: torch.device) -> "Pass":
+        """A pass in the precision of the options, over `samples` samples with zeros as conditions."""
         random = generator("cpu", 0, 0, samples)
         clean = torch.randn(samples, *model.event_shape, generator=random).to(device)
         condition: Tensor | None = None

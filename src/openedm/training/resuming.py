@@ -14,7 +14,7 @@ from openedm.training.checkpoints import read_model
 from openedm.training.model import Model
 from openedm.training.options import Options
 
-__all__ = ["as_recorded", "check_unchanged", "read_accumulate"]
+__all__ = ["as_recorded", "check_unchanged", "with_recorded"]
 
 VALIDATION_OPTIONS = frozenset({"validate_every", "validate_samples", "validate_levels", "validate_tails"})
 CHANGEABLE_OPTIONS = VALIDATION_OPTIONS | {
@@ -32,12 +32,21 @@ NAMED_OPTIONS |= {"accumulate", "average.half_life", "decay_after"}
 """Options that alter the steps to come and fit the state of those that were made: they may change if they are named."""
 
 
-def read_accumulate(content: Mapping[str, Any]) -> int | None:
-    """The number of rounds of a batch in the content of a training.json; None if it holds none."""
-    options = content.get("options")
-    fields = options.get("init_args", options) if isinstance(options, Mapping) else {}
-    rounds = fields.get("accumulate") if isinstance(fields, Mapping) else None
-    return rounds if isinstance(rounds, int) else None
+def with_recorded(content: Mapping[str, Any], options: Options) -> Options:
+    """The options with what the run has measured and chosen, where they leave it open: `accumulate` and `precision`.
+
+    Args:
+        content: the content of a checkpoint's training.json.
+        options: the options of the run that resumes.
+    """
+    recorded = content.get("options")
+    fields = recorded.get("init_args", recorded) if isinstance(recorded, Mapping) else {}
+    fields = fields if isinstance(fields, Mapping) else {}
+    if options.accumulate is None and isinstance(rounds := fields.get("accumulate"), int):
+        options = replace(options, accumulate=rounds)
+    if options.precision == "auto" and (chosen := fields.get("precision")) in ("fp32", "bf16"):
+        options = replace(options, precision=chosen)
+    return options
 
 
 def as_recorded(content: Mapping[str, Any], objective: Objective) -> Objective:

@@ -47,9 +47,10 @@ from openedm.training.loading import Prefetcher, batches, rows_of
 from openedm.training.model import Model
 from openedm.training.monitoring import Observer, TrainingProgress, Validation, notify
 from openedm.training.options import DROPOUT, Options, check_compatibility
+from openedm.training.precision import PrecisionChoice, choose_precision
 from openedm.training.processes import make_accelerator
 from openedm.training.resources import Plan, is_small, measure_plan
-from openedm.training.resuming import as_recorded, check_unchanged, read_accumulate
+from openedm.training.resuming import as_recorded, check_unchanged, with_recorded
 from openedm.training.run_folder import writing_run
 from openedm.training.steps import StepNoise, check_incomplete
 from openedm.training.watching import watching
@@ -178,6 +179,7 @@ class Trainer:
             torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
             watching(self, progress),
         ):
+            self.choose_precision()
             if self.options.accumulate is None and is_small(self.model, self.options, self.denoiser):
                 self.options = replace(self.options, accumulate=1)
             elif self.options.accumulate is None:
@@ -192,6 +194,13 @@ class Trainer:
                         break
         return self._weights.full_best(self.model)
 
+    def choose_precision(self) -> PrecisionChoice | None:
+        """Measure and choose `options.precision` where it is "auto"; `fit` and `plan` call it. None if it is not."""
+        choice = choose_precision(self._loss_module, self.model, self.options, self.accelerator)
+        if choice is not None:
+            self.options = replace(self.options, precision=choice.precision)
+        return choice
+
     def plan(self) -> Plan:
         """Measure a small pass, and choose `options.accumulate` where it is None; gradients and weights stay.
 
@@ -203,6 +212,7 @@ class Trainer:
         """
         if self._weights.sharded:  # a pass over slices needs all processes, and their memory differs
             return Plan.unknown(self.options)
+        self.choose_precision()
         plan = measure_plan(self._loss_module, self.model, self.options, self.accelerator)
         self.options = replace(self.options, accumulate=plan.accumulate)
         return plan
@@ -307,17 +317,8 @@ class Trainer:
 
     @cached_property
     def _validation(self) -> Validation:
-        options = self.options
-        return Validation(
-            self.validation,
-            self.objective,
-            sigma_data=self.model.sigma_data,
-            device=self.accelerator.device,
-            levels=options.validate_levels,
-            samples=options.validate_samples,
-            seed=options.seed,
-            tails=options.validate_tails,
-        )
+        sigma_data, device = self.model.sigma_data, self.accelerator.device
+        return Validation.of_run(self.validation, self.objective, self.options, sigma_data=sigma_data, device=device)
 
     def _validate(self) -> None:
         accelerator = self.accelerator
@@ -388,8 +389,7 @@ class Trainer:
         folder = find_checkpoint(origin)
         tensors, content = read_training_tensors(folder), read_progress(folder)
         self.objective = self._loss_module.objective = as_recorded(content, self.objective)
-        if self.options.accumulate is None:
-            self.options = replace(self.options, accumulate=read_accumulate(content))
+        self.options = with_recorded(content, self.options)
         changed = check_unchanged(folder, content, self.model, self.objective, self.options, changes)
         state, weights = RunState.from_json(content, folder), read_weights(folder)
         self._weights.restore(tensors, weights, folder, dropout_by_bits=state.dropout_by_bits)
