@@ -170,6 +170,16 @@ def test_validation_and_grids_take_a_tenth_of_the_time_and_are_counted(monkeypat
     )
 
 
+@pytest.mark.parametrize(("images", "times"), [(30_000, (5, 2)), (2_000_000, (5, 6)), (30_000_000, (20, 10))])
+def test_a_run_of_given_length_is_measured_in_proportion_to_it(monkeypatch, images, times) -> None:
+    monkeypatch.setattr("openedm.training.recipes.LADDER", ((16, 1),))
+    fix_costs(monkeypatch, 1e-4 / 16, 1e-3)
+    options = Options(images=images)
+    chosen = choose_recipe("cpu-hour", Digits().load(), torch.device("cpu"), base=options, keep=["images"]).options
+    assert chosen.images == images
+    assert (images // chosen.validate_every, round(images / chosen.snapshot_every)) == times
+
+
 def test_images_that_are_seen_often_are_transformed_at_a_cost_and_few_images_are_batches(monkeypatch) -> None:
     fix_costs(monkeypatch, 2e-4)
     few, many = (InMemory(torch.rand(n, 3, 16, 16) * 2 - 1, kind="images") for n in (20, 4000))

@@ -93,9 +93,11 @@ AUGMENTED_PASSES = 200
 SLACK = 0.04
 """The share of the time that is for loading data, drawing figures and writing checkpoints."""
 MEASURED_SHARE = 0.05
-"""The largest share of the time of the validation losses, and that of the grids."""
+"""The largest share of the time of the validation losses, and that of the grids, but for the fewest of them."""
 VALIDATIONS, GRIDS = 20, 10
 """The largest numbers of validation losses and of grids."""
+SHORT_VALIDATIONS, SHORT_GRIDS = 5, 2
+"""The fewest of a run whose length is given: to see whether it learns."""
 GRID_EVALUATIONS = 64 * 35
 """Evaluations of a sample for a grid: 64 samples by the default sampler."""
 
@@ -304,14 +306,17 @@ def _options(
 ) -> Options:
     """Length, rates and intervals for a network whose cost is known."""
     batch, most = base.batch_size, MLP_MAX_IMAGES if isinstance(network, MLP) else MAX_IMAGES
-    most_evaluations = MEASURED_SHARE * limits.seconds / max(cost.evaluation, 1e-9)
+    is_given = "images" in keep
+    seconds = min(limits.seconds, base.images * cost.seconds) if is_given else limits.seconds
+    fewest = (SHORT_VALIDATIONS, SHORT_GRIDS) if is_given else (1, 1)
+    most_evaluations = MEASURED_SHARE * seconds / max(cost.evaluation, 1e-9)
     loss_evaluations = min(base.validate_samples, len(dataset)) * base.measured_levels
-    validations = max(1, min(VALIDATIONS, int(most_evaluations / loss_evaluations)))
-    grids = max(1, min(GRIDS, int(most_evaluations / grid_evaluations)))
+    validations = max(fewest[0], min(VALIDATIONS, int(most_evaluations / loss_evaluations)))
+    grids = max(fewest[1], min(GRIDS, int(most_evaluations / grid_evaluations)))
     evaluations = validations * loss_evaluations + grids * grid_evaluations
     left = (1 - SLACK) * limits.seconds - evaluations * cost.evaluation
     images = min(most, int(max(left, limits.seconds / 2) / cost.seconds))
-    images = base.images if "images" in keep else max(batch, round(images, 2 - len(str(images))))
+    images = base.images if is_given else max(batch, round(images, 2 - len(str(images))))
     is_image = dataset.kind == "images" and isinstance(network, UNetNetwork | EDM2UNet)
     is_seen_often = is_image and images > AUGMENTED_PASSES * len(dataset)
     chosen: dict[str, Any] = {
