@@ -1,6 +1,7 @@
 """Laws of all figures: both axes have labels, lines differ without colour, no scale is without its label."""
 
 import inspect
+from functools import partial
 from itertools import combinations, cycle, islice
 
 import numpy as np
@@ -11,10 +12,13 @@ from matplotlib.figure import Figure
 from openedm import objective, plots
 from openedm.data import as_dataset
 from openedm.exact import GaussianMixture
+from openedm.exploring import State as Explored
+from openedm.exploring.exact_figures import EXACT
+from openedm.exploring.problems import Budget
 from openedm.levels import Karras
 from openedm.plots.comparison import MetricValues, comparison
 from openedm.plots.style import DASHES, dashes, line_style
-from openedm.sampling import Sampler, State
+from openedm.sampling import Euler, Sampler, State
 from openedm.suggest import suggest
 from openedm.training import ValidationLoss
 
@@ -42,6 +46,7 @@ def one_d(**options):
 
 
 SOLVERS = {name: [(8, 1 / (i + 1)), (16, 0.1 / (i + 1))] for i, name in enumerate("ABCDEFGHI")}
+EULER = Explored(sampler=Sampler(Karras(4), solver=Euler()))
 METRICS = {"Fréchet distance": MetricValues({"a": (1.0, 0.9, 1.1), "b": (2.0, 1.9, 2.1)}, 0.5)}
 FIGURES = {
     "loss_curve": lambda: plots.loss_curve([(1, 1.0), (2, 0.5)], [(2, 0.6)]),
@@ -61,6 +66,7 @@ FIGURES = {
     "predictive_histograms": lambda: plots.predictive_histograms(np.ones(6), RANDOM.random((20, 6))),
     "comparison": lambda: comparison("ab", {"a": [(1, 1.0), (2, 0.5)]}, {"a": loss(1), "b": loss(2)}, METRICS),
 }
+FIGURES |= {f"explorer's {name}": partial(EXACT[name][1], EULER, Budget()) for name in ("curvature", "level_rule")}
 PICTURES = {"Run", "RunFigures", "denoising_trajectory", "event_grid", "jumps", "sample_grid", "save_figure"}
 """Public names whose figures are pictures without axes, or that draw nothing."""
 
@@ -80,7 +86,7 @@ def drawn():
 
 def test_every_public_figure_is_among_those_below():
     functions = {name for name in plots.__all__ if inspect.isroutine(getattr(plots, name)) or name in PICTURES}
-    assert functions - PICTURES == {name.partition(" ")[0] for name in FIGURES} - {"comparison"}
+    assert functions - PICTURES == {name.partition(" ")[0] for name in FIGURES} - {"comparison", "explorer's"}
 
 
 def panels(figure: Figure):

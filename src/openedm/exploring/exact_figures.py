@@ -18,7 +18,7 @@ from openedm.exploring.state import State
 from openedm.levels import Karras
 from openedm.plots.losses import density_of_log_sigma
 from openedm.plots.sampling import Errors, Run, error_versus_nfe, trajectories_1d, trajectories_2d
-from openedm.plots.style import COLOURS, GREY, SHADE, line_style, number_log_ticks, plain
+from openedm.plots.style import COLOURS, GREY, SHADE, dashes, line_style, number_log_ticks, plain
 from openedm.sampling import Sampler, initial_noise
 
 __all__ = ["EXACT", "USED", "coefficients", "curvature", "errors", "level_rule", "loss", "paths_1d", "paths_2d"]
@@ -120,7 +120,8 @@ def curvature(state: State, budget: Budget) -> Figure:
         run = _run(sampler, problem, _even_noise(16), 0, budget)
         below, turned = (values[:-1] for values in run.turning())  # without the step to σ = 0
         label = f"yours: {name}" if sampler == own and not name.startswith("yours") else name
-        axes.plot(below, turned, color=COLOURS[i], linewidth=2.4 if sampler == own else 1.2, label=label)
+        width = 2.4 if sampler == own else 1.2
+        axes.plot(below, turned, color=COLOURS[i], linestyle=dashes(i), linewidth=width, label=label)
     axes.set(xscale="log", xlabel="noise level σ (data units), from noise to data", ylabel="turned so far (radians)")
     axes.invert_xaxis()
     axes.set_ylim(bottom=0)

@@ -146,7 +146,7 @@ def trajectories_1d(
 def _density_key(figure: Figure, grid: np.ndarray) -> None:
     """What the shades behind the paths mean."""
     shades = ScalarMappable(Normalize(-0.1, 1.7), "Blues")
-    bar = figure.colorbar(shades, ax=grid, boundaries=SHADES, ticks=(0.04, 0.52, 1), aspect=30, pad=0.02)
+    bar = figure.colorbar(shades, ax=grid, boundaries=SHADES, ticks=(0.04, 0.52, 1), aspect=30, pad=0.05)
     bar.ax.set_yticklabels(["0.04", "0.5", "1"], fontsize=8)
     bar.set_label("density of x(t), relative to its maximum", fontsize=9)
     bar.outline.set_visible(False)
