@@ -29,6 +29,7 @@ ABSTRACT = re.compile(r"Expected an instantiatable class, but (?:[\w.]*\.)?(\w+)
 SINGLE = re.compile(
     r'Parser key "(?P<key>[^"]*)": Expected a (?P<kind><class \'[\w.]+\'>|typing\.Literal\[[^]]*\])\. Got value:'
 )
+UNKNOWN_CLASS = re.compile(r'(?:Parser key "(?P<key>[^"]*)": )?Expected a dot import path string: (?P<value>\S+)')
 INSIDE = re.compile(r"(?P<where>Parser key \"[^\"]*\": Problem with given class_path '[^']*': )(?P<what>Parser key .*)")
 WORDS = {
     "int": "an integer",
@@ -84,6 +85,9 @@ def _without_inner_unions(text: str) -> str:
 
 def _in_sentences(text: str) -> str:
     """What jsonargparse says of single kinds, in words."""
+    text = UNKNOWN_CLASS.sub(
+        lambda part: f"{part['key'] or 'it'} must be the name of a class, got {part['value']}", text
+    )
     return SINGLE.sub(lambda part: f"{part['key']} must be {_in_words(part['kind'])}, got", text)
 
 

@@ -277,6 +277,8 @@ def explain(command: Command, message: str) -> str:
     near = suggestion(text, {name: option.kind for name, option in options.items()}, kind)
     if is_abstract(kind) and "Problem with given class_path" not in text:
         known = "".join(f"{c.__name__}, " for c in known_classes(kind)).removesuffix(", ")
+        if kind is Source:
+            text = text.replace("must be the name", "must be a file or folder that exists, or the name")
         text += f" ({f'known: {known}; of' if known else 'a class of'} a module of your own: --import MODULE)"
     return text + near
 

@@ -80,7 +80,9 @@ def read_options(file: str) -> Plain:
     try:
         text = read_limited(file)
         content = parse_yaml(text, file)
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise ArgumentError(None, f"config: {file} cannot be read: {error.strerror or error}") from error
+    except ValueError as error:
         raise ArgumentError(None, f"config: {file} cannot be read as YAML: {' '.join(str(error).split())}") from error
     if not isinstance(content, dict):
         raise ArgumentError(None, f"config: {file} must hold a mapping of options to values, got {content!r}")

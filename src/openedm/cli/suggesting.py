@@ -12,7 +12,7 @@ __all__ = ["suggestion"]
 
 UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.]+)")
 UNKNOWN_FIELD = re.compile(r"Problem with given class_path '([\w.]+)': Option '(\w+)' is not accepted")
-UNKNOWN_CLASS = re.compile(r"Expected a dot import path string: (\w+)")
+UNKNOWN_CLASS = re.compile(r"must be the name of a class, got (\w+)")
 
 
 def suggestion(text: str, kinds: Mapping[str, Any], kind: Any) -> str:

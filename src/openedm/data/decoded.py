@@ -140,7 +140,8 @@ def _common_header(
 def _difference(shape: Sequence[int | str], first: Sequence[int | str], name: str) -> str:
     if tuple(shape[1:3]) != tuple(first[1:3]):
         sizes = f"is {shape[1]}×{shape[2]}, but {name} is {first[1]}×{first[2]}"
-        return f"{sizes}: give resolution= (height x width, such as 64x96) to crop and resize all images"
+        crop = "give resolution=64 (--data.resolution 64), or 64x96 for another height than width, to crop and resize"
+        return f"{sizes}: {crop} all images"
     return f"has {shape[0]} channels, but {name} has {first[0]}: give channels= to convert all images"
 
 
