@@ -72,13 +72,14 @@ def adams_bashforth(nfe: float, denoiser: Denoiser) -> Sampler | None:
 
 
 def automatic(nfe: float, denoiser: Denoiser) -> Auto:
-    """What the rule picks."""
-    return Auto(nfe=int(nfe))
+    """What the rule picks, between the same noise levels as the others: by itself it takes those of the data's units."""
+    low, high = max(SIGMA_MIN, denoiser.sigma_min), min(SIGMA_MAX, denoiser.sigma_max)
+    return Auto(nfe=int(nfe), sigma_min=low, sigma_max=high)
 
 
 def fitted(nfe: float, denoiser: Denoiser) -> Sampler:
     """The rule's pick, fitted to the denoiser on pilots of its own, which are none of the starts."""
-    return Auto(nfe=int(nfe)).fit(denoiser).sampler
+    return automatic(nfe, denoiser).fit(denoiser).sampler
 
 
 FIXED: list[tuple[str, Make]] = [
