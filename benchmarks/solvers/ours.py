@@ -72,7 +72,7 @@ def adams_bashforth(nfe: float, denoiser: Denoiser) -> Sampler | None:
 
 
 def automatic(nfe: float, denoiser: Denoiser) -> Auto:
-    """What the rule picks, between the same noise levels as the others: by itself it takes those of the data's units."""
+    """What the rule picks, between the noise levels of the others: by itself it takes those of the data's units."""
     low, high = max(SIGMA_MIN, denoiser.sigma_min), min(SIGMA_MAX, denoiser.sigma_max)
     return Auto(nfe=int(nfe), sigma_min=low, sigma_max=high)
 
