@@ -7,9 +7,10 @@ import torch
 from scipy.stats import kstest
 
 from openedm.denoiser import Preconditioned
-from openedm.inference import Box, load
+from openedm.inference import Box, load, predictive_check
 from openedm.inference.assessing import Assessment, predicted
 from openedm.inference.average import Average
+from openedm.inference.composite import Truncated
 from openedm.inference.disagreement import members_of, spread_of
 from openedm.inference.likeness import Likeness, Reference
 from openedm.networks import ConditionalEnsemble
@@ -172,3 +173,25 @@ def test_the_verdict_compares_predictions_where_it_gets_a_simulator(two_moons):
     assert shifted.advice == "model does not fit"
     with pytest.raises(ValueError, match="x must be one observation, got 2"):
         two_moons.verdict([[0.1, 0.2], [0.0, 0.0]])
+
+
+def test_a_simulator_of_single_parameters_says_so(two_moons):
+    def single(theta, seed):
+        assert theta.shape == (2,)
+        return theta.numpy() + 5
+
+    assert two_moons.verdict([0.1, 0.2], simulator=single, num_draws=200, batched=False).predictive < 0.01
+    check = predictive_check(two_moons, single, [0.1, 0.2], num_draws=20, batched=False)
+    torch.testing.assert_close(torch.from_numpy(check.draws).float(), check.theta + 5)
+    with pytest.raises(RuntimeError, match=r"(?s)all theta \(20, 2\) at once: .*needs batched=False"):
+        predictive_check(two_moons, single, [0.1, 0.2], num_draws=20)
+    with pytest.raises(RuntimeError, match="simulator failed for 20 of 20: ZeroDivisionError"):
+        predictive_check(two_moons, lambda theta: 1 / 0, [0.1, 0.2], num_draws=20, batched=False)
+
+
+def test_samples_that_are_all_at_an_end_of_the_prior_have_no_box_around_them(two_moons, monkeypatch):
+    with pytest.raises(ValueError, match="samples must have room around them, but in column 0 all lie at"):
+        Truncated.around(Box([0.0], [1.0]), torch.full((10, 1), 1e-45), 0.1)
+    monkeypatch.setattr(two_moons, "prior", Box([0.0, 0.0], [1.0, 1.0]))
+    monkeypatch.setattr(type(two_moons), "_samples", lambda self, x, n, seed: torch.full((1, n, 2), 1e-45))
+    assert two_moons._region(torch.zeros(1, 2)) is None

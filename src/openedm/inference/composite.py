@@ -128,6 +128,9 @@ class Truncated(Prior):
             samples: inside its support.
             margin: that share, ≥ 0, in the prior's unbounded coordinates.
             inside: the box stays in the support of this one; None means in the prior's.
+
+        Raises:
+            ValueError: all samples lie at an end of the prior, so near that no number is between them and it.
         """
         z = prior.bijection.forward(samples.double())
         low, high = z.min(0).values, z.max(0).values
@@ -135,7 +138,11 @@ class Truncated(Prior):
         ends = prior.bijection.inverse(torch.stack([low - reach, high + reach]))
         bounds = (prior if inside is None else inside).bijection
         last = torch.tensor([bounds.low, bounds.high], dtype=torch.float64)
-        return cls(prior, torch.maximum(ends[0], last[0]).tolist(), torch.minimum(ends[1], last[1]).tolist())
+        first, final = torch.maximum(ends[0], last[0]), torch.minimum(ends[1], last[1])
+        for i, (one, other) in enumerate(zip(first.tolist(), final.tolist(), strict=True)):
+            if not one < other:
+                raise ValueError(f"samples must have room around them, but in column {i} all lie at {one:g}")
+        return cls(prior, first.tolist(), final.tolist())
 
     @property
     def names(self) -> Sequence[str] | None:

@@ -19,6 +19,7 @@ from openedm.inference.calibration import check_simulations, count_trained_on
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
 from openedm.inference.sbi_calls import Values, as_rows, as_tensor
+from openedm.inference.simulation import data_for
 
 __all__ = ["LocalTest", "PredictiveCheck", "Simulator", "local_c2st", "predictive_check"]
 
@@ -143,6 +144,7 @@ def predictive_check(
     num_draws: int = 1000,
     statistics: Callable[[Tensor], Tensor] | None = None,
     seed: int = 0,
+    batched: bool = True,
 ) -> PredictiveCheck:
     """Data simulated from posterior samples, to compare with the observation (posterior predictive check).
 
@@ -154,15 +156,18 @@ def predictive_check(
         statistics: from data (n, *x_shape) to (n, k); None means the data themselves, flattened, without members and
             values that are absent in x_observed.
         seed: of samples and simulations.
+        batched: whether the simulator takes all θ (n, dim) at once; False for one that takes a single θ, as `simulate`
+            calls it by default.
 
     Raises:
+        RuntimeError: the simulator raises.
         TypeError: num_draws or the seed is not an integer.
         ValueError: x_observed has another shape or is not finite, the simulator's data have another shape, or no draw
             is finite.
     """
     observation = _observation(posterior, x_observed)
     theta = posterior.sample(observation, num_draws, seed=seed).cpu()
-    data = torch.as_tensor(posterior.flat(simulator(theta, seed)))
+    data = torch.as_tensor(posterior.flat(data_for(simulator, theta, seed, batched)))
     if tuple(data.shape) != (num_draws, *posterior.x_shape):
         raise ValueError(f"simulator must give {(num_draws, *posterior.x_shape)}, got {tuple(data.shape)}")
     (complete,), _ = posterior._observations(observation)

@@ -17,8 +17,9 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Float32, Int64
 from numpy import ndarray
+from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.progress import Progress, ShowProgress, showing
@@ -29,7 +30,7 @@ from openedm.inference.priors import Prior
 from openedm.inference.results import Form
 from openedm.inference.simulations import Manifest, Simulations, Store
 
-__all__ = ["parameters", "simulate", "simulation_seeds"]
+__all__ = ["data_for", "parameters", "simulate", "simulation_seeds"]
 
 BLOCK = 1024
 """Parameters and seeds are drawn in blocks of so many."""
@@ -147,6 +148,28 @@ def simulation_seeds(n: int, seed: int) -> Int64[ndarray, "n"]:
     streams = [np.random.SeedSequence([seed, SEEDS, k]) for k in range(math.ceil(n / BLOCK))]
     blocks = [stream.generate_state(BLOCK, np.uint64) >> np.uint64(1) for stream in streams]
     return np.concatenate(blocks)[:n].astype(np.int64)
+
+
+def data_for(simulator: Simulator, theta: Float[Tensor, "n d"], seed: int, batched: bool) -> Any:
+    """The data of these parameters: of one call, or unless `batched` of one each, with seeds as in `simulate`.
+
+    Raises:
+        RuntimeError: the simulator raises.
+        TypeError: it cannot be called so.
+    """
+    if not batched:
+        chunk = Chunk(np.arange(len(theta)), theta.float().numpy(), simulation_seeds(len(theta), seed))
+        found = Call(simulator, False, "torch").run(chunk, None).simulations
+        if found.failures:
+            raise RuntimeError(f"simulator failed for {len(found.failures)} of {len(theta)}: {found.failures[0].error}")
+        return found.x
+    try:
+        return simulator(theta, seed)
+    except Exception as error:
+        raise RuntimeError(
+            f"simulator raised {type(error).__name__} for all theta {tuple(theta.shape)} at once: {error}; "
+            "one that takes a single theta needs batched=False"
+        ) from error
 
 
 def _check(n: int, seed: int, batch_size: int | None, workers: int | None, arrays: str, on_error: str) -> None:

@@ -30,6 +30,7 @@ from openedm.inference.priors import Prior
 from openedm.inference.refine import Refinement
 from openedm.inference.refined_flow import RefinedFlow
 from openedm.inference.repeated import RepeatedPosterior
+from openedm.inference.simulation import data_for
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks import JoinedSummary
@@ -253,9 +254,10 @@ class DenoiserPosterior(Posterior):
         self,
         x: Values | None = None,
         *,
-        simulator: Callable[[Tensor, int], Tensor] | None = None,
+        simulator: Callable[..., Any] | None = None,
         num_draws: int = 500,
         seed: int = 0,
+        batched: bool = True,
     ) -> Assessment:
         """Whether to trust the posterior at one observation: trust, more simulations, or model does not fit.
 
@@ -264,8 +266,11 @@ class DenoiserPosterior(Posterior):
             simulator: `simulator(theta, seed)` gives data (n, *x_shape), to be compared with x; None leaves that out.
             num_draws: how many data are simulated, ≥ 200.
             seed: of samples and simulations.
+            batched: whether the simulator takes all θ (n, dim) at once; False for one that takes a single θ, as
+                `simulate` calls it by default.
 
         Raises:
+            RuntimeError: the simulator raises.
             TypeError, ValueError: as `sample`; x is a batch, num_draws < 200, or the simulator's data have another
                 shape or are not finite.
         """
@@ -279,7 +284,9 @@ class DenoiserPosterior(Posterior):
         if simulator is not None:
             with torch.no_grad():
                 theta = self._samples(observations, num_draws, seed)[0].cpu()
-            predictive = predicted(torch.as_tensor(self.flat(simulator(theta, seed))), observations[0])
+            predictive = predicted(
+                torch.as_tensor(self.flat(data_for(simulator, theta, seed, batched))), observations[0]
+            )
         found = None if likeness is None else likeness[0]
         region = self._region(observations)
         known = {"effective": effective, "predictive": predictive, "spread": spread, "region": region}
@@ -365,8 +372,11 @@ class DenoiserPosterior(Posterior):
         return self.flow.spread(self.parts.data.forward(x), SPREAD_DRAWS // 4)
 
     def _region(self, x: Float[Tensor, "one ..."]) -> float | None:
-        """The share of the prior in the box that `fit_sequentially` would cut around samples; None without a prior."""
+        """The share of the prior in the box that `fit_sequentially` would cut around samples; None without one."""
         if self.prior is None:
             return None
         samples = self._samples(x, REGION_DRAWS, 0)[0].cpu()
-        return Truncated.around(self.prior, samples, MARGIN).mass
+        try:
+            return Truncated.around(self.prior, samples, MARGIN).mass
+        except ValueError:  # x is so far from all simulations that every sample lies at an end of the prior
+            return None
