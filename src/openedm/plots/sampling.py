@@ -127,7 +127,7 @@ def trajectories_1d(
     for i, sigma in enumerate(sigma_shown):
         checks.positive(f"sigma_shown[{i}]", sigma)
     rows, columns = len(sigma_shown), len(runs)
-    figure = Figure(figsize=(0.6 + 3.0 * columns, 0.5 + 2.5 * rows), layout="constrained")
+    figure = Figure(figsize=(1.4 + 3.0 * columns, 0.5 + 2.5 * rows), layout="constrained")
     grid = figure.subplots(rows, columns, squeeze=False)
     for row, sigma in zip(grid, sigma_shown, strict=True):
         for axes, run in zip(row, runs.values(), strict=True):
