@@ -8,6 +8,7 @@ import pytest
 import torch
 from matplotlib.figure import Figure
 
+from marks import FAR_APART
 from openedm.exploring import Runs, State, run_figures
 from openedm.exploring.links import python_lines
 from openedm.exploring.problems import Budget, Stopped
@@ -33,6 +34,7 @@ def test_every_view_draws_its_figures(runs: Runs, view: str) -> None:
     assert budget.count % SHORT.nfe == 0
 
 
+@FAR_APART
 def test_the_lines_of_python_draw_the_samples_of_the_page(runs: Runs) -> None:
     state = State(view="samples", num=2, seed=5, label=3, run="b", sampler=Sampler(Karras(3), churn=Churn(2.0)))
     found: dict[str, Any] = {}

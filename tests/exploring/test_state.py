@@ -6,6 +6,7 @@ from urllib.parse import parse_qsl
 import pytest
 import torch
 
+from marks import FAR_APART
 from openedm import guidance, levels, objective, preconditioning, sampling, schedules
 from openedm.cli.explore import explore
 from openedm.cli.parsing import parse
@@ -38,6 +39,7 @@ def test_a_state_is_its_url_and_its_command_line(state: State) -> None:
     assert (values["state"], values["runs"]) == (state, ["runs/a"])
 
 
+@FAR_APART
 @pytest.mark.parametrize("cls", classes_of(Solver), ids=lambda cls: cls.__name__)
 def test_every_solver_can_be_chosen_by_name(cls: type[Solver]) -> None:
     state = from_query([("sampler.solver", cls.__name__)])

@@ -8,6 +8,7 @@ import pytest
 import torch
 from PIL import Image
 
+from marks import FAR_APART
 from openedm.data import Arrays, InMemory, Pairs, Toy
 from openedm.data.partners import resize_images
 from openedm.data.stored import FULL_RANGES
@@ -140,6 +141,7 @@ def test_numbers_are_compared_in_full_float32_where_steps_adapt_or_levels_are_fi
     assert SamplingOptions(nfe=None, tolerance=0.1).full_float32
 
 
+@FAR_APART
 def test_published_noise_draws_classes_and_noise_as_the_published_script(checkpoint):
     sampler = Sampler(Karras(4), churn=Churn(2.0))
     source = CheckpointSampler(checkpoint, SamplingOptions(nfe=None, sampler=sampler), noise="published")

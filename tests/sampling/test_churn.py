@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from marks import FAR_APART
 from openedm.exact import GaussianMixture
 from openedm.levels import Karras, LogLinear
 from openedm.sampling import RK4, Churn, Euler, Sampler, SeededNoise, State
@@ -72,6 +73,7 @@ def test_s_noise_scales_the_variance_that_is_added(s_noise: float) -> None:
         assert expected == pytest.approx(VARIANCE + ((1 + gamma) * sigma) ** 2)
 
 
+@FAR_APART
 @pytest.mark.usefixtures("without_type_checker")
 @given(all_schedules(), all_scalings(), log_uniform(0.1, 20.0), st.floats(0.9, 1.1))
 def test_the_state_moves_to_the_higher_level_by_exactly_the_noise_between(
@@ -111,6 +113,7 @@ def test_without_churn_only_the_initial_noise_is_drawn() -> None:
     assert len(source.given) == 1
 
 
+@FAR_APART
 def test_with_noise_given_all_draws_of_the_seeds_are_churn() -> None:
     sampler = Sampler(Karras(4), churn=Churn(2.0))
     source = SeededNoise([1, 2])

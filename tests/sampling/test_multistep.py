@@ -12,6 +12,7 @@ from scipy.integrate import quad
 from scipy.special import hyp1f1
 from torch import Tensor
 
+from marks import FAR_APART
 from openedm import schedules
 from openedm.exact import GaussianMixture
 from openedm.levels import Explicit, Karras
@@ -230,6 +231,7 @@ def test_the_sde_variants_of_dpm_solver_plus_plus_replace_noise(eta: float) -> N
     assert_same(states(DPMSolverPP3M(eta=eta)), followed(noisy(three_multistep(eta), std)))
 
 
+@FAR_APART
 @pytest.mark.parametrize("eta", [0.3, 1.0, 2.0])
 def test_ddim_with_noise_is_the_reverse_sde_with_epsilon_held(eta: float) -> None:
     def step(past: Past, following: float) -> Tensor:

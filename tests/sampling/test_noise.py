@@ -7,6 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
+from marks import FAR_APART
 from openedm.exact import GaussianMixture
 from openedm.levels import Karras
 from openedm.sampling import EulerMaruyama, Heun, NoiseSource, Sampler, SeededNoise, initial_noise
@@ -107,6 +108,7 @@ def test_numpys_integers_are_seeds() -> None:
     assert torch.equal(draws(list(np.array([0, 3])), (2,)), expected)
 
 
+@FAR_APART
 def test_given_noise_replaces_the_first_draw_of_the_seeds_and_is_not_that_of_a_step_as_well() -> None:
     gaussian = GaussianMixture([1.0], [[0.0]], [[[1.0]]])
     sampler = Sampler(Karras(4), solver=EulerMaruyama())

@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from marks import FAR_APART
 from openedm import schedules
 from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
@@ -243,6 +244,7 @@ NETWORKS = [
 ]
 
 
+@FAR_APART
 @pytest.mark.usefixtures("without_type_checker")
 @pytest.mark.parametrize("churn", [Churn(), Churn(2.0)], ids=["ode", "churn"])
 @pytest.mark.parametrize(("kind", "shape"), NETWORKS, ids=["mlp", "unet"])
@@ -369,6 +371,7 @@ def test_seeds_that_are_no_sequence_are_refused_by_type(seeds: Any) -> None:
         Sampler(Karras(2)).sample(MIXTURE, seeds)
 
 
+@FAR_APART
 @pytest.mark.usefixtures("without_type_checker")
 @pytest.mark.parametrize(
     ("source", "message"),

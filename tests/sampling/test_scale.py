@@ -8,6 +8,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from marks import FAR_APART
 from openedm.denoiser import FunctionDenoiser, per_sample
 from openedm.exact import GaussianMixture
 from openedm.levels import Karras, Logistic, LogLinear, Uniform
@@ -69,6 +70,7 @@ def test_samples_of_data_in_other_units_are_the_same_in_those_units(sampler: Sam
     assert_samples_scale(sampler, scale)
 
 
+@FAR_APART
 @given(st.one_of(all_solvers(), st.sampled_from(NAMED), stochastic_solvers()), log_uniform(1e-3, 1e3))
 @settings(max_examples=20)
 def test_every_solver_on_levels_of_the_paper_samples_data_in_any_units(solver: object, scale: float) -> None:

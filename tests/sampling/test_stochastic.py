@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from marks import FAR_APART
 from openedm import schedules
 from openedm.denoiser import Condition, Denoiser, FunctionDenoiser, Preconditioned
 from openedm.exact import GaussianMixture
@@ -89,6 +90,7 @@ def assert_followed(solver: Solver, step: Callable[[Tensor, float, float, Iterat
 # Steps in closed form.
 
 
+@FAR_APART
 @pytest.mark.parametrize("eta", [0.0, 0.4, 1.0, 3.0])
 def test_euler_maruyama_takes_the_drift_and_the_noise_at_the_start_of_the_step(eta: float) -> None:
     def step(x: Tensor, sigma: float, following: float, noises: Iterator[Tensor]) -> Tensor:
@@ -314,6 +316,7 @@ def test_euler_maruyama_converges_to_the_path_of_its_noise_at_order_one() -> Non
 # Evaluations, seeds, refusals.
 
 
+@FAR_APART
 @settings(max_examples=30)
 @given(stochastic_solvers(), st.integers(2, 8))
 def test_nfe_is_the_number_of_evaluations(solver: Solver, num_steps: int) -> None:
@@ -328,6 +331,7 @@ def test_the_budgets_of_restart_and_of_the_corrector() -> None:
     assert Sampler(Karras(18), solver=PredictorCorrector(corrections=2)).nfe == 18 + 2 * 17
 
 
+@FAR_APART
 @settings(max_examples=20)
 @given(stochastic_solvers(), st.permutations(range(5)))
 def test_a_sample_is_the_same_to_the_bit_whatever_its_batch(solver: Solver, order: list[int]) -> None:
