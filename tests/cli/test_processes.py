@@ -65,6 +65,7 @@ EDM2 = [
 ]
 BRIEF = [
     "--options.images=64",
+    "--options.noises=2",
     "--options.batch_size=16",
     "--options.rampup=0",
     "--options.validate_every=0",
