@@ -3,11 +3,7 @@
     python -m benchmarks.scaling [--seconds 3] [--out scaling.json]
     python -m benchmarks.scaling --paper [--link 200 3] [--nodes 25 10]       # the second table alone, no measurement
 
-The time of a step of P processes, with N weights in float32 and B/P samples each:
-
-    T(P) = compute(B/P) + max(traffic(P) − hidden · ⅔ compute(B/P), 0),        traffic = volume · 4N/β + calls · α
-    DDP: one all-reduce, volume 2 (P−1)/P, calls 2 (P−1) for each bucket of 25 MB
-    FSDP2: two all-gathers of weights and one reduce-scatter, volume 3 (P−1)/P, calls 3 (P−1) for each block
+The model is `openedm.training.scaling`, which `openedm train --plan true` prints for a run.
 
 Two thirds of the compute are the backward pass, behind which traffic hides on a GPU, and not where processes compute
 and communicate with the same cores, as here: `hidden` is 0 for gloo. α and β are fitted to the times of all-reduces of
@@ -26,7 +22,7 @@ import statistics
 import tempfile
 import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 import torch.multiprocessing as processes
@@ -34,69 +30,19 @@ from benchmarks.common import machine, write_json
 from torch import distributed, nn
 
 from openedm.networks import DDPMpp
+from openedm.training.scaling import GPUS, Link, Work, efficiency
 
-BUCKET, BYTES = 25 << 20, 4
 SIZES = (1 << 12, 1 << 18, 1 << 21, 1 << 24)
 """Bytes of the all-reduces that are timed."""
-HIDDEN = 0.9
+BYTES = 4
 
 
-class Link(NamedTuple):
-    """The network between processes.
-
-    Attributes:
-        bandwidth: β, bytes a second that a process sends and receives.
-        latency: α, seconds of a call.
-    """
-
-    bandwidth: float
-    latency: float
-
-
-class Work(NamedTuple):
-    """A network and its batch.
-
-    Attributes:
-        name: for the table.
-        weights: N.
-        blocks: slices of FSDP2.
-        batch: samples of a step of all processes.
-        rate: samples a second of one process.
-    """
-
-    name: str
-    weights: int
-    blocks: int
-    batch: int
-    rate: float
-
-
-PAPER = (
-    Work("DDPM++, CIFAR-10", 56_000_000, 40, 512, 300.0),
-    Work("ADM, ImageNet-64", 296_000_000, 60, 4096, 100.0),
-    Work("EDM2-XXL, latents", 1_500_000_000, 60, 2048, 25.0),
-)
+PAPER = {
+    "DDPM++, CIFAR-10": Work(56_000_000, 40, 512, 300.0),
+    "ADM, ImageNet-64": Work(296_000_000, 60, 4096, 100.0),
+    "EDM2-XXL, latents": Work(1_500_000_000, 60, 2048, 25.0),
+}
 """Weights and batches of the papers; the images a second are assumptions for a GPU of 2023 in mixed precision."""
-
-
-def traffic(work: Work, link: Link, count: int, *, sharded: bool) -> float:
-    """Seconds of a step's communication."""
-    rounds = (3 if sharded else 2) * (count - 1)
-    calls = work.blocks if sharded else -(-BYTES * work.weights // BUCKET)
-    return rounds / count * BYTES * work.weights / link.bandwidth + rounds * calls * link.latency
-
-
-def step(work: Work, link: Link, count: int, *, sharded: bool = False, hidden: float = 0.0) -> float:
-    """T(P): seconds of a step of `count` processes."""
-    compute = work.batch / count / work.rate
-    if count == 1:
-        return compute
-    return compute + max(traffic(work, link, count, sharded=sharded) - hidden * compute * 2 / 3, 0.0)
-
-
-def efficiency(work: Work, link: Link, count: int, *, sharded: bool = False, hidden: float = 0.0) -> float:
-    """The share of `count` times the speed of one process."""
-    return step(work, link, 1) / (count * step(work, link, count, sharded=sharded, hidden=hidden))
 
 
 def _join(rank: int, folder: str) -> None:
@@ -169,13 +115,18 @@ def fit(reduced: dict[int, float]) -> Link:
     return Link(1 / inverse, max(latency, 0.0))
 
 
+def _shown(link: Link) -> tuple[float, float]:
+    """GB/s and µs."""
+    return link.bandwidth / 1e9, 1e6 * link.latency
+
+
 def main() -> None:
     """Measure, fit and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--paper", action="store_true", help="the table for GPUs alone")
     parser.add_argument("--seconds", type=float, default=3.0, help="measuring time of each case")
-    parser.add_argument("--link", type=float, nargs=2, default=(200.0, 3.0), help="GB/s and µs in a machine")
-    parser.add_argument("--nodes", type=float, nargs=2, default=(25.0, 10.0), help="GB/s and µs among machines")
+    parser.add_argument("--link", type=float, nargs=2, default=_shown(GPUS.near), help="GB/s and µs in a machine")
+    parser.add_argument("--nodes", type=float, nargs=2, default=_shown(GPUS.far), help="GB/s and µs among machines")
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     given = parser.parse_args()
     found: dict[str, Any] = {"machine": machine()}
@@ -187,7 +138,7 @@ def main() -> None:
         print(f"two gloo processes: {link.bandwidth / 1e9:.2f} GB/s, {1e6 * link.latency:.0f} µs a call")
         print("  weights  batch  ms alone  ms together  efficiency  predicted")
         for row in times["steps"]:
-            work = Work("", row["weights"], 1, 2 * row["batch"], row["batch"] / row["alone"])
+            work = Work(row["weights"], 1, 2 * row["batch"], row["batch"] / row["alone"])
             row["efficiency"], row["predicted"] = row["alone"] / row["together"], efficiency(work, link, 2)
             print(
                 f"{row['weights']:>9,}{row['batch']:>7}{1e3 * row['alone']:>10.1f}{1e3 * row['together']:>13.1f}"
@@ -197,15 +148,15 @@ def main() -> None:
     near, far = (Link(1e9 * gigabytes, 1e-6 * micro) for gigabytes, micro in (given.link, given.nodes))
     print("\nassumed, on paper:    weights   batch  images/s of one  efficiency of 8: DDP  FSDP2   of 64: DDP  FSDP2")
     rows = []
-    for work in PAPER:
+    for name, work in PAPER.items():
         cells = [
-            efficiency(work, link, count, sharded=sharded, hidden=HIDDEN)
+            efficiency(work, link, count, sharded=sharded, hidden=GPUS.hidden)
             for link, count in ((near, 8), (far, 64))
             for sharded in (False, True)
         ]
-        rows.append({**work._asdict(), "efficiencies": cells})
+        rows.append({"name": name, **work._asdict(), "efficiencies": cells})
         print(
-            f"{work.name:<18}{work.weights:>11,}{work.batch:>8}{work.rate:>17.0f}{cells[0]:>22.2f}{cells[1]:>7.2f}"
+            f"{name:<18}{work.weights:>11,}{work.batch:>8}{work.rate:>17.0f}{cells[0]:>22.2f}{cells[1]:>7.2f}"
             f"{cells[2]:>13.2f}{cells[3]:>7.2f}"
         )
     if given.out is not None:

@@ -109,7 +109,7 @@ def test_passes_are_timed_in_turn_and_leave_weights_gradients_and_random_numbers
     assert all(torch.equal(value, module.state_dict()[name]) for name, value in before.items())
     assert all(p.grad is None for p in module.parameters())
     asked.clear()
-    scripted(monkeypatch, 1.0, 0.5)  # two samples take a second: no more are taken
+    scripted(monkeypatch, precision.PASS_SECONDS, 0.5)  # of two samples: no more are taken
     assert measure_precision(module, model, OPTIONS, 6).samples == 2
 
 

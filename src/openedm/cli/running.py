@@ -14,6 +14,7 @@ from openedm.cli.budgeting import names_given
 from openedm.cli.importing import recorded
 from openedm.cli.parsing import dump
 from openedm.cli.plain import to_plain
+from openedm.cli.planning import describe_plan
 from openedm.cli.terminal import StopSignal, print_line
 from openedm.data import Dataset, Source
 from openedm.data.autoencoder import Codec
@@ -62,6 +63,7 @@ def run_training(
     accelerator: Accelerator,
     vae: str | None = None,
     notes: Sequence[str] = (),
+    plan_only: bool = False,
 ) -> int:
     """Train, with log lines, a log, figures and a tracker; the exit status.
 
@@ -80,6 +82,7 @@ def run_training(
         accelerator: the processes.
         vae: the folder or name of the autoencoder for grids of latents; None for where it was.
         notes: lines about what was chosen.
+        plan_only: print what the run would cost, and do not train.
     """
     earlier = bool(list_checkpoints(run))
     sampler = _grid_sampler(sampler, objective, model.sigma_data)
@@ -103,11 +106,15 @@ def run_training(
     measured = None if trainer.finished else trainer.choose_precision()
     plan = None if trainer.finished else trainer.plan()
     about: list[str] = []
+    grid = grid_evaluations(dataset, sampler, guidance)
     if accelerator.is_main_process:
         lines = [f"chosen   {line}" for line in notes] + [f"changed  {line}" for line in changed]
         lines += [] if measured is None else [f"precision {measured.describe()}"]
-        about = _describe(trainer, dataset.describe(), plan, lines, grid_evaluations(dataset, sampler, guidance))
-        print(*about, sep="\n")
+        about = _describe(trainer, dataset.describe(), plan, lines, grid)
+        print(*about, *(describe_plan(trainer, plan, grid) if plan_only else ()), sep="\n")
+    if plan_only:
+        return 0
+    if accelerator.is_main_process:
         # A run that is repeated or resumed has the precision that was chosen.
         values = {**values, "options": replace(options, precision=trainer.options.precision)}
         _record(run, values)

@@ -182,6 +182,16 @@ class Options(Choice):
         """The number of noise levels of a validation, tails included."""
         return self.validate_levels + (len(TAILS) if self.validate_tails else 0)
 
+    def occasions(self, every: int, images_seen: int = 0) -> int:
+        """How often a thing is due in the rest of a run without `stop_after`: at multiples of `every`, and at its end.
+
+        Args:
+            every: number of images between two occasions; 0 for none.
+            images_seen: the images seen so far.
+        """
+        left = every and images_seen < self.images
+        return math.ceil(self.images / every) - images_seen // every if left else 0
+
     def evaluations(self, samples: int, grid_evaluations: int, images_seen: int = 0) -> int:
         """The evaluations of a sample for validation losses and grids in the rest of a run without `stop_after`.
 
@@ -190,12 +200,9 @@ class Options(Choice):
             grid_evaluations: those of a grid.
             images_seen: the images seen so far.
         """
-
-        def times(every: int) -> int:  # at its multiples, and at the end
-            return math.ceil(self.images / every) - images_seen // every if every and images_seen < self.images else 0
-
-        validations = times(self.validate_every) * min(self.validate_samples, samples) * self.measured_levels
-        return validations + times(self.snapshot_every) * grid_evaluations
+        validations = self.occasions(self.validate_every, images_seen)
+        measured = validations * min(self.validate_samples, samples) * self.measured_levels
+        return measured + self.occasions(self.snapshot_every, images_seen) * grid_evaluations
 
     def learning_rate_at(self, images_seen: int) -> float:
         """The learning rate of a step that brings the images seen to `images_seen`."""

@@ -36,10 +36,10 @@ LEVELS = 8
 """The number of noise levels at which errors are measured."""
 NUMBERS = 1024
 """About the number of values of samples at each of them."""
-PASS_SECONDS = 1.0
+PASS_SECONDS = 4.0
 """About the longest time of a pass."""
 REPEATS = 3
-"""The number of passes of each precision whose times are compared."""
+"""The number of passes of each precision whose times are compared; two of long ones."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +73,13 @@ class PrecisionChoice:
         seconds = {"fp32": f"{self.fp32:.3g} s", "bf16": f"{self.bf16:.3g} s"}
         error = f"error {100 * self.error:.2g} %" if math.isfinite(self.error) else "bf16 is not finite"
         return (
-            f"{first}: a pass over {self.samples} samples takes {seconds[first]}, in {second} {seconds[second]} "
+            f"{first}: a pass over {_count(self.samples)} takes {seconds[first]}, in {second} {seconds[second]} "
             f"({self.fp32 / self.bf16:.2f} ×, at least {GAIN} needed); {error}, at most {100 * BOUND:.0f} %"
         )
+
+
+def _count(samples: int) -> str:
+    return f"{samples} sample" if samples == 1 else f"{samples} samples"
 
 
 def choose_precision(
@@ -109,8 +113,8 @@ def measure_precision(module: LossModule, model: Model, options: Options, sample
         module: the loss of the network, on the device of training.
         model: the shapes of its inputs.
         options: the options of training, without effect of `precision`.
-        samples: the samples of a pass; fewer are taken if they need more than about a second, or half of the
-            memory that is free.
+        samples: the samples of a pass; fewer are taken if they need more than a few seconds, or half of the memory
+            that is free.
 
     Raises:
         MemoryError: not even two samples fit.
@@ -124,7 +128,9 @@ def measure_precision(module: LossModule, model: Model, options: Options, sample
         seconds = min(time_run(few.run, device) for _ in range(2))
         count = int(min(samples, available_on(device) / needed, 2 * PASS_SECONDS / seconds))
         passes = [Pass.make(module, model, each, max(count, 1), device) for each in (single, mixed)]
-        for _ in range(1 + REPEATS):
+        for round_ in range(1 + REPEATS):
+            if round_ > 2 and sum(times["fp32"]) > PASS_SECONDS:
+                break
             for name, each in zip(times, passes, strict=True):
                 times[name].append(time_run(each.run, device))
         error = _error(module, model, device)

@@ -85,17 +85,24 @@ class Plan:
         accumulate: the number of rounds in which the part of a batch of each process is computed.
         samples: the samples of a round of one process.
         available: the bytes that were free.
+        checkpoint: about the bytes of a checkpoint.
     """
 
     cost: Cost
     accumulate: int
     samples: int
     available: int
+    checkpoint: int = 0
 
     @classmethod
     def unknown(cls, options: Options) -> "Plan":
         """The plan of training that is not measured."""
         return cls(Cost(0, 0, math.nan), options.rounds, options.batch_size // options.rounds, 0)
+
+    @property
+    def is_unknown(self) -> bool:
+        """Whether nothing was measured."""
+        return math.isnan(self.cost.seconds)
 
     @property
     def bytes(self) -> int:
@@ -110,7 +117,7 @@ class Plan:
             processes: the number of processes.
             evaluations: the number of evaluations of a sample for validation losses and grids, in the main process.
         """
-        if math.isnan(self.cost.seconds):
+        if self.is_unknown:
             return ()
         rounds = f", {self.accumulate} rounds of {self.samples}" if self.accumulate > 1 else ""
         speed = processes / self.cost.seconds

@@ -215,7 +215,7 @@ class Trainer:
         self.choose_precision()
         plan = measure_plan(self._loss_module, self.model, self.options, self.accelerator)
         self.options = replace(self.options, accumulate=plan.accumulate)
-        return plan
+        return replace(plan, checkpoint=self._weights.checkpoint_bytes)
 
     def _steps(self) -> Iterator[TrainingProgress]:
         options, state, accelerator = self.options, self.state, self.accelerator

@@ -148,6 +148,13 @@ class TrainedWeights:
         tensors = {f"{part}.{name}": t for part, m in self._modules().items() for name, t in m.state_dict().items()}
         return full_state_dict(tensors | _flatten_optimizer(self.optimizer, self._parameter_names), keep=keep)
 
+    @property
+    def checkpoint_bytes(self) -> int:
+        """About the bytes of a checkpoint: the weights for sampling, those for resuming, and Adam's two moments."""
+        kept = [t for m in (self.average.network, *self._modules().values()) for t in m.state_dict().values()]
+        trained = [p for p in self.loss_module.parameters() if p.requires_grad]
+        return sum(int(t.numel()) * t.element_size() for t in (*kept, *trained, *trained))
+
     def restore(
         self, tensors: Mapping[str, Tensor], weights: Mapping[str, Tensor], origin: Path, *, dropout_by_bits: bool
     ) -> None:
