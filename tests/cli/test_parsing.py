@@ -90,6 +90,7 @@ runs = st.fixed_dictionaries(
         "budget": st.none() | st.sampled_from(["cpu-hour", "gpu-80gb"]),
         "preset": st.none(),
         "vae": st.none() | texts,
+        "plan": st.just(False),
     }
 )
 
