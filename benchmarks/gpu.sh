@@ -2,7 +2,7 @@
 # Speed of training and sampling on a GPU, as a table: nothing is built, downloaded or written but the rows, and all of it
 # takes under eight minutes, because every part ends after the seconds beside it.
 #
-#     benchmarks/gpu.sh                         DEVICE=cpu SIZE=tiny benchmarks/gpu.sh      (anywhere, in seconds)
+#     benchmarks/gpu.sh                         DEVICE=cpu SIZE=tiny benchmarks/gpu.sh      (anywhere, in minutes)
 #
 # PYTHON: the interpreter of an environment with openedm. ROWS: a file for the rows. SLOW: how many times as long parts may
 # take, for a machine that is busy.
