@@ -2,29 +2,26 @@
 
 With a budget of N evaluations: exponential multistep in the velocity ε − D/σ_d of rectified flow and its time σ/(σ+σ_d)
 (or in EDM's F and the angle atan(σ/σ_d) where N is small), on levels at the quantiles of a logistic distribution of ln
-σ. High orders with a corrector need close levels, so that the order is lower for fewer evaluations. In between the
-errors of predictor and corrector have opposite signs, and a step takes a part of the correction:
+σ. High orders with a corrector need close levels, so that the order is lower for fewer evaluations:
 
-| N | q | u | predictor, corrector | part of the correction | centre/σ_d, spread of the levels |
-|---|---|---|---|---|---|
-| up to 9 | F | angle | 4, 0 | | 0.3, 1.5 |
-| 10–12 | velocity | flow | 2, 3 | 1 | 0.4, 1.5 |
-| 13–27 | velocity | flow | 3, 3 | 0.55 at 13, 0.79 at 19, 0.85 at 27, linear in between | 0.4, 1.5 |
-| from 28 | velocity | flow | 4, 5 | 1 | 0.4, 2 |
+| N | q | u | predictor, corrector | centre/σ_d, spread of the levels |
+|---|---|---|---|---|
+| up to 9 | F | angle | 4, 0 | 0.3, 1.5 |
+| 10–15 | velocity | flow | 2, 3 | 0.4, 1.5 |
+| 16–27 | velocity | flow | 3, 4 | 0.42, 1.5 |
+| from 28 | velocity | flow | 4, 5 | 0.4, 2 |
 
 With a tolerance: Dormand & Prince's pair, with a step size for each sample (`adaptive`).
 
 The rule was chosen on 50 exact problems of 1 to 64 dimensions, 40 of them random, for a small geometric mean of the
 ratio of its median error to that of the best published sampler for the same problem and budget, and no ratio far above
-1; the parts of the correction later, on other random mixtures. Its errors on other problems are in
-`benchmarks/README.md`. Levels fitted to the denoiser (`fit_levels`) have lower errors.
+1. Its errors on other problems are in `benchmarks/README.md`. Levels fitted to the denoiser (`fit_levels`) have lower
+errors.
 """
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
-
-import numpy as np
 
 from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
@@ -43,10 +40,7 @@ __all__ = ["Auto"]
 
 
 class Setting(NamedTuple):
-    """The solver and levels for budgets of up to `max_nfe` evaluations; None for all larger ones.
-
-    `parts` are numbers of evaluations and the part of the correction at each.
-    """
+    """The solver and levels for budgets of up to `max_nfe` evaluations; None for all larger ones."""
 
     max_nfe: int | None
     prediction: type[VelocityPrediction] | type[NetworkPrediction]
@@ -55,24 +49,14 @@ class Setting(NamedTuple):
     corrector: int
     centre: float
     spread: float
-    parts: tuple[tuple[float, ...], tuple[float, ...]] = ((0.0,), (1.0,))
 
 
-FEW = Setting(9, NetworkPrediction, Angle, 4, 0, centre=0.3, spread=1.5)
-MANY = Setting(None, VelocityPrediction, FlowTime, 4, 5, centre=0.4, spread=2.0)
 SETTINGS = (
-    FEW,
-    Setting(12, VelocityPrediction, FlowTime, 2, 3, centre=0.4, spread=1.5),
-    Setting(27, VelocityPrediction, FlowTime, 3, 3, 0.4, 1.5, parts=((13, 19, 27), (0.55, 0.79, 0.85))),
-    MANY,
-)
-EARLIER = (
-    FEW,
+    Setting(9, NetworkPrediction, Angle, 4, 0, centre=0.3, spread=1.5),
     Setting(15, VelocityPrediction, FlowTime, 2, 3, centre=0.4, spread=1.5),
     Setting(27, VelocityPrediction, FlowTime, 3, 4, centre=0.42, spread=1.5),
-    MANY,
+    Setting(None, VelocityPrediction, FlowTime, 4, 5, centre=0.4, spread=2.0),
 )
-"""Those of version 0.1."""
 DEFAULT_NFE = 32
 
 
@@ -88,8 +72,8 @@ class Auto(SamplerChoice):
             times σ_data/0.5.
         sigma_max: the highest noise level; None means EDM's 80 times σ_data/0.5.
         relative: whether the tolerance, and the noise levels that are not given, are relative to σ_data. False is the
-            rule of version 0.1: a tolerance in data units, levels from 0.002, or 0.04 σ_data if that is lower, to 80,
-            or 40 σ_data if that is higher, and whole corrections.
+            rule of version 0.1: a tolerance in data units, and levels from 0.002, or 0.04 σ_data if that is lower, to
+            80, or 40 σ_data if that is higher.
 
     Raises:
         ValueError: both `nfe` and `tolerance`, or a value is out of its range.
@@ -127,11 +111,8 @@ class Auto(SamplerChoice):
             levels = Logistic(2, *self._range(width)).for_data(width)
             return Sampler(levels, solver=DormandPrince(self.tolerance, relative=self.relative))
         nfe = self.nfe or DEFAULT_NFE
-        settings = SETTINGS if self.relative else EARLIER
-        rule = next(setting for setting in settings if setting.max_nfe is None or nfe <= setting.max_nfe)
-        part = float(np.interp(nfe, *rule.parts))
-        predictor, corrector = rule.predictor, rule.corrector
-        solver = Multistep(rule.prediction(width), rule.variable(width), predictor, corrector, correction=part)
+        rule = next(setting for setting in SETTINGS if setting.max_nfe is None or nfe <= setting.max_nfe)
+        solver = Multistep(rule.prediction(width), rule.variable(width), rule.predictor, rule.corrector)
         levels = Logistic(nfe, *self._range(width), rule.centre * width, rule.spread).for_data(width)
         return Sampler(_supported_levels(denoiser, levels), solver=solver)
 
