@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 import openedm.guidance  # noqa: F401  # Its choices are known once it is imported.
+from marks import FAR_APART
 from openedm.cli.main import main
 from openedm.data import Arrays, Shards, align_classes
 from openedm.denoiser import Denoiser, FunctionDenoiser
@@ -150,6 +151,7 @@ def test_published_files_denoise_as_they_did(name):
 
 
 @pytest.mark.filterwarnings("ignore:max_nfe=40 ended the adaptive steps of 1 of 2 samples early")
+@FAR_APART
 def test_samplers_are_read_from_plain_data_and_draw_what_they_did(without_type_checker):
     wanted = expected("samplers")["samples"]
     for config, samples in zip(json.loads((OLD / "samplers.json").read_text()), wanted, strict=True):
