@@ -169,6 +169,7 @@ def test_every_choice_is_read_from_plain_data(config):
     assert isinstance(from_config(Choice, config), Choice)
 
 
+@FAR_APART
 @pytest.mark.parametrize("path", sorted((OLD / "configs").glob("sample-*.yaml")), ids=lambda path: path.stem)
 def test_a_configuration_of_a_sampler_draws_what_it_did(path, tmp_path, without_type_checker):
     out = tmp_path / "samples.npz"

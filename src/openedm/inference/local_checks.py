@@ -160,7 +160,7 @@ def predictive_check(
             calls it by default.
 
     Raises:
-        RuntimeError: the simulator raises.
+        RuntimeError: a simulator of single θ raises; what another raises is raised with a note.
         TypeError: num_draws or the seed is not an integer.
         ValueError: x_observed has another shape or is not finite, the simulator's data have another shape, or no draw
             is finite.

@@ -154,7 +154,7 @@ def data_for(simulator: Simulator, theta: Float[Tensor, "n d"], seed: int, batch
     """The data of these parameters: of one call, or unless `batched` of one each, with seeds as in `simulate`.
 
     Raises:
-        RuntimeError: the simulator raises.
+        RuntimeError: a simulator of single θ raises; what another raises is raised with a note.
         TypeError: it cannot be called so.
     """
     if not batched:
@@ -166,10 +166,10 @@ def data_for(simulator: Simulator, theta: Float[Tensor, "n d"], seed: int, batch
     try:
         return simulator(theta, seed)
     except Exception as error:
-        raise RuntimeError(
-            f"simulator raised {type(error).__name__} for all theta {tuple(theta.shape)} at once: {error}; "
-            "one that takes a single theta needs batched=False"
-        ) from error
+        error.add_note(
+            f"simulator got all theta {tuple(theta.shape)} at once; one that takes a single theta needs batched=False"
+        )
+        raise
 
 
 def _check(n: int, seed: int, batch_size: int | None, workers: int | None, arrays: str, on_error: str) -> None:

@@ -270,7 +270,7 @@ class DenoiserPosterior(Posterior):
                 `simulate` calls it by default.
 
         Raises:
-            RuntimeError: the simulator raises.
+            RuntimeError: a simulator of single θ raises; what another raises is raised with a note.
             TypeError, ValueError: as `sample`; x is a batch, num_draws < 200, or the simulator's data have another
                 shape or are not finite.
         """
