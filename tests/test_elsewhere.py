@@ -17,6 +17,7 @@ except ImportError as error:  # it is made of torch's private parts
     pytest.skip(f"this torch, {torch.__version__}, has other private parts: {error}", allow_module_level=True)
 from accelerated import forget_accelerate
 from fitted import TINY, tiny_posterior
+from marks import FAR_APART
 from openedm import conditioning, guidance, likelihood, measurements, networks, objective, preconditioning, sampling
 from openedm.data import InMemory
 from openedm.denoiser import Denoiser, Preconditioned
@@ -105,12 +106,14 @@ def test_the_other_device_refuses_what_a_gpu_refuses(away: torch.device) -> None
     assert float((there + there[torch.tensor([2, 1, 0])] * torch.tensor(2.0)).sum()) == 9
 
 
+@FAR_APART
 @pytest.mark.parametrize("solver", SOLVERS, ids=lambda solver: type(solver).__name__)
 def test_solvers(away: torch.device, solver: sampling.Solver) -> None:
     sampler = Sampler(levels=Karras(num_steps=4), solver=solver)
     same(away, lambda move: sampler.sample(move(denoiser()), [0, 1], condition=torch.tensor([0, 2])))
 
 
+@FAR_APART
 @pytest.mark.parametrize("source", [sampling.SeededNoise, sampling.BrownianNoise])
 def test_noise(away: torch.device, source: Callable[[list[int]], sampling.NoiseSource]) -> None:
     sampler = Sampler(levels=Karras(num_steps=3), churn=sampling.Churn(s_churn=2.0))

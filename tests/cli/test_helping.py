@@ -141,7 +141,7 @@ def test_completion_is_a_script_of_the_shell(capsys):
     )
     ended = subprocess.run(["bash", "-c", f"{script}\n{typed}"], capture_output=True, text=True, check=True)
     precision, sub_commands = ended.stdout.splitlines()
-    assert precision == "fp32 bf16"
+    assert precision == "fp32 bf16 auto"
     assert "convert" in sub_commands
     assert main(["--completion", "nonsense"]) == 2
     assert "must be followed by one of bash, zsh, tcsh" in capsys.readouterr().err

@@ -12,8 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from marks import FAR_APART
 from openedm.data import Digits
 from openedm.training import list_checkpoints, load_denoiser
+
+pytestmark = FAR_APART
 
 STEPS = 20
 TRAINING = [

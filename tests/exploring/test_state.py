@@ -1,6 +1,7 @@
 """States of the explorer as URLs, command lines and Python; and what a URL cannot do."""
 
 import shlex
+from dataclasses import dataclass
 from urllib.parse import parse_qsl
 
 import pytest
@@ -104,3 +105,14 @@ def test_the_samples_of_a_run_are_those_of_a_command() -> None:
 def test_nothing_is_written_that_is_a_default() -> None:
     assert list(changed(State(), State())) == []
     assert query_of(State(num=4)) == "num=4"
+
+
+@dataclass(frozen=True)
+class Countless(levels.Levels):
+    def sigmas(self) -> torch.Tensor:
+        return torch.ones(1)
+
+
+def test_a_rule_of_ones_own_without_a_number_of_levels_is_a_state() -> None:
+    state = State(sampler=Sampler(Countless()))
+    assert dict(parse_qsl(query_of(state)))["sampler.levels"].endswith("Countless")

@@ -73,7 +73,8 @@ class State(Choice):
             ("seed", self.seed, 0, MAX_SEED),
             ("seed_to", self.seed_to, 0, MAX_SEED),
             ("label", 0 if self.label is None else self.label, 0, MAX_CLASS),
-            ("sampler.levels.num_steps", self.sampler.levels.num_steps, 1, MAX_STEPS),
+            # A rule of one's own may lack it, which is said where levels are computed.
+            ("sampler.levels.num_steps", getattr(self.sampler.levels, "num_steps", 1), 1, MAX_STEPS),
         ):
             if not low <= value <= high:
                 raise ValueError(f"{name} must be between {low} and {high}, got {value}")
