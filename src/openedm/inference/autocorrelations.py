@@ -35,8 +35,7 @@ def autocorrelations(x: Float[Tensor, "*batch columns"], lags: int = LAGS) -> Fl
     mean = x.mean(-1, keepdim=True)
     rest, columns = x - mean, x.shape[-1]
     variance = rest.square().mean(-1, keepdim=True)
-    tiny = torch.finfo(torch.float32).tiny
-    variance = variance.clamp_min(tiny)
+    variance = variance.clamp_min(torch.finfo(torch.float64).tiny)
     alike = [(rest[..., k:] * rest[..., : columns - k]).mean(-1, keepdim=True) / variance for k in range(1, lags + 1)]
     size = variance.sqrt()
     return torch.cat([mean, variance.log(), mean / size, *alike, rest[..., :1] / size, rest[..., -1:] / size], -1)

@@ -138,7 +138,7 @@ class Bijection(Choice):
         from_high = torch.where(ends.bounded, (below / ends.width).clamp(min=EDGE * (point >= ends.high)), half)
         probit = torch.where(from_low < half, torch.special.ndtri(from_low), -torch.special.ndtri(from_high))
         distance = torch.where(ends.half_line, above, 1.0)
-        logarithm = ends.sign * distance.clamp(min=torch.finfo(torch.float32).tiny).log()
+        logarithm = ends.sign * torch.where(distance <= 0, torch.finfo(torch.float32).tiny, distance).log()
         return torch.where(ends.bounded, probit, torch.where(ends.half_line, logarithm, point))
 
     def _ends(self, like: Float[Tensor, "*batch d"]) -> _Ends:

@@ -134,7 +134,7 @@ class Truncated(Prior):
         """
         z = prior.bijection.forward(samples.double())
         low, high = z.min(0).values, z.max(0).values
-        reach = margin * (high - low) + 1e-6
+        reach = (margin + 1e-6) * (high - low)
         ends = prior.bijection.inverse(torch.stack([low - reach, high + reach]))
         bounds = (prior if inside is None else inside).bijection
         last = torch.tensor([bounds.low, bounds.high], dtype=torch.float64)

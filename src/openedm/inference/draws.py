@@ -36,24 +36,25 @@ StepNoise = Literal["independent", "path"]
 
 
 def observation_seeds(x: Float[Tensor, "observations ..."], seed: int) -> tuple[int, ...]:
-    """One seed for each observation: a hash of `seed` and of the observation's float32 values; below 2⁶³.
+    """One seed for each observation: a hash of `seed` and of the observation's values; below 2⁶³.
 
     Args:
-        x: observations; −0 counts as 0, and all NaN are one.
+        x: observations, float64, or else taken as float32; −0 counts as 0, and all NaN are one.
         seed: any integer ≥ 0.
 
     >>> one, two = observation_seeds(torch.tensor([[1.0], [2.0]]), 0)
     >>> (one,) == observation_seeds(torch.tensor([[1.0]]), 0), one == two
     (True, False)
     """
-    values = x.detach().to("cpu", torch.float32) + 0.0
+    precise = x.dtype == torch.float64
+    values = x.detach().to("cpu", torch.float64 if precise else torch.float32) + 0.0
     rows = torch.where(values.isnan(), torch.nan, values).contiguous().numpy()
     return tuple(hash_seed(f"{seed}:".encode() + row.tobytes()) for row in rows)
 
 
 def fingerprints(theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> Int64[Tensor, " rows"]:
-    """A number below 2⁶³ for each simulation, by which it is recognised: a hash of its float32 values."""
-    return torch.tensor(observation_seeds(torch.cat([theta.cpu().float(), x.cpu().float().flatten(1)], 1), 0))
+    """A number below 2⁶³ for each simulation, by which it is recognised: a hash of its values."""
+    return torch.tensor(observation_seeds(torch.cat([theta.cpu(), x.cpu().flatten(1)], 1), 0))
 
 
 def numbered_seeds(seed: int, count: int) -> tuple[int, ...]:

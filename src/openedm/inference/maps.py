@@ -69,9 +69,14 @@ class Coordinates(Choice):
         """u; NaN outside the support."""
         return self.columns.forward(self.bijection.forward(variables.double()))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of variables that are made of u."""
+        return torch.float32
+
     def inverse(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """The variables, float32, strictly inside their supports."""
-        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(u)).float())
+        """The variables, in `dtype`, strictly inside their supports."""
+        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(u)).to(self.dtype))
 
     def log_det(self, variables: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         """ln |du/dv|."""
@@ -92,16 +97,24 @@ class ParameterMap(Coordinates):
     Args:
         inputs: the standardisation of that form: θ itself where it is bounded on both sides or not at all, its
             logarithm on a half-line.
+        precise: whether θ is float64, where float32 would not tell its values apart.
     """
 
     inputs: Columns
+    precise: bool = False
 
     @classmethod
     def of(cls, theta: Float[Tensor, "rows d"], bijection: Bijection | None) -> "ParameterMap":
         """The map for these parameters; without a bijection, tails may be warped."""
         known = Bijection.unbounded(theta.shape[1]) if bijection is None else bijection
         columns = Columns.of(known.forward(theta.double()), warp=bijection is None)
-        return cls(known, columns, Columns.of(_natural(known, theta.double()), warp=False))
+        inputs = Columns.of(_natural(known, theta.double()), warp=False)
+        return cls(known, columns, inputs, theta.dtype == torch.float64)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of θ."""
+        return torch.float64 if self.precise else torch.float32
 
     def inputs_of(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The inputs of an emulator at θ, float32."""
@@ -131,6 +144,7 @@ class DataMap:
         absence: what of an observation may be absent, NaN; None for nothing.
         exchangeable: whether the kept columns are draws of one distribution, and sorted before they are standardised.
         lags: of the autocorrelations that stand for the kept columns; 0 for the columns themselves.
+        precise: whether x is float64, where float32 would lose what it tells.
     """
 
     x_shape: tuple[int, ...]
@@ -142,6 +156,7 @@ class DataMap:
     absence: Absence | None = None
     exchangeable: bool = False
     lags: int = 0
+    precise: bool = False
 
     @classmethod
     def of(
@@ -164,10 +179,10 @@ class DataMap:
         if len(shape) == 1:
             kept = x[:, list(keep)]
             counts = tuple(is_count(column) for column in kept.T)
-            return cls(shape, keep, Columns.of(kept), counts)
+            return cls(shape, keep, Columns.of(kept), counts, precise=x.dtype == torch.float64)
         axis = len(shape) - 1 if sets else 0
         columns = Columns.of(x.movedim(axis + 1, -1).flatten(0, -2), warp=sets)
-        return cls(shape, (), columns, axis=axis, absence=absence)
+        return cls(shape, (), columns, axis=axis, absence=absence, precise=x.dtype == torch.float64)
 
     def sorted(self, x: Float[Tensor, "rows columns"]) -> "DataMap":
         """The map of columns that are draws of one distribution: to their order statistics, standardised on these."""
@@ -178,6 +193,11 @@ class DataMap:
         """The map of columns that are successive values of a series: to what describes it as noise, standardised."""
         features = autocorrelations(x[:, list(self.keep)], LAGS)
         return replace(self, columns=Columns.of(features), reduction=None, lags=LAGS)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The number format of x."""
+        return torch.float64 if self.precise else torch.float32
 
     @property
     def vector(self) -> bool:
@@ -239,6 +259,7 @@ class DataMap:
             "absence": self.absence and to_config(self.absence),
             "exchangeable": self.exchangeable,
             "lags": self.lags,
+            "precise": self.precise,
         }
 
     @classmethod
@@ -248,7 +269,8 @@ class DataMap:
         columns, absence = from_config(Columns, config["columns"]), config.get("absence")
         known = absence and from_config(Absence, absence)
         exchangeable, lags = config.get("exchangeable", False), config.get("lags", 0)
-        return cls(shape, keep, columns, counts, reduction, config.get("axis"), known, exchangeable, lags)
+        axis, precise = config.get("axis"), config.get("precise", False)
+        return cls(shape, keep, columns, counts, reduction, axis, known, exchangeable, lags, precise)
 
 
 def explained_variance(y: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> Float64[Tensor, "targets"]:

@@ -77,6 +77,11 @@ class Posterior(SbiCalls):
         self._default_x = None
 
     @property
+    def x_dtype(self) -> torch.dtype:
+        """The number format of observations."""
+        return torch.float32
+
+    @property
     def support(self) -> Bijection:
         """From where θ may lie, outside which the log-density is −∞, onto R^dim."""
         return self._support if self.prior is None else self.prior.bijection
@@ -90,7 +95,7 @@ class Posterior(SbiCalls):
         Their noise is `draws.SampleNoise(seeds, n)`, in rows of observations × n.
 
         Args:
-            x: float32 observations on `device`, finite.
+            x: observations on `device`, in `x_dtype`, finite.
             n: samples of each, from 1 to 16384; n times observations is at most `max_rows` where those are several.
             seeds: one for each observation.
         """
@@ -103,7 +108,7 @@ class Posterior(SbiCalls):
 
         Args:
             theta: float32 or float64, on `device`, inside the prior's support.
-            x: float32 observations on `device`, finite.
+            x: observations on `device`, in `x_dtype`, finite.
         """
 
     def _relative_density(
@@ -249,7 +254,7 @@ class Posterior(SbiCalls):
                 f"x must be given: an observation of shape {self.x_shape} or a batch of them, as a tensor or by x=; a "
                 "first argument that is a tuple of integers is the shape of the samples, as in sbi"
             )
-        values = as_tensor("x", self.flat(x)).detach().to(self.device, torch.float32)
+        values = as_tensor("x", self.flat(x)).detach().to(self.device, self.x_dtype)
         if self.x_shape == (1,) and values.ndim < 2 and values.shape != (1,):
             values = values.reshape(-1, 1) if values.ndim else values[None]
         values = self._complete(values)

@@ -15,6 +15,7 @@ from openedm.inference.composite import as_prior
 from openedm.inference.draws import fingerprints
 from openedm.inference.likeness import Reference
 from openedm.inference.maps import DataMap, ParameterMap
+from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
 from openedm.inference.priors import CONTINUOUS, Prior
 from openedm.inference.sbi_calls import Values, as_rows
 from openedm.inference.settings import Settings
@@ -45,7 +46,7 @@ class Prepared:
     """Checked simulations, and how they are standardised.
 
     Attributes:
-        theta, x: the simulations, float32.
+        theta, x: the simulations, float32, or float64 where that would lose what a column tells.
         u: θ in unbounded, standardised coordinates, float64.
         parameters: θ ↔ u.
         data: x → y.
@@ -97,7 +98,7 @@ def check_simulations(
     drop_nonfinite: bool = False,
     absent: Kind | None = None,
     at_least: int = MIN_SIMULATIONS,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | None = None,
 ) -> tuple[Float[Tensor, "n d"], Float[Tensor, "n *event"]]:
     """θ and x as tensors with one row a simulation.
 
@@ -106,7 +107,7 @@ def check_simulations(
         drop_nonfinite: whether simulations with NaN or infinities are left out, not refused.
         absent: what NaN in x may mark, "members" of sets or "values"; None for nothing.
         at_least: how many simulations there must be.
-        dtype: of both tensors.
+        dtype: of both tensors; None means float32, or float64 where that would lose what a column tells.
 
     Raises:
         TypeError: something else than real numbers.
@@ -116,7 +117,8 @@ def check_simulations(
     Warns:
         UserWarning: how many simulations are left out.
     """
-    parameters, values = (as_rows(name, given).detach().to(dtype) for name, given in (("theta", theta), ("x", x)))
+    parameters, values = (as_rows(name, given).detach() for name, given in (("theta", theta), ("x", x)))
+    parameters, values = (as_precise_as_needed(v) if dtype is None else v.to(dtype) for v in (parameters, values))
     if parameters.ndim != 2 or parameters.shape[1] == 0:
         raise ValueError(f"theta must have shape (n, d), got {tuple(parameters.shape)}")
     if values.ndim < 2 or values[:1].numel() == 0:
@@ -152,7 +154,19 @@ def check_simulations(
     if discrete := discrete_columns(parameters):
         listed = _named(discrete)
         raise ValueError(f"theta must be {CONTINUOUS}, but these columns hold few different integers: {listed}")
+    if dtype is None:
+        _warn_of_coarse("theta", parameters)
+        _warn_of_coarse("x", values.flatten(1))
     return parameters, values
+
+
+def _warn_of_coarse(name: str, values: Float[Tensor, "n columns"]) -> None:
+    if coarse := coarse_columns(values):
+        warnings.warn(
+            f"columns of {name} that are too coarse in float32, which tells few of their values apart: "
+            f"{_named(coarse)}; subtract a constant in the simulator, or give float64 throughout",
+            stacklevel=5,
+        )
 
 
 def prepare(
@@ -286,8 +300,8 @@ def _columns_to_keep(x: Float[Tensor, "n columns"], u: Float64[Tensor, "n d"] | 
 
 
 def constant_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
-    """The columns without variance."""
-    return (values == values[:1]).all(0).nonzero()[:, 0].tolist()
+    """The columns without variance, beside errors of rounding."""
+    return (~varies(values)).nonzero()[:, 0].tolist()
 
 
 def discrete_columns(values: Float[Tensor, "rows columns"]) -> list[int]:

@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Float64
+from jaxtyping import Float, Float64
 from torch import Tensor, distributions
 from torch.distributions import Distribution, constraints
 
@@ -26,6 +26,7 @@ from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.seeding import global_generators_kept, seed_global_generators
 from openedm.inference.bijections import Bijection
+from openedm.inference.precision import as_precise_as_needed
 
 __all__ = ["CONTINUOUS", "Box", "LogNormal", "Normal", "Prior", "TorchPrior", "set_names"]
 
@@ -33,6 +34,9 @@ CONTINUOUS = (
     "continuous, since discrete parameters have no density (fit one posterior for each of their values, with the "
     "others as parameters, and weigh them, or give a continuous parameter in their place)"
 )
+
+PROBES = 256
+"""Draws that tell how precisely θ must be kept."""
 
 
 class Prior(Choice, ABC):
@@ -61,8 +65,13 @@ class Prior(Choice, ABC):
     def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         """Ln p(θ) of points strictly inside the support, on the host."""
 
-    def sample(self, n: int | tuple[int, ...], seed: int = 0) -> Float32[Tensor, "... d"]:
-        """Draws of θ, strictly inside the support; the same for the same seed and n: (n, d).
+    @cached_property
+    def dtype(self) -> torch.dtype:
+        """The number format of draws: float32, or float64 where that would not tell draws apart."""
+        return as_precise_as_needed(self._draw(PROBES, 0).double()).dtype
+
+    def sample(self, n: int | tuple[int, ...], seed: int = 0) -> Float[Tensor, "... d"]:
+        """Draws of θ in `dtype`, strictly inside the support; the same for the same seed and n: (n, d).
 
         Args:
             n: the number of draws, ≥ 1; or their shape, as torch's distributions and sbi have it.
@@ -75,7 +84,7 @@ class Prior(Choice, ABC):
         count = math.prod(n) if isinstance(n, tuple) else n
         checks.integer("n", count, 1)
         checks.integer("seed", seed, 0)
-        draws = self.bijection.clamp(self._draw(count, seed).float())
+        draws = self.bijection.clamp(self._draw(count, seed).to(self.dtype))
         return draws.reshape(*n, self.dim) if isinstance(n, tuple) else draws
 
     def log_prob(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:

@@ -93,6 +93,11 @@ class RepeatedPosterior(Posterior):
                 f"observations: got {count}"
             )
 
+    @property
+    def x_dtype(self) -> torch.dtype:
+        """That of the posterior of one observation."""
+        return self.single.x_dtype
+
     def flat(self, x: Values) -> Values:
         """Data as the posterior of one observation has them."""
         return self.single.flat(x)

@@ -151,7 +151,7 @@ class SbiCalls(ABC):
 
 
 def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
-    """`values` as a float32 tensor; float64 stays.
+    """`values` as a float32 tensor; float64 stays, as do integers in it that float32 would round.
 
     Raises:
         TypeError: they are not real numbers; the message names the argument.
@@ -162,7 +162,10 @@ def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
         raise TypeError(f"{name} must be a tensor, an array or numbers, got {type(values).__name__}") from error
     if tensor.is_complex():
         raise TypeError(f"{name} must be real, got {tensor.dtype}")
-    return tensor if tensor.dtype in (torch.float32, torch.float64) else tensor.float()
+    if tensor.dtype in (torch.float32, torch.float64):
+        return tensor
+    large = not tensor.is_floating_point() and tensor.numel() and int(tensor.max()) > 1 << 24
+    return tensor.double() if large else tensor.float()
 
 
 def as_rows(name: str, values: Values) -> Float[Tensor, "rows ..."]:

@@ -138,9 +138,19 @@ def simulate(
 
 
 def parameters(prior: Prior, n: int, seed: int) -> Float32[ndarray, "n d"]:
-    """θ_0 … θ_{n−1}; the first of them are the same for every n."""
+    """θ_0 … θ_{n−1}; the first of them are the same for every n.
+
+    Raises:
+        ValueError: float32 cannot hold them.
+    """
     blocks = [prior.sample(BLOCK, derive_seed(seed, PARAMETERS, k)) for k in range(math.ceil(n / BLOCK))]
-    return torch.cat(blocks)[:n].float().numpy()
+    found = torch.cat(blocks)[:n].float()
+    if not bool(found.isfinite().all()):
+        raise ValueError(
+            "prior must have draws within the range of float32, in which simulations are kept, 1e-38 to 3e38: change "
+            "the units, or simulate yourself and give float64 tensors to fit"
+        )
+    return found.numpy()
 
 
 def simulation_seeds(n: int, seed: int) -> Int64[ndarray, "n"]:
