@@ -9,7 +9,7 @@ from torch import nn
 
 from fitted import TINY
 from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit, load
-from openedm.inference.emulator import Form, Trials, choose_form, choose_size
+from openedm.inference.emulator import Form, Trials, choose_form, choose_size, fit_mixture, simplest
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
 from openedm.networks import ConditionalMLP, SeriesSummary, SetSummary
@@ -388,3 +388,27 @@ def test_what_was_tried_for_the_form_is_not_tried_again_for_the_size() -> None:
     chosen = choose_size(y, u, options, form, trials=trials)
     assert set(trials) - set(before) == {(form, replace(options, members=1, width=4))}
     assert chosen == choose_size(y, u, options, form)
+
+
+def test_of_kinds_of_noise_that_cannot_be_told_apart_the_simplest_is_taken() -> None:
+    rows = torch.randn(900, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(900, generator=torch.Generator().manual_seed(1))
+    noise = (noise - noise.mean()) / noise.std()
+    assert simplest([rows, rows + 0.02 + noise, rows - 1]) == 0  # .02 better, standard error .033
+    assert simplest([rows, rows + 0.05 + noise, rows - 1]) == 1
+    assert simplest([rows - 1, rows - 0.01, rows + 0.001 * noise]) == 2
+    nowhere = torch.full((900,), -math.inf)
+    assert simplest([nowhere, rows]) == 1
+    assert simplest([nowhere, nowhere]) == 0
+
+
+def test_trials_are_compared_on_the_rows_that_each_was_held_out_from() -> None:
+    u = torch.linspace(-1.5, 1.5, 300)[:, None]
+    y = u.expand(-1, 2) + 0.1 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))
+    options, trials = MixtureOptions(width=2, num_blocks=1, steps=8, pilot_steps=2, batch_size=64), Trials()
+    choose_form([(y, 0.0)], u, options, trials=trials, seed=3)
+    assert len(trials) > 4
+    for (form, tried), rows in trials.items():
+        again = fit_mixture(y, u, tried, form.components, structure=form.structure, seed=3)
+        assert rows.shape == (30,)
+        assert float(rows.mean()) == pytest.approx(again.log_prob, abs=1e-5)

@@ -34,6 +34,7 @@ __all__ = [
     "draw_simulations",
     "fit_mixture",
     "learn_simulator",
+    "simplest",
 ]
 
 CHUNK_ROWS = 16_384
@@ -66,8 +67,8 @@ class Form(NamedTuple):
     components: int
 
 
-Trials = dict[tuple[Form, MixtureOptions], float]
-"""The held-out ln q of the mixtures that were tried for some data, so that none is trained twice."""
+Trials = dict[tuple[Form, MixtureOptions], Tensor]
+"""ln q of each held-out row by the mixtures that were tried for some data, so that none is trained twice."""
 
 
 class LearnedSimulator(NamedTuple):
@@ -209,7 +210,9 @@ def choose_form(
 ) -> Form:
     """Which form of the data a mixture fits best, with which noise and how many components: by trials of one member.
 
-    The form is chosen with the first kind of noise, then the noise.
+    The form is chosen with the first kind of noise, then the noise: the simplest that is worse than the best by no more
+    than the standard error of the difference. On few rows, or where a few of them decide, the best is so by chance, and
+    what has more functions of u errs more elsewhere.
 
     Args:
         forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
@@ -222,9 +225,11 @@ def choose_form(
     """
     trials = {} if trials is None else trials
 
+    def rows(form: Form, steps: int) -> Tensor:
+        return _tried(forms[form.number][0], u, replace(options, steps=steps), form, seed, trials)
+
     def trial(form: Form, steps: int) -> float:
-        y, volume = forms[form.number]
-        return _tried(y, u, replace(options, steps=steps), form, seed, trials) + volume
+        return float(rows(form, steps).mean()) + forms[form.number][1]
 
     short, long = options.pilot_steps, min(4 * options.pilot_steps, options.steps)
     kinds = _kinds(options, exchangeable)
@@ -234,7 +239,20 @@ def choose_form(
         return tried[0]
     highest = max(trial(form, short) for form in tried)
     close = [form for form in tried if trial(form, short) > highest - CLOSE]
-    return close[0] if len(close) == 1 else max(close, key=lambda form: trial(form, long))
+    return close[0] if len(close) == 1 else close[simplest([rows(form, long) for form in close])]
+
+
+def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:
+    """The first whose mean is below the highest mean by at most the standard error of that difference.
+
+    Args:
+        log_probs: of the same rows, at least two, by one model after the other, the simplest first.
+    """
+    means = [float(each.mean()) for each in log_probs]
+    best = means.index(max(means))
+    lost = [log_probs[best] - each for each in log_probs]
+    near = (i for i, each in enumerate(lost) if float(each.mean()) <= float(each.std()) / math.sqrt(len(each)))
+    return next(near, best)
 
 
 def choose_size(
@@ -260,7 +278,7 @@ def choose_size(
         return options
     sizes = [options, *(replace(options, width=width, num_blocks=blocks) for width, blocks in options.larger)]
     known = {} if trials is None else trials
-    return max(sizes, key=lambda size: _tried(y, u, size, form, seed, known))
+    return max(sizes, key=lambda size: float(_tried(y, u, size, form, seed, known).mean()))
 
 
 def _tried(
@@ -270,12 +288,13 @@ def _tried(
     form: Form,
     seed: int,
     trials: Trials,
-) -> float:
-    """The held-out ln q of one member that is fitted with these options, −∞ if it is not finite."""
+) -> Float[Tensor, " held"]:
+    """ln q of the held-out rows, by one member that is fitted with these options; −∞ where it is not finite."""
     key = form, replace(options, members=1)
     if key not in trials:
-        found = fit_mixture(y, u, key[1], form.components, structure=form.structure, seed=seed).log_prob
-        trials[key] = found if math.isfinite(found) else -math.inf
+        fitted = fit_mixture(y, u, key[1], form.components, structure=form.structure, seed=seed)
+        held_out = _folds(len(y), key[1], torch.Generator().manual_seed(seed))[1][0]
+        trials[key] = fitted.mixture.log_prob(y[held_out], u[held_out]).nan_to_num(-math.inf, neginf=-math.inf)
     return trials[key]
 
 
