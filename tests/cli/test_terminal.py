@@ -110,6 +110,19 @@ def test_one_of_one_is_a_count_and_a_share_is_none(capsys):
     assert "/1" not in share
 
 
+def test_another_total_under_the_same_name_starts_a_new_bar(capsys):
+    with Bars() as bars:
+        bars("simulations", 500, 500)
+        bars("simulations", 0.25)
+        bars("simulations", 700, 1000)
+    shown = capsys.readouterr().err
+    assert "500/500" in shown
+    assert "/500" not in shown.split("500/500")[-1]
+    assert "0.25" not in shown
+    assert "25%" in shown
+    assert "700/1000" in shown
+
+
 def test_bars_that_are_not_shown_write_nothing(capsys):
     with Bars(shown=False) as bars:
         bars("samples", 1, 2)

@@ -88,11 +88,12 @@ class Bars:
     """
 
     def __init__(self, *, shown: bool = True) -> None:
-        self._shown, self._name = shown, ""
+        self._shown = shown
+        self._work = ""
         self._bar: tqdm[Any] | None = None
 
     def __call__(self, name: str, done: float, total: float | None = 1.0, **counts: int) -> None:
-        """Update the bar of this name; another name starts a new bar.
+        """Update the bar of this name and total; others start a new bar.
 
         Args:
             name: the name of the work.
@@ -102,12 +103,13 @@ class Bars:
         """
         if not self._shown:
             return
-        if self._bar is None or name != self._name:
+        work = f"{name}, of {total}"  # 1 is a count, 1.0 a share
+        if self._bar is None or work != self._work:
             self.close()
             share = isinstance(total, float)
             form = None if total is None else FRACTION_FORMAT if share else COUNT_FORMAT
             self._bar = tqdm(total=total, desc=name, mininterval=update_interval(), bar_format=form, leave=not share)
-            self._name = name
+            self._work = work
         self._bar.set_postfix({key: count for key, count in counts.items() if count}, refresh=False)
         self._bar.update((done if total is None else min(done, total)) - self._bar.n)
 
