@@ -3,6 +3,7 @@
 import math
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -38,7 +39,14 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
         ({"theta": THETA[:, 0]}, "prior must have as many parameters as theta, 1, got 2"),
         ({"theta": THETA[:, :, None]}, r"theta must have shape \(n, d\), got \(300, 2, 1\)"),
         ({"x": X[0, 0]}, r"x must have shape \(n, \*x_shape\)"),
-        ({"theta": (5 * THETA).round(), "prior": None}, "these columns hold few different integers: 0, 1"),
+        ({"theta": (5 * THETA).round(), "prior": None}, "these columns hold few different values: 0, 1"),
+        ({"theta": (4 * THETA).round() / 4, "prior": None}, "these columns hold few different values: 0, 1"),
+        ({"theta": torch.cat([THETA, THETA[:, :1]], 1), "prior": None}, "linearly dependent, .*: 0, 2; leave one of"),
+        (
+            {"theta": torch.cat([THETA, 1 - THETA.sum(1, keepdim=True)], 1), "prior": None},
+            "dependent, .*: 0, 1, 2; leave",
+        ),
+        ({"names": ["a"]}, "names must be 2 different strings, got"),
         ({"theta": 3 * THETA}, "theta must lie in the prior's support, but"),
         ({"theta": THETA * torch.tensor([1.0, 0.0])}, "these columns are constant: 1"),
         ({"x": torch.ones(N, 2)}, "x must vary"),
@@ -54,6 +62,45 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
 def test_what_does_not_fit_is_refused_before_any_work(change: dict, message: str, without_type_checker) -> None:
     with pytest.raises(ValueError, match=message):
         fit(**{"theta": THETA, "x": X, "prior": PRIOR, "settings": TINY, **change})
+
+
+def test_settings_of_another_type_are_refused_before_any_work() -> None:
+    with pytest.raises(TypeError, match="settings must be a Settings or None, got str"):
+        fit(THETA, X, PRIOR, settings="quick")
+    with pytest.raises(TypeError, match="names must be strings"):
+        fit(THETA, X, None, settings=TINY, names="ab")
+
+
+def test_parameters_that_are_no_draws_of_the_prior_are_warned_of() -> None:
+    with pytest.warns(
+        UserWarning, match="columns of theta that do not look like draws of the prior: 1; the posterior is"
+    ):
+        fit(THETA, X, Box([-1.0, -3.0], [1.0, 3.0]), settings=PLAIN)
+
+
+def test_tables_are_taken_as_arrays() -> None:
+    class Table:
+        """As those of pandas."""
+
+        def __init__(self, values: torch.Tensor) -> None:
+            self.values = values.numpy()
+            self.values.flags.writeable = False
+
+        def __array__(self, dtype: object = None, copy: object = None) -> np.ndarray:
+            return self.values
+
+    expected = fit(THETA, X, PRIOR, settings=PLAIN)
+    found = fit(Table(THETA.clone()), Table(X.clone()), PRIOR, settings=PLAIN)
+    assert torch.equal(found.sample(Table(X[0].clone()), 5), expected.sample(X[0], 5))
+
+
+def test_an_observation_far_from_all_simulations_is_warned_of_however_far() -> None:
+    posterior = fit(THETA, X, PRIOR, settings=TINY)
+    for size in (30.0, 1e30):
+        with pytest.warns(UserWarning, match="x is far from all simulations, .* posterior.verdict"):
+            samples = posterior.sample(torch.tensor([size, -size]), 20)
+        assert bool(samples.isfinite().all())
+        assert posterior.verdict(torch.tensor([size, -size])).advice == "model does not fit"
 
 
 @pytest.mark.parametrize("n", [100, 119, 149, 199, 200, 1111, 5000])
@@ -232,7 +279,7 @@ def test_several_kinds_of_data_are_learned_from_at_once(monkeypatch, tmp_path, w
 @pytest.mark.parametrize(
     ("x", "message"),
     [
-        ({}, "names must be different"),
+        ({}, "x must hold at least one kind of data, got an empty mapping"),
         ({"image": torch.zeros(N, 1, 2, 3, 4)}, r"x\['image'\] must hold vectors"),
         ({"a": X, "b": X[:10]}, r"as many observations of each name, got a \(300,\), b \(10,\)"),
         ({"a": X, "b": torch.full((N, 2), torch.nan)}, "must be finite"),

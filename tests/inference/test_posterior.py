@@ -199,7 +199,7 @@ def test_what_does_not_fit_is_refused_when_made(arguments, settings, message):
         (lambda p, x: p.sample(x[:0]), ValueError, "x must be one observation"),
         (lambda p, x: p.sample(x / 0), ValueError, r"x must be finite, got -?inf at \[0, 0\]"),
         (lambda p, x: p.sample([1.0, math.nan, 2.0]), ValueError, r"x must be finite, got nan at \[1\]"),
-        (lambda p, x: p.sample("data"), TypeError, "x must be a tensor, an array or numbers, got str"),
+        (lambda p, x: p.sample("data"), TypeError, "x must be a tensor, an array, a table or numbers, got str"),
         (lambda p, x: p.sample(x + 0j), TypeError, "x must be real"),
         (lambda p, x: p.sample(), ValueError, "x must be given: an observation of shape"),
         (lambda p, x: p.sample((3, 1, 2)), ValueError, "a tuple of integers is the shape of the samples"),

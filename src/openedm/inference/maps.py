@@ -23,7 +23,11 @@ __all__ = [
     "Coordinates",
     "DataMap",
     "ParameterMap",
+    "within_reach",
 ]
+
+REACH = 1e4
+"""Standard deviations from the mean; of n simulations none is farther than √n."""
 
 
 @dataclass(frozen=True)
@@ -218,8 +222,8 @@ class DataMap:
         if self.vector:
             return self.of_kept(x[:, list(self.keep)])
         if self.axis is None:
-            return self.columns.forward(x[..., None])[..., 0].float()
-        return self.columns.forward(x.movedim(self.axis + 1, -1)).movedim(-1, self.axis + 1).float()
+            return within_reach(self.columns.forward(x[..., None])[..., 0]).float()
+        return within_reach(self.columns.forward(x.movedim(self.axis + 1, -1)).movedim(-1, self.axis + 1)).float()
 
     def jittered(self, x: Float[Tensor, "rows columns"], seed: int) -> Float64[Tensor, "rows kept"]:
         """The kept columns, with uniform noise in ±½ on counts, so that they have a density."""
@@ -230,8 +234,8 @@ class DataMap:
     def of_kept(self, kept: Float[Tensor, "rows kept"]) -> Float[Tensor, "rows y"]:
         """y of kept columns, float32."""
         if self.lags:
-            return self.columns.forward(autocorrelations(kept, self.lags)).float()
-        y = self.columns.forward(kept.sort(-1).values if self.exchangeable else kept)
+            return within_reach(self.columns.forward(autocorrelations(kept, self.lags))).float()
+        y = within_reach(self.columns.forward(kept.sort(-1).values if self.exchangeable else kept))
         return (y if self.reduction is None else _quadratic(y) @ self.reduction.to(y.device)).float()
 
     def reduced(self, x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> "DataMap":
@@ -271,6 +275,11 @@ class DataMap:
         exchangeable, lags = config.get("exchangeable", False), config.get("lags", 0)
         axis, precise = config.get("axis"), config.get("precise", False)
         return cls(shape, keep, columns, counts, reduction, axis, known, exchangeable, lags, precise)
+
+
+def within_reach(y: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    """Standardised data, cut off beyond `REACH`, where networks would overflow; NaN stay."""
+    return y.clamp(-REACH, REACH)
 
 
 def explained_variance(y: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> Float64[Tensor, "targets"]:

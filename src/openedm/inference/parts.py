@@ -7,7 +7,7 @@ from torch import Tensor
 
 from openedm.denoiser import Denoiser
 from openedm.inference.columns import Columns
-from openedm.inference.maps import Coordinates, DataMap
+from openedm.inference.maps import Coordinates, DataMap, within_reach
 from openedm.inference.refine import Refinement
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.training import Model
@@ -43,4 +43,4 @@ class Parts:
         """What the emulator models of x."""
         if self.target is None:
             return self.data.forward(x)
-        return self.target.forward(x[:, list(self.data.keep)]).float()
+        return within_reach(self.target.forward(x[:, list(self.data.keep)])).float()

@@ -151,6 +151,9 @@ class Posterior(SbiCalls):
             TypeError: n or a seed is no integer, or x holds no numbers.
             ValueError: x has another shape, or holds NaN or infinities; n < 1, or n is given with a shape; a seed is
                 negative, or there are not as many as observations.
+
+        Warns:
+            UserWarning: x is one observation, and far from all simulations.
         """
         if _is_shape(x_or_shape):
             if n is not None:
@@ -161,10 +164,13 @@ class Posterior(SbiCalls):
             observations, _ = self._observations(x)
             if len(observations) != 1:
                 raise ValueError(f"x must be one observation here, got {len(observations)}; see sample_batched")
+            self._warn_if_far(observations)
             return self._samples(observations, math.prod(x_or_shape), seed)[0].reshape(*x_or_shape, self.dim)
         if x_or_shape is not None and x is not None:
             raise ValueError("x must be given once, got it twice; the shape of sbi's form is a tuple of integers")
         observations, single = self._observations(x if x_or_shape is None else x_or_shape)
+        if single:
+            self._warn_if_far(observations)
         samples = self._samples(observations, 1000 if n is None else n, seed)
         return samples[0] if single else samples
 
@@ -274,6 +280,9 @@ class Posterior(SbiCalls):
     def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
         """Which of the observations (b, *x_shape) there is a posterior for: the finite ones."""
         return x.flatten(1).isfinite().all(1)
+
+    def _warn_if_far(self, x: Float[Tensor, "one ..."]) -> None:
+        """Warn of an observation that is far from all simulations, where a posterior knows these."""
 
     def _complete(self, x: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
         """One observation or a batch in full size, where a posterior takes smaller ones."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int64
+from scipy.stats import ks_2samp
 from torch import Tensor
 
 from openedm.inference.absent import Absence, Kind, describe_refused, kind_in, kind_of, warn_unlike_members
@@ -16,7 +17,7 @@ from openedm.inference.draws import fingerprints
 from openedm.inference.likeness import Reference
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
-from openedm.inference.priors import CONTINUOUS, Prior
+from openedm.inference.priors import CONTINUOUS, Prior, check_names
 from openedm.inference.sbi_calls import Values, as_rows
 from openedm.inference.settings import Settings
 from openedm.inference.unrelated import unrelated_columns
@@ -34,6 +35,12 @@ __all__ = [
 ]
 
 MIN_SIMULATIONS = 100
+FEW_VALUES = 20
+"""A column of parameters with no more different values is discrete."""
+
+DEPENDENT, UNLIKE_PRIOR = 1e-9, 1e-8
+"""The least eigenvalue of the correlations of parameters, and the p-value by which they are no draws of the prior."""
+
 MAX_KNOWN = 4096
 """How many simulations a posterior remembers that it was fitted to."""
 
@@ -153,7 +160,8 @@ def check_simulations(
         raise ValueError(f"theta must vary, but these columns are constant: {_named(constant)}")
     if discrete := discrete_columns(parameters):
         listed = _named(discrete)
-        raise ValueError(f"theta must be {CONTINUOUS}, but these columns hold few different integers: {listed}")
+        raise ValueError(f"theta must be {CONTINUOUS}, but these columns hold few different values: {listed}")
+    _check_dependence(parameters)
     if dtype is None:
         _warn_of_coarse("theta", parameters)
         _warn_of_coarse("x", values.flatten(1))
@@ -194,6 +202,8 @@ def prepare(
         UserWarning: how many simulations are left out; columns of x that are constant, equal to others or unrelated to
             everything, which are left out.
     """
+    if settings is not None and not isinstance(settings, Settings):
+        raise TypeError(f"settings must be a Settings or None, got {type(settings).__name__}")
     known, values = as_prior(prior, names), as_rows("x", x)
     if embedding is not None and settings is not None:
         raise ValueError(
@@ -206,6 +216,10 @@ def prepare(
     else:
         absent = kind_of(summary if settings is None else settings.network)
     theta, x = check_simulations(theta, values, known, drop_nonfinite=drop_nonfinite, absent=absent)
+    if names is not None:
+        check_names(names, theta.shape[1])
+    if known is not None:
+        _warn_of_other_prior(theta, known)
     shape = tuple(x.shape[1:])
     parameters = ParameterMap.of(theta, None if known is None else known.bijection)
     u, keep = parameters.forward(theta), tuple[int, ...]()
@@ -305,11 +319,41 @@ def constant_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
 
 
 def discrete_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
-    """The columns of integers that repeat: of a hundred rows or more at most a quarter as many different ones."""
+    """The columns of few values that repeat, of a hundred rows or more.
+
+    At most `FEW_VALUES` different ones, or integers that are at most a quarter as many as the rows.
+    """
     if len(values) < MIN_SIMULATIONS:
         return []
-    whole = (values == values.round()).all(0).nonzero()[:, 0].tolist()
-    return [i for i in whole if 4 * len(set(values[:, i].tolist())) <= len(values)]
+    counts = [len(column.unique()) for column in values.T]
+    whole = (values == values.round()).all(0).tolist()
+    return [i for i, count in enumerate(counts) if count <= FEW_VALUES or (whole[i] and 4 * count <= len(values))]
+
+
+def _check_dependence(theta: Float[Tensor, "n d"]) -> None:
+    """Raise ValueError where parameters follow from others, so that they have no density."""
+    unit = (theta.double() - theta.double().mean(0)) / theta.double().std(0)
+    values, vectors = torch.linalg.eigh(unit.T @ unit / len(unit))
+    if float(values[0]) > DEPENDENT or len(theta) <= theta.shape[1]:
+        return
+    involved = (vectors[:, 0].abs() > 0.01).nonzero()[:, 0].tolist()
+    raise ValueError(
+        "theta must hold parameters that do not follow from one another, but these columns are linearly dependent, as "
+        f"copies or as shares that sum to one are: {_named(involved)}; leave one of them out"
+    )
+
+
+def _warn_of_other_prior(theta: Float[Tensor, "n d"], prior: Prior) -> None:
+    """Warn where parameters have another distribution than the prior, by Kolmogorov–Smirnov tests of each."""
+    drawn = prior.sample(MAX_COMPARED).double()
+    part = theta[_spread(len(theta), MAX_COMPARED)].double()
+    tests = [ks_2samp(a.numpy(), b.numpy()) for a, b in zip(part.T.cpu(), drawn.T, strict=True)]
+    if other := [i for i, test in enumerate(tests) if test.pvalue < UNLIKE_PRIOR / len(tests)]:
+        warnings.warn(
+            f"columns of theta that do not look like draws of the prior: {_named(other)}; the posterior is that of a "
+            "prior from which theta was drawn: give that one, or draw theta from this",
+            stacklevel=4,
+        )
 
 
 def duplicated_columns(values: Float[Tensor, "rows columns"]) -> list[tuple[int, int]]:

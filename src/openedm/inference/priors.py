@@ -28,7 +28,7 @@ from openedm.ground.seeding import global_generators_kept, seed_global_generator
 from openedm.inference.bijections import Bijection
 from openedm.inference.precision import as_precise_as_needed
 
-__all__ = ["CONTINUOUS", "Box", "LogNormal", "Normal", "Prior", "TorchPrior", "set_names"]
+__all__ = ["CONTINUOUS", "Box", "LogNormal", "Normal", "Prior", "TorchPrior", "check_names", "set_names"]
 
 CONTINUOUS = (
     "continuous, since discrete parameters have no density (fit one posterior for each of their values, with the "
@@ -295,7 +295,7 @@ def _interval(distribution: Distribution) -> tuple[Float64[Tensor, "*d"], Float6
             distribution = distribution.base_dist
         raise ValueError(
             "prior must have a support that is an interval in every coordinate, got the support "
-            f"{support} of {type(distribution).__name__}"
+            f"{support} of {type(distribution).__name__}: give other coordinates of theta, with their prior, or None"
         )
     return torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
 
@@ -317,14 +317,23 @@ def _set_numbers(prior: Any, *fields: str, positive: str | None = None) -> None:
 
 def set_names(prior: Any, dim: int) -> None:
     """Make `prior.names` a tuple, and check that there are `dim` of them."""
-    if prior.names is None:
-        return
-    names = tuple(prior.names)
-    if isinstance(prior.names, str) or not all(isinstance(name, str) for name in names):
-        raise TypeError(f"names must be strings, one a parameter, got {prior.names!r}")
+    if prior.names is not None:
+        object.__setattr__(prior, "names", check_names(prior.names, dim))
+
+
+def check_names(given: Sequence[str], dim: int) -> tuple[str, ...]:
+    """The names of `dim` parameters.
+
+    Raises:
+        TypeError: they are not strings.
+        ValueError: they are not as many, or not different.
+    """
+    names = tuple(given)
+    if isinstance(given, str) or not all(isinstance(name, str) for name in names):
+        raise TypeError(f"names must be strings, one a parameter, got {given!r}")
     if len(names) != dim or len(set(names)) != len(names):
         raise ValueError(f"names must be {dim} different strings, got {names!r}")
-    object.__setattr__(prior, "names", names)
+    return names
 
 
 def _numbers(name: str, values: Any) -> tuple[float, ...]:

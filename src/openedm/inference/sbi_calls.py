@@ -5,6 +5,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
+import numpy as np
 import numpy.typing as npt
 import torch
 from jaxtyping import Float
@@ -157,9 +158,13 @@ def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
         TypeError: they are not real numbers; the message names the argument.
     """
     try:
+        if not isinstance(values, Tensor) and hasattr(values, "__array__"):
+            array = np.asarray(values)  # of tables and columns of pandas, say
+            values = array if array.flags.writeable else array.copy()
         tensor = torch.as_tensor(values)  # a mapping is a TypeError
     except (TypeError, ValueError, RuntimeError) as error:
-        raise TypeError(f"{name} must be a tensor, an array or numbers, got {type(values).__name__}") from error
+        got = f"{type(values).__name__}{f' of {values.dtype}' if isinstance(values, np.ndarray) else ''}: {error}"
+        raise TypeError(f"{name} must be a tensor, an array, a table or numbers, got {got}") from error
     if tensor.is_complex():
         raise TypeError(f"{name} must be real, got {tensor.dtype}")
     if tensor.dtype in (torch.float32, torch.float64):

@@ -3,6 +3,7 @@
 Samples and densities are those of the denoiser's flow (`flow`), refined where the posterior says so (`refined_flow`).
 """
 
+import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
@@ -22,7 +23,7 @@ from openedm.inference.columns import Columns
 from openedm.inference.composite import MARGIN, Truncated
 from openedm.inference.draws import StepNoise, fingerprints
 from openedm.inference.flow import DENSITY, SAMPLER, ConditionalFlow
-from openedm.inference.likeness import Likeness, Reference
+from openedm.inference.likeness import FAR, Likeness, Reference
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.parts import Parts
 from openedm.inference.posterior import Posterior, Values
@@ -327,6 +328,15 @@ class DenoiserPosterior(Posterior):
             return None
         observations, _ = self._observations(x)
         return self.reference(observations if self.parts.data.vector else self.parts.data.forward(observations))
+
+    def _warn_if_far(self, x: Float[Tensor, "one ..."]) -> None:
+        found = self.likeness(x)
+        if found is not None and found[0].ratio > FAR:
+            warnings.warn(
+                f"x is far from all simulations, {found[0].ratio:.1f} times as far as the farthest of them: its "
+                "posterior was not learned; see posterior.verdict(x)",
+                stacklevel=4,
+            )
 
     def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
         """Which of the observations there is a posterior for: finite ones, or not larger than those simulated."""

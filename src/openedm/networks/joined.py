@@ -63,6 +63,8 @@ class JoinedSummary(Summary):
         Raises:
             ValueError: there are none, or a shape is of no known kind.
         """
+        if not x:
+            raise ValueError("x must hold at least one kind of data, got an empty mapping")
         return cls(tuple(x), tuple(tuple(torch.as_tensor(values).shape[1:]) or (1,) for values in x.values()))
 
     def flatten(self, x: Mapping[str, Any]) -> Float[Tensor, "*rows numbers"]:

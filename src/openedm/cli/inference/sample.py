@@ -1,5 +1,6 @@
 """`openedm inference sample`: draw samples from a posterior, given observations."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -64,7 +65,9 @@ def sample(
         raise ValueError("prior requires a posterior with a prior, but this one was fitted without")
     names = observed.posterior.names
     known = None if truth is None else _truth(truth, names)
-    samples = observed.given.sample(observed.x, num_samples, seed=seed).cpu()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "x is far from all simulations")  # said below, of each observation
+        samples = observed.given.sample(observed.x, num_samples, seed=seed).cpu()
     write_arrays(target, {"samples": samples.numpy(), **observed.arrays, "names": np.array(names)})
     if observed.single:
         print(_summary(samples.double().numpy(), names))
