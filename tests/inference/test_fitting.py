@@ -64,7 +64,7 @@ def test_what_does_not_fit_is_refused_before_any_work(change: dict, message: str
         fit(**{"theta": THETA, "x": X, "prior": PRIOR, "settings": TINY, **change})
 
 
-def test_settings_of_another_type_are_refused_before_any_work() -> None:
+def test_settings_of_another_type_are_refused_before_any_work(without_type_checker) -> None:
     with pytest.raises(TypeError, match="settings must be a Settings or None, got str"):
         fit(THETA, X, PRIOR, settings="quick")
     with pytest.raises(TypeError, match="names must be strings"):
@@ -101,6 +101,21 @@ def test_an_observation_far_from_all_simulations_is_warned_of_however_far() -> N
             samples = posterior.sample(torch.tensor([size, -size]), 20)
         assert bool(samples.isfinite().all())
         assert posterior.verdict(torch.tensor([size, -size])).advice == "model does not fit"
+
+
+def test_noise_with_long_tails_is_found_and_gaussian_noise_is_not_taken_for_it() -> None:
+    generator = torch.Generator().manual_seed(0)
+    u = torch.randn(1000, 1, generator=generator)
+    normal, chi = (
+        torch.randn(1000, 4, generator=generator),
+        torch.randn(1000, 4, 2, generator=generator).square().sum(2),
+    )
+    options = replace(TINY.emulator, structures=("constant", "heavy"), pilot_steps=100, steps=100, learning_rate=1e-2)
+    for noise, expected in ((normal * (2 / chi).sqrt(), "heavy"), (normal, "constant")):
+        y = u * torch.tensor([1.0, -1.0, 0.5, 2.0]) + 0.3 * noise
+        y = y / y.std(0)
+        assert choose_form([(y, 0.0)], u, options, heavy=True).structure == expected
+    assert choose_form([(y, 0.0)], u, options).structure == "constant"
 
 
 @pytest.mark.parametrize("n", [100, 119, 149, 199, 200, 1111, 5000])

@@ -18,7 +18,7 @@ def perturbed(structure: str, dim: int = 3, components: int = 2):
     return mixture.requires_grad_(False)
 
 
-@pytest.mark.parametrize("structure", [s for s in STRUCTURES if s != "independent"])
+@pytest.mark.parametrize("structure", [s for s in STRUCTURES if s not in ("independent", "heavy")])
 def test_the_density_is_that_of_its_parameters(structure: str) -> None:
     mixture, y, u = perturbed(structure), torch.randn(7, 3), torch.randn(7, 2)
     weights, means, factors, logs = mixture.parameters_of(u.expand(2, -1, -1))
@@ -48,9 +48,25 @@ def test_independent_draws_have_the_product_of_one_density() -> None:
     assert float(total.detach()) == pytest.approx(1, abs=1e-3)
 
 
+def test_heavy_noise_has_student_t_distributions_around_the_mean() -> None:
+    mixture, constant = perturbed("heavy", components=1), perturbed("constant", components=1)
+    y, u = torch.randn(7, 3), torch.randn(7, 2)
+    constant.load_state_dict({k: v for k, v in mixture.state_dict().items() if k != "log_freedom"})
+    with torch.no_grad():
+        mixture.log_freedom.copy_(torch.tensor([1.5, 2.0, 1000.0]).log().expand(2, 1, 3))  # 1000 counts as 200
+    _, means, factors, logs = constant.parameters_of(u.expand(2, -1, -1))
+    z = torch.einsum("mrkij,mrkj->mrki", factors, y[None, :, None] - means)
+    expected = torch.distributions.StudentT(torch.tensor([1.5, 2.0, 200.0])).log_prob(z).sum(-1) + logs
+    torch.testing.assert_close(mixture.each_log_prob(y, u), expected[..., 0])
+    with pytest.raises(NotImplementedError, match="no parameters of Gaussians"):
+        mixture.parameters_of(u.expand(2, -1, -1))
+
+
 @pytest.mark.parametrize("structure", STRUCTURES)
 def test_samples_have_the_moments_of_the_density(structure: str) -> None:
     mixture = perturbed(structure, dim=1)
+    if structure == "heavy":
+        mixture.log_freedom.fill_(math.log(30))  # else the moments of samples hardly converge
     u = torch.tensor([[0.3, -0.7]]).expand(40_000, 2)
     drawn = mixture.sample(u, torch.Generator().manual_seed(0))
     axis = torch.linspace(-40, 40, 20_001)[:, None]

@@ -59,6 +59,10 @@ class FittedMixture:
     steps: int
 
 
+HEAVY = "heavy"
+"""The structure of noise with long tails, which is tried where columns of the data have them."""
+
+
 class Form(NamedTuple):
     """What a mixture models: the number of a form of the data, the structure of the noise, and how many Gaussians."""
 
@@ -205,14 +209,15 @@ def choose_form(
     options: MixtureOptions,
     *,
     exchangeable: bool = False,
+    heavy: bool = False,
     seed: int = 0,
     trials: Trials | None = None,
 ) -> Form:
     """Which form of the data a mixture fits best, with which noise and how many components: by trials of one member.
 
-    The form is chosen with the first kind of noise, then the noise: the simplest that is worse than the best by no more
-    than the standard error of the difference. On few rows, or where a few of them decide, the best is so by chance, and
-    what has more functions of u errs more elsewhere.
+    The form is chosen with the first kind of noise, of noise with long tails with each form, then the noise: the
+    simplest that is worse than the best by no more than the standard error of the difference. On few rows, or where a
+    few of them decide, the best is so by chance, and what has more functions of u errs more elsewhere.
 
     Args:
         forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
@@ -220,6 +225,7 @@ def choose_form(
         options: structures and components are tried, for `pilot_steps`, and those that come close for up to four times
             as many.
         exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and alone.
+        heavy: whether columns have long tails; only then "heavy" is tried, with each form.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
@@ -235,11 +241,15 @@ def choose_form(
     kinds = _kinds(options, exchangeable)
     number = max(range(len(forms)), key=lambda i: trial(Form(i, *kinds[0]), short)) if len(forms) > 1 else 0
     tried = [Form(number, *kind) for kind in kinds]
+    if heavy and not exchangeable and HEAVY in options.structures:
+        tried[1:1] = [Form(i, HEAVY, 1) for i in range(len(forms))]
     if len(tried) == 1:
         return tried[0]
     highest = max(trial(form, short) for form in tried)
     close = [form for form in tried if trial(form, short) > highest - CLOSE]
-    return close[0] if len(close) == 1 else close[simplest([rows(form, long) for form in close])]
+    return (
+        close[0] if len(close) == 1 else close[simplest([rows(form, long) + forms[form.number][1] for form in close])]
+    )
 
 
 def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:
@@ -302,7 +312,7 @@ def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]
     """Structures with numbers of components, the simplest first."""
     if exchangeable and "independent" in options.structures:
         return [("independent", max(*options.components, MIN_INDEPENDENT))]
-    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", "independent")]
+    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", "independent", HEAVY)]
     if "full" in options.structures or not kinds:
         kinds += [("full", count) for count in options.components]
     return kinds
@@ -327,7 +337,8 @@ def _choose_target(
     )
     columns = list({each.kinds: each for each in all_columns}.values())
     forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
-    form = choose_form(forms, inputs, options, exchangeable=same, seed=seed, trials=trials)
+    heavy = "asinh" in maps.columns.kinds
+    form = choose_form(forms, inputs, options, exchangeable=same, heavy=heavy, seed=seed, trials=trials)
     return columns[form.number], form
 
 

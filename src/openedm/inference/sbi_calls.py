@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -14,9 +14,18 @@ from torch import Tensor
 from openedm.ground import checks
 from openedm.inference.draws import numbered_seeds
 
-__all__ = ["SbiCalls", "Values", "as_rows", "as_tensor"]
+__all__ = ["ArrayLike", "SbiCalls", "Values", "as_rows", "as_tensor"]
 
-Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float | Mapping[str, Any]
+
+@runtime_checkable
+class ArrayLike(Protocol):
+    """What numpy reads as an array, such as a table of pandas."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> npt.NDArray[Any]:
+        """Its numbers."""
+
+
+Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float | Mapping[str, Any] | ArrayLike
 """What can be read as a tensor of numbers; for data of several kinds also a mapping from names to such."""
 
 

@@ -10,7 +10,7 @@ are evaluated together, as batched matrices.
 import math
 
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, Int
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -176,15 +176,23 @@ class ConditionalMixture(nn.Module):
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
         """One y for each row of u; row i is drawn from member i mod `members`."""
         grouped = self._grouped(u)
-        weights, means, factors, _ = self.parameters_of(grouped)
+        weights, means, factors = self._gaussians_of(grouped)
         uniform = torch.rand(weights.shape[:2], generator=generator).to(u.device)
         chosen = (weights.exp().cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
         pick = chosen[..., None, None]
         mean = means.gather(2, pick.expand(-1, -1, 1, self.dim))[:, :, 0]
         factor = factors.gather(2, pick[..., None].expand(-1, -1, 1, self.dim, self.dim))[:, :, 0]
-        noise = torch.randn(*mean.shape, 1, generator=generator).to(u)
+        noise = self._noise(chosen, generator)[..., None]
         y: Tensor = mean + torch.linalg.solve_triangular(factor, noise, upper=False)[..., 0]
         return y.transpose(0, 1).flatten(0, 1)[: len(u)]
+
+    def _gaussians_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor]:
+        """ln w, μ and P."""
+        return self.parameters_of(u)[:3]
+
+    def _noise(self, chosen: Int[Tensor, "members rows"], generator: torch.Generator) -> Float[Tensor, "..."]:
+        """P (y − μ), (members, rows, dim), of the components that were chosen."""
+        return torch.randn(*chosen.shape, self.dim, generator=generator).to(self.layer_in.weight)
 
     def _grouped(self, u: Float[Tensor, "rows condition"]) -> Float[Tensor, "members some condition"]:
         """Row i among those of member i mod `members`; the last few are filled up with the first rows."""
