@@ -306,6 +306,7 @@ def test_fit_reads_npz_files_and_needs_no_prior(openedm, made, tmp_path):
     assert posterior.report["simulations"] == 150
 
 
+@pytest.mark.filterwarnings("ignore:columns of theta that do not look like draws")  # nor are they
 def test_fit_takes_the_prior_of_a_task_or_ones_own(openedm, made, tmp_path):
     plain = [TINY, "--settings.emulator=null", "--settings.refinement=null"]
     task = openedm("inference", "fit", made.store, tmp_path / "task", *plain, "--task=two_moons")

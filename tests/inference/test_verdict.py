@@ -66,6 +66,8 @@ LIKE = Likeness(0.4, 0.5)
         (Assessment(Likeness(0.001, 2.0), 0.3, 2, 1000), "model does not fit"),
         (Assessment(LIKE, 0.01, 2, 1000, predictive=0.004), "model does not fit"),
         (Assessment(LIKE, 0.3, 2, 1000, effective=0.4, spread=0.05), "trust"),
+        (Assessment(LIKE, 0.3, 2, 1000, effective=0.05, spread=0.05), "more simulations"),
+        (Assessment(LIKE, 0.01, 2, 1000, effective=0.05, spread=0.05), "trust"),
         (Assessment(LIKE, 0.3, 2, 1000, spread=0.05), "more simulations"),
         (Assessment(LIKE, 0.01, 2, 1000, spread=0.05), "trust"),
         (Assessment(LIKE, 0.01, 2, 1000, spread=0.12), "more simulations"),

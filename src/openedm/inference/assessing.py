@@ -28,6 +28,9 @@ FEW_ROWS = 200
 FEW = 0.01
 """A learned likelihood of which fewer samples are effective is another distribution than the denoiser's."""
 
+FEW_ALIKE = 0.1
+"""A learned likelihood of which fewer samples are effective does not confirm the denoiser."""
+
 
 def predicted(data: Float[Tensor, "draws ..."], x: Float[Tensor, "..."]) -> float:
     """The p-value of an observation among data simulated from posterior samples, by the distance of `Reference`.
@@ -103,7 +106,7 @@ class Assessment:
     def advice(self) -> Advice:
         """The model does not fit where x is unlike all simulations, or predictions are unlike x. More simulations are
         needed where members of the ensemble disagree at x; without a learned likelihood, whose members learn from
-        different simulations, also if more is lost for want of simulations, on average over the prior, than means and
+        different simulations, or with one that is unlike the denoiser, also if more is lost for want of simulations, on average over the prior, than means and
         widths bear; and where nearly none of the samples agree with the learned likelihood. Else nothing that was
         looked at speaks against the posterior.
         """
@@ -119,8 +122,10 @@ class Assessment:
         lost = self.shortfall is not None and not self.shortfall <= ENOUGH * self.dim
         if self.spread is None or (self.shortfall is not None and not math.isfinite(self.shortfall)):
             return lost
-        # Members of a denoiser learn from the same simulations: they agree on some of what these do not determine.
-        return not self.spread <= SPREAD or (self.effective is None and lost)
+        # Members of a denoiser learn from the same simulations: they agree on some of what these do not determine. A
+        # likelihood unlike the denoiser says no more.
+        alone = self.effective is None or self.effective < FEW_ALIKE
+        return not self.spread <= SPREAD or (alone and lost)
 
     def __str__(self) -> str:
         """The advice and the numbers behind it, a line each; also which of them are not known."""
