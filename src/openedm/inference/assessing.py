@@ -106,8 +106,9 @@ class Assessment:
     def advice(self) -> Advice:
         """The model does not fit where x is unlike all simulations, or predictions are unlike x. More simulations are
         needed where members of the ensemble disagree at x; without a learned likelihood, whose members learn from
-        different simulations, or with one that is unlike the denoiser, also if more is lost for want of simulations, on average over the prior, than means and
-        widths bear; and where nearly none of the samples agree with the learned likelihood. Else nothing that was
+        different simulations, or with one that is unlike the denoiser, also if more is lost for want of simulations, on
+        average over the prior, than means and widths bear; and where nearly none of the samples agree with the learned
+        likelihood. Else nothing that was
         looked at speaks against the posterior.
         """
         outside = self.likeness is not None and self.likeness.outside
