@@ -57,6 +57,10 @@ def test_a_plan_says_what_a_run_costs_and_begins_none(openedm, tmp_path, monkeyp
     written = sum(file.stat().st_size for file in list_checkpoints(run)[-1].glob("*.safetensors"))
     names = 20_000  # names, shapes and numbers of steps, which the plan leaves out
     assert written - names < 1000 * float(disk[1]) < written
+    once = openedm(
+        "train", tmp_path / "one", *training, "--options.images=16", "--options.snapshot_every=16", "--plan=true"
+    )
+    assert re.search(r", 1 grid of .*\ndisk     1 checkpoint of [\d.]+ kB, of which 1 stays\n", once.out)
     averages = ["--options.power_average.every=50", "--options.images=200"]
     longer = openedm("train", run, "--resume=true", "--plan=true", "--tracker=none", "--options.images=200")
     assert "resumed  at 16 images" in longer.out

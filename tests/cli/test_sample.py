@@ -381,7 +381,10 @@ def test_a_wrong_argument_is_an_error_that_names_it_and_nothing_is_written(
         (["--format=png"], "format must be 'npz', got 'png': samples of shape (2,) are not images"),
         (["--format=grid"], "format must be 'npz'"),
         (["--format=npz", "--trajectory=a.png"], "trajectory must not be given: samples of shape (2,) are not images"),
-        (["--format=npz", "--classes=0"], "classes must be None for an unconditional model"),
+        (
+            ["--format=npz", "--classes=0"],
+            "classes must be None (no --classes): the model was trained without class labels",
+        ),
     ],
 )
 def test_what_vectors_cannot_be_is_an_error_before_anything_is_drawn(arguments, message, openedm, toy_run, tmp_path):

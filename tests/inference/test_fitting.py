@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from fitted import TINY
-from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit, load
+from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit, load, simulate
 from openedm.inference.emulator import Form, Trials, choose_form, choose_size, fit_mixture, simplest
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions
@@ -145,6 +145,20 @@ def test_simulations_that_are_not_finite_are_named_or_dropped() -> None:
     ):
         report = fit(THETA, x, PRIOR, settings=PLAIN, on_nonfinite="drop").report
     assert (report["simulations"], report["left out, not finite"]) == (298, 2)
+
+
+def test_simulations_without_a_result_are_counted() -> None:
+    def simulator(theta: torch.Tensor) -> torch.Tensor:
+        return theta if float(theta[0]) < 0.9 else theta[:1]  # of another shape
+
+    simulations = simulate(simulator, PRIOR, N)
+    failed = len(simulations.failures)
+    assert 0 < failed < 50
+    with pytest.warns(
+        UserWarning, match=rf"{failed} of 300 simulations gave no result .* the first: simulation \d+ .* got \(1,\)"
+    ):
+        report = fit(simulations, settings=PLAIN).report
+    assert (report["simulations"], report["left out, without a result"]) == (N - failed, failed)
 
 
 def test_constant_and_duplicated_columns_are_named_and_left_out() -> None:
@@ -283,6 +297,10 @@ def test_several_kinds_of_data_are_learned_from_at_once(monkeypatch, tmp_path, w
     assert torch.equal(load(tmp_path / "posterior").sample(one, 200), samples)
     with pytest.raises(ValueError, match="x must hold image, series, number, got number"):
         posterior.sample({"number": X[0, 1]}, 2)
+    with pytest.raises(
+        ValueError, match=r"x must be a mapping {'image': \(1, 8, 8\), .* all 83 numbers .*, got \(1, 8, 8\)"
+    ):
+        posterior.sample(image[0], 2)
     with pytest.raises(ValueError, match=r"x\['series'\] must be one observation \(2, 9\) or several .* got \(9,\)"):
         posterior.sample({**one, "series": torch.zeros(9)}, 2)
     with pytest.raises(ValueError, match="as many observations of each name, got image"):

@@ -33,10 +33,11 @@ def describe_plan(trainer: Trainer, plan: Plan | None, grid: int) -> list[str]:
     measured = min(options.validate_samples, len(trainer.validation)) * options.measured_levels
     validations = options.occasions(options.validate_every, seen)
     grids = options.occasions(options.snapshot_every, seen)
+    number = _count(grids, "grid")
     extra = (validations * measured + grids * grid) * plan.cost.evaluation
     return [
         f"steps    {steps:,} of {options.batch_size} samples, {_seconds(plan.cost.seconds * options.batch_size)} each",
-        f"losses   {validations:,} of {measured:,} evaluations, {grids:,} grids of {grid:,}: {format_seconds(extra)}",
+        f"losses   {validations:,} of {measured:,} evaluations, {number} of {grid:,}: {format_seconds(extra)}",
         f"disk     {_disk(trainer, plan)}",
         *_table(trainer, plan, steps, extra),
     ]
@@ -46,12 +47,14 @@ def _disk(trainer: Trainer, plan: Plan) -> str:
     options = trainer.options
     written = options.occasions(options.checkpoint_every, trainer.state.images)
     kept = min(written, options.keep) if options.keep else written
-    line = f"{written:,} checkpoints of {format_bytes(plan.checkpoint)}, of which {kept:,} stay"
+    line = (
+        f"{_count(written, 'checkpoint')} of {format_bytes(plan.checkpoint)}, of which {kept:,} stay{'s' * (kept == 1)}"
+    )
     if (powers := options.power_average) is None:
         return line
     snapshots = options.occasions(powers.every, trainer.state.images) * len(powers.sigma_rel)
     size = num_parameters(trainer.denoiser) * (2 if powers.precision == "fp16" else 4)
-    return f"{line}; {snapshots:,} snapshots of averages of {format_bytes(size)}"
+    return f"{line}; {_count(snapshots, 'snapshot')} of averages of {format_bytes(size)}"
 
 
 def _table(trainer: Trainer, plan: Plan, steps: int, extra: float) -> list[str]:
@@ -72,6 +75,11 @@ def _table(trainer: Trainer, plan: Plan, steps: int, extra: float) -> list[str]:
             f"{_rate(options.batch_size / seconds):>10}  {format_seconds(steps * seconds + extra)}"
         )
     return [*lines, f"assumed: {cluster.describe()}; a sample takes as long in any batch; validation in one process"]
+
+
+def _count(number: int, noun: str) -> str:
+    """A number of things, with the noun in the singular for one."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
 def _seconds(seconds: float) -> str:

@@ -2,6 +2,8 @@
 
 from collections.abc import Sequence
 
+from openedm.sampling.noise import NO_CLASSES
+
 __all__ = ["find_classes", "split_names"]
 
 
@@ -26,7 +28,7 @@ def find_classes(classes: Sequence[int | str], num_classes: int, names: Sequence
         ValueError: the model has no such class.
     """
     if num_classes == 0:
-        raise ValueError(f"classes must be None for an unconditional model, got {list(classes)}")
+        raise ValueError(f"{NO_CLASSES}, got {list(classes)}")
     found: list[int] = []
     for item in classes:
         chosen = [item] if isinstance(item, int) else _of_word(item.strip(), names)

@@ -27,7 +27,7 @@ from openedm.inference.judging import Verdict, choose_posterior
 from openedm.inference.posterior import Values
 from openedm.inference.prepare import Prepared, prepare, takes_all_columns
 from openedm.inference.settings import Settings
-from openedm.inference.simulations import Simulations
+from openedm.inference.simulations import Failure, Simulations
 from openedm.inference.trained import DenoiserPosterior
 from openedm.networks import JoinedSummary
 from openedm.training import Observer
@@ -91,14 +91,22 @@ def fit(
             outside the prior's support, or that are constant.
 
     Warns:
-        UserWarning: columns of x that are constant, equal to others or unrelated to θ and to all that is not, which are
-            left out; or x with absent members whose rows differ in distribution, or which the settings take as series;
-            or that more simulations are needed (`shortfall`): the same words as `.report["verdict"]`.
+        UserWarning: how many simulations gave no result (`Simulations.failures`); columns of x that are constant, equal
+            to others or unrelated to θ and to all that is not, which are left out; or x with absent members whose rows
+            differ in distribution, or which the settings take as series; or that more simulations are needed
+            (`shortfall`): the same words as `.report["verdict"]`.
     """
+    failures: tuple[Failure, ...] = ()
     if isinstance(theta, Simulations):
         if x is not None:
             raise ValueError("x must not be given beside Simulations, which hold it")
-        prior = theta.prior if prior is None else prior
+        prior, failures = theta.prior if prior is None else prior, theta.failures
+        if failures:
+            warnings.warn(
+                f"{len(failures)} of {len(theta) + len(failures)} simulations gave no result and are left out: the "
+                f"posterior is conditional on the simulator's success; the first: {failures[0]}",
+                stacklevel=2,
+            )
         x, theta = theta.data, theta.theta
     if x is None:
         raise TypeError("x must be given, or Simulations in place of theta")
@@ -130,7 +138,7 @@ def fit(
     lock = nullcontext() if folder is None else locked_folder(folder, "run")
     with threads, lock, showing(progress) as report_progress:
         verdict = choose_posterior(data, Job(folder, resume, tuple(observers), report_progress))
-    report = _report(data, verdict)
+    report = _report(data, verdict, len(failures))
     if verdict.shortfall.is_large:
         warnings.warn(f"{verdict.shortfall}", stacklevel=2)
     return DenoiserPosterior(
@@ -158,9 +166,11 @@ def _is_small(data: Prepared) -> bool:
     return data.data.vector and data.data.shape[0] <= SMALL and not takes_all_columns(data.settings)
 
 
-def _report(data: Prepared, verdict: Verdict) -> Mapping[str, Any]:
+def _report(data: Prepared, verdict: Verdict, failures: int) -> Mapping[str, Any]:
     """What was tried and chosen, as plain data."""
     report: dict[str, Any] = {"settings": to_config(data.settings), "simulations": len(data.theta), "seed": data.seed}
+    if failures:
+        report["left out, without a result"] = failures
     if data.dropped:
         report["left out, not finite"] = data.dropped
     if (absence := data.data.absence) is not None:

@@ -267,11 +267,15 @@ class Posterior(SbiCalls):
         shape = tuple(values.shape)
         single = shape == self.x_shape
         if not single and (len(shape) != len(self.x_shape) + 1 or shape[1:] != self.x_shape or shape[0] == 0):
-            batch = ", ".join(map(str, ("b", *self.x_shape)))
-            raise ValueError(f"x must be one observation {self.x_shape} or a batch ({batch}), got {shape}")
+            raise ValueError(f"x must be {self._allowed_observations()}, got {shape}")
         rows = values[None] if single else values
         self._check_observations(rows)
         return rows, single
+
+    def _allowed_observations(self) -> str:
+        """What observations may be, for errors."""
+        batch = ", ".join(map(str, ("b", *self.x_shape)))
+        return f"one observation {self.x_shape} or a batch ({batch})"
 
     def trained_rows(self, theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> Int64[Tensor, " trained"]:
         """The rows of simulations that are known to be among those that the posterior was fitted to."""

@@ -308,12 +308,26 @@ class DenoiserPosterior(Posterior):
         """
         if not isinstance(x, Mapping):
             return x
-        joined = getattr(self.parts.model and self.parts.model.network, "summary", None)
-        if not isinstance(joined, JoinedSummary):
+        if (joined := self._joined) is None:
             raise TypeError(
                 f"x must be a tensor of shape {self.x_shape}, to which the posterior was fitted, got a mapping"
             )
         return joined.flatten(x)
+
+    @property
+    def _joined(self) -> JoinedSummary | None:
+        """The summary of several kinds of data; None for a posterior of one kind."""
+        found = getattr(self.parts.model and self.parts.model.network, "summary", None)
+        return found if isinstance(found, JoinedSummary) else None
+
+    def _allowed_observations(self) -> str:
+        if (joined := self._joined) is None:
+            return super()._allowed_observations()
+        kinds = ", ".join(f"{name!r}: {shape}" for name, shape in zip(joined.names, joined.shapes, strict=True))
+        return (
+            f"a mapping {{{kinds}}}, of one observation or a batch of each; or, as in Simulations.x, rows of all "
+            f"{self.x_shape[0]} numbers in this order"
+        )
 
     def likeness(self, x: Values) -> list[Likeness] | None:
         """How like the simulations each observation is; None where the posterior does not know its simulations.

@@ -22,6 +22,11 @@ __all__ = [
     "initial_noise",
 ]
 
+NO_CLASSES = (
+    "classes must be None (no --classes): the model was trained without class labels and has none to choose from"
+)
+"""The reason why classes are refused."""
+
 Seeds = Sequence[int] | Tensor | np.ndarray
 """One seed a sample: integers ≥ 0, of Python or numpy, or a tensor or array of them."""
 
@@ -226,7 +231,7 @@ def class_labels(
     """
     if num_classes == 0:
         if classes is not None:
-            raise ValueError(f"classes must be None for an unconditional model, got {list(classes)}")
+            raise ValueError(f"{NO_CLASSES}, got {list(classes)}")
         return None
     chosen = list(range(num_classes)) if classes is None else list(classes)
     wrong = [c for c in chosen if not 0 <= c < num_classes]
