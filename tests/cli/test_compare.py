@@ -116,6 +116,7 @@ def test_a_script_for_a_cluster_has_a_task_a_run(swept, openedm, tmp_path):
         (["--vary=objective=EDM,VQ"], "--vary objective=VQ"),
         (["--vary=options.images=64,-1"], "--vary options.images=-1: images must be >= 1"),
         (["--vary=opjective=EDM"], "did you mean 'objective'?"),
+        (["--vary=objective=EDM", "--dry-run"], "options are written with underscores, --dry_run"),
         (["--vary=objective=EDM", "--netwrok=MLP"], "--netwrok must be an option of openedm train or openedm sample"),
         (["--vary=out=a,b"], "--vary out must be an option"),
         (["--vary=nfe=3,4"], "num must be given with --vary nfe"),

@@ -29,6 +29,9 @@ from openedm.networks import MLP, ConditionalEnsemble
 from openedm.plots import pair_plot
 from openedm.sampling import Churn, Sampler
 
+# The simulator of these tests fails on purpose, of which each fit warns (tests/inference/test_fitting.py).
+pytestmark = pytest.mark.filterwarnings("ignore:.* simulations gave no result:UserWarning")
+
 CHANGES = {
     "images": 1024,
     "passes": 2,

@@ -11,3 +11,4 @@ def test_the_command_prints_the_table_and_writes_what_is_asked_for(openedm, tmp_
     wrong = openedm("paper", tmp_path / "other", "--figures=fig7")
     assert "figures must be some of" in wrong.err
     assert not (tmp_path / "other").exists()
+    assert "write --figures errors" in openedm("paper", "errors").err

@@ -22,6 +22,8 @@ def paper(out: str = "runs/paper", figures: str = "all", seed: int = 0, overwrit
         seed: seed of the noise and of the training.
         overwrite: replace figures of an earlier run in the folder.
     """
+    if out in FIGURES:
+        raise ValueError(f"out must be the folder for the figures, got the name of a figure: write --figures {out}")
     listed = {"all": list(FIGURES), "none": []}
     names = check_names(listed.get(figures, [name.strip() for name in figures.split(",")]))
     print(table_1())

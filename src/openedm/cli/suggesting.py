@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from openedm.cli.plain import arguments_of, is_abstract, is_choice, known_classes
@@ -10,7 +10,7 @@ from openedm.ground.choices import Choice, classes_named
 
 __all__ = ["suggestion"]
 
-UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.]+)")
+UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.-]+)")
 UNKNOWN_FIELD = re.compile(r"Problem with given class_path '([\w.]+)': Option '(\w+)' is not accepted")
 UNKNOWN_CLASS = re.compile(r"must be the name of a class, got (\w+)")
 
@@ -24,10 +24,10 @@ def suggestion(text: str, kinds: Mapping[str, Any], kind: Any) -> str:
         kind: the type of the option that the error is about, if it is known.
     """
     if (found := UNKNOWN_OPTION.search(text)) is not None:
-        return _words("--", _nearest_option(found[1], kinds))
+        return _words("--", _nearest_option(found[1].replace("-", "_"), kinds))
     if (found := UNKNOWN_FIELD.search(text)) is not None:
         classes = classes_named(Choice, found[1])
-        return _words("", _nearest(found[2], arguments_of(classes[0]) if len(classes) == 1 else ()))
+        return _nearest_field(found[2], list(arguments_of(classes[0]))) if len(classes) == 1 else ""
     if (found := UNKNOWN_CLASS.search(text)) is not None and is_choice(kind):
         return _words("", _nearest(found[1], [cls.__name__ for cls in known_classes(kind)]))
     return ""
@@ -48,6 +48,13 @@ def _nearest_option(name: str, kinds: Mapping[str, Any]) -> str | None:
     fields = {option.rpartition(".")[2]: option for option in reversed(inner)}
     found = _nearest(last, fields)
     return None if found is None else fields[found]
+
+
+def _nearest_field(name: str, fields: Sequence[str]) -> str:
+    """The nearest option of a class; all of them where none is near."""
+    if (near := _nearest(name, fields)) is not None:
+        return _words("", near)
+    return f"; its options are {', '.join(fields)}" if fields else "; it has no options"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str | None:

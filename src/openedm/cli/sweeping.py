@@ -109,6 +109,8 @@ def _check_known(shown_as: str, name: str, known: Collection[str]) -> None:
     if first not in known:
         near = difflib.get_close_matches(first, [*known, *SAMPLING], n=1)
         hint = f"; did you mean {near[0]!r}?" if near else ""
+        if "-" in name:
+            hint = f": options are written with underscores, {shown_as.replace(name, name.replace('-', '_'))}"
         raise ValueError(f"{shown_as} must be an option of openedm train or openedm sample{hint}")
 
 

@@ -321,13 +321,7 @@ class DenoiserPosterior(Posterior):
         return found if isinstance(found, JoinedSummary) else None
 
     def _allowed_observations(self) -> str:
-        if (joined := self._joined) is None:
-            return super()._allowed_observations()
-        kinds = ", ".join(f"{name!r}: {shape}" for name, shape in zip(joined.names, joined.shapes, strict=True))
-        return (
-            f"a mapping {{{kinds}}}, of one observation or a batch of each; or, as in Simulations.x, rows of all "
-            f"{self.x_shape[0]} numbers in this order"
-        )
+        return super()._allowed_observations() if self._joined is None else self._joined.allowed
 
     def likeness(self, x: Values) -> list[Likeness] | None:
         """How like the simulations each observation is; None where the posterior does not know its simulations.

@@ -67,6 +67,15 @@ class JoinedSummary(Summary):
             raise ValueError("x must hold at least one kind of data, got an empty mapping")
         return cls(tuple(x), tuple(tuple(torch.as_tensor(values).shape[1:]) or (1,) for values in x.values()))
 
+    @property
+    def allowed(self) -> str:
+        """What observations may be, for errors."""
+        kinds = ", ".join(f"{name!r}: {shape}" for name, shape in zip(self.names, self.shapes, strict=True))
+        return (
+            f"a mapping {{{kinds}}}, of one observation or a batch of each; or, as in Simulations.x, rows of all "
+            f"{sum(map(math.prod, self.shapes))} numbers in this order"
+        )
+
     def flatten(self, x: Mapping[str, Any]) -> Float[Tensor, "*rows numbers"]:
         """All numbers of one observation, or of several, in one vector each.
 

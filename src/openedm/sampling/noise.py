@@ -192,7 +192,8 @@ def checked_seeds(seeds: Seeds) -> tuple[int, ...]:
     """
     given = seeds.tolist() if isinstance(seeds, Tensor | np.ndarray) else seeds
     if not isinstance(given, Sequence) or isinstance(given, str | bytes):
-        raise TypeError(f"seeds must be integers, such as range(4), or a NoiseSource, got {type(seeds).__name__}")
+        hint = f": range({seeds}) are the first {seeds} seeds, [{seeds}] is one" if isinstance(seeds, int) else ""
+        raise TypeError(f"seeds must be integers, such as range(4), or a NoiseSource, got {type(seeds).__name__}{hint}")
     if len(given) == 0:
         raise ValueError("seeds must hold at least one seed, got none")
     for seed in given:
