@@ -101,3 +101,14 @@ def test_a_block_that_fails_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_what_cannot_be_made_smaller_is_an_error() -> None:
     with pytest.raises(Exception, match="nothing to make smaller: '1000'"):
         list(blocks("<!-- smaller: 1000 -> 10 -->\n```python\nimages = 2000\n```\n"))
+
+
+def test_readme_can_be_written_with_absolute_links(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "docs" / "extensions")
+    host, text = importlib.import_module("code_host"), (ROOT / "README.md").read_text(encoding="utf-8")
+    with pytest.raises(ValueError, match=r"Repository in \[project.urls\]"):
+        host.absolute(text, {"version": "1.2"})
+    found = host.absolute(text, {"version": "1.2", "urls": {"Repository": "https://host/project/"}})
+    assert "](https://host/project/blob/v1.2/docs/installation.md)" in found
+    assert "](https://host/project/raw/v1.2/docs/figures/solvers.png)" in found
+    assert not [target for target in re.findall(r"\]\(([^)\s]+)\)", found) if not target.startswith("https://")]

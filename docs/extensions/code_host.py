@@ -1,11 +1,18 @@
-"""Links that work on a code host work on the site, too, where files outside `docs/` are pages of the site."""
+"""Links that work on a code host work on the site, too, where files outside `docs/` are pages of the site.
+
+A package index shows README without the repository. `python docs/extensions/code_host.py` prints it with absolute
+links, to the address that `Repository` of `[project.urls]` in pyproject.toml names: the one line that sets it.
+"""
 
 import posixpath
 import re
+import sys
+import tomllib
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from sphinx.application import Sphinx
+if TYPE_CHECKING:
+    from sphinx.application import Sphinx
 
 ROOT = Path(__file__).parents[2]
 PAGES = {
@@ -22,7 +29,7 @@ NAME = re.compile(r"(?<![`\]}])`(openedm(?:\.\w+){2,3})`(?!`)")
 LINK = re.compile(r"\]\((?!\w+:|#|/)([^)#\s]+)")
 
 
-def prepare(app: Sphinx, docname: str, source: list[str]) -> None:
+def prepare(app: "Sphinx", docname: str, source: list[str]) -> None:
     """Put included files in their place, and let all links lead to pages."""
     page = f"docs/{docname}.md"
     included = INCLUDE.sub(lambda found: read(posixpath.join(posixpath.dirname(page), found[1]), page), source[0])
@@ -52,6 +59,32 @@ def relink(text: str, file: str, page: str) -> str:
     return LINK.sub(link, text)
 
 
-def setup(app: Sphinx) -> dict[str, Any]:
+def absolute(text: str, project: dict[str, Any]) -> str:
+    """The text of README with links to the repository of a project, at the tag of its version; figures as files.
+
+    Args:
+        text: of README.
+        project: the table of that name in pyproject.toml.
+
+    Raises:
+        ValueError: the project has no address.
+    """
+    address = project.get("urls", {}).get("Repository", "").rstrip("/")
+    if not address:
+        raise ValueError("pyproject.toml must name the address of the project: Repository in [project.urls]")
+
+    def link(found: re.Match[str]) -> str:
+        kind = "raw" if found[1].endswith(".png") else "blob"
+        return f"]({address}/{kind}/v{project['version']}/{posixpath.normpath(found[1])}"
+
+    return LINK.sub(link, text)
+
+
+def setup(app: "Sphinx") -> dict[str, Any]:
     app.connect("source-read", prepare)
     return {"parallel_read_safe": True, "parallel_write_safe": True}
+
+
+if __name__ == "__main__":
+    content = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    sys.stdout.write(absolute((ROOT / "README.md").read_text(encoding="utf-8"), content["project"]))
