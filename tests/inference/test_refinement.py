@@ -118,13 +118,16 @@ def test_the_evidence_of_a_gaussian_is_its_integral() -> None:
     assert 0.5 < share < 1
 
 
-def test_refinement_is_chosen_where_its_mean_gain_is_positive() -> None:
+def test_refinement_is_chosen_unless_its_mean_gain_is_clearly_negative() -> None:
     assert is_gain([0.5, 0.6, 0.4, 0.5])
     assert is_gain([0.5, -0.6, 0.4, -0.2])
-    assert not is_gain([0.5, -0.6, 0.4, -0.5])
+    assert is_gain([0.5, -0.6, 0.4, -0.5])  # mean −.05, standard error .25
+    assert is_gain([0.2] * 63 + [-15.0])  # mean −.04, standard error .24
     assert not is_gain([0.5, 0.6, float("nan"), 0.1])
     assert not is_gain([-0.5, -0.6])
+    assert not is_gain([-0.1, 0.1] * 32 + [-15.0] * 3)  # mean −.67, standard error .38
     assert not is_gain([float("nan")] * 5)
+    assert not is_gain([])
 
 
 def test_pilots_that_are_far_too_wide_settle(without_type_checker) -> None:

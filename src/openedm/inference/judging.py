@@ -4,7 +4,7 @@
    columns, another one learns from these. Where a least-squares fit alone comes near to the better of them, it is a
    candidate, and another denoiser learns what that fit leaves.
 2. For vectors, an emulator q(y | θ) is fitted. Prior × learned likelihood, normalised, is a posterior too: its samples
-   are those of the denoiser moved by Markov chains. It is taken where its mean held-out ln q is higher.
+   are those of the denoiser moved by Markov chains. It is taken unless its mean held-out ln q is clearly lower.
 3. Denoisers learn from draws of the emulator only where its likelihood cannot be used otherwise: of data that are
    summarised for it, or where nothing is to learn from the simulations themselves.
 
@@ -272,6 +272,12 @@ def _some_trained(data: Prepared, held_out: Int64[Tensor, " judged"]) -> Int64[T
 
 
 def is_gain(gains: Sequence[float]) -> bool:
-    """Whether a mean gain in held-out log-density is positive, and at least nine in ten are finite."""
-    values = [g for g in gains if math.isfinite(g)]
-    return len(values) >= max(1.0, 0.9 * len(gains)) and sum(values) > 0
+    """Whether refined samples are taken, by gains in held-out log-density, of which nine in ten must be finite.
+
+    They are, unless their mean is below zero by more than its standard error: where the two cannot be told apart so,
+    refined samples are mostly nearer to the posterior, and the mean is decided by a few simulations that they lose at.
+    """
+    values = torch.tensor([g for g in gains if math.isfinite(g)], dtype=torch.float64)
+    if len(values) < max(1.0, 0.9 * len(gains)):
+        return False
+    return float(values.mean()) > -float(values.std(correction=0)) / math.sqrt(len(values))
