@@ -59,10 +59,6 @@ class FittedMixture:
     steps: int
 
 
-HEAVY = "heavy"
-"""The structure of noise with long tails, which is tried where columns of the data have them."""
-
-
 class Form(NamedTuple):
     """What a mixture models: the number of a form of the data, the structure of the noise, and how many Gaussians."""
 
@@ -241,8 +237,8 @@ def choose_form(
     kinds = _kinds(options, exchangeable)
     number = max(range(len(forms)), key=lambda i: trial(Form(i, *kinds[0]), short)) if len(forms) > 1 else 0
     tried = [Form(number, *kind) for kind in kinds]
-    if heavy and not exchangeable and HEAVY in options.structures:
-        tried[1:1] = [Form(i, HEAVY, 1) for i in range(len(forms))]
+    if heavy and not exchangeable and "heavy" in options.structures:
+        tried[1:1] = [Form(i, "heavy", 1) for i in range(len(forms))]
     if len(tried) == 1:
         return tried[0]
     highest = max(trial(form, short) for form in tried)
@@ -312,7 +308,7 @@ def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]
     """Structures with numbers of components, the simplest first."""
     if exchangeable and "independent" in options.structures:
         return [("independent", max(*options.components, MIN_INDEPENDENT))]
-    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", "independent", HEAVY)]
+    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", "independent", "heavy")]
     if "full" in options.structures or not kinds:
         kinds += [("full", count) for count in options.components]
     return kinds
