@@ -49,12 +49,12 @@ def test_independent_draws_have_the_product_of_one_density() -> None:
 
 
 def test_heavy_noise_has_student_t_distributions_around_the_mean() -> None:
-    mixture, constant = perturbed("heavy", components=1), perturbed("constant", components=1)
+    mixture, scaled = perturbed("heavy", components=1), perturbed("scaled", components=1)
     y, u = torch.randn(7, 3), torch.randn(7, 2)
-    constant.load_state_dict({k: v for k, v in mixture.state_dict().items() if k != "log_freedom"})
+    scaled.load_state_dict({k: v for k, v in mixture.state_dict().items() if k != "log_freedom"})
     with torch.no_grad():
         mixture.log_freedom.copy_(torch.tensor([1.5, 2.0, 1000.0]).log().expand(2, 1, 3))  # 1000 counts as 200
-    _, means, factors, logs = constant.parameters_of(u.expand(2, -1, -1))
+    _, means, factors, logs = scaled.parameters_of(u.expand(2, -1, -1))
     z = torch.einsum("mrkij,mrkj->mrki", factors, y[None, :, None] - means)
     expected = torch.distributions.StudentT(torch.tensor([1.5, 2.0, 200.0])).log_prob(z).sum(-1) + logs
     torch.testing.assert_close(mixture.each_log_prob(y, u), expected[..., 0])

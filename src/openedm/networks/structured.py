@@ -4,7 +4,7 @@
     banded       P(u) = diag(e^a(u)) (I + L + B(u)), B below the diagonal    2 dim − 1 functions of u, L constant
     scaled       P(u) = diag(e^a(u)) (I + L)                                dim functions of u
     constant     P = diag(e^a) (I + L)                                      none
-    heavy        as constant, but P (y − μ) has Student's t distributions    none
+    heavy        as scaled, but P (y − μ) has Student's t distributions      dim functions of u
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
 
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
@@ -104,7 +104,7 @@ class StructuredMixture(ConditionalMixture):
     @property
     def outputs_each(self) -> int:
         """The number of outputs for one component: its weight, mean and what of the factor depends on u."""
-        return 1 + self.dim + {"banded": 2 * self.dim - 1, "scaled": self.dim}.get(self.structure, 0)
+        return 1 + self.dim + {"banded": 2 * self.dim - 1, "constant": 0}.get(self.structure, self.dim)
 
     def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (members, rows, K), μ and a (…, K, dim), and B's entries (…, K, dim − 1), or none."""
@@ -146,7 +146,7 @@ class StructuredMixture(ConditionalMixture):
 
 
 class HeavyMixture(StructuredMixture):
-    """q(y | u) as "constant", but each entry of P (y − μ) has Student's t distribution, whose ν is learned.
+    """q(y | u) as "scaled", but each entry of P (y − μ) has Student's t distribution, whose ν is learned.
 
     Args:
         condition_dim, dim: dimensions of u and y.
