@@ -74,13 +74,13 @@ class Coordinates(Choice):
         return self.columns.forward(self.bijection.forward(variables.double()))
 
     @property
-    def dtype(self) -> torch.dtype:
+    def number_format(self) -> torch.dtype:
         """The number format of variables that are made of u."""
         return torch.float32
 
     def inverse(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
-        """The variables, in `dtype`, strictly inside their supports."""
-        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(u)).to(self.dtype))
+        """The variables, in `number_format`, strictly inside their supports."""
+        return self.bijection.clamp(self.bijection.inverse(self.columns.inverse(u)).to(self.number_format))
 
     def log_det(self, variables: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
         """ln |du/dv|."""
@@ -116,7 +116,7 @@ class ParameterMap(Coordinates):
         return cls(known, columns, inputs, theta.dtype == torch.float64)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def number_format(self) -> torch.dtype:
         """The number format of θ."""
         return torch.float64 if self.precise else torch.float32
 
@@ -199,7 +199,7 @@ class DataMap:
         return replace(self, columns=Columns.of(features), reduction=None, lags=LAGS)
 
     @property
-    def dtype(self) -> torch.dtype:
+    def number_format(self) -> torch.dtype:
         """The number format of x."""
         return torch.float64 if self.precise else torch.float32
 

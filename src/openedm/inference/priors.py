@@ -66,12 +66,12 @@ class Prior(Choice, ABC):
         """Ln p(θ) of points strictly inside the support, on the host."""
 
     @cached_property
-    def dtype(self) -> torch.dtype:
+    def number_format(self) -> torch.dtype:
         """The number format of draws: float32, or float64 where that would not tell draws apart."""
         return as_precise_as_needed(self._draw(PROBES, 0).double()).dtype
 
     def sample(self, n: int | tuple[int, ...], seed: int = 0) -> Float[Tensor, "... d"]:
-        """Draws of θ in `dtype`, strictly inside the support; the same for the same seed and n: (n, d).
+        """Draws of θ in `number_format`, strictly inside the support; the same for the same seed and n: (n, d).
 
         Args:
             n: the number of draws, ≥ 1; or their shape, as torch's distributions and sbi have it.
@@ -84,7 +84,7 @@ class Prior(Choice, ABC):
         count = math.prod(n) if isinstance(n, tuple) else n
         checks.integer("n", count, 1)
         checks.integer("seed", seed, 0)
-        draws = self.bijection.clamp(self._draw(count, seed).to(self.dtype))
+        draws = self.bijection.clamp(self._draw(count, seed).to(self.number_format))
         return draws.reshape(*n, self.dim) if isinstance(n, tuple) else draws
 
     def log_prob(self, theta: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:

@@ -115,7 +115,7 @@ class DenoiserPosterior(Posterior):
     @property
     def x_dtype(self) -> torch.dtype:
         """The number format of observations: float64 where float32 would lose what they tell."""
-        return self.parts.data.dtype
+        return self.parts.data.number_format
 
     @property
     def flow(self) -> ConditionalFlow:
@@ -254,7 +254,7 @@ class DenoiserPosterior(Posterior):
     def trained_rows(self, theta: Float[Tensor, "rows dim"], x: Float[Tensor, "rows ..."]) -> Int64[Tensor, " trained"]:
         """The rows of simulations that are known to be among those of the fit, of which up to 4096 are remembered."""
         known = torch.empty(0, dtype=torch.int64) if self.trained_on is None else self.trained_on.cpu()
-        theta, x = theta.to(self.parts.parameters.dtype), x.to(self.x_dtype)
+        theta, x = theta.to(self.parts.parameters.number_format), x.to(self.x_dtype)
         return torch.isin(fingerprints(theta, x), known).nonzero()[:, 0]
 
     def verdict(
