@@ -191,7 +191,11 @@ def test_out_of_memory_names_the_option_to_lower(error, options, line):
         (["train", "run", "--options.imagse=1"], "did you mean --options.images?"),
         (["train", "run", "--network=MLP", "--network.widht=3"], "did you mean width?"),
         (["train", "run", "--network=MPL"], "did you mean MLP?"),
-        (["train", "run", "--objective.p_mean=-1"], "its options are noise, weighting, stratified"),
+        (
+            ["train", "run", "--objective.p_mean=-1"],
+            "its options are noise, weighting, stratified, learned_uncertainty "
+            "(openedm train --help describes all options)",
+        ),
         (["toy", "--sigma-shown=80"], "did you mean --sigma_shown?"),
         (["sample", "run", "out", "--nef", "3"], "did you mean --nfe?"),
         (["sample", "run", "out", "--sampler.levels.num_step=3"], "did you mean num_steps?"),
