@@ -13,6 +13,7 @@ from openedm.inference.composite import Truncated
 from openedm.inference.maps import Coordinates
 from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
 from openedm.inference.prepare import constant_columns
+from openedm.inference.sbi_calls import as_tensor
 
 N = 300
 GENERATOR = torch.Generator().manual_seed(0)
@@ -95,3 +96,11 @@ def test_a_region_of_the_prior_does_not_depend_on_units() -> None:
 def test_coordinates_of_other_variables_stay_float32() -> None:
     known = Coordinates.fitted(X, Normal([0.0] * 2, [1.0] * 2).bijection, [False, False])
     assert known.inverse(known.forward(X)).dtype == torch.float32
+
+
+@pytest.mark.parametrize("whole", [2**24 + 1, -(2**24) - 1])
+def test_integers_that_float32_would_round_are_kept(whole: int) -> None:
+    assert int(as_tensor("x", torch.tensor([whole, 0]))[0]) == whole
+    assert as_tensor("x", torch.tensor([5, -5])).dtype == torch.float32
+    assert as_tensor("x", torch.tensor([], dtype=torch.int64)).dtype == torch.float32
+    assert as_tensor("x", torch.tensor([True, False])).tolist() == [1.0, 0.0]

@@ -178,7 +178,8 @@ def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
         raise TypeError(f"{name} must be real, got {tensor.dtype}")
     if tensor.dtype in (torch.float32, torch.float64):
         return tensor
-    large = not tensor.is_floating_point() and tensor.numel() and int(tensor.max()) > 1 << 24
+    whole = not tensor.is_floating_point() and tensor.numel() > 0
+    large = whole and max(int(tensor.max()), -int(tensor.min())) > 1 << 24
     return tensor.double() if large else tensor.float()
 
 
