@@ -140,6 +140,23 @@ def test_halves_are_disjoint_and_have_equal_shares_of_each_class():
     assert len(set(one.tolist()) & set(again.tolist())) < 150
 
 
+def of_two_classes(each, seed):
+    """Features that are the class, and a little noise: as many of each class."""
+    labels = torch.arange(2 * each) % 2
+    noise = 0.01 * torch.randn(2 * each, 2, generator=torch.Generator().manual_seed(seed))
+    return Features(labels[:, None] + noise, None, labels, False, "the class")
+
+
+@pytest.mark.parametrize("each", [50, 51, 200])
+def test_more_generated_images_than_are_compared_are_taken_with_equal_shares_of_each_class(each):
+    real = of_two_classes(50, seed=1)
+    report = compare(of_two_classes(each, seed=2), real, metrics=[], num_splits=20, num_bootstrap=0)
+    # 50 of a set with equal shares have a mean that differs by sqrt(2 / 4 / 50), were their classes drawn.
+    assert report.matched_samples == 50
+    assert report.frechet_matched < 1e-4
+    assert report.floor < 1e-4
+
+
 def test_what_does_not_fit_is_refused_by_name(train, test):
     classifier = Classifier((1, 8, 8), 10, width=4)
     x, labels = everything(test)

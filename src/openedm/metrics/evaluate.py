@@ -114,8 +114,8 @@ def compare(
     In each of `num_splits` draws, 2n real images are taken at random, n = min(samples, reference / 2), and both the
     first half (the floor) and n generated images are compared with the second half. The two averages thus have equal
     bias and can be compared; their standard deviations over the draws are reported, too. Where labels of `made` are
-    given, the generated classes were chosen, not drawn, and so the halves are drawn with equal shares of each class:
-    generate samples in the proportions of the reference.
+    given, the generated classes were chosen, not drawn, and so the halves, and the n generated images where there are
+    more, are drawn with equal shares of each class: generate samples in the proportions of the reference.
 
     Args:
         made: generated images.
@@ -193,17 +193,17 @@ def _draw(
 ) -> _Draw:
     x, y = made.values, real.values
     second, first = _halves(len(real), n, real.labels if made.labels is not None else None, generator)
-    some = torch.randperm(len(made), generator=generator)[:n]
+    some = _drawn(len(made), n, made.labels if real.labels is not None else None, generator)
     reference = gaussian(y[second])
     floor = frechet_distance(gaussian(y[first]), reference)
     distance = frechet_distance(gaussian(x[some]), reference)
-    # The halves are in the order of the classes where there are some: m of n have to be taken evenly.
+    # All are in the order of the classes where there are some: m of n have to be taken evenly.
     even = torch.arange(m) * n // m
     other = y[second[even]]
     return _Draw(
         distance,
         floor,
-        _estimate(made, some[:m], other, metrics, own, seed),
+        _estimate(made, some[even], other, metrics, own, seed),
         _estimate(real, first[even], other, metrics, own, seed),
     )
 
@@ -306,11 +306,16 @@ def _halves(
     real: int, n: int, strata: Int[Tensor, " real"] | None, generator: torch.Generator
 ) -> tuple[Int64[Tensor, " n"], Int64[Tensor, " n"]]:
     """Two disjoint random sets of n out of `real` indices, with equal shares (±1) of each of the `strata`."""
-    order = torch.randperm(real, generator=generator)
-    if strata is not None:
-        order = order[strata[order].argsort(stable=True)]
-    chosen = order[torch.arange(2 * n) * real // (2 * n)]
+    chosen = _drawn(real, 2 * n, strata, generator)
     return chosen[0::2], chosen[1::2]
+
+
+def _drawn(count: int, n: int, strata: Int[Tensor, " count"] | None, generator: torch.Generator) -> Int64[Tensor, " n"]:
+    """n random ones of `count` indices, with equal shares (±1) of each of the `strata`, and in their order."""
+    order = torch.randperm(count, generator=generator)
+    if strata is not None:
+        order = order[strata.cpu()[order].argsort(stable=True)]
+    return order[torch.arange(n) * count // n]
 
 
 def _notes(made: Features, real: Features, n: int, m: int, left_out: Sequence[Metric]) -> tuple[str, ...]:
