@@ -337,3 +337,15 @@ def test_velocities_and_v_are_members_of_one_family() -> None:
     torch.testing.assert_close(preconditioning.VPrediction().denoising(sigma), (c_skip, -c_out), rtol=1e-14, atol=0)
     adapter = preconditioning.Adapter("velocity", schedules.RectifiedFlow())
     assert adapter.prediction(0.3) == preconditioning.ScheduleVelocity(schedules.RectifiedFlow())
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("kind", [EDM(), VP(), VE(), IDDPM(), Adapter()], ids=lambda kind: type(kind).__name__)
+def test_coefficients_are_given_for_a_number_and_for_several_as_for_a_tensor(kind: Preconditioning) -> None:
+    expected = kind.coefficients(torch.tensor([0.5, 2.0], dtype=torch.float64), 0.5)
+    for given in ([0.5, 2.0], torch.tensor([0.5, 2.0])):
+        found = kind.coefficients(given, 0.5)  # type: ignore[arg-type]
+        assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    assert [float(c) for c in kind.coefficients(2.0, 0.5)] == [float(c[1]) for c in expected]
+    with pytest.raises(TypeError, match="noise levels must be real numbers, or a tensor of them, got 'high'"):
+        kind.coefficients("high", 0.5)  # type: ignore[arg-type]

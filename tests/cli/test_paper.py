@@ -1,5 +1,7 @@
 """`openedm paper`: the table, and the figures that are asked for."""
 
+import pytest
+
 
 def test_the_command_prints_the_table_and_writes_what_is_asked_for(openedm, tmp_path):
     assert "preconditioning.EDM" in openedm("paper", tmp_path, "--figures=none").out
@@ -12,3 +14,22 @@ def test_the_command_prints_the_table_and_writes_what_is_asked_for(openedm, tmp_
     assert "figures must be some of" in wrong.err
     assert not (tmp_path / "other").exists()
     assert "write --figures errors" in openedm("paper", "errors").err
+
+
+@pytest.mark.parametrize(
+    ("name", "meant"), [("table1", "none"), ("Table 1", "none"), ("errors", "errors"), ("fig3", "trajectories")]
+)
+def test_a_table_or_a_figure_in_place_of_a_folder_is_answered_with_its_option(name, meant, openedm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = openedm("paper", name)
+    assert (result.status, result.out) == (1, "")
+    assert f"out must be the folder for the figures, got the name of {'Table 1' if meant == 'none' else 'a figure'}" in result.err
+    assert result.err.endswith(f"write --figures {meant}\n")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / name).mkdir()
+    assert openedm("paper", name, "--figures=none").status == 0
+
+
+def test_a_table_or_a_number_among_the_figures_is_answered_with_what_is_meant(openedm, tmp_path):
+    assert "got 'table1': Table 1 is printed with any of them" in openedm("paper", tmp_path, "--figures=table1").err
+    assert "got 'figure 4': churn" in openedm("paper", tmp_path, "--figures=figure 4").err

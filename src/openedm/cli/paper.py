@@ -5,7 +5,7 @@ from pathlib import Path
 
 from openedm.cli.folders import figures_to_write
 from openedm.plots import save_figure
-from openedm.plots.paper import FIGURES, check_names, paper_figures, table_1
+from openedm.plots.paper import FIGURES, check_names, find_name, paper_figures, table_1
 
 
 def paper(out: str = "runs/paper", figures: str = "all", seed: int = 0, overwrite: bool = False) -> None:
@@ -22,8 +22,9 @@ def paper(out: str = "runs/paper", figures: str = "all", seed: int = 0, overwrit
         seed: seed of the noise and of the training.
         overwrite: replace figures of an earlier run in the folder.
     """
-    if out in FIGURES:
-        raise ValueError(f"out must be the folder for the figures, got the name of a figure: write --figures {out}")
+    if (meant := find_name(out)) is not None and not Path(out).is_dir():
+        what = "Table 1, which is printed with any figures and without" if meant == "none" else "a figure"
+        raise ValueError(f"out must be the folder for the figures, got the name of {what}: write --figures {meant}")
     listed = {"all": list(FIGURES), "none": []}
     names = check_names(listed.get(figures, [name.strip() for name in figures.split(",")]))
     print(table_1())

@@ -6,6 +6,7 @@ networks: what a figure shows of schedules, levels, solvers and preconditionings
 
 import inspect
 import math
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -29,7 +30,7 @@ from openedm.plots.style import COLOURS, GREY, SHADE, dashes, line_style, number
 from openedm.sampling import RK4, Churn, Euler, Heun, Sampler, initial_noise
 from openedm.training import HalfLife, Model, Options, Trainer
 
-__all__ = ["FIGURES", "check_names", "paper_figures", "table_1"]
+__all__ = ["FIGURES", "check_names", "find_name", "paper_figures", "table_1"]
 
 Log = Callable[[str], None]
 
@@ -88,8 +89,23 @@ def check_names(names: Sequence[str]) -> Sequence[str]:
     """The names of figures; ValueError if there is no figure of a name."""
     unknown = [name for name in names if name not in FIGURES]
     if unknown:
-        raise ValueError(f"figures must be some of {', '.join(FIGURES)}, got {unknown[0]!r}")
+        meant = find_name(unknown[0])
+        hint = {None: "", "none": ": Table 1 is printed with any of them, and alone with none"}.get(meant, f": {meant}")
+        raise ValueError(f"figures must be some of {', '.join(FIGURES)}, got {unknown[0]!r}{hint}")
     return names
+
+
+def find_name(text: str) -> str | None:
+    """The figure that a name or a number of the paper means, "none" for its Table 1; None for any other text.
+
+    >>> find_name("errors"), find_name("Figure 3"), find_name("table1"), find_name("runs/paper")
+    ('errors', 'trajectories', 'none', None)
+    """
+    found = re.fullmatch(r"(fig|figure|tab|table)[ ._-]*(\d?)[a-c]?", text.strip(), re.IGNORECASE)
+    if text in FIGURES or found is None:
+        return text if text in FIGURES else None
+    is_table = found[1].lower().startswith("tab") and found[2] in ("", "1")
+    return "none" if is_table else NUMBERED.get(f"{found[1][0].lower()}{found[2]}")
 
 
 def _schedules(seed: int, log: Log) -> Figure:
@@ -322,3 +338,6 @@ FIGURES: Mapping[str, Callable[[int, Log], Any]] = {
     "churn": _churn,
 }
 """The figures by name."""
+
+NUMBERED = {"f2": "errors", "f3": "trajectories", "f4": "churn", "f5": "loss"}
+"""The figures that are after one of the paper, by its number."""

@@ -78,8 +78,16 @@ class Preconditioning(Choice, ABC):
     def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
         """c_in and c_noise."""
 
-    def coefficients(self, sigma: Sigma, sigma_data: float) -> Coefficients:
-        """c_skip, c_out, c_in, c_noise at noise level σ for data of standard deviation `sigma_data`."""
+    def coefficients(self, sigma: schedules.Values, sigma_data: float) -> Coefficients:
+        """c_skip, c_out, c_in, c_noise at noise level σ, a number or several, for data of standard deviation `sigma_data`.
+
+        Raises:
+            TypeError: σ is neither numbers nor a tensor of them.
+
+        >>> [round(float(c), 4) for c in EDM().coefficients(0.5, sigma_data=0.5)]
+        [0.5, 0.3536, 1.4142, -0.1733]
+        """
+        sigma = schedules.float64(sigma)
         return Coefficients(*self.prediction(sigma_data).denoising(sigma), *self.inputs(sigma, sigma_data))
 
 
