@@ -30,6 +30,13 @@ def test_a_range_that_runs_backward_is_an_error():
         parse_integers("seeds", "1,9-3")
 
 
+@pytest.mark.parametrize("text", [str(2**63), f"0-3,{2**63 - 2}-{2**63}"])
+def test_a_number_that_no_file_holds_is_an_error_before_anything_is_drawn(text):
+    with pytest.raises(ValueError, match=r"seeds must be below 2\^63, got '.*9223372036854775808'"):
+        parse_integers("seeds", text)
+    assert parse_integers("seeds", str(2**63 - 1)) == [2**63 - 1]
+
+
 @given(st.lists(st.integers(0, 10**6), max_size=20), st.integers(1, 12))
 def test_the_class_of_a_seed_depends_on_the_seed_alone(seeds, num_classes):
     labels = class_labels(seeds, None, num_classes)

@@ -19,11 +19,16 @@ def test_the_command_prints_the_table_and_writes_what_is_asked_for(openedm, tmp_
 @pytest.mark.parametrize(
     ("name", "meant"), [("table1", "none"), ("Table 1", "none"), ("errors", "errors"), ("fig3", "trajectories")]
 )
-def test_a_table_or_a_figure_in_place_of_a_folder_is_answered_with_its_option(name, meant, openedm, tmp_path, monkeypatch):
+def test_a_table_or_a_figure_in_place_of_a_folder_is_answered_with_its_option(
+    name, meant, openedm, tmp_path, monkeypatch
+):
     monkeypatch.chdir(tmp_path)
     result = openedm("paper", name)
     assert (result.status, result.out) == (1, "")
-    assert f"out must be the folder for the figures, got the name of {'Table 1' if meant == 'none' else 'a figure'}" in result.err
+    assert (
+        f"out must be the folder for the figures, got the name of {'Table 1' if meant == 'none' else 'a figure'}"
+        in result.err
+    )
     assert result.err.endswith(f"write --figures {meant}\n")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / name).mkdir()

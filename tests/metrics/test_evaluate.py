@@ -221,6 +221,7 @@ def test_intervals_of_shares_are_wilsons_and_stay_between_0_and_1():
     for count, share in ((100, 0.0), (100, 1.0), (40, 0.25), (7, 3 / 7)):
         exact = binomtest(round(share * count), count).proportion_ci(method="wilson")
         assert share_interval(share, count) == pytest.approx((exact.low, exact.high), abs=1e-12)
+    assert (share_interval(0.0, 64)[0], share_interval(1.0, 64)[1]) == (0.0, 1.0)
     low, high = share_interval(0.9, 100, error=0.06)  # resampled images are fewer than they seem
     exact = share_interval(0.9, 25)
     assert (low, high) == pytest.approx(exact)

@@ -196,3 +196,19 @@ def test_two_images_are_too_few_for_an_interval_and_the_error_says_how_many_are_
     zero = torch.zeros(3, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"at least about 10 .* num_bootstrap 0"):
         frechet._distance(zero, singular, zero, torch.eye(3, dtype=torch.float64), zero)
+
+
+def test_covariances_whose_eigenvalues_do_not_converge_have_the_same_distance(monkeypatch):
+    x, y = normal(40, 60, seed=0), normal(40, 60, seed=1)
+    a, b = gaussian(x), gaussian(y)
+    distance, error = frechet_distance(a, b), frechet.frechet_error(x, y, num=3)
+
+    def fails(*arguments):
+        raise torch.linalg.LinAlgError("failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    monkeypatch.setattr(torch.linalg, "eigvalsh", fails)
+    assert frechet_distance(a, b) == pytest.approx(distance, rel=1e-10)
+    assert frechet.frechet_error(x, y, num=3) == pytest.approx(error, rel=1e-6)
+    with pytest.raises(ValueError, match="no negative eigenvalue"):
+        frechet_distance(Gaussian(a.mean, -a.covariance, 40), b)

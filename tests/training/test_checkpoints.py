@@ -452,6 +452,15 @@ def test_resuming_with_other_settings_is_refused_and_each_is_named(changed, name
         assert name in str(caught.value)
 
 
+def test_what_is_measured_of_other_data_is_named_as_such(finished, trainer):
+    run = trainer(objective=EDM2())
+    run.model = replace(run.model, sigma_data=2 * run.model.sigma_data)
+    with pytest.raises(
+        ValueError, match=r"model.sigma_data was .*measured of the data, which are not those of the run"
+    ):
+        run.resume(finished.run)
+
+
 def test_settings_that_are_named_may_change_in_the_middle(finished, trainer):
     changed = {"learning_rate": 0.5, "average": HalfLife(99), "clip_norm": 1.0}
     objective = EDM2(noise=LogNormal(p_std=2.0, p_mean=-0.4))

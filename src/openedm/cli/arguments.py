@@ -10,13 +10,16 @@ from openedm.cli.importing import import_file
 from openedm.data.array_files import ArrayFile
 
 MAX_INTEGERS = 10_000_000
+MAX_INTEGER = 2**63 - 1
+"""The largest number that files of samples hold."""
 
 
 def parse_integers(name: str, text: str) -> list[int]:
     """Integers from a list of numbers and ranges, both ends included: "0-3,7" is [0, 1, 2, 3, 7].
 
     Raises:
-        ValueError: the text is not such a list, a range is decreasing, or there are more than ten million numbers.
+        ValueError: the text is not such a list, a range is decreasing, a number is 2⁶³ or more, or there are more than
+            ten million.
     """
     values: list[int] = []
     for part in text.split(","):
@@ -27,6 +30,8 @@ def parse_integers(name: str, text: str) -> list[int]:
             raise ValueError(f"{name} must have increasing ranges, got {part.strip()!r}")
         if dash and len(values) + int(high) - int(low) >= MAX_INTEGERS:
             raise ValueError(f"{name} must be at most {MAX_INTEGERS:,} numbers at a time, got {text!r}")
+        if int(high if dash else low) > MAX_INTEGER:
+            raise ValueError(f"{name} must be below 2^63, got {part.strip()!r}")
         values.extend(range(int(low), int(high if dash else low) + 1))
     return values
 

@@ -8,7 +8,7 @@ from openedm.data.encoded import EncodedImages, MemoryImages
 from openedm.data.folder import FolderImages, ImageFolder
 from openedm.data.forms import Form
 from openedm.data.latents import LatentPairs, Latents
-from openedm.data.memory import InMemory, Pairs, wrap
+from openedm.data.memory import InMemory, Pairs
 from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.rows import TableImages
 from openedm.data.shards import Shards, TarImages
@@ -16,7 +16,7 @@ from openedm.data.standard import Digits, FashionMNIST
 from openedm.data.stored import Stored
 from openedm.data.table import Table
 from openedm.data.toy import Mixture, Toy
-from openedm.data.wrapping import as_dataset
+from openedm.data.wrapping import as_dataset, wrap
 
 __all__ = [
     "Arrays",

@@ -204,13 +204,22 @@ def _to_tensor(x: np.ndarray, layout: str) -> tuple[torch.Tensor, Layout | None]
         if last and x.dtype == np.uint8:
             x, last = np.moveaxis(x, -1, 1), False
         layout = "channels_last" if last else "channels_first"
-    elif layout == "auto" and x.ndim == 3 and x.shape[1] == x.shape[2] >= 8:
+    elif layout == "auto" and x.ndim == 3 and (other := _other_layout(*x.shape[1:])):
         warnings.warn(
-            f"{x.shape} is taken as samples of {x.shape[1]} channels: give layout='NHW' if they are pictures without "
-            "an axis of channels, or layout='channels_first' if this is right",
+            f"{x.shape} is taken as samples of {x.shape[1]} channels and length {x.shape[2]}: give {other}, or "
+            "layout='channels_first' if this is right (on the command line --data.layout)",
             stacklevel=4,
         )
     return torch.from_numpy(_native(x)), None if layout == "auto" else cast(Layout, layout)
+
+
+def _other_layout(first: int, last: int) -> str:
+    """What samples of two axes may be instead of series, in words; nothing for those that are series most likely."""
+    if min(first, last) >= 8 and max(first, last) <= 2 * min(first, last):
+        return "layout='NHW' if they are pictures or fields without an axis of channels"
+    if last <= 16 and first >= max(16, 4 * last):
+        return f"layout='channels_last' for {last} channels and length {first}"
+    return ""
 
 
 def _native(x: np.ndarray) -> np.ndarray:
@@ -256,4 +265,4 @@ def _labels_tensor(labels: np.ndarray) -> tuple[np.ndarray | None, torch.Tensor]
         raise TypeError(f"labels must be integers, one-hot rows or names, got {labels.dtype} of shape {labels.shape}")
     if labels.dtype.kind == "u" and labels.size:
         checks.between("labels", int(labels.max()), 0, 2**63 - 1)
-    return None, torch.from_numpy(labels.astype(np.int64) if labels.dtype.kind in "iu" else labels.astype(np.float32))
+    return None, torch.from_numpy(labels.astype({"f": np.float32, "b": np.bool_}.get(labels.dtype.kind, np.int64)))

@@ -2,13 +2,17 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Int64, Integer, Shaped
 from torch import Tensor
 
-__all__ = ["ClassNumbers", "number_classes", "read_labels"]
+from openedm.ground import checks
+from openedm.ground.tensors import as_tensor
+
+__all__ = ["ClassNumbers", "as_labels", "number_classes", "read_labels"]
 
 
 @dataclass(frozen=True)
@@ -53,7 +57,7 @@ def number_classes(
             are classes without labels.
     """
     if labels is None:
-        if num_classes or names:
+        if num_classes or (names is not None and len(names)):
             raise ValueError(
                 f"num_classes and class_names must be None for data without labels, got {num_classes} and {names}"
             )
@@ -63,12 +67,38 @@ def number_classes(
         if found == tuple(range(len(found))):
             return ClassNumbers(len(found))
         return ClassNumbers(len(found), tuple(map(str, found)), found)
-    count = num_classes if num_classes is not None else len(names or ())
+    count = num_classes if num_classes is not None else len(() if names is None else names)
+    if num_classes is None and count <= found[-1]:
+        raise ValueError(
+            f"class_names must hold a name for each class up to the largest label {found[-1]}, got {count}"
+        )
     if count <= found[-1]:
         raise ValueError(f"num_classes must be > the largest label {found[-1]}, got {count}")
     if names is not None and len(names) != count:
         raise ValueError(f"class_names must have {count} names, one per class, got {len(names)}")
     return ClassNumbers(count, None if names is None else tuple(map(str, names)))
+
+
+def as_labels(name: str, labels: Any) -> Shaped[Tensor, "..."]:
+    """Labels as a tensor.
+
+    Args:
+        name: the name of the argument, for messages.
+        labels: a tensor, an array, a column of a table or a list.
+
+    Raises:
+        TypeError: they are names of classes, and the message says how these are given; or no numbers.
+    """
+    if not isinstance(labels, Tensor):
+        first = (
+            np.asarray(labels[:1] if isinstance(labels, list | tuple) else labels, dtype=object).ravel()[:1].tolist()
+        )
+        if first and isinstance(first[0], str | bytes):
+            raise TypeError(
+                f"{name} must be integers or one-hot rows, got names such as {first[0]!r}: names, labels = "
+                "numpy.unique(labels, return_inverse=True), and class_names=names of InMemory or Pairs"
+            )
+    return as_tensor(name, labels)
 
 
 def read_labels(labels: Shaped[Tensor, "..."], samples: int) -> tuple[Int64[Tensor, " samples"], int | None]:
@@ -101,6 +131,8 @@ def read_labels(labels: Shaped[Tensor, "..."], samples: int) -> tuple[Int64[Tens
         labels = labels[:, 0]
     if tuple(labels.shape) != (samples,):
         raise ValueError(f"labels must have shape ({samples},), one per sample, got {tuple(labels.shape)}")
-    if int(labels.min()) < 0:
-        raise ValueError(f"labels must be >= 0, got {int(labels.min())}")
+    array = labels.numpy()  # torch finds no minimum of unsigned types but bytes
+    if int(array.min()) < 0:
+        raise ValueError(f"labels must be >= 0, got {int(array.min())}")
+    checks.between("labels", int(array.max()), 0, 2**63 - 1)
     return labels.to(torch.int64), None

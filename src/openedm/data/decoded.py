@@ -273,4 +273,6 @@ class _DecodedImages(Dataset):
         shape = (array.shape[2], *array.shape[:2])
         if shape != self.event_shape:
             raise ValueError(f"{name} {_difference(shape, self.event_shape, self._images.name(0))}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise ValueError(f"{name} must have finite pixels, but has NaN or infinity: fill them in")
         return promote(array, self._stored.dtype, self._stored.range, name, self._images.name(0))

@@ -1,6 +1,7 @@
 """Images in folders and archives."""
 
 import posixpath
+import warnings
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -21,6 +22,10 @@ from openedm.ground import checks
 __all__ = ["FolderImages", "ImageFolder"]
 
 _JSON = "dataset.json"
+_OTHER_PICTURES = (".avif", ".exr", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pnm", ".psd", ".tga")
+_SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
+_FEW = 0.1
+"""The share of images outside of sub-folders up to which these are most likely meant as classes."""
 
 
 @dataclass(frozen=True)
@@ -97,6 +102,12 @@ class FolderImages(EncodedImages):
         self._names = [name for name in sizes if name.lower().endswith(SUFFIXES)]
         if not self._names:
             raise ValueError(f"no images found in {path!r} ({', '.join(SUFFIXES)})")
+        if others := [name for name in sizes if name.lower().endswith(_OTHER_PICTURES)]:
+            warnings.warn(
+                f"{len(others)} pictures in {path!r} are left out, whose kind is not read, such as {others[0]}: convert "
+                "them to PNG or JPEG",
+                stacklevel=2,
+            )
         self.num_bytes = sum(sizes[name] for name in self._names)
         tables = [name for name in sizes if posixpath.basename(name) == _JSON]
         table = min(tables, key=lambda name: name.count("/"), default=None)  # the uppermost
@@ -155,11 +166,24 @@ class FolderImages(EncodedImages):
         folders = [name[len(common) :].lstrip("/").rpartition("/")[0].partition("/")[0] for name in self._names]
         if all(folders):
             self.class_names = _in_order(set(folders))
+            if len(self.class_names) > 1 and _SPLITS.issuperset(map(str.lower, self.class_names)):
+                warnings.warn(
+                    f"{', '.join(self.class_names)} in {self._archive.path!r} are taken as classes: give one of them as "
+                    "the path, or labels='none'",
+                    stacklevel=3,
+                )
             number = {folder: i for i, folder in enumerate(self.class_names)}
             self.labels = np.array([number[folder] for folder in folders], dtype=np.int64)
         elif required:
             name = self.describe(folders.index(""))
             raise ValueError(f"{name} is not in a sub-folder, as labels='folders' requires")
+        elif len(set(folders)) > 2 and folders.count("") <= _FEW * len(folders):
+            name = self.describe(folders.index(""))
+            warnings.warn(
+                f"{name} is in no sub-folder, so that these are not taken as classes: move it into one, or give "
+                "labels='none'",
+                stacklevel=3,
+            )
 
 
 class _Partners(EncodedImages):

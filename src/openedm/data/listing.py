@@ -53,8 +53,8 @@ def read_listing(content: bytes, place: str, names: Mapping[str, str], folder: s
         folder: the folder that it is in, which the files in it are relative to.
 
     Raises:
-        ValueError: it has another format, its entries are not those of the images, a class is not an integer ≥ 0, or
-            floats are not finite or not of one length; the message names the image.
+        ValueError: it has another format, its entries are not those of the images or contradict each other, a class is
+            not an integer ≥ 0, or floats are not finite or not of one length; the message names the image.
     """
     table = parse_json(content, place)
     try:
@@ -69,6 +69,8 @@ def read_listing(content: bytes, place: str, names: Mapping[str, str], folder: s
             f'{place} must be {{"labels": [["file", class], ...]}} or {{"conditions": [["file", [number, ...]], ...]}}'
             f": {error!r}"
         ) from error
+    for what in ("labels", "conditions"):
+        _check_once(table.get(what), f'{place}: "{what}"')
     given = _in_order(labels, names, place, "label")
     floats = _in_order(conditions, names, place, "condition")
     found, count = None, None
@@ -123,6 +125,14 @@ def _entries(entries: Any, folder: str) -> dict[str, Any] | None:
     if not entries:
         return None
     return {posixpath.join(folder, str(name).replace("\\", "/")): value for name, value in dict(entries).items()}
+
+
+def _check_once(entries: Any, what: str) -> None:
+    """Raise ValueError for a file that is listed twice, with different values."""
+    found: dict[Any, Any] = {}
+    for name, value in entries if isinstance(entries, list) else ():
+        if found.setdefault(name, value) != value:
+            raise ValueError(f"{what} must have each file once, but {name} has {found[name]!r} and {value!r}")
 
 
 def _in_order(entries: Mapping[str, Any] | None, names: Mapping[str, str], place: str, what: str) -> list[Any] | None:

@@ -1,7 +1,6 @@
-"""Datasets in memory, of samples with labels or conditions, and any torch dataset as a `Dataset`."""
+"""Datasets in memory, of samples with labels or conditions."""
 
 import math
-import operator
 import warnings
 from collections.abc import Sequence
 from typing import Any
@@ -13,15 +12,26 @@ from torch import Tensor
 
 from openedm.conditions import find_incomplete, pack
 from openedm.data.array_files import MAX_COPIED, check_memory
-from openedm.data.classes import number_classes, read_labels
+from openedm.data.classes import as_labels, number_classes, read_labels
+from openedm.data.columns import MAX_FLOAT32
 from openedm.data.dataset import Batch, Dataset, Indices, Kind, as_index
-from openedm.data.stored import FULL_RANGES, Layout, Range, Stored, as_float, find_stored, value_limits, warn_of_values
-from openedm.ground.tensors import as_tensor
+from openedm.data.stored import (
+    FULL_RANGES,
+    Layout,
+    Range,
+    Stored,
+    as_float,
+    find_stored,
+    seem_images,
+    value_limits,
+    warn_of_values,
+)
+from openedm.ground.tensors import ArrayLike, as_tensor
 
-Array = np.ndarray | list[Any]
+Array = np.ndarray | list[Any] | ArrayLike
 """What is taken in place of a tensor: `openedm.ground.tensors.as_tensor`."""
 
-__all__ = ["InMemory", "Pairs", "wrap"]
+__all__ = ["InMemory", "Pairs", "warn_of_rounding"]
 
 
 _PART = 2**24
@@ -32,9 +42,6 @@ _NUM_ROUNDED = 1000
 
 _MAX_ROUNDING = 0.01
 """The part of the width of a channel that its rounding to float32 may be, without a word."""
-
-_NUM_PROBED = 8
-"""The number of samples of a wrapped dataset whose values are compared with the range of images."""
 
 
 class InMemory(Dataset):
@@ -48,7 +55,7 @@ class InMemory(Dataset):
     '2 vectors of 2 in 2 classes'
 
     Args:
-        x: `(num_samples, *event)`, a tensor, an array or lists. Floating point is kept unchanged without a `range`;
+        x: `(num_samples, *event)`, a tensor, an array, a table or lists. Floating point is kept unchanged without a `range`;
             uint8, uint16 and bool `(num_samples, channels, height, width)` are images, kept as they are and scaled from
             their full range to [-1, 1] when fetched. Other integers require a `range`.
         labels: class of each sample, integers >= 0 or one-hot rows.
@@ -56,7 +63,8 @@ class InMemory(Dataset):
             each label that occurs: labels that start at 1 or skip numbers are renumbered, and are the names of their
             classes.
         class_names: one name per class.
-        kind: "images" or "vectors"; by default samples with three axes and values in [-1, 1] are images.
+        kind: "images" or "vectors"; by default samples with three axes and values in [-1, 1] are images, unless these
+            differ by less than 0.1.
         range: the two numbers in `x` that become −1 and 1, such as (0, 1) for pictures of torchvision's ToTensor. (-1,
             1) says that the values are right as they are.
         layout: "channels_last" (or "NHWC" for images) if the last axis of `x` is the channels, which becomes the first
@@ -84,7 +92,7 @@ class InMemory(Dataset):
         layout: Layout | None = None,
     ) -> None:
         x = as_tensor("x", x)
-        labels = None if labels is None else as_tensor("labels", labels)
+        labels = None if labels is None else as_labels("labels", labels)
         self._x, self.kind, stored = _read(x, kind, range, layout)
         self.stored = None if stored.is_default else stored
         found, hot = (None, None) if labels is None else read_labels(labels, len(x))
@@ -188,112 +196,6 @@ class Pairs(InMemory):
         return self._events(index), condition
 
 
-class _WrappedDataset(Dataset):
-    def __init__(
-        self,
-        dataset: torch.utils.data.Dataset[Any],
-        num_classes: int | None,
-        class_names: Sequence[str] | None,
-        kind: Kind | None,
-        range: Range | None,
-        layout: Layout | None,
-    ) -> None:
-        self._dataset = dataset
-        self._length = len(dataset)  # type: ignore[arg-type]
-        if self._length == 0:
-            raise ValueError("dataset has no samples")
-        first, label = _split_item(dataset[0], 0)
-        self._stored = find_stored(first[None], range, layout, name="dataset")
-        self.stored = None if self._stored.is_default else self._stored
-        probed = self._probe()
-        warn_of_values(probed, self._stored, images=kind != "vectors", name="dataset")
-        if self._stored.range is None:
-            _warn_of_rounding("dataset", probed)
-        x = self._stored.events(first[None])[0]
-        names = (
-            class_names if class_names is not None else getattr(dataset, "classes", None) if label is not None else None
-        )
-        if label is not None and num_classes is None and names is None:
-            raise ValueError("num_classes must be given: the dataset has labels, but no list `classes`")
-        self.event_shape = tuple(x.shape)
-        self.kind = kind or ("images" if x.dim() == 3 else "vectors")
-        numbers = number_classes(None if label is None else torch.zeros(1, dtype=torch.int64), num_classes, names)
-        self.num_classes, self.class_names = numbers.num_classes, numbers.names
-
-    def __len__(self) -> int:
-        return self._length
-
-    def fetch(self, indices: Indices) -> Batch:
-        items = [self._item(i) for i in as_index(indices, len(self)).tolist()]
-        x = torch.stack([x for x, _ in items]) if items else torch.empty(0, *self.event_shape)
-        return x, torch.tensor([label for _, label in items], dtype=torch.int64) if self.num_classes else None
-
-    def _probe(self) -> Shaped[Tensor, "probed *event"]:
-        """Some samples in the axes of events, for their values."""
-        chosen = [i * len(self) // _NUM_PROBED for i in range(min(len(self), _NUM_PROBED))]
-        x = [_split_item(self._dataset[i], i)[0] for i in dict.fromkeys(chosen)]
-        found = torch.stack([one for one in x if one.shape == x[0].shape])
-        return found.movedim(-1, 1) if self._stored.channels_last else found
-
-    def _item(self, index: int) -> tuple[Tensor, int | None]:
-        x, label = _split_item(self._dataset[index], index)
-        x = self._stored.events(x[None])[0]
-        if tuple(x.shape) != self.event_shape:
-            raise ValueError(f"dataset[{index}] has shape {tuple(x.shape)}, but dataset[0] has {self.event_shape}")
-        if not x.isfinite().all():
-            raise ValueError(f"dataset[{index}] has values that are not finite")
-        if (label is None) != (self.num_classes == 0) or (label is not None and not 0 <= label < self.num_classes):
-            raise ValueError(f"dataset[{index}] has label {label}, but num_classes is {self.num_classes}")
-        return x, label
-
-
-def wrap(
-    dataset: torch.utils.data.Dataset[Any],
-    *,
-    num_classes: int | None = None,
-    class_names: Sequence[str] | None = None,
-    kind: Kind | None = None,
-    range: Range | None = None,
-    layout: Layout | None = None,
-) -> Dataset:
-    """A map-style torch dataset whose items are `x`, `(x,)` or `(x, label)`, as a `Dataset`.
-
-    Args:
-        dataset: `x` is a tensor or array. Floating point is kept unchanged without a `range`; uint8, uint16 and bool
-            are scaled from their full range to [-1, 1].
-        num_classes: required for labels, unless there are `class_names` or the dataset has a list `classes`.
-        class_names: one name per class.
-        kind: "images" or "vectors"; by default samples with three axes are images.
-        range, layout: as for `InMemory`, such as range=(0, 1) after torchvision's ToTensor.
-
-    Raises:
-        ValueError: `dataset` is empty, or the number of classes is not known; or as for `InMemory`. When
-            fetched: a sample differs in shape from the first, is not finite, or has a label that does not fit; the
-            message names the index.
-
-    >>> pairs = torch.utils.data.TensorDataset(torch.zeros(5, 2), torch.arange(5))
-    >>> wrap(pairs, num_classes=5).describe()
-    '5 vectors of 2 in 5 classes'
-    """
-    return _WrappedDataset(dataset, num_classes, class_names, kind, range, layout)
-
-
-def _split_item(item: Any, index: int) -> tuple[Tensor, int | None]:
-    x, label = (*item, None)[:2] if isinstance(item, tuple | list) else (item, None)
-    if isinstance(x, np.ndarray):
-        x = torch.as_tensor(x)
-    if not isinstance(x, Tensor) or x.is_complex():
-        got = x.dtype if isinstance(x, Tensor) else type(x).__name__
-        raise TypeError(f"dataset[{index}] must be a floating-point, integer or bool tensor or array, got {got}")
-    try:
-        return x, None if label is None else operator.index(label)
-    except TypeError as error:
-        raise TypeError(
-            f"dataset[{index}] must have an integer as its label, got {type(label).__name__}: numbers and vectors are "
-            "conditions, Pairs(x, condition), or a Dataset of your own with a condition_shape"
-        ) from error
-
-
 def _read(
     x: Shaped[Tensor, "samples *stored"], kind: Kind | None, range: Range | None, layout: Layout | None
 ) -> tuple[Shaped[Tensor, "samples *event"], Kind, Stored]:
@@ -308,11 +210,13 @@ def _read(
     warn_of_values(x, stored, images=kind != "vectors")
     full_range = range is None and stored.dtype in FULL_RANGES
     x = _kept(x) if full_range else _scaled(x, stored)
-    highest = 1.0 if full_range else max(map(abs, value_limits(x)))
-    if not math.isfinite(highest):  # in float32
-        _check_finite("x", x)
+    low, high = (-1.0, 1.0) if full_range else value_limits(x)
+    highest = max(abs(low), abs(high))
+    if not math.isfinite(highest):
+        _refuse_overflow("x", x)
     shape = tuple(x.shape[1:])
-    kind = kind or ("images" if len(shape) == 3 and highest <= 1 + 1e-3 else "vectors")
+    known = range is not None and len(shape) == 3 and highest <= 1 + 1e-3
+    kind = kind or ("images" if known or seem_images(shape, low, high) else "vectors")
     if kind == "images" and highest > 1 + 1e-3:
         raise ValueError(
             f"images must be in [-1, 1], but x reaches {highest:g}: give the numbers that become -1 and 1, such as "
@@ -337,7 +241,7 @@ def _scaled(x: Shaped[Tensor, "samples *event"], stored: Stored) -> Float[Tensor
         f"x in float32, of {stored.dtype},", 4 * x.numel(), "save float32, bytes or 16 bits, which are used as they are"
     )
     if stored.range is None:
-        _warn_of_rounding("x", x)
+        warn_of_rounding("x", x)
     rows = max(1, _PART * len(x) // x.numel())
     if rows >= len(x):
         return stored.scale(x).contiguous()
@@ -347,7 +251,7 @@ def _scaled(x: Shaped[Tensor, "samples *event"], stored: Stored) -> Float[Tensor
     return scaled
 
 
-def _warn_of_rounding(name: str, x: Shaped[Tensor, "samples *event"]) -> None:
+def warn_of_rounding(name: str, x: Shaped[Tensor, "samples *event"]) -> None:
     """Warn where float32 does not tell the numbers of a channel apart: 1e9 ± 1 become 1e9 or 1e9 + 64."""
     if x.dtype != torch.float64 or x.dim() < 2:
         return
@@ -357,7 +261,7 @@ def _warn_of_rounding(name: str, x: Shaped[Tensor, "samples *event"]) -> None:
     mean = some.nanmean((0, 2))
     width = (some - mean[:, None]).square().nanmean((0, 2)).sqrt()
     varies = width > 1e-12 * mean.abs()  # less is the rounding of the sums
-    coarse = (varies & (error > _MAX_ROUNDING * width)).nonzero()[:, 0].tolist()
+    coarse = (varies & error.isfinite() & (error > _MAX_ROUNDING * width)).nonzero()[:, 0].tolist()
     if coarse:
         i = coarse[0]
         warnings.warn(
@@ -379,6 +283,13 @@ def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: b
             raise ValueError(f"{name} must be {allowed}, but {name}[{row}] has {found}")
 
 
+def _refuse_overflow(name: str, x: Float[Tensor, "samples *event"]) -> None:
+    row = int(x.isinf().flatten(1).any(1).nonzero()[0])
+    raise ValueError(
+        f"{name} must be in the range of float32, up to {MAX_FLOAT32:g}, but {name}[{row}] is not: give it in other units"
+    )
+
+
 def _check_condition(
     condition: Shaped[Tensor, "..."], samples: int, allow_nan: bool
 ) -> Shaped[Tensor, "samples *condition"]:
@@ -391,7 +302,9 @@ def _check_condition(
         )
     if full_range:
         return condition.detach().contiguous()
-    _warn_of_rounding("condition", condition.detach())
+    warn_of_rounding("condition", condition.detach())
+    _check_finite("condition", condition.detach(), allow_nan=allow_nan)
     condition = condition.detach().float()
-    _check_finite("condition", condition, allow_nan=allow_nan)
+    if bool(condition.isinf().any()):
+        _refuse_overflow("condition", condition)
     return condition

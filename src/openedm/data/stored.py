@@ -42,6 +42,10 @@ FULL_RANGE_TYPES = tuple(FULL_RANGES)
 _DTYPES = (*FULL_RANGES, "int8", "int16", "int32", "int64", "uint32", "uint64")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _TOLERANCE = 1e-3
+MIN_CONTRAST = 0.1
+"""Floating-point numbers in [-1, 1] that differ by less are no images, whose 8 bits would tell at most 13 of them apart:
+rain in metres a day, a small anomaly, data in units of 1e-12."""
+
 _PROBED = 100_000
 """The largest number of entries that are compared with whole numbers."""
 
@@ -205,12 +209,13 @@ def channels_seem_last(shape: tuple[int, ...], *, pixels: bool = False) -> bool:
     """Whether a sample of this shape most likely has its channels in the last axis: 32×32×3, but not 3×32×32.
 
     True for at least three axes of which all but the last have 8 or more entries, and the last 1, 3 or 4; or up to 16
-    and the others are equal and at least 32, or 8 for pixels, bytes or 16 bits, and more than the last.
+    and at most a quarter of each of the others; or up to 16 and the others are equal and at least 32, or 8 for pixels,
+    bytes or 16 bits, and more than the last.
     """
     if len(shape) < 3:
         return False
     *others, last = shape
-    few = last in (1, 3, 4) and min(others) >= 8
+    few = min(others) >= 8 and (last in (1, 3, 4) or last <= min(16, min(others) // 4))
     least = max(8, last + 1) if pixels else 32
     return few or (1 <= last <= 16 and len(set(others)) == 1 and others[0] >= least)
 
@@ -259,13 +264,22 @@ def _other_range(x: Tensor, low: float, high: float, dtype: str) -> Range | None
     if dtype not in _FLOATS or low < 0 or low == high:
         return None
     if high <= 1 + _TOLERANCE:
-        return (0, 1)
+        return (0, 1) if high >= MIN_CONTRAST else None
     some = x[:: max(1, len(x) // 1000)]
     entries = some.reshape(-1)[:: max(1, some.numel() // _PROBED)]
     whole = bool((entries == entries.round()).all())
     if high <= 255.5 and (whole or (high > 200 and x.shape[1] in (1, 3, 4))):
         return (0, 255)
     return (0, 65535) if whole and high <= 65535 and x.shape[1] in (1, 3, 4) else None
+
+
+def seem_images(shape: tuple[int, ...], low: float, high: float) -> bool:
+    """Whether floating-point samples of a shape, with numbers from `low` to `high`, may be images in [-1, 1].
+
+    They have three axes, and numbers in this range that differ by at least `MIN_CONTRAST`, or not at all.
+    """
+    inside = -1 - _TOLERANCE <= low and high <= 1 + _TOLERANCE
+    return len(shape) == 3 and inside and not 0 < high - low < MIN_CONTRAST
 
 
 def value_limits(x: Tensor) -> Range:

@@ -1,9 +1,10 @@
 """Arguments that are numbers, alone, in tensors, arrays or lists."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from jaxtyping import Float64
 from torch import Tensor
@@ -12,6 +13,7 @@ from openedm.ground import checks
 from openedm.ground.devices import float64_on
 
 __all__ = [
+    "ArrayLike",
     "Values",
     "all_finite",
     "as_tensor",
@@ -21,6 +23,14 @@ __all__ = [
     "float64",
     "misfits",
 ]
+
+
+@runtime_checkable
+class ArrayLike(Protocol):
+    """What numpy reads as an array, such as a table of pandas."""
+
+    def __array__(self, *args: Any, **kwargs: Any) -> npt.NDArray[Any]:
+        """Its numbers."""
 
 
 Values = Tensor | float
@@ -48,8 +58,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
     Args:
         name: the name of the argument, for messages.
-        value: a tensor; a numpy array, whose memory is shared where possible; or nested lists of numbers, of which
-            floats become float32.
+        value: a tensor; a numpy array, whose memory is shared where possible, or what numpy reads as one, such as a
+            table of pandas; or nested lists of numbers, of which floats become float32.
 
     Raises:
         TypeError: it is something else, its entries are not numbers, or it is a sparse tensor or one without numbers.
@@ -59,6 +69,8 @@ def as_tensor(name: str, value: Any) -> Tensor:
             kind, way = ("on the meta device", "") if value.is_meta else (f"{value.layout}", f": {name}.to_dense()")
             raise TypeError(f"{name} must be a tensor with its numbers in memory, got one that is {kind}{way}")
         return value
+    if isinstance(value, ArrayLike) and not isinstance(value, np.ndarray | np.generic):
+        value = np.asarray(value)
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
             count = int(np.ma.getmaskarray(value).sum())

@@ -3,7 +3,7 @@
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypeVar, runtime_checkable
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -12,17 +12,10 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.ground.tensors import ArrayLike
 from openedm.inference.draws import numbered_seeds
 
-__all__ = ["ArrayLike", "SbiCalls", "Values", "as_rows", "as_tensor"]
-
-
-@runtime_checkable
-class ArrayLike(Protocol):
-    """What numpy reads as an array, such as a table of pandas."""
-
-    def __array__(self, *args: Any, **kwargs: Any) -> npt.NDArray[Any]:
-        """Its numbers."""
+__all__ = ["SbiCalls", "Values", "as_rows", "as_tensor"]
 
 
 Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float | Mapping[str, Any] | ArrayLike

@@ -176,13 +176,28 @@ def _factor(covariance: Float64[Tensor, "dim dim"], name: str) -> Float64[Tensor
         if float(inverse.square().sum() * symmetric.trace()) * 1e3 * rounding < 1:
             factor: Tensor = lower
             return factor
-    values, vectors = torch.linalg.eigh(symmetric)
+    values, vectors = _eigen(symmetric)
     rounding *= float(values.abs().max())
     if float(values.min()) < -1e3 * rounding:
         raise ValueError(f"covariance of {name} must have no negative eigenvalue, got {float(values.min())}")
     kept = values > rounding
     root: Tensor = vectors[:, kept] * values[kept].sqrt()
     return root
+
+
+def _eigen(
+    symmetric: Float64[Tensor, "dim dim"],
+) -> tuple[Float64[Tensor, " dim"], Float64[Tensor, "dim dim"]]:
+    """Eigenvalues and eigenvectors; from the singular values where LAPACK's eigenvalues do not converge.
+
+    That happens with features of which most are constant, such as those of grey pictures.
+    """
+    try:
+        values, vectors = torch.linalg.eigh(symmetric)
+    except torch.linalg.LinAlgError:
+        vectors, sizes, right = torch.linalg.svd(symmetric)
+        values = sizes * (vectors * right.T).sum(0).sign()
+    return values, vectors
 
 
 def _resampled(
@@ -217,6 +232,10 @@ def _distance(
             "the number of images must be larger for the interval of the Fréchet distance, at least about 10 with "
             "differences among them: give more, or num_bootstrap 0"
         ) from error
-    values = torch.linalg.eigvalsh(factor.T @ b @ factor)
+    product = factor.T @ b @ factor
+    try:
+        values = torch.linalg.eigvalsh(product)
+    except torch.linalg.LinAlgError:
+        values = torch.linalg.svdvals(product)
     means = (shift + mean_a - mean_b).square().sum()
     return float(means + a.trace() + b.trace() - 2 * values.clamp(min=0).sqrt().sum())

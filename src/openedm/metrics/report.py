@@ -43,7 +43,7 @@ def share_interval(share: float, count: int, error: float = 0.0) -> tuple[float,
     effective = min(count, variance / error**2) if error > 0 and variance > 0 else count
     centre = (share + Z**2 / (2 * effective)) / (1 + Z**2 / effective)
     half = Z / (1 + Z**2 / effective) * math.sqrt(variance / effective + Z**2 / (4 * effective**2))
-    return max(centre - half, 0.0), min(centre + half, 1.0)
+    return 0.0 if share == 0 else max(centre - half, 0.0), 1.0 if share == 1 else min(centre + half, 1.0)
 
 
 @dataclass(frozen=True)

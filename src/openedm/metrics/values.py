@@ -24,6 +24,10 @@ NUM_CELLS = 256
 MAX_READ = 2**27
 """The largest number of entries that means and deviations are computed from, for larger samples."""
 
+ROUNDING, COARSE = 2.0**-24, 2.0**-17
+"""The part of its mean up to which the deviation of a channel is rounding to float32, and which the unit of a channel
+without another deviation is at least."""
+
 _POOLS: tuple[Callable[..., Tensor], ...] = (
     functional.adaptive_avg_pool1d,
     functional.adaptive_avg_pool2d,
@@ -63,7 +67,8 @@ class ValueFeatures(FeatureNetwork):
     directions.
 
     Args:
-        data: the real data, which set the mean and the standard deviation; a channel without variation keeps its unit.
+        data: the real data, which set the mean and the standard deviation; a channel without variation, but for
+            rounding, keeps its unit.
         max_samples: the largest number of samples that are read for them, at even distances.
     """
 
@@ -81,8 +86,10 @@ class ValueFeatures(FeatureNetwork):
             x = data.fetch(data.spread(max_samples))[0].double()
         axes = (0, *range(2, x.ndim))
         std = x.std(axes, correction=0, keepdim=True)[0]
-        self.register_buffer("mean", x.mean(axes, keepdim=True)[0])
-        self.register_buffer("std", std.where(std > 0, 1.0))
+        mean = x.mean(axes, keepdim=True)[0]
+        unit = (COARSE * mean.abs()).clamp(min=1.0)
+        self.register_buffer("mean", mean)
+        self.register_buffer("std", std.where(std > ROUNDING * mean.abs(), unit))
         self.dim, self.description = entries, {"name": "values", "version": 1, "dim": entries}
         if entries <= MAX_VALUES:
             return

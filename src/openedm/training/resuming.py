@@ -117,8 +117,13 @@ def check_unchanged(
     ]
     meant = {name for name, _ in differences if _is_meant(name, named)}
     if refused := [line for name, line in differences if name not in meant]:
-        raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(refused)}")
+        data = " (measured of the data, which are not those of the run)" if any(map(_is_of_data, refused)) else ""
+        raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(refused)}{data}")
     return tuple(line for _, line in differences)
+
+
+def _is_of_data(line: str) -> bool:
+    return line.startswith(("model.units.", "model.condition_units.", "model.sigma_data ", "model.event_shape "))
 
 
 def _is_meant(name: str, named: Collection[str]) -> bool:

@@ -1,0 +1,178 @@
+"""Data of one's own that would be taken for something else without a word."""
+
+import json
+import warnings
+
+import numpy as np
+import pandas as pd
+import PIL.Image
+import pytest
+import torch
+
+from openedm.data import Arrays, ImageFolder, InMemory, Pairs, as_dataset, wrap
+from openedm.metrics import ValueFeatures
+from openedm.networks import DDPMpp
+from openedm.training import Model
+
+RNG = np.random.default_rng(0)
+NETWORK = DDPMpp(model_channels=8, channel_mult=(1,), num_blocks=1)
+
+
+def kelvin(*shape: int) -> np.ndarray:
+    return (280 + 10 * RNG.standard_normal(shape)).astype("f4")
+
+
+def folder_of(path, names, shape=(4, 6, 3)):
+    for name in names:
+        (path / name).parent.mkdir(parents=True, exist_ok=True)
+        PIL.Image.fromarray(RNG.integers(0, 256, shape, dtype=np.uint8)).save(path / name)
+    return str(path)
+
+
+@pytest.mark.parametrize("size", [1e-3, 1e-12])
+def test_fields_of_small_numbers_are_no_images(size):
+    x = size * RNG.standard_normal((20, 1, 8, 8))
+    for given in (x, np.abs(x)):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            for dataset in (InMemory(given), wrap(torch.utils.data.TensorDataset(torch.from_numpy(given)))):
+                assert (dataset.kind, dataset.describe()) == ("vectors", "20 fields of 1×8×8 without labels")
+    model = Model.for_data(InMemory(x), NETWORK)
+    assert model.sigma_data == 0.5
+    assert model.units.scale[0] == pytest.approx(2 * x.std(), rel=1e-4)
+    assert InMemory(x, range=(-1, 1)).kind == InMemory(x, kind="images").kind == "images"
+
+
+def test_a_torch_dataset_of_numbers_beyond_1_is_not_taken_as_images():
+    x = torch.from_numpy(kelvin(12, 1, 8, 8))
+    dataset = wrap(torch.utils.data.TensorDataset(x))
+    assert dataset.kind == InMemory(x).kind == "vectors"
+    assert Model.for_data(dataset, NETWORK).units == Model.for_data(InMemory(x), NETWORK).units
+    assert wrap(torch.utils.data.TensorDataset((x - 280) / 60)).kind == "images"
+
+
+@pytest.mark.parametrize("shape", [(24, 36, 2), (24, 36, 5), (24, 24, 2), (64, 96, 13)])
+def test_few_channels_behind_unequal_sides_are_refused_until_the_layout_is_given(shape):
+    x = kelvin(3, *shape)
+    with pytest.raises(ValueError, match=f"layout='channels_last' for {shape[-1]} channels"):
+        InMemory(x)
+    assert InMemory(x, layout="channels_last").event_shape == (shape[-1], *shape[:-1])
+
+
+@pytest.mark.parametrize(
+    ("shape", "layout", "event"),
+    [((24, 36), "NHW", (1, 24, 36)), ((180, 360), "NHW", (1, 180, 360)), ((101, 3), "channels_last", (3, 101))],
+)
+def test_arrays_of_three_axes_that_may_not_be_series_are_asked_about(shape, layout, event, tmp_path):
+    np.save(tmp_path / "x.npy", kelvin(2, *shape))
+    with pytest.warns(UserWarning, match=rf"{shape[0]} channels and length {shape[1]}: give layout='{layout}'"):
+        assert Arrays(str(tmp_path / "x.npy")).load().event_shape == shape
+    assert Arrays(str(tmp_path / "x.npy"), layout=layout).load().event_shape == event
+
+
+@pytest.mark.parametrize("shape", [(3, 101), (6, 10), (8, 17), (15, 2)])
+def test_series_raise_no_alarm(shape, tmp_path):
+    np.save(tmp_path / "x.npy", kelvin(2, *shape))
+    assert Arrays(str(tmp_path / "x.npy")).load().event_shape == shape
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_tables_and_their_columns_are_read_as_arrays():
+    table = pd.DataFrame({"a": [1.0, 2.0, 3.0], "b": [4, 5, 6]})
+    for dataset in (as_dataset(table), InMemory(table)):
+        assert dataset.fetch([2])[0].tolist() == [[3.0, 6.0]]
+    labels = pd.Series([0, 1, 1])
+    for dataset in (as_dataset((table, labels)), InMemory(table, labels), Pairs(table, table[["a"]], labels)):
+        assert dataset.num_classes == 2
+    assert as_dataset((table, table[["b"]].astype(float))).condition_shape == (1,)
+    with pytest.raises(TypeError, match="dataset must be .* got an array of object"):
+        as_dataset(pd.DataFrame({"a": ["x", "y"]}))
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("labels", [["cat", "dog", "cat"], np.array(["cat", "dog", "cat"], object)])
+def test_names_in_place_of_labels_are_answered_with_how_to_give_them(labels):
+    with pytest.raises(TypeError, match=r"labels must be .*got names such as 'cat': .*numpy.unique.*class_names=names"):
+        InMemory(kelvin(3, 2), labels)
+    if isinstance(labels, np.ndarray):
+        with pytest.raises(TypeError, match=r"the labels of dataset must be .*names such as 'cat'"):
+            as_dataset((kelvin(3, 2), labels))
+    names, numbers = np.unique(labels, return_inverse=True)
+    assert InMemory(kelvin(3, 2), numbers, class_names=names).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize("kind", ["uint16", "uint32", "uint64"])
+def test_labels_of_unsigned_types_are_taken(kind):
+    assert InMemory(kelvin(3, 2), np.array([1, 0, 1], kind)).fetch([0])[1].tolist() == [1]
+    if kind == "uint64":
+        with pytest.raises(
+            ValueError, match="labels must be between 0 and 9223372036854775807, got 18446744073709551615"
+        ):
+            InMemory(kelvin(2, 2), np.array([2**64 - 1, 0], kind))
+
+
+def test_floats_in_place_of_labels_are_answered_with_both_ways():
+    with pytest.raises(
+        ValueError, match=r"second of the pair dataset .*labels.long\(\) for classes, or values\[:, None\]"
+    ):
+        as_dataset((kelvin(3, 2), np.array([0.0, 1.0, 1.0])))
+
+
+def test_numbers_beyond_float32_are_named_as_such():
+    for make in (lambda x: InMemory(x), lambda x: Pairs(kelvin(3, 2), x)):
+        with pytest.raises(ValueError, match=r"must be in the range of float32, up to 3.4e\+38"):
+            make(1e39 * RNG.standard_normal((3, 2)))
+
+
+def test_a_channel_that_is_constant_but_for_rounding_does_not_decide_a_distance():
+    x = torch.from_numpy(kelvin(200, 2, 3, 3))
+    x[:, 1] = 280.15
+    x[0, 1, 0, 0] = float(np.nextafter(np.float32(280.15), np.float32(300)))
+    features = ValueFeatures(InMemory(x))
+    assert features.std.flatten().tolist() == pytest.approx([10, 1], rel=0.1)
+    x[:, 1] = 1e9
+    assert ValueFeatures(InMemory(x)).std.flatten()[1] == pytest.approx(1e9 / 2**17)
+
+
+def test_pictures_of_kinds_that_are_not_read_are_mentioned(tmp_path):
+    path = folder_of(tmp_path, ["a.png", "b.png"])
+    for name in ("c.heic", "notes.txt", ".hidden.heic"):
+        (tmp_path / name).write_bytes(b"x")
+    with pytest.warns(UserWarning, match="1 pictures in .* are left out, whose kind is not read, such as c.heic"):
+        assert len(ImageFolder(path).load()) == 2
+
+
+def test_splits_are_not_taken_as_classes_without_a_word(tmp_path):
+    path = folder_of(tmp_path, ["train/cat/a.png", "test/cat/b.png"])
+    with pytest.warns(UserWarning, match="test, train in .* are taken as classes: give one of them as the path"):
+        assert ImageFolder(path).load().class_names == ("test", "train")
+    assert ImageFolder(path, labels="none").load().num_classes == 0
+
+
+def test_one_picture_outside_the_classes_does_not_end_them_without_a_word(tmp_path):
+    path = folder_of(tmp_path, [f"{name}/{i}.png" for name in ("cat", "dog") for i in range(5)] + ["loose.png"])
+    with pytest.warns(UserWarning, match="loose.png is in no sub-folder, so that these are not taken as classes"):
+        assert ImageFolder(path).load().num_classes == 0
+    assert ImageFolder(path, labels="none").load().num_classes == 0
+
+
+def test_a_picture_that_is_listed_twice_has_one_class(tmp_path):
+    path = folder_of(tmp_path, ["a.png", "b.png"])
+    (tmp_path / "dataset.json").write_text(json.dumps({"labels": [["a.png", 1], ["b.png", 0], ["a.png", 0]]}))
+    with pytest.raises(ValueError, match=r'dataset.json: "labels" must have each file once, but a.png has 1 and 0'):
+        ImageFolder(path).load()
+    content = {"labels": [["a.png", 1], ["b.png", 2]], "class_names": ["x", "y"]}
+    (tmp_path / "dataset.json").write_text(json.dumps(content))
+    with pytest.raises(
+        ValueError, match="class_names must hold a name for each class up to the largest label 2, got 2"
+    ):
+        ImageFolder(path).load()
+
+
+def test_pixels_that_are_nan_name_their_picture(tmp_path):
+    for name, first in (("a.tif", 280.0), ("b.tif", np.nan)):
+        x = kelvin(4, 6)
+        x[0, 0] = first
+        PIL.Image.fromarray(x).save(tmp_path / name)
+    with pytest.raises(ValueError, match="b.tif must have finite pixels, but has NaN"):
+        ImageFolder(str(tmp_path), range=(200, 350)).load()
