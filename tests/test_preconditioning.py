@@ -343,8 +343,8 @@ def test_velocities_and_v_are_members_of_one_family() -> None:
 @pytest.mark.parametrize("kind", [EDM(), VP(), VE(), IDDPM(), Adapter()], ids=lambda kind: type(kind).__name__)
 def test_coefficients_are_given_for_a_number_and_for_several_as_for_a_tensor(kind: Preconditioning) -> None:
     expected = kind.coefficients(torch.tensor([0.5, 2.0], dtype=torch.float64), 0.5)
-    for given in ([0.5, 2.0], torch.tensor([0.5, 2.0])):
-        found = kind.coefficients(given, 0.5)  # type: ignore[arg-type]
+    for several in ([0.5, 2.0], torch.tensor([0.5, 2.0])):
+        found = kind.coefficients(several, 0.5)  # type: ignore[arg-type]
         assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
     assert [float(c) for c in kind.coefficients(2.0, 0.5)] == [float(c[1]) for c in expected]
     with pytest.raises(TypeError, match="noise levels must be real numbers, or a tensor of them, got 'high'"):

@@ -85,7 +85,7 @@ def test_tables_and_their_columns_are_read_as_arrays():
     for dataset in (as_dataset((table, labels)), InMemory(table, labels), Pairs(table, table[["a"]], labels)):
         assert dataset.num_classes == 2
     assert as_dataset((table, table[["b"]].astype(float))).condition_shape == (1,)
-    with pytest.raises(TypeError, match="dataset must be .* got an array of object"):
+    with pytest.raises(TypeError, match=r"dataset must be .* got an array of object"):
         as_dataset(pd.DataFrame({"a": ["x", "y"]}))
 
 
@@ -174,5 +174,5 @@ def test_pixels_that_are_nan_name_their_picture(tmp_path):
         x = kelvin(4, 6)
         x[0, 0] = first
         PIL.Image.fromarray(x).save(tmp_path / name)
-    with pytest.raises(ValueError, match="b.tif must have finite pixels, but has NaN"):
+    with pytest.raises(ValueError, match=r"b.tif must have finite pixels, but has NaN"):
         ImageFolder(str(tmp_path), range=(200, 350)).load()

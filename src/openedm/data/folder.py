@@ -104,8 +104,8 @@ class FolderImages(EncodedImages):
             raise ValueError(f"no images found in {path!r} ({', '.join(SUFFIXES)})")
         if others := [name for name in sizes if name.lower().endswith(_OTHER_PICTURES)]:
             warnings.warn(
-                f"{len(others)} pictures in {path!r} are left out, whose kind is not read, such as {others[0]}: convert "
-                "them to PNG or JPEG",
+                f"{len(others)} pictures in {path!r} are left out, whose kind is not read, such as {others[0]}: "
+                "convert them to PNG or JPEG",
                 stacklevel=2,
             )
         self.num_bytes = sum(sizes[name] for name in self._names)
@@ -168,8 +168,8 @@ class FolderImages(EncodedImages):
             self.class_names = _in_order(set(folders))
             if len(self.class_names) > 1 and _SPLITS.issuperset(map(str.lower, self.class_names)):
                 warnings.warn(
-                    f"{', '.join(self.class_names)} in {self._archive.path!r} are taken as classes: give one of them as "
-                    "the path, or labels='none'",
+                    f"{', '.join(self.class_names)} in {self._archive.path!r} are taken as classes: give one of them "
+                    "as the path, or labels='none'",
                     stacklevel=3,
                 )
             number = {folder: i for i, folder in enumerate(self.class_names)}

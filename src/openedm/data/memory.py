@@ -55,9 +55,9 @@ class InMemory(Dataset):
     '2 vectors of 2 in 2 classes'
 
     Args:
-        x: `(num_samples, *event)`, a tensor, an array, a table or lists. Floating point is kept unchanged without a `range`;
-            uint8, uint16 and bool `(num_samples, channels, height, width)` are images, kept as they are and scaled from
-            their full range to [-1, 1] when fetched. Other integers require a `range`.
+        x: `(num_samples, *event)`, a tensor, an array, a table or lists. Floating point is kept unchanged without a
+            `range`; uint8, uint16 and bool `(num_samples, channels, height, width)` are images, kept as they are and
+            scaled from their full range to [-1, 1] when fetched. Other integers require a `range`.
         labels: class of each sample, integers >= 0 or one-hot rows.
         num_classes: at least 1 + the largest label; the number of names if names are given. By default one class for
             each label that occurs: labels that start at 1 or skip numbers are renumbered, and are the names of their
@@ -286,7 +286,7 @@ def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: b
 def _refuse_overflow(name: str, x: Float[Tensor, "samples *event"]) -> None:
     row = int(x.isinf().flatten(1).any(1).nonzero()[0])
     raise ValueError(
-        f"{name} must be in the range of float32, up to {MAX_FLOAT32:g}, but {name}[{row}] is not: give it in other units"
+        f"{name} must be in the range of float32, up to {MAX_FLOAT32:g}, but {name}[{row}] is not: use other units"
     )
 
 

@@ -43,8 +43,8 @@ _DTYPES = (*FULL_RANGES, "int8", "int16", "int32", "int64", "uint32", "uint64")
 _FLOATS = ("float16", "bfloat16", "float32", "float64")
 _TOLERANCE = 1e-3
 MIN_CONTRAST = 0.1
-"""Floating-point numbers in [-1, 1] that differ by less are no images, whose 8 bits would tell at most 13 of them apart:
-rain in metres a day, a small anomaly, data in units of 1e-12."""
+"""Floating-point numbers in [-1, 1] that differ by less are no images, whose 8 bits would tell at most 13 of them
+apart: rain in metres a day, a small anomaly, data in units of 1e-12."""
 
 _PROBED = 100_000
 """The largest number of entries that are compared with whole numbers."""
@@ -278,7 +278,7 @@ def seem_images(shape: tuple[int, ...], low: float, high: float) -> bool:
 
     They have three axes, and numbers in this range that differ by at least `MIN_CONTRAST`, or not at all.
     """
-    inside = -1 - _TOLERANCE <= low and high <= 1 + _TOLERANCE
+    inside = low >= -1 - _TOLERANCE and high <= 1 + _TOLERANCE
     return len(shape) == 3 and inside and not 0 < high - low < MIN_CONTRAST
 
 

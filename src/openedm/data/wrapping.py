@@ -16,7 +16,6 @@ from openedm.data.stored import (
     FULL_RANGES,
     Layout,
     Range,
-    Stored,
     find_stored,
     seem_images,
     value_limits,

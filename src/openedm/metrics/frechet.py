@@ -194,7 +194,7 @@ def _eigen(
     """
     try:
         values, vectors = torch.linalg.eigh(symmetric)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError
         vectors, sizes, right = torch.linalg.svd(symmetric)
         values = sizes * (vectors * right.T).sum(0).sign()
     return values, vectors
@@ -235,7 +235,7 @@ def _distance(
     product = factor.T @ b @ factor
     try:
         values = torch.linalg.eigvalsh(product)
-    except torch.linalg.LinAlgError:
+    except RuntimeError:  # torch.linalg.LinAlgError
         values = torch.linalg.svdvals(product)
     means = (shift + mean_a - mean_b).square().sum()
     return float(means + a.trace() + b.trace() - 2 * values.clamp(min=0).sqrt().sum())

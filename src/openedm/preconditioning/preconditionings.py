@@ -79,7 +79,7 @@ class Preconditioning(Choice, ABC):
         """c_in and c_noise."""
 
     def coefficients(self, sigma: schedules.Values, sigma_data: float) -> Coefficients:
-        """c_skip, c_out, c_in, c_noise at noise level σ, a number or several, for data of standard deviation `sigma_data`.
+        """c_skip, c_out, c_in, c_noise at one or several σ, for data of standard deviation `sigma_data`.
 
         Raises:
             TypeError: σ is neither numbers nor a tensor of them.
