@@ -8,12 +8,14 @@ import torch
 from torch import Tensor
 
 from fitted import TINY
-from openedm.inference import Box, Normal, fit, load, simulate
+from openedm.inference import Box, Joint, Normal, fit, fit_joint, load, simulate
 from openedm.inference.composite import Truncated
 from openedm.inference.maps import Coordinates
 from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
 from openedm.inference.prepare import constant_columns
 from openedm.inference.sbi_calls import as_tensor
+from openedm.networks import JointTransformer
+from openedm.training import Options
 
 N = 300
 GENERATOR = torch.Generator().manual_seed(0)
@@ -50,6 +52,36 @@ def test_units_and_offsets_change_no_sample(theta: tuple[float, float], x: tuple
     assert dtype == torch.float32
     assert precise == (torch.float32 if x == (0, 1e6) else torch.float64)
     torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
+@cache
+def joint_of(offset: float, unit: float) -> Joint:
+    """All conditionals, after a few steps, of parameters and data that are offset + unit times the plain ones."""
+    sizes = Options(images=512, batch_size=64, validate_every=0, snapshot_every=0, rampup=0)
+    network = JointTransformer(width=16, num_blocks=1, num_heads=2)
+    prior = Box([offset - unit] * 2, [offset + unit] * 2)
+    return fit_joint(offset + unit * THETA, offset + unit * X, prior, network=network, options=sizes)
+
+
+@pytest.mark.parametrize(("offset", "unit"), [(2459000.0, 0.01), (0.0, 1e44)])
+def test_units_and_offsets_change_no_sample_of_a_joint_distribution(offset: float, unit: float, tmp_path) -> None:
+    joint_of(offset, unit).save(tmp_path / "joint")
+    for joint in (joint_of(offset, unit), load(tmp_path / "joint")):
+        assert isinstance(joint, Joint)
+        for found, expected, known in (
+            (joint.posterior(), joint_of(0.0, 1.0).posterior(), X[0]),
+            (joint.likelihood(), joint_of(0.0, 1.0).likelihood(), THETA[0]),
+        ):
+            samples = found.sample(offset + unit * known, 50, seed=[5])
+            assert samples.dtype == found.x_dtype == torch.float64
+            wanted = expected.sample(known, 50, seed=[5])
+            assert wanted.dtype == torch.float32
+            torch.testing.assert_close((samples - offset) / unit, wanted.double(), rtol=0, atol=1e-5)
+
+
+def test_coarse_float32_is_warned_of_by_a_joint_fit_too() -> None:
+    with pytest.warns(UserWarning, match="columns of x that are too coarse in float32.*: 0"):
+        fit_joint(THETA, (1e6 + X).float(), options=Options(images=1, batch_size=1, validate_every=0))
 
 
 def test_float32_is_kept_unless_it_loses_what_a_column_tells() -> None:

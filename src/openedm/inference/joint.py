@@ -25,6 +25,7 @@ from openedm.inference.composite import as_prior
 from openedm.inference.maps import Coordinates, DataMap
 from openedm.inference.masks import JointModel, Latent, MaskedData, Masks
 from openedm.inference.posterior import Values
+from openedm.inference.precision import as_precise_as_needed
 from openedm.inference.prepare import check_simulations, constant_columns
 from openedm.inference.priors import Prior
 from openedm.inference.trained import DenoiserPosterior, Parts
@@ -185,7 +186,9 @@ class Joint:
         known_names = tuple(self.names[i] for i in known)
         of_known = self.coordinates.part(known)
         x_shape = (len(known),) if x_shape is None else x_shape
-        data = KnownVariables(x_shape, (), of_known.columns, bijection=of_known.bijection, names=known_names)
+        data = KnownVariables(
+            x_shape, (), of_known.columns, precise=of_known.precise, bijection=of_known.bijection, names=known_names
+        )
         denoiser = Latent(self.denoiser, [*wanted, *others], known).to(device_of(self.denoiser)).eval()
         return Conditional(
             Parts(denoiser, self.coordinates.part(wanted), data),
@@ -270,6 +273,8 @@ def fit_joint(
 ) -> Joint:
     """Train one denoiser for all conditionals of parameters and data.
 
+    Parameters, data and samples are float32, or float64 where that would lose what a variable tells.
+
     Args:
         theta: parameters, (n, d).
         x: what was simulated from them, (n, *x_shape); its numbers are taken in a row.
@@ -302,7 +307,8 @@ def fit_joint(
         raise ValueError(f"every variable must vary, but {', '.join(constant)} did not: leave them out")
     known = Bijection.unbounded(dim) if prior is None else prior.bijection
     support = Bijection((*known.low, *(-math.inf,) * data), (*known.high, *(math.inf,) * data))
-    coordinates = Coordinates.fitted(variables, support, [prior is None] * dim + [True] * data)
+    precise = as_precise_as_needed(variables).dtype == torch.float64
+    coordinates = Coordinates.fitted(variables, support, [prior is None] * dim + [True] * data, precise=precise)
     options = _default_options(len(parameters)) if options is None else options
     options = options if seed is None else replace(options, seed=seed)
     vectors = coordinates.forward(variables).float()

@@ -6,7 +6,7 @@ x → y = columns(x), or least-squares estimates of (u, u²) from (y, y²) where
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
 import torch
@@ -37,14 +37,21 @@ class Coordinates(Choice):
     Args:
         bijection: of the variables' supports onto R^d.
         columns: the standardisation of these, with or without a warp.
+        precise: whether the variables are float64, where float32 would not tell their values apart.
     """
 
     bijection: Bijection
     columns: Columns
+    precise: bool = field(default=False, kw_only=True)
 
     @classmethod
     def fitted(
-        cls, variables: Float64[Tensor, "samples d"], bijection: Bijection, warp: Sequence[bool]
+        cls,
+        variables: Float64[Tensor, "samples d"],
+        bijection: Bijection,
+        warp: Sequence[bool],
+        *,
+        precise: bool = False,
     ) -> "Coordinates":
         """Coordinates that suit the samples; positive variables with long tails get a logarithm, as a support above 0.
 
@@ -52,6 +59,7 @@ class Coordinates(Choice):
             variables: samples, inside the bijection's support.
             bijection: of known supports.
             warp: the variables whose tails may be warped, which have no known support.
+            precise: as for the class.
         """
         tails = Columns.of(variables)
         logarithm = [may and kind == "log" for may, kind in zip(warp, tails.kinds, strict=True)]
@@ -61,13 +69,13 @@ class Coordinates(Choice):
         warped = [may and not log for may, log in zip(warp, logarithm, strict=True)]
         sources = [tails if take else plain for take in warped]
         chosen = (tuple(getattr(of, f.name)[i] for i, of in enumerate(sources)) for f in fields(Columns))
-        return Coordinates(bijection, Columns(*chosen))
+        return Coordinates(bijection, Columns(*chosen), precise=precise)
 
     def part(self, indices: Sequence[int]) -> "Coordinates":
         """The coordinates of some of the variables, in this order."""
         low, high = ([ends[i] for i in indices] for ends in (self.bijection.low, self.bijection.high))
         columns = (tuple(getattr(self.columns, f.name)[i] for i in indices) for f in fields(Columns))
-        return Coordinates(Bijection(low, high), Columns(*columns))
+        return Coordinates(Bijection(low, high), Columns(*columns), precise=self.precise)
 
     def forward(self, variables: Float[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:
         """u; NaN outside the support."""
@@ -76,7 +84,7 @@ class Coordinates(Choice):
     @property
     def number_format(self) -> torch.dtype:
         """The number format of variables that are made of u."""
-        return torch.float32
+        return torch.float64 if self.precise else torch.float32
 
     def inverse(self, u: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The variables, in `number_format`, strictly inside their supports."""
@@ -101,11 +109,9 @@ class ParameterMap(Coordinates):
     Args:
         inputs: the standardisation of that form: θ itself where it is bounded on both sides or not at all, its
             logarithm on a half-line.
-        precise: whether θ is float64, where float32 would not tell its values apart.
     """
 
     inputs: Columns
-    precise: bool = False
 
     @classmethod
     def of(cls, theta: Float[Tensor, "rows d"], bijection: Bijection | None) -> "ParameterMap":
@@ -113,12 +119,7 @@ class ParameterMap(Coordinates):
         known = Bijection.unbounded(theta.shape[1]) if bijection is None else bijection
         columns = Columns.of(known.forward(theta.double()), warp=bijection is None)
         inputs = Columns.of(_natural(known, theta.double()), warp=False)
-        return cls(known, columns, inputs, theta.dtype == torch.float64)
-
-    @property
-    def number_format(self) -> torch.dtype:
-        """The number format of θ."""
-        return torch.float64 if self.precise else torch.float32
+        return cls(known, columns, inputs, precise=theta.dtype == torch.float64)
 
     def inputs_of(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The inputs of an emulator at θ, float32."""

@@ -162,9 +162,8 @@ def check_simulations(
         listed = _named(discrete)
         raise ValueError(f"theta must be {CONTINUOUS}, but these columns hold few different values: {listed}")
     _check_dependence(parameters)
-    if dtype is None:
-        _warn_of_coarse("theta", parameters)
-        _warn_of_coarse("x", values.flatten(1))
+    _warn_of_coarse("theta", parameters)
+    _warn_of_coarse("x", values.flatten(1))
     return parameters, values
 
 
