@@ -291,6 +291,21 @@ def test_to_resume_where_there_is_nothing_is_to_start(openedm, tmp_path):
     assert "resumed" not in result.out
 
 
+def test_a_run_without_a_checkpoint_begins_again_with_its_own_network_and_options(finished, openedm, tmp_path):
+    run = tmp_path / "run"
+    shutil.copytree(finished[0], run)
+    shutil.rmtree(run / "checkpoints")  # as of a run that is killed before its first one
+    before = yaml.safe_load((run / "config.yaml").read_text())
+    result = openedm("train", run, "--resume=true", "--options.images=128")
+    assert result.status == 0, result.err
+    assert "chosen" not in result.out
+    after = yaml.safe_load((run / "config.yaml").read_text())
+    assert after.pop("options") == before.pop("options") | {"images": 128}
+    assert {name: after[name] for name in ("data", "network", "objective")} == {
+        name: before[name] for name in ("data", "network", "objective")
+    }
+
+
 def test_options_that_are_named_change_in_the_middle_with_a_word(finished, openedm, tmp_path):
     run = tmp_path / "run"
     shutil.copytree(finished[0], run)

@@ -153,7 +153,10 @@ def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
         content = read_options(str(file))
         listed_imports(str(file), content)
         check_known_classes(str(file), content)
-        return {name: value for name, value in content.items() if name not in ("out", "resume")}
+        found = {name: value for name, value in content.items() if name not in ("out", "resume")}
+        if not list_checkpoints(Path(run)):  # nothing is chosen anew for a run that has to begin again
+            names_given.set(dotted_names(given) | dotted_names(found))
+        return found
     if isinstance(init, str) and not (isinstance(run, str) and list_checkpoints(Path(run))):
         model = read_model(find_checkpoint(init))
         return {"network": to_plain(model.network), "preconditioning": to_plain(model.preconditioning)}
