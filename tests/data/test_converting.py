@@ -165,6 +165,17 @@ def test_a_damaged_picture_ends_the_conversion_or_is_dropped_by_name(tmp_path, k
     assert len(dataset) == COUNT - 1
 
 
+def test_a_conversion_that_a_damaged_picture_ended_goes_on_without_it(tmp_path):
+    pictures = held(**{"5.png": b"no picture"})
+    with pytest.raises(
+        ValueError, match=r"5.png cannot be decoded: it is no image, or of an unknown kind; damaged='drop'"
+    ):
+        convert(pictures, tmp_path / "out", FORM, per_shard=3)
+    convert(pictures, tmp_path / "out", FORM, per_shard=3, damaged="drop", resume=True)
+    convert(pictures, tmp_path / "whole", FORM, per_shard=3, damaged="drop")
+    assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+
+
 def test_a_set_of_damaged_pictures_alone_is_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"got 2 damaged ones; first: a.png cannot be decoded"):
         convert(MemoryImages({"a.png": b"", "b.png": b"?"}), tmp_path / "out", FORM, damaged="drop")

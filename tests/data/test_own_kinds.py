@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from openedm.data import Arrays, ImageFolder, InMemory, Pairs, as_dataset, wrap
+from openedm.generation import ScoringOptions, open_images, score
 from openedm.metrics import ValueFeatures
-from openedm.networks import DDPMpp
-from openedm.training import Model
+from openedm.networks import MLP, DDPMpp
+from openedm.training import Model, Trainer
 
 RNG = np.random.default_rng(0)
 NETWORK = DDPMpp(model_channels=8, channel_mult=(1,), num_blocks=1)
@@ -176,3 +177,30 @@ def test_pixels_that_are_nan_name_their_picture(tmp_path):
         PIL.Image.fromarray(x).save(tmp_path / name)
     with pytest.raises(ValueError, match=r"b.tif must have finite pixels, but has NaN"):
         ImageFolder(str(tmp_path), range=(200, 350)).load()
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+@pytest.mark.parametrize("change", [lambda x: x - 273.15, lambda x: 1000 * x, lambda x: 280 + (x - 280) / 1000])
+def test_data_in_other_units_than_those_of_the_model_are_named(change):
+    x = kelvin(40, 3)
+    model = Model.for_data(InMemory(x), MLP(width=8, num_blocks=1))
+    with pytest.warns(UserWarning, match=r"validation seems to be in other units .*channel 0 is .* of the model 28"):
+        Trainer(model, InMemory(x), validation=InMemory(change(x)))
+    with pytest.warns(UserWarning, match=r"dataset seems to be in other units"):
+        Trainer(model, InMemory(change(x)))
+    Trainer(model, InMemory(x), validation=InMemory(x[:1]))
+    constant = np.concatenate([x[:, :1], np.full((40, 1), 5.5, "f4")], 1)
+    Trainer(Model.for_data(InMemory(constant), MLP(width=8, num_blocks=1)), InMemory(constant))
+
+
+@pytest.mark.parametrize("size", [6, 40])
+def test_samples_in_other_units_than_the_data_are_named(size, tmp_path):
+    x = kelvin(30, 1, size, size)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "celsius.npy", x - 273.15)
+    np.savez(tmp_path / "range.npz", samples=x, seeds=np.arange(30), layout="channels_first", range=(200.0, 400.0))
+    quick = ScoringOptions(num_splits=1, num_bootstrap=0, metrics=[])
+    for samples in ("celsius.npy", "range.npz"):
+        with pytest.warns(UserWarning, match=r"samples are 2[\d.]* standard deviations .*, --data.range"):
+            score(open_images(tmp_path / samples), Arrays(str(tmp_path / "x.npy")), options=quick)
+    score(open_images(tmp_path / "x.npy"), Arrays(str(tmp_path / "x.npy")), options=quick)

@@ -157,7 +157,8 @@ def convert(
         form: size, crop, channels and encoding of the results.
         per_shard: the number of images in a shard.
         damaged: whether an image that cannot be decoded ends the conversion, or is left out and named in the manifest.
-        resume: continue an interrupted conversion; complete shards are kept.
+        resume: continue an interrupted conversion; complete shards are kept. One that a damaged image ended goes on
+            with `damaged` "drop".
         threads: the number of threads that decode and encode, which does not change the result.
         about: further entries of the manifest, such as source and licence.
         condition_resize: how images that are conditions are resized to the size of their images, before both get the
@@ -261,13 +262,16 @@ def start_conversion(out: Path, settings: dict[str, Any], *, resume: bool) -> No
     before = read_json(state)
     new = {name: value for name, value in to_config(Form(crop="none"))["init_args"].items() if name in ("bits",)}
     before["form"] = {**new, **before["form"]} if isinstance(before.get("form"), dict) else None
-    changed = [name for name in settings if before.get(name) != settings[name]]
+    relaxed = (before.get("damaged"), settings.get("damaged")) == ("refuse", "drop")  # of complete shards the same
+    changed = [name for name in settings if before.get(name) != settings[name] and not (relaxed and name == "damaged")]
     if changed:
         raise ValueError(
             f"out={out} has an interrupted conversion with other {', '.join(changed)}: give the same, "
             "or choose another folder"
         )
     remove_remains(out)
+    if relaxed:
+        write_json(state, settings, files=())
     others = [path.name for path in out.iterdir() if not _OWN_FILES.fullmatch(path.name) and path.name != LOCK]
     if others:
         raise ValueError(f"out={out} has files that are not part of the conversion, such as {min(others)}")

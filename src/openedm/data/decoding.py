@@ -157,7 +157,7 @@ def _open_image(file: BufferedIOBase, name: str) -> "Iterator[Image | None]":
         if not start:
             raise ValueError(f"{name} cannot be decoded: the file is empty") from error
         if not is_tiff(start):
-            raise ValueError(f"{name} cannot be decoded: {error}") from error
+            raise ValueError(f"{name} cannot be decoded: it is no image, or of an unknown kind") from error
         yield None
     except (*_DECODING_ERRORS, PIL.Image.DecompressionBombError) as error:
         raise ValueError(f"{name} cannot be decoded: {error}") from error

@@ -1,12 +1,13 @@
 """The options of training, without model and data: those of Karras et al. 2022, Table 7, and more."""
 
 import math
+import warnings
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 
-from openedm.data import Dataset
+from openedm.data import Dataset, measure
 from openedm.data.autoencoder import Autoencoder
 from openedm.ground import checks
 from openedm.ground.choices import Choice
@@ -25,6 +26,11 @@ TAILS = (-3.5, -2.25, 2.25, 3.5)
 """Φ of these are the quantiles of p(σ) beyond the equally likely levels of the validation loss."""
 
 MAX_BATCH, MAX_NOISES = 2**24, 1024
+
+OTHER_PLACE, OTHER_WIDTH = 5.0, 50.0
+"""How many widths the mean of data is away, and the ratio of the widths, where they are in other units most likely."""
+NUM_COMPARED, FEW = 256, 8
+"""The largest number of samples whose units are compared, and the number from which they have a width."""
 
 
 @dataclass(frozen=True)
@@ -225,6 +231,9 @@ def check_compatibility(
         of a model without `condition_dropout`, or the reverse; there is augmentation
             of samples that are not images, or of a network without augmentation labels; or a tenth or more of the noise
             levels are outside the model's range.
+
+    Warns:
+        UserWarning: the data are in other units than those that the model was made for.
     """
     for name, data in (("dataset", dataset), ("validation", validation)):
         if data is not None and data.event_shape != model.event_shape:
@@ -237,6 +246,7 @@ def check_compatibility(
             )
         if data is not None:
             _check_autoencoder(name, model.autoencoder, data)
+            _warn_of_units(name, model, data)
     _check_dropout(model, options)
     if options.augmentation is not None and model.autoencoder is not None:
         raise ValueError(
@@ -262,6 +272,24 @@ def check_compatibility(
     if isinstance(objective, ConsistencyTuning):
         _check_consistency(model, objective, options)
     return model.trained_with(objective)
+
+
+def _warn_of_units(name: str, model: Model, data: Dataset) -> None:
+    """Warn of data that cannot be in the units of those that the model was made for, such as °C for kelvin."""
+    if model.units is None or data.units is not None:
+        return
+    found, units = measure(data, NUM_COMPARED), model.units
+    for i, (mean, std) in enumerate(zip(found.channel_means, found.channel_stds, strict=True)):
+        location, scale = (own[i if len(own) > 1 else 0] for own in (units.location, units.scale))
+        width = scale * model.sigma_data
+        narrow = len(data) >= FEW and 0 < std < width / OTHER_WIDTH
+        if abs(mean - location) > OTHER_PLACE * max(width, std) or std > OTHER_WIDTH * width or narrow:
+            warnings.warn(
+                f"{name} seems to be in other units than the data of the model: channel {i} is {mean:.6g} ± {std:.3g}, "
+                f"and that of the model {location:.6g} ± {width:.3g}",
+                stacklevel=4,
+            )
+            return
 
 
 def _check_consistency(model: Model, objective: ConsistencyTuning, options: Options) -> None:

@@ -55,8 +55,8 @@ def convert(
         condition_resize: how a condition of another size than its picture is resized to that size, before both are
             cropped alike: bicubic, or nearest, which keeps the numbers of masks.
         per_shard: number of pictures in a shard.
-        damaged: refuse: a picture that cannot be decoded ends the conversion with an error. drop: it is left out and
-            listed in the manifest.
+        damaged: refuse: a picture that cannot be decoded ends the conversion with an error, after which drop and resume
+            go on. drop: it is left out and listed in the manifest.
         threads: number of threads that decode and encode.
         resume: continue an interrupted conversion.
     """
