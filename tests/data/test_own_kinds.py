@@ -184,7 +184,7 @@ def test_pixels_that_are_nan_name_their_picture(tmp_path):
 def test_data_in_other_units_than_those_of_the_model_are_named(change):
     x = kelvin(40, 3)
     model = Model.for_data(InMemory(x), MLP(width=8, num_blocks=1))
-    with pytest.warns(UserWarning, match=r"validation seems to be in other units .*channel 0 is .* of the model 28"):
+    with pytest.warns(UserWarning, match=r"validation seems to be in other units .*channel 0 is .* of the model 2"):
         Trainer(model, InMemory(x), validation=InMemory(change(x)))
     with pytest.warns(UserWarning, match=r"dataset seems to be in other units"):
         Trainer(model, InMemory(change(x)))
