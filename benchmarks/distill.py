@@ -131,8 +131,8 @@ def rows_of_images(
         values = {name: [score[name] for score in scores] for name in scores[0]}
         row = {"model": model, "solver": solver, "nfe": nfe} | {name: fmean(found) for name, found in values.items()}
         row["error"] = stdev(values["above_floor"]) / sets**0.5
-        rows.append(row)
         print_row(row)
+        rows.append(row | {"sets": values["above_floor"]})
 
     for (solver, nfe), sampler in methods(teacher, classes, fit=fit).items():
         add("teacher", solver, nfe, sampler, teacher)
