@@ -18,7 +18,8 @@ from openedm import preconditioning
 from openedm.data import Pairs
 from openedm.denoiser import Denoiser
 from openedm.ground.progress import Progress
-from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, draw_simulations, fit_mixture
+from openedm.inference.emulator import CHUNK_ROWS, LearnedSimulator, draw_simulations
+from openedm.inference.mixtures import fit_mixture
 from openedm.inference.prepare import MIN_SIMULATIONS, Prepared
 from openedm.inference.trained import Average, Parts
 from openedm.networks import ConditionalMLP
@@ -79,7 +80,7 @@ def train_on_draws(simulator: LearnedSimulator, base: str, data: Prepared, job: 
     true_r, true_near = _whiten(gaussian, true_u, true_y)
     training, held_out = Pairs(r[near], y[near]), Pairs(true_r[true_near], true_y[true_near])
     denoiser, model = _train(f"emulated-{base}", training, held_out, settings.images, 0, data, job)
-    emulator = simulator.fitted.mixture
+    emulator = simulator.density
     return Parts(denoiser, data.parameters, simulator.data, gaussian, emulator, simulator.target, model=model)
 
 

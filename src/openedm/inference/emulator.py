@@ -6,33 +6,31 @@ fitted to it by maximum likelihood, each member stopped by simulations of its ow
 posterior's denoiser learns from fresh draws of it. Simulations held out from both show whether that helps (`judge`).
 """
 
-import copy
 import math
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float
 from torch import Tensor
 
 from openedm.inference.columns import Columns
 from openedm.inference.maps import DataMap
+from openedm.inference.mixtures import FittedMixture, fit_mixture, folds
 from openedm.inference.prepare import Prepared
 from openedm.inference.settings import CLOSE, MixtureOptions
-from openedm.networks.layers import seeded
-from openedm.networks.mixtures import ConditionalMixture
-from openedm.networks.structured import build_mixture
-from openedm.optimisation import BestLoss, minimise
+from openedm.inference.trends import FittedTrend, fit_trend
+from openedm.networks.mixtures import ConditionalDensity
+from openedm.networks.trends import KernelTrend, TrendedMixture
 
 __all__ = [
-    "FittedMixture",
     "Form",
     "LearnedSimulator",
     "choose_form",
     "choose_size",
+    "choose_trend",
     "draw_simulations",
-    "fit_mixture",
     "learn_simulator",
     "simplest",
 ]
@@ -42,21 +40,6 @@ CHUNK_ROWS = 16_384
 
 MIN_INDEPENDENT = 8
 """Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
-
-
-@dataclass(frozen=True)
-class FittedMixture:
-    """An ensemble and how well it does.
-
-    Attributes:
-        mixture: the ensemble; each member with the averaged weights that did best on its held-out rows.
-        log_prob: held-out ln q(y | u), in nats, averaged over members.
-        steps: how many were taken.
-    """
-
-    mixture: ConditionalMixture
-    log_prob: float
-    steps: int
 
 
 class Form(NamedTuple):
@@ -75,14 +58,21 @@ class LearnedSimulator(NamedTuple):
     """A fitted emulator.
 
     Attributes:
-        fitted: q, of what `target` makes of x.
+        fitted: q, of what `target` makes of x, less the trend.
         target: the map from the kept columns of x to what q models; None means y.
         data: x → y, also for denoisers that learn from its draws.
+        trend: the smooth part of the mean; None where the networks learn all of it.
     """
 
     fitted: FittedMixture
     target: Columns | None
     data: DataMap
+    trend: KernelTrend | None = None
+
+    @property
+    def density(self) -> ConditionalDensity:
+        """q of what `target` makes of x."""
+        return self.fitted.mixture if self.trend is None else TrendedMixture(self.trend, self.fitted.mixture)
 
 
 def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> LearnedSimulator:
@@ -105,11 +95,13 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     trials: Trials = {}
     target, form = _choose_target(maps, kept, inputs, options, seed, trials)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
-    options = choose_size(y, inputs, options, form, seed=seed, trials=trials)
+    larger = choose_size(y, inputs, options, form, seed=seed, trials=trials)
+    trend = choose_trend(y, inputs, options, form, larger, seed=seed, trials=trials)
+    y, options = (y, larger) if trend is None else ((y - trend.left_out).float(), options)
     fitted = fit_mixture(y, inputs, options, form.components, structure=form.structure, seed=seed, progress=progress)
     if target is not None and set(target.kinds) != {"identity"} and not maps.exchangeable:
         maps = replace(maps, columns=target)
-    return LearnedSimulator(fitted, target, maps)
+    return LearnedSimulator(fitted, target, maps, trend and trend.trend)
 
 
 def draw_simulations(
@@ -127,7 +119,7 @@ def draw_simulations(
         theta = data.theta[data.training[rows]]
     else:
         theta = data.prior.sample(count, data.seed + 1)
-    maps, target, mixture = simulator.data, simulator.target, simulator.fitted.mixture
+    maps, target, mixture = simulator.data, simulator.target, simulator.density
     kept = maps.jittered(data.x[data.training], data.seed)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
     chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
@@ -135,68 +127,6 @@ def draw_simulations(
     margin = 0.1 * (high - low)
     drawn = torch.minimum(torch.maximum(torch.cat(chunks), low - margin), high + margin)
     return data.parameters.forward(theta).float(), drawn if target is None else maps.of_kept(target.inverse(drawn))
-
-
-def fit_mixture(
-    y: Float[Tensor, "rows dim"],
-    u: Float[Tensor, "rows condition"],
-    options: MixtureOptions,
-    components: int,
-    *,
-    structure: str = "full",
-    seed: int = 0,
-    held_out: tuple[Float[Tensor, "judged dim"], Float[Tensor, "judged condition"]] | None = None,
-    progress: Callable[[float], object] = lambda share: None,
-) -> FittedMixture:
-    """Fit q(y | u) by maximum likelihood.
-
-    Args:
-        y, u: standardised rows.
-        options: sizes and steps.
-        components: number of Gaussians of each member.
-        structure: of the noise, one of `STRUCTURES`.
-        seed: of weights, folds and order; the global generator is left alone.
-        held_out: rows (y, u) that judge all members; None holds out a fold of the rows for each.
-        progress: called with the share of steps taken.
-
-    Raises:
-        FloatingPointError: the likelihood is not finite.
-        ValueError: fewer rows than ten a fold.
-    """
-    if len(y) < 10 * options.folds:
-        raise ValueError(f"rows must be at least {10 * options.folds}, ten a fold, got {len(y)}")
-    generator = torch.Generator().manual_seed(seed)
-    if held_out is None:
-        training, held = _folds(len(y), options, generator)
-        held_out = y[held], u[held]
-    else:
-        training = torch.arange(len(y)).expand(options.members, len(y))
-        held_out = held_out[0].expand(options.members, -1, -1), held_out[1].expand(options.members, -1, -1)
-    mixture = _initial(y, u, options, components, structure, seed)
-    average, kept = copy.deepcopy(mixture), copy.deepcopy(mixture)
-    best = BestLoss(-_log_prob(average, *held_out))
-    optimizer = torch.optim.AdamW(mixture.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
-    batches = _batches(training, options.batch_size, generator)
-
-    def gradient(_: int) -> Tensor:
-        rows = next(batches).to(y.device)
-        loss = -mixture.member_log_prob(y[rows], u[rows]).mean(1).sum()
-        loss.backward()  # type: ignore[no-untyped-call]
-        return loss
-
-    steps, clip_norm = range(1, options.steps + 1), 5.0 * options.members
-    for step in minimise(gradient, optimizer, steps=steps, learning_rate=options.learning_rate_at, clip_norm=clip_norm):
-        decay = min(0.995, (1 + step.number) / (10 + step.number))
-        with torch.no_grad():
-            torch._foreach_lerp_(list(average.parameters()), list(mixture.parameters()), 1 - decay)
-        if step.number % options.validate_every == 0 or step.number == options.steps:
-            _copy_members(average, kept, best.update(-_log_prob(average, *held_out)))
-            progress(step.number / options.steps)
-            if best.stalled(options.stop_after):
-                break
-    if not bool(best.lowest.isfinite().all()):
-        raise FloatingPointError(f"the likelihood of held-out rows is not finite: {(-best.lowest).tolist()}")
-    return FittedMixture(kept.eval().requires_grad_(False), float((-best.lowest).mean()), step.number)
 
 
 def choose_form(
@@ -287,6 +217,36 @@ def choose_size(
     return max(sizes, key=lambda size: float(_tried(y, u, size, form, seed, known).mean()))
 
 
+def choose_trend(
+    y: Float[Tensor, "rows dim"],
+    u: Float[Tensor, "rows condition"],
+    options: MixtureOptions,
+    form: Form,
+    alone: MixtureOptions,
+    *,
+    seed: int = 0,
+    trials: Trials,
+) -> FittedTrend | None:
+    """The smooth part of the mean by kernels, where its rest has a higher held-out likelihood; else None.
+
+    Higher by more than the standard error of the difference: the rows that judge the rest had a part in the kernels.
+
+    Args:
+        y, u: standardised rows.
+        options: of the mixture of the rest; whether a trend is tried.
+        form: the noise; of one Gaussian whose mean the kernels may be.
+        alone: options of the mixture without a trend, which was tried.
+        seed: as for `fit_mixture`.
+        trials: what was tried for these data.
+    """
+    if not options.trend or form.components > 1 or form.structure in ("independent", "heavy"):
+        return None
+    if (trend := fit_trend(y, u, seed=seed)) is None:
+        return None
+    rest = _tried((y - trend.left_out).float(), u, options, form, seed, {})
+    return None if simplest([_tried(y, u, alone, form, seed, trials), rest]) == 0 else trend
+
+
 def _tried(
     y: Float[Tensor, "rows dim"],
     u: Float[Tensor, "rows condition"],
@@ -299,7 +259,7 @@ def _tried(
     key = form, replace(options, members=1)
     if key not in trials:
         fitted = fit_mixture(y, u, key[1], form.components, structure=form.structure, seed=seed)
-        held_out = _folds(len(y), key[1], torch.Generator().manual_seed(seed))[1][0]
+        held_out = folds(len(y), key[1], torch.Generator().manual_seed(seed))[1][0]
         trials[key] = fitted.mixture.log_prob(y[held_out], u[held_out]).nan_to_num(-math.inf, neginf=-math.inf)
     return trials[key]
 
@@ -336,65 +296,3 @@ def _choose_target(
     heavy = "asinh" in maps.columns.kinds
     form = choose_form(forms, inputs, options, exchangeable=same, heavy=heavy, seed=seed, trials=trials)
     return columns[form.number], form
-
-
-def _initial(
-    y: Float[Tensor, "rows dim"],
-    u: Float[Tensor, "rows condition"],
-    options: MixtureOptions,
-    components: int,
-    structure: str,
-    seed: int,
-) -> ConditionalMixture:
-    """A mixture that starts at the least-squares fit."""
-    with seeded(seed):
-        mixture = build_mixture(
-            structure,
-            u.shape[1],
-            y.shape[1],
-            members=options.members,
-            components=components,
-            width=options.width,
-            num_blocks=options.num_blocks,
-        ).to(y.device)
-    mixture.fit_linear(y, u)
-    return mixture
-
-
-@torch.no_grad()
-def _log_prob(
-    mixture: ConditionalMixture, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
-) -> Float[Tensor, " members"]:
-    """The mean log-likelihood of each member."""
-    chunks = zip(torch.split(y, 4096, 1), torch.split(u, 4096, 1), strict=True)
-    return torch.cat([mixture.member_log_prob(*chunk) for chunk in chunks], 1).mean(1)
-
-
-def _folds(
-    rows: int, options: MixtureOptions, generator: torch.Generator
-) -> tuple[Int[Tensor, "members most"], Int[Tensor, "members rest"]]:
-    """Training and held-out rows of each member."""
-    order = torch.randperm(rows, generator=generator)
-    parts = [order[e :: options.folds] for e in range(options.members)]
-    size = min(map(len, parts))
-    held = torch.stack([part[:size] for part in parts])
-    keep = torch.ones(options.members, rows, dtype=torch.bool).scatter(1, held, False)
-    return keep.nonzero()[:, 1].reshape(options.members, -1), held
-
-
-def _batches(training: Int[Tensor, "members rows"], size: int, generator: torch.Generator) -> Iterator[Tensor]:
-    """Rows of each member's batches, pass after pass, each in an order of its own."""
-    members, rows = training.shape
-    size = min(size, rows)
-    while True:
-        order = torch.stack([torch.randperm(rows, generator=generator) for _ in range(members)])
-        shuffled = training.gather(1, order)
-        for start in range(0, rows - size + 1, size):
-            yield shuffled[:, start : start + size]
-
-
-@torch.no_grad()
-def _copy_members(source: ConditionalMixture, target: ConditionalMixture, which: Bool[Tensor, " members"]) -> None:
-    """Copy the weights of some members; every parameter has one row a member."""
-    for new, old in zip(source.parameters(), target.parameters(), strict=True):
-        old[which] = new[which]

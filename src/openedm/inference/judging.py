@@ -211,7 +211,7 @@ class _Work:
             return None
         parts = replace(
             self.posteriors[start].parts,
-            emulator=simulator.fitted.mixture,
+            emulator=simulator.density,
             target=simulator.target,
             refinement=refinement,
         )

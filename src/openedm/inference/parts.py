@@ -9,7 +9,7 @@ from openedm.denoiser import Denoiser
 from openedm.inference.columns import Columns
 from openedm.inference.maps import Coordinates, DataMap, within_reach
 from openedm.inference.refine import Refinement
-from openedm.networks.mixtures import ConditionalMixture
+from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
 from openedm.training import Model
 
 __all__ = ["Parts"]
@@ -34,7 +34,7 @@ class Parts:
     parameters: Coordinates
     data: DataMap
     base: ConditionalMixture | None = None
-    emulator: ConditionalMixture | None = None
+    emulator: ConditionalDensity | None = None
     target: Columns | None = None
     refinement: Refinement | None = None
     model: Model | None = None

@@ -32,7 +32,7 @@ from openedm.inference.draws import SampleNoise, section_seeds
 from openedm.inference.kernels import FREEDOM, Kernels
 from openedm.inference.maps import ParameterMap
 from openedm.inference.priors import Prior
-from openedm.networks.mixtures import ConditionalMixture
+from openedm.networks.mixtures import ConditionalDensity
 
 __all__ = ["LearnedTarget", "Refinement", "Target", "evidence", "evidence_near"]
 
@@ -232,7 +232,7 @@ class LearnedTarget(Target):
     """
 
     def __init__(
-        self, emulator: ConditionalMixture, prior: Prior, parameters: ParameterMap, observed: Float[Tensor, "rows y"]
+        self, emulator: ConditionalDensity, prior: Prior, parameters: ParameterMap, observed: Float[Tensor, "rows y"]
     ) -> None:
         self.emulator, self.prior, self.parameters, self.observed = emulator, prior, parameters, observed
 
@@ -242,7 +242,7 @@ class LearnedTarget(Target):
         return self.emulator.members
 
     @cached_property
-    def _alone(self) -> list[ConditionalMixture]:
+    def _alone(self) -> list[ConditionalDensity]:
         return [self.emulator.member(e) for e in range(self.members)]
 
     def __call__(

@@ -45,6 +45,8 @@ class MixtureOptions(Choice):
         width, num_blocks: sizes of each member.
         larger: further pairs (width, num_blocks) to try, by one member each; those with the highest held-out likelihood
             are taken.
+        trend: whether a smooth part of the mean is also learned by kernel regression (`fit_trend`), and kept where the
+            held-out likelihood of the rest, by one member, is higher by more than the standard error of that.
         steps: of Adam; the learning rate falls to zero as a half cosine.
         pilot_steps: of the trials.
         batch_size: rows a member and step.
@@ -63,6 +65,7 @@ class MixtureOptions(Choice):
     width: int = 64
     num_blocks: int = 2
     larger: tuple[tuple[int, int], ...] = ()
+    trend: bool = False
     steps: int = 5000
     pilot_steps: int = 1000
     batch_size: int = 256
@@ -180,7 +183,7 @@ class Settings(Choice):
         """The rule.
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
-          30,000 simulations on 128, of two blocks, below 3000 simulations two or six by trials, with
+          30,000 simulations on 128, of two blocks, below 3000 simulations two or six by trials, or with a trend, with
           10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data get
           none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
@@ -216,6 +219,7 @@ class Settings(Choice):
             structures=every,
             width=128 if many else 64,
             larger=((64, 6),) if simulations < 3000 else (),
+            trend=simulations < 3000,
             steps=steps,
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),

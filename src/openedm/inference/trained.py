@@ -35,7 +35,8 @@ from openedm.inference.simulation import data_for
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks import JoinedSummary
-from openedm.networks.structured import mixture_config, mixture_from_config
+from openedm.networks.structured import mixture_from_config
+from openedm.networks.trends import density_config, density_from_config
 from openedm.sampling import Sampler, SamplerChoice
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
@@ -199,7 +200,7 @@ class DenoiserPosterior(Posterior):
             "report": self.report,
             "noise": self.noise,
             "reference": self.reference and self.reference.to_config(),
-            **{name: m and mixture_config(m) for name, m in mixtures.items()},
+            **{name: m and density_config(m) for name, m in mixtures.items()},
         }
         common = storage.Common(parts.model, members, self.prior, self.names, self.sampler, self.likelihood)
         tensors = {"reduction": parts.data.reduction, "trained_on": self.trained_on}
@@ -218,7 +219,7 @@ class DenoiserPosterior(Posterior):
         with stored.described():
             common = stored.common()
             with stored.limited():
-                base, emulator = mixture_from_config(config["base"]), mixture_from_config(config["emulator"])
+                base, emulator = mixture_from_config(config["base"]), density_from_config(config["emulator"])
             parts = Parts(
                 Average.of(common.members),
                 from_config(ParameterMap, config["parameters"]),

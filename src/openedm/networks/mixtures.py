@@ -8,6 +8,7 @@ are evaluated together, as batched matrices.
 """
 
 import math
+from abc import ABC, abstractmethod
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -17,7 +18,7 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.networks.layers import Residual, seeded
 
-__all__ = ["ConditionalMixture", "MemberLinear", "Outputs"]
+__all__ = ["ConditionalDensity", "ConditionalMixture", "MemberLinear", "Outputs"]
 
 MAX_LOG_DIAGONAL = 9.0
 """The logarithm of P's diagonal is kept between its negative and this, so that factors are finite."""
@@ -26,7 +27,58 @@ Outputs = Float[Tensor, "members rows components outputs"]
 """What the networks give for each component at each u."""
 
 
-class ConditionalMixture(nn.Module):
+class ConditionalDensity(nn.Module, ABC):
+    """q(y | u) as the mean of an ensemble's members.
+
+    Attributes:
+        condition_dim, dim: dimensions of u and y.
+        members: number of members.
+        components: number of Gaussians of each member.
+        structure: of the noise.
+    """
+
+    condition_dim: int
+    dim: int
+    members: int
+    components: int
+    structure: str
+
+    @abstractmethod
+    def member_log_prob(
+        self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
+    ) -> Float[Tensor, "members rows"]:
+        """ln q_e(y | u) of each member e, for rows that differ between members."""
+
+    @abstractmethod
+    def product_log_prob(
+        self, y: Float[Tensor, "observations dim"], u: Float[Tensor, "rows condition"]
+    ) -> Float64[Tensor, " rows"]:
+        """Σᵢ ln q(yᵢ | u) over several y."""
+
+    @abstractmethod
+    def member(self, number: int) -> "ConditionalDensity":
+        """One member alone; its parameters share the ensemble's memory.
+
+        Args:
+            number: 0 ≤ number < members.
+        """
+
+    @abstractmethod
+    def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
+        """One y for each row of u; row i is drawn from member i mod `members`."""
+
+    def log_prob(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> Float[Tensor, " rows"]:
+        """ln q(y | u): the members' densities averaged."""
+        return self.each_log_prob(y, u).logsumexp(0) - math.log(self.members)
+
+    def each_log_prob(
+        self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]
+    ) -> Float[Tensor, "members rows"]:
+        """ln q_e(y | u) of each member e, for the same rows."""
+        return self.member_log_prob(y.expand(self.members, *y.shape), u.expand(self.members, *u.shape))
+
+
+class ConditionalMixture(ConditionalDensity):
     """q(y | u) as an ensemble of mixture density networks.
 
     Args:
@@ -41,7 +93,7 @@ class ConditionalMixture(nn.Module):
         ValueError: a count is out of its range.
     """
 
-    structure: str = "full"
+    structure = "full"
 
     _indices: Tensor
     _diagonal: Tensor
@@ -129,20 +181,10 @@ class ConditionalMixture(nn.Module):
         result: Tensor = (logits.log_softmax(-1) + log_probs).logsumexp(-1)
         return result
 
-    def log_prob(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> Float[Tensor, " rows"]:
-        """ln q(y | u): the members' densities averaged."""
-        return self.each_log_prob(y, u).logsumexp(0) - math.log(self.members)
-
-    def each_log_prob(
-        self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]
-    ) -> Float[Tensor, "members rows"]:
-        """ln q_e(y | u) of each member e, for the same rows."""
-        return self.member_log_prob(y.expand(self.members, *y.shape), u.expand(self.members, *u.shape))
-
     def product_log_prob(
-        self, y: Float[Tensor, "observations dim"], u: Float[Tensor, "rows condition"]
+        self, y: Float[Tensor, "observations *rows dim"], u: Float[Tensor, "rows condition"]
     ) -> Float64[Tensor, " rows"]:
-        """Σᵢ ln q(yᵢ | u) over several y, for which the networks are evaluated once."""
+        """Σᵢ ln q(yᵢ | u) over several y, for which the networks are evaluated once; each may differ between rows."""
         outputs = self._outputs(u.expand(self.members, *u.shape))
         total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         for one in y:

@@ -1,0 +1,134 @@
+"""Smooth means by kernel regression, and conditional mixtures of what they leave.
+
+    m(u) = Σ_j b_j Σ_i w_ij exp(−½ ‖(u − c_i)/ℓ_j‖²),      q(y | u) = q'(y − m(u) | u)
+
+Of a smooth simulator with little noise a kernel regression learns the mean from far fewer simulations than a network.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
+
+from openedm.ground import checks
+from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
+from openedm.networks.structured import mixture_config, mixture_from_config
+
+__all__ = ["KernelTrend", "TrendedMixture", "density_config", "density_from_config", "gaussian_kernel"]
+
+
+class KernelTrend(nn.Module):
+    """m(u), a sum of Gaussian kernels around centres c_i, in float64.
+
+    Args:
+        centres: how many.
+        condition_dim: dimension of u.
+        directions: how many b_j, each with lengths ℓ_j and weights w_ij of its own.
+        dim: dimension of m.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    centres: Float64[Tensor, "centres condition"]
+    lengths: Float64[Tensor, "directions condition"]
+    weights: Float64[Tensor, "centres directions"]
+    directions: Float64[Tensor, "directions dim"]
+
+    def __init__(self, centres: int, condition_dim: int, directions: int, dim: int) -> None:
+        super().__init__()
+        sizes = {"centres": centres, "condition_dim": condition_dim, "directions": directions, "dim": dim}
+        for name, size in sizes.items():
+            checks.size(name, size)
+        self.sizes = sizes
+        self.register_buffer("centres", torch.zeros(centres, condition_dim, dtype=torch.float64))
+        self.register_buffer("lengths", torch.ones(directions, condition_dim, dtype=torch.float64))
+        self.register_buffer("weights", torch.zeros(centres, directions, dtype=torch.float64))
+        self.register_buffer("directions", torch.zeros(directions, dim, dtype=torch.float64))
+
+    def forward(self, u: Float[Tensor, "*batch condition"]) -> Float64[Tensor, "*batch dim"]:
+        """m at each u."""
+        flat = u.reshape(-1, u.shape[-1]).double()
+        along = [
+            gaussian_kernel(flat, self.centres, lengths) @ weights
+            for lengths, weights in zip(self.lengths, self.weights.T, strict=True)
+        ]
+        return (torch.stack(along, 1) @ self.directions).reshape(*u.shape[:-1], -1)
+
+
+def gaussian_kernel(
+    a: Float64[Tensor, "rows d"], b: Float64[Tensor, "columns d"], lengths: Float64[Tensor, " d"]
+) -> Float64[Tensor, "rows columns"]:
+    """exp(−½ ‖(a − b)/ℓ‖²) of all pairs."""
+    a, b = a / lengths, b / lengths
+    squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
+    return (-0.5 * squares.clamp_min(0)).exp()
+
+
+class TrendedMixture(ConditionalDensity):
+    """q(y | u) as a mixture of y − m(u).
+
+    Args:
+        trend: m.
+        mixture: of the rest.
+    """
+
+    def __init__(self, trend: KernelTrend, mixture: ConditionalMixture) -> None:
+        super().__init__()
+        self.trend, self.mixture = trend, mixture
+        self.condition_dim, self.dim, self.structure = mixture.condition_dim, mixture.dim, mixture.structure
+        self.members, self.components = mixture.members, mixture.components
+
+    def member_log_prob(
+        self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
+    ) -> Float[Tensor, "members rows"]:
+        """ln q_e(y | u) of each member e, for rows that differ between members."""
+        return self.mixture.member_log_prob(self._rest(y, u), u)
+
+    def each_log_prob(
+        self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]
+    ) -> Float[Tensor, "members rows"]:
+        """ln q_e(y | u) of each member e, for the same rows."""
+        return self.mixture.each_log_prob(self._rest(y, u), u)
+
+    def product_log_prob(
+        self, y: Float[Tensor, "observations dim"], u: Float[Tensor, "rows condition"]
+    ) -> Float64[Tensor, " rows"]:
+        """Σᵢ ln q(yᵢ | u) over several y, for which trend and networks are evaluated once."""
+        return self.mixture.product_log_prob((y[:, None].double() - self.trend(u)).to(u), u)
+
+    def member(self, number: int) -> "TrendedMixture":
+        """One member alone; its parameters share the ensemble's memory."""
+        return TrendedMixture(self.trend, self.mixture.member(number))
+
+    @torch.no_grad()
+    def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
+        """One y for each row of u; row i is drawn from member i mod `members`."""
+        y: Tensor = self.trend(u) + self.mixture.sample(u, generator)
+        return y.to(u)
+
+    def _rest(self, y: Float[Tensor, "*batch dim"], u: Float[Tensor, "*batch condition"]) -> Float[Tensor, "..."]:
+        rest: Tensor = y.double() - self.trend(u)
+        return rest.to(u)
+
+
+def density_config(density: ConditionalDensity) -> dict[str, Any]:
+    """Structure and sizes of a mixture, or of a trend and the mixture of what it leaves, plain data."""
+    if isinstance(density, TrendedMixture):
+        return {**mixture_config(density.mixture), "trend": dict(density.trend.sizes)}
+    assert isinstance(density, ConditionalMixture)
+    return mixture_config(density)
+
+
+def density_from_config(config: Mapping[str, Any] | None) -> ConditionalDensity | None:
+    """What `density_config` described, whose numbers are read afterwards; None of None.
+
+    Raises:
+        ValueError: an unknown structure, or a count is out of its range.
+    """
+    mixture = mixture_from_config(config)
+    if mixture is None or config is None or (sizes := config.get("trend")) is None:
+        return mixture
+    return TrendedMixture(KernelTrend(**{name: int(size) for name, size in sizes.items()}), mixture)
