@@ -9,7 +9,7 @@ import torch
 from openedm.inference import Box, Settings, fit, load
 from openedm.inference.emulator import Form, choose_trend
 from openedm.inference.settings import MixtureOptions
-from openedm.inference.trends import fit_trend, regressed
+from openedm.inference.trends import features_of, fit_trend, regressed
 from openedm.networks.trends import gaussian_kernel
 
 OPTIONS = MixtureOptions(width=8, num_blocks=1, steps=60, validate_every=20, trend=True)
@@ -30,8 +30,8 @@ def test_a_smooth_mean_is_found_to_a_fraction_of_its_noise() -> None:
     (y, u), (new, at) = curve(400, noise, 0), curve(500, noise, 1)
     found = fit_trend(y, u)
     inputs = torch.cat([u, torch.ones(400, 1)], 1)  # of the least-squares fit that is no part of it
-    line = torch.linalg.lstsq(inputs, y - found.trend(u)).solution
-    left = new - found.trend(at) - torch.cat([at, torch.ones(500, 1)], 1) @ line
+    line = torch.linalg.lstsq(inputs, y - found.trend(u).mean(0)).solution
+    left = new - found.trend(at).mean(0) - torch.cat([at, torch.ones(500, 1)], 1) @ line
     assert 0.9 * noise < float(left.std()) < 1.25 * noise
     kept = y - found.left_out  # of the rows themselves, each by the others: no smaller
     kept = kept - inputs @ torch.linalg.lstsq(inputs, kept).solution
@@ -40,13 +40,30 @@ def test_a_smooth_mean_is_found_to_a_fraction_of_its_noise() -> None:
 
 def test_errors_are_those_of_predictions_from_all_other_rows() -> None:
     y, u = curve(60, 0.1, 0)
-    arguments = {"centres": u[:20], "lengths": torch.tensor([0.8, 1.5]).double(), "noise": torch.tensor(0.03).double()}
-    _, errors = regressed(u, y[:, 0], **arguments)
+    features, root = features_of(u, u[:20], torch.tensor([0.8, 1.5]).double())
+    noise = torch.tensor(0.03).double()
+    _, errors = regressed(features, y[:, 0], noise)
     for row in (0, 31):
         others = [i for i in range(60) if i != row]
-        weights, _ = regressed(u[others], y[others, 0], **arguments)
-        predicted = gaussian_kernel(u[row : row + 1], u[:20], arguments["lengths"]) @ weights
-        torch.testing.assert_close(errors[row], y[row, 0] - predicted[0], rtol=1e-5, atol=1e-7)
+        coefficients, _ = regressed(features[others], y[others, 0], noise)
+        torch.testing.assert_close(errors[row], y[row, 0] - features[row] @ coefficients, rtol=1e-5, atol=1e-7)
+        none = torch.ones(60, dtype=torch.float64)
+        none[row] = 0
+        torch.testing.assert_close(regressed(features, y[:, 0], noise, none)[0], coefficients)
+    at = torch.randn(5, 2, dtype=torch.float64)
+    kernels = gaussian_kernel(at, u[:20], torch.tensor([0.8, 1.5]).double())
+    torch.testing.assert_close(kernels @ root, features_of(at, u[:20], torch.tensor([0.8, 1.5]).double())[0])
+
+
+def test_members_lie_around_the_regression_on_all_rows_and_disagree_where_rows_are_few() -> None:
+    y, u = curve(300, 0.1, 0)
+    near = u[:, 0] < 0.5  # nothing is known of the rest
+    found = fit_trend(y[near], u[near], members=6)
+    each = found.trend(u)
+    apart = each.std(0).mean(1)
+    assert float(apart[~near].mean()) > 2 * float(apart[near].mean())
+    alike = fit_trend(y[near], u[near], members=2).trend(u)
+    torch.testing.assert_close(each.mean(0), alike.mean(0))
 
 
 def test_noise_has_no_trend_that_is_taken_and_a_smooth_mean_has_one() -> None:
@@ -65,7 +82,8 @@ def test_other_noise_has_none(form: Form) -> None:
 def test_a_posterior_with_a_trend_is_kept(tmp_path: Path) -> None:
     x, u = curve(400, 0.05, 0)
     settings = Settings.of(400, 2, (5,))
-    assert settings.emulator.trend and not Settings.of(3000, 2, (5,)).emulator.trend
+    assert settings.emulator.trend
+    assert not Settings.of(3000, 2, (5,)).emulator.trend
     prior = Box([-1.7, -1.7], [1.7, 1.7])
     posterior = fit(u.clamp(-1.699, 1.699), x, prior, settings=tiny(settings), progress=False)
     assert posterior.report["emulated"]["trend"] == "kernel regression"

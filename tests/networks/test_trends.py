@@ -12,7 +12,7 @@ def density() -> TrendedMixture:
     """Of three columns and two members; both trend and mixture depend on u."""
     torch.manual_seed(0)
     mixture = build_mixture("scaled", 2, 3, members=2, components=1, width=8, num_blocks=1)
-    trend = KernelTrend(centres=4, condition_dim=2, directions=2, dim=3)
+    trend = KernelTrend(members=2, centres=4, condition_dim=2, directions=2, dim=3)
     with torch.no_grad():
         for parameter in mixture.parameters():
             parameter += 0.2 * torch.randn_like(parameter)
@@ -23,20 +23,21 @@ def density() -> TrendedMixture:
 
 def test_a_trend_is_the_sum_of_its_kernels(density: TrendedMixture) -> None:
     trend, u = density.trend, torch.randn(5, 2, dtype=torch.float64)
-    expected = torch.zeros(5, 3, dtype=torch.float64)
+    expected = torch.zeros(2, 5, 3, dtype=torch.float64)
     for i, centre in enumerate(trend.centres):
         for j, lengths in enumerate(trend.lengths):
             kernel = (-0.5 * ((u - centre) / lengths).square().sum(1)).exp()
-            expected += trend.weights[i, j] * kernel[:, None] * trend.directions[j]
+            expected += trend.weights[j, i][:, None, None] * kernel[:, None] * trend.directions[j]
     torch.testing.assert_close(trend(u), expected)
-    torch.testing.assert_close(trend(u.reshape(1, 5, 2)), expected[None])
+    torch.testing.assert_close(trend.member(1)(u), expected[1:])
 
 
 def test_densities_are_those_of_the_mixture_moved_by_the_trend(density: TrendedMixture) -> None:
     y, u = torch.randn(7, 3), torch.randn(7, 2)
     rest = (y - density.trend(u)).float()
-    torch.testing.assert_close(density.each_log_prob(y, u), density.mixture.each_log_prob(rest, u))
-    torch.testing.assert_close(density.log_prob(y, u), density.mixture.log_prob(rest, u))
+    expected = torch.stack([density.mixture.member(e).log_prob(rest[e], u) for e in (0, 1)])
+    torch.testing.assert_close(density.each_log_prob(y, u), expected)
+    torch.testing.assert_close(density.member_log_prob(y.expand(2, 7, 3), u.expand(2, 7, 2)), expected)
     torch.testing.assert_close(density.member(1).log_prob(y, u), density.each_log_prob(y, u)[1])
     product = sum(density.log_prob(one.expand(7, 3), u) for one in y[:2])
     torch.testing.assert_close(density.product_log_prob(y[:2], u), product, check_dtype=False)
@@ -46,7 +47,8 @@ def test_samples_are_those_of_the_mixture_moved_by_the_trend(density: TrendedMix
     u = torch.randn(5, 2)
     rest = density.mixture.sample(u, torch.Generator().manual_seed(3))
     moved = density.sample(u, torch.Generator().manual_seed(3))
-    torch.testing.assert_close(moved - density.trend(u).float(), rest, atol=1e-5, rtol=0)
+    trend = torch.stack([density.trend(u)[i % 2, i] for i in range(5)])
+    torch.testing.assert_close(moved - trend.float(), rest, atol=1e-5, rtol=0)
 
 
 def test_plain_data_and_weights_give_the_same_density(density: TrendedMixture) -> None:

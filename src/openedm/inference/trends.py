@@ -7,6 +7,7 @@ prediction from all other rows is known in closed form, so that what is left of 
 ones.
 """
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -15,7 +16,7 @@ from torch import Tensor
 
 from openedm.networks.trends import KernelTrend, gaussian_kernel
 
-__all__ = ["FittedTrend", "fit_trend", "regressed"]
+__all__ = ["FittedTrend", "features_of", "fit_trend", "regressed"]
 
 MAX_DIRECTIONS, MAX_CENTRES, TUNING_ROWS, TUNING_STEPS = 8, 256, 300, 20
 MAX_NOISE = 1e3
@@ -28,33 +29,42 @@ class FittedTrend(NamedTuple):
     """A trend of some rows.
 
     Attributes:
-        trend: m.
-        left_out: m at each of the rows, by all other rows.
+        trend: m_e; its mean over members is the regression on all rows.
+        left_out: the mean at each of the rows, by all other rows.
     """
 
     trend: KernelTrend
     left_out: Float64[Tensor, "rows dim"]
 
 
-def fit_trend(y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"], *, seed: int = 0) -> FittedTrend | None:
-    """m(u) of what a least-squares fit leaves of y, which is not part of it; None where there is nothing smooth.
+def fit_trend(
+    y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"], *, members: int = 4, seed: int = 0
+) -> FittedTrend | None:
+    """m_e(u) of what a least-squares fit leaves of y, which is not part of it; None where there is nothing smooth.
+
+    Members differ by the Bayesian bootstrap (Rubin 1981): each is the regression on rows with random weights, moved so
+    that the members' mean is the regression on all rows alike.
 
     Args:
         y, u: standardised rows.
-        seed: of the rows that become centres.
+        members: how many e, at least two.
+        seed: of the rows that become centres, and of the samples of rows.
     """
     u, rows, dim = u.double(), len(u), y.shape[1]
     inputs = torch.cat([u, u.new_ones(rows, 1)], 1)
     rest = y.double() - inputs @ torch.linalg.lstsq(inputs.cpu(), y.double().cpu(), driver="gelsd").solution.to(u)
-    order = torch.randperm(rows, generator=torch.Generator().manual_seed(seed)).to(u.device)
+    generator = torch.Generator().manual_seed(seed)
+    order = torch.randperm(rows, generator=generator).to(u.device)
+    shares = torch.rand(members, rows, generator=generator, dtype=torch.float64).clamp_min(1e-12).log().neg().to(u)
     some, centres = order[:TUNING_ROWS], u[order[:MAX_CENTRES]]
 
     axes = torch.linalg.svd(rest - rest.mean(0), full_matrices=False)[2].T  # what varies most first
     turned, count = rest @ axes, min(2 * MAX_DIRECTIONS, dim)
     smooth = torch.zeros_like(turned)
     lengths, noise = _tuned(u[some], turned[some, :count], alike=True)
+    features, _ = features_of(u, centres, lengths[0])
     for j in range(count):
-        smooth[:, j] = turned[:, j] - regressed(u, turned[:, j], centres, lengths[0], noise[j])[1]
+        smooth[:, j] = turned[:, j] - regressed(features, turned[:, j], noise[j])[1]
 
     left = turned - smooth
     covariance = left.T @ left / rows
@@ -67,13 +77,17 @@ def fit_trend(y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"], 
     kept = [j for j in range(count) if float(noise[j]) < MAX_NOISE]
     if not kept:
         return None
-    trend = KernelTrend(len(centres), u.shape[1], len(kept), dim).to(u.device)
+    trend = KernelTrend(members, len(centres), u.shape[1], len(kept), dim).to(u.device)
     trend.centres.copy_(centres)
     trend.lengths.copy_(lengths[kept])
     trend.directions.copy_(torch.linalg.inv(axes)[kept])
     left_out = turned[:, kept].clone()
     for i, j in enumerate(kept):
-        trend.weights[:, i], errors = regressed(u, turned[:, j], centres, lengths[j], noise[j])
+        features, root = features_of(u, centres, lengths[j])
+        mean, errors = regressed(features, turned[:, j], noise[j])
+        each = torch.stack([regressed(features, turned[:, j], noise[j], share)[0] for share in shares], 1)
+        apart = (each - each.mean(1, keepdim=True)) * math.sqrt(members / max(members - 1, 1))
+        trend.weights[i] = root @ (mean[:, None] + apart)
         left_out[:, i] -= errors
     return FittedTrend(trend, left_out @ trend.directions)
 
@@ -110,29 +124,35 @@ def _tuned(
         return values()
 
 
-def regressed(
+def features_of(
     u: Float64[Tensor, "rows condition"],
-    y: Float64[Tensor, " rows"],
     centres: Float64[Tensor, "centres condition"],
     lengths: Float64[Tensor, " condition"],
-    noise: Float64[Tensor, ""],
-) -> tuple[Float64[Tensor, " centres"], Float64[Tensor, " rows"]]:
-    """Weights of kernels around the centres, and the error of each row's prediction from all others.
-
-    Args:
-        u, y: rows.
-        centres: of the kernels.
-        lengths: of the kernels.
-        noise: variance of the noise, in units of that of the mean.
-    """
+) -> tuple[Float64[Tensor, "rows features"], Float64[Tensor, "centres features"]]:
+    """Features whose products are the kernels, projected on those of the centres, and what makes weights of theirs."""
     values, vectors = torch.linalg.eigh(gaussian_kernel(centres, centres, lengths))
     kept = values > 1e-10 * values[-1]
     root = vectors[:, kept] / values[kept].sqrt()
-    features = gaussian_kernel(u, centres, lengths) @ root
-    matrix = features.T @ features + (noise + JITTER) * torch.eye(
-        features.shape[1], dtype=torch.float64, device=u.device
-    )
-    solved = torch.cholesky_solve(features.T, torch.linalg.cholesky(matrix)).T
+    return gaussian_kernel(u, centres, lengths) @ root, root
+
+
+def regressed(
+    features: Float64[Tensor, "rows features"],
+    y: Float64[Tensor, " rows"],
+    noise: Float64[Tensor, ""],
+    shares: Float64[Tensor, " rows"] | None = None,
+) -> tuple[Float64[Tensor, " features"], Float64[Tensor, " rows"]]:
+    """Coefficients of features, and the error of each row's prediction from all others.
+
+    Args:
+        features, y: rows.
+        noise: variance of the noise, in units of that of the mean.
+        shares: how much each row counts; None means 1.
+    """
+    weighted = features if shares is None else features * shares[:, None]
+    matrix = weighted.T @ features
+    matrix.diagonal().add_(noise + JITTER)
+    solved = torch.cholesky_solve(weighted.T, torch.linalg.cholesky(matrix)).T
     leverage = (features * solved).sum(1).clamp_max(1 - 1e-6)
-    weights = solved.T @ y
-    return root @ weights, (y - features @ weights) / (1 - leverage)
+    coefficients = solved.T @ y
+    return coefficients, (y - features @ coefficients) / (1 - leverage)

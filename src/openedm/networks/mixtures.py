@@ -182,9 +182,14 @@ class ConditionalMixture(ConditionalDensity):
         return result
 
     def product_log_prob(
-        self, y: Float[Tensor, "observations *rows dim"], u: Float[Tensor, "rows condition"]
+        self, y: Float[Tensor, "observations *each dim"], u: Float[Tensor, "rows condition"]
     ) -> Float64[Tensor, " rows"]:
-        """Σᵢ ln q(yᵢ | u) over several y, for which the networks are evaluated once; each may differ between rows."""
+        """Σᵢ ln q(yᵢ | u) over several y, for which the networks are evaluated once.
+
+        Args:
+            y: each one vector, or one for each member and row (members, rows, dim).
+            u: the condition.
+        """
         outputs = self._outputs(u.expand(self.members, *u.shape))
         total = torch.zeros(len(u), dtype=torch.float64, device=u.device)
         for one in y:

@@ -1,8 +1,9 @@
 """Smooth means by kernel regression, and conditional mixtures of what they leave.
 
-    m(u) = Σ_j b_j Σ_i w_ij exp(−½ ‖(u − c_i)/ℓ_j‖²),      q(y | u) = q'(y − m(u) | u)
+    m_e(u) = Σ_j b_j Σ_i w_eij exp(−½ ‖(u − c_i)/ℓ_j‖²),      q_e(y | u) = q'_e(y − m_e(u) | u)
 
-Of a smooth simulator with little noise a kernel regression learns the mean from far fewer simulations than a network.
+Each member e of the ensemble has weights of its own, so that members disagree where few simulations tell the mean. Of a
+smooth simulator with little noise a kernel regression learns the mean from far fewer simulations than a network.
 """
 
 from collections.abc import Mapping
@@ -20,12 +21,13 @@ __all__ = ["KernelTrend", "TrendedMixture", "density_config", "density_from_conf
 
 
 class KernelTrend(nn.Module):
-    """m(u), a sum of Gaussian kernels around centres c_i, in float64.
+    """m_e(u), sums of Gaussian kernels around centres c_i, in float64.
 
     Args:
+        members: how many e.
         centres: how many.
         condition_dim: dimension of u.
-        directions: how many b_j, each with lengths ℓ_j and weights w_ij of its own.
+        directions: how many b_j, each with lengths ℓ_j and weights w_eij of its own.
         dim: dimension of m.
 
     Raises:
@@ -34,28 +36,41 @@ class KernelTrend(nn.Module):
 
     centres: Float64[Tensor, "centres condition"]
     lengths: Float64[Tensor, "directions condition"]
-    weights: Float64[Tensor, "centres directions"]
+    weights: Float64[Tensor, "directions centres members"]
     directions: Float64[Tensor, "directions dim"]
 
-    def __init__(self, centres: int, condition_dim: int, directions: int, dim: int) -> None:
+    def __init__(self, members: int, centres: int, condition_dim: int, directions: int, dim: int) -> None:
         super().__init__()
-        sizes = {"centres": centres, "condition_dim": condition_dim, "directions": directions, "dim": dim}
+        sizes = {
+            "members": members,
+            "centres": centres,
+            "condition_dim": condition_dim,
+            "directions": directions,
+            "dim": dim,
+        }
         for name, size in sizes.items():
             checks.size(name, size)
         self.sizes = sizes
         self.register_buffer("centres", torch.zeros(centres, condition_dim, dtype=torch.float64))
         self.register_buffer("lengths", torch.ones(directions, condition_dim, dtype=torch.float64))
-        self.register_buffer("weights", torch.zeros(centres, directions, dtype=torch.float64))
+        self.register_buffer("weights", torch.zeros(directions, centres, members, dtype=torch.float64))
         self.register_buffer("directions", torch.zeros(directions, dim, dtype=torch.float64))
 
-    def forward(self, u: Float[Tensor, "*batch condition"]) -> Float64[Tensor, "*batch dim"]:
-        """m at each u."""
-        flat = u.reshape(-1, u.shape[-1]).double()
+    def forward(self, u: Float[Tensor, "rows condition"]) -> Float64[Tensor, "members rows dim"]:
+        """m_e at each u, of all members."""
+        u = u.double()
         along = [
-            gaussian_kernel(flat, self.centres, lengths) @ weights
-            for lengths, weights in zip(self.lengths, self.weights.T, strict=True)
+            gaussian_kernel(u, self.centres, lengths) @ weights
+            for lengths, weights in zip(self.lengths, self.weights, strict=True)
         ]
-        return (torch.stack(along, 1) @ self.directions).reshape(*u.shape[:-1], -1)
+        return torch.einsum("jre,jd->erd", torch.stack(along), self.directions)
+
+    def member(self, number: int) -> "KernelTrend":
+        """That of one member alone."""
+        single = KernelTrend(**{**self.sizes, "members": 1}).to(self.centres.device)
+        state = self.state_dict()
+        single.load_state_dict({**state, "weights": state["weights"][..., number : number + 1]}, assign=True)
+        return single
 
 
 def gaussian_kernel(
@@ -68,11 +83,11 @@ def gaussian_kernel(
 
 
 class TrendedMixture(ConditionalDensity):
-    """q(y | u) as a mixture of y − m(u).
+    """q(y | u), whose members are mixtures of y − m_e(u).
 
     Args:
-        trend: m.
-        mixture: of the rest.
+        trend: m_e.
+        mixture: of the rest, with as many members.
     """
 
     def __init__(self, trend: KernelTrend, mixture: ConditionalMixture) -> None:
@@ -85,33 +100,31 @@ class TrendedMixture(ConditionalDensity):
         self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
     ) -> Float[Tensor, "members rows"]:
         """ln q_e(y | u) of each member e, for rows that differ between members."""
-        return self.mixture.member_log_prob(self._rest(y, u), u)
+        means = torch.stack([self.trend(each)[e] for e, each in enumerate(u)])
+        return self.mixture.member_log_prob((y.double() - means).to(u), u)
 
     def each_log_prob(
         self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]
     ) -> Float[Tensor, "members rows"]:
         """ln q_e(y | u) of each member e, for the same rows."""
-        return self.mixture.each_log_prob(self._rest(y, u), u)
+        return self.mixture.member_log_prob((y.double() - self.trend(u)).to(u), u.expand(self.members, *u.shape))
 
     def product_log_prob(
         self, y: Float[Tensor, "observations dim"], u: Float[Tensor, "rows condition"]
     ) -> Float64[Tensor, " rows"]:
         """Σᵢ ln q(yᵢ | u) over several y, for which trend and networks are evaluated once."""
-        return self.mixture.product_log_prob((y[:, None].double() - self.trend(u)).to(u), u)
+        return self.mixture.product_log_prob((y[:, None, None].double() - self.trend(u)).to(u), u)
 
     def member(self, number: int) -> "TrendedMixture":
         """One member alone; its parameters share the ensemble's memory."""
-        return TrendedMixture(self.trend, self.mixture.member(number))
+        return TrendedMixture(self.trend.member(number), self.mixture.member(number))
 
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
         """One y for each row of u; row i is drawn from member i mod `members`."""
-        y: Tensor = self.trend(u) + self.mixture.sample(u, generator)
+        rows = torch.arange(len(u), device=u.device)
+        y: Tensor = self.trend(u)[rows % self.members, rows] + self.mixture.sample(u, generator)
         return y.to(u)
-
-    def _rest(self, y: Float[Tensor, "*batch dim"], u: Float[Tensor, "*batch condition"]) -> Float[Tensor, "..."]:
-        rest: Tensor = y.double() - self.trend(u)
-        return rest.to(u)
 
 
 def density_config(density: ConditionalDensity) -> dict[str, Any]:
