@@ -1,15 +1,23 @@
 """What a posterior of a denoiser is made of."""
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from jaxtyping import Float
-from torch import Tensor
+from torch import Tensor, nn
 
 from openedm.denoiser import Denoiser
+from openedm.ground.choices import from_config, to_config
+from openedm.inference import storage
+from openedm.inference.average import Average
 from openedm.inference.columns import Columns
-from openedm.inference.maps import Coordinates, DataMap, within_reach
+from openedm.inference.maps import Coordinates, DataMap, ParameterMap, within_reach
 from openedm.inference.refine import Refinement
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
+from openedm.networks.structured import mixture_from_config
+from openedm.networks.trends import density_config, density_from_config
 from openedm.training import Model
 
 __all__ = ["Parts"]
@@ -44,3 +52,57 @@ class Parts:
         if self.target is None:
             return self.data.forward(x)
         return within_reach(self.target.forward(x[:, list(self.data.keep)])).float()
+
+    @property
+    def members(self) -> Sequence[Denoiser]:
+        """One denoiser, or those of which it is the mean."""
+        members: list[Any] = list(self.denoiser.members) if isinstance(self.denoiser, Average) else [self.denoiser]
+        return members
+
+    @property
+    def modules(self) -> Mapping[str, nn.Module | None]:
+        """Networks besides the denoiser, by the names under which they are kept."""
+        return {"base": self.base, "emulator": self.emulator}
+
+    def to_config(self) -> dict[str, Any]:
+        """Plain data, from which, with the tensors, `read` makes the parts again."""
+        return {
+            "parameters": to_config(self.parameters),
+            "data": self.data.to_config(),
+            "target": self.target and to_config(self.target),
+            "refinement": self.refinement and to_config(self.refinement),
+            "base": self.base and density_config(self.base),
+            "emulator": self.emulator and density_config(self.emulator),
+        }
+
+    @classmethod
+    def read(cls, stored: storage.Stored, common: storage.Common, device: torch.device | str) -> "Parts":
+        """The parts of a posterior that was kept.
+
+        Raises:
+            ValueError: weights and description do not fit, or belong to different data.
+        """
+        config = stored.config
+        with stored.described():
+            with stored.limited():
+                base, emulator = mixture_from_config(config["base"]), density_from_config(config["emulator"])
+            parts = cls(
+                Average.of(common.members),
+                from_config(ParameterMap, config["parameters"]),
+                DataMap.from_config(config["data"], stored.tensors.get("reduction")),
+                base,
+                emulator,
+                target=config["target"] and from_config(Columns, config["target"]),
+                refinement=config["refinement"] and from_config(Refinement, config["refinement"]),
+                model=common.model,
+            )
+        stored.load_weights(common, parts.modules)
+        for module in (parts.denoiser, base, emulator):
+            if module is not None:
+                module.to(device).eval().requires_grad_(False)
+        if (needed := parts.denoiser.condition_shape) != parts.data.shape:
+            raise ValueError(
+                f"{stored.folder} holds data of shape {parts.data.shape} for networks that need {needed}: "
+                f"{storage.WEIGHTS} and {storage.CONFIG} do not belong together"
+            )
+        return parts

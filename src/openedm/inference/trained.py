@@ -15,16 +15,13 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.ground.choices import from_config, to_config
 from openedm.inference import storage
 from openedm.inference.assessing import FEWEST, Assessment, predicted
 from openedm.inference.average import Average
-from openedm.inference.columns import Columns
 from openedm.inference.composite import MARGIN, Truncated
 from openedm.inference.draws import StepNoise, fingerprints
 from openedm.inference.flow import DENSITY, SAMPLER, ConditionalFlow
 from openedm.inference.likeness import FAR, Likeness, Reference
-from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.parts import Parts
 from openedm.inference.posterior import Posterior, Values
 from openedm.inference.priors import Prior
@@ -35,8 +32,6 @@ from openedm.inference.simulation import data_for
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks import JoinedSummary
-from openedm.networks.structured import mixture_from_config
-from openedm.networks.trends import density_config, density_from_config
 from openedm.sampling import Sampler, SamplerChoice
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
@@ -190,22 +185,17 @@ class DenoiserPosterior(Posterior):
         Raises:
             ValueError: `path` exists; the denoiser is not one that `fit` trained, or the prior has no plain form.
         """
-        parts, mixtures = self.parts, {"base": self.parts.base, "emulator": self.parts.emulator}
-        members: list[Any] = list(parts.denoiser.members) if isinstance(parts.denoiser, Average) else [parts.denoiser]
         further = {
-            "parameters": to_config(parts.parameters),
-            "data": parts.data.to_config(),
-            "target": parts.target and to_config(parts.target),
-            "refinement": parts.refinement and to_config(parts.refinement),
+            **self.parts.to_config(),
             "report": self.report,
             "noise": self.noise,
             "reference": self.reference and self.reference.to_config(),
-            **{name: m and density_config(m) for name, m in mixtures.items()},
         }
-        common = storage.Common(parts.model, members, self.prior, self.names, self.sampler, self.likelihood)
+        parts = self.parts
+        common = storage.Common(parts.model, parts.members, self.prior, self.names, self.sampler, self.likelihood)
         tensors = {"reduction": parts.data.reduction, "trained_on": self.trained_on}
         tensors |= {} if self.reference is None else self.reference.stored
-        storage.write(path, KIND, common, further, mixtures, tensors)
+        storage.write(path, KIND, common, further, parts.modules, tensors)
 
     @classmethod
     def load(cls, path: str | Path, device: torch.device | str = "cpu") -> "DenoiserPosterior":
@@ -218,27 +208,7 @@ class DenoiserPosterior(Posterior):
         config = stored.config
         with stored.described():
             common = stored.common()
-            with stored.limited():
-                base, emulator = mixture_from_config(config["base"]), density_from_config(config["emulator"])
-            parts = Parts(
-                Average.of(common.members),
-                from_config(ParameterMap, config["parameters"]),
-                DataMap.from_config(config["data"], stored.tensors.get("reduction")),
-                base,
-                emulator,
-                target=config["target"] and from_config(Columns, config["target"]),
-                refinement=config["refinement"] and from_config(Refinement, config["refinement"]),
-                model=common.model,
-            )
-        stored.load_weights(common, {"base": base, "emulator": emulator})
-        for module in (parts.denoiser, base, emulator):
-            if module is not None:
-                module.to(device).eval().requires_grad_(False)
-        if (needed := parts.denoiser.condition_shape) != parts.data.shape:
-            raise ValueError(
-                f"{stored.folder} holds data of shape {parts.data.shape} for networks that need {needed}: "
-                f"{storage.WEIGHTS} and {storage.CONFIG} do not belong together"
-            )
+        parts = Parts.read(stored, common, device)
         with stored.described():
             return cls(
                 parts,
