@@ -42,14 +42,12 @@ def test_errors_are_those_of_predictions_from_all_other_rows() -> None:
     y, u = curve(60, 0.1, 0)
     features, root = features_of(u, u[:20], torch.tensor([0.8, 1.5]).double())
     noise = torch.tensor(0.03).double()
-    _, errors = regressed(features, y[:, 0], noise)
+    _, errors, factor = regressed(features, y[:, 0], noise)
     for row in (0, 31):
         others = [i for i in range(60) if i != row]
-        coefficients, _ = regressed(features[others], y[others, 0], noise)
+        coefficients, *_ = regressed(features[others], y[others, 0], noise)
         torch.testing.assert_close(errors[row], y[row, 0] - features[row] @ coefficients, rtol=1e-5, atol=1e-7)
-        none = torch.ones(60, dtype=torch.float64)
-        none[row] = 0
-        torch.testing.assert_close(regressed(features, y[:, 0], noise, none)[0], coefficients)
+    torch.testing.assert_close(factor @ factor.T, features.T @ features + 0.03 * torch.eye(features.shape[1]))
     at = torch.randn(5, 2, dtype=torch.float64)
     kernels = gaussian_kernel(at, u[:20], torch.tensor([0.8, 1.5]).double())
     torch.testing.assert_close(kernels @ root, features_of(at, u[:20], torch.tensor([0.8, 1.5]).double())[0])

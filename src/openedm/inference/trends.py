@@ -42,20 +42,18 @@ def fit_trend(
 ) -> FittedTrend | None:
     """m_e(u) of what a least-squares fit leaves of y, which is not part of it; None where there is nothing smooth.
 
-    Members differ by the Bayesian bootstrap (Rubin 1981): each is the regression on rows with random weights, moved so
-    that the members' mean is the regression on all rows alike.
+    Members differ as draws of the Gaussian process given the rows do; their mean is the regression itself.
 
     Args:
         y, u: standardised rows.
         members: how many e, at least two.
-        seed: of the rows that become centres, and of the samples of rows.
+        seed: of the rows that become centres, and of the draws.
     """
     u, rows, dim = u.double(), len(u), y.shape[1]
     inputs = torch.cat([u, u.new_ones(rows, 1)], 1)
     rest = y.double() - inputs @ torch.linalg.lstsq(inputs.cpu(), y.double().cpu(), driver="gelsd").solution.to(u)
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(rows, generator=generator).to(u.device)
-    shares = torch.rand(members, rows, generator=generator, dtype=torch.float64).clamp_min(1e-12).log().neg().to(u)
     some, centres = order[:TUNING_ROWS], u[order[:MAX_CENTRES]]
 
     axes = torch.linalg.svd(rest - rest.mean(0), full_matrices=False)[2].T  # what varies most first
@@ -84,10 +82,12 @@ def fit_trend(
     left_out = turned[:, kept].clone()
     for i, j in enumerate(kept):
         features, root = features_of(u, centres, lengths[j])
-        mean, errors = regressed(features, turned[:, j], noise[j])
-        each = torch.stack([regressed(features, turned[:, j], noise[j], share)[0] for share in shares], 1)
-        apart = (each - each.mean(1, keepdim=True)) * math.sqrt(members / max(members - 1, 1))
-        trend.weights[i] = root @ (mean[:, None] + apart)
+        mean, errors, factor = regressed(features, turned[:, j], noise[j])
+        normal = torch.randn(len(mean), members, generator=generator, dtype=torch.float64).to(u)
+        apart = (normal - normal.mean(1, keepdim=True)) * math.sqrt(members / max(members - 1, 1))
+        variance = ((turned[:, j] - features @ mean) * errors).mean()  # of the noise
+        drawn = torch.linalg.solve_triangular(factor.T, variance.sqrt() * apart, upper=True)
+        trend.weights[i] = root @ (mean[:, None] + drawn)
         left_out[:, i] -= errors
     return FittedTrend(trend, left_out @ trend.directions)
 
@@ -137,22 +137,22 @@ def features_of(
 
 
 def regressed(
-    features: Float64[Tensor, "rows features"],
-    y: Float64[Tensor, " rows"],
-    noise: Float64[Tensor, ""],
-    shares: Float64[Tensor, " rows"] | None = None,
-) -> tuple[Float64[Tensor, " features"], Float64[Tensor, " rows"]]:
-    """Coefficients of features, and the error of each row's prediction from all others.
+    features: Float64[Tensor, "rows features"], y: Float64[Tensor, " rows"], noise: Float64[Tensor, ""]
+) -> tuple[Float64[Tensor, " features"], Float64[Tensor, " rows"], Float64[Tensor, "features features"]]:
+    """Coefficients of features, the error of each row's prediction from all others, and their precision's factor.
 
     Args:
         features, y: rows.
         noise: variance of the noise, in units of that of the mean.
-        shares: how much each row counts; None means 1.
+
+    Returns:
+        The coefficients; the errors; the lower Cholesky factor of the coefficients' precision, times the variance of
+        the noise.
     """
-    weighted = features if shares is None else features * shares[:, None]
-    matrix = weighted.T @ features
+    matrix = features.T @ features
     matrix.diagonal().add_(noise + JITTER)
-    solved = torch.cholesky_solve(weighted.T, torch.linalg.cholesky(matrix)).T
+    factor = torch.linalg.cholesky(matrix)
+    solved = torch.cholesky_solve(features.T, factor).T
     leverage = (features * solved).sum(1).clamp_max(1 - 1e-6)
     coefficients = solved.T @ y
-    return coefficients, (y - features @ coefficients) / (1 - leverage)
+    return coefficients, (y - features @ coefficients) / (1 - leverage), factor

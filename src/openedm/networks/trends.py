@@ -58,11 +58,12 @@ class KernelTrend(nn.Module):
 
     def forward(self, u: Float[Tensor, "rows condition"]) -> Float64[Tensor, "members rows dim"]:
         """m_e at each u, of all members."""
-        u = u.double()
-        along = [
-            gaussian_kernel(u, self.centres, lengths) @ weights
-            for lengths, weights in zip(self.lengths, self.weights, strict=True)
-        ]
+        along = []
+        for lengths, weights in zip(self.lengths, self.weights, strict=True):  # in place: most of the time is memory's
+            a, c = u.double() / lengths, self.centres / lengths
+            exponents = torch.addmm(-0.5 * c.square().sum(1), a, c.T)
+            exponents.sub_(0.5 * a.square().sum(1)[:, None]).clamp_max_(0).exp_()
+            along.append(exponents @ weights)
         return torch.einsum("jre,jd->erd", torch.stack(along), self.directions)
 
     def member(self, number: int) -> "KernelTrend":
@@ -78,8 +79,9 @@ def gaussian_kernel(
 ) -> Float64[Tensor, "rows columns"]:
     """exp(−½ ‖(a − b)/ℓ‖²) of all pairs."""
     a, b = a / lengths, b / lengths
-    squares = a.square().sum(1)[:, None] + b.square().sum(1) - 2 * a @ b.T
-    return (-0.5 * squares.clamp_min(0)).exp()
+    exponents = torch.addmm(-0.5 * b.square().sum(1), a, b.T)
+    exponents = exponents - 0.5 * a.square().sum(1)[:, None]
+    return exponents.clamp_max(0).exp()
 
 
 class TrendedMixture(ConditionalDensity):
