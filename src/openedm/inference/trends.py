@@ -19,6 +19,10 @@ from openedm.networks.trends import KernelTrend, gaussian_kernel
 __all__ = ["FittedTrend", "features_of", "fit_trend", "regressed"]
 
 MAX_DIRECTIONS, MAX_CENTRES, TUNING_ROWS, TUNING_STEPS = 8, 256, 300, 20
+APART = 4 / 3
+"""How much farther apart members are than draws of a process whose lengths are right: mean errors on five simulators
+with known means, at 400 to 2500 simulations, were 0.8 to 1.7 times those of such draws, in the median so many times."""
+
 MAX_NOISE = 1e3
 """Ratio of noise to mean along a direction that is left out."""
 
@@ -84,9 +88,9 @@ def fit_trend(
         features, root = features_of(u, centres, lengths[j])
         mean, errors, factor = regressed(features, turned[:, j], noise[j])
         normal = torch.randn(len(mean), members, generator=generator, dtype=torch.float64).to(u)
-        apart = (normal - normal.mean(1, keepdim=True)) * math.sqrt(members / max(members - 1, 1))
+        apart = (normal - normal.mean(1, keepdim=True)) * APART * math.sqrt(members / max(members - 1, 1))
         variance = ((turned[:, j] - features @ mean) * errors).mean()  # of the noise
-        drawn = torch.linalg.solve_triangular(factor.T, variance.sqrt() * apart, upper=True)
+        drawn = torch.linalg.solve_triangular(factor.T, variance.clamp_min(0).sqrt() * apart, upper=True)
         trend.weights[i] = root @ (mean[:, None] + drawn)
         left_out[:, i] -= errors
     return FittedTrend(trend, left_out @ trend.directions)
