@@ -241,7 +241,11 @@ def choose_trend(
     """
     if not options.trend or form.components > 1 or form.structure in ("independent", "heavy"):
         return None
-    if (trend := fit_trend(y, u, members=options.members, seed=seed)) is None:
+    try:
+        trend = fit_trend(y, u, members=options.members, seed=seed)
+    except torch.linalg.LinAlgError:  # kernels of these rows cannot be told apart
+        return None
+    if trend is None:
         return None
     rest = _tried((y - trend.left_out).float(), u, options, form, seed, {})
     return None if simplest([_tried(y, u, alone, form, seed, trials), rest]) == 0 else trend

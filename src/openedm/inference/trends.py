@@ -56,6 +56,8 @@ def fit_trend(
     u, rows, dim = u.double(), len(u), y.shape[1]
     inputs = torch.cat([u, u.new_ones(rows, 1)], 1)
     rest = y.double() - inputs @ torch.linalg.lstsq(inputs.cpu(), y.double().cpu(), driver="gelsd").solution.to(u)
+    if float(rest.square().mean()) < JITTER**2:
+        return None
     generator = torch.Generator().manual_seed(seed)
     order = torch.randperm(rows, generator=generator).to(u.device)
     some, centres = order[:TUNING_ROWS], u[order[:MAX_CENTRES]]
