@@ -3,7 +3,9 @@
 import pytest
 import torch
 
-from openedm.inference.exchangeable import are_exchangeable
+from openedm.inference.emulator import choose_form
+from openedm.inference.exchangeable import are_exchangeable, are_steady
+from openedm.inference.settings import MixtureOptions
 
 THETA = torch.rand(600, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
 
@@ -32,3 +34,33 @@ def test_draws_of_one_distribution_are_exchangeable() -> None:
 )
 def test_others_are_not(x: torch.Tensor) -> None:
     assert not are_exchangeable(x, THETA)
+
+
+def process(rows: int = 600, steps: int = 12) -> torch.Tensor:
+    """An autoregressive process in its steady state, whose coefficient and size are parameters."""
+    phi, size, n = 0.9 * THETA[:rows, 0], 0.5 + THETA[:rows, 1], noise(rows, steps)
+    values = [size * n[:, 0] / (1 - phi.square()).sqrt()]
+    for t in range(1, steps):
+        values.append(phi * values[-1] + size * n[:, t])
+    return torch.stack(values, 1)
+
+
+def test_a_process_is_steady_where_all_times_are_alike() -> None:
+    x = process()
+    assert are_steady(x, THETA)
+    assert not are_exchangeable(x, THETA)
+    assert are_steady(x.exp(), THETA)  # whatever its distribution is
+    assert not are_steady(x[:, :7], THETA)  # too short to tell
+    growing = torch.linspace(0.5, 2, 12)
+    assert not are_steady(x * growing, THETA)
+    assert not are_steady(x + growing * THETA[:, :1], THETA)
+    assert not are_steady(x.cumsum(1), THETA)
+    assert not are_steady(x[:, torch.randperm(12, generator=torch.Generator().manual_seed(0))], THETA)
+
+
+def test_a_steady_process_is_learned_as_one() -> None:
+    x = process()
+    options = MixtureOptions(width=8, num_blocks=1, pilot_steps=80, steps=150, learning_rate=1e-2, components=(1,))
+    y, u = (x / x.std()).float(), (THETA - THETA.mean(0)).float() / THETA.std(0).float()
+    assert choose_form([(y, 0.0)], u, options, steady=True).structure == "stationary"
+    assert choose_form([(y, 0.0)], u, options).structure != "stationary"

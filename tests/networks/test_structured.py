@@ -62,7 +62,7 @@ def test_heavy_noise_has_student_t_distributions_around_the_mean() -> None:
         mixture.parameters_of(u.expand(2, -1, -1))
 
 
-@pytest.mark.parametrize("structure", STRUCTURES)
+@pytest.mark.parametrize("structure", [s for s in STRUCTURES if s != "stationary"])
 def test_samples_have_the_moments_of_the_density(structure: str) -> None:
     mixture = perturbed(structure, dim=1)
     if structure == "heavy":
@@ -75,6 +75,23 @@ def test_samples_have_the_moments_of_the_density(structure: str) -> None:
     spread = ((weight * (axis[:, 0] - mean).square()).sum() / weight.sum()).sqrt()
     assert float(drawn.mean()) == pytest.approx(float(mean), abs=5 * float(spread) / 200)
     assert float(drawn.std()) == pytest.approx(float(spread), rel=0.05)
+
+
+def test_a_process_depends_on_the_two_times_before_alike_at_all_times() -> None:
+    mixture, u = perturbed("stationary", dim=6, components=1), torch.tensor([[0.3, -0.7]]).expand(2, 40_000, 2)
+    _, means, factors, _ = (part[:, 0, 0] for part in mixture.parameters_of(u[:, :1]))
+    torch.testing.assert_close(means, means[:, :1].expand(2, 6))
+    torch.testing.assert_close(factors, factors.tril() - factors.tril(-3))
+    for below in range(3):  # from the third row on
+        diagonal = factors.diagonal(-below, 1, 2)[:, 2 - below :]
+        torch.testing.assert_close(diagonal, diagonal[:, :1].expand_as(diagonal))
+        assert float(diagonal.abs().min()) > 1e-3
+    drawn = mixture.member(0).sample(u[0], torch.Generator().manual_seed(0))
+    covariance = torch.linalg.inv(factors[0].T @ factors[0])
+    torch.testing.assert_close(torch.cov(drawn.T), covariance, rtol=0.05, atol=0.05)
+    torch.testing.assert_close(drawn.mean(0), means[0], rtol=0, atol=0.05)
+    with pytest.raises(ValueError, match="dim must be >= 3, got 2"):
+        build_mixture("stationary", 1, 2)
 
 
 @pytest.mark.parametrize("structure", ["full", "banded", "scaled", "constant"])

@@ -16,6 +16,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from openedm.inference.columns import Columns
+from openedm.inference.exchangeable import are_steady
 from openedm.inference.maps import DataMap
 from openedm.inference.mixtures import FittedMixture, fit_mixture, folds
 from openedm.inference.prepare import Prepared
@@ -40,6 +41,10 @@ CHUNK_ROWS = 16_384
 
 MIN_INDEPENDENT = 8
 """Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
+
+
+SPECIAL = ("independent", "heavy", "stationary")
+"""Structures for columns of a certain kind only."""
 
 
 class Form(NamedTuple):
@@ -136,6 +141,7 @@ def choose_form(
     *,
     exchangeable: bool = False,
     heavy: bool = False,
+    steady: bool = False,
     seed: int = 0,
     trials: Trials | None = None,
 ) -> Form:
@@ -152,6 +158,7 @@ def choose_form(
             as many.
         exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and alone.
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
+        steady: whether columns may be a process in its steady state; only then "stationary" is tried, with each form.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
@@ -167,8 +174,10 @@ def choose_form(
     kinds = _kinds(options, exchangeable)
     number = max(range(len(forms)), key=lambda i: trial(Form(i, *kinds[0]), short)) if len(forms) > 1 else 0
     tried = [Form(number, *kind) for kind in kinds]
-    if heavy and not exchangeable and "heavy" in options.structures:
-        tried[1:1] = [Form(i, "heavy", 1) for i in range(len(forms))]
+    further = [("heavy", heavy), ("stationary", steady)]
+    for structure in [s for s, may in further if may and not exchangeable and s in options.structures]:
+        place = 0 if structure == "stationary" else 1
+        tried[place:place] = [Form(i, structure, 1) for i in range(len(forms))]
     if len(tried) == 1:
         return tried[0]
     highest = max(trial(form, short) for form in tried)
@@ -239,7 +248,7 @@ def choose_trend(
         seed: as for `fit_mixture`.
         trials: what was tried for these data.
     """
-    if not options.trend or form.components > 1 or form.structure in ("independent", "heavy"):
+    if not options.trend or form.components > 1 or form.structure in SPECIAL:
         return None
     try:
         trend = fit_trend(y, u, members=options.members, seed=seed)
@@ -272,7 +281,7 @@ def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]
     """Structures with numbers of components, the simplest first."""
     if exchangeable and "independent" in options.structures:
         return [("independent", max(*options.components, MIN_INDEPENDENT))]
-    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", "independent", "heavy")]
+    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", *SPECIAL)]
     if "full" in options.structures or not kinds:
         kinds += [("full", count) for count in options.components]
     return kinds
@@ -289,7 +298,8 @@ def _choose_target(
     """What the emulator models, and how: x warped, as it is, or its logarithms, by trials."""
     if maps.reduction is not None:
         return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed, trials=trials)
-    same = maps.exchangeable
+    steady = not maps.exchangeable and are_steady(kept, inputs)
+    same = maps.exchangeable or steady
     all_columns = (
         [Columns.alike(kept), Columns.alike(kept, warp=False)]
         if same
@@ -298,5 +308,8 @@ def _choose_target(
     columns = list({each.kinds: each for each in all_columns}.values())
     forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
     heavy = "asinh" in maps.columns.kinds
-    form = choose_form(forms, inputs, options, exchangeable=same, heavy=heavy, seed=seed, trials=trials)
+    exchangeable = maps.exchangeable
+    form = choose_form(
+        forms, inputs, options, exchangeable=exchangeable, heavy=heavy, steady=steady, seed=seed, trials=trials
+    )
     return columns[form.number], form

@@ -14,7 +14,7 @@ from jaxtyping import Float
 from scipy.stats import chi2
 from torch import Tensor
 
-__all__ = ["are_exchangeable"]
+__all__ = ["are_exchangeable", "are_steady"]
 
 CRITICAL = 5.0
 """Standard errors that the largest of some hundreds of deviations hardly ever reaches by chance."""
@@ -23,6 +23,8 @@ SIGNIFICANCE, EXCESS = 1e-6, 1.5
 """Of the χ² test, and how much larger the variance of a correlation may be than that of independent numbers."""
 
 MAX_ROWS, MAX_COLUMNS = 20_000, 512
+FEWEST = 8
+"""Columns of a process of which a steady state can be told."""
 
 
 def are_exchangeable(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> bool:
@@ -32,9 +34,22 @@ def are_exchangeable(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"
         x: rows of data; one column, or more than 512, are not.
         u: the parameters of each row.
     """
-    if not 2 <= x.shape[1] <= MAX_COLUMNS:
-        return False
-    x, u = x[:MAX_ROWS].double(), _standardised(u[:MAX_ROWS].double())
+    return 2 <= x.shape[1] <= MAX_COLUMNS and _are_alike(x[:MAX_ROWS], u[:MAX_ROWS], steady=False)
+
+
+def are_steady(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"]) -> bool:
+    """Whether the columns of x seem to be a process in its steady state: correlations of a pair depend on its distance.
+
+    Args:
+        x: rows of data; fewer than eight columns, or more than 512, are not.
+        u: the parameters of each row.
+    """
+    return FEWEST <= x.shape[1] <= MAX_COLUMNS and _are_alike(x[:MAX_ROWS], u[:MAX_ROWS], steady=True)
+
+
+def _are_alike(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"], *, steady: bool) -> bool:
+    """Whether columns agree in what depends on one, and pairs of them, or with `steady` those of one distance."""
+    x, u = x.double(), _standardised(u.double())
     z = _normal_scores(x)
     root = math.sqrt(len(x))
     squares = (z.square() - 1) / math.sqrt(2)
@@ -44,8 +59,12 @@ def are_exchangeable(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"
     for feature in (_standardised(z), _standardised(squares)):
         if _differ(feature.T @ u / len(x), len(x)):
             return False
-        pairs = (feature.T @ feature / len(x))[~torch.eye(x.shape[1], dtype=torch.bool, device=x.device)]
-        if float((pairs - pairs.mean()).abs().max()) * root > CRITICAL:
+        pairs = feature.T @ feature / len(x)
+        distances = range(1, x.shape[1])
+        groups = (
+            [pairs.diagonal(k) for k in distances] if steady else [torch.cat([pairs.diagonal(k) for k in distances])]
+        )
+        if any(float((group - group.mean()).abs().max()) * root > CRITICAL for group in groups):
             return False
     return True
 

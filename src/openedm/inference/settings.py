@@ -41,7 +41,8 @@ class MixtureOptions(Choice):
             `pilot_steps`, those that come within `CLOSE` of the best for four times as many, at most `steps`, and the
             number with the highest held-out likelihood is taken. Only "full" and "independent" have more than one.
         structures: of the noise, of `openedm.networks.structured.STRUCTURES`, tried in the same way; "independent" only
-            where the columns of x are exchangeable, "heavy" only where some have long tails.
+            where the columns of x are exchangeable, "heavy" only where some have long tails, "stationary" only where
+            they may be a process in its steady state.
         width, num_blocks: sizes of each member.
         larger: further pairs (width, num_blocks) to try, by one member each; those with the highest held-out likelihood
             are taken.

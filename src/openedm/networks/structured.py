@@ -5,12 +5,14 @@
     scaled       P(u) = diag(e^a(u)) (I + L)                                dim functions of u
     constant     P = diag(e^a) (I + L)                                      none
     heavy        as scaled, but P (y − μ) has Student's t distributions      dim functions of u
+    stationary   P(u) has three diagonals whose entries are equal from the third row on, and so are all of μ(u)
+                                                                            7 functions of u, whatever dim is
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
 
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
 noise is `constant`, or `heavy` where some values lie far off, noise that grows with the signal `scaled`, an
-autoregressive process `banded`, and draws from one distribution `independent`. Which of them it is shows held-out
-likelihood.
+autoregressive process `banded`, or `stationary` if every time is like every other, and draws from one distribution
+`independent`. Which of them it is shows held-out likelihood.
 """
 
 import math
@@ -30,6 +32,7 @@ __all__ = [
     "STRUCTURES",
     "HeavyMixture",
     "IndependentMixture",
+    "StationaryMixture",
     "StructuredMixture",
     "build_mixture",
     "mixture_config",
@@ -37,7 +40,7 @@ __all__ = [
 ]
 
 SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
-STRUCTURES = ("full", "banded", "scaled", "constant", "independent", "heavy")
+STRUCTURES = ("full", "banded", "scaled", "constant", "independent", "heavy", "stationary")
 
 FREEDOM = 4.0
 """Degrees of freedom that a fit of Student's t distributions starts from; it ends between half and 200."""
@@ -56,6 +59,8 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: int) ->
         return IndependentMixture(condition_dim, dim, **sizes)
     if structure == "heavy":
         return HeavyMixture(condition_dim, dim, **sizes)
+    if structure == "stationary":
+        return StationaryMixture(condition_dim, dim, **sizes)
     return StructuredMixture(condition_dim, dim, structure=structure, **sizes)
 
 
@@ -190,6 +195,71 @@ class HeavyMixture(StructuredMixture):
 
     def _empty(self) -> ConditionalMixture:
         return HeavyMixture(self.condition_dim, self.dim, **self._sizes())
+
+
+class StationaryMixture(ConditionalMixture):
+    """A process y_1, …, y_dim in its steady state, of which each value depends on the two before it.
+
+        e^a_t (e_t + b_t e_{t−1} + c_t e_{t−2}) ~ N(0, 1),      e_t = y_t − μ
+
+    μ, a, b and c depend on u and not on t, but for the first two times, which have fewer before them.
+
+    Args:
+        condition_dim, dim: dimension of u, number of times, at least three.
+        sizes: those of `ConditionalMixture`.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    structure = "stationary"
+
+    def __init__(self, condition_dim: int, dim: int, **sizes: int) -> None:
+        checks.at_least("dim", dim, 3)
+        super().__init__(condition_dim, dim, **sizes)
+
+    @property
+    def means_each(self) -> int:
+        """The number of means for one component."""
+        return 1
+
+    @property
+    def outputs_each(self) -> int:
+        """The number of outputs for one component: weight, mean, a of three kinds of times, b of two, and c."""
+        return 8
+
+    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """Logits (members, rows, K), μ (…, K, 1), a (…, K, dim), b (…, K, dim − 1) and c (…, K, dim − 2)."""
+        logits, means, first, second, others, b_second, b_others, c = outputs.split(1, -1)
+        b_others, c, others = (each.expand(*each.shape[:-1], self.dim - 2) for each in (b_others, c, others))
+        logs = torch.cat([first, second, others], -1).clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
+        return logits[..., 0], means, logs, torch.cat([b_second, b_others], -1), c
+
+    def _raw_parameters(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        logits, means, logs, b, c = self._terms(outputs)
+        factor = torch.diag_embed(b, -1) + torch.diag_embed(c, -2)
+        rows, columns = torch.tril_indices(self.dim, self.dim, -1, device=factor.device)
+        return logits, means.expand(logs.shape), logs, (logs.exp()[..., None] * factor)[..., rows, columns]
+
+    def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
+        logits, means, logs, b, c = self._terms(outputs)
+        errors = y[..., None, :] - means
+        mixed = errors + functional.pad(b * errors[..., :-1], (1, 0)) + functional.pad(c * errors[..., :-2], (2, 0))
+        squares = (logs.exp() * mixed).square().sum(-1)
+        log_probs = logs.sum(-1) - 0.5 * squares - 0.5 * self.dim * math.log(2 * math.pi)
+        result: Tensor = (logits.log_softmax(-1) + log_probs).logsumexp(-1)
+        return result
+
+    @torch.no_grad()
+    def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
+        """Start from independent values of one mean and variance, whatever u is."""
+        bias = self.linear.bias.view(self.members, 1, self.components, self.outputs_each)
+        values = y.double()
+        bias[..., 1] += float(values.mean())
+        bias[..., 2:5] = -math.log(float(values.std()))
+
+    def _empty(self) -> ConditionalMixture:
+        return StationaryMixture(self.condition_dim, self.dim, **self._sizes())
 
 
 class IndependentMixture(ConditionalMixture):
