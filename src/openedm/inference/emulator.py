@@ -252,7 +252,7 @@ def choose_trend(
         return None
     try:
         trend = fit_trend(y, u, members=options.members, seed=seed)
-    except torch.linalg.LinAlgError:  # kernels of these rows cannot be told apart
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # kernels of these rows cannot be told apart
         return None
     if trend is None:
         return None

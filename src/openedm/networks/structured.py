@@ -230,7 +230,7 @@ class StationaryMixture(ConditionalMixture):
 
     def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
         """Logits (members, rows, K), μ (…, K, 1), a (…, K, dim), b (…, K, dim − 1) and c (…, K, dim − 2)."""
-        logits, means, first, second, others, b_second, b_others, c = outputs.split(1, -1)
+        logits, means, first, second, others, b_second, b_others, c = outputs.tensor_split(8, -1)
         b_others, c, others = (each.expand(*each.shape[:-1], self.dim - 2) for each in (b_others, c, others))
         logs = torch.cat([first, second, others], -1).clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
         return logits[..., 0], means, logs, torch.cat([b_second, b_others], -1), c
