@@ -11,9 +11,9 @@ import torch
 
 from openedm.data import Arrays, ImageFolder, InMemory, Pairs, as_dataset, wrap
 from openedm.generation import ScoringOptions, open_images, score
-from openedm.metrics import ValueFeatures
+from openedm.metrics import ValueFeatures, evaluate
 from openedm.networks import MLP, DDPMpp
-from openedm.training import Model, Trainer
+from openedm.training import Model, Options, Trainer
 
 RNG = np.random.default_rng(0)
 NETWORK = DDPMpp(model_channels=8, channel_mult=(1,), num_blocks=1)
@@ -204,3 +204,39 @@ def test_samples_in_other_units_than_the_data_are_named(size, tmp_path):
         with pytest.warns(UserWarning, match=r"samples are 2[\d.]* standard deviations .*, --data.range"):
             score(open_images(tmp_path / samples), Arrays(str(tmp_path / "x.npy")), options=quick)
     score(open_images(tmp_path / "x.npy"), Arrays(str(tmp_path / "x.npy")), options=quick)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_arrays_are_evaluated_in_python_as_files_are_by_the_command(tmp_path):
+    x, y = kelvin(30, 1, 6, 6), kelvin(20, 1, 6, 6)
+    np.save(tmp_path / "x.npy", x)
+    np.save(tmp_path / "y.npy", y)
+    quick = ScoringOptions(num_splits=2, num_bootstrap=50)
+    of_files = score(open_images(tmp_path / "y.npy"), Arrays(str(tmp_path / "x.npy")), options=quick)
+    of_arrays = evaluate(y, None, x, ValueFeatures(InMemory(x)), num_splits=2)
+    assert of_files == of_arrays
+    with pytest.warns(UserWarning, match="samples are 2.* standard deviations"):
+        evaluate(y - 273.15, None, x, ValueFeatures(InMemory(x)), num_splits=1, metrics=[])
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_what_is_no_dataset_is_named_with_what_reads_it(tmp_path):
+    class Stream(torch.utils.data.IterableDataset):
+        def __iter__(self):
+            yield torch.zeros(3)
+
+    with pytest.raises(TypeError, match=r"dataset must be a Dataset .* got str: openedm.data.Arrays\(path\)"):
+        as_dataset("x.npy")
+    with pytest.raises(TypeError, match=r"dataset must be a Dataset .* with __len__ and __getitem__, got Stream"):
+        as_dataset(Stream())
+
+
+@pytest.mark.usefixtures("fresh_accelerate")
+def test_a_file_in_place_of_the_folder_of_a_run_and_a_seed_too_large_are_named(tmp_path):
+    (tmp_path / "run").write_text("")
+    data, options = InMemory(kelvin(16, 2)), Options(images=16, batch_size=16, validate_every=0, snapshot_every=0)
+    trainer = Trainer(Model.for_data(data, MLP(width=8, num_blocks=1)), data, options=options, run=tmp_path / "run")
+    with pytest.raises(ValueError, match=r"run must be a folder, but .*run is a file"):
+        trainer.fit(progress=False)
+    with pytest.raises(ValueError, match="seed must be between 0 and 9223372036854775807"):
+        Options(seed=2**63)

@@ -1,6 +1,7 @@
 """What may be given for a dataset: tensors, arrays, pairs with labels or conditions, and torch datasets."""
 
 import operator
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -59,14 +60,14 @@ def as_dataset(value: Any, name: str = "dataset") -> Dataset:
                 f"{labels.dtype} of shape {tuple(labels.shape)}: write labels.long() for classes, or values[:, None]"
             )
         return Pairs(x, labels) if labels.is_floating_point() else InMemory(x, labels)
-    if isinstance(value, torch.utils.data.Dataset) or (
-        hasattr(value, "__len__") and hasattr(value, "__getitem__") and not isinstance(value, str | list | tuple | dict)
-    ):
+    sized = hasattr(value, "__len__") and hasattr(value, "__getitem__")
+    if sized and not isinstance(value, str | list | tuple | dict | torch.utils.data.IterableDataset):
         return wrap(value)
+    hint = ": openedm.data.Arrays(path) or ImageFolder(path) read files" if isinstance(value, str | os.PathLike) else ""
     raise TypeError(
         f"{name} must be a Dataset (openedm.data.Dataset, with __len__ and fetch(indices)), a Source, a tensor or "
         f"array (samples, *event), a pair (x, labels), or a torch dataset with __len__ and __getitem__, got "
-        f"{type(value).__name__}"
+        f"{type(value).__name__}{hint}"
     )
 
 

@@ -1,7 +1,6 @@
 """Generated images scored against real ones: drawn from a checkpoint or read, on one process or several."""
 
 import dataclasses
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +27,6 @@ from openedm.metrics import (
     OwnMetric,
     Report,
     TrainedClassifier,
-    ValueFeatures,
     Values,
     applicable_metrics,
     compare,
@@ -36,13 +34,11 @@ from openedm.metrics import (
     image_batches,
     kept_features,
     train_classifier,
+    warn_of_units,
 )
 from openedm.training import make_accelerator, share_of
 
 __all__ = ["ScoringOptions", "score"]
-
-FAR = 10.0
-"""The median distance of samples from the mean of the data, in standard deviations, above which a warning says so."""
 
 
 @dataclass(frozen=True)
@@ -157,8 +153,7 @@ def score(
         cut = CutImages(images.batches)
         found = shared.extract(cut if real.kind == "images" else images.batches, images.count, "samples")
         cut.warn()
-        if isinstance(network, ValueFeatures):
-            _warn_of_units(found)
+        warn_of_units(network, found)
         found = found if real.num_classes > 0 else dataclasses.replace(found, labels=None)
         kept = None if extractor is None and options.classifier is None else options.cache
         kept = None if isinstance(extractor, Values) else kept
@@ -258,17 +253,6 @@ class _Shared:
         if self.accelerator.num_processes == 1:
             return flag
         return bool(self.accelerator.reduce(torch.tensor(float(flag), device=self.accelerator.device)) > 0)
-
-
-def _warn_of_units(samples: Features) -> None:
-    """Warn of samples that are far from all data, as °C are from kelvin; those of untrained networks are not."""
-    distance = float(samples.values.abs().median())
-    if distance > FAR:
-        warnings.warn(
-            f"samples are {distance:.3g} standard deviations of the data from their mean, in the median: they seem to "
-            "be in other units, or to have a range that the data are given without, --data.range",
-            stacklevel=3,
-        )
 
 
 def _extractor(options: ScoringOptions, real: Dataset) -> Extractor | None:

@@ -18,6 +18,7 @@ from openedm.metrics.features import (
     image_batches,
     kept_features,
     stream_statistics,
+    warn_of_units,
 )
 from openedm.metrics.frechet import Gaussian, GaussianStatistics, frechet_distance, frechet_error, gaussian
 from openedm.metrics.inception import Inception, InceptionFeatures
@@ -67,4 +68,5 @@ __all__ = [
     "neighbours",
     "stream_statistics",
     "train_classifier",
+    "warn_of_units",
 ]

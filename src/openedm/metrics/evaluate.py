@@ -17,11 +17,13 @@ from jaxtyping import Float, Int, Int64
 from torch import Tensor
 
 from openedm.data.dataset import Dataset
+from openedm.data.wrapping import as_dataset
 from openedm.ground import checks
 from openedm.ground.progress import ShowProgress, reported, showing
+from openedm.ground.tensors import as_tensor
 from openedm.metrics.classifier import Classifier
 from openedm.metrics.extractors import ClassifierFeatures, FeatureNetwork
-from openedm.metrics.features import Features, ImageBatch, extract, image_batches
+from openedm.metrics.features import Features, ImageBatch, extract, image_batches, warn_of_units
 from openedm.metrics.frechet import frechet_distance, frechet_error, gaussian
 from openedm.metrics.inception_score import inception_score, inception_score_error
 from openedm.metrics.kernel import kernel_distance
@@ -57,9 +59,10 @@ def evaluate(
     """Compare generated images with real ones in the features of `extractor`; see `compare` for what is measured.
 
     Args:
-        samples: generated images, in [-1, 1]; or other data, for `ValueFeatures`.
+        samples: generated images, in [-1, 1]; or other data, for `ValueFeatures`. A tensor or an array.
         labels: the classes that they were generated for; None leaves the accuracy out.
-        reference: real images, usually those that the generator was trained on.
+        reference: real images, usually those that the generator was trained on: a dataset, or what
+            `openedm.data.as_dataset` takes.
         extractor: see `train_classifier` and `Extractor.load`.
         held_out: labelled real images that the classifier was not trained on, for its accuracy on real data.
         seed: of the draws; the same seed gives the same report.
@@ -72,7 +75,12 @@ def evaluate(
     Raises:
         ValueError: shapes, labels or classes do not fit each other, `samples` has values that are not finite, or there
             are too few images: below 2 samples or 4 real ones.
+
+    Warns:
+        UserWarning: the samples are in other units than the data, for `ValueFeatures`.
     """
+    samples, reference = as_tensor("samples", samples), as_dataset(reference, "reference")
+    labels = None if labels is None else as_tensor("labels", labels)
     checks.at_least("the number of samples", len(samples), 2)
     checks.at_least("the number of images in reference", len(reference), 4)
     checks.at_least("num_splits", num_splits, 1)
@@ -91,6 +99,7 @@ def evaluate(
         others = None
         if held_out is not None:
             others = features("held out", image_batches(held_out, batch_size), len(held_out))
+    warn_of_units(network, generated)
     generated = dataclasses.replace(generated, labels=labels)
     report = compare(generated, real, held_out=others, seed=seed, num_splits=num_splits, metrics=metrics)
     return dataclasses.replace(report, extractor=network.description)

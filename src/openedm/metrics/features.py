@@ -31,9 +31,21 @@ from openedm.ground.threads import ahead
 from openedm.metrics.extractors import FeatureNetwork, Output
 from openedm.metrics.frechet import GaussianStatistics
 
-__all__ = ["Features", "ImageBatch", "content_hash", "extract", "image_batches", "kept_features", "stream_statistics"]
+__all__ = [
+    "Features",
+    "ImageBatch",
+    "content_hash",
+    "extract",
+    "image_batches",
+    "kept_features",
+    "stream_statistics",
+    "warn_of_units",
+]
 
 ImageBatch = tuple[Float[Tensor, "_ ..."], Int[Tensor, " _"] | None]
+
+FAR = 10.0
+"""The median distance of samples from the mean of the data, in standard deviations, above which a warning says so."""
 
 VERSION = 1
 """Version of the cached features: files of another version are not found."""
@@ -129,6 +141,22 @@ def extract(network: FeatureNetwork, batches: Iterable[ImageBatch]) -> Features:
         network.predicts_labels,
         network.fingerprint(),
     )
+
+
+def warn_of_units(network: FeatureNetwork, samples: Features) -> None:
+    """Warn of samples that are far from all data, as °C are from kelvin; those of untrained networks are not.
+
+    Args:
+        network: that of the features; only those of `ValueFeatures` are in standard deviations of the data.
+        samples: the features of the samples.
+    """
+    distance = float(samples.values.abs().median()) if network.description.get("name") == "values" else 0.0
+    if distance > FAR:
+        warnings.warn(
+            f"samples are {distance:.3g} standard deviations of the data from their mean, in the median: they seem to "
+            "be in other units, or to have a range that the data are given without, --data.range",
+            stacklevel=3,
+        )
 
 
 @torch.no_grad()

@@ -25,7 +25,7 @@ has no random state to save."""
 TAILS = (-3.5, -2.25, 2.25, 3.5)
 """Φ of these are the quantiles of p(σ) beyond the equally likely levels of the validation loss."""
 
-MAX_BATCH, MAX_NOISES = 2**24, 1024
+MAX_BATCH, MAX_NOISES, MAX_SEED = 2**24, 1024, 2**63 - 1
 
 OTHER_PLACE, OTHER_WIDTH = 5.0, 50.0
 """How many widths the mean of data is away, and the ratio of the widths, where they are in other units most likely."""
@@ -134,7 +134,8 @@ class Options(Choice):
         checks.integer("noises", self.noises, 1, MAX_NOISES)
         for name in ("validate_samples", "validate_levels"):
             checks.at_least(name, getattr(self, name), 1)
-        for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers", "stop_after"):
+        checks.between("seed", self.seed, 0, MAX_SEED)
+        for name in ("rampup", "validate_every", "snapshot_every", "keep", "workers", "stop_after"):
             checks.at_least(name, getattr(self, name), 0)
         checks.positive("learning_rate", self.learning_rate)
         checks.between("beta_1", self.beta_1, 0, 1 - 1e-9)

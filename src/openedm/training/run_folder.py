@@ -5,7 +5,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from openedm.ground.locks import is_first_process, locked_folder
-from openedm.ground.storage import remove_remains
+from openedm.ground.storage import check_folders, remove_remains
 from openedm.training import post_hoc
 from openedm.training.checkpoints import FOLDER, list_checkpoints, remove_checkpoints
 
@@ -21,12 +21,13 @@ def writing_run(run: Path | None, images: int) -> Iterator[None]:
         images: the images seen by the trainer, of the checkpoint that it resumed from; 0 without.
 
     Raises:
-        ValueError: the run has checkpoints and was not resumed, or another process writes it.
+        ValueError: the run has checkpoints and was not resumed, is a file, or another process writes it.
         OSError: the folder cannot be written.
     """
     if run is None:
         yield
         return
+    check_folders("run", run)
     with locked_folder(run, "run"):
         if images == 0 and list_checkpoints(run):
             raise ValueError(f"run={run} already has checkpoints: call resume() first, or choose another folder")
