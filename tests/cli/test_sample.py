@@ -181,15 +181,18 @@ def test_run_again_it_draws_only_the_seeds_that_are_missing(openedm, digits_run,
     assert openedm("sample", digits_run, out, "--seeds=0-5", STEPS).status == 0
     before = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.glob("*.png")}
     (out / "000003.png").unlink()
-    (out / "000001.png").write_bytes(b"mine")  # to see that it is left alone
+    mine = before["000000.png"][1]
+    (out / "000001.png").write_bytes(mine)  # to see that it is left alone
+    (out / "000004.png").write_bytes(before["000004.png"][1][:-5])  # as a copy that was interrupted
     (out / "000005.png").write_bytes(b"")  # as some file systems leave it where the machine fails
     result = openedm("sample", digits_run, out, "--seeds=0-7", STEPS)
     assert result.status == 0
-    assert "drew 4 samples with 7 network evaluations each, 4 already existed" in result.out
+    assert "drew 5 samples with 7 network evaluations each, 3 already existed" in result.out
     after = {p.name: (p.stat().st_mtime_ns, p.read_bytes()) for p in out.glob("*.png")}
-    assert (out / "000001.png").read_bytes() == b"mine"
-    assert after["000005.png"][1] == before["000005.png"][1]
-    for seed in (0, 2, 4):
+    assert (out / "000001.png").read_bytes() == mine
+    for name in ("000004.png", "000005.png"):
+        assert after[name][1] == before[name][1]
+    for seed in (0, 2):
         assert after[f"{seed:06d}.png"] == before[f"{seed:06d}.png"]
     assert np.abs(_image(after["000003.png"][1]) - _image(before["000003.png"][1])).max() <= 1
     labels = json.loads((out / "dataset.json").read_text())["labels"]

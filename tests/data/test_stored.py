@@ -104,6 +104,7 @@ def test_pictures_in_0_to_1_are_named_and_the_range_settles_it():
         ((65535 * PICTURES).round(), "(0, 65535)"),
         ((PICTURES > 0.5).to(torch.uint8), "(0, 1)"),
         ((PICTURES * 255).to(torch.int32).to(torch.uint16), "(0, 255)"),
+        ((PICTURES * 4095).to(torch.int32).to(torch.uint16), "(0, 4095)"),
     ],
 )
 def test_pixels_in_another_range_are_named(x, limits):

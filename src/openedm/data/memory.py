@@ -77,7 +77,7 @@ class InMemory(Dataset):
 
     Warns:
         UserWarning: floating-point images are in another range than [-1, 1], such as [0, 1], and `range` is not given;
-            or so are bytes in [0, 1] and 16 bits in [0, 255].
+            or so are bytes in [0, 1] and 16 bits in [0, 255] or [0, 4095], those of 12 bits.
     """
 
     def __init__(

@@ -260,7 +260,7 @@ def _other_range(x: Tensor, low: float, high: float, dtype: str) -> Range | None
     if dtype == "uint8":
         return (0, 1) if high == 1 and low == 0 else None
     if dtype == "uint16":
-        return (0, 255) if 1 < high <= 255 else None
+        return (0, 255) if 1 < high <= 255 else (0, 4095) if 255 < high <= 4095 else None
     if dtype not in _FLOATS or low < 0 or low == high:
         return None
     if high <= 1 + _TOLERANCE:

@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import nullcontext
@@ -46,6 +47,7 @@ OTHER_FILES = frozenset(
 """Ends of names that mean files of other kinds, not folders."""
 
 SETTINGS, COMPLETE = "settings.json", "complete"
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 Format = Literal["png", "npz", "grid"]
 
 
@@ -310,8 +312,16 @@ def _remove_damaged_parts(folder: Path) -> None:
 
 
 def _is_written(path: Path) -> bool:
-    """Whether a file is there and not empty, as some file systems leave a file where the machine fails."""
-    return path.is_file() and path.stat().st_size > 0
+    """Whether a file is there and not empty, as some file systems leave a file where the machine fails; and of a
+    picture, whether it has its beginning and its end."""
+    if not path.is_file() or path.stat().st_size == 0:
+        return False
+    if path.suffix != ".png":
+        return True
+    with open(path, "rb") as file:
+        start = file.read(len(PNG_START))
+        file.seek(-min(len(PNG_END), path.stat().st_size), os.SEEK_END)
+        return (start, file.read()) == (PNG_START, PNG_END)
 
 
 def _restored(arrays: np.ndarray, stored: Stored | None) -> dict[str, np.ndarray]:
