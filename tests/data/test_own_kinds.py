@@ -240,3 +240,10 @@ def test_a_file_in_place_of_the_folder_of_a_run_and_a_seed_too_large_are_named(t
         trainer.fit(progress=False)
     with pytest.raises(ValueError, match="seed must be between 0 and 9223372036854775807"):
         Options(seed=2**63)
+
+
+def test_data_that_shall_not_be_standardised_but_are_far_from_0_are_named():
+    with pytest.warns(UserWarning, match="standardise is false, but the data are not around 0, .*: 2[78].* ± "):
+        model = Model.for_data(InMemory(kelvin(40, 3)), MLP(width=8, num_blocks=1), standardise=False)
+    assert model.units is None
+    Model.for_data(InMemory(kelvin(40, 3) - 280), MLP(width=8, num_blocks=1), standardise=False)

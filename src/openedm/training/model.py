@@ -35,6 +35,9 @@ FAR_FROM_0 = 2.0
 """The distance of the mean of images from 0, in units of σ_data, above which they are standardised: published networks
 are for images around 0, and for the darkest usual pictures, digits on black, it is 1.2."""
 
+NOT_AROUND_0 = 10.0
+"""The same distance for other data, above which there is a warning where they shall not be standardised."""
+
 
 @dataclass(frozen=True)
 class Model(Choice):
@@ -167,7 +170,8 @@ class Model(Choice):
                 that come with units.
 
         Warns:
-            UserWarning: a few values decide how wide the data are (`Statistics.outliers`).
+            UserWarning: a few values decide how wide the data are (`Statistics.outliers`); or `standardise` is False
+                for data that are far from 0.
         """
         dataset = as_dataset(dataset)
         condition_shape = dataset.condition_shape if conditional else None
@@ -187,6 +191,12 @@ class Model(Choice):
             standardise = standardise and abs(statistics.mean) > FAR_FROM_0 * statistics.std
         elif standardise:
             _warn_of_outliers("data", statistics)
+        elif abs(statistics.mean) > NOT_AROUND_0 * statistics.std:
+            warnings.warn(
+                f"standardise is false, but the data are not around 0, where samplers start: {statistics.mean:.6g} ± "
+                f"{statistics.std:.3g}",
+                stacklevel=2,
+            )
         return cls(
             network=network,  # type: ignore[arg-type]  # a module is adopted
             preconditioning=preconditionings.EDM() if preconditioning is None else preconditioning,

@@ -247,7 +247,8 @@ def check_compatibility(
             )
         if data is not None:
             _check_autoencoder(name, model.autoencoder, data)
-            _warn_of_units(name, model, data)
+            if name == "dataset" or data is not dataset:
+                _warn_of_units(name, model, data)
     _check_dropout(model, options)
     if options.augmentation is not None and model.autoencoder is not None:
         raise ValueError(
