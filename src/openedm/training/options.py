@@ -134,9 +134,9 @@ class Options(Choice):
         checks.integer("noises", self.noises, 1, MAX_NOISES)
         for name in ("validate_samples", "validate_levels"):
             checks.at_least(name, getattr(self, name), 1)
-        checks.between("seed", self.seed, 0, MAX_SEED)
-        for name in ("rampup", "validate_every", "snapshot_every", "keep", "workers", "stop_after"):
+        for name in ("rampup", "seed", "validate_every", "snapshot_every", "keep", "workers", "stop_after"):
             checks.at_least(name, getattr(self, name), 0)
+        checks.between("seed", self.seed, 0, MAX_SEED)
         checks.positive("learning_rate", self.learning_rate)
         checks.between("beta_1", self.beta_1, 0, 1 - 1e-9)
         checks.between("beta_2", self.beta_2, 0, 1 - 1e-9)
