@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from openedm.inference import Box, Settings, fit, load
+from openedm.inference import Box, Settings, emulator, fit, load
 from openedm.inference.emulator import Form, choose_trend
 from openedm.inference.settings import MixtureOptions
 from openedm.inference.trends import features_of, fit_trend, regressed
@@ -77,6 +77,16 @@ def test_other_noise_has_none(form: Form) -> None:
     assert choose_trend(y.float(), u.float(), OPTIONS, form, OPTIONS, trials={}) is None
 
 
+def test_a_regression_that_fails_is_said_and_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def failing(*_: object, **__: object) -> None:
+        raise torch.linalg.LinAlgError("not positive-definite")
+
+    monkeypatch.setattr(emulator, "fit_trend", failing)
+    y, u = curve(100, 0.02, 0)
+    with pytest.warns(UserWarning, match="without kernel regression, which failed: not positive-definite"):
+        assert choose_trend(y.float(), u.float(), OPTIONS, FORM, OPTIONS, trials={}) is None
+
+
 def test_a_posterior_with_a_trend_is_kept(tmp_path: Path) -> None:
     x, u = curve(400, 0.05, 0)
     settings = Settings.of(400, 2, (5,))
@@ -96,6 +106,6 @@ def test_a_posterior_with_a_trend_is_kept(tmp_path: Path) -> None:
 
 def tiny(settings: Settings) -> Settings:
     """The rule, with hardly any training; refinement is kept."""
-    emulator = replace(OPTIONS, structures=("constant",), components=(1,), members=2)
+    chosen = replace(OPTIONS, structures=("constant",), components=(1,), members=2)
     refinement = replace(settings.refinement, num_steps=5, max_steps=10, num_pilots=32)
-    return replace(settings, emulator=emulator, passes=2, judged=8, refinement=refinement)
+    return replace(settings, emulator=chosen, passes=2, judged=8, refinement=refinement)

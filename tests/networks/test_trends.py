@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from openedm.networks.structured import build_mixture
-from openedm.networks.trends import KernelTrend, TrendedMixture, density_config, density_from_config
+from openedm.networks.trends import KernelTrend, TrendedMixture, density_config, density_from_config, gaussian_kernel
 
 
 @pytest.fixture
@@ -49,6 +49,17 @@ def test_samples_are_those_of_the_mixture_moved_by_the_trend(density: TrendedMix
     moved = density.sample(u, torch.Generator().manual_seed(3))
     trend = torch.stack([density.trend(u)[i % 2, i] for i in range(5)])
     torch.testing.assert_close(moved - trend.float(), rest, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("change", [{"members": 1}, {"condition_dim": 3}, {"dim": 2}])
+def test_a_trend_of_other_sizes_is_refused(density: TrendedMixture, change: dict[str, int]) -> None:
+    with pytest.raises(ValueError, match=f"trend must have the {next(iter(change))} of the mixture"):
+        TrendedMixture(KernelTrend(**{**density.trend.sizes, **change}), density.mixture)
+
+
+def test_kernels_have_gradients(density: TrendedMixture) -> None:
+    u, lengths = torch.randn(4, 2, dtype=torch.float64), density.trend.lengths[0].clone().requires_grad_()
+    assert torch.autograd.gradcheck(lambda each: gaussian_kernel(u, density.trend.centres, each), (lengths,))
 
 
 def test_plain_data_and_weights_give_the_same_density(density: TrendedMixture) -> None:

@@ -7,6 +7,7 @@ posterior's denoiser learns from fresh draws of it. Simulations held out from bo
 """
 
 import math
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import NamedTuple
@@ -247,12 +248,16 @@ def choose_trend(
         alone: options of the mixture without a trend, which was tried.
         seed: as for `fit_mixture`.
         trials: what was tried for these data.
+
+    Warns:
+        UserWarning: the kernels of these rows cannot be told apart, so that no trend could be tried.
     """
     if not options.trend or form.components > 1 or form.structure in SPECIAL:
         return None
     try:
         trend = fit_trend(y, u, members=options.members, seed=seed)
-    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]  # kernels of these rows cannot be told apart
+    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
+        warnings.warn(f"the mean is learned without kernel regression, which failed: {error}", stacklevel=2)
         return None
     if trend is None:
         return None

@@ -50,7 +50,7 @@ def fit_trend(
 
     Args:
         y, u: standardised rows.
-        members: how many e, at least two.
+        members: how many e; a single one is the regression itself.
         seed: of the rows that become centres, and of the draws.
     """
     u, rows, dim = u.double(), len(u), y.shape[1]

@@ -194,7 +194,7 @@ def _eigen(
     """
     try:
         values, vectors = torch.linalg.eigh(symmetric)
-    except RuntimeError:  # torch.linalg.LinAlgError
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         vectors, sizes, right = torch.linalg.svd(symmetric)
         values = sizes * (vectors * right.T).sum(0).sign()
     return values, vectors
@@ -235,7 +235,7 @@ def _distance(
     product = factor.T @ b @ factor
     try:
         values = torch.linalg.eigvalsh(product)
-    except RuntimeError:  # torch.linalg.LinAlgError
+    except torch.linalg.LinAlgError:  # type: ignore[attr-defined]
         values = torch.linalg.svdvals(product)
     means = (shift + mean_a - mean_b).square().sum()
     return float(means + a.trace() + b.trace() - 2 * values.clamp(min=0).sqrt().sum())

@@ -58,12 +58,8 @@ class KernelTrend(nn.Module):
 
     def forward(self, u: Float[Tensor, "rows condition"]) -> Float64[Tensor, "members rows dim"]:
         """m_e at each u, of all members."""
-        along = []
-        for lengths, weights in zip(self.lengths, self.weights, strict=True):  # in place: most of the time is memory's
-            a, c = u.double() / lengths, self.centres / lengths
-            exponents = torch.addmm(-0.5 * c.square().sum(1), a, c.T)
-            exponents.sub_(0.5 * a.square().sum(1)[:, None]).clamp_max_(0).exp_()
-            along.append(exponents @ weights)
+        u, parts = u.double(), zip(self.lengths, self.weights, strict=True)
+        along = [gaussian_kernel(u, self.centres, lengths) @ weights for lengths, weights in parts]
         return torch.einsum("jre,jd->erd", torch.stack(along), self.directions)
 
     def member(self, number: int) -> "KernelTrend":
@@ -80,8 +76,8 @@ def gaussian_kernel(
     """exp(−½ ‖(a − b)/ℓ‖²) of all pairs."""
     a, b = a / lengths, b / lengths
     exponents = torch.addmm(-0.5 * b.square().sum(1), a, b.T)
-    exponents = exponents - 0.5 * a.square().sum(1)[:, None]
-    return exponents.clamp_max(0).exp()
+    # In place, which gradients allow: most of the time is the memory's.
+    return exponents.sub_(0.5 * a.square().sum(1)[:, None]).clamp_max_(0).exp_()
 
 
 class TrendedMixture(ConditionalDensity):
@@ -90,10 +86,17 @@ class TrendedMixture(ConditionalDensity):
     Args:
         trend: m_e.
         mixture: of the rest, with as many members.
+
+    Raises:
+        ValueError: trend and mixture differ in members or dimensions.
     """
 
     def __init__(self, trend: KernelTrend, mixture: ConditionalMixture) -> None:
         super().__init__()
+        for name in ("members", "condition_dim", "dim"):
+            if trend.sizes[name] != getattr(mixture, name):
+                own = getattr(mixture, name)
+                raise ValueError(f"trend must have the {name} of the mixture, {own}, got {trend.sizes[name]}")
         self.trend, self.mixture = trend, mixture
         self.condition_dim, self.dim, self.structure = mixture.condition_dim, mixture.dim, mixture.structure
         self.members, self.components = mixture.members, mixture.components
