@@ -13,10 +13,12 @@ import yaml
 
 from openedm.cli import main as cli
 from openedm.cli.compare import compare
+from openedm.cli.comparing import ways_of
 from openedm.cli.parsing import parse
 from openedm.cli.sweep import sweep
 from openedm.cli.train import train
-from openedm.comparing import measuring
+from openedm.comparing import combinations, measuring, parse_variations
+from openedm.guidance import Interval, Piecewise
 from openedm.training import list_checkpoints
 
 PAGE = Path(__file__).parents[2] / "docs" / "compare.md"
@@ -27,6 +29,7 @@ BASE = {
     "tracker": "none",
 }
 SCORES = ["--num=32", "--num_splits=2", "--num_bootstrap=4"]
+PIECEWISE = Piecewise((1.0, 2.0), (3.0, 4.0))
 VARY = ["--vary", "objective=EDM,VP", "--vary=nfe=3,4"]
 
 
@@ -210,9 +213,31 @@ def test_a_report_beside_a_checkpoint_is_shown_if_it_is_of_its_weights(runs, ope
 
 
 @pytest.mark.parametrize(
+    ("more", "vary", "expected"),
+    [
+        # Weight 1 draws without guidance; the other options of guidance are for the other weights.
+        (
+            ["--guiding=b", "--guidance.high=5"],
+            "guidance.weight=1,1.5",
+            [(None, Interval()), ("b", Interval(1.5, high=5.0))],
+        ),
+        (["--guiding", "b"], "guidance.weight=1.5,1.0", [("b", Interval(1.5)), (None, Interval())]),
+        (["--levels=learned"], "nfe=4,8", [(None, Interval())] * 2),
+        (["--guidance.sigmas=[1,2]", "--guidance.weights=[3,4]"], "guidance=Piecewise", [(None, PIECEWISE)]),
+    ],
+)
+def test_what_is_varied_completes_the_other_options(more, vary, expected):
+    arguments = ["run", "--num=8", f"--vary={vary}", *more]
+    parse("openedm compare", compare, arguments)
+    ways = ways_of("openedm compare", compare, arguments, combinations(parse_variations([vary])))
+    assert [(way.options.guiding, way.options.guidance) for way in ways] == expected
+
+
+@pytest.mark.parametrize(
     ("more", "words"),
     [
         (["--vary=nfe=3,4"], "num must be given"),
+        (["--vary=nfe=0,4", "--num=8"], "nfe must be >= 1, got 0"),
         (["--vary=objective=EDM,VP", "--num=8"], "vary objective must be an option of sampling"),
         (["--vary=nfe=3,x", "--num=8"], "--vary nfe=x: nfe"),
         (["--out=a.doc"], "the suffix of out must be one of"),

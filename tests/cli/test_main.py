@@ -83,6 +83,8 @@ def test_the_help_of_a_command_says_something_on_every_argument(name, openedm):
             "sampler.solver must be the name of a class, got Huen .*did you mean Heun",
         ),
         (["info"], 2, "the following arguments are required: checkpoint"),
+        (["train", "run", "--network=MLP", "--network.width=x"], 2, "network MLP: width must be an integer, got x"),
+        (["sample", "run", "out", "--sampler=fast"], 2, "sampler must be given by its options, which --sampler.help l"),
         (["train", "run", "--options.image=5"], 2, r"unrecognized arguments: --options.image=5; did you"),
         (["train", "run", "--data.path", "\udcff"], 2, r"data\.path must be text in UTF-8, got '.udcff': rename"),
     ],

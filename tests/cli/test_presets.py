@@ -81,7 +81,7 @@ def test_the_presets_of_edm2_hold_the_numbers_of_their_paper():
 def test_presets_for_latents_ask_for_them(openedm, tmp_path):
     result = openedm("train", tmp_path / "run", "--preset", "edm2-img512-xs")
     assert result.status != 0
-    assert "openedm.data.Latents': the following arguments are required: path" in result.err
+    assert "data Latents: path must be given" in result.err
     assert not (tmp_path / "run").exists()
 
 

@@ -3,7 +3,16 @@
 import shutil
 from pathlib import Path
 
-from openedm.cli.comparing import SAMPLING, check_figure, check_single_process, draw, form_of, ways_of, write
+from openedm.cli.comparing import (
+    SAMPLING,
+    check_figure,
+    check_single_process,
+    draw,
+    form_of,
+    ways_of,
+    with_variations,
+    write,
+)
 from openedm.cli.gathering import Positional, Repeated, typed
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import Bars
@@ -97,3 +106,6 @@ def compare(
         write(found, Path(out), form)
     if figure is not None:
         draw(found, figure)
+
+
+compare.with_variations = with_variations  # type: ignore[attr-defined]

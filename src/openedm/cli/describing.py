@@ -16,9 +16,9 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from docstring_parser import parse as parse_docstring
 
 from openedm.cli import data, inference
-from openedm.cli.gathering import gathered_names
+from openedm.cli.gathering import flat_parameters, gathered_names
 from openedm.cli.helping import FILE, Plain
-from openedm.cli.parsing import REQUIRED, Command, flat_parameters, options_of
+from openedm.cli.parsing import REQUIRED, Command, options_of
 from openedm.cli.plain import arguments_of, is_abstract, is_choice, known_classes, to_plain, without_none
 from openedm.ground.choices import Choice, class_path, is_outside
 

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Collection
 
-__all__ = ["TRACEBACK", "describe_error", "simplify"]
+__all__ = ["TRACEBACK", "describe_error", "simplify", "without_jargon"]
 
 TRACEBACK = "OPENEDM_TRACEBACK"
 """The variable of the environment with which errors end in a traceback."""
@@ -31,6 +31,11 @@ SINGLE = re.compile(
 )
 UNKNOWN_CLASS = re.compile(r'(?:Parser key "(?P<key>[^"]*)": )?Expected a dot import path string: (?P<value>\S+)')
 INSIDE = re.compile(r"(?P<where>Parser key \"[^\"]*\": Problem with given class_path '[^']*': )(?P<what>Parser key .*)")
+PLACE = re.compile(
+    r"Parser key [\"'](?P<key>[^\"']*)[\"']: (?:Problem with given class_path '(?:[\w.]*\.)?(?P<name>\w+)': )?"
+)
+NO_FILE = re.compile(r"([\w.]+): Unable to load config '(.*?)' - .*")
+REQUIRED = re.compile(r"(?<=\w: )the following arguments are required: (.*)")
 WORDS = {
     "int": "an integer",
     "float": "a number",
@@ -66,6 +71,20 @@ def simplify(message: str) -> str:
     if given:
         return _in_sentences(" or ".join(f"{key}: {reason}" if key else reason for reason in given))
     return f"{key or 'the value'} must be {_in_words(found['kinds'])}, got {value}"
+
+
+def without_jargon(text: str) -> str:
+    """A message that `simplify` made of one of jsonargparse, with the options and classes that it is about by name.
+
+    >>> without_jargon("Parser key 'a': Problem with given class_path 'b.C': Option 'd' is not accepted")
+    "a C: there is no option 'd'"
+    >>> without_jargon("Parser key 'a': Problem with given class_path 'b.C': the following arguments are required: d")
+    'a C: d must be given'
+    """
+    text = PLACE.sub(lambda found: f"{found['key']}{' ' if found['name'] else ''}{found['name'] or ''}: ", text)
+    text = re.sub(r"(?<=: )Option '(\w+)' is not accepted", r"there is no option '\1'", text)
+    text = NO_FILE.sub(r"\1 must be given by its options, which --\1.help lists, or a file of them, got \2", text)
+    return REQUIRED.sub(r"\1 must be given", text)
 
 
 def _flat(message: str) -> str:

@@ -4,9 +4,19 @@ import inspect
 import json
 from collections.abc import Callable, Collection, Mapping, Sequence
 from contextvars import ContextVar
-from typing import Annotated, Any, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
-__all__ = ["Forwarded", "Positional", "Repeated", "as_lists", "gather", "gathered_names", "typed"]
+__all__ = [
+    "Forwarded",
+    "Positional",
+    "Repeated",
+    "as_lists",
+    "flat_parameters",
+    "gather",
+    "gathered_names",
+    "option_words",
+    "typed",
+]
 
 Positional = Annotated[list[str], "positional"]
 """The type of a parameter that takes all positional arguments."""
@@ -81,3 +91,20 @@ def as_lists(command: Callable[..., Any], gathered: Mapping[str, Sequence[str]])
         for name, text in listed.items()
         if kinds[name] != "forwarded"
     ]
+
+
+def flat_parameters(command: Callable[..., Any]) -> dict[str, type[Any]]:
+    """The parameters of a command whose fields are options of the command itself."""
+    hints = get_type_hints(command, include_extras=True)
+    return {name: get_args(kind)[0] for name, kind in hints.items() if "flat" in getattr(kind, "__metadata__", ())}
+
+
+def option_words(given: Sequence[str]) -> list[tuple[str, list[str]]]:
+    """The options among arguments: the name of each, and its words."""
+    found: list[tuple[str, list[str]]] = []
+    for argument in given:
+        if argument.startswith("--"):
+            found.append((argument[2:].partition("=")[0], [argument]))
+        elif found:
+            found[-1][1].append(argument)
+    return found

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Annotated, Any, NamedTuple, TypeVar, get_args,
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
-from openedm.cli.explaining import simplify
-from openedm.cli.gathering import as_lists, gather, gathered_names, typed
+from openedm.cli.explaining import simplify, without_jargon
+from openedm.cli.gathering import as_lists, flat_parameters, gather, gathered_names, typed
 from openedm.cli.helping import page_of_choice, page_of_command
 from openedm.cli.importing import HELP as IMPORT_HELP
 from openedm.cli.importing import check_known_classes, import_modules, is_record, listed_imports, take_imports
@@ -119,6 +119,8 @@ def parse(program: str, command: Command, arguments: Sequence[str]) -> dict[str,
         sys.exit(0)
     typed.set(tuple(others))
     others, gathered = gather(command, options_of(command), _joined(others))
+    if (with_variations := getattr(command, "with_variations", None)) is not None:
+        others = with_variations(others, gathered)
     try:
         plain, others = merge(command, others)
     except (ArithmeticError, AttributeError, LookupError) as error:  # of a file that holds other kinds of values
@@ -280,7 +282,7 @@ def explain(command: Command, message: str) -> str:
         if kind is Source:
             text = text.replace("must be the name", "must be a file or folder that exists, or the name")
         text += f" ({f'known: {known}; of' if known else 'a class of'} a module of your own: --import MODULE)"
-    return text + near
+    return without_jargon(text) + near
 
 
 def _split(options: Mapping[str, Option], arguments: Sequence[str]) -> tuple[list[str], list[str]]:
@@ -391,9 +393,3 @@ def _fixed_length(kind: Any) -> int:
 def _numbers(arguments: Sequence[str]) -> list[str]:
     """The numbers that the arguments begin with."""
     return list(itertools.takewhile(lambda text: re.fullmatch(r"[-+]?[\d.]+([eE][-+]?\d+)?", text), arguments))
-
-
-def flat_parameters(command: Command) -> dict[str, type[Any]]:
-    """The parameters of a command whose fields are options of the command itself."""
-    hints = get_type_hints(command, include_extras=True)
-    return {name: get_args(kind)[0] for name, kind in hints.items() if "flat" in getattr(kind, "__metadata__", ())}

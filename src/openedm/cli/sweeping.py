@@ -11,6 +11,7 @@ import yaml
 
 from openedm.cli.budgeting import names_given
 from openedm.cli.comparing import SAMPLING, options_for, parsed, shown
+from openedm.cli.gathering import option_words
 from openedm.cli.importing import recorded
 from openedm.cli.parsing import Flat, options_of
 from openedm.cli.plain import read_options, to_plain
@@ -86,7 +87,7 @@ def plan_runs(out: Path, given: Sequence[str], variations: Sequence[Variation]) 
     trained = [variation for variation in variations if not _is_sampling(variation.name)]
     for variation in trained:
         _check_known(f"--vary {variation.name}", variation.name, known)
-    for name, _ in _words(given):
+    for name, _ in option_words(given):
         _check_known(f"--{name}", name, known | SAMPLING)
     runs: dict[str, SweptRun] = {}
     loaded: dict[Source, Dataset] = {}
@@ -118,21 +119,10 @@ def _is_sampling(name: str) -> bool:
     return name.partition(".")[0] in SAMPLING
 
 
-def _words(given: Sequence[str]) -> list[tuple[str, list[str]]]:
-    """The options among arguments: the name of each, and its words."""
-    found: list[tuple[str, list[str]]] = []
-    for argument in given:
-        if argument.startswith("--"):
-            found.append((argument[2:].partition("=")[0], [argument]))
-        elif found:
-            found[-1][1].append(argument)
-    return found
-
-
 def _training_arguments(given: Sequence[str], combination: Combination) -> list[str]:
     """The arguments of `openedm train`: files before options, and what is varied last."""
     known = {*options_of(train), *FILES}
-    kept = [(name, words) for name, words in _words(given) if _is_trained(name, known)]
+    kept = [(name, words) for name, words in option_words(given) if _is_trained(name, known)]
     files = [word for name, words in kept if name in FILES for word in words]
     others = [word for name, words in kept if name not in FILES for word in words]
     varied = options_for(combination)
@@ -152,11 +142,11 @@ def _is_trained(name: str, known: set[str]) -> bool:
 def sampling_arguments(given: Sequence[str]) -> list[str]:
     """The options of sampling among those of a sweep: typed, or of the files, whose sampler and guidance are meant."""
     arguments: list[str] = []
-    for name, words in _words(given):
+    for name, words in option_words(given):
         if name == "config":
             content = read_options(words[0].partition("=")[2] if "=" in words[0] else words[1])
             arguments += [f"--{key}={_flow(value)}" for key, value in content.items() if key in ("sampler", "guidance")]
-    for name, words in _words(given):
+    for name, words in option_words(given):
         arguments += words if _is_sampling(name) else []
     return arguments
 
