@@ -102,6 +102,12 @@ class Columns(Choice):
         return cls(*zip(*columns, strict=True))
 
     @classmethod
+    def plain(cls, count: int) -> "Columns":
+        """The map that leaves so many columns as they are."""
+        zeros, ones = (0.0,) * count, (1.0,) * count
+        return cls(("identity",) * count, zeros, ones, zeros, ones)
+
+    @classmethod
     def alike(cls, values: Float[Tensor, "rows columns"], *, warp: bool = True) -> "Columns":
         """The map that suits these rows and treats all columns alike."""
         one, count = cls.of(values.reshape(-1, 1), warp=warp), values.shape[1]

@@ -44,17 +44,20 @@ MIN_INDEPENDENT = 8
 """Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
 
 
-SPECIAL = ("independent", "heavy", "stationary")
+SPECIAL = ("independent", "heavy", "stationary", "counts")
 """Structures for columns of a certain kind only."""
 
 
 class Form(NamedTuple):
-    """What a mixture models: the number of a form of the data, the structure of the noise, and how many Gaussians."""
+    """What a mixture models: a form of the data by its number, the noise, how many Gaussians, and whether a curve."""
 
     number: int
     structure: str
     components: int
+    curve: bool = False
 
+CURVED = ("banded", "scaled", "constant", "heavy", "counts")
+"""Structures whose columns may share one function of their place."""
 
 Trials = dict[tuple[Form, MixtureOptions], Tensor]
 """ln q of each held-out row by the mixtures that were tried for some data, so that none is trained twice."""
@@ -101,10 +104,12 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     trials: Trials = {}
     target, form = _choose_target(maps, kept, inputs, options, seed, trials)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
+    form = choose_curve(y, inputs, options, form, seed=seed, trials=trials)
     larger = choose_size(y, inputs, options, form, seed=seed, trials=trials)
     trend = choose_trend(y, inputs, options, form, larger, seed=seed, trials=trials)
     y, options = (y, larger) if trend is None else ((y - trend.left_out).float(), options)
-    fitted = fit_mixture(y, inputs, options, form.components, structure=form.structure, seed=seed, progress=progress)
+    kind = {"structure": form.structure, "curve": form.curve}
+    fitted = fit_mixture(y, inputs, options, form.components, **kind, seed=seed, progress=progress)
     if target is not None and set(target.kinds) != {"identity"} and not maps.exchangeable:
         maps = replace(maps, columns=target)
     return LearnedSimulator(fitted, target, maps, trend and trend.trend)
@@ -143,6 +148,7 @@ def choose_form(
     exchangeable: bool = False,
     heavy: bool = False,
     steady: bool = False,
+    counts: bool = False,
     seed: int = 0,
     trials: Trials | None = None,
 ) -> Form:
@@ -160,6 +166,7 @@ def choose_form(
         exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and alone.
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
         steady: whether columns may be a process in its steady state; only then "stationary" is tried, with each form.
+        counts: whether the last form are counts as they are; "counts" is tried with it alone, and nothing else.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
@@ -173,12 +180,15 @@ def choose_form(
 
     short, long = options.pilot_steps, min(4 * options.pilot_steps, options.steps)
     kinds = _kinds(options, exchangeable)
-    number = max(range(len(forms)), key=lambda i: trial(Form(i, *kinds[0]), short)) if len(forms) > 1 else 0
+    others = range(len(forms) - counts)
+    number = max(others, key=lambda i: trial(Form(i, *kinds[0]), short)) if len(others) > 1 else 0
     tried = [Form(number, *kind) for kind in kinds]
     further = [("heavy", heavy), ("stationary", steady)]
     for structure in [s for s, may in further if may and not exchangeable and s in options.structures]:
         place = 0 if structure == "stationary" else 1
-        tried[place:place] = [Form(i, structure, 1) for i in range(len(forms))]
+        tried[place:place] = [Form(i, structure, 1) for i in others]
+    if counts and "counts" in options.structures:
+        tried.insert(0, Form(len(forms) - 1, "counts", 1))
     if len(tried) == 1:
         return tried[0]
     highest = max(trial(form, short) for form in tried)
@@ -201,6 +211,31 @@ def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:
     return next(near, best)
 
 
+def choose_curve(
+    y: Float[Tensor, "rows dim"],
+    u: Float[Tensor, "rows condition"],
+    options: MixtureOptions,
+    form: Form,
+    *,
+    seed: int = 0,
+    trials: Trials,
+) -> Form:
+    """The form with columns that share one function of their place, where its held-out likelihood is clearly higher.
+
+    Args:
+        y, u: standardised rows.
+        options: of the mixture; whether a curve is tried.
+        form: noise and number of Gaussians.
+        seed: as for `fit_mixture`.
+        trials: what was tried for these data; new ones are added.
+    """
+    if not options.curves or form.components > 1 or form.structure not in CURVED:
+        return form
+    options = replace(options, steps=min(4 * options.pilot_steps, options.steps))
+    forms = [form, form._replace(curve=True)]
+    return forms[simplest([_tried(y, u, options, each, seed, trials) for each in forms])]
+
+
 def choose_size(
     y: Float[Tensor, "rows dim"],
     u: Float[Tensor, "rows condition"],
@@ -220,7 +255,7 @@ def choose_size(
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
-    if not options.larger:
+    if not options.larger or form.curve:
         return options
     sizes = [options, *(replace(options, width=width, num_blocks=blocks) for width, blocks in options.larger)]
     known = {} if trials is None else trials
@@ -252,7 +287,7 @@ def choose_trend(
     Warns:
         UserWarning: the kernels of these rows cannot be told apart, so that no trend could be tried.
     """
-    if not options.trend or form.components > 1 or form.structure in SPECIAL:
+    if not options.trend or form.curve or form.components > 1 or form.structure in SPECIAL:
         return None
     try:
         trend = fit_trend(y, u, members=options.members, seed=seed)
@@ -276,7 +311,7 @@ def _tried(
     """ln q of the held-out rows, by one member that is fitted with these options; −∞ where it is not finite."""
     key = form, replace(options, members=1)
     if key not in trials:
-        fitted = fit_mixture(y, u, key[1], form.components, structure=form.structure, seed=seed)
+        fitted = fit_mixture(y, u, key[1], form.components, structure=form.structure, curve=form.curve, seed=seed)
         held_out = folds(len(y), key[1], torch.Generator().manual_seed(seed))[1][0]
         trials[key] = fitted.mixture.log_prob(y[held_out], u[held_out]).nan_to_num(-math.inf, neginf=-math.inf)
     return trials[key]
@@ -311,10 +346,12 @@ def _choose_target(
         else [maps.columns, Columns.of(kept, warp=False), Columns.logarithms(kept)]
     )
     columns = list({each.kinds: each for each in all_columns}.values())
+    counts = bool(maps.counts) and all(maps.counts) and not maps.exchangeable
+    if counts:
+        columns.append(Columns.plain(kept.shape[1]))
     forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]
     heavy = "asinh" in maps.columns.kinds
     exchangeable = maps.exchangeable
-    form = choose_form(
-        forms, inputs, options, exchangeable=exchangeable, heavy=heavy, steady=steady, seed=seed, trials=trials
-    )
+    kinds = {"exchangeable": exchangeable, "heavy": heavy, "steady": steady, "counts": counts}
+    form = choose_form(forms, inputs, options, **kinds, seed=seed, trials=trials)
     return columns[form.number], form

@@ -2,7 +2,7 @@
 
 import copy
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -15,6 +15,9 @@ from openedm.networks.structured import build_mixture
 from openedm.optimisation import BestLoss, minimise
 
 __all__ = ["FittedMixture", "fit_mixture", "folds"]
+
+CURVE_VALUES, FEWEST_ROWS, CURVE_RATE = 2048, 32, 2.5
+"""Numbers of a member's batch and its fewest rows, and the factor of the learning rate, where columns are a curve."""
 
 
 @dataclass(frozen=True)
@@ -39,6 +42,7 @@ def fit_mixture(
     components: int,
     *,
     structure: str = "full",
+    curve: bool = False,
     seed: int = 0,
     held_out: tuple[Float[Tensor, "judged dim"], Float[Tensor, "judged condition"]] | None = None,
     progress: Callable[[float], object] = lambda share: None,
@@ -50,6 +54,8 @@ def fit_mixture(
         options: sizes and steps.
         components: number of Gaussians of each member.
         structure: of the noise, one of `STRUCTURES`.
+        curve: whether columns share one function of their place. Batches then have fewer rows, of 2048 numbers at most
+            but 32 rows at least, and the learning rate is larger.
         seed: of weights, folds and order; the global generator is left alone.
         held_out: rows (y, u) that judge all members; None holds out a fold of the rows for each.
         progress: called with the share of steps taken.
@@ -67,7 +73,10 @@ def fit_mixture(
     else:
         training = torch.arange(len(y)).expand(options.members, len(y))
         held_out = held_out[0].expand(options.members, -1, -1), held_out[1].expand(options.members, -1, -1)
-    mixture = _initial(y, u, options, components, structure, seed)
+    if curve:
+        size = min(options.batch_size, max(FEWEST_ROWS, CURVE_VALUES // y.shape[1]))
+        options = replace(options, batch_size=size, learning_rate=CURVE_RATE * options.learning_rate)
+    mixture = _initial(y, u, options, components, structure, curve, seed)
     average, kept = copy.deepcopy(mixture), copy.deepcopy(mixture)
     best = BestLoss(-_log_prob(average, *held_out))
     optimizer = torch.optim.AdamW(mixture.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -100,6 +109,7 @@ def _initial(
     options: MixtureOptions,
     components: int,
     structure: str,
+    curve: bool,
     seed: int,
 ) -> ConditionalMixture:
     """A mixture that starts at the least-squares fit."""
@@ -112,6 +122,7 @@ def _initial(
             components=components,
             width=options.width,
             num_blocks=options.num_blocks,
+            curve=curve,
         ).to(y.device)
     mixture.fit_linear(y, u)
     return mixture

@@ -27,6 +27,9 @@ __all__ = ["CLOSE", "NOISE", "MixtureOptions", "Settings", "condition_noise"]
 NOISE = objective.EDM(noise=objective.LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
 """σ from 0.02 to 15 with σ_data = 1: from fine structure of posteriors to where D must equal E[θ | x]."""
 
+FEWEST_OF_CURVE = 8
+"""Columns that may be a curve."""
+
 CLOSE = 1.0
 """Nats within which a short trial does not decide: many Gaussians learn fast at first where few suffice in the end."""
 
@@ -63,6 +66,7 @@ class MixtureOptions(Choice):
     members: int = 4
     components: tuple[int, ...] = (1, 8)
     structures: tuple[str, ...] = STRUCTURES
+    curves: bool = False
     width: int = 64
     num_blocks: int = 2
     larger: tuple[tuple[int, int], ...] = ()
@@ -221,6 +225,7 @@ class Settings(Choice):
             width=128 if many else 64,
             larger=((64, 6),) if simulations < 3000 else (),
             trend=simulations < 3000,
+            curves=FEWEST_OF_CURVE <= x_shape[0] <= 64 and not many,
             steps=steps,
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),

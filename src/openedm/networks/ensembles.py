@@ -22,7 +22,7 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.networks.embeddings import SmoothEmbedding
 from openedm.networks.layers import seeded
-from openedm.networks.mixtures import MemberLinear
+from openedm.networks.member_linear import MemberLinear
 from openedm.networks.network import Network, RawNetwork, Signature
 
 __all__ = ["ConditionalEnsemble", "ConditionalEnsembleMLP"]

@@ -9,6 +9,7 @@ are evaluated together, as batched matrices.
 
 import math
 from abc import ABC, abstractmethod
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64, Int
@@ -16,9 +17,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
+from openedm.networks.curves import AlongColumns
 from openedm.networks.layers import Residual, seeded
+from openedm.networks.member_linear import MemberLinear
 
-__all__ = ["ConditionalDensity", "ConditionalMixture", "MemberLinear", "Outputs"]
+__all__ = ["ConditionalDensity", "ConditionalMixture", "Outputs"]
 
 MAX_LOG_DIAGONAL = 9.0
 """The logarithm of P's diagonal is kept between its negative and this, so that factors are finite."""
@@ -88,12 +91,15 @@ class ConditionalMixture(ConditionalDensity):
         components: number of Gaussians of each member.
         width: width of the hidden layers.
         num_blocks: number of residual blocks.
+        curve: whether the outputs for a column are one function of its place, and not each column's own; only with one
+            component, of structures whose outputs are means and what else belongs to a column.
 
     Raises:
-        ValueError: a count is out of its range.
+        ValueError: a count is out of its range, or a curve of a structure or with components that cannot be one.
     """
 
     structure = "full"
+    curves = False
 
     _indices: Tensor
     _diagonal: Tensor
@@ -110,13 +116,16 @@ class ConditionalMixture(ConditionalDensity):
         components: int = 1,
         width: int = 64,
         num_blocks: int = 2,
+        curve: bool = False,
     ) -> None:
         super().__init__()
+        if curve and (components > 1 or not self.curves):
+            raise ValueError(f"curve needs one component and a structure of columns, got {components} of {self.structure!r}")
         counts = {"condition_dim": condition_dim, "dim": dim, "members": members, "components": components}
         for name, count in {**counts, "width": width, "num_blocks": num_blocks}.items():
             checks.size(name, count)
         self.condition_dim, self.dim, self.members, self.components = condition_dim, dim, members, components
-        self.width, self.num_blocks = width, num_blocks
+        self.width, self.num_blocks, self.curve = width, num_blocks, curve
         outputs = components * self.outputs_each
         self.layer_in = MemberLinear(members, condition_dim, width)
         self.blocks = nn.ModuleList(
@@ -125,7 +134,10 @@ class ConditionalMixture(ConditionalDensity):
             )
             for _ in range(num_blocks)
         )
-        self.layer_out = MemberLinear(members, width, outputs, gain=0.0)
+        per_column = -(-(self.outputs_each - 1) // dim)
+        self.layer_out = (
+            AlongColumns(members, width, dim, per_column) if curve else MemberLinear(members, width, outputs, gain=0.0)
+        )
         self.linear = MemberLinear(members, condition_dim, outputs, gain=0.0)
         if components > 1:  # equal components would stay equal
             with torch.no_grad():
@@ -159,7 +171,10 @@ class ConditionalMixture(ConditionalDensity):
         h = self.layer_in(u)
         for block in self.blocks:
             h = block(h)
-        out: Tensor = self.layer_out(functional.silu(h)) + self.linear(u)
+        out: Tensor = self.layer_out(functional.silu(h))
+        if self.curve:  # (…, columns, kinds) → a logit, all of one kind, all of the next
+            out = functional.pad(out.transpose(-1, -2).flatten(-2), (1, 0))[..., : self.outputs_each]
+        out = out + self.linear(u)
         return out.reshape(*out.shape[:-1], self.components, self.outputs_each)
 
     def member_log_prob(
@@ -211,9 +226,10 @@ class ConditionalMixture(ConditionalDensity):
         single.load_state_dict(state, assign=True)
         return single.requires_grad_(False)
 
-    def _sizes(self) -> dict[str, int]:
+    def _sizes(self) -> dict[str, Any]:
         """The sizes of one member."""
-        return {"components": self.components, "width": self.width, "num_blocks": self.num_blocks}
+        names = ("components", "width", "num_blocks", "curve")
+        return {name: getattr(self, name) for name in names}
 
     def _empty(self) -> "ConditionalMixture":
         """A mixture of one member with the sizes of this one."""
@@ -288,22 +304,3 @@ class ConditionalMixture(ConditionalDensity):
     def outputs_each(self) -> int:
         """The number of outputs for one component: its weight, mean and factor."""
         return 1 + self.dim + self.dim * (self.dim + 1) // 2
-
-
-class MemberLinear(nn.Module):
-    """x W_e + b_e for each member e of an ensemble, with W_e ~ N(0, gain²/inputs) and b_e = 0 at first.
-
-    Args:
-        members: number of members.
-        inputs, outputs: sizes of x and of the result.
-        gain: of the weights.
-    """
-
-    def __init__(self, members: int, inputs: int, outputs: int, gain: float = 1.0) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.randn(members, inputs, outputs) * (gain / math.sqrt(inputs)))
-        self.bias = nn.Parameter(torch.zeros(members, 1, outputs))
-
-    def forward(self, x: Float[Tensor, "members rows inputs"]) -> Float[Tensor, "members rows outputs"]:
-        """The result for the rows of each member."""
-        return torch.baddbmm(self.bias, x, self.weight)

@@ -7,12 +7,14 @@
     heavy        as scaled, but P (y − μ) has Student's t distributions      dim functions of u
     stationary   P(u) has three diagonals whose entries are equal from the third row on, and so are all of μ(u)
                                                                             7 functions of u, whatever dim is
+    counts       y_j have negative binomial distributions, or are 0 and 1           dim functions of u
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
 
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
 noise is `constant`, or `heavy` where some values lie far off, noise that grows with the signal `scaled`, an
 autoregressive process `banded`, or `stationary` if every time is like every other, and draws from one distribution
-`independent`. Which of them it is shows held-out likelihood.
+`independent`. Which of them it is shows held-out likelihood. Each but `full`, `independent` and `stationary` may also be a
+curve, whose columns share one function of their place (`AlongColumns`).
 """
 
 import math
@@ -25,6 +27,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
+from openedm.networks.counts import CountMixture
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
 
@@ -40,7 +43,7 @@ __all__ = [
 ]
 
 SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
-STRUCTURES = ("full", "banded", "scaled", "constant", "independent", "heavy", "stationary")
+STRUCTURES = ("full", "banded", "scaled", "constant", "independent", "heavy", "stationary", "counts")
 
 FREEDOM = 4.0
 """Degrees of freedom that a fit of Student's t distributions starts from; it ends between half and 200."""
@@ -53,20 +56,16 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: int) ->
         ValueError: an unknown structure, or a count is out of its range.
     """
     checks.one_of("structure", structure, STRUCTURES)
-    if structure == "full":
-        return ConditionalMixture(condition_dim, dim, **sizes)
-    if structure == "independent":
-        return IndependentMixture(condition_dim, dim, **sizes)
-    if structure == "heavy":
-        return HeavyMixture(condition_dim, dim, **sizes)
-    if structure == "stationary":
-        return StationaryMixture(condition_dim, dim, **sizes)
+    classes = (ConditionalMixture, IndependentMixture, HeavyMixture, StationaryMixture, CountMixture)
+    for cls in classes:
+        if cls.structure == structure:
+            return cls(condition_dim, dim, **sizes)
     return StructuredMixture(condition_dim, dim, structure=structure, **sizes)
 
 
 def mixture_config(mixture: ConditionalMixture) -> dict[str, int | str]:
     """Structure and sizes of a mixture, plain data."""
-    return {name: getattr(mixture, name) for name in (*SIZES, "structure")}
+    return {name: getattr(mixture, name) for name in (*SIZES, "structure", "curve")}
 
 
 def mixture_from_config(config: Mapping[str, Any] | None) -> ConditionalMixture | None:
@@ -79,7 +78,7 @@ def mixture_from_config(config: Mapping[str, Any] | None) -> ConditionalMixture 
         return None
     condition_dim, dim, *others = (int(config[name]) for name in SIZES)
     with seeded(0):
-        sizes = dict(zip(SIZES[2:], others, strict=True))
+        sizes = dict(zip(SIZES[2:], others, strict=True)) | {"curve": bool(config.get("curve", False))}
         return build_mixture(config.get("structure", "full"), condition_dim, dim, **sizes)
 
 
@@ -94,6 +93,8 @@ class StructuredMixture(ConditionalMixture):
     Raises:
         ValueError: an unknown structure, or a count is out of its range.
     """
+
+    curves = True
 
     _strict: Tensor
 
@@ -160,6 +161,8 @@ class HeavyMixture(StructuredMixture):
     Raises:
         ValueError: a count is out of its range.
     """
+
+    structure = "heavy"
 
     def __init__(self, condition_dim: int, dim: int, **sizes: int) -> None:
         super().__init__(condition_dim, dim, structure="heavy", **sizes)

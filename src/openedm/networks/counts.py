@@ -1,0 +1,130 @@
+"""Counts, and columns of zeros and ones: distributions of integers whose means depend on u.
+
+    counts       q(n | u) = Γ(n + r)/(Γ(r) n!) · (r/(r + μ))ʳ (μ/(r + μ))ⁿ,     μ = e^η(u)
+    0 and 1      q(1 | u) = 1/(1 + e^−η(u))
+
+The negative binomial distribution is Poisson's for large r, a number of each column; its variance is μ + μ²/r. Densities
+are those of n + v with v uniform in ±½, so that they can be compared with those of Gaussians.
+"""
+
+import math
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from openedm.networks.mixtures import ConditionalMixture, Outputs
+
+__all__ = ["CountMixture"]
+
+LARGEST, START = 12.0, 3.0
+"""ln r is kept between the negative of the first and itself, and starts at the second."""
+
+MAX_LOG_MEAN = 40.0
+
+
+class CountMixture(ConditionalMixture):
+    """q(y | u) of integers y + v, each column independent of the others given u and the component.
+
+    Args:
+        condition_dim, dim: dimensions of u and y.
+        sizes: those of `ConditionalMixture`.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    structure = "counts"
+    curves = True
+
+    binary: Tensor
+
+    def __init__(self, condition_dim: int, dim: int, **sizes: int) -> None:
+        super().__init__(condition_dim, dim, **sizes)
+        self.log_size = nn.Parameter(torch.full((self.members, self.components, dim), START))
+        self.register_buffer("binary", torch.zeros(self.members, 1, dim, dtype=torch.bool))
+
+    @property
+    def outputs_each(self) -> int:
+        """The number of outputs for one component: its weight and η."""
+        return 1 + self.dim
+
+    def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Not supported: this is no mixture of Gaussians.
+
+        Raises:
+            NotImplementedError: always.
+        """
+        raise NotImplementedError("CountMixture has no parameters of Gaussians")
+
+    @property
+    def size(self) -> Float[Tensor, "members components dim"]:
+        """r."""
+        return self.log_size.clamp(-LARGEST, LARGEST).exp()
+
+    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
+        """Logits (members, rows, K) and η (…, K, dim)."""
+        return outputs[..., 0], outputs[..., 1:].clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN)
+
+    def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
+        logits, eta = self._terms(outputs)
+        n = y.round()[..., None, :]
+        near, size = n.clamp_min(0.5), self.size[:, None]
+        off = eta - near.log()
+        counts = self._at_mean(y.round()) + n * off - (n + size) * (near * off.expm1() / (near + size)).log1p()
+        each = torch.where(n < 0, -math.inf, counts)
+        if bool(self.binary.any()):
+            bits = torch.where((n == 0) | (n == 1), n * eta - nn.functional.softplus(eta), -math.inf)
+            each = torch.where(self.binary[:, None], bits, each)
+        result: Tensor = (logits.log_softmax(-1) + each.sum(-1)).logsumexp(-1)
+        return result
+
+    def _at_mean(
+        self, n: Float[Tensor, "members rows dim"]
+    ) -> Float[Tensor, "members rows components dim"]:
+        """ln q of negative binomial distributions whose mean is n, or a half for 0.
+
+        Densities are computed from these, so that large numbers do not cancel. Rows that follow on an equal one, as many
+        do where θ of one observation are compared, are not computed anew.
+        """
+        rows = n.transpose(0, 1).flatten(1)
+        different, inverse = torch.unique_consecutive(rows, dim=0, return_inverse=True)
+        m = different.unflatten(1, (len(n), -1)).transpose(0, 1)[:, :, None].double()
+        mean, r = m.clamp_min(0.5), self.size[:, None].double()
+        counts = (m + r).lgamma() - r.lgamma() - (m + 1).lgamma()
+        counts = counts + m * mean.log() + r * r.log() - (m + r) * (mean + r).log()
+        return counts.to(n)[:, inverse]
+
+    @torch.no_grad()
+    def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
+        """One y for each row of u; row i is drawn from member i mod `members`."""
+        logits, eta = self._terms(self._outputs(self._grouped(u)))
+        uniform = torch.rand(logits.shape[:2], generator=generator).to(u)
+        chosen = (logits.softmax(-1).cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
+        eta = eta.gather(2, chosen[..., None, None].expand(-1, -1, 1, self.dim))[:, :, 0].cpu()
+        size = self.size.gather(1, chosen[..., None].expand(-1, -1, self.dim)).cpu()
+        rates = torch._standard_gamma(size, generator) / size * eta.exp()
+        bits = torch.rand(eta.shape, generator=generator) < eta.sigmoid()
+        n = torch.where(self.binary.cpu(), bits.to(eta), torch.poisson(rates, generator))
+        y = (n + torch.rand(n.shape, generator=generator) - 0.5).to(u)
+        return y.transpose(0, 1).flatten(0, 1)[: len(u)]
+
+    @torch.no_grad()
+    def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
+        """Start from η that is linear in u, by least squares of what is linear in it near the mean."""
+        n = y.double().round()
+        binary = n.amax(0) <= 1
+        self.binary.copy_(binary.expand_as(self.binary))
+        mean = n.mean(0).clamp(0.01, None)
+        logarithms = (n + 0.5).log()
+        share = mean.clamp_max(0.99)
+        logits = (share / (1 - share)).log() + (n - share) / (share * (1 - share))
+        super().fit_linear(torch.where(binary, logits, logarithms), u)
+
+    def _set_factor(
+        self, factor: Float[Tensor, "dim dim"], bias: Float[Tensor, "members one components outputs"]
+    ) -> None:
+        """Nothing: there is no factor."""
+
+    def _empty(self) -> ConditionalMixture:
+        return CountMixture(self.condition_dim, self.dim, **self._sizes())
