@@ -44,6 +44,9 @@ MIN_INDEPENDENT = 8
 """Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
 
 
+MOST_COUNTS = 512
+"""Columns of counts that are modelled as they are, where other data with as many would be summarised."""
+
 SPECIAL = ("independent", "heavy", "stationary", "counts")
 """Structures for columns of a certain kind only."""
 
@@ -56,8 +59,10 @@ class Form(NamedTuple):
     components: int
     curve: bool = False
 
-CURVED = ("banded", "scaled", "constant", "heavy", "counts")
-"""Structures whose columns may share one function of their place."""
+CURVED = ("counts",)
+"""Structures whose columns may share one function of their place: of others the gain is smaller, and single members may
+learn a curve badly, which widens posteriors."""
+
 
 Trials = dict[tuple[Form, MixtureOptions], Tensor]
 """ln q of each held-out row by the mixtures that were tried for some data, so that none is trained twice."""
@@ -99,7 +104,10 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     assert options is not None
     theta, x, maps = data.theta[data.training], data.x[data.training], data.data
     if len(maps.keep) > settings.reduce_above and not maps.exchangeable:
-        maps = maps.reduced(x, data.u[data.training])
+        if "counts" in options.structures and all(maps.counts) and len(maps.keep) <= MOST_COUNTS:
+            options = replace(options, structures=("counts",))
+        else:
+            maps = maps.reduced(x, data.u[data.training])
     kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
     trials: Trials = {}
     target, form = _choose_target(maps, kept, inputs, options, seed, trials)
@@ -107,7 +115,10 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     form = choose_curve(y, inputs, options, form, seed=seed, trials=trials)
     larger = choose_size(y, inputs, options, form, seed=seed, trials=trials)
     trend = choose_trend(y, inputs, options, form, larger, seed=seed, trials=trials)
-    y, options = (y, larger) if trend is None else ((y - trend.left_out).float(), options)
+    if trend is None:
+        options = larger
+    else:
+        y, form = (y - trend.left_out).float(), form._replace(curve=False)
     kind = {"structure": form.structure, "curve": form.curve}
     fitted = fit_mixture(y, inputs, options, form.components, **kind, seed=seed, progress=progress)
     if target is not None and set(target.kinds) != {"identity"} and not maps.exchangeable:
@@ -287,7 +298,7 @@ def choose_trend(
     Warns:
         UserWarning: the kernels of these rows cannot be told apart, so that no trend could be tried.
     """
-    if not options.trend or form.curve or form.components > 1 or form.structure in SPECIAL:
+    if not options.trend or form.components > 1 or form.structure in SPECIAL:
         return None
     try:
         trend = fit_trend(y, u, members=options.members, seed=seed)
@@ -296,7 +307,7 @@ def choose_trend(
         return None
     if trend is None:
         return None
-    rest = _tried((y - trend.left_out).float(), u, options, form, seed, {})
+    rest = _tried((y - trend.left_out).float(), u, options, form._replace(curve=False), seed, {})
     return None if simplest([_tried(y, u, alone, form, seed, trials), rest]) == 0 else trend
 
 
@@ -347,6 +358,8 @@ def _choose_target(
     )
     columns = list({each.kinds: each for each in all_columns}.values())
     counts = bool(maps.counts) and all(maps.counts) and not maps.exchangeable
+    if counts and options.structures == ("counts",):
+        return Columns.plain(kept.shape[1]), Form(0, "counts", 1)
     if counts:
         columns.append(Columns.plain(kept.shape[1]))
     forms = [(each.forward(kept).float(), float(each.log_det(kept).mean())) for each in columns]

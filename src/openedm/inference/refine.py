@@ -112,7 +112,7 @@ class Refinement(Choice):
             part = _Numbered(target, chains[active].flatten())
             pilots[active] = self.run(pilots[active], pilots[active], part, now)
             after = _state(pilots[active], target, chains[active])
-            moved = (after - before).abs().amax(1) > SETTLED / math.sqrt(size)
+            moved = _moved(before, after) > SETTLED / math.sqrt(size)
             active, before = active[moved.cpu()], after[moved]
             if len(active) == 0:
                 break
@@ -186,12 +186,25 @@ class _Numbered(Target):
 def _state(
     pilots: Float[Tensor, "observations pilots d"], target: Target, chains: Int[Tensor, "observations pilots"]
 ) -> Float64[Tensor, "observations numbers"]:
-    """What no longer changes once pilots have settled: the mean ln π by its spread, and the logarithms of widths."""
+    """What no longer changes once pilots have settled: the mean ln π, its spread, and the logarithms of widths."""
     values = _mean(target(pilots.flatten(0, 1), chains.flatten())).reshape(chains.shape).clamp_min(-1e6)
     centre = values.median(1, keepdim=True).values
     spread = (values - centre).abs().mean(1, keepdim=True).clamp_min(1e-3)
     widths = pilots.double().std(1).clamp_min(1e-12).log()
-    return torch.cat([(values / spread).mean(1, keepdim=True), widths], 1)
+    return torch.cat([values.mean(1, keepdim=True), spread, widths], 1)
+
+
+def _moved(
+    before: Float64[Tensor, "observations numbers"], after: Float64[Tensor, "observations numbers"]
+) -> Float64[Tensor, " observations"]:
+    """By how much the mean ln π, in units of its spread, or a logarithm of a width has changed at most.
+
+    The spread is the larger of the two, so that pilots that start far off are not taken for settled, nor are they that
+    come near; a constant of ln π has no part in it.
+    """
+    change = (after - before).abs()
+    level = change[:, 0] / torch.maximum(before[:, 1], after[:, 1])
+    return torch.maximum(level, change[:, 2:].amax(1))
 
 
 def _mean(each: Float[Tensor, "members rows"]) -> Float[Tensor, " rows"]:

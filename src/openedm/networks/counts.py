@@ -71,7 +71,7 @@ class CountMixture(ConditionalMixture):
         n = y.round()[..., None, :]
         near, size = n.clamp_min(0.5), self.size[:, None]
         off = eta - near.log()
-        counts = self._at_mean(y.round()) + n * off - (n + size) * (near * off.expm1() / (near + size)).log1p()
+        counts = self._at_mean(y) + n * off - (n + size) * (near * off.expm1() / (near + size)).log1p()
         each = torch.where(n < 0, -math.inf, counts)
         if bool(self.binary.any()):
             bits = torch.where((n == 0) | (n == 1), n * eta - nn.functional.softplus(eta), -math.inf)
@@ -79,21 +79,21 @@ class CountMixture(ConditionalMixture):
         result: Tensor = (logits.log_softmax(-1) + each.sum(-1)).logsumexp(-1)
         return result
 
-    def _at_mean(
-        self, n: Float[Tensor, "members rows dim"]
-    ) -> Float[Tensor, "members rows components dim"]:
+    def _at_mean(self, y: Float[Tensor, "members rows dim"]) -> Float[Tensor, "members rows components dim"]:
         """ln q of negative binomial distributions whose mean is n, or a half for 0.
 
-        Densities are computed from these, so that large numbers do not cancel. Rows that follow on an equal one, as many
-        do where θ of one observation are compared, are not computed anew.
+        Densities are computed from these, so that large numbers do not cancel. Of one observation at many u, rows that
+        follow on an equal one, they are not computed anew.
         """
-        rows = n.transpose(0, 1).flatten(1)
-        different, inverse = torch.unique_consecutive(rows, dim=0, return_inverse=True)
-        m = different.unflatten(1, (len(n), -1)).transpose(0, 1)[:, :, None].double()
+        inverse: slice | Tensor = slice(None)
+        if y.stride(0) == 0:  # the same of all members
+            different, inverse = torch.unique_consecutive(y[0], dim=0, return_inverse=True)
+            y = different[None]
+        m = y.round()[:, :, None].double()
         mean, r = m.clamp_min(0.5), self.size[:, None].double()
         counts = (m + r).lgamma() - r.lgamma() - (m + 1).lgamma()
         counts = counts + m * mean.log() + r * r.log() - (m + r) * (mean + r).log()
-        return counts.to(n)[:, inverse]
+        return counts.to(y)[:, inverse]
 
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:

@@ -119,8 +119,10 @@ class ConditionalMixture(ConditionalDensity):
         curve: bool = False,
     ) -> None:
         super().__init__()
-        if curve and (components > 1 or not self.curves):
-            raise ValueError(f"curve needs one component and a structure of columns, got {components} of {self.structure!r}")
+        if curve and not self.curves:
+            raise ValueError(f"curve must be False for structure {self.structure!r}, got True")
+        if curve and components > 1:
+            raise ValueError(f"curve must be False with {components} components, got True")
         counts = {"condition_dim": condition_dim, "dim": dim, "members": members, "components": components}
         for name, count in {**counts, "width": width, "num_blocks": num_blocks}.items():
             checks.size(name, count)

@@ -1,0 +1,89 @@
+"""Counts and curves as forms of a learned likelihood: chosen where they are, kept in files, refined by."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from openedm.inference import Refinement, fit, load
+from openedm.inference.emulator import Form, Trials, choose_curve, choose_form
+from openedm.inference.settings import MixtureOptions, Settings
+from openedm.networks.mlp import ConditionalMLP
+
+OPTIONS = MixtureOptions(
+    members=1, components=(1,), width=8, num_blocks=1, pilot_steps=60, steps=240, learning_rate=1e-2, curves=True
+)
+U = torch.linspace(-1.7, 1.7, 600)[torch.randperm(600, generator=torch.Generator().manual_seed(0)), None]
+
+
+def noise(*shape: int) -> torch.Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(1))
+
+
+def counted(scale: float = 1.0) -> torch.Tensor:
+    """Six columns of Poisson counts, from some tenths on."""
+    return torch.poisson(scale * (U * torch.linspace(-1, 1, 6)).exp(), generator=torch.Generator().manual_seed(2))
+
+
+def forms_of(counts: torch.Tensor) -> list[tuple[torch.Tensor, float]]:
+    """Standardised, with the determinant of that, and as they are."""
+    kept = counts + torch.rand(counts.shape, generator=torch.Generator().manual_seed(3)) - 0.5
+    return [((kept - kept.mean(0)) / kept.std(0), -float(kept.std(0).log().sum())), (kept, 0.0)]
+
+
+def test_counts_are_learned_as_counts() -> None:
+    assert choose_form(forms_of(counted()), U, OPTIONS, counts=True) == Form(1, "counts", 1)
+    bits = (noise(600, 6) < U * torch.linspace(-1, 1, 6)).float()
+    assert choose_form(forms_of(bits), U, OPTIONS, counts=True) == Form(1, "counts", 1)
+
+
+def test_integers_that_are_far_from_counts_are_not() -> None:
+    values = (1000 + 3 * U * torch.linspace(-1, 1, 6) + noise(600, 6)).round()
+    assert choose_form(forms_of(values), U, OPTIONS, counts=True).structure != "counts"
+    assert choose_form(forms_of(counted()), U, replace(OPTIONS, structures=("constant",)), counts=True).number == 0
+
+
+def test_columns_are_a_curve_where_that_is_clearly_better() -> None:
+    places, trials = torch.linspace(-1, 1, 24), Trials()
+    peak = torch.exp(-0.5 * ((places - 0.5 * U) / 0.1).square()) + 0.1 * noise(600, 24)
+    form = choose_curve(peak, U, OPTIONS, Form(0, "constant", 1), trials=trials)
+    assert form == Form(0, "constant", 1, curve=True)
+    assert len(trials) == 2
+    mixed = peak[:, torch.randperm(24, generator=torch.Generator().manual_seed(0))]
+    lines = U * torch.linspace(-1, 1, 24) + noise(600, 24)
+    for y, options, structure in (
+        (lines, OPTIONS, "constant"),  # nothing to be gained
+        (peak, replace(OPTIONS, curves=False), "constant"),
+        (mixed, OPTIONS, "full"),
+    ):
+        assert not choose_curve(y, U, options, Form(0, structure, 1), trials=Trials()).curve
+
+
+def test_a_spectrum_of_counts_is_fitted_saved_and_sampled(tmp_path: Path) -> None:
+    places = torch.linspace(-1, 1, 10)
+    rates = 20 * torch.exp(-0.5 * ((places - 0.5 * U) / 0.2).square()) + 0.5
+    x = torch.poisson(rates, generator=torch.Generator().manual_seed(4))
+    emulator = replace(OPTIONS, structures=("constant", "counts"))
+    network, refinement = ConditionalMLP(width=8, num_blocks=1), Refinement(num_steps=4, num_pilots=16)
+    settings = Settings(
+        network=network, images=2000, passes=2, judged=4, pool=500, emulator=emulator, refinement=refinement
+    )
+    posterior = fit(U, x, (-1.7, 1.7), settings=settings, progress=False)
+    assert posterior.report["emulated"]["noise"] == "counts"
+    assert posterior.report["emulated"]["curve"]
+    posterior.save(tmp_path / "kept")
+    again = load(tmp_path / "kept")
+    observed = x[:2]
+    torch.testing.assert_close(again.sample(observed, 20, seed=3), posterior.sample(observed, 20, seed=3))
+    torch.testing.assert_close(again.log_prob(U[:2], x[0]), posterior.log_prob(U[:2], x[0]))
+
+
+@pytest.mark.parametrize("columns, curves", [(7, False), (8, True), (64, True), (65, False)])
+def test_curves_are_tried_of_eight_to_sixty_four_columns(columns: int, curves: bool) -> None:
+    rule = Settings.of(1000, 2, (columns,))
+    assert rule.emulator is not None
+    assert rule.emulator.curves == curves
+    many = Settings.of(50_000, 2, (columns,)).emulator
+    assert many is not None
+    assert not many.curves

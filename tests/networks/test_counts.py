@@ -1,0 +1,79 @@
+"""Distributions of counts, and of zeros and ones, as parts of a conditional mixture."""
+
+import pytest
+import torch
+
+from openedm.networks.structured import build_mixture
+
+
+def counting(dim: int = 3, components: int = 1, curve: bool = False):
+    """A mixture of two members that depends on its condition."""
+    torch.manual_seed(0)
+    sizes = {"members": 2, "components": components, "width": 8, "num_blocks": 1}
+    mixture = build_mixture("counts", 2, dim, curve=curve, **sizes)
+    with torch.no_grad():
+        for parameter in mixture.parameters():
+            parameter += 0.3 * torch.randn_like(parameter)
+    return mixture.requires_grad_(False)
+
+
+@pytest.mark.parametrize("size", [0.0, 3.0, 9.0])
+def test_counts_have_negative_binomial_distributions(size: float) -> None:
+    mixture, u = counting(), torch.randn(40, 2)
+    mixture.log_size.fill_(size)
+    eta = mixture._outputs(u.expand(2, -1, -1))[:, :, 0, 1:].double()
+    r = torch.tensor(size).exp().double()
+    exact = torch.distributions.NegativeBinomial(r, logits=eta - r.log())
+    n = torch.poisson(torch.rand(40, 3) * 8)
+    off = torch.rand(40, 3) - 0.5  # densities are those of n + v
+    for y in (n, n + 0.99 * off):
+        torch.testing.assert_close(mixture.each_log_prob(y, u).double(), exact.log_prob(n.double()).sum(-1), rtol=2e-5, atol=2e-5)
+    assert bool(mixture.each_log_prob(n - 30, u).isneginf().all())
+
+
+def test_large_counts_do_not_cancel() -> None:
+    mixture, u = counting(dim=1), torch.zeros(3, 2)
+    mixture.log_size.fill_(12.0)
+    mixture.layer_out.bias.add_(13.0)
+    eta = mixture._outputs(u.expand(2, -1, -1))[:, :, 0, 1:].double()
+    n = (eta[0].exp() * torch.tensor([[0.99], [1.0], [1.02]], dtype=torch.float64)).round()
+    r = torch.tensor(12.0, dtype=torch.float64).exp()
+    exact = torch.distributions.NegativeBinomial(r, logits=eta - r.log()).log_prob(n)[..., 0]
+    torch.testing.assert_close(mixture.each_log_prob(n.float(), u).double(), exact, rtol=1e-4, atol=1e-3)
+
+
+def test_zeros_and_ones_are_learned_as_such() -> None:
+    mixture, u = counting(dim=2), torch.randn(500, 2)
+    y = torch.stack([torch.bernoulli(torch.full((500,), 0.3)), torch.poisson(torch.full((500,), 2.0))], 1)
+    mixture.fit_linear(y, u)
+    assert mixture.binary[0, 0].tolist() == [True, False]
+    eta = mixture._outputs(u.expand(2, -1, -1))[:, :, 0, 1:]
+    one, two = (mixture.each_log_prob(torch.stack([torch.full((500,), n), y[:, 1]], 1), u) for n in (0.0, 1.0))
+    torch.testing.assert_close(two - one, eta[..., 0], rtol=1e-4, atol=1e-4)
+    assert float(eta[..., 0].sigmoid().mean()) == pytest.approx(0.3, abs=0.1)
+    assert bool(mixture.log_prob(torch.full((500, 2), 2.0), u).isneginf().all())
+    drawn = mixture.sample(u, torch.Generator().manual_seed(0)).round()
+    assert set(drawn[:, 0].tolist()) == {0.0, 1.0}
+
+
+def test_draws_have_mean_and_variance_of_the_distribution() -> None:
+    mixture, u = counting(), torch.tensor([[0.4, -1.0]]).expand(40_000, 2)
+    mixture.log_size.fill_(1.0)
+    drawn = mixture.member(0).sample(u, torch.Generator().manual_seed(0))
+    mean = mixture._outputs(u[:1].expand(2, 1, 2))[0, 0, 0, 1:].exp()
+    spread = (mean + mean.square() / torch.tensor(1.0).exp() + 1 / 12).sqrt()
+    torch.testing.assert_close(drawn.mean(0), mean, rtol=0, atol=float(5 * spread.max() / 200))
+    torch.testing.assert_close(drawn.std(0), spread, rtol=0.05, atol=0)
+
+
+def test_rows_of_several_observations_in_any_order_have_their_own_density() -> None:
+    mixture, u = counting(components=2), torch.randn(60, 2)
+    kinds = torch.poisson(torch.rand(3, 3) * 5)
+    y = kinds[torch.randint(3, (60,))]
+    each = torch.cat([mixture.each_log_prob(y[i : i + 1], u[i : i + 1]) for i in range(60)], 1)
+    torch.testing.assert_close(mixture.each_log_prob(y, u), each)
+
+
+def test_counts_are_no_mixture_of_gaussians() -> None:
+    with pytest.raises(NotImplementedError, match="no parameters of Gaussians"):
+        counting().parameters_of(torch.zeros(2, 1, 2))
