@@ -27,7 +27,9 @@ def test_counts_have_negative_binomial_distributions(size: float) -> None:
     n = torch.poisson(torch.rand(40, 3) * 8)
     off = torch.rand(40, 3) - 0.5  # densities are those of n + v
     for y in (n, n + 0.99 * off):
-        torch.testing.assert_close(mixture.each_log_prob(y, u).double(), exact.log_prob(n.double()).sum(-1), rtol=2e-5, atol=2e-5)
+        torch.testing.assert_close(
+            mixture.each_log_prob(y, u).double(), exact.log_prob(n.double()).sum(-1), rtol=2e-5, atol=2e-5
+        )
     assert bool(mixture.each_log_prob(n - 30, u).isneginf().all())
 
 

@@ -30,7 +30,8 @@ def test_members_files_and_parts_are_those_of_the_whole(structure: str, monkeypa
         torch.testing.assert_close(mixture.each_log_prob(y, u), whole.detach())
     torch.testing.assert_close(mixture.member(1).log_prob(y, u), whole[1].detach())
     again = mixture_from_config(mixture_config(mixture))
-    assert again is not None and again.curve
+    assert again is not None
+    assert again.curve
     again.load_state_dict(mixture.state_dict())
     torch.testing.assert_close(again.each_log_prob(y, u), whole)
 

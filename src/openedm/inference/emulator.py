@@ -43,7 +43,6 @@ CHUNK_ROWS = 16_384
 MIN_INDEPENDENT = 8
 """Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
 
-
 MOST_COUNTS = 512
 """Columns of counts that are modelled as they are, where other data with as many would be summarised."""
 
@@ -59,10 +58,10 @@ class Form(NamedTuple):
     components: int
     curve: bool = False
 
+
 CURVED = ("counts",)
 """Structures whose columns may share one function of their place: of others the gain is smaller, and single members may
 learn a curve badly, which widens posteriors."""
-
 
 Trials = dict[tuple[Form, MixtureOptions], Tensor]
 """ln q of each held-out row by the mixtures that were tried for some data, so that none is trained twice."""
@@ -115,12 +114,17 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     form = choose_curve(y, inputs, options, form, seed=seed, trials=trials)
     larger = choose_size(y, inputs, options, form, seed=seed, trials=trials)
     trend = choose_trend(y, inputs, options, form, larger, seed=seed, trials=trials)
-    if trend is None:
-        options = larger
-    else:
-        y, form = (y - trend.left_out).float(), form._replace(curve=False)
-    kind = {"structure": form.structure, "curve": form.curve}
-    fitted = fit_mixture(y, inputs, options, form.components, **kind, seed=seed, progress=progress)
+    y, options = (y, larger) if trend is None else ((y - trend.left_out).float(), options)
+    fitted = fit_mixture(
+        y,
+        inputs,
+        options,
+        form.components,
+        structure=form.structure,
+        curve=form.curve,
+        seed=seed,
+        progress=progress,
+    )
     if target is not None and set(target.kinds) != {"identity"} and not maps.exchangeable:
         maps = replace(maps, columns=target)
     return LearnedSimulator(fitted, target, maps, trend and trend.trend)
@@ -307,7 +311,7 @@ def choose_trend(
         return None
     if trend is None:
         return None
-    rest = _tried((y - trend.left_out).float(), u, options, form._replace(curve=False), seed, {})
+    rest = _tried((y - trend.left_out).float(), u, options, form, seed, {})
     return None if simplest([_tried(y, u, alone, form, seed, trials), rest]) == 0 else trend
 
 

@@ -191,6 +191,7 @@ class Settings(Choice):
           30,000 simulations on 128, of two blocks, below 3000 simulations two or six by trials, or with a trend, with
           10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data get
           none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
+        * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
           3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
           3000 simulations a tenth of the hidden numbers is dropped, up to 30,000 a twentieth. The noise on x is, at

@@ -3,11 +3,12 @@
     counts       q(n | u) = Γ(n + r)/(Γ(r) n!) · (r/(r + μ))ʳ (μ/(r + μ))ⁿ,     μ = e^η(u)
     0 and 1      q(1 | u) = 1/(1 + e^−η(u))
 
-The negative binomial distribution is Poisson's for large r, a number of each column; its variance is μ + μ²/r. Densities
-are those of n + v with v uniform in ±½, so that they can be compared with those of Gaussians.
+The negative binomial distribution is Poisson's for large r, a number of each column; its variance is μ + μ²/r.
+Densities are those of n + v with v uniform in ±½, so that they can be compared with those of Gaussians.
 """
 
 import math
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -39,7 +40,7 @@ class CountMixture(ConditionalMixture):
 
     binary: Tensor
 
-    def __init__(self, condition_dim: int, dim: int, **sizes: int) -> None:
+    def __init__(self, condition_dim: int, dim: int, **sizes: Any) -> None:
         super().__init__(condition_dim, dim, **sizes)
         self.log_size = nn.Parameter(torch.full((self.members, self.components, dim), START))
         self.register_buffer("binary", torch.zeros(self.members, 1, dim, dtype=torch.bool))

@@ -59,7 +59,7 @@ class AlongColumns(nn.Module):
         if torch.is_grad_enabled():
             return self._part(features)
         rows = max(1, PART // (len(features) * len(self._places) * WIDTH))
-        return torch.cat([self._part(part) for part in features.split(rows, 1)], 1)
+        return torch.cat([self._part(part) for part in torch.split(features, rows, 1)], 1)
 
     def _part(self, features: Float[Tensor, "members rows features"]) -> Float[Tensor, "members rows columns outputs"]:
         phases, slopes = self.phases(features) + self.phase, self.slopes(features) + self.frequency
@@ -67,4 +67,4 @@ class AlongColumns(nn.Module):
         keep = torch.is_grad_enabled()
         h = self.hidden((angles.sin() if keep else angles.sin_()).flatten(1, 2))
         out: Tensor = self.layer_out(functional.silu(h, inplace=not keep))
-        return out.unflatten(1, angles.shape[1:3]) + self.offset
+        return self.offset + out.reshape(*angles.shape[:3], -1)

@@ -137,11 +137,11 @@ class ConditionalMixture(ConditionalDensity):
             for _ in range(num_blocks)
         )
         per_column = -(-(self.outputs_each - 1) // dim)
-        self.layer_out = (
+        self.layer_out: MemberLinear | AlongColumns = (
             AlongColumns(members, width, dim, per_column) if curve else MemberLinear(members, width, outputs, gain=0.0)
         )
         self.linear = MemberLinear(members, condition_dim, outputs, gain=0.0)
-        if components > 1:  # equal components would stay equal
+        if isinstance(self.layer_out, MemberLinear) and components > 1:  # equal components would stay equal
             with torch.no_grad():
                 means = self.layer_out.bias.view(members, components, -1)[..., 1 : 1 + self.means_each]
                 means.copy_(0.5 * torch.randn_like(means))

@@ -13,8 +13,8 @@
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
 noise is `constant`, or `heavy` where some values lie far off, noise that grows with the signal `scaled`, an
 autoregressive process `banded`, or `stationary` if every time is like every other, and draws from one distribution
-`independent`. Which of them it is shows held-out likelihood. Each but `full`, `independent` and `stationary` may also be a
-curve, whose columns share one function of their place (`AlongColumns`).
+`independent`. Which of them it is shows held-out likelihood. Each but `full`, `independent` and `stationary` may also
+be a curve, whose columns share one function of their place (`AlongColumns`); `fit` tries that of counts.
 """
 
 import math
@@ -29,6 +29,7 @@ from torch.nn import functional
 from openedm.ground import checks
 from openedm.networks.counts import CountMixture
 from openedm.networks.layers import seeded
+from openedm.networks.member_linear import MemberLinear
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
 
 __all__ = [
@@ -49,7 +50,7 @@ FREEDOM = 4.0
 """Degrees of freedom that a fit of Student's t distributions starts from; it ends between half and 200."""
 
 
-def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: int) -> ConditionalMixture:
+def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) -> ConditionalMixture:
     """A mixture of one of `STRUCTURES`; the sizes are those of `ConditionalMixture`.
 
     Raises:
@@ -98,7 +99,7 @@ class StructuredMixture(ConditionalMixture):
 
     _strict: Tensor
 
-    def __init__(self, condition_dim: int, dim: int, *, structure: str, **sizes: int) -> None:
+    def __init__(self, condition_dim: int, dim: int, *, structure: str, **sizes: Any) -> None:
         checks.one_of("structure", structure, ("banded", "scaled", "constant", "heavy"))
         self.structure = structure
         super().__init__(condition_dim, dim, **sizes)
@@ -164,7 +165,7 @@ class HeavyMixture(StructuredMixture):
 
     structure = "heavy"
 
-    def __init__(self, condition_dim: int, dim: int, **sizes: int) -> None:
+    def __init__(self, condition_dim: int, dim: int, **sizes: Any) -> None:
         super().__init__(condition_dim, dim, structure="heavy", **sizes)
         self.log_freedom = nn.Parameter(torch.full((self.members, self.components, dim), math.log(FREEDOM)))
 
@@ -217,7 +218,7 @@ class StationaryMixture(ConditionalMixture):
 
     structure = "stationary"
 
-    def __init__(self, condition_dim: int, dim: int, **sizes: int) -> None:
+    def __init__(self, condition_dim: int, dim: int, **sizes: Any) -> None:
         checks.at_least("dim", dim, 3)
         super().__init__(condition_dim, dim, **sizes)
 
@@ -326,7 +327,7 @@ class IndependentMixture(ConditionalMixture):
         values = y.flatten().double()
         bias[..., 1] = torch.quantile(values[: 1 << 20], levels.to(values)).to(bias)
         bias[..., 2] = -math.log(float(values.std()) * 2 / (self.components + 1))
-        if self.components > 1:  # the means are spread already
+        if isinstance(self.layer_out, MemberLinear) and self.components > 1:  # the means are spread already
             self.layer_out.bias.view(self.members, 1, self.components, 3)[..., 1] = 0
 
     def _empty(self) -> ConditionalMixture:
