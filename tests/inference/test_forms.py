@@ -88,6 +88,32 @@ def test_a_spectrum_of_counts_is_fitted_saved_and_sampled(tmp_path: Path) -> Non
     torch.testing.assert_close(again.log_prob(U[:2], x[0]), posterior.log_prob(U[:2], x[0]))
 
 
+def tiny(**others: object) -> Settings:
+    """A rule whose fit takes seconds."""
+    emulator = replace(OPTIONS, structures=("counts",), pilot_steps=20, steps=60)
+    network, refinement = ConditionalMLP(width=8, num_blocks=1), Refinement(num_steps=4, num_pilots=16)
+    sizes = {"images": 1000, "passes": 1, "judged": 4, "pool": 300, **others}
+    return Settings(network=network, emulator=emulator, refinement=refinement, **sizes)  # type: ignore[arg-type]
+
+
+def test_large_counts_are_not_cut_off_and_what_is_no_count_warns() -> None:
+    x = torch.poisson(1e6 * (0.3 * U * torch.linspace(-1, 1, 3)).exp(), generator=torch.Generator().manual_seed(4))
+    posterior = fit(U, x, (-1.7, 1.7), settings=tiny(), progress=False)
+    assert posterior.report["emulated"]["noise"] == "counts"
+    torch.testing.assert_close(posterior.parts.emulated(x[:5]), x[:5])
+    for wrong in (x[:1] + 0.25, x[:1] - 2e6):
+        with pytest.warns(UserWarning, match="x must hold counts, as all simulations did, got"):
+            posterior.parts.emulated(wrong)
+
+
+def test_many_columns_of_bits_are_modelled_and_other_columns_summarised() -> None:
+    bits = (noise(600, 70) < U * torch.linspace(-1, 1, 70)).float()
+    found = fit(U, bits, (-1.7, 1.7), settings=tiny(), progress=False).report["emulated"]
+    assert (found["noise"], found["columns"]) == ("counts", ["identity"] * 70)
+    other = fit(U, bits + 0.1 * noise(600, 70), (-1.7, 1.7), settings=tiny(), progress=False).report["emulated"]
+    assert (other["noise"], other["columns"]) == ("full", None)
+
+
 @pytest.mark.parametrize(("columns", "curves"), [(7, False), (8, True), (64, True), (65, False)])
 def test_curves_are_tried_of_eight_to_sixty_four_columns(columns: int, curves: bool) -> None:
     rule = Settings.of(1000, 2, (columns,))

@@ -1,5 +1,6 @@
 """What a posterior of a denoiser is made of."""
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -15,6 +16,7 @@ from openedm.inference.average import Average
 from openedm.inference.columns import Columns
 from openedm.inference.maps import Coordinates, DataMap, ParameterMap, within_reach
 from openedm.inference.refine import Refinement
+from openedm.networks.counts import CountMixture
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
 from openedm.networks.structured import mixture_from_config
 from openedm.networks.trends import density_config, density_from_config
@@ -48,10 +50,24 @@ class Parts:
     model: Model | None = None
 
     def emulated(self, x: Float[Tensor, "rows ..."]) -> Float[Tensor, "rows dim"]:
-        """What the emulator models of x."""
+        """What the emulator models of x.
+
+        Warns:
+            UserWarning: the emulator models counts, and x holds what no count is.
+        """
         if self.target is None:
             return self.data.forward(x)
-        return within_reach(self.target.forward(x[:, list(self.data.keep)])).float()
+        y = self.target.forward(x[:, list(self.data.keep)])
+        if not isinstance(self.emulator, CountMixture):
+            return within_reach(y).float()
+        if not bool(((y == y.round()) & (y >= 0)).all()):
+            wrong = y[(y != y.round()) | (y < 0)]
+            warnings.warn(
+                f"x must hold counts, as all simulations did, got {float(wrong[0]):g}: fractions are rounded, and "
+                "negative numbers tell nothing",
+                stacklevel=2,
+            )
+        return y.float()
 
     @property
     def members(self) -> Sequence[Denoiser]:

@@ -4,7 +4,8 @@
     0 and 1      q(1 | u) = 1/(1 + e^−η(u))
 
 The negative binomial distribution is Poisson's for large r, a number of each column; its variance is μ + μ²/r.
-Densities are those of n + v with v uniform in ±½, so that they can be compared with those of Gaussians.
+Densities are those of n + v with v uniform in ±½, so that they can be compared with those of Gaussians. Negative
+numbers, and others than 0 and 1 where all simulations had these, have a small density that does not depend on u.
 """
 
 import math
@@ -22,6 +23,9 @@ LARGEST, START = 12.0, 3.0
 """ln r is kept between the negative of the first and itself, and starts at the second."""
 
 MAX_LOG_MEAN = 40.0
+
+LOG_OUTSIDE = -14.0
+"""ln of the density of what no count is, less ln 2 for each step away: whatever u is, so that it tells nothing of u."""
 
 
 class CountMixture(ConditionalMixture):
@@ -73,10 +77,9 @@ class CountMixture(ConditionalMixture):
         near, size = n.clamp_min(0.5), self.size[:, None]
         off = eta - near.log()
         counts = self._at_mean(y) + n * off - (n + size) * (near * off.expm1() / (near + size)).log1p()
-        each = torch.where(n < 0, -math.inf, counts)
-        if bool(self.binary.any()):
-            bits = torch.where((n == 0) | (n == 1), n * eta - nn.functional.softplus(eta), -math.inf)
-            each = torch.where(self.binary[:, None], bits, each)
+        outside = LOG_OUTSIDE - n.abs() * math.log(2)
+        bits = torch.where(n <= 1, n * eta - nn.functional.softplus(eta), outside)
+        each = torch.where(n < 0, outside, torch.where(self.binary[:, None], bits, counts))
         result: Tensor = (logits.log_softmax(-1) + each.sum(-1)).logsumexp(-1)
         return result
 
@@ -90,7 +93,7 @@ class CountMixture(ConditionalMixture):
         if y.stride(0) == 0:  # the same of all members
             different, inverse = torch.unique_consecutive(y[0], dim=0, return_inverse=True)
             y = different[None]
-        m = y.round()[:, :, None].double()
+        m = y.round().clamp_min(0)[:, :, None].double()
         mean, r = m.clamp_min(0.5), self.size[:, None].double()
         counts = (m + r).lgamma() - r.lgamma() - (m + 1).lgamma()
         counts = counts + m * mean.log() + r * r.log() - (m + r) * (mean + r).log()
