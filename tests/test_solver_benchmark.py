@@ -1,10 +1,12 @@
 """The benchmark of solvers: its problems against closed forms, its counting, and that its list of solvers runs."""
 
 import math
+from pathlib import Path
 
 import pytest
 import torch
-from benchmarks.common import peak_memory
+from benchmarks.common import peak_memory, write_json
+from benchmarks.solvers import __main__ as command
 from benchmarks.solvers import ours, problems
 from benchmarks.solvers.measure import energy_distance, mean_distance, run_method
 from benchmarks.solvers.methods import Counted, Method
@@ -81,6 +83,32 @@ def test_what_a_solver_raises_becomes_part_of_the_table(small: Problem) -> None:
     x, row = run_method(Method("peer", "broken", prepare), small, 8, small.noise)
     assert x is None
     assert row["failed"] == "ArithmeticError: not with 8"
+
+
+def test_the_figure_is_drawn_again_from_files_of_earlier_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = []
+    monkeypatch.setattr(command, "save_figure", lambda figure, path: kept.append((figure, path)))
+    rows = [
+        {"problem": "a", "library": library, "solver": solver, "budget": budget, "nfe": budget, "median": median}
+        for library, solver in (("openedm", "Auto"), ("peer", "Euler"))
+        for budget, median in ((8, 1e-2), (18, math.nan if library == "peer" else 1e-3))
+    ]
+    files = [tmp_path / "one.json", tmp_path / "two.json"]
+    for file, name in zip(files, ("a", "b"), strict=True):
+        problems = [{"name": name, "title": f"the problem {name}", "floor": 1e-9}]
+        write_json(file, {"problems": problems, "accuracy": [row | {"problem": name} for row in rows]})
+    command.main(["--from", *map(str, files), "--figure", "figure.png"])
+    ((figure, path),) = kept
+    assert path == Path("figure.png")
+    assert [axes.get_title() for axes in figure.axes] == ["the problem a", "the problem b"]
+    lines = {line.get_label(): line.get_xydata().tolist() for line in figure.axes[1].lines}
+    assert lines["Auto"] == [[8, 1e-2], [18, 1e-3]]
+    assert lines["each peer"] == [[8, 1e-2]]
+    write_json(files[0], {"overhead": []})
+    with pytest.raises(SystemExit, match=r"one\.json without accuracy"):
+        command.main(["--from", *map(str, files), "--figure", "figure.png"])
+    with pytest.raises(SystemExit):
+        command.main(["--from", *map(str, files)])
 
 
 def test_evaluations_are_counted_by_batch_and_by_sample(small: Problem) -> None:

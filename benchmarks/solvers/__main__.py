@@ -7,6 +7,8 @@ benchmarks/README.md.
 """
 
 import argparse
+import json
+import math
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -33,7 +35,7 @@ PLANAR = ("gmm2d", "spike2d")
 QUICK = ("gmm2d", "lowrank64", "posterior5d")
 
 
-def arguments() -> argparse.Namespace:
+def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--what", nargs="+", choices=WHAT, default=list(WHAT), help="which measurements")
@@ -50,7 +52,12 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=1, help="torch's threads")
     parser.add_argument("--out", type=Path, help="write the numbers to this JSON file")
     parser.add_argument("--figure", type=Path, help="write the figure to this file")
-    given = parser.parse_args()
+    parser.add_argument(
+        "--from", dest="files", nargs="+", type=Path, metavar="FILE", help="draw --figure from files of --out alone"
+    )
+    given = parser.parse_args(words)
+    if given.files is not None and given.figure is None:
+        parser.error("--from draws a figure and measures nothing: name the file of the figure by --figure")
     if given.quick:
         given.problems = [name for name in given.problems if name in QUICK] or given.problems[:1]
         given.nfe, given.tolerance, given.seconds = [8, 18, 35], [1e-3], 2.0
@@ -81,9 +88,36 @@ def accuracy(given: argparse.Namespace, problems: Sequence[Problem], peers: Any)
     rows = [row for p in problems for row in progress(measure.accuracy(p, methods, given.nfe), f"accuracy, {p.name}")]
     report.print_accuracy(rows)
     if given.figure is not None:
-        floors = {p.name: p.reference().floor for p in problems}
-        save_figure(report.figure(rows, floors, ours.DRAWN, {p.name: p.title for p in problems}), given.figure)
+        draw(rows, [described(p) for p in problems], given.figure)
     return rows
+
+
+def described(problem: Problem) -> dict[str, Any]:
+    """What the JSON file holds of a problem."""
+    return {
+        "name": problem.name,
+        "title": problem.title,
+        "sigma_data": problem.sigma_data,
+        "starts": problem.starts,
+        "floor": problem.reference().floor,
+    }
+
+
+def draw(rows: Rows, problems: Rows, path: Path) -> None:
+    """The figure of accuracy at budgets."""
+    floors, titles = ({p["name"]: p[key] for p in problems} for key in ("floor", "title"))
+    save_figure(report.figure(rows, floors, ours.DRAWN, titles), path)
+
+
+def drawn_again(files: Sequence[Path], path: Path) -> None:
+    """The figure from what earlier runs wrote: the problems of all files, in their order."""
+    contents = [json.loads(file.read_text(encoding="utf-8")) for file in files]
+    for file, content in zip(files, contents, strict=True):
+        if not {"accuracy", "problems"} <= content.keys():
+            raise SystemExit(f"--from must name files that --what accuracy --out wrote, got {file} without accuracy")
+    rows, problems = ([row for content in contents for row in content[key]] for key in ("accuracy", "problems"))
+    # Null stands for what was not finite.
+    draw([{k: math.nan if v is None else v for k, v in row.items()} for row in rows], problems, path)
 
 
 def tolerance(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
@@ -118,9 +152,12 @@ def timing(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -
 MEASUREMENTS = {"accuracy": accuracy, "tolerance": tolerance, "distribution": distribution, "overhead": timing}
 
 
-def main() -> None:
+def main(words: Sequence[str] | None = None) -> None:
     """Measure, print, write."""
-    given = arguments()
+    given = arguments(words)
+    if given.files is not None:
+        drawn_again(given.files, given.figure)
+        return
     torch.set_num_threads(given.threads)
     peers: Any = None
     if given.peers:
@@ -128,11 +165,8 @@ def main() -> None:
     problems = [problem(name) for name in given.problems]
     if given.checkpoint is not None:
         problems.append(network(given.checkpoint))
-    described = [
-        {"name": p.name, "title": p.title, "sigma_data": p.sigma_data, "starts": p.starts, "floor": p.reference().floor}
-        for p in problems
-    ]
-    content: dict[str, Any] = {"machine": machine(getattr(peers, "PACKAGES", ())), "problems": described}
+    versions = machine(getattr(peers, "PACKAGES", ()))
+    content: dict[str, Any] = {"machine": versions, "problems": [described(p) for p in problems]}
     for what in given.what:
         content[what] = MEASUREMENTS[what](given, problems, peers)
     if given.out is not None:

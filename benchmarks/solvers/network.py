@@ -55,5 +55,7 @@ class NetworkProblem(Problem):
 def network(checkpoint: str) -> NetworkProblem:
     """The problem of a checkpoint, or of a run's newest."""
     denoiser = load_denoiser(checkpoint)
-    title = f"{Path(find_checkpoint(checkpoint)).name} images into training, {denoiser.event_shape}"
+    trained = Path(find_checkpoint(checkpoint)).name
+    images = f", trained on {int(trained):,} images" if trained.isdecimal() else ""
+    title = f"a network for {'×'.join(map(str, denoiser.event_shape[1:]))} pixels{images}"
     return NetworkProblem("network", title, InTurn(denoiser), denoiser.sigma_data, STARTS)

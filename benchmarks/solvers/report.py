@@ -124,11 +124,12 @@ def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str
     drawn = Figure(figsize=(3.1 * columns, 2.6 * lines + 0.9), layout="constrained")
     grid = drawn.subplots(lines, columns, squeeze=False, sharex=True)
     ours = [name for name in shown if any(title(row) == f"{OURS}: {name}" for row in rows)]
+    everywhere = sorted({row["budget"] for row in rows})
     for axes, problem in zip(grid.flat, problems, strict=False):
         mine = [row for row in rows if row["problem"] == problem]
         plain(axes)
         axes.set(xscale="log", yscale="log")
-        axes.set_title(textwrap.fill(titles[problem], 34), fontsize=9)
+        axes.set_title(textwrap.fill(titles[problem], 38), fontsize=9)
         axes.axhspan(floors[problem] / 1e3, floors[problem], color=SHADE, zorder=0.5)
         for name in dict.fromkeys(title(row) for row in mine if row["library"] != OURS):
             axes.plot(*_line(mine, name), color=SHADE, linewidth=0.8, label="each peer", zorder=1)
@@ -150,7 +151,7 @@ def figure(rows: Sequence[Row], floors: Mapping[str, float], shown: Sequence[str
         positive = [row["median"] for row in mine if row.get("median", 0) > 0]
         if positive:
             axes.set_ylim(max(min(positive) / 2, 1e-9), min(max(positive) * 2, 3))
-        axes.set_xticks(budgets, map(str, budgets), fontsize=8)
+        axes.set_xticks(everywhere, map(str, everywhere), fontsize=8)
         axes.set_xticks([], minor=True)
     for axes in grid.flat[len(problems) :]:
         axes.remove()

@@ -151,7 +151,7 @@ def test_captions_stand_above_their_columns_and_downwards_where_they_are_too_lon
         strip = found[: -len(grid), :, 0]
         assert (strip[:, :32] < 128).any()
         assert (strip[:, 33:] < 128).any()
-        assert (strip[0] == 255).all()
+        assert (strip[:4] == 255).all()
     assert len(upright) < len(down)
     assert captioned(image_grid(torch.zeros(2, 1, 8, 8), 2), ["0", "1"]).shape[2] == 1
     with pytest.raises(ValueError, match="number of captions"):

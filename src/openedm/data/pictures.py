@@ -38,6 +38,8 @@ Pixels = UInt8[np.ndarray, "rows columns bands"]
 IMAGE_CHANNELS = (1, 3, 4)
 CAPTION_POINTS = 11
 """The size of texts above the columns of a grid."""
+CAPTION_MARGIN = 5
+"""Pixels of background above those texts."""
 MAX_CLASS_COLUMNS = 20
 """The largest number of classes with a column each in a grid."""
 """The numbers of channels that an image file can hold: grey, RGB, RGB with alpha."""
@@ -140,7 +142,7 @@ def captioned(
     boxes = [font.getbbox(text) for text in captions]
     longest, tallest = (max(int(box[side]) for box in boxes) for side in (2, 3))
     upright = longest <= right - padding
-    tall = (tallest if upright else longest) + 2
+    tall = (tallest if upright else longest) + CAPTION_MARGIN + 1
     strip = Image.new("L", (width, tall), 255)
     for i, (text, box) in enumerate(zip(captions, boxes, strict=True)):
         tile = Image.new("L", (int(box[2]), tallest), 255)

@@ -18,10 +18,11 @@ PANEL = 1.3
 
 
 def jumps(runs: Mapping[str, Sequence[State]], samples: int = 4, columns: int = 8) -> Figure:
-    """The estimate x̂ of the sample at each evaluation, one row of panels for each run.
+    """The estimate x̂ of the sample at each evaluation, the panels of a run side by side.
 
-    Images are shown one below the other. Points in two dimensions are shown with a line from the estimate before, so
-    that a row shows how far each evaluation moves it.
+    Short runs share a row of panels where all of theirs, and an empty one between them, find room in it. Images are
+    shown one below the other. Points in two dimensions are shown with a line from the estimate before, so that a row
+    shows how far each evaluation moves it.
 
     Args:
         runs: a title and the states of one sampling run, all of the same seeds, such as those of a teacher and of the
@@ -41,22 +42,42 @@ def jumps(runs: Mapping[str, Sequence[State]], samples: int = 4, columns: int = 
     is_image = len(shape) == 4
     if not is_image and (len(shape) != 2 or shape[1] != 2):
         raise ValueError(f"runs must hold images or points in two dimensions, got samples of shape {tuple(shape[1:])}")
-    width = max(map(len, chosen.values()))
+    places = _places([len(states) for states in chosen.values()])
+    rows, width = places[-1][0] + 1, max(map(len, chosen.values()))
     height = PANEL * (0.8 * min(samples, shape[0]) if is_image else 1.0) + 0.35
-    figure = Figure(figsize=(1.2 + PANEL * width, height * len(runs)), layout="constrained")
-    grid = figure.subplots(len(runs), width, squeeze=False)
-    for row, (title, states) in zip(grid, chosen.items(), strict=True):
-        for axes in row:
+    figure = Figure(figsize=(1.2 + PANEL * width, height * rows), layout="constrained")
+    grid = figure.add_gridspec(rows, width)
+    for (row, left), (title, states) in zip(places, chosen.items(), strict=True):
+        for i, state in enumerate(states):
+            axes = figure.add_subplot(grid[row, left + i])
             axes.set_axis_off()
-        for i, (axes, state) in enumerate(zip(row, states, strict=False)):
             axes.set_title(f"σ = {format_sigma(state.sigma)}", fontsize=9, color=GREY)
             if is_image:
                 pixels = image_grid(state.denoised[:samples], 1)
                 axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray", vmin=0, vmax=255)
             else:
                 _draw_points(axes, [s.denoised for s in states], i)
-        row[0].text(-0.15, 0.5, title, transform=row[0].transAxes, fontsize=10, rotation=90, va="center", ha="right")
+            if i == 0:
+                axes.text(
+                    -0.15, 0.5, title, transform=axes.transAxes, fontsize=10, rotation=90, va="center", ha="right"
+                )
     return figure
+
+
+def _places(lengths: Sequence[int]) -> list[tuple[int, int]]:
+    """The row and the first column of each run, in their order, in rows as wide as the longest run.
+
+    >>> _places([8, 2, 1]), _places([3, 3]), _places([1, 4])
+    ([(0, 0), (1, 0), (1, 3)], [(0, 0), (1, 0)], [(0, 0), (1, 0)])
+    """
+    found = []
+    row = left = 0
+    for length in lengths:
+        if left and left + length > max(lengths):
+            row, left = row + 1, 0
+        found.append((row, left))
+        left += length + 1
+    return found
 
 
 def _evaluations(states: Sequence[State], columns: int) -> list[State]:
