@@ -14,7 +14,7 @@ import studies
 import torch
 from torch import Tensor
 
-from openedm.inference import LogNormal, fit, simulate
+from openedm.inference import LogNormal
 from openedm.inference.tasks import Task
 from openedm.inference.tasks.dynamics import trajectory
 
@@ -74,9 +74,7 @@ def main(given: Sequence[str] | None = None) -> None:
     options = studies.arguments(__doc__.splitlines()[0], given)
     task = Influenza()
     budget = studies.Budget.quick(task.dim, task.x_shape) if options.quick else studies.Budget(options.simulations)
-    studies.say(f"{budget.simulations} simulations, and the fit …")
-    simulations = simulate(task.simulate, task.prior, budget.simulations, batched=True, seed=options.seed)
-    posterior = fit(simulations.theta, simulations.x, task.prior, seed=options.seed, settings=budget.settings)
+    posterior = studies.fitted(task, budget, options)
     studies.evidence(posterior, task, OBSERVED, budget, options.out, LABELS, predictions, options.seed)
 
 

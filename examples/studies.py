@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from torch import Tensor
 
-from openedm.inference import DenoiserPosterior, Refinement, Settings, calibrate, predictive_check, simulate
+from openedm.inference import DenoiserPosterior, Refinement, Settings, calibrate, fit, load, predictive_check, simulate
 from openedm.inference.tasks import Task
 from openedm.metrics.c2st import c2st
 from openedm.plots import calibration_plot, pair_plot, posterior_trajectories, predictive_plot, save_figure
@@ -59,13 +59,32 @@ class Budget:
 
 
 def arguments(description: str, given: Sequence[str] | None) -> argparse.Namespace:
-    """--out, --simulations, --seed, --quick."""
+    """--out, --posterior, --simulations, --seed, --quick."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--out", type=Path, required=True, help="folder for figures and numbers")
+    parser.add_argument("--posterior", type=Path, help="draw from OUT/posterior of an earlier run, and fit nothing")
     parser.add_argument("--simulations", type=int, default=Budget.simulations, help="that the posterior is fitted to")
     parser.add_argument("--seed", type=int, default=0, help="of everything")
     parser.add_argument("--quick", action="store_true", help="seconds instead of minutes, and numbers without meaning")
-    return parser.parse_args(given)
+    options = parser.parse_args(given)
+    if options.posterior is None and (options.out / "posterior").exists():
+        parser.error(f"--out must not hold a posterior: draw from it by --posterior {options.out}/posterior")
+    if options.posterior is not None and not options.posterior.is_dir():
+        parser.error(f"--posterior must name a folder that an earlier run wrote, got {options.posterior}")
+    return options
+
+
+def fitted(task: Task, budget: Budget, options: argparse.Namespace) -> DenoiserPosterior:
+    """The posterior of an earlier run, or a new one, which is saved in OUT/posterior."""
+    if options.posterior is not None:
+        found = load(options.posterior)
+        assert isinstance(found, DenoiserPosterior)
+        return found
+    say(f"{budget.simulations} simulations, and the fit …")
+    simulations = simulate(task.simulate, task.prior, budget.simulations, batched=True, seed=options.seed)
+    posterior = fit(simulations.theta, simulations.x, task.prior, seed=options.seed, settings=budget.settings)
+    posterior.save(options.out / "posterior")
+    return posterior
 
 
 def evidence(

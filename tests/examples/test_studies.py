@@ -136,8 +136,22 @@ def test_walkers_that_disagree_have_a_large_r_hat(examples):
 def test_one_command_draws_all_figures_and_tells_the_numbers(examples, tmp_path, capsys, without_type_checker):
     examples["influenza"].main(["--out", str(tmp_path), "--quick"])
     names = {"pairs.png", "predictive.png", "calibration.png", "trajectories.png", "summary.json", "table.md"}
-    assert {path.name for path in tmp_path.iterdir()} == names
+    assert {path.name for path in tmp_path.iterdir()} == names | {"posterior"}
     summary = json.loads((tmp_path / "summary.json").read_text())
     assert [row["name"] for row in summary["parameters"]] == ["beta", "gamma", "I0", "phi"]
     assert "| beta |" in (tmp_path / "table.md").read_text()
     assert "SBC" in capsys.readouterr().out
+    again, saved = tmp_path / "again", str(tmp_path / "posterior")
+    examples["influenza"].main(["--out", str(again), "--quick", "--posterior", saved])
+    assert {path.name for path in again.iterdir()} == names
+    assert (again / "table.md").read_text() == (tmp_path / "table.md").read_text()
+
+
+def test_a_saved_posterior_is_not_written_over_and_must_be_there_to_be_drawn(examples, tmp_path, capsys):
+    (tmp_path / "posterior").mkdir()
+    with pytest.raises(SystemExit):
+        examples["lynx_hare"].main(["--out", str(tmp_path), "--quick"])
+    assert "--out must not hold a posterior: draw from it by --posterior" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        examples["lynx_hare"].main(["--out", str(tmp_path), "--quick", "--posterior", str(tmp_path / "none")])
+    assert "--posterior must name a folder that an earlier run wrote" in capsys.readouterr().err
