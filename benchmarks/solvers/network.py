@@ -56,6 +56,5 @@ def network(checkpoint: str) -> NetworkProblem:
     """The problem of a checkpoint, or of a run's newest."""
     denoiser = load_denoiser(checkpoint)
     trained = Path(find_checkpoint(checkpoint)).name
-    images = f", trained on {int(trained):,} images" if trained.isdecimal() else ""
-    title = f"a network for {'×'.join(map(str, denoiser.event_shape[1:]))} pixels{images}"
+    title = f"a network trained on {int(trained):,} images" if trained.isdecimal() else "a trained network"
     return NetworkProblem("network", title, InTurn(denoiser), denoiser.sigma_data, STARTS)
