@@ -50,7 +50,7 @@ def minimise(
     Args:
         gradient: given the number of a step, computes the loss, calls `backward` (once, or for each part of a batch)
             and returns the loss, a tensor of one number. Gradients are None when it is called.
-        optimizer: the optimiser of the parameters.
+        optimizer: the optimiser of the parameters; a group's "lr_factor", if it has one, multiplies its learning rate.
         steps: numbers of the steps; `range(1000)`, or an iterator without end whose caller breaks.
         learning_rate: given the number of a step, its learning rate.
         clip_norm: gradients are scaled down to this norm; None leaves them unchanged.
@@ -90,7 +90,7 @@ def minimise(
         rate, taken = learning_rate(number), math.isfinite(loss_value) and math.isfinite(norm_value)
         if taken:
             for group in optimizer.param_groups:
-                group["lr"] = rate
+                group["lr"] = rate * group.get("lr_factor", 1.0)
             optimizer.step()
         yield OptimiserStep(number, loss_value, norm_value, rate, taken)
 

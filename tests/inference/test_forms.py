@@ -14,7 +14,7 @@ from openedm.networks.mlp import ConditionalMLP
 OPTIONS = MixtureOptions(
     members=1,
     components=(1,),
-    structures=("scaled", "counts"),
+    structures=("scaled", "counts", "totals"),
     width=8,
     num_blocks=1,
     pilot_steps=60,
@@ -44,6 +44,12 @@ def test_counts_are_learned_as_counts() -> None:
     assert choose_form(forms_of(counted()), U, OPTIONS, counts=True) == Form(1, "counts", 1)
     bits = (noise(600, 6) < U * torch.linspace(-1, 1, 6)).float()
     assert choose_form(forms_of(bits), U, OPTIONS, counts=True) == Form(1, "counts", 1)
+
+
+def test_counts_of_a_total_are_learned_as_such() -> None:
+    shares = torch.sigmoid(2 * U * torch.linspace(-1, 1, 6) + 0.5)
+    counts = torch.binomial(torch.full_like(shares, 30.0), shares, generator=torch.Generator().manual_seed(5))
+    assert choose_form(forms_of(counts), U, OPTIONS, counts=True) == Form(1, "totals", 1)
 
 
 def test_integers_that_are_far_from_counts_are_not() -> None:

@@ -5,14 +5,16 @@ import math
 import pytest
 import torch
 
+from openedm.inference.mixtures import fit_mixture
+from openedm.inference.settings import MixtureOptions
 from openedm.networks.structured import build_mixture
 
 
-def counting(dim: int = 3, components: int = 1, curve: bool = False):
+def counting(dim: int = 3, components: int = 1, curve: bool = False, structure: str = "counts"):
     """A mixture of two members that depends on its condition."""
     torch.manual_seed(0)
     sizes = {"members": 2, "components": components, "width": 8, "num_blocks": 1}
-    mixture = build_mixture("counts", 2, dim, curve=curve, **sizes)
+    mixture = build_mixture(structure, 2, dim, curve=curve, **sizes)
     with torch.no_grad():
         for parameter in mixture.parameters():
             parameter += 0.3 * torch.randn_like(parameter)
@@ -48,8 +50,9 @@ def test_large_counts_do_not_cancel() -> None:
     torch.testing.assert_close(mixture.each_log_prob(n.float(), u).double(), exact, rtol=1e-4, atol=1e-3)
 
 
-def test_zeros_and_ones_are_learned_as_such() -> None:
-    mixture, u = counting(dim=2), torch.randn(500, 2)
+@pytest.mark.parametrize("structure", ["counts", "totals"])
+def test_zeros_and_ones_are_learned_as_such(structure: str) -> None:
+    mixture, u = counting(dim=2, structure=structure), torch.randn(500, 2)
     y = torch.stack([torch.bernoulli(torch.full((500,), 0.3)), torch.poisson(torch.full((500,), 2.0))], 1)
     mixture.fit_linear(y, u)
     assert mixture.binary[0, 0].tolist() == [True, False]
@@ -75,8 +78,59 @@ def test_draws_have_mean_and_variance_of_the_distribution() -> None:
     torch.testing.assert_close(drawn.std(0), spread, rtol=0.05, atol=0)
 
 
-def test_rows_of_several_observations_in_any_order_have_their_own_density() -> None:
-    mixture, u = counting(components=2), torch.randn(60, 2)
+def of_totals(*totals: float, components: int = 1):
+    """A mixture of two members whose totals are these."""
+    mixture = counting(len(totals), components, structure="totals")
+    mixture.largest.copy_(torch.tensor(totals) - 1)
+    mixture.start.fill_(1)
+    mixture.log_size.zero_()
+    return mixture
+
+
+@pytest.mark.parametrize("totals", [(1.0, 7.0, 60.0), (1e3, 1e5, 3e6)])
+def test_counts_of_a_total_have_binomial_distributions(totals: tuple[float, ...]) -> None:
+    mixture, u, total = of_totals(*totals), torch.randn(40, 2), torch.tensor(totals, dtype=torch.float64)
+    with torch.no_grad():
+        mixture.linear.bias[..., 1:] += (total / 2).log().float()
+    odds = mixture._outputs(u.expand(2, -1, -1))[:, :, 0, 1:].double() - total.log()
+    exact = torch.distributions.Binomial(total, logits=odds)
+    drawn = torch.binomial(total.expand(40, 3), odds[0].sigmoid())
+    for n in (drawn, torch.zeros(40, 3), total.expand(40, 3)):
+        found = mixture.each_log_prob(n.float(), u).double()
+        torch.testing.assert_close(found, exact.log_prob(n.double()).sum(-1), rtol=1e-4, atol=1e-3)
+    highest = mixture.each_log_prob(total.float().expand(40, 3), u)
+    above = mixture.each_log_prob((total + torch.tensor([5.0, 0.0, 0.0])).float().expand(40, 3), u)
+    torch.testing.assert_close(
+        highest - above, torch.full((2, 40), 14 + 5 * math.log(2)), rtol=1e-4, atol=1e-3 + 4e-7 * totals[-1]
+    )
+
+
+def test_draws_of_totals_have_mean_and_variance_of_the_distribution() -> None:
+    mixture, u = of_totals(9.0, 1.0, 400.0), torch.tensor([[0.4, -1.0]]).expand(40_000, 2)
+    drawn = mixture.member(1).sample(u, torch.Generator().manual_seed(0))
+    total = torch.tensor([9.0, 1.0, 400.0])
+    p = (mixture._outputs(u[:1].expand(2, 1, 2))[1, 0, 0, 1:] - total.log()).sigmoid()
+    spread = (total * p * (1 - p) + 1 / 12).sqrt()
+    torch.testing.assert_close(drawn.mean(0), total * p, rtol=0, atol=float(5 * spread.max() / 200))
+    torch.testing.assert_close(drawn.std(0), spread, rtol=0.05, atol=0)
+    assert bool((drawn.round() <= total).all())
+
+
+def test_totals_that_differ_between_columns_are_learned() -> None:
+    total, generator = torch.tensor([20.0, 100.0, 1000.0]), torch.Generator().manual_seed(0)
+    u = 3.4 * torch.rand(1000, 1, generator=generator) - 1.7
+    y = torch.binomial(total.expand(1000, 3), (u + torch.tensor([0.5, 0.0, -1.0])).sigmoid(), generator=generator)
+    options = MixtureOptions(members=1, width=8, num_blocks=1, steps=800, learning_rate=4e-3)
+    fitted = {s: fit_mixture(y, u, options, 1, structure=s) for s in ("counts", "totals")}
+    size = fitted["totals"].mixture.size.flatten()
+    torch.testing.assert_close(size, total, rtol=0.15, atol=0)
+    assert torch.equal(size, size.round())
+    assert fitted["totals"].log_prob > fitted["counts"].log_prob + 0.3
+
+
+@pytest.mark.parametrize("structure", ["counts", "totals"])
+def test_rows_of_several_observations_in_any_order_have_their_own_density(structure: str) -> None:
+    mixture, u = counting(components=2, structure=structure), torch.randn(60, 2)
     kinds = torch.poisson(torch.rand(3, 3) * 5)
     y = kinds[torch.randint(3, (60,))]
     each = torch.cat([mixture.each_log_prob(y[i : i + 1], u[i : i + 1]) for i in range(60)], 1)

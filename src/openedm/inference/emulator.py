@@ -46,7 +46,7 @@ MIN_INDEPENDENT = 8
 MOST_COUNTS = 512
 """Columns of counts that are modelled as they are, where other data with as many would be summarised."""
 
-SPECIAL = ("independent", "heavy", "stationary", "counts")
+SPECIAL = ("independent", "heavy", "stationary", "counts", "totals")
 """Structures for columns of a certain kind only."""
 
 
@@ -59,7 +59,7 @@ class Form(NamedTuple):
     curve: bool = False
 
 
-CURVED = ("counts",)
+CURVED = ("counts", "totals")
 """Structures whose columns may share one function of their place: of others the gain is smaller, and single members may
 learn a curve badly, which widens posteriors."""
 
@@ -181,7 +181,8 @@ def choose_form(
         exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and alone.
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
         steady: whether columns may be a process in its steady state; only then "stationary" is tried, with each form.
-        counts: whether the last form are counts as they are; "counts" is tried with it alone, and nothing else.
+        counts: whether the last form are counts as they are; "counts" and, unless all are 0 or 1, "totals" are
+            tried with it, and nothing else.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
@@ -202,8 +203,9 @@ def choose_form(
     for structure in [s for s, may in further if may and not exchangeable and s in options.structures]:
         place = 0 if structure == "stationary" else 1
         tried[place:place] = [Form(i, structure, 1) for i in others]
-    if counts and "counts" in options.structures:
-        tried.insert(0, Form(len(forms) - 1, "counts", 1))
+    if counts:
+        may = ("counts", "totals") if float(forms[-1][0].max()) > 1.5 else ("counts",)
+        tried[:0] = [Form(len(forms) - 1, s, 1) for s in may if s in options.structures]
     if len(tried) == 1:
         return tried[0]
     highest = max(trial(form, short) for form in tried)

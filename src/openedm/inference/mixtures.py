@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -18,6 +19,9 @@ __all__ = ["FittedMixture", "fit_mixture", "folds"]
 
 CURVE_VALUES, FEWEST_ROWS, CURVE_RATE = 2048, 32, 2.5
 """Numbers of a member's batch and its fewest rows, and the factor of the learning rate, where columns are a curve."""
+
+FAST = 10.0
+"""The factor of the learning rate of parameters that are `fast`."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +83,7 @@ def fit_mixture(
     mixture = _initial(y, u, options, components, structure, curve, seed)
     average, kept = copy.deepcopy(mixture), copy.deepcopy(mixture)
     best = BestLoss(-_log_prob(average, *held_out))
-    optimizer = torch.optim.AdamW(mixture.parameters(), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
+    optimizer = torch.optim.AdamW(_groups(mixture), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
     batches = _batches(training, options.batch_size, generator)
 
     def gradient(_: int) -> Tensor:
@@ -101,6 +105,13 @@ def fit_mixture(
     if not bool(best.lowest.isfinite().all()):
         raise FloatingPointError(f"the likelihood of held-out rows is not finite: {(-best.lowest).tolist()}")
     return FittedMixture(kept.eval().requires_grad_(False), float((-best.lowest).mean()), step.number)
+
+
+def _groups(mixture: ConditionalMixture) -> list[dict[str, Any]]:
+    """The parameters, and those that are learned faster."""
+    named = dict(mixture.named_parameters())
+    fast = [named.pop(name) for name in mixture.fast]
+    return [{"params": list(named.values())}, {"params": fast, "lr_factor": FAST}][: 2 if fast else 1]
 
 
 def _initial(

@@ -1,23 +1,26 @@
-"""Counts, and columns of zeros and ones: distributions of integers whose means depend on u.
+"""Counts, counts of a total, and columns of zeros and ones: distributions of integers whose means depend on u.
 
     counts       q(n | u) = Γ(n + r)/(Γ(r) n!) · (r/(r + μ))ʳ (μ/(r + μ))ⁿ,     μ = e^η(u)
+    totals       q(n | u) = T!/(n! (T − n)!) · pⁿ (1 − p)^(T − n),              p/(1 − p) = e^η(u)/T
     0 and 1      q(1 | u) = 1/(1 + e^−η(u))
 
-The negative binomial distribution is Poisson's for large r, a number of each column; its variance is μ + μ²/r.
-Densities are those of n + v with v uniform in ±½, so that they can be compared with those of Gaussians. Negative
-numbers, and others than 0 and 1 where all simulations had these, have a small density that does not depend on u.
+The negative binomial distribution is Poisson's for large r, a number of each column; its variance is μ + μ²/r. How many
+of T persons are ill or of T trials succeed varies less than that, by T p (1 − p); T, a number of each column that no
+simulation exceeds, is learned, too. Densities are those of n + v with v uniform in ±½, so that they can be compared
+with those of Gaussians. Negative numbers, and others than 0 and 1 where all simulations had these, have a small density
+that does not depend on u. More than a total is taken as the total, as much less likely.
 """
 
 import math
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
 from openedm.networks.mixtures import ConditionalMixture, Outputs
 
-__all__ = ["CountMixture"]
+__all__ = ["CountMixture", "TotalMixture"]
 
 LARGEST, START = 12.0, 3.0
 """ln r is kept between the negative of the first and itself, and starts at the second."""
@@ -26,6 +29,9 @@ MAX_LOG_MEAN = 40.0
 
 LOG_OUTSIDE = -14.0
 """ln of the density of what no count is, less ln 2 for each step away: whatever u is, so that it tells nothing of u."""
+
+ABOVE = 1.02
+"""A total starts from so many times the largest count."""
 
 
 class CountMixture(ConditionalMixture):
@@ -41,6 +47,7 @@ class CountMixture(ConditionalMixture):
 
     structure = "counts"
     curves = True
+    fast = ("log_size",)
 
     binary: Tensor
 
@@ -74,17 +81,22 @@ class CountMixture(ConditionalMixture):
     def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
         logits, eta = self._terms(outputs)
         n = y.round()[..., None, :]
-        near, size = n.clamp_min(0.5), self.size[:, None]
-        off = eta - near.log()
-        counts = self._at_mean(y) + n * off - (n + size) * (near * off.expm1() / (near + size)).log1p()
         outside = LOG_OUTSIDE - n.abs() * math.log(2)
         bits = torch.where(n <= 1, n * eta - nn.functional.softplus(eta), outside)
-        each = torch.where(n < 0, outside, torch.where(self.binary[:, None], bits, counts))
+        each = torch.where(n < 0, outside, torch.where(self.binary[:, None], bits, self._counts(y, n, eta)))
         result: Tensor = (logits.log_softmax(-1) + each.sum(-1)).logsumexp(-1)
         return result
 
+    def _counts(
+        self, y: Float[Tensor, "members rows dim"], n: Float[Tensor, "members rows one dim"], eta: Tensor
+    ) -> Float[Tensor, "members rows components dim"]:
+        """ln q(n | η) of negative binomial distributions."""
+        near, size = n.clamp_min(0.5), self.size[:, None]
+        off = eta - near.log()
+        return self._at_mean(y) + n * off - (n + size) * (near * off.expm1() / (near + size)).log1p()
+
     def _at_mean(self, y: Float[Tensor, "members rows dim"]) -> Float[Tensor, "members rows components dim"]:
-        """ln q of negative binomial distributions whose mean is n, or a half for 0.
+        """ln q of distributions whose mean is n, or near it where that cannot be.
 
         Densities are computed from these, so that large numbers do not cancel. Of one observation at many u, rows that
         follow on an equal one, they are not computed anew.
@@ -93,11 +105,13 @@ class CountMixture(ConditionalMixture):
         if y.stride(0) == 0:  # the same of all members
             different, inverse = torch.unique_consecutive(y[0], dim=0, return_inverse=True)
             y = different[None]
-        m = y.round().clamp_min(0)[:, :, None].double()
+        return self._highest(y.round().clamp_min(0)[:, :, None].double()).to(y)[:, inverse]
+
+    def _highest(self, m: Float64[Tensor, "some rows one dim"]) -> Float64[Tensor, "members rows components dim"]:
+        """ln q(m) of the distribution whose mean is m, or a half for 0."""
         mean, r = m.clamp_min(0.5), self.size[:, None].double()
         counts = (m + r).lgamma() - r.lgamma() - (m + 1).lgamma()
-        counts = counts + m * mean.log() + r * r.log() - (m + r) * (mean + r).log()
-        return counts.to(y)[:, inverse]
+        return counts + m * mean.log() + r * r.log() - (m + r) * (mean + r).log()
 
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
@@ -106,12 +120,21 @@ class CountMixture(ConditionalMixture):
         uniform = torch.rand(logits.shape[:2], generator=generator).to(u)
         chosen = (logits.softmax(-1).cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
         eta = eta.gather(2, chosen[..., None, None].expand(-1, -1, 1, self.dim))[:, :, 0].cpu()
-        size = self.size.gather(1, chosen[..., None].expand(-1, -1, self.dim)).cpu()
-        rates = torch._standard_gamma(size, generator) / size * eta.exp()
+        counts = self._draw(eta, chosen[..., None].expand(-1, -1, self.dim), generator)
         bits = torch.rand(eta.shape, generator=generator) < eta.sigmoid()
-        n = torch.where(self.binary.cpu(), bits.to(eta), torch.poisson(rates, generator))
+        n = torch.where(self.binary.cpu(), bits.to(eta), counts)
         y = (n + torch.rand(n.shape, generator=generator) - 0.5).to(u)
         return y.transpose(0, 1).flatten(0, 1)[: len(u)]
+
+    def _draw(
+        self,
+        eta: Float[Tensor, "members rows dim"],
+        chosen: Int64[Tensor, "members rows dim"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "members rows dim"]:
+        """Counts of the components that were chosen."""
+        size = self.size.gather(1, chosen).cpu()
+        return torch.poisson(torch._standard_gamma(size, generator) / size * eta.exp(), generator)
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
@@ -131,4 +154,76 @@ class CountMixture(ConditionalMixture):
         """Nothing: there is no factor."""
 
     def _empty(self) -> ConditionalMixture:
-        return CountMixture(self.condition_dim, self.dim, **self._sizes())
+        return type(self)(self.condition_dim, self.dim, **self._sizes())
+
+
+class TotalMixture(CountMixture):
+    """q(y | u) of integers y + v that are counts of a total: binomial distributions.
+
+    Args:
+        condition_dim, dim: dimensions of u and y.
+        sizes: those of `ConditionalMixture`.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    structure = "totals"
+
+    largest: Tensor
+    start: Tensor
+
+    def __init__(self, condition_dim: int, dim: int, **sizes: Any) -> None:
+        super().__init__(condition_dim, dim, **sizes)
+        with torch.no_grad():
+            self.log_size.zero_()
+        self.register_buffer("largest", torch.ones(self.members, 1, dim))
+        self.register_buffer("start", torch.ones(self.members, 1, dim))
+
+    @property
+    def size(self) -> Float[Tensor, "members components dim"]:
+        """T, an integer; its gradient is that of the number that is rounded."""
+        exact = self.largest + self.start * self.log_size.clamp(-LARGEST, LARGEST).exp()
+        return exact + (exact.round() - exact).detach()
+
+    def _counts(
+        self, y: Float[Tensor, "members rows dim"], n: Float[Tensor, "members rows one dim"], eta: Tensor
+    ) -> Float[Tensor, "members rows components dim"]:
+        """ln q(n | η) of binomial distributions."""
+        total = self.size[:, None]
+        above = (n - total).clamp_min(0)
+        n = n - above
+        near, rest = n.clamp_min(0.5), (total - n).clamp_min(0.5)
+        odds = near.log() - rest.log()
+        off = eta - total.log() - odds
+        close = (near / (near + rest) * off.clamp(-1, 1).expm1()).log1p()  # the difference of softplus, which cancels
+        far = nn.functional.softplus(odds + off) - nn.functional.softplus(odds)
+        counts = self._at_mean(y) + n * off - total * torch.where(off.abs() < 1, close, far)
+        return torch.where(above > 0, counts + LOG_OUTSIDE - above * math.log(2), counts)
+
+    def _highest(self, m: Float64[Tensor, "some rows one dim"]) -> Float64[Tensor, "members rows components dim"]:
+        """ln q(m) of the distribution whose odds are m to T − m, with a half for 0."""
+        total = self.size[:, None].double()
+        m = torch.minimum(m, total)
+        rest = total - m
+        odds = m.clamp_min(0.5).log() - rest.clamp_min(0.5).log()
+        ways = (total + 1).lgamma() - (m + 1).lgamma() - (rest + 1).lgamma()
+        return ways + m * odds - total * nn.functional.softplus(odds)
+
+    def _draw(
+        self,
+        eta: Float[Tensor, "members rows dim"],
+        chosen: Int64[Tensor, "members rows dim"],
+        generator: torch.Generator,
+    ) -> Float[Tensor, "members rows dim"]:
+        total = self.size.gather(1, chosen).cpu()
+        return torch.binomial(total, (eta - total.log()).sigmoid(), generator)
+
+    @torch.no_grad()
+    def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
+        """Start from η that is linear in u, with the same total for all columns, a little above the largest count."""
+        n = y.double().round()
+        largest = n.amax(0).clamp_min(1)
+        self.largest.copy_(largest.expand_as(self.largest))
+        self.start.copy_((ABOVE * largest.max() + 0.5 - largest).expand_as(self.start))
+        super().fit_linear(y, u)

@@ -100,6 +100,8 @@ class ConditionalMixture(ConditionalDensity):
 
     structure = "full"
     curves = False
+    fast: tuple[str, ...] = ()
+    """Parameters that one number of each column is made of, and that have a long way to go: their rate is larger."""
 
     _indices: Tensor
     _diagonal: Tensor

@@ -8,6 +8,7 @@
     stationary   P(u) has three diagonals whose entries are equal from the third row on, and so are all of μ(u)
                                                                             7 functions of u, whatever dim is
     counts       y_j have negative binomial distributions, or are 0 and 1           dim functions of u
+    totals       y_j have binomial distributions, or are 0 and 1                    dim functions of u
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
 
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
@@ -27,7 +28,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.counts import CountMixture
+from openedm.networks.counts import CountMixture, TotalMixture
 from openedm.networks.layers import seeded
 from openedm.networks.member_linear import MemberLinear
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
@@ -44,7 +45,7 @@ __all__ = [
 ]
 
 SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
-STRUCTURES = ("full", "banded", "scaled", "constant", "independent", "heavy", "stationary", "counts")
+STRUCTURES = ("full", "banded", "scaled", "constant", "independent", "heavy", "stationary", "counts", "totals")
 
 FREEDOM = 4.0
 """Degrees of freedom that a fit of Student's t distributions starts from; it ends between half and 200."""
@@ -57,7 +58,7 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         ValueError: an unknown structure, or a count is out of its range.
     """
     checks.one_of("structure", structure, STRUCTURES)
-    classes = (ConditionalMixture, IndependentMixture, HeavyMixture, StationaryMixture, CountMixture)
+    classes = (ConditionalMixture, IndependentMixture, HeavyMixture, StationaryMixture, CountMixture, TotalMixture)
     for cls in classes:
         if cls.structure == structure:
             return cls(condition_dim, dim, **sizes)
