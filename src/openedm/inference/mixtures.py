@@ -111,7 +111,8 @@ def _groups(mixture: ConditionalMixture) -> list[dict[str, Any]]:
     """The parameters, and those that are learned faster."""
     named = dict(mixture.named_parameters())
     fast = [named.pop(name) for name in mixture.fast]
-    return [{"params": list(named.values())}, {"params": fast, "lr_factor": FAST}][: 2 if fast else 1]
+    groups: list[dict[str, Any]] = [{"params": list(named.values())}]
+    return [*groups, {"params": fast, "lr_factor": FAST}] if fast else groups
 
 
 def _initial(
