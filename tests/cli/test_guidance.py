@@ -126,7 +126,7 @@ def test_samples_with_another_guidance_are_not_mixed_into_a_folder(
         ),
         (["--guiding={run}"], "guidance.weight must be other than 1"),
         (["--guiding={run}", "--guidance.weight=2"], "guiding must have other weights than the checkpoint, got"),
-        (["--guiding=nowhere", "--guidance.weight=2"], "nowhere is not a folder"),
+        (["--guiding=nowhere", "--guidance.weight=2"], "nowhere does not exist"),
         (["--guiding={digits}", "--guidance.weight=2"], "of the shape of main's, (2,), got (1, 8, 8)"),
         (["--guidance=Interva", "--guidance.weight=2"], "known: Constant, Interval, Piecewise"),
         (

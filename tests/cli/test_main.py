@@ -111,8 +111,8 @@ def test_arguments_that_cannot_be_read_end_with_status_2_and_one_line(arguments,
             ["train", "run", "--network=DDPMpp", "--network.model_channels=8", "--options.accumulate=3"],
             "batch_size must be a multiple of processes × accumulate = 3",
         ),
-        (["sample", "nowhere", "out"], "nowhere is not a folder"),
-        (["info", "nowhere"], "nowhere is not a folder"),
+        (["sample", "nowhere", "out"], "nowhere does not exist"),
+        (["info", "nowhere"], "nowhere does not exist"),
         (["evaluate", "nowhere"], "got 'nowhere', which does not exist"),
     ],
 )
@@ -130,7 +130,7 @@ def test_values_that_make_no_sense_end_with_status_1_one_line_and_nothing_writte
 
 def test_the_traceback_of_an_error_is_there_for_those_who_ask(openedm, monkeypatch):
     monkeypatch.setenv("OPENEDM_TRACEBACK", "1")
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
         openedm("info", "nowhere")
 
 

@@ -407,7 +407,7 @@ def test_a_checkpoint_that_is_damaged_is_an_error_on_one_line_that_names_the_fil
     assert str(path) in result.err
     result = openedm("sample", tmp_path / "nowhere", tmp_path / "out")
     assert result.status == 1
-    assert "nowhere is not a folder" in result.err
+    assert "nowhere does not exist" in result.err
 
 
 # Several processes.

@@ -30,6 +30,6 @@ def test_verify_prints_what_is_damaged_and_accepts_what_is_meant(toy_run, opened
     assert (drawn.status, drawn.out) == (1, "")
     assert f"{weights} was changed since it was written" in drawn.err
     assert openedm("verify", run, "--accept=true").out.startswith(f"accepted {weights}\naccepted ")
-    assert openedm("verify", weights).out == f"{folder}: 1 as written\n"
+    assert openedm("verify", weights).out == f"{weights}: 1 as written\n"
     assert openedm("sample", run, tmp_path / "s.npz", "--seeds=0-1", "--nfe=3").status == 0
     assert openedm("verify", tmp_path / "no").err.startswith("openedm verify: error: path must be a folder or a file")

@@ -296,7 +296,7 @@ def test_options_of_the_hub_are_refused_for_a_folder(checkpoint: Path) -> None:
         Pretrained.from_pretrained(checkpoint, revision="v1")
     with pytest.raises(ValueError, match=r"token must be left out .* got a value"):
         Pretrained.from_pretrained(str(checkpoint), token="secret")
-    with pytest.raises(ValueError, match=r"config\.json is not a folder"):
+    with pytest.raises(ValueError, match=r"config\.json is a file"):
         Pretrained.from_pretrained(checkpoint / "config.json")
     assert_same(Pretrained.from_pretrained(checkpoint, local_files_only=True, revision=None), checkpoint)
 

@@ -385,7 +385,7 @@ def test_weights_that_do_not_fit_are_an_error_that_names_the_tensor_and_the_chec
 def test_a_place_without_checkpoints_is_an_error_that_says_so(tmp_path):
     with pytest.raises(ValueError, match="has no checkpoint: give a checkpoint"):
         load_denoiser(tmp_path)
-    with pytest.raises(ValueError, match="nowhere is not a folder"):
+    with pytest.raises(ValueError, match="nowhere does not exist"):
         load_denoiser(tmp_path / "nowhere")
 
 

@@ -62,7 +62,7 @@ def test_what_cannot_start_a_run_is_refused(first: Path) -> None:
     other = Model.for_data(X, NET, preconditioning.VP())
     with pytest.raises(ValueError, match="preconditioning must be that of init"):
         Trainer(other, X, options=QUICK, init=first)
-    with pytest.raises(ValueError, match="is not a folder"):
+    with pytest.raises(ValueError, match="does not exist"):
         Trainer(Model.for_data(X, NET), X, options=QUICK, init="no-such-run")
     with pytest.raises(TypeError, match="init must be the path of a checkpoint"):
         Trainer(Model.for_data(X, NET), X, options=QUICK, init=5)  # type: ignore[arg-type]

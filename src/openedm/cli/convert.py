@@ -32,6 +32,8 @@ def convert(
         vae: for a network of EDM2 of latents: the folder of Stable Diffusion's autoencoder, or its name on the Hugging
             Face Hub. Samples of the checkpoint are then decoded pictures.
     """
+    if not Path(source).exists():
+        raise ValueError(f"source must be a file or a checkpoint, got {source!r}, which does not exist")
     if Path(source).is_dir():
         if vae is not None:
             raise ValueError(f"vae must not be given with a checkpoint, which knows its autoencoder, got {vae!r}")
@@ -63,9 +65,9 @@ def _to_checkpoint(source: Path, out: Path, key: str, weights: str, vae: str | N
 def _to_published(source: Path, out: Path, key: str, weights: Literal["ema", "raw"]) -> None:
     if key != "ema":
         raise ValueError(f"key must be 'ema' for a checkpoint, got {key!r}")
-    new_published(out, "out")
     folder = find_checkpoint(source)
     model = read_model(folder)
+    new_published(out, "out")
     published = publish(model, load_denoiser(folder, weights))
     write_published(out, published)
     print(_describe_content(published))

@@ -80,9 +80,12 @@ def without_jargon(text: str) -> str:
     "a C: there is no option 'd'"
     >>> without_jargon("Parser key 'a': Problem with given class_path 'b.C': the following arguments are required: d")
     'a C: d must be given'
+    >>> without_jargon("Group 'options' does not accept option 'imges'")
+    "options: there is no option 'imges'"
     """
     text = PLACE.sub(lambda found: f"{found['key']}{' ' if found['name'] else ''}{found['name'] or ''}: ", text)
     text = re.sub(r"(?<=: )Option '(\w+)' is not accepted", r"there is no option '\1'", text)
+    text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"\1: there is no option '\2'", text)
     text = NO_FILE.sub(r"\1 must be given by its options, which --\1.help lists, or a file of them, got \2", text)
     return REQUIRED.sub(r"\1 must be given", text)
 

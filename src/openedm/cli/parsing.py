@@ -19,6 +19,7 @@ from openedm.cli.importing import check_known_classes, import_modules, is_record
 from openedm.cli.plain import (
     Plain,
     arguments_of,
+    check_given_once,
     class_of,
     expand,
     fields_of,
@@ -210,12 +211,14 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     plain |= _replaced_defaults(options, {names[0] for names, _, _ in typed})
     _check_exclusive(options, typed)
     left: list[str | None] = list(arguments)
+    paths: dict[Names, str] = {}
     for names, text, where in typed:
         kind = _type_of(options, plain, names)
         value = _parse_yaml(text)
         if is_choice(kind) and isinstance(value, int | float):
             value = _path_or_error(kind, plain, names, text)
         value = expand(kind, value)
+        check_given_once(names, value, paths)
         if kind is dict or (isinstance(value, dict) and is_choice(kind)):
             nested = functools.reduce(lambda inner, name: {name: inner}, reversed(names[1:]), value)
             plain[names[0]] = overlay(options[names[0]].kind, plain.get(names[0]), nested)
@@ -276,7 +279,8 @@ def explain(command: Command, message: str) -> str:
     text, options = simplify(message), options_of(command)
     named = re.match(r'Parser key "([\w.]+)"', message)
     kind: Any = _type_of(options, {}, tuple(named[1].split("."))) if named else None
-    near = suggestion(text, {name: option.kind for name, option in options.items()}, kind)
+    required = [name for name, option in options.items() if option.default is REQUIRED]
+    near = suggestion(text, {name: option.kind for name, option in options.items()}, kind, required)
     if is_abstract(kind) and "Problem with given class_path" not in text:
         known = "".join(f"{c.__name__}, " for c in known_classes(kind)).removesuffix(", ")
         if kind is Source:

@@ -108,6 +108,24 @@ def expand(kind: Any, value: Any) -> Any:
     return upgrade(value) if isinstance(value, dict) else value
 
 
+def check_given_once(names: tuple[str, ...], value: Any, paths: dict[tuple[str, ...], str]) -> None:
+    """Refuse `--data photos --data.path others`, of which one would have no effect.
+
+    Args:
+        names: an option, and the fields inside its value.
+        value: what was given for it, without abbreviations; options are checked before fields inside them.
+        paths: of the fields that options given before hold, which this one is added to.
+
+    Raises:
+        ValueError: a field is given by its option and by its own name.
+    """
+    if names in paths and paths[names] != value:
+        option = ".".join(names[:-1])
+        raise ValueError(f"{option} and {'.'.join(names)} must not both be given, got {paths[names]} and {value}")
+    fields = fields_of(value) if isinstance(value, dict) else {}
+    paths.update({(*names, name): field for name, field in fields.items() if name == "path"})
+
+
 def _source_of(path: Path) -> type[Source] | None:
     """The source that reads a path; None if it is none.
 

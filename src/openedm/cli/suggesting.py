@@ -11,18 +11,26 @@ from openedm.ground.choices import Choice, classes_named
 __all__ = ["suggestion"]
 
 UNKNOWN_OPTION = re.compile(r"unrecognized arguments: --([\w.-]+)")
+SURPLUS = re.compile(r"unrecognized arguments: (?!-)")
+UNKNOWN_IN_GROUP = re.compile(r"Group '([\w.]+)' does not accept option '(\w+)'")
 UNKNOWN_FIELD = re.compile(r"Problem with given class_path '([\w.]+)': Option '(\w+)' is not accepted")
 UNKNOWN_CLASS = re.compile(r"must be the name of a class, got (\w+)")
 
 
-def suggestion(text: str, kinds: Mapping[str, Any], kind: Any) -> str:
+def suggestion(text: str, kinds: Mapping[str, Any], kind: Any, positional: Sequence[str] = ()) -> str:
     """The end of an error's line that says what may have been meant; "" if nothing is near.
 
     Args:
         text: the error.
         kinds: the options of the command by name, and their types.
         kind: the type of the option that the error is about, if it is known.
+        positional: the options that are given without their names.
     """
+    if SURPLUS.search(text) is not None:
+        names = " and ".join(name.upper() for name in positional) or "the first argument"
+        return f"; only {names} can be given without a name, all else as --NAME VALUE"
+    if (found := UNKNOWN_IN_GROUP.search(text)) is not None and is_choice(kinds.get(found[1])):
+        return _nearest_field(found[2], list(arguments_of(kinds[found[1]])))
     if (found := UNKNOWN_OPTION.search(text)) is not None:
         return _words("--", _nearest_option(found[1].replace("-", "_"), kinds))
     if (found := UNKNOWN_FIELD.search(text)) is not None:

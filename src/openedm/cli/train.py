@@ -148,7 +148,7 @@ def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
     """The options of the run that is resumed, or network and preconditioning of the checkpoint that is fine-tuned."""
     names_given.set(dotted_names(given))
     run, init = given.get("") or given.get("out"), given.get("init") or given.get("init.path")
-    init = init.get("path") if isinstance(init, dict) else init
+    init = _path(init)
     if given.get("resume") is True and isinstance(run, str) and (file := Path(run) / "config.yaml").is_file():
         content = read_options(str(file))
         listed_imports(str(file), content)
@@ -156,11 +156,18 @@ def recorded_options(given: Mapping[str, Any]) -> dict[str, Any]:
         found = {name: value for name, value in content.items() if name not in ("out", "resume")}
         if not list_checkpoints(Path(run)):  # nothing is chosen anew for a run that has to begin again
             names_given.set(dotted_names(given) | dotted_names(found))
+        elif init is not None and init != _path(content.get("init")):
+            raise ValueError(f"init must not be given to a run that goes on from its own checkpoint, got {init}")
         return found
     if isinstance(init, str) and not (isinstance(run, str) and list_checkpoints(Path(run))):
         model = read_model(find_checkpoint(init))
         return {"network": to_plain(model.network), "preconditioning": to_plain(model.preconditioning)}
     return {}
+
+
+def _path(init: Any) -> Any:
+    """The path of a plain `Initial`, which may be the path alone."""
+    return init.get("path") if isinstance(init, dict) else init
 
 
 train.recorded_options = recorded_options  # type: ignore[attr-defined]

@@ -1,6 +1,7 @@
 """`openedm verify`: whether files are as they were written."""
 
 from itertools import groupby
+from pathlib import Path
 
 from openedm.ground import verifying
 from openedm.ground.storage import new_path, write_json
@@ -24,7 +25,9 @@ def verify(path: str, accept: bool = False, out: str | None = None) -> int:
     for file in verifying.accept(path) if accept else ():
         print(f"accepted {file}")
     findings = list(verifying.verify(path))
-    for folder, group in groupby(findings, lambda finding: finding.path.parent):
+    if not findings:
+        raise ValueError(f"path must hold files, {path!r} is an empty folder")
+    for folder, group in groupby(findings, lambda finding: finding.path.parent if Path(path).is_dir() else path):
         files = list(group)
         counts = {state: sum(file.state == state for file in files) for state in WORDS}
         print(f"{folder}: {', '.join(f'{n} {WORDS[state]}' for state, n in counts.items() if n)}{_unknown(files)}")

@@ -16,7 +16,7 @@ from io import BufferedIOBase, BytesIO
 from pathlib import Path
 from typing import Any, cast
 
-from openedm.ground.regular import MAX_ENTRIES, check_entries, check_regular, limit_entries
+from openedm.ground.regular import MAX_ENTRIES, check_entries, check_regular, limit_entries, reason
 
 __all__ = ["Archive", "FileParts", "tar_members"]
 
@@ -135,7 +135,7 @@ class Archive:
             with Path(self.path, name).open("rb") if self._is_folder else self._open_zip().open(name) as file:
                 yield cast(BufferedIOBase, file)
         except _READ_ERRORS as error:
-            raise ValueError(f"{self.path}/{name} cannot be read: {error}") from error
+            raise ValueError(f"{self.path}/{name} cannot be read: {reason(error)}") from error
 
     def close(self) -> None:
         """Close the archive; it is opened again when needed."""
@@ -188,7 +188,7 @@ def tar_members(path: str) -> dict[str, tuple[int, int]]:
                 archive.members.clear()  # type: ignore[attr-defined]  # which keeps a kilobyte of each
             end = archive.offset
     except (tarfile.TarError, OverflowError, ValueError) as error:
-        raise ValueError(f"{path} cannot be read as a tar archive without compression: {error}") from error
+        raise ValueError(f"{path} cannot be read as a tar archive without compression: {reason(error)}") from error
     length = Path(path).stat().st_size
     for name, (offset, size) in members.items():
         if offset + size > length:

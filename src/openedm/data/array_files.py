@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from openedm.ground.memory import available_memory
-from openedm.ground.regular import check_entries, check_regular, limit_entries
+from openedm.ground.regular import check_entries, check_regular, limit_entries, reason
 
 __all__ = ["MAX_ARRAYS", "MAX_COPIED", "ArrayFile", "check_memory"]
 
@@ -122,7 +122,7 @@ class ArrayFile:
         return Path(self._path).stat().st_size <= MAX_COPIED or zipfile.is_zipfile(self._path)
 
     def _unreadable(self, error: Exception) -> ValueError:
-        reason = str(error) or type(error).__name__
-        if "allow_pickle" in reason:
-            reason = "it holds no arrays of numbers or text, but Python objects, or is no such file"
-        return ValueError(f"{self._argument} must be a .npy or .npz file, {self._path!r} cannot be read: {reason}")
+        why = reason(error)
+        if "allow_pickle" in why:
+            why = "it holds no arrays of numbers or text, but Python objects, or is no such file"
+        return ValueError(f"{self._argument} must be a .npy or .npz file, {self._path!r} cannot be read: {why}")

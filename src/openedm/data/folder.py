@@ -6,6 +6,7 @@ from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from io import BufferedIOBase
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -18,6 +19,7 @@ from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.listing import Listing, read_listing
 from openedm.ground import checks
+from openedm.ground.kinds import KINDS, holding
 
 __all__ = ["FolderImages", "ImageFolder"]
 
@@ -97,6 +99,8 @@ class FolderImages(EncodedImages):
 
     def __init__(self, path: str, labels: str = "auto", condition: str | None = None) -> None:
         self._archive = Archive(path)
+        if (kind := holding(Path(path))) not in (None, KINDS["openedm-shards"]):
+            raise ValueError(f"path must be a folder or archive of images, {path!r} holds {kind}")
         self._num_classes: int | None = None
         sizes = self._archive.sizes()
         self._names = [name for name in sizes if name.lower().endswith(SUFFIXES)]

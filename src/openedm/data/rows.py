@@ -18,7 +18,7 @@ from openedm.data.columns import are_finite, classes_of, float_row, holds_images
 from openedm.data.decoding import Header, read_header
 from openedm.data.encoded import EncodedImages
 from openedm.data.listing import check_class
-from openedm.ground.regular import check_regular
+from openedm.ground.regular import check_regular, reason
 from openedm.ground.storage import parse_json
 
 __all__ = ["ArrowImages", "ParquetImages", "TableImages", "name_of_files"]
@@ -345,4 +345,4 @@ def _read_or_raise(name: str, read: Callable[..., Any], *arguments: Any, **optio
     try:
         return read(*arguments, **options)
     except (OSError, EOFError, KeyError, import_optional("pyarrow").ArrowException) as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise ValueError(f"{name} cannot be read: {reason(error)}") from error

@@ -28,7 +28,7 @@ from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.listing import check_class, rows_of_floats
 from openedm.ground import checks
-from openedm.ground.regular import limit_entries
+from openedm.ground.regular import limit_entries, reason
 from openedm.ground.storage import parse_json, read_json
 
 __all__ = ["FORMAT", "INDEX", "MANIFEST", "Shards", "TarImages", "read_index", "read_member"]
@@ -297,7 +297,7 @@ def read_member(parts: FileParts, file: str, offset: int, size: int, name: str, 
     try:
         content = parts.read(file, offset, size)
     except OSError as error:
-        raise ValueError(f"{name} cannot be read: {error}") from error
+        raise ValueError(f"{name} cannot be read: {reason(error)}") from error
     if crc is not None and zlib.crc32(content) != crc:
         raise ValueError(f"{name} was changed since it was written (CRC-32): restore the shard from a copy")
     return content

@@ -15,6 +15,7 @@ from jaxtyping import Int64, UInt8
 from openedm.data.dataset import Source
 from openedm.data.memory import InMemory
 from openedm.ground import checks
+from openedm.ground.regular import reason
 
 __all__ = ["CLASS_NAMES", "DEBIAN_PATH", "Digits", "FashionMNIST", "read_idx"]
 
@@ -124,7 +125,7 @@ def read_idx(path: str | os.PathLike[str], axes: int) -> UInt8[np.ndarray, "*sha
     try:
         content = gzip.decompress(path.read_bytes()) if path.suffix == ".gz" else path.read_bytes()
     except (OSError, EOFError, zlib.error) as error:
-        raise ValueError(f"{path} cannot be read: {error}") from error
+        raise ValueError(f"{path} cannot be read: {reason(error)}") from error
     start = 4 + 4 * axes
     if content[:4] != bytes((0, 0, 8, axes)) or len(content) < start:
         raise ValueError(f"{path} must be an IDX file of bytes with {axes} axes, but starts with {content[:4]!r}")

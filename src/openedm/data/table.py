@@ -17,6 +17,7 @@ from openedm.data.decoded import ImageSource
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.rows import ArrowImages, ParquetImages, TableImages, name_of_files
 from openedm.ground import checks
+from openedm.ground.regular import reason
 
 __all__ = ["Table", "local_files"]
 
@@ -164,4 +165,4 @@ def _open_arrow(files: list[str]) -> Any:
     try:
         return datasets.concatenate_datasets([datasets.Dataset.from_file(file) for file in files])
     except (OSError, ValueError, import_optional("pyarrow").ArrowException) as error:
-        raise ValueError(f"{name_of_files(files)} cannot be read: {error}") from error
+        raise ValueError(f"{name_of_files(files)} cannot be read: {reason(error)}") from error

@@ -4,7 +4,7 @@ import os
 import stat
 from pathlib import Path
 
-__all__ = ["MAX_ENTRIES", "check_entries", "check_regular", "limit_entries", "read_limited"]
+__all__ = ["MAX_ENTRIES", "check_entries", "check_regular", "limit_entries", "read_limited", "reason"]
 
 END_OF_ZIP, ZIP64, MAX_COMMENT = 22, 56 + 20, 2**16 - 1
 """The bytes at the end of a zip archive: a record, before it two more of large archives, and behind it a comment."""
@@ -77,6 +77,16 @@ def _listed_entries(path: str | os.PathLike[str]) -> tuple[int | None, int]:
     if large.startswith(b"PK\x06\x06"):
         return int.from_bytes(large[32:40], "little"), int.from_bytes(large[40:48], "little")
     return said, size
+
+
+def reason(error: Exception) -> str:
+    """What went wrong, in words: of an OSError without the number of the error and the path.
+
+    >>> reason(FileNotFoundError(2, "No such file or directory", "a.json"))
+    'No such file or directory'
+    """
+    words = error.strerror if isinstance(error, OSError) else None
+    return words or str(error) or type(error).__name__
 
 
 def read_limited(path: str | os.PathLike[str]) -> bytes:

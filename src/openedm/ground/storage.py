@@ -21,7 +21,7 @@ from torch import Tensor
 from openedm.ground.digests import check_listed, named, seal, unseal
 from openedm.ground.disks import explain_write_errors
 from openedm.ground.locks import hold_file, locked_file
-from openedm.ground.regular import check_regular, read_limited
+from openedm.ground.regular import check_regular, read_limited, reason
 
 REMAINS = re.compile(r"\.(?P<file>.+)\.\d+\.tmp|\.(?P<folder>.+)-\d+")
 """Names under which files and folders are written, of which a process that is killed leaves one."""
@@ -238,7 +238,7 @@ def read_tensors(path: Path, listed_in: Path | None = None) -> dict[str, Tensor]
         # safetensors opens no path that is not UTF-8.
         return load_file(path) if is_utf8(str(path)) else load(path.read_bytes())
     except (OSError, SafetensorError) as error:
-        raise ValueError(f"{path} cannot be read as safetensors: {error}") from error
+        raise ValueError(f"{path} cannot be read as safetensors: {reason(error)}") from error
 
 
 def write_json(path: Path, content: Any, indent: int | None = 1, *, files: Collection[str] | None = None) -> None:
@@ -294,7 +294,7 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         text = read_limited(path)
     except OSError as error:
-        raise ValueError(f"{path} cannot be read as JSON: {error}") from error
+        raise ValueError(f"{path} cannot be read as JSON: {reason(error)}") from error
     content = parse_json(text, path)
     if not isinstance(content, dict):
         raise ValueError(f"{path} must hold a JSON object, got {type(content).__name__}")

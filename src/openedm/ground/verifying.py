@@ -21,7 +21,7 @@ from openedm.ground.digests import (
     seal,
     seal_text,
 )
-from openedm.ground.regular import check_entries, check_regular, limit_entries, read_limited
+from openedm.ground.regular import check_entries, check_regular, limit_entries, read_limited, reason
 from openedm.ground.storage import parse_json, replacing, write_json
 
 __all__ = ["Finding", "accept", "verify"]
@@ -167,7 +167,7 @@ def _check_zip(path: Path) -> None:
             check_entries(path, len(archive.infolist()))
             damaged = archive.testzip()
     except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, RuntimeError) as error:
-        raise ValueError(f"{path} cannot be read as an archive: {error}") from error
+        raise ValueError(f"{path} cannot be read as an archive: {reason(error)}") from error
     if damaged is not None:
         raise ValueError(f"{path}: {damaged} in it has another checksum")
 

@@ -25,6 +25,7 @@ from openedm.ground import checks
 from openedm.ground.devices import device_of
 from openedm.ground.digests import check_listed
 from openedm.ground.locks import LockedError, locked_file
+from openedm.ground.regular import reason
 from openedm.ground.seeding import host_seeded
 from openedm.ground.storage import read_json, remove_remains, write_json, write_tensors
 from openedm.ground.threads import ahead
@@ -237,7 +238,9 @@ def kept_features(
     except LockedError:  # by a process that keeps the same
         return features, None, False
     except OSError as error:
-        warnings.warn(f"the features of the data are not kept, cache={folder} cannot be written: {error}", stacklevel=2)
+        warnings.warn(
+            f"the features of the data are not kept, cache={folder} cannot be written: {reason(error)}", stacklevel=2
+        )
         return features, None, False
     return features, path, False
 

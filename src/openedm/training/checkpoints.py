@@ -29,6 +29,7 @@ from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.creation import LimitedCreation
+from openedm.ground.kinds import KINDS, holding
 from openedm.ground.storage import new_folder, read_json, read_tensors, write_json, write_tensors
 from openedm.ground.tensors import misfits
 from openedm.objective import Objective
@@ -225,6 +226,8 @@ def read_model(folder: Path) -> Model:
     """
     config = read_json(folder / "config.json")
     if config.get("format") != FORMAT:
+        if (kind := holding(folder)) not in (None, KINDS["openedm-denoiser"]):
+            raise ValueError(f"{folder} holds {kind}: give the checkpoint of a denoiser")
         raise ValueError(f"{folder / 'config.json'}: format must be {FORMAT!r}, got {config.get('format')!r}")
     try:
         return from_config(Model, dict(config["model"]))
@@ -327,7 +330,9 @@ def find_checkpoint(path: str | Path) -> Path:
         return path
     found = list_checkpoints(path)
     if not found:
-        problem = "has no checkpoint" if path.is_dir() else "is not a folder"
-        way = f"; of a published network, openedm convert {path} FOLDER makes one" if path.is_file() else ""
-        raise ValueError(f"{path} {problem}: give a checkpoint (a folder with config.json) or a run with some{way}")
+        what = "has no checkpoint" if path.is_dir() else "is a file" if path.exists() else "does not exist"
+        what = what if (kind := holding(path)) in (None, KINDS["run"]) else f"holds {kind}"
+        published = path.is_file() and path.suffix in (".pkl", ".safetensors")
+        way = f"; of a published network, openedm convert {path} FOLDER makes one" if published else ""
+        raise ValueError(f"{path} {what}: give a checkpoint (a folder with config.json) or a run with some{way}")
     return found[-1]

@@ -13,6 +13,7 @@ from openedm.cli.parsing import build
 from openedm.cli.plain import overlay, to_plain
 from openedm.ground import checks
 from openedm.ground.choices import Choice
+from openedm.ground.kinds import KINDS, holding
 from openedm.inference import tasks
 from openedm.inference.absent import Kind
 from openedm.inference.posterior import as_tensor
@@ -238,7 +239,10 @@ def load_posterior(path: str, device: str, options: PosteriorOptions) -> Denoise
     try:
         found = torch.empty(0, device=device).device
     except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"device must be one of this machine, such as cpu or cuda, got {device!r}") from error
+        known = ["cpu", *(f"cuda:{i}" for i in range(torch.cuda.device_count()))]
+        raise ValueError(f"device must be one of this machine ({', '.join(known)}), got {device!r}") from error
+    if (kind := holding(Path(path))) not in (None, KINDS["openedm-posterior"]):
+        raise ValueError(f"posterior: {path} holds {kind}: give the folder that openedm inference fit wrote")
     try:
         loaded = DenoiserPosterior.load(path, found)
     except ValueError as error:

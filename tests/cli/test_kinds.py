@@ -1,0 +1,104 @@
+"""What commands say that are given a folder or file of another kind."""
+
+import json
+
+import pytest
+
+from openedm.ground.kinds import KINDS, holding
+
+
+@pytest.fixture
+def others(tmp_path, toy_run, monkeypatch):
+    """A folder with one of each kind, as far as a command reads before it looks at the kind."""
+    monkeypatch.chdir(tmp_path)
+    for name, file, form in (
+        ("posterior", "config.json", "openedm-posterior"),
+        ("simulations", "manifest.json", "openedm-simulations-1"),
+        ("shards", "manifest.json", "openedm-shards"),
+    ):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / file).write_text(json.dumps({"format": form}))
+    (tmp_path / "run").symlink_to(toy_run)
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "net.pkl").write_bytes(b"")
+    (tmp_path / "x.npz").write_bytes(b"")
+    return tmp_path
+
+
+def test_each_kind_is_known_whatever_its_version(others):
+    checkpoint = next((others / "run" / "checkpoints").iterdir())
+    assert holding(checkpoint) == KINDS["openedm-denoiser"]
+    assert holding(others / "run") == KINDS["run"]
+    for name in ("posterior", "simulations", "shards"):
+        assert holding(others / name) == KINDS[f"openedm-{name}"]
+    for name in ("empty", "net.pkl", "nothing"):
+        assert holding(others / name) is None
+    (others / "posterior" / "config.json").write_text("[1")
+    assert holding(others / "posterior") is None
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            "sample posterior x.npz --format npz",
+            "posterior holds a posterior, which `openedm inference sample` draws from",
+        ),
+        (
+            "sample simulations y.npz",
+            "simulations holds simulations, which `openedm inference fit` fits a posterior to",
+        ),
+        ("sample nothing y.npz", "nothing does not exist: give a checkpoint (a folder with config.json) or a run with"),
+        ("sample empty y.npz", "empty has no checkpoint: give a checkpoint (a folder with config.json) or a run with"),
+        ("sample x.npz y.npz", "x.npz is a file: give a checkpoint (a folder with config.json) or a run with some\n"),
+        ("sample net.pkl y.npz", "with some; of a published network, openedm convert net.pkl FOLDER makes one\n"),
+        ("info posterior", "posterior holds a posterior"),
+        ("evaluate posterior --data empty", "posterior holds a posterior"),
+        ("distill simulations out", "simulations holds simulations"),
+        ("train out --data run", "path must be a folder or archive of images, 'run' holds a run of `openedm train`"),
+        ("train out --data posterior", "images, 'posterior' holds a posterior"),
+        ("convert posterior out", "posterior holds a posterior"),
+        ("convert nothing out.safetensors", "source must be a file or a checkpoint, got 'nothing', which does not"),
+        (
+            "inference sample run out.npz --x=1,2",
+            "posterior: run holds a run of",
+        ),
+        (
+            "inference map simulations --x=1,2",
+            "posterior: simulations holds simulations",
+        ),
+        ("verify empty", "path must hold files, 'empty' is an empty folder"),
+    ],
+)
+def test_another_kind_is_named_with_the_command_that_takes_it(arguments, line, openedm, others):
+    before = sorted(others.rglob("*"))
+    result = openedm(*arguments.split())
+    assert result.status == 1
+    assert line in result.err
+    assert len(result.err.splitlines()) == 1
+    assert sorted(others.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        ("inference calibrate p s.npz", "s.npz; only POSTERIOR can be given without a name, all else as --NAME VALUE"),
+        ("toy out more", "more; only the first argument can be given without a name, all else as --NAME VALUE"),
+        ("train out --config few.yaml", "options: there is no option 'imges'; did you mean images?"),
+        ("train out --data empty --data.path run", "data and data.path must not both be given, got empty and run"),
+        ("train out --init run --init.path empty", "init and init.path must not both be given, got run and empty"),
+    ],
+)
+def test_what_would_have_no_effect_or_no_name_is_refused(arguments, line, openedm, others):
+    (others / "few.yaml").write_text("options:\n  imges: 3\n")
+    result = openedm(*arguments.split())
+    assert result.status != 0
+    assert line in result.err
+    assert not (others / "out").exists()
+
+
+def test_weights_to_start_from_are_refused_for_a_run_that_goes_on(openedm, toy_run):
+    result = openedm("train", toy_run, "--resume=true", "--init=elsewhere")
+    assert result.status == 1
+    assert "init must not be given to a run that goes on from its own checkpoint, got elsewhere" in result.err
+    assert openedm("train", toy_run, "--resume=true").status == 0
