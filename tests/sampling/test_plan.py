@@ -1,12 +1,12 @@
 """Plans: weights may differ from coordinate to coordinate, and a plan serves every later run."""
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import pytest
 import torch
 
 from openedm.denoiser import FunctionDenoiser
-from openedm.levels import Karras
+from openedm.levels import Karras, Levels, LogLinear
 from openedm.preconditioning import EpsilonPrediction, NetworkPrediction, VelocityPrediction
 from openedm.sampling import (
     DDIM,
@@ -20,7 +20,7 @@ from openedm.sampling import (
     Sampler,
     UniPC,
 )
-from openedm.sampling.engine.plan import Combination, Grid, Plan, PlannedSolver, Stage, Step
+from openedm.sampling.engine.plan import Combination, Grid, Plan, PlannedSolver, Stage, Step, supported_sigmas
 
 # Each coordinate has a denoiser of its own that does not look at the others: that of two points, ±1 and 0 or 1.
 COORDINATES = FunctionDenoiser(
@@ -121,3 +121,63 @@ def test_one_step_solvers_are_those_that_forget() -> None:
     for solver in (*forgetful, DEIS(), DPMSolverPP2M(), UniPC(), UniPC(predictor=1, corrector=2)):
         steps = solver.planned(Grid((3.0, 2.0, 1.0))).steps
         assert solver.one_step == all(step.remember == 0 for step in steps) == (solver in forgetful)
+
+
+def test_levels_follow_the_rule_the_data_and_the_range_of_the_denoiser_at_every_run() -> None:
+    for rule in (Karras(5), Karras(6), Karras(5, rho=3.0), LogLinear(5), Karras(5, sigma_max=10.0)):
+        for numbers in ((0.5, 0.0, 1e9), (2.0, 0.0, 1e9), (0.5, 0.1, 1e9), (0.5, 0.0, 7.0), (0.5, 0.0, 1e9)):
+            sigma_data, *ends = numbers
+            expected = rule.for_data(sigma_data).within(*ends).checked_sigmas().tolist()
+            assert list(supported_sigmas(rule, *numbers)) == expected
+    for _ in range(2):  # An error is one at every run.
+        with pytest.raises(ValueError, match="are outside the denoiser's range"):
+            supported_sigmas(Karras(5), 0.5, 100.0, 200.0)
+
+
+class Changing(Levels):
+    """A rule of one's own that is no dataclass: all of them are equal as `Choice`."""
+
+    sigma_min, sigma_max = 1.0, 4.0
+
+    def __init__(self, num_steps: int) -> None:
+        self.num_steps = num_steps
+
+    def sigmas(self) -> torch.Tensor:
+        return torch.linspace(self.sigma_max, self.sigma_min, self.num_steps, dtype=torch.float64)
+
+
+class Clamped(Karras):
+    """A rule of one's own, no dataclass itself, whose levels depend on more than the fields."""
+
+    lowest = 1.0
+
+    def sigmas(self) -> torch.Tensor:
+        return super().sigmas().clamp(min=self.lowest)
+
+
+@dataclass(frozen=True)
+class WithList(Levels):
+    """A rule of one's own without a hash."""
+
+    num_steps: int = 2
+    sigma_min: float | None = 1.0
+    sigma_max: float | None = 4.0
+    values: list = field(default_factory=lambda: [4.0, 1.0])
+
+    def sigmas(self) -> torch.Tensor:
+        return torch.tensor(self.values, dtype=torch.float64)
+
+
+def test_a_rule_of_ones_own_may_change_between_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    rule, other = Changing(2), Changing(3)
+    assert rule == other
+    assert [len(supported_sigmas(each, 0.5, 0.0, 1e9)) for each in (rule, other)] == [2, 3]
+    rule.num_steps = 5
+    assert len(supported_sigmas(rule, 0.5, 0.0, 1e9)) == 5
+    clamped, listed = Clamped(2), WithList()
+    assert supported_sigmas(clamped, 0.5, 0.0, 1e9)[-1] == 1.0
+    monkeypatch.setattr(Clamped, "lowest", 2.0)
+    assert supported_sigmas(clamped, 0.5, 0.0, 1e9)[-1] == 2.0
+    assert supported_sigmas(listed, 0.5, 0.0, 1e9) == (4.0, 1.0)
+    listed.values[1] = 2.0
+    assert supported_sigmas(listed, 0.5, 0.0, 1e9) == (4.0, 2.0)

@@ -46,12 +46,14 @@ def run_outside(run: Run) -> torch.Tensor:
 
 @pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda s: type(s.solver).__name__)
 def test_a_run_from_outside_returns_what_the_sampler_returns(sampler: Sampler) -> None:
+    """Exactly with the fused plan, which the sampler executes, and but for rounding with the plan itself."""
     noise = SeededNoise([0, 1, 2]).draw((2,)).double()
     plan, grid = sampler.plan(MIXTURE), sampler.grid(MIXTURE)
     top = grid.sigmas[0] * grid.scale(grid.sigmas[0])
-    outside = run_outside(Run(plan, noise * top, SeededNoise([3, 4, 5])))
+    fused, plain = (run_outside(Run(p, noise * top, SeededNoise([3, 4, 5]))) for p in (plan.fused, plan))
     inside = sampler.sample(MIXTURE, SeededNoise([3, 4, 5]), noise=noise)
-    assert torch.equal(outside, inside)
+    assert torch.equal(fused, inside)
+    torch.testing.assert_close(plain, inside, rtol=1e-12, atol=1e-12)
 
 
 def test_a_copy_of_a_run_goes_on_by_itself() -> None:

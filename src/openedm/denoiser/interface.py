@@ -7,7 +7,7 @@ own. The score is ∇ₓ log p(x; σ) = (D(x; σ) − x)/(σS)²  (Karras et al.
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from jaxtyping import Float, Float64, Int64, Shaped
@@ -118,7 +118,7 @@ class Denoiser(nn.Module, ABC):
         denoise = self.denoise_standardised if standard else self.denoise
         denoised = denoise(x, sigma, condition, **options)
         _check_denoised(self, denoised, x)
-        return denoised.to(x.dtype)
+        return denoised if denoised.dtype == x.dtype else denoised.to(x.dtype)
 
     def standardise(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *event"]:
         """(x − location)/S, in the dtype of x."""
@@ -141,17 +141,16 @@ class Denoiser(nn.Module, ABC):
     def _checked(self, x: Tensor, sigma: Values, condition: Condition) -> Float64[Tensor, "*batch_or_none"]:
         """σ as a tensor, after the checks of a call."""
         sigma = float64(sigma)
-        if sigma.device.type == "cpu" and not torch.compiler.is_compiling():
+        count = x.shape[0]
+        if sigma.is_cpu and not torch.compiler.is_compiling():
             # One number is the usual case; as a tensor its comparison would take as long as a step of a small state.
             valid = sigma.item() >= 0 if sigma.ndim == 0 else bool((sigma >= 0).all())
             if not valid:
                 raise ValueError(f"sigma must be >= 0, got {float(sigma[~(sigma >= 0)].flatten()[0])}")
-        if sigma.ndim > 1 or (sigma.ndim == 1 and sigma.shape[0] != x.shape[0]):
-            raise ValueError(
-                f"sigma must be a number or one value a sample ({x.shape[0]}), got shape {tuple(sigma.shape)}"
-            )
+        if sigma.ndim > 0 and sigma.shape != (count,):
+            raise ValueError(f"sigma must be a number or one value a sample ({count}), got shape {tuple(sigma.shape)}")
         self.check_shape(x)
-        self.check_condition(condition, x.shape[0])
+        self.check_condition(condition, count)
         return sigma
 
     def check_shape(self, x: Tensor) -> None:
@@ -203,10 +202,10 @@ class Denoiser(nn.Module, ABC):
             return condition
         return condition[rows]
 
-    def __call__(self, x: Tensor, sigma: Values, condition: Condition = None, **options: Any) -> Tensor:
-        """See `forward`."""
-        denoised: Tensor = super().__call__(x, sigma, condition, **options)
-        return denoised
+    if TYPE_CHECKING:  # The types of a call alone: a method that passes on would cost as much as a check.
+
+        def __call__(self, x: Tensor, sigma: Values, condition: Condition = None, **options: Any) -> Tensor:
+            """See `forward`."""
 
     def score(
         self, x: Float[Tensor, "batch *event"], sigma: Values, condition: Condition = None
@@ -249,7 +248,7 @@ def _check_inputs(x: object, sigma: object) -> None:
     if not isinstance(x, Tensor) or not x.is_floating_point():
         got = f"a tensor of {x.dtype}: write x.float()" if isinstance(x, Tensor) else type(x).__name__
         raise TypeError(f"x must be a tensor of floating-point numbers, got {got}")
-    if not isinstance(sigma, Tensor | list | tuple):
+    if not isinstance(sigma, (Tensor, list, tuple)):
         checks.number("sigma", sigma)
 
 

@@ -1,5 +1,6 @@
 """Arguments that are numbers, alone, in tensors, arrays or lists."""
 
+import cmath
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -101,7 +102,7 @@ def all_finite(tensor: Tensor) -> bool:
     """Whether a tensor holds neither NaN nor infinity, by one sum over it (its entries only if the sum is neither)."""
     if not (tensor.is_floating_point() or tensor.is_complex()):
         return True
-    return bool(tensor.sum().isfinite()) or bool(tensor.isfinite().all())
+    return cmath.isfinite(tensor.sum().item()) or bool(tensor.isfinite().all())
 
 
 def first_not_finite(x: Tensor) -> int:

@@ -23,11 +23,11 @@ from openedm.ground.devices import device_of, float64_on
 from openedm.ground.tensors import check_floats
 from openedm.levels import Karras, Levels
 from openedm.sampling.engine.integrate import StepSizeError
-from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver, Solver, State, unscaled
+from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver, Solver, State, supported_sigmas
 from openedm.sampling.finite import check_given, check_samples, name_sample, restarted
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise, Seeds
-from openedm.sampling.scale import knows_scale, warn_of_growth, warn_of_scale, width_of
+from openedm.sampling.scale import few_numbers, knows_scale, warn_of_growth, warn_of_scale
 from openedm.schedules import Scaling, Schedule
 from openedm.standardised import Standardised, standardised
 
@@ -78,14 +78,14 @@ class SamplerChoice(Choice):
         tensor(280., dtype=torch.float64)
         """
         run = partial(self.steps, denoiser, noise=noise, condition=condition, event_shape=event_shape)
-        width: Tensor | None = None
+        first: State | None = None
         final: Tensor | None = None
         check_denoiser("denoiser", denoiser)
         has_known_scale = knows_scale(denoiser)
         try:
             for state in run(seeds):
-                if width is None and not has_known_scale:
-                    width = width_of(state)
+                if first is None and not has_known_scale:
+                    first = few_numbers(state)
                 final = state.x
                 if callback is not None:
                     callback(state)
@@ -94,8 +94,8 @@ class SamplerChoice(Choice):
             raise FloatingPointError(named) from error
         assert final is not None
         check_samples(final, seeds, lambda: run(restarted(seeds)))
-        if not has_known_scale:
-            warn_of_scale(denoiser, width, final)
+        if first is not None:
+            warn_of_scale(denoiser, first, final)
         return final
 
     def steps(
@@ -275,7 +275,7 @@ class Sampler(SamplerChoice):
             if callback is None:
                 continue
             if state.sigma == top:
-                state = replace(state, denoised=standard(unscaled(state.x, state.scale), state.sigma))
+                state = replace(state, denoised=standard(state.x / state.scale, state.sigma))
             callback(next(_in_data_units(iter([state]), standard, dtype)))
         assert last is not None
         check_samples(last, None, lambda: self.solver.run_upward(standard, start, grid, None))
@@ -297,7 +297,8 @@ class Sampler(SamplerChoice):
                 solver is not for them, or the reverse.
         """
         self.solver.check_denoiser(denoiser)
-        sigmas = tuple(denoiser.round_sigma(self.levels_for(denoiser).checked_sigmas()).tolist())
+        levels = supported_sigmas(self.levels, denoiser.sigma_data, denoiser.sigma_min, denoiser.sigma_max)
+        sigmas = tuple(denoiser.round_sigma(torch.tensor(levels, dtype=torch.float64)).tolist())
         return Grid(
             sigmas[::-1] if upward else sigmas,
             self.schedule,

@@ -16,7 +16,7 @@ from openedm.preconditioning import EDM
 from openedm.sampling.engine.growth import noise_growth
 from openedm.sampling.engine.steps import Plan, State, unscaled
 
-__all__ = ["knows_scale", "warn_of_growth", "warn_of_scale", "width_of"]
+__all__ = ["few_numbers", "knows_scale", "warn_of_growth", "warn_of_scale"]
 
 MAX_GROWTH = 5.0
 """How many times too wide the states of Gaussian data may be without a warning."""
@@ -27,13 +27,23 @@ MAX_RATIO, MIN_RATIO = 8.0, 0.02
 MIN_NUMBERS, MIN_SAMPLES = 64, 8
 """The least numbers and samples from which the data are called narrow; few numbers may be close by chance."""
 
-ENOUGH_SAMPLES, ENOUGH_NUMBERS = 16, 2**14
-"""The samples of a batch that are looked at: so many, or as many more as have so many numbers."""
+ENOUGH_SAMPLES, ENOUGH_NUMBERS = 16, 2**12
+"""The samples of a batch that are looked at: so many, or as many more as have so many numbers, of which about so many
+are taken."""
 
 
-def width_of(first: State) -> Float[Tensor, ""]:
+def few_numbers(state: State) -> State:
+    """The state with a copy of a few numbers of the first samples, enough to know their scale (`warn_of_scale`).
+
+    The state itself, of which they are a copy, need not be kept in memory during the run.
+    """
+    x, denoised = _some(state.x).clone(), _some(state.denoised).clone()
+    return State(state.index, state.time, state.sigma, state.scale, x, denoised)
+
+
+def _width_of(first: State) -> Float[Tensor, ""]:
     """s from the first evaluation; NaN if the denoiser does not shrink x towards a mean."""
-    x, denoised = (v - v.mean(0) for v in (unscaled(_some(first.x), first.scale), _some(first.denoised)))
+    x, denoised = (v - v.mean(0) for v in (unscaled(first.x, first.scale), first.denoised))
     slope = _dot(x, denoised) / _dot(x, x)
     return first.sigma * (slope / (1 - slope)).sqrt()
 
@@ -47,9 +57,14 @@ def knows_scale(denoiser: Denoiser) -> bool:
     return isinstance(denoiser, Preconditioned) and not isinstance(denoiser.preconditioning, EDM)
 
 
-def _some(x: Float[Tensor, "batch *event"]) -> Float[Tensor, "some *event"]:
-    """The first samples, enough to know their scale."""
-    return x[: max(ENOUGH_SAMPLES, -(-ENOUGH_NUMBERS // max(1, x[0].numel())))] if len(x) else x
+def _some(x: Float[Tensor, "batch *event"]) -> Float[Tensor, "some numbers"]:
+    """Numbers of the first samples, enough to know their scale."""
+    if not x.numel():
+        return x.new_empty(0, 0)
+    rows = x[: max(ENOUGH_SAMPLES, -(-ENOUGH_NUMBERS // x[0].numel()))]
+    rows = rows.reshape(len(rows), -1)
+    # An odd distance, so that not all numbers are of the same column of images.
+    return rows[:, :: rows.numel() // ENOUGH_NUMBERS // 2 * 2 + 1]
 
 
 def _dot(a: Float[Tensor, "batch *event"], b: Float[Tensor, "batch *event"]) -> Float[Tensor, ""]:
@@ -57,29 +72,28 @@ def _dot(a: Float[Tensor, "batch *event"], b: Float[Tensor, "batch *event"]) -> 
     return torch.dot(a.reshape(-1), b.reshape(-1))
 
 
-def warn_of_scale(denoiser: Denoiser, width: Float[Tensor, ""] | None, x: Float[Tensor, "batch *event"]) -> None:
+def warn_of_scale(denoiser: Denoiser, first: State, x: Float[Tensor, "batch *event"]) -> None:
     """Warn if the samples of a denoiser, whose σ_data is the default, have another scale.
 
     Args:
         denoiser: the denoiser, of which `knows_scale` is false.
-        width: that of the first evaluation (`width_of`); None if there was none.
+        first: what `few_numbers` made of the first evaluation.
         x: its samples, in data units; a single sample has no width, and is not checked.
     """
     unit = Denoiser.sigma_data
     if len(x) < 2 or not x.numel():
         return
     x = _some(x)
-    means = x.mean(0)
-    centred = x - means
-    mean, std = float(means.mean()), math.sqrt(float(_dot(centred, centred)) / (x[0].numel() * (len(x) - 1)))
+    centred = x - x.mean(0)  # faster than torch's variances of columns
+    std = math.sqrt(float(_dot(centred, centred)) / (x[0].numel() * (len(x) - 1)))
     narrow = 0 < std < MIN_RATIO * unit and len(x) >= MIN_SAMPLES and x.numel() >= MIN_NUMBERS
-    wide = MAX_RATIO * unit < std < math.inf and width is not None and not float(width) < MAX_RATIO * unit / 2
+    wide = MAX_RATIO * unit < std < math.inf and not float(_width_of(first)) < MAX_RATIO * unit / 2
     if not narrow and not wide:
         return
     warnings.warn(
-        f"sigma_data is {unit:g}, the default, but the samples have mean {mean:.3g} and standard deviation {std:.3g}. "
-        "Noise levels follow sigma_data, and samples may be wrong: pass sigma_data=…, the standard deviation of the "
-        f"data (here about {std:.3g}), to {type(denoiser).__name__}",
+        f"sigma_data is {unit:g}, the default, but the samples have mean {float(x.mean()):.3g} and standard deviation "
+        f"{std:.3g}. Noise levels follow sigma_data, and samples may be wrong: pass sigma_data=…, the standard "
+        f"deviation of the data (here about {std:.3g}), to {type(denoiser).__name__}",
         stacklevel=3,
     )
 

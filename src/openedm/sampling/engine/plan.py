@@ -19,7 +19,7 @@ from openedm import schedules
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.levels import EDM_SIGMA_DATA
+from openedm.levels import EDM_SIGMA_DATA, Levels
 from openedm.sampling.engine.steps import Combination, Noise, Plan, Stage, State, Step, execute, unscaled
 from openedm.sampling.noise import NoiseSource
 from openedm.schedules import NoScaling, Scaling, Schedule
@@ -36,6 +36,7 @@ __all__ = [
     "State",
     "Step",
     "execute",
+    "supported_sigmas",
     "unscaled",
 ]
 
@@ -236,7 +237,7 @@ class PlannedSolver(Solver):
         source: NoiseSource | None,
     ) -> Iterator[State]:
         """Execute the plan."""
-        return execute(self.planned(grid), denoiser, x, condition, source)
+        return execute(self.planned(grid).fused, denoiser, x, condition, source)
 
     def run_upward(
         self, denoiser: Denoiser, x: Float[Tensor, "batch *event"], grid: Grid, condition: Condition
@@ -244,6 +245,36 @@ class PlannedSolver(Solver):
         """Execute the plan without its last step, which would start at the highest level."""
         *steps, top = self.planned(grid).steps
         return execute(Plan(tuple(steps), top.time, top.sigma, top.scale), denoiser, x, condition, None)
+
+
+def supported_sigmas(levels: Levels, sigma_data: float, low: float, high: float) -> tuple[float, ...]:
+    """The levels of a rule for data of this σ_data, cut to [`low`, `high`] and checked.
+
+    They are computed once for the same numbers and an equal rule. A rule of one's own is asked anew each time unless it
+    is compared by its fields: other rules may be equal, or change, while their levels differ.
+
+    Raises:
+        ValueError: the levels are outside the range, or not levels (`Levels.checked_sigmas`).
+    """
+    find = _cached_sigmas if _is_compared_by_fields(levels) else _find_sigmas
+    return find(levels, float(sigma_data), float(low), float(high))
+
+
+def _is_compared_by_fields(levels: Levels) -> bool:
+    """Whether the class itself is a frozen dataclass, whose fields all have a hash."""
+    parameters = vars(type(levels)).get("__dataclass_params__")
+    try:
+        hash(levels)
+    except TypeError:
+        return False
+    return parameters is not None and parameters.frozen and parameters.eq
+
+
+def _find_sigmas(levels: Levels, sigma_data: float, low: float, high: float) -> tuple[float, ...]:
+    return tuple(levels.for_data(sigma_data).within(low, high).checked_sigmas().tolist())
+
+
+_cached_sigmas = lru_cache(maxsize=64)(_find_sigmas)
 
 
 @lru_cache(maxsize=64)

@@ -10,7 +10,7 @@ tensors that broadcast over the batch, one weight for each coordinate.
 """
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import torch
@@ -58,7 +58,7 @@ class Combination:
     ) -> Float[Tensor, "batch *event"]:
         """The sum; x and the directions are not modified."""
         keep, total = self.keep, x
-        if self._is_mean and len(directions) >= len(self.weights) and directions[0].dtype == x.dtype:
+        if self.is_mean and len(directions) >= len(self.weights) and directions[0].dtype == x.dtype:
             return self._mean(x, directions)
         if isinstance(keep, Tensor):
             total = x * keep.to(x)
@@ -71,14 +71,18 @@ class Combination:
                 total = torch.add(x, direction, alpha=weight) if total is x else total.add_(direction, alpha=weight)
         return total
 
+    @property
+    def has_numbers(self) -> bool:
+        """Whether all weights are numbers."""
+        return not any(isinstance(weight, Tensor) for weight in (self.keep, *self.weights))
+
     @cached_property
-    def _is_mean(self) -> bool:
+    def is_mean(self) -> bool:
         """Whether it is a weighted mean of x and one or two directions: weights that are numbers, with the sum 1."""
-        weights = (self.keep, *self.weights)
-        if len(weights) not in (2, 3) or any(isinstance(weight, Tensor) for weight in weights):
+        if len(self.weights) not in (1, 2) or not self.has_numbers or self.keep == 1:
             return False
-        total = float(sum(self.weights))
-        return total != 0 and abs(total + float(self.keep) - 1) < 4 * torch.finfo(torch.float64).eps
+        weights = [float(weight) for weight in (self.keep, *self.weights)]
+        return abs(sum(weights) - 1) < 8 * torch.finfo(torch.float64).eps * max(1.0, *map(abs, weights))
 
     def _mean(
         self, x: Float[Tensor, "batch *event"], directions: Sequence[Float[Tensor, "batch *event"]]
@@ -86,8 +90,12 @@ class Combination:
         """That mean, by a pass over memory fewer than the sum: the point between the directions, then that and x."""
         if len(self.weights) == 1:
             return torch.lerp(directions[0], x, self.keep)
-        share = float(self.weights[1]) / (1 - float(self.keep))
-        return torch.lerp(directions[0], directions[1], share).lerp_(x, self.keep)
+        return torch.lerp(directions[0], directions[1], self._share).lerp_(x, self.keep)
+
+    @cached_property
+    def _share(self) -> float:
+        """Where the point between two directions is, as a fraction of the way from the newer one."""
+        return float(self.weights[1]) / (1 - float(self.keep))
 
 
 @dataclass(frozen=True)
@@ -165,6 +173,43 @@ class Step:
     remember: int = 0
     reported: bool = True
 
+    def fused(self) -> "Step":
+        """The same step with D as its directions, if this takes fewer passes over the state; otherwise itself.
+
+        It does if the states are then weighted means of x and one or two D, which are sums of at most two passes. Steps
+        of more evaluations would need more. The result is the same but for rounding, as long as no other program
+        changes a point of the run.
+        """
+        advance, points = self.advance, [Combination(), *(stage.point for stage in self.stages[1:])]
+        if advance is None or self.correct is not None or self.remember or len(points) > 2:
+            return self
+        if not all(each.has_numbers for each in (advance, *points)):
+            return self
+        known: list[list[float]] = []  # directions, newest first, each as the weights of x, the first and the second D
+        stages: list[Stage] = []
+        for i, (stage, point) in enumerate(zip(self.stages, points, strict=True)):
+            if isinstance(stage.of_denoised, Tensor):
+                return self
+            expanded, denoised = _expanded(point, known), [float(j == i + 1) for j in range(3)]
+            stages.append(replace(stage, of_denoised=None, point=_combination(expanded, i)))
+            if stage.of_denoised is not None:
+                denoised = [a + stage.of_denoised * b for a, b in zip(expanded, denoised, strict=True)]
+            known.insert(0, denoised)
+        advance = _combination(_expanded(advance, known), len(stages))
+        has_means = all(each.is_mean for each in (advance, *(stage.point for stage in stages[1:])))
+        return replace(self, stages=tuple(stages), advance=advance) if has_means else self
+
+
+def _expanded(combination: Combination, known: Sequence[Sequence[float]]) -> list[float]:
+    """The weights of x and of two D, for directions that are given by these weights, newest first."""
+    rows = [(combination.keep, (1.0, 0.0, 0.0)), *zip(combination.weights, known, strict=False)]
+    return [sum(float(weight) * row[j] for weight, row in rows) for j in range(3)]
+
+
+def _combination(expanded: Sequence[float], evaluations: int) -> Combination:
+    """The combination of x and the D of so many evaluations, newest first, with these weights."""
+    return Combination(expanded[0], tuple(expanded[evaluations:0:-1]))
+
 
 @dataclass(frozen=True)
 class Plan:
@@ -174,6 +219,11 @@ class Plan:
     time: float = 0.0
     sigma: float = 0.0
     scale: float = 1.0
+
+    @cached_property
+    def fused(self) -> "Plan":
+        """The same run in fewer passes over the state (`Step.fused`), if no other program changes its points."""
+        return replace(self, steps=tuple(step.fused() for step in self.steps))
 
 
 class Run:
@@ -195,7 +245,7 @@ class Run:
     def __init__(self, plan: Plan, x: Float[Tensor, "batch *event"], source: NoiseSource | None) -> None:
         self.plan, self.source = plan, source
         # Asked once a run: to look whether something is a protocol's takes as long as several small steps.
-        self._drawn_at_every_step = source if isinstance(source, EveryStepNoise) else None
+        self._drawn_at_every_step = source if source is not None and isinstance(source, EveryStepNoise) else None
         self.x, self.point = x, x
         self._previous, self._start = x, x
         self._known: tuple[Tensor, ...] = ()  # directions, newest first
