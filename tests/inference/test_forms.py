@@ -52,6 +52,15 @@ def test_counts_of_a_total_are_learned_as_such() -> None:
     assert choose_form(forms_of(counts), U, OPTIONS, counts=True) == Form(1, "totals", 1)
 
 
+def test_draws_that_are_counts_are_learned_as_draws_of_counts() -> None:
+    rates = (2 * U).exp().expand(600, 6)
+    options = replace(OPTIONS, structures=("independent", "independent_counts"))
+    for draws in (torch.poisson(rates, generator=torch.Generator().manual_seed(6)), (noise(600, 6) < U).float()):
+        form = choose_form(forms_of(draws), U, options, exchangeable=True, counts=True)
+        assert (form.number, form.structure) == (1, "independent_counts")
+    assert choose_form(forms_of(noise(600, 6))[:1], U, options, exchangeable=True).structure == "independent"
+
+
 def test_integers_that_are_far_from_counts_are_not() -> None:
     values = (1000 + 3 * U * torch.linspace(-1, 1, 6) + noise(600, 6)).round()
     assert choose_form(forms_of(values), U, OPTIONS, counts=True).structure != "counts"
@@ -94,9 +103,20 @@ def test_a_spectrum_of_counts_is_fitted_saved_and_sampled(tmp_path: Path) -> Non
     torch.testing.assert_close(again.log_prob(U[:2], x[0]), posterior.log_prob(U[:2], x[0]))
 
 
-def tiny(**others: object) -> Settings:
+def test_draws_that_are_counts_are_fitted_saved_and_sampled(tmp_path: Path) -> None:
+    x = torch.poisson((1 + U).exp().expand(600, 12), generator=torch.Generator().manual_seed(6))
+    posterior = fit(U, x, (-1.7, 1.7), settings=tiny(structures=("independent", "independent_counts")), progress=False)
+    assert posterior.report["emulated"]["noise"] == "independent_counts"
+    posterior.save(tmp_path / "kept")
+    again, observed = load(tmp_path / "kept"), x[:2]
+    torch.testing.assert_close(again.sample(observed, 20, seed=3), posterior.sample(observed, 20, seed=3))
+    with pytest.warns(UserWarning, match="x must hold counts, as all simulations did, got"):
+        posterior.parts.emulated(x[:1] + 0.25)
+
+
+def tiny(structures: tuple[str, ...] = ("counts",), **others: object) -> Settings:
     """A rule whose fit takes seconds."""
-    emulator = replace(OPTIONS, structures=("counts",), pilot_steps=20, steps=60)
+    emulator = replace(OPTIONS, structures=structures, pilot_steps=20, steps=60)
     network, refinement = ConditionalMLP(width=8, num_blocks=1), Refinement(num_steps=4, num_pilots=16)
     sizes = {"images": 1000, "passes": 1, "judged": 4, "pool": 300, **others}
     return Settings(network=network, emulator=emulator, refinement=refinement, **sizes)  # type: ignore[arg-type]

@@ -137,6 +137,51 @@ def test_rows_of_several_observations_in_any_order_have_their_own_density(struct
     torch.testing.assert_close(mixture.each_log_prob(y, u), each)
 
 
+def test_large_counts_of_small_sizes_have_finite_densities_and_gradients() -> None:
+    mixture, u = counting(dim=1).requires_grad_(True), torch.randn(30, 2)
+    with torch.no_grad():
+        mixture.log_size.fill_(-12.0)
+        mixture.linear.bias[..., 1] = torch.tensor([[-30.0], [30.0]])
+    for n, relative in ((0.0, 1e-4), (1.0, 1e-4), (1e3, 1e-4), (1e6, 1e-2)):
+        log_probs = mixture.each_log_prob(torch.full((30, 1), n), u)
+        eta = mixture._outputs(u.expand(2, -1, -1))[:, :, 0, 1:].double()
+        r = torch.tensor(-12.0, dtype=torch.float64).exp()
+        exact = torch.distributions.NegativeBinomial(r, logits=eta - r.log()).log_prob(torch.tensor(n).double())
+        torch.testing.assert_close(log_probs.double(), exact[..., 0], rtol=relative, atol=1e-3)
+        log_probs.sum().backward()
+        assert all(bool(p.grad.isfinite().all()) for p in mixture.parameters() if p.grad is not None)
+
+
+def test_draws_of_counts_have_one_mixture_whose_size_depends_on_u() -> None:
+    mixture, u = counting(dim=4, components=2, structure="independent_counts"), torch.randn(50, 2)
+    logits, eta, sizes = mixture._outputs(u.expand(2, -1, -1)).double().unbind(-1)
+    exact = torch.distributions.NegativeBinomial(sizes.exp()[:, :, None], logits=(eta - sizes)[:, :, None])
+    for n in (torch.poisson(torch.full((50, 4), 3.0)), torch.full((50, 4), 900.0)):
+        each = logits.log_softmax(-1)[:, :, None] + exact.log_prob(n.double()[..., None])
+        expected = each.logsumexp(-1).sum(-1)
+        torch.testing.assert_close(mixture.each_log_prob(n, u).double(), expected, rtol=1e-4, atol=1e-3)
+    drawn = mixture.member(1).sample(u[:1].expand(40_000, 2), torch.Generator().manual_seed(0))
+    probs = logits[1, 0].softmax(-1)
+    mean = float((probs * eta[1, 0].exp()).sum())
+    assert float(drawn.mean()) == pytest.approx(mean, rel=0.03)
+    assert float((drawn.round() == 0).double().mean()) == pytest.approx(
+        float((probs * exact.log_prob(torch.zeros(1).double()).exp()[1, 0, 0]).sum()), abs=0.01
+    )
+
+
+def test_draws_of_zeros_and_ones_are_learned_as_such() -> None:
+    mixture, u = counting(dim=6, structure="independent_counts"), torch.randn(500, 2)
+    mixture.fit_linear(torch.bernoulli(torch.full((500, 6), 0.3)), u)
+    eta = mixture._outputs(u.expand(2, -1, -1))[..., 0, 1]
+    assert float(eta.sigmoid().mean()) == pytest.approx(0.3, abs=0.1)
+    one, none = (mixture.each_log_prob(torch.full((500, 6), n), u) for n in (1.0, 0.0))
+    torch.testing.assert_close(one - none, 6 * eta, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(
+        mixture.each_log_prob(torch.full((500, 6), 2.0), u), torch.full((2, 500), 6 * (-14 - 2 * math.log(2)))
+    )
+    assert set(mixture.sample(u, torch.Generator().manual_seed(0)).round().unique().tolist()) == {0.0, 1.0}
+
+
 def test_counts_are_no_mixture_of_gaussians() -> None:
     with pytest.raises(NotImplementedError, match="no parameters of Gaussians"):
         counting().parameters_of(torch.zeros(2, 1, 2))

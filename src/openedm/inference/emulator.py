@@ -43,10 +43,13 @@ CHUNK_ROWS = 16_384
 MIN_INDEPENDENT = 8
 """Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
 
+FEW = 3
+"""Negative binomial distributions of draws that are counts, beside a single one."""
+
 MOST_COUNTS = 512
 """Columns of counts that are modelled as they are, where other data with as many would be summarised."""
 
-SPECIAL = ("independent", "heavy", "stationary", "counts", "totals")
+SPECIAL = ("independent", "heavy", "stationary", "counts", "totals", "independent_counts")
 """Structures for columns of a certain kind only."""
 
 
@@ -178,11 +181,12 @@ def choose_form(
         u: the condition.
         options: structures and components are tried, for `pilot_steps`, and those that come close for up to four times
             as many.
-        exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and alone.
+        exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and nothing
+            else but counts.
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
         steady: whether columns may be a process in its steady state; only then "stationary" is tried, with each form.
         counts: whether the last form are counts as they are; "counts" and, unless all are 0 or 1, "totals" are
-            tried with it, and nothing else.
+            tried with it, or "independent_counts" of exchangeable columns, and nothing else.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
@@ -204,8 +208,9 @@ def choose_form(
         place = 0 if structure == "stationary" else 1
         tried[place:place] = [Form(i, structure, 1) for i in others]
     if counts:
-        may = ("counts", "totals") if float(forms[-1][0].max()) > 1.5 else ("counts",)
-        tried[:0] = [Form(len(forms) - 1, s, 1) for s in may if s in options.structures]
+        as_counts = [("independent_counts", k) for k in (1, FEW)] if exchangeable else [("counts", 1), ("totals", 1)]
+        as_counts = as_counts if float(forms[-1][0].max()) > 1.5 else as_counts[:1]
+        tried[:0] = [Form(len(forms) - 1, *kind) for kind in as_counts if kind[0] in options.structures]
     if len(tried) == 1:
         return tried[0]
     highest = max(trial(form, short) for form in tried)
@@ -363,8 +368,8 @@ def _choose_target(
         else [maps.columns, Columns.of(kept, warp=False), Columns.logarithms(kept)]
     )
     columns = list({each.kinds: each for each in all_columns}.values())
-    counts = bool(maps.counts) and all(maps.counts) and not maps.exchangeable
-    if counts and options.structures == ("counts",):
+    counts = bool(maps.counts) and all(maps.counts)
+    if counts and options.structures == ("counts",) and not maps.exchangeable:
         return Columns.plain(kept.shape[1]), Form(0, "counts", 1)
     if counts:
         columns.append(Columns.plain(kept.shape[1]))

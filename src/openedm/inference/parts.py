@@ -17,6 +17,7 @@ from openedm.inference.columns import Columns
 from openedm.inference.maps import Coordinates, DataMap, ParameterMap, within_reach
 from openedm.inference.refine import Refinement
 from openedm.networks.counts import CountMixture
+from openedm.networks.independent import IndependentCounts
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
 from openedm.networks.structured import mixture_from_config
 from openedm.networks.trends import density_config, density_from_config
@@ -58,7 +59,7 @@ class Parts:
         if self.target is None:
             return self.data.forward(x)
         y = self.target.forward(x[:, list(self.data.keep)])
-        if not isinstance(self.emulator, CountMixture):
+        if not isinstance(self.emulator, CountMixture | IndependentCounts):
             return within_reach(y).float()
         if not bool(((y == y.round()) & (y >= 0)).all()):
             wrong = y[(y != y.round()) | (y < 0)]

@@ -15,7 +15,7 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor, nn
 
 from openedm.networks.mixtures import ConditionalMixture, Outputs
@@ -30,8 +30,46 @@ MAX_LOG_MEAN = 40.0
 LOG_OUTSIDE = -14.0
 """ln of the density of what no count is, less ln 2 for each step away: whatever u is, so that it tells nothing of u."""
 
+FAR = -0.9
+"""Where r + μ is smaller by this share than for the likeliest u, logarithms are subtracted; else that would cancel."""
+
 ABOVE = 1.02
 """A total starts from so many times the largest count."""
+
+
+def at_mean(m: Float[Tensor, "..."], r: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """ln q(m) of negative binomial distributions whose mean is m, or a half for 0.
+
+    Args:
+        m: counts.
+        r: sizes, > 0, of a shape that goes with that of m.
+    """
+    mean = m.clamp_min(0.5)
+    counts = (m + r).lgamma() - r.lgamma() - (m + 1).lgamma()
+    return counts + m * mean.log() + r * r.log() - (m + r) * (mean + r).log()
+
+
+def negative_binomial(
+    n: Float[Tensor, "..."], eta: Float[Tensor, "..."], r: Float[Tensor, "..."], highest: Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """ln q(n) of negative binomial distributions, from that of those whose mean is n, so that large n do not cancel.
+
+    Args:
+        n, eta, r: counts, logarithms of means, sizes.
+        highest: `at_mean(n, r)`.
+    """
+    near = n.clamp_min(0.5)
+    off = eta - near.log()
+    change = near * off.expm1() / (near + r)
+    far = torch.logaddexp(r.log(), eta) - (near + r).log()
+    return highest + n * off - (n + r) * torch.where(change > FAR, change.clamp_min(FAR).log1p(), far)
+
+
+def outside_or(
+    n: Float[Tensor, "..."], possible: Bool[Tensor, "..."], log_probs: Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """ln q where n is possible, and else what tells nothing of u."""
+    return torch.where(possible, log_probs, LOG_OUTSIDE - n.abs() * math.log(2))
 
 
 class CountMixture(ConditionalMixture):
@@ -81,9 +119,8 @@ class CountMixture(ConditionalMixture):
     def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
         logits, eta = self._terms(outputs)
         n = y.round()[..., None, :]
-        outside = LOG_OUTSIDE - n.abs() * math.log(2)
-        bits = torch.where(n <= 1, n * eta - nn.functional.softplus(eta), outside)
-        each = torch.where(n < 0, outside, torch.where(self.binary[:, None], bits, self._counts(y, n, eta)))
+        bits = outside_or(n, n <= 1, n * eta - nn.functional.softplus(eta))
+        each = outside_or(n, n >= 0, torch.where(self.binary[:, None], bits, self._counts(y, n, eta)))
         result: Tensor = (logits.log_softmax(-1) + each.sum(-1)).logsumexp(-1)
         return result
 
@@ -91,9 +128,7 @@ class CountMixture(ConditionalMixture):
         self, y: Float[Tensor, "members rows dim"], n: Float[Tensor, "members rows one dim"], eta: Tensor
     ) -> Float[Tensor, "members rows components dim"]:
         """ln q(n | η) of negative binomial distributions."""
-        near, size = n.clamp_min(0.5), self.size[:, None]
-        off = eta - near.log()
-        return self._at_mean(y) + n * off - (n + size) * (near * off.expm1() / (near + size)).log1p()
+        return negative_binomial(n, eta, self.size[:, None], self._at_mean(y))
 
     def _at_mean(self, y: Float[Tensor, "members rows dim"]) -> Float[Tensor, "members rows components dim"]:
         """ln q of distributions whose mean is n, or near it where that cannot be.
@@ -109,9 +144,7 @@ class CountMixture(ConditionalMixture):
 
     def _highest(self, m: Float64[Tensor, "some rows one dim"]) -> Float64[Tensor, "members rows components dim"]:
         """ln q(m) of the distribution whose mean is m, or a half for 0."""
-        mean, r = m.clamp_min(0.5), self.size[:, None].double()
-        counts = (m + r).lgamma() - r.lgamma() - (m + 1).lgamma()
-        return counts + m * mean.log() + r * r.log() - (m + r) * (mean + r).log()
+        return at_mean(m, self.size[:, None].double())
 
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
@@ -196,9 +229,10 @@ class TotalMixture(CountMixture):
         near, rest = n.clamp_min(0.5), (total - n).clamp_min(0.5)
         odds = near.log() - rest.log()
         off = eta - total.log() - odds
-        close = (near / (near + rest) * off.clamp(-1, 1).expm1()).log1p()  # the difference of softplus, which cancels
+        change = near / (near + rest) * off.expm1()
         far = nn.functional.softplus(odds + off) - nn.functional.softplus(odds)
-        counts = self._at_mean(y) + n * off - total * torch.where(off.abs() < 1, close, far)
+        close = change.clamp_min(FAR).log1p()
+        counts = self._at_mean(y) + n * off - total * torch.where(change > FAR, close, far)
         return torch.where(above > 0, counts + LOG_OUTSIDE - above * math.log(2), counts)
 
     def _highest(self, m: Float64[Tensor, "some rows one dim"]) -> Float64[Tensor, "members rows components dim"]:

@@ -10,11 +10,12 @@
     counts       y_j have negative binomial distributions, or are 0 and 1           dim functions of u
     totals       y_j have binomial distributions, or are 0 and 1                    dim functions of u
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
+    independent_counts   the same of negative binomial distributions, or Bernoulli's
 
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
 noise is `constant`, or `heavy` where some values lie far off, noise that grows with the signal `scaled`, an
 autoregressive process `banded`, or `stationary` if every time is like every other, and draws from one distribution
-`independent`. Which of them it is shows held-out likelihood. Each but `full`, `independent` and `stationary` may also
+`independent`. Which of them it is shows held-out likelihood. Each but `full`, `stationary` and the last two may also
 be a curve, whose columns share one function of their place (`AlongColumns`); `fit` tries that of counts.
 """
 
@@ -29,14 +30,13 @@ from torch.nn import functional
 
 from openedm.ground import checks
 from openedm.networks.counts import CountMixture, TotalMixture
+from openedm.networks.independent import IndependentCounts, IndependentMixture
 from openedm.networks.layers import seeded
-from openedm.networks.member_linear import MemberLinear
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
 
 __all__ = [
     "STRUCTURES",
     "HeavyMixture",
-    "IndependentMixture",
     "StationaryMixture",
     "StructuredMixture",
     "build_mixture",
@@ -45,7 +45,18 @@ __all__ = [
 ]
 
 SIZES = ("condition_dim", "dim", "members", "components", "width", "num_blocks")
-STRUCTURES = ("full", "banded", "scaled", "constant", "independent", "heavy", "stationary", "counts", "totals")
+STRUCTURES = (
+    "full",
+    "banded",
+    "scaled",
+    "constant",
+    "independent",
+    "heavy",
+    "stationary",
+    "counts",
+    "totals",
+    "independent_counts",
+)
 
 FREEDOM = 4.0
 """Degrees of freedom that a fit of Student's t distributions starts from; it ends between half and 200."""
@@ -58,8 +69,8 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         ValueError: an unknown structure, or a count is out of its range.
     """
     checks.one_of("structure", structure, STRUCTURES)
-    classes = (ConditionalMixture, IndependentMixture, HeavyMixture, StationaryMixture, CountMixture, TotalMixture)
-    for cls in classes:
+    classes: tuple[type[ConditionalMixture], ...] = (ConditionalMixture, HeavyMixture, StationaryMixture)
+    for cls in (*classes, IndependentMixture, CountMixture, TotalMixture, IndependentCounts):
         if cls.structure == structure:
             return cls(condition_dim, dim, **sizes)
     return StructuredMixture(condition_dim, dim, structure=structure, **sizes)
@@ -265,71 +276,3 @@ class StationaryMixture(ConditionalMixture):
 
     def _empty(self) -> ConditionalMixture:
         return StationaryMixture(self.condition_dim, self.dim, **self._sizes())
-
-
-class IndependentMixture(ConditionalMixture):
-    """Draws y_1, …, y_dim from one mixture of Gaussians in one dimension that depends on u.
-
-    Args:
-        condition_dim, dim: dimension of u, number of draws.
-        sizes: those of `ConditionalMixture`.
-
-    Raises:
-        ValueError: a count is out of its range.
-    """
-
-    structure = "independent"
-
-    @property
-    def means_each(self) -> int:
-        """The number of means for one component."""
-        return 1
-
-    @property
-    def outputs_each(self) -> int:
-        """The number of outputs for one component: its weight, mean and scale."""
-        return 3
-
-    def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Not supported: the draws together are no mixture of a few Gaussians.
-
-        Raises:
-            NotImplementedError: always.
-        """
-        raise NotImplementedError("IndependentMixture has no parameters for all draws together")
-
-    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """ln w, μ and ln 1/s, each (members, rows, K)."""
-        logits, means, logs = outputs.unbind(-1)
-        return logits.log_softmax(-1), means, logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
-
-    def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
-        weights, means, logs = (term[..., None, :] for term in self._terms(outputs))
-        each = weights + logs - 0.5 * ((y[..., None] - means) * logs.exp()).square()
-        result: Tensor = each.logsumexp(-1).sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
-        return result
-
-    @torch.no_grad()
-    def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
-        """One y for each row of u; row i is drawn from member i mod `members`."""
-        grouped = self._grouped(u)
-        weights, means, logs = self._terms(self._outputs(grouped))
-        uniform = torch.rand(*weights.shape[:2], self.dim, generator=generator).to(u)
-        chosen = (weights.exp().cumsum(-1)[..., None, :] < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
-        noise = torch.randn(chosen.shape, generator=generator).to(u)
-        y = means.gather(-1, chosen) + noise * (-logs.gather(-1, chosen)).exp()
-        return y.transpose(0, 1).flatten(0, 1)[: len(u)]
-
-    @torch.no_grad()
-    def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
-        """Start from Gaussians spread evenly over all draws, whatever u is."""
-        bias = self.linear.bias.view(self.members, 1, self.components, 3)
-        levels = (torch.arange(self.components, dtype=torch.float64) + 0.5) / self.components
-        values = y.flatten().double()
-        bias[..., 1] = torch.quantile(values[: 1 << 20], levels.to(values)).to(bias)
-        bias[..., 2] = -math.log(float(values.std()) * 2 / (self.components + 1))
-        if isinstance(self.layer_out, MemberLinear) and self.components > 1:  # the means are spread already
-            self.layer_out.bias.view(self.members, 1, self.components, 3)[..., 1] = 0
-
-    def _empty(self) -> ConditionalMixture:
-        return IndependentMixture(self.condition_dim, self.dim, **self._sizes())
