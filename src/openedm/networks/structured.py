@@ -69,8 +69,16 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         ValueError: an unknown structure, or a count is out of its range.
     """
     checks.one_of("structure", structure, STRUCTURES)
-    classes: tuple[type[ConditionalMixture], ...] = (ConditionalMixture, HeavyMixture, StationaryMixture)
-    for cls in (*classes, IndependentMixture, CountMixture, TotalMixture, IndependentCounts):
+    classes: tuple[type[ConditionalMixture], ...] = (
+        ConditionalMixture,
+        HeavyMixture,
+        StationaryMixture,
+        CountMixture,
+        TotalMixture,
+        IndependentMixture,
+        IndependentCounts,
+    )
+    for cls in classes:
         if cls.structure == structure:
             return cls(condition_dim, dim, **sizes)
     return StructuredMixture(condition_dim, dim, structure=structure, **sizes)
