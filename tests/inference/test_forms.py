@@ -52,6 +52,15 @@ def test_counts_of_a_total_are_learned_as_such() -> None:
     assert choose_form(forms_of(counts), U, OPTIONS, counts=True) == Form(1, "totals", 1)
 
 
+def test_counts_whose_spread_is_a_parameter_are_learned_as_such() -> None:
+    size = (2 * U).exp()
+    rates = torch._standard_gamma(size.expand(600, 6), torch.Generator().manual_seed(8)) / size * torch.arange(4, 10)
+    counts = torch.poisson(rates, generator=torch.Generator().manual_seed(9))
+    options = replace(OPTIONS, structures=("scaled", "counts", "totals", "dispersed_counts"))
+    assert choose_form(forms_of(counts), U, options, counts=True) == Form(1, "dispersed_counts", 1)
+    assert choose_form(forms_of(counted()), U, options, counts=True) == Form(1, "counts", 1)
+
+
 def test_draws_that_are_counts_are_learned_as_draws_of_counts() -> None:
     rates = (2 * U).exp().expand(600, 6)
     options = replace(OPTIONS, structures=("independent", "independent_counts"))

@@ -50,7 +50,7 @@ def test_large_counts_do_not_cancel() -> None:
     torch.testing.assert_close(mixture.each_log_prob(n.float(), u).double(), exact, rtol=1e-4, atol=1e-3)
 
 
-@pytest.mark.parametrize("structure", ["counts", "totals"])
+@pytest.mark.parametrize("structure", ["counts", "totals", "dispersed_counts"])
 def test_zeros_and_ones_are_learned_as_such(structure: str) -> None:
     mixture, u = counting(dim=2, structure=structure), torch.randn(500, 2)
     y = torch.stack([torch.bernoulli(torch.full((500,), 0.3)), torch.poisson(torch.full((500,), 2.0))], 1)
@@ -128,7 +128,7 @@ def test_totals_that_differ_between_columns_are_learned() -> None:
     assert fitted["totals"].log_prob > fitted["counts"].log_prob + 0.3
 
 
-@pytest.mark.parametrize("structure", ["counts", "totals"])
+@pytest.mark.parametrize("structure", ["counts", "totals", "dispersed_counts"])
 def test_rows_of_several_observations_in_any_order_have_their_own_density(structure: str) -> None:
     mixture, u = counting(components=2, structure=structure), torch.randn(60, 2)
     kinds = torch.poisson(torch.rand(3, 3) * 5)
@@ -150,6 +150,20 @@ def test_large_counts_of_small_sizes_have_finite_densities_and_gradients() -> No
         torch.testing.assert_close(log_probs.double(), exact[..., 0], rtol=relative, atol=1e-3)
         log_probs.sum().backward()
         assert all(bool(p.grad.isfinite().all()) for p in mixture.parameters() if p.grad is not None)
+
+
+def test_sizes_that_depend_on_u() -> None:
+    mixture, u = counting(structure="dispersed_counts"), torch.randn(40, 2)
+    outputs = mixture._outputs(u.expand(2, -1, -1))[:, :, 0].double()
+    eta, sizes = outputs[..., 1:4], mixture.log_size.double() + outputs[..., 4:]
+    exact = torch.distributions.NegativeBinomial(sizes.exp(), logits=eta - sizes)
+    n = torch.poisson(torch.rand(40, 3) * 8)
+    torch.testing.assert_close(
+        mixture.each_log_prob(n, u).double(), exact.log_prob(n.double()).sum(-1), rtol=2e-5, atol=2e-5
+    )
+    drawn = mixture.member(0).sample(u[:1].expand(40_000, 2), torch.Generator().manual_seed(0))
+    spread = (exact.variance[0, 0] + 1 / 12).sqrt().float()
+    torch.testing.assert_close(drawn.std(0), spread, rtol=0.05, atol=0)
 
 
 def test_draws_of_counts_have_one_mixture_whose_size_depends_on_u() -> None:

@@ -7,7 +7,7 @@ from openedm.inference.mixtures import fit_mixture
 from openedm.inference.settings import MixtureOptions
 from openedm.networks.structured import build_mixture, mixture_config, mixture_from_config
 
-CURVED = ("constant", "scaled", "banded", "heavy", "counts", "totals")
+CURVED = ("constant", "scaled", "banded", "heavy", "counts", "totals", "dispersed_counts")
 
 
 def curved(structure: str):

@@ -49,7 +49,10 @@ FEW = 3
 MOST_COUNTS = 512
 """Columns of counts that are modelled as they are, where other data with as many would be summarised."""
 
-SPECIAL = ("independent", "heavy", "stationary", "counts", "totals", "independent_counts")
+COUNTS = ("counts", "totals", "dispersed_counts")
+"""Structures for columns of counts that are no draws of one distribution; of zeros and ones the first says it all."""
+
+SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts")
 """Structures for columns of a certain kind only."""
 
 
@@ -62,7 +65,7 @@ class Form(NamedTuple):
     curve: bool = False
 
 
-CURVED = ("counts", "totals")
+CURVED = COUNTS
 """Structures whose columns may share one function of their place: of others the gain is smaller, and single members may
 learn a curve badly, which widens posteriors."""
 
@@ -185,8 +188,8 @@ def choose_form(
             else but counts.
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
         steady: whether columns may be a process in its steady state; only then "stationary" is tried, with each form.
-        counts: whether the last form are counts as they are; "counts" and, unless all are 0 or 1, "totals" are
-            tried with it, or "independent_counts" of exchangeable columns, and nothing else.
+        counts: whether the last form are counts as they are; structures of counts are tried with it, those of
+            exchangeable columns or the others, and nothing else.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
@@ -208,9 +211,9 @@ def choose_form(
         place = 0 if structure == "stationary" else 1
         tried[place:place] = [Form(i, structure, 1) for i in others]
     if counts:
-        as_counts = [("independent_counts", k) for k in (1, FEW)] if exchangeable else [("counts", 1), ("totals", 1)]
-        as_counts = as_counts if float(forms[-1][0].max()) > 1.5 else as_counts[:1]
-        tried[:0] = [Form(len(forms) - 1, *kind) for kind in as_counts if kind[0] in options.structures]
+        kinds = [("independent_counts", k) for k in (1, FEW)] if exchangeable else [(s, 1) for s in COUNTS]
+        kinds = kinds if float(forms[-1][0].max()) > 1.5 else kinds[:1]
+        tried[:0] = [Form(len(forms) - 1, *kind) for kind in kinds if kind[0] in options.structures]
     if len(tried) == 1:
         return tried[0]
     highest = max(trial(form, short) for form in tried)

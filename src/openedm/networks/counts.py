@@ -15,12 +15,12 @@ import math
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Float, Float64, Int64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor, nn
 
 from openedm.networks.mixtures import ConditionalMixture, Outputs
 
-__all__ = ["CountMixture", "TotalMixture"]
+__all__ = ["CountMixture", "DispersedCounts", "TotalMixture"]
 
 LARGEST, START = 12.0, 3.0
 """ln r is kept between the negative of the first and itself, and starts at the second."""
@@ -112,25 +112,28 @@ class CountMixture(ConditionalMixture):
         """r."""
         return self.log_size.clamp(-LARGEST, LARGEST).exp()
 
-    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor]:
-        """Logits (members, rows, K) and η (…, K, dim)."""
-        return outputs[..., 0], outputs[..., 1:].clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN)
+    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        """Logits (members, rows, K), η (…, K, dim), and r, which broadcasts with η."""
+        eta = outputs[..., 1 : 1 + self.dim].clamp(-MAX_LOG_MEAN, MAX_LOG_MEAN)
+        return outputs[..., 0], eta, self.size[:, None]
 
     def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
-        logits, eta = self._terms(outputs)
+        logits, eta, size = self._terms(outputs)
         n = y.round()[..., None, :]
         bits = outside_or(n, n <= 1, n * eta - nn.functional.softplus(eta))
-        each = outside_or(n, n >= 0, torch.where(self.binary[:, None], bits, self._counts(y, n, eta)))
+        each = outside_or(n, n >= 0, torch.where(self.binary[:, None], bits, self._counts(y, n, eta, size)))
         result: Tensor = (logits.log_softmax(-1) + each.sum(-1)).logsumexp(-1)
         return result
 
     def _counts(
-        self, y: Float[Tensor, "members rows dim"], n: Float[Tensor, "members rows one dim"], eta: Tensor
+        self, y: Float[Tensor, "members rows dim"], n: Float[Tensor, "members rows one dim"], eta: Tensor, size: Tensor
     ) -> Float[Tensor, "members rows components dim"]:
         """ln q(n | η) of negative binomial distributions."""
-        return negative_binomial(n, eta, self.size[:, None], self._at_mean(y))
+        return negative_binomial(n, eta, size, self._at_mean(y, size))
 
-    def _at_mean(self, y: Float[Tensor, "members rows dim"]) -> Float[Tensor, "members rows components dim"]:
+    def _at_mean(
+        self, y: Float[Tensor, "members rows dim"], size: Tensor
+    ) -> Float[Tensor, "members rows components dim"]:
         """ln q of distributions whose mean is n, or near it where that cannot be.
 
         Densities are computed from these, so that large numbers do not cancel. Of one observation at many u, rows that
@@ -140,20 +143,21 @@ class CountMixture(ConditionalMixture):
         if y.stride(0) == 0:  # the same of all members
             different, inverse = torch.unique_consecutive(y[0], dim=0, return_inverse=True)
             y = different[None]
-        return self._highest(y.round().clamp_min(0)[:, :, None].double()).to(y)[:, inverse]
+        return self._highest(y.round().clamp_min(0)[:, :, None].double(), size.double()).to(y)[:, inverse]
 
-    def _highest(self, m: Float64[Tensor, "some rows one dim"]) -> Float64[Tensor, "members rows components dim"]:
+    def _highest(self, m: Float64[Tensor, "some rows one dim"], size: Tensor) -> Float64[Tensor, "..."]:
         """ln q(m) of the distribution whose mean is m, or a half for 0."""
-        return at_mean(m, self.size[:, None].double())
+        return at_mean(m, size)
 
     @torch.no_grad()
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
         """One y for each row of u; row i is drawn from member i mod `members`."""
-        logits, eta = self._terms(self._outputs(self._grouped(u)))
+        logits, eta, size = self._terms(self._outputs(self._grouped(u)))
         uniform = torch.rand(logits.shape[:2], generator=generator).to(u)
         chosen = (logits.softmax(-1).cumsum(-1) < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
-        eta = eta.gather(2, chosen[..., None, None].expand(-1, -1, 1, self.dim))[:, :, 0].cpu()
-        counts = self._draw(eta, chosen[..., None].expand(-1, -1, self.dim), generator)
+        place = chosen[..., None, None].expand(-1, -1, 1, self.dim)
+        eta, size = (each.expand(eta.shape).gather(2, place)[:, :, 0].cpu() for each in (eta, size))
+        counts = self._draw(eta, size, generator)
         bits = torch.rand(eta.shape, generator=generator) < eta.sigmoid()
         n = torch.where(self.binary.cpu(), bits.to(eta), counts)
         y = (n + torch.rand(n.shape, generator=generator) - 0.5).to(u)
@@ -162,11 +166,10 @@ class CountMixture(ConditionalMixture):
     def _draw(
         self,
         eta: Float[Tensor, "members rows dim"],
-        chosen: Int64[Tensor, "members rows dim"],
+        size: Float[Tensor, "members rows dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, "members rows dim"]:
-        """Counts of the components that were chosen."""
-        size = self.size.gather(1, chosen).cpu()
+        """Counts of these η and r."""
         return torch.poisson(torch._standard_gamma(size, generator) / size * eta.exp(), generator)
 
     @torch.no_grad()
@@ -220,38 +223,35 @@ class TotalMixture(CountMixture):
         return exact + (exact.round() - exact).detach()
 
     def _counts(
-        self, y: Float[Tensor, "members rows dim"], n: Float[Tensor, "members rows one dim"], eta: Tensor
+        self, y: Float[Tensor, "members rows dim"], n: Float[Tensor, "members rows one dim"], eta: Tensor, size: Tensor
     ) -> Float[Tensor, "members rows components dim"]:
         """ln q(n | η) of binomial distributions."""
-        total = self.size[:, None]
-        above = (n - total).clamp_min(0)
+        above = (n - size).clamp_min(0)
         n = n - above
-        near, rest = n.clamp_min(0.5), (total - n).clamp_min(0.5)
+        near, rest = n.clamp_min(0.5), (size - n).clamp_min(0.5)
         odds = near.log() - rest.log()
-        off = eta - total.log() - odds
+        off = eta - size.log() - odds
         change = near / (near + rest) * off.expm1()
         far = nn.functional.softplus(odds + off) - nn.functional.softplus(odds)
         close = change.clamp_min(FAR).log1p()
-        counts = self._at_mean(y) + n * off - total * torch.where(change > FAR, close, far)
+        counts = self._at_mean(y, size) + n * off - size * torch.where(change > FAR, close, far)
         return torch.where(above > 0, counts + LOG_OUTSIDE - above * math.log(2), counts)
 
-    def _highest(self, m: Float64[Tensor, "some rows one dim"]) -> Float64[Tensor, "members rows components dim"]:
+    def _highest(self, m: Float64[Tensor, "some rows one dim"], size: Tensor) -> Float64[Tensor, "..."]:
         """ln q(m) of the distribution whose odds are m to T − m, with a half for 0."""
-        total = self.size[:, None].double()
-        m = torch.minimum(m, total)
-        rest = total - m
+        m = torch.minimum(m, size)
+        rest = size - m
         odds = m.clamp_min(0.5).log() - rest.clamp_min(0.5).log()
-        ways = (total + 1).lgamma() - (m + 1).lgamma() - (rest + 1).lgamma()
-        return ways + m * odds - total * nn.functional.softplus(odds)
+        ways = (size + 1).lgamma() - (m + 1).lgamma() - (rest + 1).lgamma()
+        return ways + m * odds - size * nn.functional.softplus(odds)
 
     def _draw(
         self,
         eta: Float[Tensor, "members rows dim"],
-        chosen: Int64[Tensor, "members rows dim"],
+        size: Float[Tensor, "members rows dim"],
         generator: torch.Generator,
     ) -> Float[Tensor, "members rows dim"]:
-        total = self.size.gather(1, chosen).cpu()
-        return torch.binomial(total, (eta - total.log()).sigmoid(), generator)
+        return torch.binomial(size, (eta - size.log()).sigmoid(), generator)
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
@@ -261,3 +261,30 @@ class TotalMixture(CountMixture):
         self.largest.copy_(largest.expand_as(self.largest))
         self.start.copy_((ABOVE * largest.max() + 0.5 - largest).expand_as(self.start))
         super().fit_linear(y, u)
+
+
+class DispersedCounts(CountMixture):
+    """As `CountMixture`, but r depends on u: what counts vary by may be a parameter, or differ with their mean.
+
+    Args:
+        condition_dim, dim: dimensions of u and y.
+        sizes: those of `ConditionalMixture`.
+
+    Raises:
+        ValueError: a count is out of its range.
+    """
+
+    structure = "dispersed_counts"
+
+    @property
+    def outputs_each(self) -> int:
+        """The number of outputs for one component: its weight, η and what is added to ln r."""
+        return 1 + 2 * self.dim
+
+    def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
+        logits, eta, _ = super()._terms(outputs)
+        sizes = self.log_size[:, None] + outputs[..., 1 + self.dim :]
+        return logits, eta, sizes.clamp(-LARGEST, LARGEST).exp()
+
+    def _at_mean(self, y: Float[Tensor, "members rows dim"], size: Tensor) -> Float[Tensor, "..."]:
+        return self._highest(y.round().clamp_min(0)[:, :, None].double(), size.double()).to(y)

@@ -9,6 +9,7 @@
                                                                             7 functions of u, whatever dim is
     counts       y_j have negative binomial distributions, or are 0 and 1           dim functions of u
     totals       y_j have binomial distributions, or are 0 and 1                    dim functions of u
+    dispersed_counts     as counts, with r that depends on u                        2 dim functions of u
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
     independent_counts   the same of negative binomial distributions, or Bernoulli's
 
@@ -29,7 +30,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.counts import CountMixture, TotalMixture
+from openedm.networks.counts import CountMixture, DispersedCounts, TotalMixture
 from openedm.networks.independent import IndependentCounts, IndependentMixture
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
@@ -55,6 +56,7 @@ STRUCTURES = (
     "stationary",
     "counts",
     "totals",
+    "dispersed_counts",
     "independent_counts",
 )
 
@@ -75,6 +77,7 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         StationaryMixture,
         CountMixture,
         TotalMixture,
+        DispersedCounts,
         IndependentMixture,
         IndependentCounts,
     )
