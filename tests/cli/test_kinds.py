@@ -3,6 +3,7 @@
 import json
 
 import pytest
+from PIL import Image
 
 from openedm.ground.kinds import KINDS, holding
 
@@ -84,6 +85,18 @@ def test_another_kind_is_named_with_the_command_that_takes_it(arguments, line, o
     [
         ("inference calibrate p s.npz", "s.npz; only POSTERIOR can be given without a name, all else as --NAME VALUE"),
         ("toy out more", "more; only the first argument can be given without a name, all else as --NAME VALUE"),
+        (
+            "data convert flat out --size 4 --image image --split test",
+            "split, image must not be given with a folder or",
+        ),
+        ("data encode flat out --vae posterior", "safetensors: it holds a posterior, which `openedm inference sample`"),
+        ("data encode flat out --vae empty", "with safetensors: it has no config.json"),
+        ("data convert few.yaml out --size 4", "path must be pictures (a folder, .zip or .tar), or .parquet or .arrow"),
+        (
+            "sweep flat --vary objective=EDM,VP --data=Toy --network=MLP",
+            "out=flat holds other things and no sweep, such",
+        ),
+        ("compare run --num 4 --vary nfe=a,b", "nfe must be one of 'auto' or an integer or null, got a"),
         ("train out --config few.yaml", "options: there is no option 'imges'; did you mean images?"),
         ("train out --data empty --data.path run", "data and data.path must not both be given, got empty and run"),
         ("train out --init run --init.path empty", "init and init.path must not both be given, got run and empty"),
@@ -91,6 +104,8 @@ def test_another_kind_is_named_with_the_command_that_takes_it(arguments, line, o
 )
 def test_what_would_have_no_effect_or_no_name_is_refused(arguments, line, openedm, others):
     (others / "few.yaml").write_text("options:\n  imges: 3\n")
+    (others / "flat").mkdir()
+    Image.new("L", (4, 4)).save(others / "flat" / "a.png")
     result = openedm(*arguments.split())
     assert result.status != 0
     assert line in result.err

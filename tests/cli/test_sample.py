@@ -275,6 +275,7 @@ def test_an_interrupted_npz_goes_on_from_its_parts(openedm, digits_run, tmp_path
         patch.setattr(files, "write_array", interrupted)
         result = openedm(*arguments)
     assert (result.status, result.err.splitlines()[-1]) == (130, "interrupted")
+    assert f"stopped; the same command continues: {tmp_path / 'a.npz'}" in result.out + result.err
     assert not (tmp_path / "a.npz").exists()
     result = openedm(*arguments)
     assert "drew 3 samples with 7 network evaluations each, 3 already existed" in result.out

@@ -102,5 +102,5 @@ def test_a_server_answers_on_a_free_port_and_a_port_in_use_is_named() -> None:
     with serve(Runs(), port=0) as served:
         assert b"openedm explore" in urlopen(served.url, timeout=20).read()
         port = parse_integers("port", served.url.rstrip("/").rpartition(":")[2])[0]
-        with pytest.raises(ValueError, match=f"port {port} of host 127.0.0.1 cannot be had"), serve(Runs(), port=port):
+        with pytest.raises(ValueError, match=f"port {port} of host 127.0.0.1 cannot be used"), serve(Runs(), port=port):
             pass

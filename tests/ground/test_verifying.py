@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -214,3 +215,18 @@ def test_a_finished_shard_that_was_damaged_is_written_again(tmp_path: Path) -> N
     convert(images, tmp_path / "out", Form(size=8), per_shard=2, resume=True)
     for path in (tmp_path / "whole").iterdir():
         assert path.read_bytes() == (tmp_path / "out" / path.name).read_bytes()
+
+
+def test_a_folder_that_may_not_be_read_is_an_error_and_not_left_out(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    listed = os.scandir
+
+    def refusing(path: str) -> Any:
+        if os.path.basename(path) == "inner":
+            raise PermissionError(13, "Permission denied", path)
+        return listed(path)
+
+    monkeypatch.setattr(os, "scandir", refusing)
+    with pytest.raises(PermissionError, match="inner"):
+        list(verify(folder))

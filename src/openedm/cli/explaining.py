@@ -67,7 +67,7 @@ def simplify(message: str) -> str:
         return _in_sentences(text)
     key, value = found["key"], found["value"]
     reasons = [reason.strip() for reason in found["reasons"].split(" - ")]
-    given = [reason for reason in reasons if not reason.startswith("Expected a ")]
+    given = [reason for reason in reasons if not reason.startswith(("Expected a ", "Expected <", "Expected typing."))]
     if given:
         return _in_sentences(" or ".join(f"{key}: {reason}" if key else reason for reason in given))
     return f"{key or 'the value'} must be {_in_words(found['kinds'])}, got {value}"

@@ -84,7 +84,12 @@ def sample(
         prepared = source.prepare(accelerator, bars)
         if accelerator.is_main_process and prepared.origin:
             bars.log(f"{prepared.origin}: {brief(prepared.sampler)}")
-        count = files.write(prepared, seed_list, batch_size=batch_size, accelerator=accelerator, progress=bars)
+        try:
+            count = files.write(prepared, seed_list, batch_size=batch_size, accelerator=accelerator, progress=bars)
+        except KeyboardInterrupt:
+            if accelerator.is_main_process and files.format != "grid":
+                bars.log(f"stopped; the same command continues: {out}")
+            raise
     if not accelerator.is_main_process:
         return
     existing = len(set(seed_list)) - count

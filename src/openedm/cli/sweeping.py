@@ -226,9 +226,12 @@ def check_record(out: Path, runs: Sequence[SweptRun]) -> None:
     """Check that runs which are there have the options that the command gives them.
 
     Raises:
-        ValueError: a run has others; the message names them.
+        ValueError: a run has others; the message names them. The folder holds other things and no sweep.
     """
     file = out / RECORD
+    others = [path.name for path in out.glob("[!.]*") if path.name not in {run.folder.name for run in runs}]
+    if others and not file.is_file():
+        raise ValueError(f"out={out} holds other things and no sweep, such as {min(others)}: choose another folder")
     earlier = read_json(file)["runs"] if file.is_file() else {}
     for run in runs:
         if run.folder.name not in earlier or not list_checkpoints(run.folder):

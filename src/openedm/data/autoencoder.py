@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.devices import device_of
+from openedm.ground.kinds import holding
 
 __all__ = ["Autoencoder", "Codec", "PixelRange", "open_autoencoder", "open_for_latents"]
 
@@ -250,6 +251,9 @@ def _read(path: str, hub: bool | None) -> tuple[nn.Module, str, bool]:
         if not folder.is_dir():
             raise ValueError(f"vae={path} is not a folder: give the folder of the autoencoder as vae")
         where = (str(folder), "vae" if (folder / "model_index.json").is_file() else None)
+        if (other := holding(folder)) is not None or not (folder / (where[1] or "") / "config.json").is_file():
+            reason = f"it holds {other}" if other else "it has no config.json"
+            raise ValueError(f"vae={path} cannot be read as an autoencoder of diffusers with safetensors: {reason}")
     elif name is None:
         raise ValueError(f"vae must be a folder, or a name on the Hugging Face Hub such as OWNER/NAME, got {path!r}")
     else:

@@ -56,6 +56,21 @@ def encoded_images(
         ValueError: there are no images, or `labels` does not fit the kind of source.
     """
     path, table = Path(source), table or Table(source)
+    found = _pictures(path, source, labels, table, condition)
+    if found is None:
+        if labels != "auto":
+            raise ValueError(f"labels must be 'auto' with a table, which has them in a column, got {labels!r}")
+        return (table if condition is None else replace(table, condition=condition)).images()
+    given = [name for name in ("subset", "split", "image", "label") if getattr(table, name) != getattr(Table(""), name)]
+    if given:
+        raise ValueError(f"{', '.join(given)} must not be given with a folder or archive, source={source!r}")
+    return found
+
+
+def _pictures(
+    path: Path, source: str, labels: str, table: Table, condition: str | tuple[str, ...] | None
+) -> EncodedImages | None:
+    """The images of a folder or archive; None for a table."""
     files = condition if condition is None or isinstance(condition, str) else ",".join(condition)
     is_folder = path.is_dir()
     if path.suffix == ".tar" or (is_folder and any(path.glob("*.tar"))):
@@ -75,9 +90,7 @@ def encoded_images(
         return FolderImages(source, labels, files)
     if path.suffix == ".zip" or (is_folder and local_files(source, table.split) is None):
         return FolderImages(source, labels, files)
-    if labels != "auto":
-        raise ValueError(f"labels must be 'auto' with a table, which has them in a column, got {labels!r}")
-    return (table if condition is None else replace(table, condition=condition)).images()
+    return None
 
 
 def picture_source(

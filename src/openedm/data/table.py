@@ -119,8 +119,8 @@ class Table(ImageSource):
             found = datasets.load_dataset_builder(self.path, self.subset).config.data_files or {}
         except Exception as error:  # no network, no such set, a hub that has moved
             raise ValueError(
-                f"path must be a set of the Hub that can be reached, or Parquet or Arrow files, got {self.path!r}: "
-                f"{type(error).__name__}: {error}"
+                "path must be pictures or Parquet or Arrow files that exist, or a set of the Hub that can be reached, "
+                f"got {self.path!r}: {type(error).__name__}: {error}"
             ) from error
         checks.one_of("split", self.split, sorted(map(str, found)))
         files = [str(file) for file in found[self.split]]
@@ -148,7 +148,7 @@ def local_files(path: str, split: str) -> list[str] | None:
     if not files:
         if is_folder:
             return None  # a clone of a set on the Hub, in another format
-        raise ValueError(f"path must have .parquet or .arrow files, got {path!r}")
+        raise ValueError(f"path must be pictures (a folder, .zip or .tar), or .parquet or .arrow files, got {path!r}")
     if len({Path(file).suffix for file in files}) > 1:
         raise ValueError(f"path must have files of one kind, .parquet or .arrow, but {path!r} has both")
     if not is_folder:

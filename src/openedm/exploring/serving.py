@@ -42,7 +42,7 @@ def serve(runs: Runs, host: str = "127.0.0.1", port: int = 8765, start: State = 
 
     Raises:
         ImportError: Flask is not installed.
-        ValueError: the port is out of its range, or it or the address cannot be had.
+        ValueError: the port is out of its range, or it or the address cannot be used.
     """
     from werkzeug.serving import WSGIRequestHandler, make_server
 
@@ -58,7 +58,7 @@ def serve(runs: Runs, host: str = "127.0.0.1", port: int = 8765, start: State = 
         server = make_server(host, port, app, threaded=True, request_handler=Quiet)
     except (OSError, SystemExit) as error:
         raise ValueError(
-            f"port {port} of host {host} cannot be had: choose another, or 0 for any that is free"
+            f"port {port} of host {host} cannot be used: choose another, or 0 for any that is free"
         ) from error
     server.daemon_threads = True  # type: ignore[attr-defined]
     thread = threading.Thread(target=server.serve_forever, daemon=True)

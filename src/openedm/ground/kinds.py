@@ -1,6 +1,7 @@
 """What a folder or file of this library holds, for the errors of commands that were given another kind."""
 
 import json
+import os
 from pathlib import Path
 
 from openedm.ground.regular import read_limited
@@ -32,4 +33,4 @@ def holding(path: Path) -> str | None:
         form = content.get("format") if isinstance(content, dict) else None
         if isinstance(form, str):
             return KINDS.get(form.rstrip("0123456789").rstrip("-"))
-    return KINDS["run"] if (path / "checkpoints").is_dir() and (path / "config.yaml").is_file() else None
+    return KINDS["run"] if os.path.isdir(path / "checkpoints") and os.path.isfile(path / "config.yaml") else None

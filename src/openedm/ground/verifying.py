@@ -64,10 +64,11 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Finding]:
 
     Raises:
         ValueError: there is nothing at `path`.
+        OSError: a folder may not be read.
     """
     root = Path(path)
     if root.is_dir():
-        for folder, folders, files in os.walk(root):
+        for folder, folders, files in os.walk(root, onerror=_raised):
             folders.sort()
             # Hidden files are locks, and what killed processes left; those of a conversion are JSON.
             names = [name for name in files if not name.startswith(".") or name.endswith(".json")]
@@ -76,6 +77,10 @@ def verify(path: str | os.PathLike[str]) -> Iterator[Finding]:
         yield from _verify_folder(root.parent, [root.name], others=False)
     else:
         raise ValueError(f"path must be a folder or a file, there is nothing at {str(path)!r}")
+
+
+def _raised(error: OSError) -> None:
+    raise error
 
 
 def _verify_folder(folder: Path, names: list[str], *, others: bool = True) -> Iterator[Finding]:
@@ -187,7 +192,7 @@ def _check_png(path: Path) -> None:
 
 
 def _damaged(path: Path, error: Exception) -> Finding:
-    problem = str(error).removeprefix(f"{path}").lstrip(" :")
+    problem = reason(error).removeprefix(f"{path}").lstrip(" :")
     return Finding(path, "damaged", problem.partition(": restore it")[0])
 
 
