@@ -585,7 +585,7 @@ def test_check_refuses_before_it_works(openedm, made, tmp_path, monkeypatch):
         ([simulator, "--num_draws=100"], "num_draws must be >= 200, got 100"),
         (["--num_trials=0"], "num_trials must be >= 1, got 0"),
         (["--seed=-1"], "seed must be >= 0, got -1"),
-        ([f"--simulations={tmp_path / 'nowhere'}"], "simulations: "),
+        ([f"--simulations={tmp_path / 'nowhere'}"], "simulations must be a .npy or .npz file"),
         ([f"--simulations={tmp_path}"], "holds none: give a store"),
         ([f"--simulations={tmp_path / 'wide.npz'}"], "simulations must have 2 parameters and x of shape (2,)"),
         ([f"--simulations={tmp_path / 'few.npz'}"], "simulations must be at least 20 that the posterior takes, got 0"),

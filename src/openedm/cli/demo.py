@@ -26,6 +26,10 @@ def demo(out: str = "runs/demo", images: int = 80_000, seed: int = 0) -> int:
     trained = [int(path.name) for path in list_checkpoints(run)]
     if report.exists() and trained and trained[-1] < images:
         raise ValueError(f"out={out} has a demo with fewer images ({trained[-1]}): choose another folder")
+    known = {"run", "samples", *(path.name for path in (report, trajectory, grid))}
+    others = [path.name for path in folder.glob("[!.]*") if path.name not in known]
+    if others and not run.exists():
+        raise ValueError(f"out={out} holds other things and no demo, such as {min(others)}: choose another folder")
     started = time.perf_counter()
     commands = [
         ["train", str(run), *TRAINING, f"--options.images={images}", f"--options.seed={seed}", "--resume=true"],

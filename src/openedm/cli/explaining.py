@@ -34,6 +34,7 @@ INSIDE = re.compile(r"(?P<where>Parser key \"[^\"]*\": Problem with given class_
 PLACE = re.compile(
     r"Parser key [\"'](?P<key>[^\"']*)[\"']: (?:Problem with given class_path '(?:[\w.]*\.)?(?P<name>\w+)': )?"
 )
+IN_UNION = re.compile(r"(?P<key>[\w.]+): Problem with given class_path '(?:[\w.]*\.)?(?P<name>\w+)': ")
 NO_FILE = re.compile(r"([\w.]+): Unable to load config '(.*?)' - .*")
 REQUIRED = re.compile(r"(?<=\w: )the following arguments are required: (.*)")
 WORDS = {
@@ -44,6 +45,7 @@ WORDS = {
     "NoneType": "null",
     "list": "a list",
     "tuple": "a list",
+    "Sequence": "a list",
 }
 
 
@@ -84,6 +86,7 @@ def without_jargon(text: str) -> str:
     "options: there is no option 'imges'"
     """
     text = PLACE.sub(lambda found: f"{found['key']}{' ' if found['name'] else ''}{found['name'] or ''}: ", text)
+    text = IN_UNION.sub(r"\g<key> \g<name>: ", text)
     text = re.sub(r"(?<=: )Option '(\w+)' is not accepted", r"there is no option '\1'", text)
     text = re.sub(r"Group '([\w.]+)' does not accept option '([\w.]+)'", r"\1: there is no option '\2'", text)
     text = NO_FILE.sub(r"\1 must be given by its options, which --\1.help lists, or a file of them, got \2", text)

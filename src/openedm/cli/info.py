@@ -1,5 +1,6 @@
 """`openedm info`: describe a checkpoint or a preset."""
 
+import difflib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,9 @@ def info(checkpoint: str) -> None:
     if checkpoint in ("presets", *preset_names()) and not Path(checkpoint).exists():
         print(list_presets() if checkpoint == "presets" else rows(describe_preset(checkpoint)))
         return
+    near = difflib.get_close_matches(checkpoint, ("presets", *preset_names()), n=1)
+    if near and not Path(checkpoint).exists():
+        raise ValueError(f"{checkpoint} does not exist, and is not a preset; did you mean {near[0]}?")
     folder = find_checkpoint(checkpoint)
     model, tensors = read_model(folder), read_weights(folder)
     values = {

@@ -171,7 +171,8 @@ def simulations_of(path: str, num: int | None = None) -> Simulations:
     try:
         found = Store(path).load() if folder.is_dir() else _simulations_in_file(path)
     except ValueError as error:
-        raise ValueError(f"simulations: {str(error).removeprefix('simulations: ')}") from error
+        text = str(error)
+        raise ValueError(text if text.startswith("simulations") else f"simulations: {text}") from error
     if num is None:
         return found
     if len(found) < num:
@@ -180,6 +181,8 @@ def simulations_of(path: str, num: int | None = None) -> Simulations:
 
 
 def _simulations_in_file(path: str) -> Simulations:
+    if Path(path).suffix not in ("", ".npy", ".npz") and Path(path).is_file():
+        raise ValueError(f"simulations must be a store, or an .npz file of the arrays theta and x, got {path!r}")
     arrays = arrays_of("simulations", path)
     kinds = {name.removeprefix("x_"): array for name, array in arrays.items() if name.startswith("x_")}
     missing = [name for name in ("theta", "x") if name not in arrays and not (name == "x" and kinds)]
