@@ -101,7 +101,7 @@ def test_counts_of_a_total_have_binomial_distributions(totals: tuple[float, ...]
     highest = mixture.each_log_prob(total.float().expand(40, 3), u)
     above = mixture.each_log_prob((total + torch.tensor([5.0, 0.0, 0.0])).float().expand(40, 3), u)
     torch.testing.assert_close(
-        highest - above, torch.full((2, 40), 14 + 5 * math.log(2)), rtol=1e-4, atol=1e-3 + 4e-7 * totals[-1]
+        highest - above, torch.full((2, 40), 14 + 2 * math.log(6)), rtol=1e-4, atol=1e-3 + 4e-7 * totals[-1]
     )
 
 

@@ -49,8 +49,9 @@ FEW = 3
 MOST_COUNTS = 512
 """Columns of counts that are modelled as they are, where other data with as many would be summarised."""
 
-COUNTS = ("counts", "totals", "dispersed_counts")
-"""Structures for columns of counts that are no draws of one distribution; of zeros and ones the first says it all."""
+COUNTS = ("counts", "dispersed_counts", "totals")
+"""Structures for columns of counts that are no draws of one distribution; of zeros and ones the first says it all. The
+last where it is clearly better alone: more than what seems to be the total may be seen later."""
 
 SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts")
 """Structures for columns of a certain kind only."""
@@ -216,24 +217,38 @@ def choose_form(
         tried[:0] = [Form(len(forms) - 1, *kind) for kind in kinds if kind[0] in options.structures]
     if len(tried) == 1:
         return tried[0]
-    highest = max(trial(form, short) for form in tried)
-    close = [form for form in tried if trial(form, short) > highest - CLOSE]
+    first = [rows(form, short) + forms[form.number][1] for form in tried]
+    close = [form for form, lost in zip(tried, _lost(first), strict=True) if lost.mean < max(CLOSE, lost.error)]
     return (
         close[0] if len(close) == 1 else close[simplest([rows(form, long) + forms[form.number][1] for form in close])]
     )
 
 
 def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:
-    """The first whose mean is below the highest mean by at most the standard error of that difference.
+    """The first whose mean is below the highest mean by at most the standard error of that difference, and by `CLOSE`.
 
     Args:
         log_probs: of the same rows, at least two, by one model after the other, the simplest first.
     """
+    return next(i for i, lost in enumerate(_lost(log_probs)) if lost.mean <= min(lost.error, CLOSE))
+
+
+class Lost(NamedTuple):
+    """By how much a mean is below the highest one, and the standard error of that, which few rows may make large."""
+
+    mean: float
+    error: float
+
+
+def _lost(log_probs: Sequence[Float[Tensor, " rows"]]) -> list[Lost]:
+    """What each model loses to the one whose mean is highest."""
     means = [float(each.mean()) for each in log_probs]
     best = means.index(max(means))
-    lost = [log_probs[best] - each for each in log_probs]
-    near = (i for i, each in enumerate(lost) if float(each.mean()) <= float(each.std()) / math.sqrt(len(each)))
-    return next(near, best)
+    errors = [float((log_probs[best] - each).std()) / math.sqrt(len(each)) for each in log_probs]
+    return [
+        Lost(0.0 if i == best else means[best] - means[i], error if i != best else 0.0)
+        for i, error in enumerate(errors)
+    ]
 
 
 def choose_curve(

@@ -8,7 +8,7 @@ The negative binomial distribution is Poisson's for large r, a number of each co
 of T persons are ill or of T trials succeed varies less than that, by T p (1 − p); T, a number of each column that no
 simulation exceeds, is learned, too. Densities are those of n + v with v uniform in ±½, so that they can be compared
 with those of Gaussians. Negative numbers, and others than 0 and 1 where all simulations had these, have a small density
-that does not depend on u. More than a total is taken as the total, as much less likely.
+that does not depend on u. More than a total is taken as the total, much less likely.
 """
 
 import math
@@ -235,7 +235,7 @@ class TotalMixture(CountMixture):
         far = nn.functional.softplus(odds + off) - nn.functional.softplus(odds)
         close = change.clamp_min(FAR).log1p()
         counts = self._at_mean(y, size) + n * off - size * torch.where(change > FAR, close, far)
-        return torch.where(above > 0, counts + LOG_OUTSIDE - above * math.log(2), counts)
+        return torch.where(above > 0, counts + LOG_OUTSIDE - 2 * above.log1p(), counts)
 
     def _highest(self, m: Float64[Tensor, "some rows one dim"], size: Tensor) -> Float64[Tensor, "..."]:
         """ln q(m) of the distribution whose odds are m to T − m, with a half for 0."""

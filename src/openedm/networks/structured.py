@@ -119,6 +119,7 @@ class StructuredMixture(ConditionalMixture):
     """
 
     curves = True
+    fast = ("log_scale",)
 
     _strict: Tensor
 
@@ -187,6 +188,7 @@ class HeavyMixture(StructuredMixture):
     """
 
     structure = "heavy"
+    fast = ("log_scale", "log_freedom")
 
     def __init__(self, condition_dim: int, dim: int, **sizes: Any) -> None:
         super().__init__(condition_dim, dim, structure="heavy", **sizes)
