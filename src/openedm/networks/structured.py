@@ -119,7 +119,7 @@ class StructuredMixture(ConditionalMixture):
     """
 
     curves = True
-    fast = ("log_scale",)
+    fast: tuple[str, ...] = ("log_scale",)
 
     _strict: Tensor
 
