@@ -312,8 +312,10 @@ def test_fit_reads_npz_files_and_needs_no_prior(openedm, made, tmp_path):
 @pytest.mark.filterwarnings("ignore:columns of theta that do not look like draws")  # nor are they
 def test_fit_takes_the_prior_of_a_task_or_ones_own(openedm, made, tmp_path):
     plain = [TINY, "--settings.emulator=null", "--settings.refinement=null"]
-    task = openedm("inference", "fit", made.store, tmp_path / "task", *plain, "--task=two_moons")
-    own = openedm("inference", "fit", made.store, tmp_path / "own", *plain, *[p.replace("1,", "2,") for p in BOX])
+    with pytest.warns(UserWarning, match="were drawn from another prior than the one given"):
+        task = openedm("inference", "fit", made.store, tmp_path / "task", *plain, "--task=two_moons")
+    with pytest.warns(UserWarning, match="were drawn from another prior than the one given"):
+        own = openedm("inference", "fit", made.store, tmp_path / "own", *plain, *[p.replace("1,", "2,") for p in BOX])
     assert (task.status, own.status) == (0, 0), task.err + own.err
     assert load(tmp_path / "task").prior == tasks.get("two_moons").prior
     assert load(tmp_path / "own").prior.low == (-2.0, -1.0)
@@ -434,6 +436,18 @@ def test_sample_takes_any_sampler_and_its_noise(openedm, made, tmp_path):
     with np.load(out) as file:
         expected = load(made.posterior).plain().with_sampler(churned, "path").sample([0.1, 0.2], 20)
         assert np.array_equal(file["samples"], expected.numpy())
+
+
+def test_no_samples_of_an_x_that_is_far_away_say_so(openedm, made, tmp_path, monkeypatch):
+    def failing(*args, **kwargs):
+        raise FloatingPointError("20 of 20 samples are NaN")
+
+    monkeypatch.setattr(type(load(made.posterior)), "sample", failing)
+    run = ("inference", "sample", made.posterior, tmp_path / "s.npz")
+    refuses(openedm(*run, "--x=1e6,0"), "x is far from all simulations, observation 0 first: 20 of 20 samples are NaN")
+    near = openedm(*run, "--x=0.1,0.2")
+    refuses(near, "20 of 20 samples are NaN")
+    assert "far" not in near.err
 
 
 def test_sample_refuses_before_it_works(openedm, made, tmp_path):

@@ -1,5 +1,6 @@
 """`openedm inference fit`: fit a posterior to simulations."""
 
+import warnings
 from collections.abc import Mapping
 from typing import Any, Literal
 
@@ -7,6 +8,7 @@ from openedm.cli.arguments import function_of
 from openedm.cli.inference.arguments import settings_of, simulations_of, task_of
 from openedm.cli.parsing import Changes
 from openedm.cli.terminal import Bars, rows
+from openedm.ground.choices import to_config
 from openedm.ground.storage import new_path
 from openedm.inference import fitting
 from openedm.inference.absent import kind_in
@@ -59,6 +61,12 @@ def fit(
     summary = None if embedding is None else summary_of(function_of(embedding, "embedding"))
     found = simulations_of(simulations, num)
     chosen = prior or (None if known is None else known.prior) or found.prior
+    if chosen is not None and found.prior is not None and to_config(chosen) != to_config(found.prior):
+        warnings.warn(
+            f"the parameters of {simulations} were drawn from another prior than the one given: the denoiser learns "
+            "the posterior of the former, which refinement alone corrects",
+            stacklevel=2,
+        )
     sizes = len(found), found.theta.shape[-1], tuple(found.x.shape[1:])
     changed = settings_of(settings, *sizes, kind_in(found.x), summary)
     with Bars() as bars:

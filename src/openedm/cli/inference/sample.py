@@ -9,7 +9,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from openedm.cli.arguments import numbers_of
-from openedm.cli.inference.arguments import PosteriorOptions, load_observed
+from openedm.cli.inference.arguments import ObservedPosterior, PosteriorOptions, load_observed
 from openedm.cli.parsing import Flat
 from openedm.cli.terminal import table
 from openedm.ground import checks
@@ -67,12 +67,18 @@ def sample(
     known = None if truth is None else _truth(truth, names)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", "x is far from all simulations")  # said below, of each observation
-        samples = observed.given.sample(observed.x, num_samples, seed=seed).cpu()
+        try:
+            samples = observed.given.sample(observed.x, num_samples, seed=seed).cpu()
+        except FloatingPointError as error:
+            if far := _far(observed):
+                raise FloatingPointError(
+                    f"x is far from all simulations, observation {far[0]} first: {error}"
+                ) from error
+            raise
     write_arrays(target, {"samples": samples.numpy(), **observed.arrays, "names": np.array(names)})
     if observed.single:
         print(_summary(samples.double().numpy(), names))
-    far = [i for i, each in enumerate(observed.given.likeness(observed.x) or ()) if each.ratio > FAR]
-    if far:
+    if far := _far(observed):
         print(f"x is far from all simulations, observation {far[0]} first: see openedm inference check")
     print(f"{num_samples} samples{'' if observed.single else f' of each of {len(observed.x)} observations'}: {out}")
     if drawing is not None:
@@ -80,6 +86,11 @@ def sample(
         draws = None if before is None else before.sample(PRIOR_DRAWS, seed)
         save_figure(pair_plot(samples, names, known, prior=draws), drawing)
         print(f"figure: {drawing}")
+
+
+def _far(observed: ObservedPosterior) -> list[int]:
+    """Which observations are far from all simulations."""
+    return [i for i, each in enumerate(observed.given.likeness(observed.x) or ()) if each.ratio > FAR]
 
 
 def _truth(text: str, names: Sequence[str]) -> Tensor:
