@@ -47,7 +47,7 @@ sizes: .venv/installed  ## lines, choices and public names, room by room
 	$(BIN)/python -m benchmarks.sizes
 
 recorded: .venv/installed  ## the numbers of the recording in benchmarks/recorded, computed again
-	$(BIN)/python -m benchmarks.recorded compare benchmarks/recorded/0.1.npz
+	$(BIN)/python -m benchmarks.recorded compare benchmarks/recorded/0.2.npz
 
 golden: .venv/installed  ## parity with the reference numbers (OPENEDM_GOLDEN names their folder)
 	$(PYTEST) -m golden

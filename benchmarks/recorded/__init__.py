@@ -6,7 +6,7 @@
 Objects are described by the plain data of version 0.1, `{"class_path": …, "init_args": …}`, with its class paths and
 argument names: a later version must still read them. All imports from the library are in `library.py`.
 
-`benchmarks/recorded/0.1.npz` was written at commit 4b71d02 on one thread of an x86-64 CPU with torch from
+`benchmarks/recorded/0.2.npz` was written at commit 955c7f8 on one thread of an x86-64 CPU with torch from
 `constraints.txt`. Another type of CPU or another version of torch orders sums differently, and the last digits of
 initial weights are others: there, write a recording of the old version first and compare with that one.
 
