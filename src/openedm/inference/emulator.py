@@ -94,6 +94,12 @@ class LearnedSimulator(NamedTuple):
         """q of what `target` makes of x."""
         return self.fitted.mixture if self.trend is None else TrendedMixture(self.trend, self.fitted.mixture)
 
+    def rows_of(self, data: Prepared) -> tuple[Float[Tensor, "rows condition"], Float[Tensor, "rows dim"]]:
+        """θ and x of the simulations that are trained on, in the forms of q's condition and of what it models."""
+        kept = self.data.jittered(data.x[data.training], data.seed)
+        y = self.data.of_kept(kept) if self.target is None else self.target.forward(kept)
+        return data.parameters.inputs_of(data.theta[data.training]), y.float()
+
 
 def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> LearnedSimulator:
     """Fit an emulator to the simulations that are trained on.

@@ -32,6 +32,7 @@ from openedm.inference.settings import condition_noise
 from openedm.inference.shortfall import Shortfall
 from openedm.inference.trained import DenoiserPosterior, Parts
 from openedm.networks import ConditionalEnsemble
+from openedm.networks.nearby import RememberingDensity
 
 __all__ = ["Verdict", "choose_posterior", "is_gain"]
 
@@ -180,11 +181,13 @@ class _Work:
         refined = None if simulator is None else self._refined(simulator, ranks)
         trained = _some_trained(data, self.rows)
         if refined is not None:
-            log_probs = _refined_log_probs(refined, data, self.rows[:JUDGED_REFINED])
+            refined, log_probs = self._corrected(refined, simulator)
             gains = (log_probs - held_out[:JUDGED_REFINED]).tolist()
             gain = sum(gains) / len(gains)
             means["prior × learned likelihood"] = means[chosen] + gain  # of fewer simulations: the difference counts
             self.job.progress("judging", 0.5)
+            if isinstance(refined.parts.emulator, RememberingDensity):
+                means["prior × learned likelihood, corrected nearby"] = means.pop("prior × learned likelihood")
             if is_gain(gains):
                 posterior, held_out, chosen = refined, log_probs, f"{self._start(simulator, ranks)}, refined"
         scored = _refined_log_probs if posterior.refined else _log_probs
@@ -197,6 +200,23 @@ class _Work:
         self.job.progress("judging", 1.0)
         self.seconds["judging"] = round(time.perf_counter() - started, 1)
         return Verdict(parts, chosen, simulator, means, self.skipped, gain, shortfall, self.seconds)
+
+    def _corrected(
+        self, refined: DenoiserPosterior, simulator: LearnedSimulator | None
+    ) -> tuple[DenoiserPosterior, Float64[Tensor, " judged"]]:
+        """The refined posterior, corrected by simulations near each observation where that is clearly better."""
+        rows = self.rows[:JUDGED_REFINED]
+        log_probs = _refined_log_probs(refined, self.data, rows)
+        if simulator is None or not RememberingDensity.may_correct(simulator.density):
+            return refined, log_probs
+        remembering = RememberingDensity(simulator.density, *simulator.rows_of(self.data))  # type: ignore[arg-type]
+        parts = replace(refined.parts, emulator=remembering.eval().requires_grad_(False))
+        corrected = DenoiserPosterior(parts, prior=self.data.prior, names=self.data.names)
+        self.job.progress("judging", 0.3)
+        values = _refined_log_probs(corrected, self.data, rows)
+        gains = values - log_probs
+        better = float(gains.mean()) > float(gains.std()) / math.sqrt(len(gains))
+        return (corrected, values) if better else (refined, log_probs)
 
     def _start(self, simulator: LearnedSimulator | None, ranks: Mapping[str, float]) -> str | None:
         """The best candidate among those whose samples the emulator can refine."""
@@ -253,10 +273,10 @@ def _refined_log_probs(
     assert refinement is not None
     few = replace(refinement, num_pilots=min(refinement.num_pilots, JUDGING_PILOTS))
     flow = posterior.refined_flow
-    pilots, _ = flow.settled_pilots(x, few, JUDGING_SEED)
+    pilots, _, densities = flow.settled_pilots(x, few, JUDGING_SEED)
     u, values = data.parameters.forward(theta), []
     for i in range(len(rows)):
-        target = flow.target(x[i : i + 1])
+        target = flow.target(x[i : i + 1], 1, None if densities is None else densities[i])
         draws = JUDGING_DRAWS * few.num_pilots
         total, _ = evidence_near(pilots[i], target.in_coordinates, seed=i, draws=draws, known=u[i])
         values.append(target.log_prob(theta[i : i + 1])[0] - total)

@@ -32,6 +32,7 @@ from openedm.inference.simulation import data_for
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks import JoinedSummary
+from openedm.networks.mixtures import ConditionalDensity
 from openedm.sampling import Sampler, SamplerChoice
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
@@ -107,6 +108,7 @@ class DenoiserPosterior(Posterior):
         self.trained_on, self.reference = trained_on, reference
         self.report: dict[str, Any] = dict(report or {})
         self._evidences: OrderedDict[bytes, float] = OrderedDict()
+        self._densities: OrderedDict[bytes, ConditionalDensity] = OrderedDict()
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -121,7 +123,7 @@ class DenoiserPosterior(Posterior):
     @property
     def refined_flow(self) -> RefinedFlow:
         """Samples and densities of prior × learned likelihood, for a posterior with an emulator and a prior."""
-        return RefinedFlow(self.flow, self.prior, self._evidences)
+        return RefinedFlow(self.flow, self.prior, self._evidences, self._densities)
 
     @property
     def refined(self) -> bool:
