@@ -17,8 +17,9 @@ from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
 from openedm.inference.disagreement import spread_of
-from openedm.inference.draws import observation_seeds
+from openedm.inference.draws import SampleNoise, observation_seeds, section_seeds
 from openedm.inference.flow import SAMPLER, ConditionalFlow
+from openedm.inference.kernels import FREEDOM, Kernels
 from openedm.inference.maps import ParameterMap
 from openedm.inference.priors import Prior
 from openedm.inference.refine import EachTarget, LearnedTarget, Refinement, Target, evidence, evidence_near
@@ -35,6 +36,9 @@ EVIDENCE_DRAWS, MAX_EVIDENCES = 1024, 64
 
 CORRECTIONS = 3
 """So often q is corrected near the pilots, which then settle anew."""
+
+START_SECTION = 10_000
+"""Of an observation's seeds: where chains start, after the sections of pilots."""
 
 PILOT_SEED, EVIDENCE_SEED, SPREAD_SEED = 2**40 + 1, 2**40 + 2, 2**40 + 3
 
@@ -124,6 +128,8 @@ class RefinedFlow:
         """u moved by chains whose target is ln p(u) + ln q(x | u), as many steps as the pilots of each x need."""
         refinement = self._refinement
         pilots, steps, densities = self.settled_pilots(x, refinement, PILOT_SEED, y)
+        if densities is not None:
+            u = _started(u, pilots, densities, self.flow.parts.emulator, seeds)
         moved = u.clone()
         for count in sorted(set(steps.tolist())):
             rows = (steps == count).nonzero()[:, 0].tolist()
@@ -252,3 +258,25 @@ class RefinedFlow:
         u = proposing.samples(y, EVIDENCE_DRAWS, observation_seeds(x, EVIDENCE_SEED))[0]
         theta = self.flow.parts.parameters.inverse(u)
         return evidence(self.target(x, 1, self.density_of(x)).log_prob(theta), self.flow.log_prob(theta[None], y)[0])
+
+
+def _started(
+    u: Float[Tensor, "observations n dim"],
+    pilots: Float[Tensor, "observations pilots dim"],
+    densities: Sequence[ConditionalDensity],
+    emulator: ConditionalDensity | None,
+    seeds: Sequence[int],
+) -> Float[Tensor, "observations n dim"]:
+    """Where chains start: near pilots where the density is corrected, since it may be wrong further away."""
+    assert isinstance(emulator, RememberingDensity)
+    rows = [i for i, density in enumerate(densities) if density is not emulator.density]
+    if not rows:
+        return u
+    n, d = u.shape[1:]
+    noise = SampleNoise(section_seeds([seeds[i] for i in rows], START_SECTION), n).draw((d + FREEDOM + 1,)).to(u.device)
+    noise = noise.reshape(len(rows), n, -1)
+    uniform = torch.special.ndtr(noise[..., -1]).clamp(1e-7, 1 - 1e-7)
+    started = u.clone()
+    kernels = Kernels.of(pilots[rows])
+    started[rows] = kernels.at((uniform * pilots.shape[1]).long(), noise[..., :-1]).to(u)
+    return started

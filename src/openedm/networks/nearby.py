@@ -49,7 +49,8 @@ Shifted = ConditionalMixture | TrendedMixture
 def means_of(density: Shifted, u: Float[Tensor, "rows condition"]) -> Float64[Tensor, "members rows dim"]:
     """m_e(u) of a single Gaussian."""
     if isinstance(density, TrendedMixture):
-        return density.trend(u) + means_of(density.mixture, u)
+        with_trend: Tensor = density.trend(u) + means_of(density.mixture, u)
+        return with_trend
     members = density.members
     means: Tensor = density._outputs(u.expand(members, *u.shape))[..., 0, 1 : 1 + density.dim].double()
     return means
@@ -132,7 +133,8 @@ class CorrectedDensity(ConditionalDensity):
         rows = torch.arange(len(u), device=u.device)
         shifts = self.shifts(u)[rows % self.members, rows]
         if self.fit.noise is None:
-            return self.density.sample(u, generator) + shifts.to(u)
+            moved: Tensor = self.density.sample(u, generator) + shifts.to(u)
+            return moved
         means = means_of(self.density, u)[rows % self.members, rows] + shifts
         normal = torch.randn(len(u), self.dim, generator=generator, dtype=torch.float64).to(means)
         return (means + torch.linalg.solve(self.fit.noise, normal.T).T).to(u)
