@@ -137,7 +137,8 @@ class CorrectedDensity(ConditionalDensity):
             return moved
         means = means_of(self.density, u)[rows % self.members, rows] + shifts
         normal = torch.randn(len(u), self.dim, generator=generator, dtype=torch.float64).to(means)
-        return (means + torch.linalg.solve(self.fit.noise, normal.T).T).to(u)
+        drawn: Tensor = (means + torch.linalg.solve(self.fit.noise, normal.T).T).to(u)
+        return drawn
 
 
 class RememberingDensity(ConditionalDensity):
