@@ -32,13 +32,13 @@ CORRECTED = ("constant", "scaled", "banded", "full")
 MOST_CONDITIONS = 12
 """Of more u neither neighbours nor monomials are of use."""
 
-ROWS = (100, 200, 400, 800)
+ROWS = (200, 400, 800, 1600)
 """So many nearest rows are tried."""
 
 REACH = 2.0
 """The rows of a regression reach so many times as far from the centre as the points of the region."""
 
-JUDGED, MOST_JUDGED = 50, 400
+JUDGED, MOST_JUDGED = 100, 400
 """So many nearest rows decide, and all that are among the points, up to the second."""
 
 RIDGE = 1e-3
@@ -221,9 +221,6 @@ class RememberingDensity(ConditionalDensity):
         )
         if best is None:
             return self.density
-        gains = best.log_probs - plain
-        if not float(gains.mean()) > float(gains.std()) / math.sqrt(judged):
-            return self.density
         return CorrectedDensity(self.density, best)
 
     def _order(self, points: Tensor) -> tuple[Region, Tensor, Int64[Tensor, " rows"], float] | None:
@@ -245,7 +242,7 @@ class RememberingDensity(ConditionalDensity):
     ) -> Iterator[Fit]:
         """Local regressions by so many rows, of each degree, with each noise."""
         inside = int((distances < reach).sum())
-        numbers = [k for k in ROWS if max(inside, 2 * judged) <= k <= len(order)]
+        numbers = [k for k in ROWS if max(inside, judged) <= k <= len(order)]
         if not numbers and 2 * judged <= inside <= 2 * ROWS[-1]:
             numbers = [inside]
         if not numbers:
@@ -284,13 +281,14 @@ class RememberingDensity(ConditionalDensity):
         solve = inverse @ weighted.T  # features × rows
         leverage = (features * solve.T).sum(1).clamp_max(0.9)
         found = solve @ rest
-        errors = (rest - features @ found) / (1 - leverage)[:, None]  # each without itself
-        mean_error = errors.mean(0)
+        left = rest - features @ found
+        errors = left / (1 - leverage)[:, None]  # each without itself
         # Members differ as estimates by other rows would, beside what they differ by anyway.
         spread = torch.linalg.cholesky(
             solve @ solve.T + 1e-12 * torch.eye(len(solve), dtype=solve.dtype, device=u.device)
         )
-        scale = (weights[:, None] * mean_error.square()).sum(0).div(weights.sum()).sqrt()
+        share, mean_left, mean_error = weights[:, None] / weights.sum(), left.mean(0), errors.mean(0)
+        scale = (share * mean_left * mean_error).sum(0).clamp_min(0).sqrt()  # without bias, where neither alone is
         members = len(rest)
         draws = torch.randn(members, *found.shape[1:], generator=torch.Generator().manual_seed(0), dtype=torch.float64)
         draws = (draws - draws.mean(0)) * math.sqrt(members / max(members - 1, 1))
@@ -298,10 +296,10 @@ class RememberingDensity(ConditionalDensity):
         some = errors[:, :judged]
         shifted = means_of(self.density, u[:judged]) + some  # y less what the regression says
         kept = self.density.member_log_prob(shifted.to(u), u[:judged].expand(members, -1, -1)).double()
-        yield Fit(region, degree, found, None, kept.logsumexp(0) - math.log(members))
+        if self.structure != "full":
+            yield Fit(region, degree, found, None, kept.logsumexp(0) - math.log(members))
         for basis in (torch.eye(self.dim, dtype=torch.float64, device=u.device), whiten):
-            along = mean_error @ basis.T
-            variance = (weights[:, None] * along.square()).sum(0) / weights.sum()
+            variance = (share * (mean_left @ basis.T) * (mean_error @ basis.T)).sum(0)
             noise = basis / variance.clamp_min(1e-12).sqrt()[:, None]
             log_probs = _gaussian(some, noise).logsumexp(0) - math.log(members)
             yield Fit(region, degree, found, noise, log_probs)
