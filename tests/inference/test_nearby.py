@@ -30,8 +30,8 @@ def posterior() -> DenoiserPosterior:
         emulator=MixtureOptions(
             members=2, components=(1,), structures=("constant",), width=8, num_blocks=1, steps=60, folds=2
         ),
-        refinement=Refinement(num_steps=25, num_pilots=128, max_steps=200, density_steps=True),
-        judged=4,
+        refinement=Refinement(num_steps=25, num_pilots=64, max_steps=100, density_steps=True),
+        judged=3,
     )
     return fit(theta.float(), x.float(), PRIOR, settings=settings)
 

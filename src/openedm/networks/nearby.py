@@ -5,8 +5,8 @@
 m_e is the mean of a member of the ensemble, f_j are monomials up to degree three in u, whitened by the points of the
 region; k is one where these points are, and falls to zero where rows have no part any more. The weights w are a local
 regression (Cleveland and Devlin 1988) of what the member leaves of the nearest rows. How many rows, which degree, and
-whether Σ is that of the network or of what the regression leaves, is decided by each row's density without itself; so
-is whether anything is corrected.
+whether Σ is that of the network or of what the regression leaves, is decided by each row's density without itself. A
+network's full factor is not kept: of what its mean misses it makes correlations.
 """
 
 import math
@@ -40,6 +40,8 @@ REACH = 2.0
 
 JUDGED, MOST_JUDGED = 100, 400
 """So many nearest rows decide, and all that are among the points, up to the second."""
+
+MOST_FEATURES = 100
 
 RIDGE = 1e-3
 
@@ -198,10 +200,11 @@ class RememberingDensity(ConditionalDensity):
 
     @torch.no_grad()
     def near(self, points: Float[Tensor, "points condition"]) -> ConditionalDensity:
-        """The density corrected where the points are; as it is where nearby rows do not say that this is better.
+        """The density corrected where the points are; as it is where the rows or the points do not allow a regression.
 
-        Better is a mean density of the nearest rows, each without its part in the correction, that is higher by more
-        than the standard error of the difference.
+        Of several regressions that is taken whose mean density of the nearest rows, each without its own part in it,
+        is the highest. The density itself is none of them: its networks know these rows, so that it looks better on
+        them than it is. Whether to correct is a question for rows that are held out.
 
         Args:
             points: a sample of the region, more than conditions.
@@ -212,16 +215,12 @@ class RememberingDensity(ConditionalDensity):
         region, distances, order, reach = found
         judged = int((distances < reach / REACH).sum())
         judged = min(max(JUDGED, judged), MOST_JUDGED)
-        first = order[:judged]
-        plain = self.density.log_prob(self.y[first], self.u[first]).double()
         best = max(
             self._fits(region, distances, order, reach, judged),
             key=lambda fit: float(fit.log_probs.mean()),
             default=None,
         )
-        if best is None:
-            return self.density
-        return CorrectedDensity(self.density, best)
+        return self.density if best is None else CorrectedDensity(self.density, best)
 
     def _order(self, points: Tensor) -> tuple[Region, Tensor, Int64[Tensor, " rows"], float] | None:
         """The whitened region, distances of rows from its centre, their order, and how far a regression must reach."""
@@ -258,7 +257,7 @@ class RememberingDensity(ConditionalDensity):
             weights = _window(z.square().sum(1).sqrt())
             for degree in range(4):
                 features = _monomials(z, degree)
-                if 3 * features.shape[1] > count:
+                if 3 * features.shape[1] > count or features.shape[1] > MOST_FEATURES:
                     break
                 yield from self._regressed(scaled, degree, features, weights, rest[:, :count], y, u, judged, whiten)
 
@@ -343,10 +342,12 @@ def density_from_config(config: Mapping[str, Any] | None) -> ConditionalDensity 
 
 def _monomials(z: Float64[Tensor, "rows condition"], degree: int) -> Float64[Tensor, "rows features"]:
     """All products of up to so many columns, with 1."""
-    columns = [torch.ones_like(z[:, 0])]
-    for size in range(1, degree + 1):
-        columns += [z[:, list(which)].prod(1) for which in combinations_with_replacement(range(z.shape[1]), size)]
-    return torch.stack(columns, 1)
+    if degree == 0:
+        return torch.ones_like(z[:, :1])
+    columns = z.shape[1]
+    which = list(combinations_with_replacement(range(columns + 1), degree))  # the last stands for 1
+    factors = torch.cat([z, torch.ones_like(z[:, :1])], 1)[:, torch.tensor(which, device=z.device)]
+    return factors.prod(-1)
 
 
 def _window(distance: Float64[Tensor, " rows"]) -> Float64[Tensor, " rows"]:
