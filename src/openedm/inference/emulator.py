@@ -159,8 +159,7 @@ def draw_simulations(
     else:
         theta = data.prior.sample(count, data.seed + 1)
     maps, target, mixture = simulator.data, simulator.target, simulator.density
-    kept = maps.jittered(data.x[data.training], data.seed)
-    y = maps.of_kept(kept) if target is None else target.forward(kept).float()
+    y = simulator.rows_of(data)[1]
     chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
     low, high = y.min(0).values, y.max(0).values
     margin = 0.1 * (high - low)
