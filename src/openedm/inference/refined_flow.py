@@ -169,12 +169,13 @@ class RefinedFlow:
         densities: list[ConditionalDensity] = [emulator.density] * len(x)
         active = torch.arange(len(x))
         for number in range(CORRECTIONS):
-            for i in active.tolist():
-                densities[i] = emulator.near(parameters.inputs_of(parameters.inverse(pilots[i])))
-            active = active[[densities[i] is not emulator.density for i in active.tolist()]]
+            near = {i: emulator.near(parameters.inputs_of(parameters.inverse(pilots[i]))) for i in active.tolist()}
+            active = torch.tensor([i for i, density in near.items() if density is not emulator.density])
             if len(active) == 0:
                 break
             rows = active.tolist()
+            for i in rows:
+                densities[i] = near[i]
             target = self.target_of(x[rows], refinement.num_pilots, [densities[i] for i in rows])
             now = section_seeds([seeds[i] for i in rows], 1000 * (number + 1))
             pilots[rows], steps[rows] = refinement.settle(pilots[rows], target, now)

@@ -349,7 +349,8 @@ class DenoiserPosterior(Posterior):
     ) -> Float[Tensor, "observations n"]:
         if not self.refined:
             return self.flow.log_prob(theta, self.parts.data.forward(x))
-        return self._relative_density(theta, x) - self.refined_flow.log_evidences(x)[:, None]
+        evidences = self.refined_flow.log_evidences(x)  # first: what is found on the way is used again
+        return self._relative_density(theta, x) - evidences[:, None]
 
     def _relative_density(
         self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
