@@ -29,6 +29,7 @@ from openedm.objective import (
     Uncertainty,
     UniformTable,
     UniformTime,
+    Weighting,
     denoising_loss,
 )
 from openedm.schedules import float64
@@ -157,6 +158,19 @@ def test_the_weightings_are_the_stated_ones(sigma: float, sigma_data: float) -> 
     edm = float(EDMWeighting().weight(float64(sigma), sigma_data))
     assert edm == pytest.approx(1 / sigma_data**2 + 1 / sigma**2, rel=8 * EPS)
     assert float(InverseVariance().weight(float64(sigma), sigma_data)) == pytest.approx(sigma**-2, rel=4 * EPS)
+
+
+@pytest.mark.parametrize("noise", [*CONTINUOUS, UniformTable()], ids=repr)
+def test_quantiles_are_given_for_a_number_as_for_a_tensor(noise: NoiseDistribution) -> None:
+    assert torch.equal(noise.quantile(0.3), noise.quantile(float64(0.3)))
+
+
+@pytest.mark.usefixtures("without_type_checker")
+@pytest.mark.parametrize("weighting", [EDMWeighting(), InverseVariance()], ids=repr)
+def test_weights_are_given_for_a_number_as_for_a_tensor(weighting: Weighting) -> None:
+    assert torch.equal(weighting.weight(2.0, 0.5), weighting.weight(float64(2.0), 0.5))
+    with pytest.raises(TypeError, match="noise levels must be real numbers, or a tensor of them, got 'high'"):
+        weighting.weight("high", 0.5)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("event", [(3,), (2, 4, 5)])

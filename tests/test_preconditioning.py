@@ -349,3 +349,14 @@ def test_coefficients_are_given_for_a_number_and_for_several_as_for_a_tensor(kin
     assert [float(c) for c in kind.coefficients(2.0, 0.5)] == [float(c[1]) for c in expected]
     with pytest.raises(TypeError, match="noise levels must be real numbers, or a tensor of them, got 'high'"):
         kind.coefficients("high", 0.5)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("kind", [EDM(), VP(), VE(), IDDPM(), Adapter()], ids=lambda kind: type(kind).__name__)
+def test_a_number_is_rounded_as_a_tensor_is(kind: Preconditioning) -> None:
+    assert torch.equal(kind.round_sigma(2.0), kind.round_sigma(float64(2.0)))
+
+
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=repr)
+def test_a_prediction_is_read_at_a_number_as_at_a_tensor(prediction: preconditioning.Prediction) -> None:
+    found, expected = prediction.coefficients(2.0), prediction.coefficients(float64(2.0))
+    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))

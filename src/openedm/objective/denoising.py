@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from openedm import levels, schedules
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.schedules import float64
+from openedm.schedules import Values, float64
 
 __all__ = [
     "EDM",
@@ -60,7 +60,7 @@ class NoiseDistribution(Choice, ABC):
     """p(σ): the distribution of noise levels in training."""
 
     @abstractmethod
-    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """σ = F⁻¹(u) for u in (0, 1)."""
 
     def for_data(self, sigma_data: float) -> "NoiseDistribution":
@@ -104,9 +104,9 @@ class LogNormal(NoiseDistribution):
             return self
         return replace(self, p_mean=EDM_P_MEAN + math.log(sigma_data / levels.EDM_SIGMA_DATA))
 
-    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """exp(P_mean + P_std Φ⁻¹(u)); P_mean is the paper's if it is None."""
-        normal: Tensor = torch.special.ndtri(u)
+        normal: Tensor = torch.special.ndtri(float64(u))
         mean = EDM_P_MEAN if self.p_mean is None else self.p_mean
         return (mean + self.p_std * normal).exp()
 
@@ -134,9 +134,9 @@ class UniformTime(NoiseDistribution):
         checks.positive(f"sigma at epsilon_t={self.epsilon_t}", float(self.schedule.sigma(self.epsilon_t)))
         checks.positive(f"sigma at t_max={self.t_max}", float(self.schedule.sigma(self.t_max)))
 
-    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """σ(ε_t + u (t_max − ε_t))."""
-        return self.schedule.sigma(self.epsilon_t + u * (self.t_max - self.epsilon_t))
+        return self.schedule.sigma(self.epsilon_t + float64(u) * (self.t_max - self.epsilon_t))
 
 
 @dataclass(frozen=True)
@@ -158,9 +158,9 @@ class LogUniform(NoiseDistribution):
         checks.positive("sigma_min", self.sigma_min)
         checks.ordered("sigma_min", self.sigma_min, "sigma_max", self.sigma_max)
 
-    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """σ_min (σ_max/σ_min)^u."""
-        return self.sigma_min * (u * math.log(self.sigma_max / self.sigma_min)).exp()
+        return self.sigma_min * (float64(u) * math.log(self.sigma_max / self.sigma_min)).exp()
 
 
 @dataclass(frozen=True)
@@ -185,8 +185,9 @@ class UniformTable(NoiseDistribution):
     def _levels(self) -> tuple[float, ...]:
         return levels.iddpm_table() if self.table is None else self.table
 
-    def quantile(self, u: Float64[Tensor, "*shape"]) -> Float64[Tensor, "*shape"]:
+    def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """The entry of index M−1−⌊M u⌋: increasing in u."""
+        u = float64(u)
         table = torch.tensor(self._levels()[:-1], dtype=torch.float64, device=u.device)
         return table.flip(0)[(u * len(table)).long().clamp(max=len(table) - 1)]
 
@@ -195,7 +196,7 @@ class Weighting(Choice, ABC):
     """λ(σ): the weight of each noise level in the loss."""
 
     @abstractmethod
-    def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
+    def weight(self, sigma: Values, sigma_data: float) -> Float64[Tensor, "*shape"]:
         """λ(σ) for data of standard deviation `sigma_data`."""
 
 
@@ -203,8 +204,9 @@ class Weighting(Choice, ABC):
 class EDMWeighting(Weighting):
     """λ = (σ²+σ_d²)/(σ σ_d)² = 1/c_out² of EDM's preconditioning: the loss is 1 at every σ when training starts."""
 
-    def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
+    def weight(self, sigma: Values, sigma_data: float) -> Float64[Tensor, "*shape"]:
         """(σ²+σ_d²)/(σ σ_d)²."""
+        sigma = float64(sigma)
         return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
 
@@ -212,9 +214,9 @@ class EDMWeighting(Weighting):
 class InverseVariance(Weighting):
     """λ = 1/σ² = 1/c_out² of the VP, VE and iDDPM preconditionings."""
 
-    def weight(self, sigma: Float64[Tensor, "*shape"], sigma_data: float) -> Float64[Tensor, "*shape"]:
+    def weight(self, sigma: Values, sigma_data: float) -> Float64[Tensor, "*shape"]:
         """1/σ²."""
-        return sigma.square().reciprocal()
+        return float64(sigma).square().reciprocal()
 
 
 @dataclass(frozen=True)

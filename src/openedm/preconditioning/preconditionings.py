@@ -66,9 +66,9 @@ class Preconditioning(Choice, ABC):
         """How many channels the network predicts for each channel of the data; the first of them are used."""
         return 1
 
-    def round_sigma(self, sigma: Sigma) -> Sigma:
+    def round_sigma(self, sigma: schedules.Values) -> Sigma:
         """The nearest noise level that the network was trained on; the identity for continuous models."""
-        return sigma
+        return schedules.float64(sigma)
 
     @abstractmethod
     def prediction(self, sigma_data: float) -> Prediction:
@@ -257,9 +257,9 @@ class IDDPM(Preconditioning):
         """2: the second half predicts variances, which the ODE does not use."""
         return 2
 
-    def round_sigma(self, sigma: Sigma) -> Sigma:
+    def round_sigma(self, sigma: schedules.Values) -> Sigma:
         """The table entry nearest to σ by |u_j − σ|."""
-        increasing = self.levels[::-1]
+        increasing, sigma = self.levels[::-1], schedules.float64(sigma)
         return _table_tensor(increasing, sigma.device)[nearest_level(increasing, sigma)]
 
     def prediction(self, sigma_data: float) -> Prediction:
@@ -325,8 +325,9 @@ class Adapter(Preconditioning):
         """The highest level of the table; infinite without one."""
         return self.table[-1] if self.table else math.inf
 
-    def round_sigma(self, sigma: Sigma) -> Sigma:
+    def round_sigma(self, sigma: schedules.Values) -> Sigma:
         """The nearest level of the table; σ itself without one, or between its levels with `interpolate`."""
+        sigma = schedules.float64(sigma)
         if self.table is None or self.interpolate:
             return sigma
         return _table_tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]

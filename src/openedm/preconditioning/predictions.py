@@ -45,9 +45,9 @@ class Prediction(Choice, ABC):
         """The quantity for data of standard deviation `sigma_data`; itself, unless it has a width that follows it."""
         return self
 
-    def coefficients(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def coefficients(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """a = −c_skip/c_out and b = 1/c_out of q = a x + b D."""
-        c_skip, c_out = self.denoising(sigma)
+        c_skip, c_out = self.denoising(schedules.float64(sigma))
         return -c_skip / c_out, 1 / c_out
 
 
