@@ -135,3 +135,10 @@ def test_plain_data_and_weights_give_the_same_density() -> None:
         u, y = rows(5, seed=9)
         torch.testing.assert_close(again.log_prob(y, u), density.log_prob(y, u))
         torch.testing.assert_close(again.near(region()).log_prob(y, u), density.near(region()).log_prob(y, u))
+
+
+def test_rows_that_tell_little_apart_are_no_error() -> None:
+    density = least_squares("constant")
+    same = RememberingDensity(density.density, density.u[:3].repeat(200, 1), density.y[:3].repeat(200, 1))
+    found = same.near(region())
+    assert bool(found.log_prob(density.y[:50], density.u[:50]).isfinite().all())

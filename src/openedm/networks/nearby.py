@@ -215,11 +215,9 @@ class RememberingDensity(ConditionalDensity):
         region, distances, order, reach = found
         judged = int((distances < reach / REACH).sum())
         judged = min(max(JUDGED, judged), MOST_JUDGED)
-        best = max(
-            self._fits(region, distances, order, reach, judged),
-            key=lambda fit: float(fit.log_probs.mean()),
-            default=None,
-        )
+        fits = self._fits(region, distances, order, reach, judged)
+        finite = (fit for fit in fits if bool(fit.log_probs.isfinite().all()))
+        best = max(finite, key=lambda fit: float(fit.log_probs.mean()), default=None)
         return self.density if best is None else CorrectedDensity(self.density, best)
 
     def _order(self, points: Tensor) -> tuple[Region, Tensor, Int64[Tensor, " rows"], float] | None:
@@ -283,9 +281,9 @@ class RememberingDensity(ConditionalDensity):
         left = rest - features @ found
         errors = left / (1 - leverage)[:, None]  # each without itself
         # Members differ as estimates by other rows would, beside what they differ by anyway.
-        spread = torch.linalg.cholesky(
-            solve @ solve.T + 1e-12 * torch.eye(len(solve), dtype=solve.dtype, device=u.device)
-        )
+        spread, failed = torch.linalg.cholesky_ex(solve @ solve.T + 1e-12 * torch.eye(len(solve)).to(solve))
+        if int(failed):  # the rows do not tell the features apart
+            return
         share, mean_left, mean_error = weights[:, None] / weights.sum(), left.mean(0), errors.mean(0)
         scale = (share * mean_left * mean_error).sum(0).clamp_min(0).sqrt()  # without bias, where neither alone is
         members = len(rest)
@@ -293,9 +291,9 @@ class RememberingDensity(ConditionalDensity):
         draws = (draws - draws.mean(0)) * math.sqrt(members / max(members - 1, 1))
         found = found + spread @ draws.to(found) * scale
         some = errors[:, :judged]
-        shifted = means_of(self.density, u[:judged]) + some  # y less what the regression says
-        kept = self.density.member_log_prob(shifted.to(u), u[:judged].expand(members, -1, -1)).double()
         if self.structure != "full":
+            shifted = y[:judged].double() - rest[:, :judged] + some  # y less what the regression says
+            kept = self.density.member_log_prob(shifted.to(u), u[:judged].expand(members, -1, -1)).double()
             yield Fit(region, degree, found, None, kept.logsumexp(0) - math.log(members))
         for basis in (torch.eye(self.dim, dtype=torch.float64, device=u.device), whiten):
             variance = (share * (mean_left @ basis.T) * (mean_error @ basis.T)).sum(0)
