@@ -5,6 +5,8 @@ import json
 import pytest
 from PIL import Image
 
+from openedm.cli.explaining import name_option
+from openedm.data import Table
 from openedm.ground.kinds import KINDS, holding
 
 
@@ -56,7 +58,7 @@ def test_each_kind_is_known_whatever_its_version(others):
         ("info posterior", "posterior holds a posterior"),
         ("evaluate posterior --data empty", "posterior holds a posterior"),
         ("distill simulations out", "simulations holds simulations"),
-        ("train out --data run", "path must be a folder or archive of images, 'run' holds a run of `openedm train`"),
+        ("train out --data run", "error: data.path must be a folder or archive of images, 'run' holds a run of `op"),
         ("train out --data posterior", "images, 'posterior' holds a posterior"),
         ("convert posterior out", "posterior holds a posterior"),
         ("convert nothing out.safetensors", "source must be a file or a checkpoint, got 'nothing', which does not"),
@@ -91,7 +93,13 @@ def test_another_kind_is_named_with_the_command_that_takes_it(arguments, line, o
         ),
         ("data encode flat out --vae posterior", "safetensors: it holds a posterior, which `openedm inference sample`"),
         ("data encode flat out --vae empty", "with safetensors: it has no config.json"),
-        ("data convert few.yaml out --size 4", "path must be pictures (a folder, .zip or .tar), or .parquet or .arrow"),
+        ("data convert few.yaml out --size 4", "error: source must be pictures (a folder, .zip or .tar), or .parquet"),
+        ("data convert ./gone out --size 4", "error: source does not exist: './gone'; a set of the Hub is named OW"),
+        ("data encode flat/gone out --vae empty", "error: source does not exist: 'flat/gone'; a set of the Hub"),
+        ("data convert flat --out out", "unrecognized arguments: --out; SOURCE and OUT must be given in this order, w"),
+        ("train --out out", "unrecognized arguments: --out; OUT must be given without its name"),
+        ("suggest --data gone.npy", "error: data.path must be a .npy or .npz file, 'gone.npy' cannot be read"),
+        ("evaluate flat --data Table --data.path gone.png", "error: data.path does not exist: 'gone.png'"),
         (
             "sweep flat --vary objective=EDM,VP --data=Toy --network=MLP",
             "out=flat holds other things and no sweep, such",
@@ -119,6 +127,13 @@ def test_what_would_have_no_effect_or_no_name_is_refused(arguments, line, opened
     assert result.status != 0
     assert line in result.err
     assert not (others / "out").exists()
+
+
+def test_the_path_in_an_error_is_that_of_the_data_it_was_given_for():
+    values = {"data": Table("a/b"), "held_out": Table("c/d"), "num": 3}
+    assert name_option("path 'c/d' is damaged", values) == "held_out.path 'c/d' is damaged"
+    assert name_option("path 'e/f' is damaged", values) == "path 'e/f' is damaged"
+    assert name_option("path 'c/d' is damaged", values | {"path": "c/d"}) == "path 'c/d' is damaged"
 
 
 def test_weights_to_start_from_are_refused_for_a_run_that_goes_on(openedm, toy_run):

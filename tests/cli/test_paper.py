@@ -4,7 +4,7 @@ import pytest
 
 
 def test_the_command_prints_the_table_and_writes_what_is_asked_for(openedm, tmp_path):
-    assert "preconditioning.EDM" in openedm("paper", tmp_path, "--figures=none").out
+    assert "preconditioning.EDM" in openedm("paper", "--figures=none").out
     result = openedm("paper", tmp_path, "--figures", "schedules,preconditioning")
     assert result.status == 0
     assert sorted(path.name for path in tmp_path.glob("*.png")) == ["preconditioning.png", "schedules.png"]
@@ -32,7 +32,18 @@ def test_a_table_or_a_figure_in_place_of_a_folder_is_answered_with_its_option(
     assert result.err.endswith(f"write --figures {meant}\n")
     assert list(tmp_path.iterdir()) == []
     (tmp_path / name).mkdir()
-    assert openedm("paper", name, "--figures=none").status == 0
+    assert openedm("paper", name, "--figures=schedules").status == 0
+    assert (tmp_path / name / "schedules.png").is_file()
+
+
+@pytest.mark.parametrize("given", [["folder"], ["--out", "folder"], ["--overwrite", "true"]])
+def test_what_has_no_effect_without_figures_is_refused(given, openedm, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    result = openedm("paper", *given, "--figures=none")
+    name = "overwrite" if "--overwrite" in given else "out"
+    assert (result.status, result.out) == (1, "")
+    assert f"error: {name} has no effect with figures none, which prints the table alone" in result.err
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_table_or_a_number_among_the_figures_is_answered_with_what_is_meant(openedm, tmp_path):

@@ -1,6 +1,8 @@
 import json
 import os
 import pickle
+import re
+import warnings
 from types import SimpleNamespace
 
 import datasets
@@ -102,13 +104,15 @@ def test_large_parquet_goes_through_the_datasets_library(folder, monkeypatch, tm
     assert torch.equal(dataset.fetch([9, 0])[0], expected([9, 0]))
 
 
+@pytest.mark.filterwarnings("ignore:.* is not a file or folder here, and is looked for on the Hub")
 def test_a_set_of_the_hub_is_streamed_from_its_parquet(folder, monkeypatch):
     """Offline, the Hub is played by the files that the library would resolve the name to."""
     files = sorted(str(path) for path in folder.glob("train-*"))
 
     builder = SimpleNamespace(config=SimpleNamespace(data_files={"train": files}))
     monkeypatch.setattr(datasets, "load_dataset_builder", lambda path, config: builder)
-    dataset = Table("owner/name", streaming=True).load()
+    with pytest.warns(UserWarning, match="'owner/name' is not a file or folder here, and is looked for on the Hub"):
+        dataset = Table("owner/name", streaming=True).load()
     assert torch.equal(dataset.fetch([8])[0], expected([8]))
     with pytest.raises(ValueError, match="split must be one of 'train', got 'test'"):
         Table("owner/name", streaming=True, split="test").load()
@@ -118,15 +122,20 @@ def test_a_set_of_the_hub_is_streamed_from_its_parquet(folder, monkeypatch):
 
 
 @pytest.mark.parametrize("streaming", [False, True])
-def test_a_set_of_the_hub_that_cannot_be_had_says_why(monkeypatch, streaming):
+@pytest.mark.parametrize("name", ["owner/name", "name"])
+def test_a_set_of_the_hub_that_cannot_be_had_is_announced_and_says_why(name, streaming, monkeypatch):
+    announced = []
 
     def fail(*arguments, **options):
+        assert len(announced) == 1
         raise ConnectionError("no network")
 
     monkeypatch.setattr(datasets, "load_dataset", fail)
     monkeypatch.setattr(datasets, "load_dataset_builder", fail)
-    with pytest.raises(ValueError, match="got 'owner/name': ConnectionError: no network"):
-        Table("owner/name", streaming=streaming).load()
+    monkeypatch.setattr(warnings, "warn", lambda message, **options: announced.append(message))
+    with pytest.raises(ValueError, match=f"got '{name}': ConnectionError: no network"):
+        Table(name, streaming=streaming).load()
+    assert announced == [f"{name!r} is not a file or folder here, and is looked for on the Hub"]
 
 
 def test_pictures_may_lie_beside_the_table_or_be_plain_bytes(tmp_path):
@@ -189,6 +198,20 @@ def test_files_that_cannot_be_read_are_refused(tmp_path):
     parquet.write_table(rows(0, 0), tmp_path / "empty.parquet")
     with pytest.raises(ValueError, match="has no rows"):
         Table(str(tmp_path / "empty.parquet")).load()
+
+
+@pytest.mark.parametrize(
+    "name", ["photos.zip", "own/photos", "own/photos/", "./photos", "../photos", "~/photos", "own/a.npz", "other/a.PNG"]
+)
+def test_what_cannot_be_the_name_of_a_set_is_not_asked_for_on_the_hub(name, tmp_path, monkeypatch):
+    def asked(*arguments, **options):
+        pytest.fail("the Hub was asked")
+
+    monkeypatch.setattr(datasets, "load_dataset", asked)
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "own").mkdir()
+    with pytest.raises(ValueError, match=f"path does not exist: '{re.escape(name)}'; .* named OWNER/NAME"):
+        Table(name).load()
 
 
 def test_rows_are_pictures_to_convert(folder):

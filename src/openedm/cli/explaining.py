@@ -1,9 +1,10 @@
 """Messages of errors on one line, in words: those of jsonargparse about unions, and of errors that no check raises."""
 
 import re
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
+from typing import Any
 
-__all__ = ["TRACEBACK", "describe_error", "simplify", "without_jargon"]
+__all__ = ["TRACEBACK", "describe_error", "name_option", "simplify", "without_jargon"]
 
 TRACEBACK = "OPENEDM_TRACEBACK"
 """The variable of the environment with which errors end in a traceback."""
@@ -146,6 +147,21 @@ def describe_error(error: Exception, options: Collection[str] = ()) -> str:
     return (
         f"{type(error).__name__}: {text or 'no message'} (not expected: please report it with what {TRACEBACK}=1 shows)"
     )
+
+
+def name_option(text: str, values: Mapping[str, Any]) -> str:
+    """An error about the `path` of data with the option that the path was given by, such as data.path.
+
+    Args:
+        text: the message of an error.
+        values: the command's options, of which one may be data of this path, or the source that data are read from.
+    """
+    if not text.startswith("path ") or "path" in values:
+        return text
+    given = {f"{name}.path": getattr(value, "path", None) for name, value in values.items()}
+    given |= {"source": values.get("source")}
+    found = [name for name, path in given.items() if isinstance(path, str) and repr(path) in text]
+    return f"{found[0]}{text.removeprefix('path')}" if found else text
 
 
 def is_out_of_memory(error: Exception) -> bool:

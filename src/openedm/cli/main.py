@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from openedm.cli import data, inference
-from openedm.cli.explaining import TRACEBACK, describe_error
+from openedm.cli.explaining import TRACEBACK, describe_error, name_option
 from openedm.cli.helping import help_for, parser_of_all
 from openedm.cli.signals import Stopped, stopped_by_signals
 from openedm.ground.locks import is_first_process, until_the_end
@@ -169,6 +169,7 @@ def _run(program: str, arguments: list[str]) -> int:
 
     path = program.split(" ")[1:]
     recorded.set(())
+    values: dict[str, Any] = {}
     module = importlib.import_module(".".join(["openedm.cli", *path]))
     command = getattr(module, path[-1])
     try:
@@ -186,7 +187,8 @@ def _run(program: str, arguments: list[str]) -> int:
             return UNREAD
         if os.environ.get(TRACEBACK):
             raise
-        print(f"{program}: error: {describe_error(error, options_of(command))}", file=sys.stderr)
+        text = name_option(describe_error(error, options_of(command)), values)
+        print(f"{program}: error: {text}", file=sys.stderr)
         return 1
     return int(status or 0)
 

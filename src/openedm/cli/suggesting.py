@@ -31,6 +31,9 @@ def suggestion(text: str, kinds: Mapping[str, Any], kind: Any, positional: Seque
         return f"; only {names} can be given without a name, all else as --NAME VALUE"
     if (found := UNKNOWN_IN_GROUP.search(text)) is not None and is_choice(kinds.get(found[1])):
         return _nearest_field(found[2], list(arguments_of(kinds[found[1]])))
+    if (found := UNKNOWN_OPTION.search(text)) is not None and found[1].replace("-", "_") in positional:
+        how = "without its name" if len(positional) == 1 else "in this order, without names"
+        return f"; {' and '.join(name.upper() for name in positional)} must be given {how}"
     if (found := UNKNOWN_OPTION.search(text)) is not None:
         return _words("--", _nearest_option(found[1].replace("-", "_"), kinds))
     if (found := UNKNOWN_FIELD.search(text)) is not None:

@@ -6,6 +6,7 @@ Parquet row group by row group, and names the row in errors.
 
 import glob
 import re
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ from openedm.data import decoded
 from openedm.data.columns import import_optional
 from openedm.data.dataset import Chunks, Dataset
 from openedm.data.decoded import ImageSource
+from openedm.data.decoding import SUFFIXES
 from openedm.data.forms import Crop, Resize, Size
 from openedm.data.rows import ArrowImages, ParquetImages, TableImages, name_of_files
 from openedm.ground import checks
@@ -21,7 +23,11 @@ from openedm.ground.regular import reason
 
 __all__ = ["Table", "local_files"]
 
-_HUB_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?", re.ASCII)
+_HUB_NAME = re.compile(r"(\w[\w.-]*/)?\w[\w.-]*", re.ASCII)
+"""The name of a set on the Hub: owner/name, or name alone for old sets; others are paths."""
+_TABLES = (".arrow", ".csv", ".json", ".jsonl", ".npy", ".npz", ".parquet", ".pt", ".safetensors")
+_FILES = (*SUFFIXES, *_TABLES, ".avif", ".gz", ".heic", ".tar", ".tgz", ".yaml", ".zip")
+"""Suffixes of files, in which no name on the Hub is expected to end."""
 
 
 @dataclass(frozen=True)
@@ -33,9 +39,9 @@ class Table(ImageSource):
     `streaming` no files are copied, and Parquet is read from where it is stored, row group by row group.
 
     Args:
-        path: the name of a set on the Hub (owner/name); or a .parquet or .arrow file, a folder of them, or a pattern
-            with *; or the URL of one Parquet file that fsspec reads, which is never copied: use `streaming` for large
-            ones.
+        path: the name of a set on the Hub, owner/name, where owner is not a folder here; or a .parquet or .arrow file,
+            a folder of them, or a pattern with *; or the URL of one Parquet file that fsspec reads, which is never
+            copied: use `streaming` for large ones.
         subset: the subset of a set on the Hub, if it has several (also called configurations).
         split: the part of the set. In a folder, the files whose name begins with it; "train" means all files if no name
             begins with it.
@@ -109,6 +115,8 @@ class Table(ImageSource):
 
     def _hub(self) -> "TableImages":
         datasets = import_optional("datasets")
+        if not Path(self.path).exists():
+            warnings.warn(f"{self.path!r} is not a file or folder here, and is looked for on the Hub", stacklevel=4)
         try:
             if not self.streaming:
                 table = datasets.load_dataset(self.path, self.subset, split=self.split)
@@ -139,9 +147,11 @@ def local_files(path: str, split: str) -> list[str] | None:
     if "://" in path:
         return [path]
     if not Path(path).exists() and "*" not in path:
-        if path.endswith((".parquet", ".arrow", ".zip", ".tar")) or not _HUB_NAME.fullmatch(path):
-            raise ValueError(f"path does not exist: {path!r}")
-        return None
+        if _is_on_hub(path):
+            return None
+        raise ValueError(
+            f"path does not exist: {path!r}; a set of the Hub is named OWNER/NAME, where OWNER is not a folder here"
+        )
     is_folder = Path(path).is_dir()
     found = sorted(glob.glob(path) if "*" in path else map(str, Path(path).rglob("*")) if is_folder else [path])
     files = [file for file in found if file.endswith((".parquet", ".arrow"))]
@@ -157,6 +167,15 @@ def local_files(path: str, split: str) -> list[str] | None:
     if not split_files and split != "train":
         raise ValueError(f"split must be the beginning of names of files in {path!r}, got {split!r}")
     return split_files or files
+
+
+def _is_on_hub(path: str) -> bool:
+    """Whether a path where there is nothing is the name of a set on the Hub: asking there takes up to half a minute."""
+    return (
+        _HUB_NAME.fullmatch(path) is not None
+        and not path.lower().endswith(_FILES)
+        and not ("/" in path and Path(path).parent.is_dir())  # a missing folder beside others
+    )
 
 
 def _open_arrow(files: list[str]) -> Any:
