@@ -236,10 +236,15 @@ def test_simulate_fills_a_store_with_what_the_library_simulates(made):
 def test_simulate_goes_on_and_takes_tasks(openedm, tmp_path):
     for num in (30, 50):
         result = openedm("inference", "simulate", tmp_path / "store", f"--num={num}", "--task=slcp")
-        assert result.out == f"{num} simulations, x of shape (8,): {tmp_path / 'store'}\n"
+        new = ", 20 of them new" if num == 50 else ""
+        assert result.out == f"{num} simulations{new}, x of shape (8,): {tmp_path / 'store'}\n"
     refuses(
         openedm("inference", "simulate", tmp_path / "store", "--task=slcp_distractors"), "holds simulations of 'slcp'"
     )
+    for num, more in ((50, ""), (10, "num=10 is the number in the store at the end, and there were more before\n")):
+        result = openedm("inference", "simulate", tmp_path / "store", f"--num={num}", "--task=slcp")
+        assert result.out == f"50 simulations, none of them new, x of shape (8,): {tmp_path / 'store'}\n{more}"
+        assert len(Store(tmp_path / "store").done()) == 50
 
 
 def test_a_simulator_that_always_fails_is_one_line_with_its_first_error(openedm, tmp_path):
@@ -409,6 +414,19 @@ def test_sample_takes_batches_and_leaves_refinement_out(openedm, made, tmp_path)
     assert result.out == f"40 samples of each of 2 observations: {out}\n"
     with np.load(out) as file:
         assert np.array_equal(file["samples"], load(made.posterior).plain().sample(x, 40).numpy())
+
+
+def test_theta_beside_x_is_said_not_to_be_used(openedm, made, tmp_path):
+    x, file = np.array([[0.1, 0.2], [-0.3, 0.0], [0.2, 0.1]]), tmp_path / "simulations.npz"
+    np.savez(file, theta=np.zeros((3, 2)), x=x)
+    for out, *options in (["s.npz"], ["t.npz", "--together=true"]):
+        run = ["inference", "sample", made.posterior, tmp_path / out, f"--x={file}", "--num_samples=2", *options]
+        with pytest.warns(UserWarning, match=f"x: 3 observations of {file} taken, and theta of that file is not used"):
+            assert openedm(*run, "--plain=true").status == 0
+    np.savez(file, theta=np.zeros(2), x=x[0])
+    with pytest.warns(UserWarning, match="x: one observation of .*, and theta of that file is not used"):
+        openedm("inference", "log_prob", made.posterior, f"--x={file}", "--theta=0.1,0.2")
+    assert openedm("inference", "log_prob", made.posterior, f"--x={file}", f"--theta={file}").status == 0
 
 
 def test_rows_of_x_together_are_one_observation_of_one_theta(openedm, made, tmp_path):

@@ -1,16 +1,19 @@
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
 
 from openedm.ground.verifying import accept
-from openedm.inference.priors import Box
+from openedm.inference.composite import Independent
+from openedm.inference.priors import Box, Normal
 from openedm.inference.simulation import simulate
 from openedm.inference.simulations import Store
 from simulators import PRIOR, global_torch, own_seed, same
@@ -117,7 +120,7 @@ def test_failures_are_stored_and_tried_again_on_request(path):
     ("message", "arguments"),
     [
         (r"store '.*simulations' holds simulations with seed 0, got seed 1", {"seed": 1}),
-        (r"holds simulations of another prior, \{.*Box.*\}; got", {"prior": Box(low=(0.0, 0.0), high=(1.0, 5.0))}),
+        (r"of another prior: prior.low\[0\] is -1.0 there, got 0.0$", {"prior": Box(low=(0.0, 0.0), high=(1.0, 5.0))}),
         ("holds simulations of 2 parameters, but prior has 1", {"prior": Box(low=(0.0,), high=(1.0,))}),
         ("holds simulations of 'own_seed', got the simulator 'global_torch'", {"simulator": global_torch}),
     ],
@@ -127,6 +130,57 @@ def test_simulations_of_something_else_are_refused(path, message, arguments):
     given = {"simulator": own_seed, "prior": PRIOR, "seed": 0, **arguments}
     with pytest.raises(ValueError, match=message):
         simulate(given["simulator"], given["prior"], 5, seed=given["seed"], store=path)
+
+
+WIDE = Box(low=(0.0,) * 60, high=(1.0,) * 60)
+
+
+@pytest.mark.parametrize(
+    ("stored", "given", "difference"),
+    [
+        (WIDE, replace(WIDE, high=(*WIDE.high[:-1], 2.0)), "prior.high[59] is 1.0 there, got 2.0"),
+        (WIDE, replace(WIDE, low=(-1.0,) * 60), "prior.low[0] is 0.0 there, got -1.0 (and 59 more differ)"),
+        (WIDE, Normal((0.0,) * 60, (1.0,) * 60), "prior is Box there, got Normal"),
+        (
+            Independent([Box((0.0,), (1.0,)), Normal((0.0,), (1.0,))]),
+            Independent([Box((0.0,), (1.0,)), Normal((0.5,), (1.0,))]),
+            "prior.parts[1].mean[0] is 0.0 there, got 0.5",
+        ),
+    ],
+)
+def test_another_prior_is_named_by_what_differs(path, stored, given, difference):
+    simulate(total, stored, 1, store=path)
+    with pytest.raises(ValueError, match=re.escape(f"holds simulations of another prior: {difference}") + "$"):
+        simulate(total, given, 2, store=path)
+
+
+def total(theta):
+    return theta.sum()
+
+
+def test_another_prior_without_a_form_is_named_by_its_draws(path):
+    simulate(own_seed, Uniform(1.0), 1, store=path)
+    with pytest.raises(
+        ValueError, match=r"another prior: theta\[0\]\[0\] is 0\.\d+ there, got \d.\d+ \(and \d+ more d"
+    ):
+        simulate(own_seed, Uniform(3.0), 2, store=path)
+
+
+class Uniform:
+    """A prior of one's own.
+
+    Args:
+        high: the upper end.
+    """
+
+    def __init__(self, high):
+        self.high = high
+
+    def sample(self, shape):
+        return self.high * torch.rand(*shape, 2)
+
+    def log_prob(self, theta):
+        return torch.zeros(theta.shape[:-1])
 
 
 def test_results_of_another_shape_than_the_stores_fail(path):

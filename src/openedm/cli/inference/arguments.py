@@ -1,5 +1,6 @@
 """Arguments of the inference commands: tasks, settings, simulations, posteriors."""
 
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,7 @@ from torch import Tensor
 from openedm.cli.arguments import arrays_of, numbers_of
 from openedm.cli.parsing import build
 from openedm.cli.plain import overlay, to_plain
+from openedm.data.array_files import ArrayFile
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.kinds import KINDS, holding
@@ -261,8 +263,9 @@ def load_observed(
     *,
     single: str | None = None,
     together: bool = False,
+    theta: str | None = None,
 ) -> ObservedPosterior:
-    """The posterior of a folder, with these options, and the observation `x`.
+    """The posterior of a folder, with these options, and the observation `x`. Warns of a file of simulations as `x`.
 
     Args:
         posterior: the folder.
@@ -271,6 +274,7 @@ def load_observed(
         options: how they are drawn.
         single: what requires a single observation, for the message; None takes a batch, too.
         together: whether the rows of x are independent observations of the same parameters.
+        theta: what the command reads parameters from, which may be the file of x.
 
     Raises:
         ValueError: the posterior or the observation cannot be read, or the observation has another shape.
@@ -288,7 +292,16 @@ def load_observed(
     rows, alone = (repeated or loaded)._observations(observed)  # an error if the shape does not fit, before any work
     if single is not None and not alone:
         raise ValueError(f"{single} requires a single observation, got x of {len(rows)}")
+    if x is not None and x != theta and "theta" not in dict(form.kinds or ()) and _holds_theta(x):
+        count = len(observed) if together else len(rows)
+        taken = "one observation" if count == 1 else f"{count} observations"
+        warnings.warn(f"x: {taken} of {x} taken, and theta of that file is not used", stacklevel=2)
     return ObservedPosterior(loaded, observed, alone, form, repeated)
+
+
+def _holds_theta(x: str) -> bool:
+    """Whether the observations are in a file that holds parameters, too, as one of simulations does."""
+    return x.endswith(".npz") and "theta" in ArrayFile(x, "x")
 
 
 def _kinds_of(text: str | None, posterior: DenoiserPosterior, form: Form) -> Tensor:

@@ -29,7 +29,7 @@ def log_prob(
         device: cpu or cuda.
     """
     target = new_path("out", out, [".npy"])
-    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain), together=together)
+    observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain), together=together, theta=theta)
     points = numbers_of("theta", theta)
     values = observed.given.log_prob(points, observed.x).detach().cpu()
     if target is None:

@@ -56,6 +56,7 @@ def simulate(
         )
     if known is None and (simulator is None or prior is None):
         raise ValueError("simulator and prior must be given, or a task")
+    before = len(Store(store).done())
     function: Any = TaskSimulator(known) if known is not None else function_of(str(simulator))
     with Bars() as bars:
         try:
@@ -77,9 +78,17 @@ def simulate(
             raise
         except RuntimeError as error:  # each simulation failed
             raise ValueError(f"simulator={simulator!r}: {error}") from error
-    print(f"{len(found)} simulations, x of shape {found.form}: {store}")
+    total = len(Store(store).done())
+    print(f"{total} simulations{_new(total - before, before)}, x of shape {found.form}: {store}")
+    if total > len(found):
+        print(f"num={num} is the number in the store at the end, and there were more before")
     if found.failures:
         print(f"{len(found.failures)} failed; the first: {found.failures[0]}")
+
+
+def _new(count: int, before: int) -> str:
+    """How many of a store's simulations this command added, where there were some before."""
+    return "" if before == 0 else f", {count or 'none'} of them new"
 
 
 class TaskSimulator:
