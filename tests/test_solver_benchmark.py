@@ -1,5 +1,6 @@
 """The benchmark of solvers: its problems against closed forms, its counting, and that its list of solvers runs."""
 
+import json
 import math
 from pathlib import Path
 
@@ -7,12 +8,13 @@ import pytest
 import torch
 from benchmarks.common import peak_memory, write_json
 from benchmarks.solvers import __main__ as command
-from benchmarks.solvers import ours, problems
-from benchmarks.solvers.measure import energy_distance, mean_distance, run_method
+from benchmarks.solvers import ours, problems, report
+from benchmarks.solvers.measure import energy_distance, mean_distance, rises, run_method
 from benchmarks.solvers.methods import Counted, Method
 from benchmarks.solvers.problems import FACTORIES, Problem, SmoothedDataset, problem
 
 from openedm.exact import GaussianMixture
+from openedm.sampling import Auto
 
 
 def test_the_reference_of_a_gaussian_is_its_closed_form() -> None:
@@ -109,6 +111,52 @@ def test_the_figure_is_drawn_again_from_files_of_earlier_runs(tmp_path: Path, mo
         command.main(["--from", *map(str, files), "--figure", "figure.png"])
     with pytest.raises(SystemExit):
         command.main(["--from", *map(str, files)])
+
+
+def test_an_error_that_rises_with_one_evaluation_more_is_found_and_marked(capsys: pytest.CaptureFixture[str]) -> None:
+    names = {"library": "openedm", "solver": "Auto"}
+    medians = {"a": {4: 1e-2, 5: 3e-2, 6: 3e-3, 7: 1e-9}, "b": {4: 1e-2, 5: 1e-2, 6: math.nan, 7: 1e-3}}
+    rows = [
+        row
+        for problem, errors in medians.items()
+        for row in rises(
+            [names | {"problem": problem, "budget": n, "median": error} for n, error in errors.items()],
+            steps=(4, 5, 6),
+            floor=3e-6,
+        )
+    ]
+    assert [(row["problem"], row["nfe"], pytest.approx(row["ratio"])) for row in rows] == [
+        ("a", 4, 3.0),
+        ("a", 5, 0.1),
+        ("a", 6, 1e-3),
+        ("b", 4, 1.0),
+    ]
+    report.print_rises(rows)
+    printed = capsys.readouterr().out
+    assert "3.00*" in printed
+    assert "of 4, 1 above 1 and 1 above 1.5" in printed
+    assert "a: 3.00 from 4 to 5, lower again from 6" in printed
+
+
+def test_the_change_with_one_evaluation_more_is_measured_from_each_number_that_is_given(
+    small: Problem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(command, "problem", lambda name: small)
+    monkeypatch.setattr(problems, "CACHE", tmp_path)
+    file = tmp_path / "rises.json"
+    words = ["--what", "rises", "--no-peers", "--problems", "small", "--only", "Auto", "--nfe", "4", "9"]
+    command.main([*words, "--out", str(file)])
+    rows = json.loads(file.read_text(encoding="utf-8"))["rises"]
+    assert [(row["solver"], row["nfe"]) for row in rows] == [("Auto", 4), ("Auto", 9)]
+    four, five = (
+        float(
+            small.errors(
+                Auto(nfe=n, sigma_min=0.002, sigma_max=80.0).sample(small.denoiser, noise=small.noise)
+            ).median()
+        )
+        for n in (4, 5)
+    )
+    assert rows[0]["ratio"] == pytest.approx(five / four, rel=1e-4)
 
 
 def test_evaluations_are_counted_by_batch_and_by_sample(small: Problem) -> None:

@@ -1,6 +1,7 @@
 """Solvers compared on exact denoisers: openedm's and, unless --no-peers, those of peer libraries, in one process.
 
     python -m benchmarks.solvers [--what accuracy tolerance] [--problems gmm2d lowrank64] [--nfe 8 12] [--no-peers]
+    python -m benchmarks.solvers --what rises --no-peers
 
 `make bench-solvers` installs the peers into an environment of their own and runs everything there. See
 benchmarks/README.md.
@@ -18,7 +19,7 @@ from typing import Any
 import torch
 from benchmarks.common import machine, write_json
 from benchmarks.solvers import measure, ours, report
-from benchmarks.solvers.methods import Method
+from benchmarks.solvers.methods import OURS, Method
 from benchmarks.solvers.network import network
 from benchmarks.solvers.overhead import overhead
 from benchmarks.solvers.problems import FACTORIES, Problem, problem
@@ -27,7 +28,11 @@ from openedm.plots import save_figure
 
 Rows = list[dict[str, Any]]
 
-WHAT = ("accuracy", "tolerance", "distribution", "overhead")
+WHAT = ("accuracy", "rises", "tolerance", "distribution", "overhead")
+BUDGETS = (8, 12, 18, 35, 79)
+CONSECUTIVE = tuple(range(4, 41))
+"""From which numbers of evaluations to the next the change of the error is measured."""
+
 TOLERANCES = (1e-2, 1e-3, 1e-4, 1e-5)
 PLANAR = ("gmm2d", "spike2d")
 """Where the energy distance is measured: samples of two dimensions show it without many."""
@@ -43,7 +48,9 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--random", nargs="+", type=int, default=[], metavar="SEED", help="random mixtures, too")
     parser.add_argument("--checkpoint", metavar="RUN", help="a trained network as a problem, too")
     parser.add_argument("--fit", action="store_true", help="openedm's solvers with fitted levels, too: minutes")
-    parser.add_argument("--nfe", nargs="+", type=int, default=[8, 12, 18, 35, 79], help="budgets")
+    parser.add_argument(
+        "--nfe", nargs="+", type=int, help=f"budgets, {BUDGETS}; of rises those from which to the next, 4 to 40"
+    )
     parser.add_argument("--tolerance", nargs="+", type=float, default=list(TOLERANCES), help="of adaptive solvers")
     parser.add_argument("--peers", action=argparse.BooleanOptionalAction, default=True, help="compare with peers")
     parser.add_argument("--only", metavar="TEXT", help="only solvers that have this in their title")
@@ -61,6 +68,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     if given.quick:
         given.problems = [name for name in given.problems if name in QUICK] or given.problems[:1]
         given.nfe, given.tolerance, given.seconds = [8, 18, 35], [1e-3], 2.0
+    given.steps = given.nfe or CONSECUTIVE
+    given.nfe = given.nfe or BUDGETS
     given.problems += [f"random{seed}" for seed in given.random]
     return given
 
@@ -89,6 +98,21 @@ def accuracy(given: argparse.Namespace, problems: Sequence[Problem], peers: Any)
     report.print_accuracy(rows)
     if given.figure is not None:
         draw(rows, [described(p) for p in problems], given.figure)
+    return rows
+
+
+def rises(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -> Rows:
+    """What one evaluation more does to the error."""
+    entries = ours.FIXED + (ours.FITTED if given.fit else [])
+    methods = chosen([*ours.methods(entries), *getattr(peers, "FIXED", [])], given.only)
+    if given.only is None:
+        methods = [method for method in methods if method.library == OURS and method.name in ours.STEPPED]
+    budgets = sorted({budget for nfe in given.steps for budget in (nfe, nfe + 1)})
+    rows: Rows = []
+    for p in problems:
+        measured = progress(measure.accuracy(p, methods, budgets), f"rises, {p.name}")
+        rows += measure.rises(measured, given.steps, p.reference().floor)
+    report.print_rises(rows)
     return rows
 
 
@@ -149,7 +173,13 @@ def timing(given: argparse.Namespace, problems: Sequence[Problem], peers: Any) -
     return rows
 
 
-MEASUREMENTS = {"accuracy": accuracy, "tolerance": tolerance, "distribution": distribution, "overhead": timing}
+MEASUREMENTS = {
+    "accuracy": accuracy,
+    "rises": rises,
+    "tolerance": tolerance,
+    "distribution": distribution,
+    "overhead": timing,
+}
 
 
 def main(words: Sequence[str] | None = None) -> None:

@@ -1,5 +1,6 @@
 """The measurements: distance to the solution of the ODE, at a budget and at a tolerance, and to the distribution."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from typing import Any
@@ -55,6 +56,24 @@ def accuracy(
                 row["median"] = float(errors.median())
                 row["worst"] = float(errors.max())
             yield row
+
+
+def rises(rows: Sequence[Row], steps: Sequence[int], floor: float) -> Iterator[Row]:
+    """The ratio of the median errors at n + 1 and at n evaluations, for each solver and n of `steps`.
+
+    Errors below the floor of the reference count as the floor. Nothing where a solver has no finite error.
+
+    Args:
+        rows: of `accuracy` of one problem.
+    """
+    names = ("problem", "library", "solver")
+    medians = {(row["library"], row["solver"], row["budget"]): row.get("median", math.nan) for row in rows}
+    for first in {(row["library"], row["solver"]): row for row in rows}.values():
+        for nfe in steps:
+            before, after = (medians.get((first["library"], first["solver"], n), math.nan) for n in (nfe, nfe + 1))
+            if math.isfinite(before) and math.isfinite(after):
+                ratio = max(after, floor) / max(before, floor)
+                yield {name: first[name] for name in names} | {"nfe": nfe, "ratio": ratio}
 
 
 def distributions(

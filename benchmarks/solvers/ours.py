@@ -120,6 +120,9 @@ STOCHASTIC: list[tuple[str, Make]] = [
 DRAWN = ("Heun", "DEIS-3", "DPM-Solver++ 2M", "UniPC-3", "Auto", "Auto, fitted")
 """Of `FIXED` and `FITTED`, what the figure shows."""
 
+STEPPED = ("Heun", "DEIS-3", "Auto", "Auto, fitted")
+"""Of `FIXED` and `FITTED`, those of which errors at one evaluation more are compared unless others are named."""
+
 DETERMINISTIC = [entry for entry in FIXED if entry[0] in ("Euler", "Heun", "DEIS-3", "DPM-Solver++ 2M", "Auto")]
 """Of `FIXED`, those that the stochastic ones are compared with."""
 

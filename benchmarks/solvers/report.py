@@ -13,6 +13,8 @@ from openedm.plots.style import GREY, SHADE, line_style, plain
 Row = Mapping[str, Any]
 
 COLUMNS = 4
+MARKED = 1.5
+"""A step to one evaluation more that makes the error larger than so many times is marked."""
 
 
 def short(value: float | None) -> str:
@@ -78,6 +80,58 @@ def best(rows: Sequence[Row], budget: float, side: str) -> Row | None:
         and math.isfinite(row.get("median", math.nan))
     ]
     return min(candidates, key=lambda row: row["median"], default=None)
+
+
+def print_rises(rows: Sequence[Row]) -> None:
+    """A table a solver of what one evaluation more makes of the median error, for each problem; * above `MARKED`."""
+    for name in dict.fromkeys(map(title, rows)):
+        mine = [row for row in rows if title(row) == name]
+        problems = list(dict.fromkeys(row["problem"] for row in mine))
+        print(f"\n{name}: median error at n + 1 evaluations, divided by that at n; * above {MARKED}")
+        print(f"{'n':<6}{'mean':<8}" + "".join(f"{problem[:12]:<13}" for problem in problems))
+        for nfe in dict.fromkeys(row["nfe"] for row in mine):
+            cells = {row["problem"]: row["ratio"] for row in mine if row["nfe"] == nfe}
+            texts = [_marked(cells[problem]) if problem in cells else "-" for problem in problems]
+            print(f"{nfe:<6}{geometric_mean(list(cells.values())):<8.2f}" + "".join(f"{text:<13}" for text in texts))
+        counts = [sum(row["ratio"] > limit for row in mine) for limit in (1.0, MARKED)]
+        mean = geometric_mean([row["ratio"] for row in mine])
+        print(f"geometric mean {mean:.3f}; of {len(mine)}, {counts[0]} above 1 and {counts[1]} above {MARKED}")
+        for row in mine:
+            if row["ratio"] > MARKED:
+                later = lower_again([each for each in mine if each["problem"] == row["problem"]], row["nfe"])
+                end = "" if later is None else f", lower again from {later}"
+                print(f"  {row['problem']}: {row['ratio']:.2f} from {row['nfe']} to {row['nfe'] + 1}{end}")
+
+
+def lower_again(rows: Sequence[Row], nfe: int) -> int | None:
+    """The first number of evaluations with an error below that at `nfe`, from the ratios of one solver and problem.
+
+    None where the numbers that were measured do not reach it.
+
+    >>> lower_again([{"nfe": 9, "ratio": 3.0}, {"nfe": 10, "ratio": 0.5}, {"nfe": 11, "ratio": 0.5}], 9)
+    12
+    """
+    ratios = {row["nfe"]: row["ratio"] for row in rows}
+    error, reached = 1.0, nfe
+    while reached in ratios:
+        error *= ratios[reached]
+        reached += 1
+        if error < 1:
+            return reached
+    return None
+
+
+def geometric_mean(values: Sequence[float]) -> float:
+    """exp of the mean logarithm.
+
+    >>> geometric_mean([0.5, 8.0])
+    2.0
+    """
+    return math.exp(sum(map(math.log, values)) / len(values))
+
+
+def _marked(ratio: float) -> str:
+    return f"{ratio:.2f}{'*' if ratio > MARKED else ''}"
 
 
 def print_distributions(rows: Sequence[Row]) -> None:
