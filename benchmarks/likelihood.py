@@ -35,11 +35,11 @@ def mixture16d() -> GaussianMixture:
 def measured(name: str, exact: GaussianMixture, points: int) -> dict[str, float | str]:
     """The row of one mixture."""
     x = exact.sample(points, torch.Generator().manual_seed(1))
-    found = Likelihood(ExactTrace()).log_prob(exact, x)
+    found = Likelihood(ExactTrace(), sigma_min=0.002).log_prob(exact, x)
     fine = Likelihood(ExactTrace(), sigma_min=1e-4).log_prob(exact, x)
     extrapolated = Likelihood(ExactTrace(), sigma_min=1e-4, extrapolate=True).log_prob(exact, x)
     many = exact.sample(INTERVALS, torch.Generator().manual_seed(9))
-    probed = Likelihood(Hutchinson(num_probes=4)).log_prob(exact, many, seeds=range(INTERVALS))
+    probed = Likelihood(Hutchinson(num_probes=4), sigma_min=0.002).log_prob(exact, many, seeds=range(INTERVALS))
     low, high = probed.interval(0.95)
     truth = exact.log_prob(many, 0.002)
     hold = float(((low <= truth) & (truth <= high)).double().mean()) if probed.num_probes else math.nan
