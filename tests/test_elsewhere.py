@@ -18,7 +18,17 @@ except ImportError as error:  # it is made of torch's private parts
 from accelerated import forget_accelerate
 from fitted import TINY, tiny_posterior
 from marks import FAR_APART
-from openedm import conditioning, guidance, likelihood, measurements, networks, objective, preconditioning, sampling
+from openedm import (
+    conditioning,
+    guidance,
+    likelihood,
+    measurements,
+    networks,
+    objective,
+    preconditioning,
+    sampling,
+    schedules,
+)
 from openedm.data import InMemory
 from openedm.denoiser import Denoiser, Preconditioned
 from openedm.exact import ExactDataset, GaussianMixture
@@ -134,6 +144,30 @@ def test_given_noise_and_inversion(away: torch.device, given_away: bool) -> None
 def test_preconditionings(away: torch.device, kind: preconditioning.Preconditioning) -> None:
     sampler = Sampler(levels=Karras(num_steps=3))
     same(away, lambda move: sampler.sample(move(denoiser(preconditioning=kind)), [0, 1]))
+
+
+@pytest.mark.parametrize("ndim", [0, 1])
+def test_noise_levels_on_the_device_are_not_waited_for(
+    away: torch.device, ndim: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wait(tensor: Tensor) -> None:
+        raise RuntimeError("the host waits for a number")
+
+    sigma = torch.tensor([0.5] * ndim or 0.5, dtype=torch.float64)
+    there = sigma.to(away)
+    for name in ("__bool__", "__float__", "item", "tolist"):
+        monkeypatch.setattr(Tensor, name, wait)
+    functions: list[Callable[[Tensor], object]] = [
+        lambda sigma: preconditioning.EDM().coefficients(sigma, 0.5),
+        lambda sigma: objective.EDMWeighting().weight(sigma, 0.5),
+        objective.LogNormal().quantile,
+        schedules.VP().time,
+        guidance.Interval(2.0).at,
+    ]
+    for function in functions:
+        function(there)
+        with pytest.raises(RuntimeError, match="the host waits"):
+            function(sigma)
 
 
 @pytest.mark.parametrize(

@@ -82,6 +82,12 @@ class TestWeights:
         found = Interval(3.0, 0.5, 2.0).at(torch.tensor([0.0, 0.4, 0.5, 0.500001, 1.0, 2.0, 2.000001, math.inf]))
         assert found.tolist() == [1, 1, 1, 3, 3, 3, 1, 1]
 
+    @pytest.mark.parametrize("weight", [Constant(2.0), Interval(2.0), Piecewise((0.1, 1.0), (1.0, 2.0))], ids=repr)
+    @pytest.mark.parametrize("sigma", [-1.0, math.nan, torch.tensor([1.0, -1.0])], ids=repr)
+    def test_what_is_no_noise_level_has_no_weight(self, weight: GuidanceWeight, sigma: Any) -> None:
+        with pytest.raises(ValueError, match=r"sigma must be >= 0, got (-1.0|nan)"):
+            weight.at(sigma)
+
     @given(st.floats(0, 5), log_uniform(1e-3, 1e3))
     def test_an_interval_without_ends_is_constant(self, weight: float, sigma: float) -> None:
         assert torch.equal(Interval(weight).at(sigma), Constant(weight).at(sigma))

@@ -173,6 +173,27 @@ def test_weights_are_given_for_a_number_as_for_a_tensor(weighting: Weighting) ->
         weighting.weight("high", 0.5)  # type: ignore[arg-type]
 
 
+@pytest.mark.parametrize("u", [-0.1, 2.0, math.nan, torch.tensor([0.5, 1.5])], ids=repr)
+@pytest.mark.parametrize("noise", [*CONTINUOUS, UniformTable()], ids=repr)
+def test_quantiles_are_those_of_numbers_between_0_and_1(noise: NoiseDistribution, u: Any) -> None:
+    with pytest.raises(ValueError, match=r"u must be between 0 and 1, got (-0.1|2.0|nan|1.5)"):
+        noise.quantile(u)
+    low, high = noise.quantile(torch.tensor([0.0, 1.0])).tolist()
+    assert 0 <= low < high
+
+
+@pytest.mark.parametrize("sigma", [-1.0, math.nan, math.inf, torch.tensor([1.0, -1.0])], ids=repr)
+@pytest.mark.parametrize("weighting", [EDMWeighting(), InverseVariance()], ids=repr)
+def test_what_is_no_noise_level_has_no_weight(weighting: Weighting, sigma: Any) -> None:
+    with pytest.raises(ValueError, match=r"sigma must be (>= 0, got (-1.0|nan)|a finite number, got inf)"):
+        weighting.weight(sigma, 0.5)
+
+
+def test_a_weight_requires_a_width_of_the_data() -> None:
+    with pytest.raises(ValueError, match=r"sigma_data must be finite and > 0, got -0.5"):
+        EDMWeighting().weight(1.0, -0.5)
+
+
 @pytest.mark.parametrize("event", [(3,), (2, 4, 5)])
 def test_the_loss_is_the_weighted_mean_square_over_the_dimensions(event: tuple[int, ...]) -> None:
     generator = torch.Generator().manual_seed(0)

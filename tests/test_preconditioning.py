@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Callable
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
@@ -358,5 +359,28 @@ def test_a_number_is_rounded_as_a_tensor_is(kind: Preconditioning) -> None:
 
 @pytest.mark.parametrize("prediction", PREDICTIONS, ids=repr)
 def test_a_prediction_is_read_at_a_number_as_at_a_tensor(prediction: preconditioning.Prediction) -> None:
-    found, expected = prediction.coefficients(2.0), prediction.coefficients(float64(2.0))
-    assert all(torch.equal(a, b) for a, b in zip(found, expected, strict=True))
+    for function in (prediction.coefficients, prediction.denoising):
+        assert all(torch.equal(a, b) for a, b in zip(function(2.0), function(float64(2.0)), strict=True))
+    assert torch.equal(prediction.log_growth(2.0), prediction.log_growth(float64(2.0)))
+
+
+NO_LEVELS = pytest.mark.parametrize("sigma", [-1.0, math.nan, math.inf, torch.tensor([1.0, -1.0])], ids=repr)
+NO_LEVEL = r"sigma must be (>= 0, got (-1.0|nan)|a finite number, got inf)"
+
+
+@NO_LEVELS
+@pytest.mark.parametrize("kind", [EDM(), VP(), VE(), IDDPM(), Adapter()], ids=lambda kind: type(kind).__name__)
+def test_what_is_no_noise_level_has_no_coefficients(kind: Preconditioning, sigma: Any) -> None:
+    for function in (kind.coefficients, kind.inputs):
+        with pytest.raises(ValueError, match=NO_LEVEL):
+            function(sigma, 0.5)
+    with pytest.raises(ValueError, match=NO_LEVEL):
+        kind.round_sigma(sigma)
+
+
+@NO_LEVELS
+@pytest.mark.parametrize("prediction", PREDICTIONS, ids=repr)
+def test_nothing_is_predicted_where_there_is_no_noise_level(prediction: preconditioning.Prediction, sigma: Any) -> None:
+    for function in (prediction.denoising, prediction.log_growth, prediction.coefficients):
+        with pytest.raises(ValueError, match=NO_LEVEL):
+            function(sigma)

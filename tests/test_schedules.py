@@ -109,6 +109,15 @@ def test_inputs_of_low_precision_are_computed_in_float64(schedule: Schedule, dty
         assert torch.equal(result, function(coarse.double()))
 
 
+@pytest.mark.parametrize("sigma", [-1.0, math.nan, math.inf, torch.tensor([1.0, -1.0])], ids=repr)
+@pytest.mark.parametrize("schedule", [*EVERY_SCHEDULE, LogSigma(), FlowTime()], ids=repr)
+def test_what_is_no_noise_level_has_neither_time_nor_scale(schedule: Schedule, sigma: Any) -> None:
+    scaling = schedule.scaling
+    for function in (schedule.time, scaling.scale, scaling.derivative):
+        with pytest.raises(ValueError, match=r"sigma must be (>= 0, got (-1.0|nan)|a finite number, got inf)"):
+            function(sigma)
+
+
 @pytest.mark.usefixtures("without_type_checker")
 @pytest.mark.parametrize("value", ["1", None, 1j, torch.tensor([1j])])
 def test_what_is_no_real_number_is_neither_time_nor_noise_level(value: Any) -> None:

@@ -20,7 +20,7 @@ from openedm.data.classes import read_labels
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
 from openedm.ground.tensors import as_tensor
-from openedm.schedules import Values, float64
+from openedm.schedules import Values, noise_levels
 
 __all__ = ["ExactDataset", "GaussianMixture"]
 
@@ -294,7 +294,7 @@ class GaussianMixture(Denoiser):
 
     def log_prob(self, x: Float[Tensor, "batch features"], sigma: Values = 0.0) -> Float64[Tensor, "batch"]:
         """ln p(x; σ) in nats; σ a number or one value a sample."""
-        return self._log_joint(*self._whitened(x, float64(sigma))).logsumexp(-1)
+        return self._log_joint(*self._whitened(x, noise_levels(sigma))).logsumexp(-1)
 
     def mean(
         self, sigma_max: float, condition: Condition = None, event_shape: Sequence[int] | None = None
@@ -337,6 +337,6 @@ class GaussianMixture(Denoiser):
         """
         if len(self.weights) != 1:
             raise ValueError(f"ode_solution requires a mixture of one component, got {len(self.weights)} components")
-        coordinates, variances = self._whitened(x, float64(sigma))
+        coordinates, variances = self._whitened(x, noise_levels(sigma))
         moved = coordinates * ((self.eigenvalues + sigma_to**2) / variances).sqrt()
         return (self.means[0] + moved[:, 0] @ self.eigenvectors[0].mT).to(x.dtype)

@@ -9,13 +9,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
 from jaxtyping import Float, Float64, Int64, Shaped
 from torch import Tensor, nn
 
 from openedm.conditions import ConditionLayout
 from openedm.ground import checks
-from openedm.schedules import Values, float64
+from openedm.schedules import Values, float64, noise_levels
 from openedm.units import from_standard, like, to_standard
 
 __all__ = ["Condition", "Denoiser", "StandardisedInside", "check_condition_type", "per_sample"]
@@ -79,7 +78,7 @@ class Denoiser(nn.Module, ABC):
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """The nearest noise level that the denoiser supports; σ itself unless it was trained at discrete levels."""
-        return float64(sigma)
+        return noise_levels(sigma)
 
     @abstractmethod
     def denoise(
@@ -110,8 +109,8 @@ class Denoiser(nn.Module, ABC):
         Raises:
             TypeError: x is not a tensor of floating-point numbers, sigma is not a number or a tensor of numbers, or
                 the result is not a tensor of floating-point numbers.
-            ValueError: shapes do not fit, or a sigma (on the host) is negative or NaN; for networks 0 is an error, too;
-                or the result has another shape than x.
+            ValueError: shapes do not fit, or a sigma (on the host) is not finite and ≥ 0; for networks 0 is an error,
+                too; or the result has another shape than x.
         """
         _check_inputs(x, sigma)
         sigma = self._checked(x, sigma, condition)
@@ -140,13 +139,7 @@ class Denoiser(nn.Module, ABC):
 
     def _checked(self, x: Tensor, sigma: Values, condition: Condition) -> Float64[Tensor, "*batch_or_none"]:
         """σ as a tensor, after the checks of a call."""
-        sigma = float64(sigma)
-        count = x.shape[0]
-        if sigma.is_cpu and not torch.compiler.is_compiling():
-            # One number is the usual case; as a tensor its comparison would take as long as a step of a small state.
-            valid = sigma.item() >= 0 if sigma.ndim == 0 else bool((sigma >= 0).all())
-            if not valid:
-                raise ValueError(f"sigma must be >= 0, got {float(sigma[~(sigma >= 0)].flatten()[0])}")
+        sigma, count = noise_levels(sigma), x.shape[0]
         if sigma.ndim > 0 and sigma.shape != (count,):
             raise ValueError(f"sigma must be a number or one value a sample ({count}), got shape {tuple(sigma.shape)}")
         self.check_shape(x)

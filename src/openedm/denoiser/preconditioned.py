@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from openedm.denoiser.interface import Condition, Denoiser, StandardisedInside, per_sample
 from openedm.ground import checks
 from openedm.preconditioning import Preconditioning
-from openedm.schedules import Values, float64
+from openedm.schedules import Values
 from openedm.units import Units, to_standard
 
 __all__ = ["Preconditioned", "configure_execution"]
@@ -79,7 +79,7 @@ class Preconditioned(StandardisedInside):
 
     def round_sigma(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """The preconditioning's `round_sigma`."""
-        return self.preconditioning.round_sigma(float64(sigma))
+        return self.preconditioning.round_sigma(sigma)
 
     def denoise_standardised(
         self,

@@ -1,6 +1,7 @@
 """Arguments that are numbers, alone, in tensors, arrays or lists."""
 
 import cmath
+import sys
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
@@ -22,7 +23,9 @@ __all__ = [
     "count_not_finite",
     "first_not_finite",
     "float64",
+    "float64_between",
     "misfits",
+    "noise_levels",
 ]
 
 
@@ -52,6 +55,42 @@ def float64(value: Values) -> Float64[Tensor, "*shape"]:
         return torch.tensor(value, dtype=torch.float64)
     except (TypeError, ValueError) as error:
         raise TypeError(f"times and noise levels must be real numbers, or a tensor of them, got {value!r}") from error
+
+
+def float64_between(name: str, value: Values, low: float, high: float) -> Float64[Tensor, "*shape"]:
+    """`value` as a float64 tensor, of which each number on the host is between two others.
+
+    Numbers on an accelerator are not checked: training would wait for it in each step.
+
+    Args:
+        name: the name of the argument, for messages.
+        value: a number or a tensor.
+        low: the lowest number that is allowed.
+        high: the highest.
+
+    Raises:
+        TypeError: it is complex, or not a number or several.
+        ValueError: a number is out of the range or NaN.
+    """
+    tensor = float64(value)
+    if not tensor.is_cpu or torch.compiler.is_compiling():
+        return tensor
+    # One number is the usual case; as a tensor its comparison would take as long as a step of a small state.
+    if tensor.ndim == 0 and low <= tensor.item() <= high:
+        return tensor
+    inside = (tensor >= low) & (tensor <= high)
+    if not bool(inside.all()):
+        wrong = float(tensor[~inside].flatten()[0])
+        if high >= sys.float_info.max:
+            checks.at_least(name, wrong, low)
+            checks.finite(name, wrong)
+        checks.between(name, wrong, low, high)
+    return tensor
+
+
+def noise_levels(sigma: Values) -> Float64[Tensor, "*shape"]:
+    """σ as a float64 tensor; TypeError unless it is real, ValueError for one on the host not finite and ≥ 0."""
+    return float64_between("sigma", sigma, 0, sys.float_info.max)
 
 
 def as_tensor(name: str, value: Any) -> Tensor:

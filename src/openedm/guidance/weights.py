@@ -18,7 +18,8 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.schedules import Values, float64
+from openedm.ground.tensors import float64_between
+from openedm.schedules import Values
 
 __all__ = ["Constant", "GuidanceWeight", "Interval", "Piecewise", "Weight", "to_weight"]
 
@@ -59,7 +60,7 @@ class Constant(GuidanceWeight):
 
     def at(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """w."""
-        return torch.full_like(float64(sigma), self.weight)
+        return torch.full_like(float64_between("sigma", sigma, 0, math.inf), self.weight)
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Interval(GuidanceWeight):
 
     def at(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """w for σ_low < σ ≤ σ_high, otherwise 1."""
-        sigma = float64(sigma)
+        sigma = float64_between("sigma", sigma, 0, math.inf)
         return torch.ones_like(sigma).masked_fill((sigma > self.low) & (sigma <= self.high), self.weight)
 
 
@@ -137,7 +138,7 @@ class Piecewise(GuidanceWeight):
 
     def at(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """w_j + (w_{j+1} − w_j) ln(σ/σ_j) / ln(σ_{j+1}/σ_j) for σ_j ≤ σ ≤ σ_{j+1}."""
-        sigma = float64(sigma)
+        sigma = float64_between("sigma", sigma, 0, math.inf)
         knots, weights = (
             torch.tensor(v, dtype=torch.float64, device=sigma.device) for v in (self.sigmas, self.weights)
         )

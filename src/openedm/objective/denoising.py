@@ -27,7 +27,8 @@ from torch import Tensor, nn
 from openedm import levels, schedules
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.schedules import Values, float64
+from openedm.ground.tensors import float64_between
+from openedm.schedules import Values, noise_levels
 
 __all__ = [
     "EDM",
@@ -61,7 +62,11 @@ class NoiseDistribution(Choice, ABC):
 
     @abstractmethod
     def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
-        """σ = F⁻¹(u) for u in (0, 1)."""
+        """σ = F⁻¹(u) for u in (0, 1), with its limits at 0 and 1.
+
+        Raises:
+            ValueError: a u on the host is not between 0 and 1.
+        """
 
     def for_data(self, sigma_data: float) -> "NoiseDistribution":
         """The distribution for data of standard deviation `sigma_data`; itself, unless a number follows the data."""
@@ -106,7 +111,7 @@ class LogNormal(NoiseDistribution):
 
     def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """exp(P_mean + P_std Φ⁻¹(u)); P_mean is the paper's if it is None."""
-        normal: Tensor = torch.special.ndtri(float64(u))
+        normal: Tensor = torch.special.ndtri(float64_between("u", u, 0, 1))
         mean = EDM_P_MEAN if self.p_mean is None else self.p_mean
         return (mean + self.p_std * normal).exp()
 
@@ -136,7 +141,7 @@ class UniformTime(NoiseDistribution):
 
     def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """σ(ε_t + u (t_max − ε_t))."""
-        return self.schedule.sigma(self.epsilon_t + float64(u) * (self.t_max - self.epsilon_t))
+        return self.schedule.sigma(self.epsilon_t + float64_between("u", u, 0, 1) * (self.t_max - self.epsilon_t))
 
 
 @dataclass(frozen=True)
@@ -160,7 +165,7 @@ class LogUniform(NoiseDistribution):
 
     def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """σ_min (σ_max/σ_min)^u."""
-        return self.sigma_min * (float64(u) * math.log(self.sigma_max / self.sigma_min)).exp()
+        return self.sigma_min * (float64_between("u", u, 0, 1) * math.log(self.sigma_max / self.sigma_min)).exp()
 
 
 @dataclass(frozen=True)
@@ -187,7 +192,7 @@ class UniformTable(NoiseDistribution):
 
     def quantile(self, u: Values) -> Float64[Tensor, "*shape"]:
         """The entry of index M−1−⌊M u⌋: increasing in u."""
-        u = float64(u)
+        u = float64_between("u", u, 0, 1)
         table = torch.tensor(self._levels()[:-1], dtype=torch.float64, device=u.device)
         return table.flip(0)[(u * len(table)).long().clamp(max=len(table) - 1)]
 
@@ -197,7 +202,11 @@ class Weighting(Choice, ABC):
 
     @abstractmethod
     def weight(self, sigma: Values, sigma_data: float) -> Float64[Tensor, "*shape"]:
-        """λ(σ) for data of standard deviation `sigma_data`."""
+        """λ(σ) for data of standard deviation `sigma_data`.
+
+        Raises:
+            ValueError: a σ on the host is not finite and ≥ 0, or sigma_data is not > 0.
+        """
 
 
 @dataclass(frozen=True)
@@ -206,7 +215,8 @@ class EDMWeighting(Weighting):
 
     def weight(self, sigma: Values, sigma_data: float) -> Float64[Tensor, "*shape"]:
         """(σ²+σ_d²)/(σ σ_d)²."""
-        sigma = float64(sigma)
+        checks.positive("sigma_data", sigma_data)
+        sigma = noise_levels(sigma)
         return (sigma.square() + sigma_data**2) / (sigma * sigma_data).square()
 
 
@@ -216,7 +226,7 @@ class InverseVariance(Weighting):
 
     def weight(self, sigma: Values, sigma_data: float) -> Float64[Tensor, "*shape"]:
         """1/σ²."""
-        return float64(sigma).square().reciprocal()
+        return noise_levels(sigma).square().reciprocal()
 
 
 @dataclass(frozen=True)
@@ -329,7 +339,7 @@ class Uncertainty(nn.Module):
 
     def forward(self, sigma: Float[Tensor, "batch"]) -> Float[Tensor, "batch"]:
         """u(σ), one value a noise level."""
-        c_noise = (float64(sigma).log() / 4).to(self.weight)
+        c_noise = (noise_levels(sigma).log() / 4).to(self.weight)
         features = (c_noise[:, None] * self.frequencies + self.phases).cos() * math.sqrt(2 / len(self.weight))
         return features @ self.weight
 

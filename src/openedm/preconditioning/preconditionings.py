@@ -67,27 +67,32 @@ class Preconditioning(Choice, ABC):
         return 1
 
     def round_sigma(self, sigma: schedules.Values) -> Sigma:
-        """The nearest noise level that the network was trained on; the identity for continuous models."""
-        return schedules.float64(sigma)
+        """The nearest noise level that the network was trained on; the identity for continuous models.
+
+        Raises:
+            ValueError: a σ on the host is not finite and ≥ 0.
+        """
+        return schedules.noise_levels(sigma)
 
     @abstractmethod
     def prediction(self, sigma_data: float) -> Prediction:
         """What the network predicts, for data of standard deviation `sigma_data`."""
 
     @abstractmethod
-    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+    def inputs(self, sigma: schedules.Values, sigma_data: float) -> tuple[Sigma, Sigma]:
         """c_in and c_noise."""
 
     def coefficients(self, sigma: schedules.Values, sigma_data: float) -> Coefficients:
         """c_skip, c_out, c_in, c_noise at one or several σ, for data of standard deviation `sigma_data`.
 
         Raises:
-            TypeError: σ is neither numbers nor a tensor of them.
+            TypeError: σ is neither a number nor a tensor of them.
+            ValueError: a σ on the host is not finite and ≥ 0.
 
         >>> [round(float(c), 4) for c in EDM().coefficients(0.5, sigma_data=0.5)]
         [0.5, 0.3536, 1.4142, -0.1733]
         """
-        sigma = schedules.float64(sigma)
+        sigma = schedules.noise_levels(sigma)
         return Coefficients(*self.prediction(sigma_data).denoising(sigma), *self.inputs(sigma, sigma_data))
 
 
@@ -99,8 +104,9 @@ class EDM(Preconditioning):
         """EDM's F."""
         return NetworkPrediction(sigma_data)
 
-    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+    def inputs(self, sigma: schedules.Values, sigma_data: float) -> tuple[Sigma, Sigma]:
         """1/√(σ²+σ_d²), ¼ ln σ."""
+        sigma = schedules.noise_levels(sigma)
         return (sigma.square() + sigma_data**2).rsqrt(), sigma.log() / 4
 
 
@@ -151,8 +157,9 @@ class VP(Preconditioning):
         """The noise."""
         return EpsilonPrediction()
 
-    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+    def inputs(self, sigma: schedules.Values, sigma_data: float) -> tuple[Sigma, Sigma]:
         """1/√(σ²+1), (M−1) σ_VP⁻¹(σ)."""
+        sigma = schedules.noise_levels(sigma)
         return (sigma.square() + 1).rsqrt(), (self.num_levels - 1) * self.schedule.time(sigma)
 
 
@@ -180,8 +187,9 @@ class VE(Preconditioning):
         """The score in units of 1/σ."""
         return ScorePrediction()
 
-    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+    def inputs(self, sigma: schedules.Values, sigma_data: float) -> tuple[Sigma, Sigma]:
         """1, ln(½ σ)."""
+        sigma = schedules.noise_levels(sigma)
         return torch.ones_like(sigma), (sigma / 2).log()
 
 
@@ -259,15 +267,16 @@ class IDDPM(Preconditioning):
 
     def round_sigma(self, sigma: schedules.Values) -> Sigma:
         """The table entry nearest to σ by |u_j − σ|."""
-        increasing, sigma = self.levels[::-1], schedules.float64(sigma)
+        increasing, sigma = self.levels[::-1], schedules.noise_levels(sigma)
         return _table_tensor(increasing, sigma.device)[nearest_level(increasing, sigma)]
 
     def prediction(self, sigma_data: float) -> Prediction:
         """The noise."""
         return EpsilonPrediction()
 
-    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+    def inputs(self, sigma: schedules.Values, sigma_data: float) -> tuple[Sigma, Sigma]:
         """1/√(σ²+1), M−1−argmin_j |u_j − σ|."""
+        sigma = schedules.noise_levels(sigma)
         return (sigma.square() + 1).rsqrt(), nearest_level(self.levels[::-1], sigma).double() - 1
 
 
@@ -327,7 +336,7 @@ class Adapter(Preconditioning):
 
     def round_sigma(self, sigma: schedules.Values) -> Sigma:
         """The nearest level of the table; σ itself without one, or between its levels with `interpolate`."""
-        sigma = schedules.float64(sigma)
+        sigma = schedules.noise_levels(sigma)
         if self.table is None or self.interpolate:
             return sigma
         return _table_tensor(self.table, sigma.device)[nearest_level(self.table, sigma)]
@@ -338,8 +347,9 @@ class Adapter(Preconditioning):
             return ScheduleVelocity(self.schedule)
         return {"epsilon": EpsilonPrediction(), "v": VPrediction(), "sample": DataPrediction()}[self.predicts]
 
-    def inputs(self, sigma: Sigma, sigma_data: float) -> tuple[Sigma, Sigma]:
+    def inputs(self, sigma: schedules.Values, sigma_data: float) -> tuple[Sigma, Sigma]:
         """s, and the time (or the index) that the network expects."""
+        sigma = schedules.noise_levels(sigma)
         return self.schedule.scaling.scale(sigma), self._c_noise(sigma)
 
     def _c_noise(self, sigma: Sigma) -> Sigma:

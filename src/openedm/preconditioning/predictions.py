@@ -31,14 +31,18 @@ Sigma = Float64[Tensor, "*shape"]
 
 
 class Prediction(Choice, ABC):
-    """A quantity q = a(σ) x + b(σ) D that a network may predict and that a solver may interpolate."""
+    """A quantity q = a(σ) x + b(σ) D that a network may predict and that a solver may interpolate.
+
+    Its functions take a noise level σ or a tensor of them, and raise ValueError where one on the host is not finite and
+    ≥ 0.
+    """
 
     @abstractmethod
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """c_skip and c_out of D = c_skip x + c_out q."""
 
     @abstractmethod
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """ln Φ(σ) = ∫ (1 − c_skip) dσ/σ, up to a constant."""
 
     def for_data(self, sigma_data: float) -> "Prediction":
@@ -47,7 +51,7 @@ class Prediction(Choice, ABC):
 
     def coefficients(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """a = −c_skip/c_out and b = 1/c_out of q = a x + b D."""
-        c_skip, c_out = self.denoising(schedules.float64(sigma))
+        c_skip, c_out = self.denoising(sigma)
         return -c_skip / c_out, 1 / c_out
 
 
@@ -55,12 +59,14 @@ class Prediction(Choice, ABC):
 class EpsilonPrediction(Prediction):
     """The noise ε = (x − D)/σ: DDPM, DDIM, LMS, DEIS, DPM-Solver."""
 
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """1, −σ."""
+        sigma = schedules.noise_levels(sigma)
         return torch.ones_like(sigma), -sigma
 
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """0."""
+        sigma = schedules.noise_levels(sigma)
         return torch.zeros_like(sigma)
 
 
@@ -68,12 +74,14 @@ class EpsilonPrediction(Prediction):
 class ScorePrediction(Prediction):
     """The score in units of 1/σ, (D − x)/σ = −ε: the networks of Song et al.'s VE models."""
 
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """1, σ."""
+        sigma = schedules.noise_levels(sigma)
         return torch.ones_like(sigma), sigma
 
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """0."""
+        sigma = schedules.noise_levels(sigma)
         return torch.zeros_like(sigma)
 
 
@@ -81,12 +89,14 @@ class ScorePrediction(Prediction):
 class DataPrediction(Prediction):
     """The denoised sample D itself: DPM-Solver++, UniPC."""
 
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """0, 1."""
+        sigma = schedules.noise_levels(sigma)
         return torch.zeros_like(sigma), torch.ones_like(sigma)
 
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """ln σ."""
+        sigma = schedules.noise_levels(sigma)
         return sigma.log()
 
 
@@ -94,13 +104,15 @@ class DataPrediction(Prediction):
 class VPrediction(Prediction):
     """v = s (n − σ y) with s = 1/√(1+σ²) (Salimans & Ho 2022): minus EDM's F for data of width 1."""
 
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """s², −σ s."""
+        sigma = schedules.noise_levels(sigma)
         scale = schedules.VPScaling().scale(sigma)
         return scale.square(), -sigma * scale
 
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """½ ln(1 + σ²)."""
+        sigma = schedules.noise_levels(sigma)
         return torch.log1p(sigma.square()) / 2
 
 
@@ -114,15 +126,17 @@ class ScheduleVelocity(Prediction):
 
     schedule: schedules.Schedule = schedules.RectifiedFlow()
 
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """1 + σ ṡ/(s σ̇), −σ/(s σ̇)."""
+        sigma = schedules.noise_levels(sigma)
         scaling = self.schedule.scaling
         scale = scaling.scale(sigma)
         speed = scale * self.schedule.sigma_derivative(self.schedule.time(sigma))
         return 1 + sigma * (scaling.derivative(sigma) / scale), -sigma / speed
 
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """−ln s."""
+        sigma = schedules.noise_levels(sigma)
         return -self.schedule.scaling.scale(sigma).log()
 
 
@@ -142,13 +156,15 @@ class VelocityPrediction(Prediction):
     def __post_init__(self) -> None:
         checks.positive("sigma_data", self.sigma_data)
 
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """σ_d/(σ+σ_d), −σ σ_d/(σ+σ_d)."""
+        sigma = schedules.noise_levels(sigma)
         c_skip = self.sigma_data / (sigma + self.sigma_data)
         return c_skip, -sigma * c_skip
 
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """ln(σ + σ_d)."""
+        sigma = schedules.noise_levels(sigma)
         return (sigma + self.sigma_data).log()
 
 
@@ -178,11 +194,13 @@ class NetworkPrediction(Prediction):
         """σ_d."""
         return 0.5 if self.sigma_data is None else self.sigma_data
 
-    def denoising(self, sigma: Sigma) -> tuple[Sigma, Sigma]:
+    def denoising(self, sigma: schedules.Values) -> tuple[Sigma, Sigma]:
         """σ_d²/(σ²+σ_d²), σ σ_d/√(σ²+σ_d²)."""
+        sigma = schedules.noise_levels(sigma)
         variance = sigma.square() + self.width**2
         return self.width**2 / variance, sigma * self.width * variance.rsqrt()
 
-    def log_growth(self, sigma: Sigma) -> Sigma:
+    def log_growth(self, sigma: schedules.Values) -> Sigma:
         """½ ln(σ² + σ_d²)."""
+        sigma = schedules.noise_levels(sigma)
         return torch.hypot(sigma, torch.full_like(sigma, self.width)).log()

@@ -21,7 +21,7 @@ All functions compute in float64 (VP near t = 0 loses 2 % in float32), in float3
 differentiable.
 """
 
-from openedm.ground.tensors import Values, float64
+from openedm.ground.tensors import Values, float64, noise_levels
 from openedm.schedules.clocks import (
     EDM,
     VE,
@@ -55,4 +55,5 @@ __all__ = [
     "VPScaling",
     "Values",
     "float64",
+    "noise_levels",
 ]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
-from openedm.ground.tensors import Values, float64
+from openedm.ground.tensors import Values, float64, noise_levels
 from openedm.schedules.scalings import FlowScaling, NoScaling, Scaling, VPScaling
 
 __all__ = [
@@ -31,7 +31,8 @@ __all__ = [
 class Schedule(Choice, ABC):
     """The noise schedule σ(t), strictly increasing, with its derivative and inverse.
 
-    A schedule is also the variable in which solvers step or interpolate and in which levels are spaced.
+    A schedule is also the variable in which solvers step or interpolate and in which levels are spaced. Times that it
+    does not have are not refused: a step of a solver may end there, and what σ is there says so.
     """
 
     @property
@@ -54,7 +55,11 @@ class Schedule(Choice, ABC):
 
     @abstractmethod
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
-        """σ⁻¹(σ): the time at which the noise level is `sigma` ≥ 0."""
+        """σ⁻¹(σ): the time at which the noise level is `sigma` ≥ 0.
+
+        Raises:
+            ValueError: a noise level on the host is not finite and ≥ 0.
+        """
 
 
 @dataclass(frozen=True)
@@ -76,7 +81,7 @@ class LogSigma(Schedule):
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """ln σ."""
-        return float64(sigma).log()
+        return noise_levels(sigma).log()
 
 
 class PowerLaw(Schedule):
@@ -97,7 +102,7 @@ class PowerLaw(Schedule):
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """σ^{1/ρ}."""
-        return float64(sigma) ** (1 / self.rho)
+        return noise_levels(sigma) ** (1 / self.rho)
 
 
 @dataclass(frozen=True)
@@ -196,7 +201,7 @@ class VP(Schedule):
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """(√(β_min² + 2 β_d ln(1+σ²)) − β_min)/β_d, written without cancellation for β_min > 0."""
-        log = torch.log1p(float64(sigma).square())
+        log = torch.log1p(noise_levels(sigma).square())
         root = (self.beta_min**2 + 2 * self.beta_d * log).sqrt()
         return 2 * log / (root + self.beta_min) if self.beta_min > 0 else (root - self.beta_min) / self.beta_d
 
@@ -231,7 +236,7 @@ class Angle(Schedule):
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """atan(σ/σ_d)^{1/ρ}."""
-        return (float64(sigma) / self.sigma_data).atan() ** (1 / self.rho)
+        return (noise_levels(sigma) / self.sigma_data).atan() ** (1 / self.rho)
 
 
 @dataclass(frozen=True)
@@ -297,7 +302,7 @@ class FlowLaw(Schedule):
 
     def time(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """σ/(σ+σ_d)."""
-        sigma = float64(sigma)
+        sigma = noise_levels(sigma)
         return sigma / (sigma + self.sigma_data)
 
 

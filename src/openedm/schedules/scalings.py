@@ -8,13 +8,13 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from openedm.ground.choices import Choice
-from openedm.ground.tensors import Values, float64
+from openedm.ground.tensors import Values, noise_levels
 
 __all__ = ["FlowScaling", "NoScaling", "Scaling", "VPScaling"]
 
 
 class Scaling(Choice, ABC):
-    """The signal scaling s as a function of σ."""
+    """The signal scaling s as a function of σ; ValueError where a noise level on the host is not finite and ≥ 0."""
 
     @abstractmethod
     def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
@@ -31,11 +31,11 @@ class NoScaling(Scaling):
 
     def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """1."""
-        return torch.ones_like(float64(sigma))
+        return torch.ones_like(noise_levels(sigma))
 
     def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """0."""
-        return torch.zeros_like(float64(sigma))
+        return torch.zeros_like(noise_levels(sigma))
 
 
 @dataclass(frozen=True)
@@ -44,11 +44,11 @@ class VPScaling(Scaling):
 
     def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """1/√(1+σ²)."""
-        return (1 + float64(sigma).square()).rsqrt()
+        return (1 + noise_levels(sigma).square()).rsqrt()
 
     def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """−σ (1+σ²)^{−3/2}."""
-        sigma = float64(sigma)
+        sigma = noise_levels(sigma)
         return -sigma * (1 + sigma.square()).pow(-1.5)
 
 
@@ -58,8 +58,8 @@ class FlowScaling(Scaling):
 
     def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """1/(1+σ)."""
-        return 1 / (1 + float64(sigma))
+        return 1 / (1 + noise_levels(sigma))
 
     def derivative(self, sigma: Values) -> Float64[Tensor, "*shape"]:
         """−1/(1+σ)²."""
-        return -(1 + float64(sigma)).pow(-2)
+        return -(1 + noise_levels(sigma)).pow(-2)
