@@ -458,6 +458,32 @@ def test_the_size_of_the_emulator_is_chosen_by_the_held_out_likelihood() -> None
         MixtureOptions(larger=((64, 0),))
 
 
+def test_kinds_of_noise_are_tried_with_each_size() -> None:
+    """A small network learns no mean that bends so, and noise that grows with θ hides what it misses."""
+    u = torch.linspace(-1.5, 1.5, 900)[:, None]
+    bends = torch.cat([torch.sin(6 * u), torch.sin(6 * u).square() * (u > 0)], 1)
+    y = bends + 0.05 * torch.randn(900, 2, generator=torch.Generator().manual_seed(0))
+    options = MixtureOptions(
+        components=(1,),
+        structures=("scaled", "constant"),
+        width=2,
+        num_blocks=1,
+        larger=((32, 2),),
+        larger_trials=True,
+        steps=600,
+        pilot_steps=75,
+        batch_size=128,
+        learning_rate=1e-2,
+    )
+    trials: Trials = {}
+    form = choose_form([(y, 0.0)], u, options, trials=trials)
+    assert form.structure == "constant"
+    assert choose_size(y, u, options, form, trials=trials).width == 32
+    small = {key for key in trials if key[1].width == 2}
+    assert all(key[1].steps < 600 for key in small if key[0] == form)  # it is far behind after half of them
+    assert choose_form([(y, 0.0)], u, replace(options, larger_trials=False)).structure == "scaled"
+
+
 def test_what_was_tried_for_the_form_is_not_tried_again_for_the_size() -> None:
     u = torch.linspace(-1.5, 1.5, 300)[:, None]
     y = u.expand(-1, 2) + 0.1 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))

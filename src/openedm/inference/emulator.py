@@ -189,7 +189,7 @@ def choose_form(
         forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
         u: the condition.
         options: structures and components are tried, for `pilot_steps`, and those that come close for up to four times
-            as many.
+            as many, with `larger_trials` by each size.
         exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and nothing
             else but counts.
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
@@ -201,8 +201,12 @@ def choose_form(
     """
     trials = {} if trials is None else trials
 
+    sizes = options.sizes if options.larger_trials else (options,)
+
     def rows(form: Form, steps: int) -> Tensor:
-        return _tried(forms[form.number][0], u, replace(options, steps=steps), form, seed, trials)
+        y = forms[form.number][0]
+        each = [_tried(y, u, replace(size, steps=steps), form, seed, trials) for size in sizes]
+        return max(each, key=lambda log_probs: float(log_probs.mean()))
 
     def trial(form: Form, steps: int) -> float:
         return float(rows(form, steps).mean()) + forms[form.number][1]
@@ -295,16 +299,24 @@ def choose_size(
     Args:
         y, u: standardised rows.
         options: the sizes `larger` are tried beside its own, by one member each that takes all steps: on a shorter
-            schedule deep networks have not come to where they learn the noise by heart.
+            schedule deep networks have not come to where they learn the noise by heart. With `larger_trials` none that
+            is far behind after a shorter one takes them all.
         form: structure and number of Gaussians.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
     if not options.larger or form.curve:
         return options
-    sizes = [options, *(replace(options, width=width, num_blocks=blocks) for width, blocks in options.larger)]
     known = {} if trials is None else trials
-    return max(sizes, key=lambda size: float(_tried(y, u, size, form, seed, known).mean()))
+
+    def trial(size: MixtureOptions) -> float:
+        return float(_tried(y, u, size, form, seed, known).mean())
+
+    sizes = options.sizes
+    if options.larger_trials:
+        short = [trial(replace(size, steps=min(4 * options.pilot_steps, options.steps))) for size in sizes]
+        sizes = tuple(size for size, mean in zip(sizes, short, strict=True) if mean > max(short) - CLOSE)
+    return sizes[0] if len(sizes) == 1 else max(sizes, key=trial)
 
 
 def choose_trend(

@@ -1,7 +1,7 @@
 """How posteriors are fitted, and the rule that chooses it from the number of simulations and their shape."""
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from openedm import objective
 from openedm.ground import checks
@@ -49,6 +49,8 @@ class MixtureOptions(Choice):
         width, num_blocks: sizes of each member.
         larger: further pairs (width, num_blocks) to try, by one member each; those with the highest held-out likelihood
             are taken.
+        larger_trials: whether components and structures are tried with networks of these sizes too, each with the size
+            that suits it better: small networks that have not learned a mean prefer noise that hides what they miss.
         trend: whether a smooth part of the mean is also learned by kernel regression (`fit_trend`), and kept where the
             held-out likelihood of the rest, by one member, is higher by more than the standard error of that.
         steps: of Adam; the learning rate falls to zero as a half cosine.
@@ -70,6 +72,7 @@ class MixtureOptions(Choice):
     width: int = 64
     num_blocks: int = 2
     larger: tuple[tuple[int, int], ...] = ()
+    larger_trials: bool = False
     trend: bool = False
     steps: int = 5000
     pilot_steps: int = 1000
@@ -93,6 +96,11 @@ class MixtureOptions(Choice):
             checks.at_least(f"larger[{i}]", min(size), 1)
         for i, structure in enumerate(self.structures):
             checks.one_of(f"structures[{i}]", structure, STRUCTURES)
+
+    @property
+    def sizes(self) -> "tuple[MixtureOptions, ...]":
+        """These options with each of the sizes, their own first."""
+        return self, *(replace(self, width=width, num_blocks=blocks) for width, blocks in self.larger)
 
     def learning_rate_at(self, step: int) -> float:
         """The learning rate of a step, counted from 1."""
@@ -187,8 +195,9 @@ class Settings(Choice):
     ) -> "Settings":
         """The rule.
 
-        * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64, from
-          30,000 simulations on 128, of two blocks, below 3000 simulations two or six by trials, or with a trend, with
+        * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64 and two
+          blocks, below 3000 simulations by trials six, or with a trend, from 3000 on by trials of width 128 and three,
+          from 30,000 on of width 128 and two or four, with
           10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data get
           none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
         * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
@@ -213,7 +222,7 @@ class Settings(Choice):
             absent: what NaN in the data mark, "members" of sets or "values" of series; None where there are no NaN.
             embedding: the user's network that summarises an observation; None for that of the rule.
         """
-        many = simulations >= 30_000
+        enough, many = simulations >= 3000, simulations >= 30_000
         held = min(max(simulations / 10, 100), 2000) / max(simulations, 1)
         samples = 1_000_000 if dim <= 2 else min(3_000_000, 1000 * simulations)
         steps = round(min(max((5000 if dim <= 2 else 10_000) * (simulations / 10_000) ** 0.5, 2000), 25_000))
@@ -224,8 +233,9 @@ class Settings(Choice):
             components=(1, 8) if x_shape[0] <= 16 else (1,),
             structures=every,
             width=128 if many else 64,
-            larger=((64, 6),) if simulations < 3000 else (),
-            trend=simulations < 3000,
+            larger=(((128, 4) if many else (128, 3)) if enough else (64, 6),),
+            larger_trials=enough,
+            trend=not enough,
             curves=FEWEST_OF_CURVE <= x_shape[0] <= 64 and not many,
             steps=steps,
             batch_size=512 if many else 256,
