@@ -195,11 +195,11 @@ class Settings(Choice):
     ) -> "Settings":
         """The rule.
 
-        * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of width 64 and two
-          blocks, below 3000 simulations by trials six, or with a trend, from 3000 on by trials of width 128 and three,
-          from 30,000 on of width 128 and two or four, with
-          10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data get
-          none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
+        * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of a width and
+          number of blocks that trials choose: below 3000 simulations of 64 × 2 or 64 × 6, or 64 × 2 with a trend, below
+          30,000 of 64 × 2 or 128 × 3, which the kinds of noise are tried with as well, else of 128 × 2 or 128 × 4. It
+          takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data
+          get none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
         * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
           3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
