@@ -315,7 +315,7 @@ def choose_size(
     sizes = options.sizes
     if options.larger_trials:
         short = [trial(replace(size, steps=min(4 * options.pilot_steps, options.steps))) for size in sizes]
-        sizes = tuple(size for size, mean in zip(sizes, short, strict=True) if mean > max(short) - CLOSE)
+        sizes = tuple(size for size, mean in zip(sizes, short, strict=True) if mean >= max(short) - CLOSE)
     return sizes[0] if len(sizes) == 1 else max(sizes, key=trial)
 
 
