@@ -62,7 +62,8 @@ class ExactDataset(Denoiser):
     """The denoiser of a finite data set: what a network of unlimited capacity would learn.
 
     Args:
-        data: the samples y_i, (count, *event): a tensor, an array or lists of numbers.
+        data: the samples y_i, (count, *event): a tensor, an array or lists of numbers. x and σ are in their units:
+            images of bytes stay 0 to 255 here, while networks see them from −1 to 1.
         labels: the class of each sample, integers or one-hot rows; the condition then selects the samples of that class
             (−1: all).
         num_classes: the number of classes; None means the largest label + 1.
@@ -235,7 +236,7 @@ class GaussianMixture(Denoiser):
     """The denoiser of a mixture of Gaussians, with its density, score and samples at every noise level.
 
     Args:
-        weights: π_k > 0, normalised to sum 1.
+        weights: > 0; π_k are these divided by their sum.
         means: μ_k.
         covariances: Σ_k, symmetric, positive semi-definite.
 
