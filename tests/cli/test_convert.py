@@ -73,7 +73,7 @@ def test_a_checkpoint_keeps_the_range_of_noise_levels_of_a_file(openedm, tmp_pat
             "evil.pkl: the file names 'posix.system', which is not part of a published network, at",
         ),
         ("missing.pkl", [], "source must be a file or a checkpoint"),
-        ("other.pt", [], "path must end in .pkl or .safetensors"),
+        ("other.pt", [], "source must end in .pkl or .safetensors"),
         ("evil.pkl", ["--weights=raw"], "weights must be 'ema' for a file"),
     ],
 )
