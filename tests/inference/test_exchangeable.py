@@ -3,8 +3,8 @@
 import pytest
 import torch
 
-from openedm.inference.emulator import choose_form
 from openedm.inference.exchangeable import are_exchangeable, are_steady
+from openedm.inference.forms import choose_form
 from openedm.inference.settings import MixtureOptions
 
 THETA = torch.rand(600, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

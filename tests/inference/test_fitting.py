@@ -10,7 +10,7 @@ from torch import nn
 
 from fitted import TINY
 from openedm.inference import Box, Normal, Settings, Simulations, calibrate, fit, load, simulate
-from openedm.inference.emulator import Form, Trials, choose_form, choose_size, simplest
+from openedm.inference.forms import Form, Trials, choose_form, choose_size, simplest
 from openedm.inference.mixtures import fit_mixture
 from openedm.inference.refine import Refinement
 from openedm.inference.settings import MixtureOptions

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openedm.inference import Refinement, fit, load
-from openedm.inference.emulator import Form, Trials, choose_curve, choose_form, simplest
+from openedm.inference.forms import Form, Trials, choose_curve, choose_form, simplest
 from openedm.inference.settings import MixtureOptions, Settings
 from openedm.networks.mlp import ConditionalMLP
 

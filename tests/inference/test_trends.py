@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from openedm.inference import Box, Settings, emulator, fit, load
-from openedm.inference.emulator import Form, choose_trend
+from openedm.inference import Box, Settings, fit, forms, load
+from openedm.inference.forms import Form, choose_trend
 from openedm.inference.settings import MixtureOptions
 from openedm.inference.trends import features_of, fit_trend, regressed
 from openedm.networks.trends import gaussian_kernel
@@ -81,7 +81,7 @@ def test_a_regression_that_fails_is_said_and_left_out(monkeypatch: pytest.Monkey
     def failing(*_: object, **__: object) -> None:
         raise torch.linalg.LinAlgError("not positive-definite")
 
-    monkeypatch.setattr(emulator, "fit_trend", failing)
+    monkeypatch.setattr(forms, "fit_trend", failing)
     y, u = curve(100, 0.02, 0)
     with pytest.warns(UserWarning, match="without kernel regression, which failed: not positive-definite"):
         assert choose_trend(y.float(), u.float(), OPTIONS, FORM, OPTIONS, trials={}) is None

@@ -6,9 +6,7 @@ fitted to it by maximum likelihood, each member stopped by simulations of its ow
 posterior's denoiser learns from fresh draws of it. Simulations held out from both show whether that helps (`judge`).
 """
 
-import math
-import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from typing import NamedTuple
 
@@ -18,60 +16,21 @@ from torch import Tensor
 
 from openedm.inference.columns import Columns
 from openedm.inference.exchangeable import are_steady
+from openedm.inference.forms import Form, Trials, choose_curve, choose_form, choose_size, choose_trend
 from openedm.inference.maps import DataMap
-from openedm.inference.mixtures import FittedMixture, fit_mixture, folds
+from openedm.inference.mixtures import FittedMixture, fit_mixture
 from openedm.inference.prepare import Prepared
-from openedm.inference.settings import CLOSE, MixtureOptions
-from openedm.inference.trends import FittedTrend, fit_trend
+from openedm.inference.settings import MixtureOptions
 from openedm.networks.mixtures import ConditionalDensity
 from openedm.networks.trends import KernelTrend, TrendedMixture
 
-__all__ = [
-    "Form",
-    "LearnedSimulator",
-    "choose_form",
-    "choose_size",
-    "choose_trend",
-    "draw_simulations",
-    "learn_simulator",
-    "simplest",
-]
+__all__ = ["LearnedSimulator", "draw_simulations", "learn_simulator"]
 
 CHUNK_ROWS = 16_384
 """Rows that a mixture evaluates at a time where draws are made or whitened."""
 
-MIN_INDEPENDENT = 8
-"""Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
-
-FEW = 3
-"""Negative binomial distributions of draws that are counts, beside a single one."""
-
 MOST_COUNTS = 512
 """Columns of counts that are modelled as they are, where other data with as many would be summarised."""
-
-COUNTS = ("counts", "dispersed_counts", "totals")
-"""Structures for columns of counts that are no draws of one distribution; of zeros and ones the first says it all. The
-last where it is clearly better alone: more than what seems to be the total may be seen later."""
-
-SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts")
-"""Structures for columns of a certain kind only."""
-
-
-class Form(NamedTuple):
-    """What a mixture models: a form of the data by its number, the noise, how many Gaussians, and whether a curve."""
-
-    number: int
-    structure: str
-    components: int
-    curve: bool = False
-
-
-CURVED = COUNTS
-"""Structures whose columns may share one function of their place: of others the gain is smaller, and single members may
-learn a curve badly, which widens posteriors."""
-
-Trials = dict[tuple[Form, MixtureOptions], Tensor]
-"""ln q of each held-out row by the mixtures that were tried for some data, so that none is trained twice."""
 
 
 class LearnedSimulator(NamedTuple):
@@ -165,223 +124,6 @@ def draw_simulations(
     margin = 0.1 * (high - low)
     drawn = torch.minimum(torch.maximum(torch.cat(chunks), low - margin), high + margin)
     return data.parameters.forward(theta).float(), drawn if target is None else maps.of_kept(target.inverse(drawn))
-
-
-def choose_form(
-    forms: Sequence[tuple[Float[Tensor, "rows dim"], float]],
-    u: Float[Tensor, "rows condition"],
-    options: MixtureOptions,
-    *,
-    exchangeable: bool = False,
-    heavy: bool = False,
-    steady: bool = False,
-    counts: bool = False,
-    seed: int = 0,
-    trials: Trials | None = None,
-) -> Form:
-    """Which form of the data a mixture fits best, with which noise and how many components: by trials of one member.
-
-    The form is chosen with the first kind of noise, of noise with long tails with each form, then the noise: the
-    simplest that is worse than the best by no more than the standard error of the difference. On few rows, or where a
-    few of them decide, the best is so by chance, and what has more functions of u errs more elsewhere.
-
-    Args:
-        forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
-        u: the condition.
-        options: structures and components are tried, for `pilot_steps`, and those that come close for up to four times
-            as many, with `larger_trials` by each size.
-        exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and nothing
-            else but counts.
-        heavy: whether columns have long tails; only then "heavy" is tried, with each form.
-        steady: whether columns may be a process in its steady state; only then "stationary" is tried, with each form.
-        counts: whether the last form are counts as they are; structures of counts are tried with it, those of
-            exchangeable columns or the others, and nothing else.
-        seed: as for `fit_mixture`.
-        trials: what was tried for these data; new ones are added.
-    """
-    trials = {} if trials is None else trials
-
-    sizes = options.sizes if options.larger_trials else (options,)
-
-    def rows(form: Form, steps: int) -> Tensor:
-        y = forms[form.number][0]
-        each = [_tried(y, u, replace(size, steps=steps), form, seed, trials) for size in sizes]
-        return max(each, key=lambda log_probs: float(log_probs.mean()))
-
-    def trial(form: Form, steps: int) -> float:
-        return float(rows(form, steps).mean()) + forms[form.number][1]
-
-    short, long = options.pilot_steps, min(4 * options.pilot_steps, options.steps)
-    kinds = _kinds(options, exchangeable)
-    others = range(len(forms) - counts)
-    number = max(others, key=lambda i: trial(Form(i, *kinds[0]), short)) if len(others) > 1 else 0
-    tried = [Form(number, *kind) for kind in kinds]
-    further = [("heavy", heavy), ("stationary", steady)]
-    for structure in [s for s, may in further if may and not exchangeable and s in options.structures]:
-        place = 0 if structure == "stationary" else 1
-        tried[place:place] = [Form(i, structure, 1) for i in others]
-    if counts:
-        kinds = [("independent_counts", k) for k in (1, FEW)] if exchangeable else [(s, 1) for s in COUNTS]
-        kinds = kinds if float(forms[-1][0].max()) > 1.5 else kinds[:1]
-        tried[:0] = [Form(len(forms) - 1, *kind) for kind in kinds if kind[0] in options.structures]
-    if len(tried) == 1:
-        return tried[0]
-    first = [rows(form, short) + forms[form.number][1] for form in tried]
-    close = [form for form, lost in zip(tried, _lost(first), strict=True) if lost.mean < max(CLOSE, lost.error)]
-    return (
-        close[0] if len(close) == 1 else close[simplest([rows(form, long) + forms[form.number][1] for form in close])]
-    )
-
-
-def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:
-    """The first whose mean is below the highest mean by at most the standard error of that difference, and by `CLOSE`.
-
-    Args:
-        log_probs: of the same rows, at least two, by one model after the other, the simplest first.
-    """
-    return next(i for i, lost in enumerate(_lost(log_probs)) if lost.mean <= min(lost.error, CLOSE))
-
-
-class Lost(NamedTuple):
-    """By how much a mean is below the highest one, and the standard error of that, which few rows may make large."""
-
-    mean: float
-    error: float
-
-
-def _lost(log_probs: Sequence[Float[Tensor, " rows"]]) -> list[Lost]:
-    """What each model loses to the one whose mean is highest."""
-    means = [float(each.mean()) for each in log_probs]
-    best = means.index(max(means))
-    errors = [float((log_probs[best] - each).std()) / math.sqrt(len(each)) for each in log_probs]
-    return [
-        Lost(0.0 if i == best else means[best] - means[i], error if i != best else 0.0)
-        for i, error in enumerate(errors)
-    ]
-
-
-def choose_curve(
-    y: Float[Tensor, "rows dim"],
-    u: Float[Tensor, "rows condition"],
-    options: MixtureOptions,
-    form: Form,
-    *,
-    seed: int = 0,
-    trials: Trials,
-) -> Form:
-    """The form with columns that share one function of their place, where its held-out likelihood is clearly higher.
-
-    Args:
-        y, u: standardised rows.
-        options: of the mixture; whether a curve is tried.
-        form: noise and number of Gaussians.
-        seed: as for `fit_mixture`.
-        trials: what was tried for these data; new ones are added.
-    """
-    if not options.curves or form.components > 1 or form.structure not in CURVED:
-        return form
-    options = replace(options, steps=min(4 * options.pilot_steps, options.steps))
-    forms = [form, form._replace(curve=True)]
-    return forms[simplest([_tried(y, u, options, each, seed, trials) for each in forms])]
-
-
-def choose_size(
-    y: Float[Tensor, "rows dim"],
-    u: Float[Tensor, "rows condition"],
-    options: MixtureOptions,
-    form: Form,
-    *,
-    seed: int = 0,
-    trials: Trials | None = None,
-) -> MixtureOptions:
-    """The options with the size of the highest held-out likelihood: a mean that bends much needs depth, noise little.
-
-    Args:
-        y, u: standardised rows.
-        options: the sizes `larger` are tried beside its own, by one member each that takes all steps: on a shorter
-            schedule deep networks have not come to where they learn the noise by heart. With `larger_trials` none that
-            is far behind after a shorter one takes them all.
-        form: structure and number of Gaussians.
-        seed: as for `fit_mixture`.
-        trials: what was tried for these data; new ones are added.
-    """
-    if not options.larger or form.curve:
-        return options
-    known = {} if trials is None else trials
-
-    def trial(size: MixtureOptions) -> float:
-        return float(_tried(y, u, size, form, seed, known).mean())
-
-    sizes = options.sizes
-    if options.larger_trials:
-        short = [trial(replace(size, steps=min(4 * options.pilot_steps, options.steps))) for size in sizes]
-        sizes = tuple(size for size, mean in zip(sizes, short, strict=True) if mean >= max(short) - CLOSE)
-    return sizes[0] if len(sizes) == 1 else max(sizes, key=trial)
-
-
-def choose_trend(
-    y: Float[Tensor, "rows dim"],
-    u: Float[Tensor, "rows condition"],
-    options: MixtureOptions,
-    form: Form,
-    alone: MixtureOptions,
-    *,
-    seed: int = 0,
-    trials: Trials,
-) -> FittedTrend | None:
-    """The smooth part of the mean by kernels, where its rest has a higher held-out likelihood; else None.
-
-    Higher by more than the standard error of the difference: the rows that judge the rest had a part in the kernels.
-
-    Args:
-        y, u: standardised rows.
-        options: of the mixture of the rest; whether a trend is tried.
-        form: the noise; of one Gaussian whose mean the kernels may be.
-        alone: options of the mixture without a trend, which was tried.
-        seed: as for `fit_mixture`.
-        trials: what was tried for these data.
-
-    Warns:
-        UserWarning: the kernels of these rows cannot be told apart, so that no trend could be tried.
-    """
-    if not options.trend or form.components > 1 or form.structure in SPECIAL:
-        return None
-    try:
-        trend = fit_trend(y, u, members=options.members, seed=seed)
-    except torch.linalg.LinAlgError as error:  # type: ignore[attr-defined]
-        warnings.warn(f"the mean is learned without kernel regression, which failed: {error}", stacklevel=2)
-        return None
-    if trend is None:
-        return None
-    rest = _tried((y - trend.left_out).float(), u, options, form, seed, {})
-    return None if simplest([_tried(y, u, alone, form, seed, trials), rest]) == 0 else trend
-
-
-def _tried(
-    y: Float[Tensor, "rows dim"],
-    u: Float[Tensor, "rows condition"],
-    options: MixtureOptions,
-    form: Form,
-    seed: int,
-    trials: Trials,
-) -> Float[Tensor, " held"]:
-    """ln q of the held-out rows, by one member that is fitted with these options; −∞ where it is not finite."""
-    key = form, replace(options, members=1)
-    if key not in trials:
-        fitted = fit_mixture(y, u, key[1], form.components, structure=form.structure, curve=form.curve, seed=seed)
-        held_out = folds(len(y), key[1], torch.Generator().manual_seed(seed))[1][0]
-        trials[key] = fitted.mixture.log_prob(y[held_out], u[held_out]).nan_to_num(-math.inf, neginf=-math.inf)
-    return trials[key]
-
-
-def _kinds(options: MixtureOptions, exchangeable: bool) -> list[tuple[str, int]]:
-    """Structures with numbers of components, the simplest first."""
-    if exchangeable and "independent" in options.structures:
-        return [("independent", max(*options.components, MIN_INDEPENDENT))]
-    kinds = [(s, 1) for s in reversed(options.structures) if s not in ("full", *SPECIAL)]
-    if "full" in options.structures or not kinds:
-        kinds += [("full", count) for count in options.components]
-    return kinds
 
 
 def _choose_target(

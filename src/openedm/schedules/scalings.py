@@ -14,7 +14,10 @@ __all__ = ["FlowScaling", "NoScaling", "Scaling", "VPScaling"]
 
 
 class Scaling(Choice, ABC):
-    """The signal scaling s as a function of σ; ValueError where a noise level on the host is not finite and ≥ 0."""
+    """The signal scaling s as a function of σ.
+
+    Its functions raise ValueError where a noise level on the host is not finite and ≥ 0.
+    """
 
     @abstractmethod
     def scale(self, sigma: Values) -> Float64[Tensor, "*shape"]:
