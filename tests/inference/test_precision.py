@@ -9,11 +9,11 @@ from torch import Tensor
 
 from fitted import TINY
 from openedm.inference import Box, Joint, Normal, fit, fit_joint, load, simulate
+from openedm.inference.arrays import as_tensor
 from openedm.inference.composite import Truncated
 from openedm.inference.maps import Coordinates
 from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
 from openedm.inference.prepare import constant_columns
-from openedm.inference.sbi_calls import as_tensor
 from openedm.networks import JointTransformer
 from openedm.training import Options
 

@@ -25,9 +25,9 @@ from scipy.stats import kstest
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.inference.arrays import as_rows
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
-from openedm.inference.sbi_calls import as_rows
 
 __all__ = ["Calibration", "calibrate", "check_simulations", "count_trained_on"]
 

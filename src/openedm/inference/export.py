@@ -7,9 +7,9 @@ import numpy as np
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.inference.arrays import Values
 from openedm.inference.local_checks import Simulator, predictive_check
 from openedm.inference.posterior import Posterior
-from openedm.inference.sbi_calls import Values
 
 __all__ = ["to_arviz"]
 

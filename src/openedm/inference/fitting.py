@@ -21,10 +21,10 @@ from openedm.ground.locks import locked_folder
 from openedm.ground.progress import ShowProgress, showing
 from openedm.ground.storage import check_folders
 from openedm.ground.threads import at_most_threads
+from openedm.inference.arrays import Values
 from openedm.inference.candidates import Job
 from openedm.inference.exchangeable import are_exchangeable
 from openedm.inference.judging import Verdict, choose_posterior
-from openedm.inference.posterior import Values
 from openedm.inference.prepare import Prepared, prepare, takes_all_columns
 from openedm.inference.settings import Settings
 from openedm.inference.simulations import Failure, Simulations

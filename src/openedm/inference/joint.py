@@ -20,11 +20,11 @@ from openedm.denoiser import Denoiser
 from openedm.ground.choices import from_config, to_config
 from openedm.ground.devices import device_of
 from openedm.inference import storage, trained
+from openedm.inference.arrays import Values
 from openedm.inference.bijections import Bijection
 from openedm.inference.composite import as_prior
 from openedm.inference.maps import Coordinates, DataMap
 from openedm.inference.masks import JointModel, Latent, MaskedData, Masks
-from openedm.inference.posterior import Values
 from openedm.inference.precision import as_precise_as_needed
 from openedm.inference.prepare import check_simulations, constant_columns
 from openedm.inference.priors import Prior

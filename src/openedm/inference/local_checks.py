@@ -15,10 +15,10 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.inference.arrays import Values, as_rows, as_tensor
 from openedm.inference.calibration import check_simulations, count_trained_on
 from openedm.inference.draws import numbered_seeds
 from openedm.inference.posterior import Posterior
-from openedm.inference.sbi_calls import Values, as_rows, as_tensor
 from openedm.inference.simulation import data_for
 
 __all__ = ["LocalTest", "PredictiveCheck", "Simulator", "local_c2st", "predictive_check"]
@@ -167,7 +167,7 @@ def predictive_check(
     """
     observation = _observation(posterior, x_observed)
     theta = posterior.sample(observation, num_draws, seed=seed).cpu()
-    data = torch.as_tensor(posterior.flat(data_for(simulator, theta, seed, batched)))
+    data = as_tensor("simulator(theta)", posterior.flat(data_for(simulator, theta, seed, batched)))
     if tuple(data.shape) != (num_draws, *posterior.x_shape):
         raise ValueError(f"simulator must give {(num_draws, *posterior.x_shape)}, got {tuple(data.shape)}")
     (complete,), _ = posterior._observations(observation)

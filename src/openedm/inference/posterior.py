@@ -15,13 +15,14 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.inference.arrays import Values, as_tensor
 from openedm.inference.bijections import Bijection
 from openedm.inference.draws import observation_seeds, section_seeds
 from openedm.inference.modes import find_mode
 from openedm.inference.priors import Prior
-from openedm.inference.sbi_calls import SbiCalls, Values, as_tensor
+from openedm.inference.sbi_calls import SbiCalls
 
-__all__ = ["SECTION", "Posterior", "Values", "as_tensor"]
+__all__ = ["SECTION", "Posterior"]
 
 SECTION = 1 << 14
 """How many samples of an observation are drawn at a time, each time with seeds of their own."""
@@ -194,7 +195,7 @@ class Posterior(SbiCalls):
             leakage_correction_params: part of sbi's form, without effect: no sample lies outside the support.
 
         Returns:
-            The shape of theta without its last dimension, in theta's dtype.
+            The shape of theta without its last dimension, in theta's dtype; float32 of lists and numbers.
 
         Raises:
             TypeError: theta or x holds no numbers.
@@ -214,7 +215,8 @@ class Posterior(SbiCalls):
         tracked = torch.is_grad_enabled() if track_gradients is None else track_gradients
         with torch.set_grad_enabled(tracked and points.requires_grad):
             values = self._log_prob(points.reshape(count, -1, self.dim), observations, normalised=norm_posterior)
-            return values.to(points.dtype).reshape(points.shape[:-1])
+            dtype = points.dtype if hasattr(theta, "dtype") else torch.float32  # of lists
+            return values.to(dtype).reshape(points.shape[:-1])
 
     def map(self, x: Values | None = None, *, num_draws: int = 256, seed: int = 0) -> Float[Tensor, "... dim"]:
         """The mode of q(θ | x) in θ, found by ascent from the highest of some samples, in unbounded coordinates.

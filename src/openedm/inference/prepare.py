@@ -12,13 +12,13 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 
 from openedm.inference.absent import Absence, Kind, describe_refused, kind_in, kind_of, warn_unlike_members
+from openedm.inference.arrays import Values, as_rows
 from openedm.inference.composite import as_prior
 from openedm.inference.draws import fingerprints
 from openedm.inference.likeness import Reference
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
 from openedm.inference.priors import CONTINUOUS, Prior, check_names
-from openedm.inference.sbi_calls import Values, as_rows
 from openedm.inference.settings import Settings
 from openedm.inference.unrelated import unrelated_columns
 from openedm.networks import Summary, VectorSummary

@@ -20,13 +20,14 @@ from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
 from openedm.ground import checks
+from openedm.inference.arrays import Values
 from openedm.inference.composite import gaussian_of
 from openedm.inference.composition import Composed, Moments
 from openedm.inference.draws import SampleNoise, observation_seeds, sample_paths
 from openedm.inference.flow import gaussian_at
 from openedm.inference.kernels import FREEDOM, Kernels
 from openedm.inference.likeness import Likeness
-from openedm.inference.posterior import Posterior, Values
+from openedm.inference.posterior import Posterior
 from openedm.inference.refine import MAX_KERNEL_SIZE, LearnedTarget, Refinement, evidence_near
 
 if TYPE_CHECKING:

@@ -10,6 +10,7 @@ from jaxtyping import Float, Float32
 from numpy import ndarray
 from torch import Tensor
 
+from openedm.inference.arrays import as_array
 from openedm.networks import JoinedSummary
 
 __all__ = ["Form", "Kinds", "as_rows_of_numbers"]
@@ -82,7 +83,7 @@ def _rows(name: str, x: Any, rows: int | None) -> Float32[ndarray, "rows *x_shap
     if isinstance(x, Tensor):
         x = x.detach().cpu()
         x = x.float().numpy() if x.is_floating_point() else x.numpy()
-    array = np.asarray(x)
+    array = as_array(x) if np.ma.is_masked(x) else np.asarray(x)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{what}real numbers, got {type(x).__name__} of dtype {array.dtype}")
     if array.size == 0:

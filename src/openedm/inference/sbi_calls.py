@@ -5,21 +5,15 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from openedm.ground import checks
-from openedm.ground.tensors import ArrayLike
+from openedm.inference.arrays import Values, as_tensor
 from openedm.inference.draws import numbered_seeds
 
-__all__ = ["SbiCalls", "Values", "as_rows", "as_tensor"]
-
-
-Values = Tensor | npt.NDArray[Any] | Sequence[Any] | float | Mapping[str, Any] | ArrayLike
-"""What can be read as a tensor of numbers; for data of several kinds also a mapping from names to such."""
+__all__ = ["SbiCalls"]
 
 
 P = TypeVar("P", bound="SbiCalls")
@@ -151,32 +145,3 @@ class SbiCalls(ABC):
             raise ValueError(f"x must be one observation, got {len(observations)}")
         (self._default_x,) = observations
         return self
-
-
-def as_tensor(name: str, values: Values) -> Float[Tensor, "..."]:
-    """`values` as a float32 tensor; float64 stays, as do integers in it that float32 would round.
-
-    Raises:
-        TypeError: they are not real numbers; the message names the argument.
-    """
-    try:
-        if not isinstance(values, Tensor) and hasattr(values, "__array__"):
-            array = np.asarray(values)  # of tables and columns of pandas, say
-            values = array if array.flags.writeable else array.copy()
-        tensor = torch.as_tensor(values)  # a mapping is a TypeError
-    except (TypeError, ValueError, RuntimeError) as error:
-        got = f"{type(values).__name__}{f' of {values.dtype}' if isinstance(values, np.ndarray) else ''}: {error}"
-        raise TypeError(f"{name} must be a tensor, an array, a table or numbers, got {got}") from error
-    if tensor.is_complex():
-        raise TypeError(f"{name} must be real, got {tensor.dtype}")
-    if tensor.dtype in (torch.float32, torch.float64):
-        return tensor
-    whole = not tensor.is_floating_point() and tensor.numel() > 0
-    large = whole and max(int(tensor.max()), -int(tensor.min())) > 1 << 24
-    return tensor.double() if large else tensor.float()
-
-
-def as_rows(name: str, values: Values) -> Float[Tensor, "rows ..."]:
-    """`values` as a tensor with rows: one number a row, (n,), becomes (n, 1). Errors as for `as_tensor`."""
-    tensor = as_tensor(name, values)
-    return tensor[:, None] if tensor.ndim == 1 else tensor

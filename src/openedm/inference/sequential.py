@@ -14,9 +14,9 @@ import torch
 
 from openedm.ground import checks
 from openedm.ground.progress import ShowProgress
+from openedm.inference.arrays import Values
 from openedm.inference.composite import MARGIN, Truncated, as_prior
 from openedm.inference.fitting import fit
-from openedm.inference.posterior import Values
 from openedm.inference.priors import Prior
 from openedm.inference.settings import Settings
 from openedm.inference.simulation import simulate

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from openedm.ground import checks
 from openedm.inference import storage
+from openedm.inference.arrays import Values, as_tensor
 from openedm.inference.assessing import FEWEST, Assessment, predicted
 from openedm.inference.average import Average
 from openedm.inference.composite import MARGIN, Truncated
@@ -23,7 +24,7 @@ from openedm.inference.draws import StepNoise, fingerprints
 from openedm.inference.flow import DENSITY, SAMPLER, ConditionalFlow
 from openedm.inference.likeness import FAR, Likeness, Reference
 from openedm.inference.parts import Parts
-from openedm.inference.posterior import Posterior, Values
+from openedm.inference.posterior import Posterior
 from openedm.inference.priors import Prior
 from openedm.inference.refine import Refinement
 from openedm.inference.refined_flow import RefinedFlow
@@ -265,7 +266,7 @@ class DenoiserPosterior(Posterior):
             with torch.no_grad():
                 theta = self._samples(observations, num_draws, seed)[0].cpu()
             predictive = predicted(
-                torch.as_tensor(self.flat(data_for(simulator, theta, seed, batched))), observations[0]
+                as_tensor("simulator(theta)", self.flat(data_for(simulator, theta, seed, batched))), observations[0]
             )
         found = None if likeness is None else likeness[0]
         region = self._region(observations)

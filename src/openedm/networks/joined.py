@@ -15,6 +15,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from openedm.ground import checks
+from openedm.ground.tensors import as_tensor
 from openedm.networks.layers import KAIMING, Linear
 from openedm.networks.summaries import MIN_SIDE, ImageSummary, SeriesSummary, Summary, VectorSummary
 
@@ -61,11 +62,13 @@ class JoinedSummary(Summary):
         """The summary for data of these shapes, (n, *shape) of each name; (n,) is one number each.
 
         Raises:
+            TypeError: they are not numbers, or some are masked.
             ValueError: there are none, or a shape is of no known kind.
         """
         if not x:
             raise ValueError("x must hold at least one kind of data, got an empty mapping")
-        return cls(tuple(x), tuple(tuple(torch.as_tensor(values).shape[1:]) or (1,) for values in x.values()))
+        shapes = (tuple(as_tensor(f"x[{name!r}]", values).shape[1:]) or (1,) for name, values in x.items())
+        return cls(tuple(x), tuple(shapes))
 
     @property
     def allowed(self) -> str:
@@ -83,13 +86,14 @@ class JoinedSummary(Summary):
             x: of each name, one observation of its shape, or (n, *shape); of shape (1,) also a number, or (n,).
 
         Raises:
+            TypeError: data are not numbers, or some are masked.
             ValueError: names are missing or unknown, or shapes do not fit.
         """
         if set(x) != set(self.names):
             raise ValueError(f"x must hold {', '.join(self.names)}, got {', '.join(map(str, x)) or 'nothing'}")
         parts = []
         for name, shape in zip(self.names, self.shapes, strict=True):
-            values = torch.as_tensor(x[name])
+            values = as_tensor(f"x[{name!r}]", x[name])
             values = values if values.is_floating_point() else values.float()
             if shape == (1,) and values.shape[-1:] != (1,):
                 values = values[..., None]

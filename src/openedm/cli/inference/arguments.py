@@ -18,7 +18,7 @@ from openedm.ground.choices import Choice
 from openedm.ground.kinds import KINDS, holding
 from openedm.inference import tasks
 from openedm.inference.absent import Kind
-from openedm.inference.posterior import as_tensor
+from openedm.inference.arrays import as_tensor
 from openedm.inference.repeated import RepeatedPosterior
 from openedm.inference.results import Form
 from openedm.inference.settings import Settings
