@@ -32,6 +32,16 @@ TORCH = [
     distributions.Exponential(torch.tensor([1.0, 4.0])),
     distributions.StudentT(torch.tensor([3.0, 4.0], dtype=torch.float64)),
     distributions.Independent(distributions.Weibull(torch.ones(2), torch.tensor([2.0, 0.7])), 1),
+    distributions.VonMises(torch.tensor([0.0, 3.0]), torch.tensor([1.0, 2.0])),
+    distributions.TransformedDistribution(distributions.Uniform(-9.0, 9.0), distributions.ExpTransform()),
+    distributions.TransformedDistribution(
+        distributions.Beta(torch.tensor([2.0, 2.0]), torch.tensor([3.0, 2.0])),
+        [distributions.AffineTransform(torch.tensor([10.0, 1.0]), torch.tensor([-5.0, 2.0]))],
+    ),
+    distributions.TransformedDistribution(
+        distributions.Independent(distributions.Exponential(torch.tensor([1.0, 4.0])), 1),
+        [distributions.PowerTransform(torch.tensor(0.5)), distributions.TanhTransform()],
+    ),
     distributions.Gamma(2.0, 2.0),
 ]
 
@@ -156,6 +166,10 @@ def test_edges_are_taken_to_lie_inside_and_points_beyond_are_none() -> None:
         (distributions.Normal(torch.zeros(2), torch.ones(2)), Normal((0.0, 0.0), (1.0, 1.0))),
         (distributions.LogNormal(0.0, 2.0), LogNormal((0.0,), (2.0,))),
         (
+            distributions.LowRankMultivariateNormal(torch.zeros(2), torch.zeros(2, 1), torch.ones(2)),
+            Normal((0.0, 0.0), covariance=((1.0, 0.0), (0.0, 1.0))),
+        ),
+        (
             distributions.MultivariateNormal(torch.zeros(2), torch.eye(2)),
             Normal((0.0, 0.0), covariance=((1.0, 0.0), (0.0, 1.0))),
         ),
@@ -221,7 +235,23 @@ def test_a_file_cannot_name_anything_but_a_distribution(name: Any) -> None:
         (lambda: OWN[0].sample(0), ValueError, "n must be >= 1, got 0"),
         (lambda: OWN[0].log_prob(torch.zeros(3)), ValueError, r"theta must have 2 columns, got the shape \(3,\)"),
         (lambda: as_prior(3), TypeError, "prior must be a Prior, a distribution of torch or scipy, .* got int"),
-        (lambda: as_prior(distributions.Dirichlet(torch.ones(3))), ValueError, "support Simplex.* of Dirichlet"),
+        (lambda: as_prior(distributions.Dirichlet(torch.ones(3))), ValueError, "support Simplex.* of Dirichlet.* Beta"),
+        (
+            lambda: as_prior(
+                distributions.MixtureSameFamily(
+                    distributions.Categorical(torch.ones(2)),
+                    distributions.Uniform(torch.tensor([0.0, 2.0]), torch.tensor([1.0, 3.0])),
+                )
+            ),
+            ValueError,
+            r"a mixture of components with different supports, low \[0.0, 2.0\]",
+        ),
+        (
+            lambda: as_prior([OWN[0], (0, 1)]),
+            TypeError,
+            r"prior\[1\] must be a Prior, .* got tuple: .* Box\(low, high\)",
+        ),
+        (lambda: as_prior(scipy.stats.vonmises(1.0, scale=2.0)), ValueError, "scale must be 1 for vonmises"),
         (
             lambda: as_prior(distributions.Poisson(torch.ones(3))),
             ValueError,
@@ -283,6 +313,75 @@ def test_an_object_whose_support_is_not_known_is_refused():
     with pytest.raises(ValueError, match=r"prior Hidden has no density at -?\d.* in column 1, and no attribute low"):
         as_prior(Hidden())
     assert OwnPrior(Hidden(), low=[-math.inf, 0.0], high=[math.inf, 2.0]).dim == 2
+
+
+@pytest.mark.parametrize(
+    ("prior", "low", "high"),
+    [
+        (TORCH[-5], (-math.pi, -math.pi), (math.pi, math.pi)),  # the order of TORCH
+        (TORCH[-4], (math.exp(-9),), (math.exp(9),)),
+        (TORCH[-3], (5.0, 1.0), (10.0, 3.0)),
+        (TORCH[-2], (0.0, 0.0), (1.0, 1.0)),
+        (
+            distributions.TransformedDistribution(
+                distributions.Normal(torch.zeros(2), torch.ones(2)), distributions.SigmoidTransform()
+            ),
+            (0.0, 0.0),
+            (1.0, 1.0),
+        ),
+        (distributions.Gumbel(0.0, 1.0), (-INF,), (INF,)),
+        (scipy.stats.vonmises(1.0, loc=3.0), (-math.pi,), (math.pi,)),
+    ],
+)
+def test_a_transformed_distribution_ends_where_its_draws_do(prior: Any, low: Any, high: Any) -> None:
+    found = as_prior(prior)
+    assert found is not None
+    assert found.bijection.low == pytest.approx(low, rel=1e-6)
+    assert found.bijection.high == pytest.approx(high, rel=1e-6)
+    outside = torch.tensor([end + 1e-3 * max(1, abs(end)) for end in high])
+    assert float(found.log_prob(outside)) == -INF or INF in high
+    ends = torch.nextafter(torch.tensor(found.bijection.low), torch.tensor(INF))
+    assert not bool(found.log_prob(ends).isnan())
+
+
+def test_the_density_of_a_transformed_distribution_is_torch_s() -> None:
+    for given in TORCH[-4:-1]:
+        prior = as_prior(given)
+        assert prior is not None
+        theta = prior.sample(50, 1)
+        expected = given.log_prob(theta[:, 0] if prior.dim == 1 else theta).double()
+        expected = expected.sum(-1) if expected.ndim == 2 else expected
+        torch.testing.assert_close(prior.log_prob(theta), expected, rtol=1e-3, atol=1e-3)
+
+
+def test_an_own_prior_is_asked_in_the_number_format_of_its_draws() -> None:
+    class Days:
+        low, high = 2.46e6, 2.46e6 + 0.01
+
+        def sample(self, n):
+            return self.low + 0.01 * torch.rand(n, dtype=torch.float64)
+
+        def log_prob(self, theta):
+            return torch.log(2e4 * (theta[:, 0].double() - self.low).clamp_min(1e-9))
+
+    theta = torch.tensor([[2.46e6 + 0.002], [2.46e6 + 0.004]], dtype=torch.float64)
+    found = as_prior(Days()).log_prob(theta)
+    assert float(found[1] - found[0]) == pytest.approx(math.log(2), rel=1e-4)
+
+
+def test_an_own_prior_of_shares_or_of_ordered_parameters_is_refused() -> None:
+    class Ordered:
+        def __init__(self, **ends):
+            self.__dict__.update(ends)
+
+        def sample(self, n):
+            return torch.rand(*n, 2).sort(-1).values
+
+        def log_prob(self, theta):
+            return torch.where(theta[:, 0] < theta[:, 1], math.log(2), -math.inf)
+
+    with pytest.raises(ValueError, match="prior Ordered must have a support that is an interval in every coordinate"):
+        as_prior(Ordered(low=[0.0, 0.0], high=[1.0, 1.0]))
 
 
 @pytest.mark.parametrize(

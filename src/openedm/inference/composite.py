@@ -15,12 +15,12 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor, distributions
 from torch.distributions import Distribution
-from torch.distributions.utils import lazy_property
 
 from openedm.ground.choices import from_config, to_config
 from openedm.inference.bijections import Bijection
 from openedm.inference.own_priors import OwnPrior, has_density, is_frozen, priors_of_scipy
 from openedm.inference.priors import Box, LogNormal, Normal, Prior, TorchPrior
+from openedm.inference.torch_forms import distribution_of_form, form_of_distribution
 
 __all__ = ["Independent", "Truncated", "as_prior", "gaussian_of", "prior_from_config", "prior_to_config"]
 
@@ -219,9 +219,15 @@ def as_prior(prior: Any, names: Sequence[str] | None = None) -> Prior | None:
     if is_frozen(prior):
         columns = priors_of_scipy(prior, names)
         return columns[0] if len(columns) == 1 else Independent(columns)
-    if isinstance(prior, list | tuple) and prior and all(is_frozen(p) or has_density(p) for p in prior):
+    if isinstance(prior, list | tuple) and prior and all(_is_part(part) for part in prior):
         found = [as_prior(p) for p in prior]
         return Independent([part for part in found if part is not None])
+    if isinstance(prior, list | tuple) and any(_is_part(part) for part in prior):
+        i, part = next((i, part) for i, part in enumerate(prior) if not _is_part(part))
+        raise TypeError(
+            f"prior[{i}] must be a Prior, a distribution of torch or scipy or an object with sample and log_prob, as "
+            f"the other parts of the list, got {type(part).__name__}: for a uniform one give Box(low, high)"
+        )
     if isinstance(prior, list | tuple) and len(prior) == 2:
         low, high = (torch.as_tensor(end, dtype=torch.float64).flatten().tolist() for end in prior)
         return Box(low, high, names)
@@ -231,6 +237,11 @@ def as_prior(prior: Any, names: Sequence[str] | None = None) -> Prior | None:
         "prior must be a Prior, a distribution of torch or scipy, an object with sample and log_prob, a list of them, "
         f"a pair (low, high) or None, got {type(prior).__name__}"
     )
+
+
+def _is_part(value: object) -> bool:
+    """Whether a value can stand in a list of priors side by side."""
+    return is_frozen(value) or has_density(value)
 
 
 def gaussian_of(prior: Prior) -> tuple[Float64[Tensor, " d"], Float64[Tensor, "d d"]] | None:
@@ -291,7 +302,7 @@ def _from_torch(distribution: Distribution, names: Sequence[str] | None) -> Prio
                 return Normal(base.loc.flatten().tolist(), base.scale.flatten().tolist(), names=names)
             case distributions.LogNormal():
                 return LogNormal(base.loc.flatten().tolist(), base.scale.flatten().tolist(), names)
-            case distributions.MultivariateNormal():
+            case distributions.MultivariateNormal() | distributions.LowRankMultivariateNormal():
                 return Normal(base.loc.tolist(), covariance=base.covariance_matrix.tolist(), names=names)
     return TorchPrior(distribution, names)
 
@@ -303,14 +314,8 @@ def _described(value: Any) -> Any:
             return {key: _described(v) for key, v in value.items()}
         case list():
             return [_described(v) for v in value]
-        case distributions.Independent():
-            return {
-                "name": "Independent",
-                "base": _described(value.base_dist),
-                "count": value.reinterpreted_batch_ndims,
-            }
         case Distribution():
-            return {"name": type(value).__name__, "parameters": _parameters(value)}
+            return form_of_distribution(value)
     if not isinstance(value, str | int | float | tuple | None):
         raise ValueError(
             f"prior {type(value).__name__} cannot be saved: it is an object of your own; give one of this library, "
@@ -323,41 +328,7 @@ def _rebuilt(value: Any) -> Any:
     """The value with distributions made of what `_described` returned."""
     match value:
         case Mapping():
-            return {key: _distribution(v) if key == "distribution" else _rebuilt(v) for key, v in value.items()}
+            return {key: distribution_of_form(v) if key == "distribution" else _rebuilt(v) for key, v in value.items()}
         case list() | tuple():
             return [_rebuilt(v) for v in value]
     return value
-
-
-def _parameters(distribution: Distribution) -> dict[str, Any]:
-    cls = type(distribution)
-    known = getattr(distributions, cls.__name__, None) is cls
-    parameters = {}
-    for name in distribution.arg_constraints if known else {}:
-        # Of several forms of one parameter, the one that was given.
-        if isinstance(getattr(cls, name, None), lazy_property) and name not in distribution.__dict__:
-            continue
-        value = getattr(distribution, name, None)
-        if isinstance(value, Tensor):
-            parameters[name] = {"value": value.tolist(), "dtype": str(value.dtype).removeprefix("torch.")}
-    if not parameters:
-        raise ValueError(
-            f"prior {cls.__name__} cannot be saved: of torch distributions only those that torch.distributions "
-            "defines by parameters can; give a Box, Normal, LogNormal or Independent, or save without a prior"
-        )
-    return parameters
-
-
-def _distribution(form: Mapping[str, Any]) -> Distribution:
-    name = form.get("name")
-    if name == "Independent":
-        return distributions.Independent(_distribution(form["base"]), int(form["count"]))
-    cls: Any = getattr(distributions, name) if name in distributions.__all__ else None
-    known = isinstance(cls, type) and cls is not Distribution and Distribution in cls.__mro__
-    if not known:
-        raise ValueError(f"distribution name must be one of torch.distributions, got {name!r}")
-    stored = form["parameters"].items()
-    dtypes = {"float32": torch.float32, "float64": torch.float64}
-    found = cls(**{key: torch.tensor(entry["value"], dtype=dtypes[entry["dtype"]]) for key, entry in stored})
-    assert isinstance(found, Distribution)
-    return found

@@ -1,5 +1,6 @@
 """Priors of scipy and of the user: frozen distributions, and any object with `sample` and `log_prob`."""
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,7 +14,8 @@ from torch import Tensor
 
 from openedm.ground.seeding import global_generators_kept, seed_global_generators
 from openedm.inference.bijections import Bijection
-from openedm.inference.priors import CONTINUOUS, Normal, Prior, set_names
+from openedm.inference.priors import Normal, Prior, set_names
+from openedm.inference.supports import CONTINUOUS
 
 __all__ = ["OwnPrior", "ScipyPrior", "has_density", "is_frozen", "priors_of_scipy"]
 
@@ -50,6 +52,8 @@ class ScipyPrior(Prior):
         set_names(self, 1)
         if np.isnan(self._frozen.support()[0]):
             raise ValueError(f"{self.family} does not allow shapes={self.shapes}, loc={self.loc}, scale={self.scale}")
+        if self.family == "vonmises" and self.scale != 1:
+            raise ValueError(f"scale must be 1 for vonmises, whose period is 2π, got {self.scale}")
 
     @cached_property
     def _frozen(self) -> Any:
@@ -64,6 +68,8 @@ class ScipyPrior(Prior):
     def bijection(self) -> Bijection:
         """Of the distribution's support."""
         low, high = self._frozen.support()
+        if self.family == "vonmises":  # draws are within one period, of which scipy's support is many
+            low, high = -math.pi, math.pi
         return Bijection((float(low),), (float(high),))
 
     def _draw(self, n: int, seed: int) -> Tensor:
@@ -87,7 +93,7 @@ class OwnPrior(Prior):
 
     Raises:
         ValueError: what it returns has other shapes, is not finite at its own draws, or has no mass beyond them though
-            no support is given.
+            no support is given, or its support is no product of intervals.
     """
 
     source: Any
@@ -136,6 +142,16 @@ class OwnPrior(Prior):
                         f"{self._name} has no density at {place:.4g} in column {i}, and no attribute {end}: give the "
                         "ends of its support, OwnPrior(prior, low=[…], high=[…]), with inf where there is none"
                     )
+        # Coordinates of different draws together: inside a product of intervals, as each is by itself.
+        mixed = torch.stack([column.roll(i) for i, column in enumerate(draws.T)], 1)
+        empty = ~self._density(mixed).isfinite()
+        if bool(empty.any()):
+            named = ", ".join(f"{value:.4g}" for value in mixed[empty][0].tolist())
+            raise ValueError(
+                f"{self._name} must have a support that is an interval in every coordinate, but has no density at "
+                f"({named}), whose coordinates are those of its own draws: give other coordinates of theta, with their "
+                "prior, or None"
+            )
 
     @cached_property
     def dim(self) -> int:
@@ -162,7 +178,7 @@ class OwnPrior(Prior):
         return found
 
     def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
-        points = theta.detach().reshape(-1, theta.shape[-1]).float()
+        points = theta.detach().reshape(-1, theta.shape[-1]).to(self.number_format)
         try:
             values = self.source.log_prob(points)
         except TypeError:  # of numpy

@@ -18,8 +18,9 @@ from openedm.inference.draws import fingerprints
 from openedm.inference.likeness import Reference
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
-from openedm.inference.priors import CONTINUOUS, Prior, check_names
+from openedm.inference.priors import Prior, check_names
 from openedm.inference.settings import Settings
+from openedm.inference.supports import CONTINUOUS
 from openedm.inference.unrelated import unrelated_columns
 from openedm.networks import Summary, VectorSummary
 

@@ -20,20 +20,16 @@ import numpy as np
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, distributions
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution
 
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.ground.seeding import global_generators_kept, seed_global_generators
 from openedm.inference.bijections import Bijection
 from openedm.inference.precision import as_precise_as_needed
+from openedm.inference.supports import interval_of, log_density
 
-__all__ = ["CONTINUOUS", "Box", "LogNormal", "Normal", "Prior", "TorchPrior", "check_names", "set_names"]
-
-CONTINUOUS = (
-    "continuous, since discrete parameters have no density (fit one posterior for each of their values, with the "
-    "others as parameters, and weigh them, or give a continuous parameter in their place)"
-)
+__all__ = ["Box", "LogNormal", "Normal", "Prior", "TorchPrior", "check_names", "set_names"]
 
 PROBES = 256
 """Draws that tell how precisely θ must be kept."""
@@ -120,7 +116,7 @@ class _Distributed(Prior):
     @cached_property
     def bijection(self) -> Bijection:
         """The map that the support of the distribution calls for."""
-        low, high = _interval(self._event)
+        low, high = interval_of(self._event)
         return Bijection(low.broadcast_to(self.dim).tolist(), high.broadcast_to(self.dim).tolist())
 
     def _draw(self, n: int, seed: int) -> Tensor:
@@ -130,7 +126,7 @@ class _Distributed(Prior):
             return self._event.sample((n,)).reshape(n, self.dim).cpu()
 
     def _density(self, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch"]:
-        return self._event.log_prob(theta if self._event.event_shape else theta[..., 0]).double()
+        return log_density(self._event, theta if self._event.event_shape else theta[..., 0]).double()
 
 
 @dataclass(frozen=True)
@@ -258,7 +254,7 @@ class TorchPrior(_Distributed):
                 f"{tuple(batch)} and the event shape {tuple(event)} of {type(self.distribution).__name__}"
             )
         set_names(self, self.dim)
-        _interval(self.distribution)
+        interval_of(self.distribution)
 
     @cached_property
     def _event(self) -> Distribution:
@@ -269,35 +265,6 @@ class TorchPrior(_Distributed):
 def _vector(kind: Callable[..., Distribution], *parameters: Sequence[float]) -> Distribution:
     """The distribution of independent coordinates, in float64."""
     return distributions.Independent(kind(*map(_tensor, parameters), validate_args=False), 1, validate_args=False)
-
-
-def _interval(distribution: Distribution) -> tuple[Float64[Tensor, "*d"], Float64[Tensor, "*d"]]:
-    """The ends of a distribution's support, infinite where it has none."""
-    try:
-        support: Any = distribution.support
-    except NotImplementedError:
-        support = None
-    while hasattr(support, "base_constraint"):
-        support = support.base_constraint
-    if getattr(support, "is_discrete", False):
-        raise ValueError(f"prior must be {CONTINUOUS}, got {type(distribution).__name__}")
-    low, high = -math.inf, math.inf
-    if support is constraints.real:
-        pass
-    elif isinstance(support, constraints.interval | constraints.half_open_interval):
-        low, high = support.lower_bound, support.upper_bound
-    elif isinstance(support, constraints.greater_than | constraints.greater_than_eq):
-        low = support.lower_bound
-    elif isinstance(support, constraints.less_than):
-        high = support.upper_bound
-    else:
-        while isinstance(distribution, distributions.Independent):
-            distribution = distribution.base_dist
-        raise ValueError(
-            "prior must have a support that is an interval in every coordinate, got the support "
-            f"{support} of {type(distribution).__name__}: give other coordinates of theta, with their prior, or None"
-        )
-    return torch.as_tensor(low, dtype=torch.float64), torch.as_tensor(high, dtype=torch.float64)
 
 
 def _set_numbers(prior: Any, *fields: str, positive: str | None = None) -> None:
