@@ -3,9 +3,8 @@
 import pytest
 import torch
 
-from openedm.networks.nearby import density_config, density_from_config
 from openedm.networks.structured import build_mixture
-from openedm.networks.trends import KernelTrend, TrendedMixture, gaussian_kernel
+from openedm.networks.trends import KernelTrend, TrendedMixture, density_config, density_from_config, gaussian_kernel
 
 
 @pytest.fixture

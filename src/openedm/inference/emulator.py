@@ -53,11 +53,11 @@ class LearnedSimulator(NamedTuple):
         """q of what `target` makes of x."""
         return self.fitted.mixture if self.trend is None else TrendedMixture(self.trend, self.fitted.mixture)
 
-    def rows_of(self, data: Prepared) -> tuple[Float[Tensor, "rows condition"], Float[Tensor, "rows dim"]]:
-        """θ and x of the simulations that are trained on, in the forms of q's condition and of what it models."""
+    def modelled(self, data: Prepared) -> Float[Tensor, "rows dim"]:
+        """What q models of the x of the simulations that are trained on."""
         kept = self.data.jittered(data.x[data.training], data.seed)
         y = self.data.of_kept(kept) if self.target is None else self.target.forward(kept)
-        return data.parameters.inputs_of(data.theta[data.training]), y.float()
+        return y.float()
 
 
 def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> LearnedSimulator:
@@ -118,7 +118,7 @@ def draw_simulations(
     else:
         theta = data.prior.sample(count, data.seed + 1)
     maps, target, mixture = simulator.data, simulator.target, simulator.density
-    y = simulator.rows_of(data)[1]
+    y = simulator.modelled(data)
     chunks = [mixture.sample(data.parameters.inputs_of(part), generator) for part in torch.split(theta, CHUNK_ROWS)]
     low, high = y.min(0).values, y.max(0).values
     margin = 0.1 * (high - low)

@@ -28,12 +28,10 @@ from openedm.inference.emulator import LearnedSimulator, learn_simulator
 from openedm.inference.maps import explained_variance
 from openedm.inference.prepare import Prepared, takes_all_columns
 from openedm.inference.refine import evidence_near
-from openedm.inference.refined_flow import Settled
 from openedm.inference.settings import condition_noise
 from openedm.inference.shortfall import Shortfall
 from openedm.inference.trained import DenoiserPosterior, Parts
 from openedm.networks import ConditionalEnsemble
-from openedm.networks.nearby import RememberingDensity
 
 __all__ = ["Verdict", "choose_posterior", "is_gain"]
 
@@ -182,13 +180,11 @@ class _Work:
         refined = None if simulator is None else self._refined(simulator, ranks)
         trained = _some_trained(data, self.rows)
         if refined is not None:
-            refined, log_probs = self._corrected(refined, simulator)
+            log_probs = _refined_log_probs(refined, data, self.rows[:JUDGED_REFINED])
             gains = (log_probs - held_out[:JUDGED_REFINED]).tolist()
             gain = sum(gains) / len(gains)
             means["prior × learned likelihood"] = means[chosen] + gain  # of fewer simulations: the difference counts
             self.job.progress("judging", 0.5)
-            if isinstance(refined.parts.emulator, RememberingDensity):
-                means["prior × learned likelihood, corrected nearby"] = means.pop("prior × learned likelihood")
             if is_gain(gains):
                 posterior, held_out, chosen = refined, log_probs, f"{self._start(simulator, ranks)}, refined"
         scored = _refined_log_probs if posterior.refined else _log_probs
@@ -201,25 +197,6 @@ class _Work:
         self.job.progress("judging", 1.0)
         self.seconds["judging"] = round(time.perf_counter() - started, 1)
         return Verdict(parts, chosen, simulator, means, self.skipped, gain, shortfall, self.seconds)
-
-    def _corrected(
-        self, refined: DenoiserPosterior, simulator: LearnedSimulator | None
-    ) -> tuple[DenoiserPosterior, Float64[Tensor, " judged"]]:
-        """The refined posterior, corrected by simulations near each observation where that is clearly better."""
-        rows, data = self.rows[:JUDGED_REFINED], self.data
-        settled = _settled(refined, data, rows)
-        log_probs = _refined_log_probs(refined, data, rows, settled)
-        if simulator is None or not RememberingDensity.may_correct(simulator.density):
-            return refined, log_probs
-        remembering = RememberingDensity(simulator.density, *simulator.rows_of(data))  # type: ignore[arg-type]
-        remembering.eval().requires_grad_(False)
-        if not _corrections_gain(remembering, refined, data, rows, settled):
-            return refined, log_probs
-        self.job.progress("judging", 0.3)
-        parts = replace(refined.parts, emulator=remembering)
-        corrected = DenoiserPosterior(parts, prior=data.prior, names=data.names)
-        values = _refined_log_probs(corrected, data, rows)
-        return (corrected, values) if is_clear(values - log_probs) else (refined, log_probs)
 
     def _start(self, simulator: LearnedSimulator | None, ranks: Mapping[str, float]) -> str | None:
         """The best candidate among those whose samples the emulator can refine."""
@@ -268,47 +245,22 @@ def _log_probs(posterior: DenoiserPosterior, data: Prepared, rows: Int64[Tensor,
 
 
 @torch.no_grad()
-def _settled(posterior: DenoiserPosterior, data: Prepared, rows: Int64[Tensor, " rows"]) -> Settled:
-    """Few pilots of some simulations."""
-    refinement = posterior.parts.refinement
+def _refined_log_probs(
+    posterior: DenoiserPosterior, data: Prepared, rows: Int64[Tensor, " rows"]
+) -> Float64[Tensor, " rows"]:
+    """ln of prior × learned likelihood, normalised, of some simulations."""
+    theta, x, refinement = data.theta[rows], data.x[rows], posterior.parts.refinement
     assert refinement is not None
     few = replace(refinement, num_pilots=min(refinement.num_pilots, JUDGING_PILOTS))
-    return posterior.refined_flow.settled_pilots(data.x[rows], few, JUDGING_SEED)
-
-
-@torch.no_grad()
-def _refined_log_probs(
-    posterior: DenoiserPosterior, data: Prepared, rows: Int64[Tensor, " rows"], settled: Settled | None = None
-) -> Float64[Tensor, " rows"]:
-    """ln of prior × learned likelihood, normalised, of some simulations, whose pilots may be known."""
-    theta, x, flow = data.theta[rows], data.x[rows], posterior.refined_flow
-    pilots, _, densities = _settled(posterior, data, rows) if settled is None else settled
+    flow = posterior.refined_flow
+    pilots, _ = flow.settled_pilots(x, few, JUDGING_SEED)
     u, values = data.parameters.forward(theta), []
     for i in range(len(rows)):
-        target = flow.target(x[i : i + 1], 1, None if densities is None else densities[i])
-        draws = JUDGING_DRAWS * pilots.shape[1]
+        target = flow.target(x[i : i + 1])
+        draws = JUDGING_DRAWS * few.num_pilots
         total, _ = evidence_near(pilots[i], target.in_coordinates, seed=i, draws=draws, known=u[i])
         values.append(target.log_prob(theta[i : i + 1])[0] - total)
     return torch.stack(values)
-
-
-@torch.no_grad()
-def _corrections_gain(
-    density: RememberingDensity, posterior: DenoiserPosterior, data: Prepared, rows: Tensor, settled: Settled
-) -> bool:
-    """Whether ln q(x | θ) of simulations is clearly higher where q is corrected near the pilots of each x."""
-    parameters, gains = data.parameters, []
-    observed, inputs = posterior.parts.emulated(data.x[rows]), parameters.inputs_of(data.theta[rows])
-    for i in range(len(rows)):
-        corrected = density.near(parameters.inputs_of(parameters.inverse(settled.pilots[i])))
-        y, u = observed[i : i + 1], inputs[i : i + 1]
-        gains.append(float(corrected.log_prob(y, u)) - float(density.log_prob(y, u)))
-    return is_clear(torch.tensor(gains))
-
-
-def is_clear(gains: Float[Tensor, " rows"]) -> bool:
-    """Whether a mean is above zero by more than its standard error."""
-    return float(gains.mean()) > float(gains.std()) / math.sqrt(len(gains))
 
 
 def _some_trained(data: Prepared, held_out: Int64[Tensor, " judged"]) -> Int64[Tensor, " rows"]:

@@ -19,8 +19,8 @@ from openedm.inference.refine import Refinement
 from openedm.networks.counts import CountMixture
 from openedm.networks.independent import IndependentCounts
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
-from openedm.networks.nearby import density_config, density_from_config
 from openedm.networks.structured import mixture_from_config
+from openedm.networks.trends import density_config, density_from_config
 from openedm.training import Model
 
 __all__ = ["Parts"]

@@ -34,7 +34,7 @@ from openedm.inference.maps import ParameterMap
 from openedm.inference.priors import Prior
 from openedm.networks.mixtures import ConditionalDensity
 
-__all__ = ["EachTarget", "LearnedTarget", "Refinement", "Target", "evidence", "evidence_near"]
+__all__ = ["LearnedTarget", "Refinement", "Target", "evidence", "evidence_near"]
 
 CHUNK_ROWS = 1024
 """Rows that an emulator evaluates at a time: what they need stays in the cache."""
@@ -281,34 +281,6 @@ class LearnedTarget(Target):
     def _chunks(self, theta: Float[Tensor, "n d"], observed: Float[Tensor, "n y"]) -> Iterator[tuple[Tensor, Tensor]]:
         inputs = self.parameters.inputs_of(theta)
         return zip(torch.split(observed, CHUNK_ROWS), torch.split(inputs, CHUNK_ROWS), strict=True)
-
-
-class EachTarget(Target):
-    """Targets of several observations, each with chains of its own.
-
-    Args:
-        targets: one for each observation, with as many members.
-        num_chains: of each; chain i of observation j has the number j·num_chains + i.
-    """
-
-    def __init__(self, targets: Sequence[Target], num_chains: int) -> None:
-        self.targets, self.num_chains = targets, num_chains
-
-    @property
-    def members(self) -> int:
-        """Those of each."""
-        return self.targets[0].members
-
-    def __call__(
-        self, u: Float[Tensor, "rows d"], chains: Int[Tensor, " rows"], member: int | None = None
-    ) -> Float[Tensor, "members rows"]:
-        """ln π_e of each row's observation."""
-        result = u.new_empty(self.members if member is None else 1, len(u), dtype=torch.float64)
-        for number, target in enumerate(self.targets):
-            rows = (chains // self.num_chains == number).nonzero()[:, 0]
-            if len(rows):
-                result[:, rows] = target(u[rows], chains[rows] % self.num_chains, member)
-        return result
 
 
 def evidence_near(

@@ -33,7 +33,6 @@ from openedm.inference.simulation import data_for
 from openedm.likelihood import Likelihood
 from openedm.likelihood.density import MAX_EXACT_SIZE
 from openedm.networks import JoinedSummary
-from openedm.networks.mixtures import ConditionalDensity
 from openedm.sampling import Sampler, SamplerChoice
 
 __all__ = ["DENSITY", "KIND", "SAMPLER", "Average", "DenoiserPosterior", "Parts"]
@@ -109,7 +108,6 @@ class DenoiserPosterior(Posterior):
         self.trained_on, self.reference = trained_on, reference
         self.report: dict[str, Any] = dict(report or {})
         self._evidences: OrderedDict[bytes, float] = OrderedDict()
-        self._densities: OrderedDict[bytes, ConditionalDensity] = OrderedDict()
 
     @property
     def x_dtype(self) -> torch.dtype:
@@ -124,7 +122,7 @@ class DenoiserPosterior(Posterior):
     @property
     def refined_flow(self) -> RefinedFlow:
         """Samples and densities of prior × learned likelihood, for a posterior with an emulator and a prior."""
-        return RefinedFlow(self.flow, self.prior, self._evidences, self._densities)
+        return RefinedFlow(self.flow, self.prior, self._evidences)
 
     @property
     def refined(self) -> bool:
@@ -350,8 +348,7 @@ class DenoiserPosterior(Posterior):
     ) -> Float[Tensor, "observations n"]:
         if not self.refined:
             return self.flow.log_prob(theta, self.parts.data.forward(x))
-        evidences = self.refined_flow.log_evidences(x)  # first: what is found on the way is used again
-        return self._relative_density(theta, x) - evidences[:, None]
+        return self._relative_density(theta, x) - self.refined_flow.log_evidences(x)[:, None]
 
     def _relative_density(
         self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]

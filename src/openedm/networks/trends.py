@@ -6,14 +6,18 @@ Each member e of the ensemble has weights of its own, so that members disagree w
 smooth simulator with little noise a kernel regression learns the mean from far fewer simulations than a network.
 """
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor, nn
 
 from openedm.ground import checks
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
+from openedm.networks.structured import mixture_config, mixture_from_config
 
-__all__ = ["KernelTrend", "TrendedMixture", "gaussian_kernel"]
+__all__ = ["KernelTrend", "TrendedMixture", "density_config", "density_from_config", "gaussian_kernel"]
 
 
 class KernelTrend(nn.Module):
@@ -126,3 +130,23 @@ class TrendedMixture(ConditionalDensity):
         rows = torch.arange(len(u), device=u.device)
         y: Tensor = self.trend(u)[rows % self.members, rows] + self.mixture.sample(u, generator)
         return y.to(u)
+
+
+def density_config(density: ConditionalDensity) -> dict[str, Any]:
+    """Structure and sizes of a mixture, or of a trend and the mixture of what it leaves, plain data."""
+    if isinstance(density, TrendedMixture):
+        return {**mixture_config(density.mixture), "trend": dict(density.trend.sizes)}
+    assert isinstance(density, ConditionalMixture)
+    return mixture_config(density)
+
+
+def density_from_config(config: Mapping[str, Any] | None) -> ConditionalDensity | None:
+    """What `density_config` described, whose numbers are read afterwards; None of None.
+
+    Raises:
+        ValueError: an unknown structure, or a count is out of its range.
+    """
+    mixture = mixture_from_config(config)
+    if mixture is None or config is None or (sizes := config.get("trend")) is None:
+        return mixture
+    return TrendedMixture(KernelTrend(**{name: int(size) for name, size in sizes.items()}), mixture)
