@@ -484,6 +484,23 @@ def test_kinds_of_noise_are_tried_with_each_size() -> None:
     assert choose_form([(y, 0.0)], u, replace(options, larger_trials=False)).structure == "scaled"
 
 
+def test_larger_networks_are_tried_only_where_they_learn_the_mean_better() -> None:
+    u = torch.linspace(-1.5, 1.5, 900)[:, None]
+    noise = 0.05 * torch.randn(900, 2, generator=torch.Generator().manual_seed(0))
+    options = MixtureOptions(
+        components=(1, 2), width=2, num_blocks=1, larger=((32, 2),), larger_trials=True, steps=120, pilot_steps=120
+    )
+    options = replace(options, structures=("full", "constant"), batch_size=128, learning_rate=1e-2)
+    bends = torch.cat([torch.sin(6 * u), torch.sin(6 * u).square() * (u > 0)], 1)
+    for y, widths in ((u.expand(-1, 2) + noise, {2}), (bends + noise, {32})):
+        trials: Trials = {}
+        choose_form([(y, 0.0)], u, options, trials=trials)
+        tried = {form: {size.width for known, size in trials if known == form} for form, _ in trials}
+        assert tried[Form(0, "constant", 1)] == {2, 32}  # by which the sizes of the others are chosen
+        assert tried[Form(0, "full", 1)] == widths
+        assert tried[Form(0, "full", 2)] == {2}
+
+
 def test_what_was_tried_for_the_form_is_not_tried_again_for_the_size() -> None:
     u = torch.linspace(-1.5, 1.5, 300)[:, None]
     y = u.expand(-1, 2) + 0.1 * torch.randn(300, 2, generator=torch.Generator().manual_seed(0))

@@ -64,15 +64,20 @@ def choose_form(
 ) -> Form:
     """Which form of the data a mixture fits best, with which noise and how many components: by trials of one member.
 
-    The form is chosen with the first kind of noise, of noise with long tails with each form, then the noise: the
+    The form is chosen with the first kind of noise, and again with long tails or a process, then the noise: the
     simplest that is worse than the best by no more than the standard error of the difference. On few rows, or where a
     few of them decide, the best is so by chance, and what has more functions of u errs more elsewhere.
+
+    Several Gaussians learn faster at first than one: if they are behind then, they are not tried further.
+
+    With `larger_trials` the first kind of noise also says which sizes single Gaussians are tried with: the smallest if
+    it is as good by that standard, else those within `CLOSE` of the best. Several Gaussians need no larger networks.
 
     Args:
         forms: the data standardised in one way or another, each with its mean ln |dy/dx|.
         u: the condition.
         options: structures and components are tried, for `pilot_steps`, and those that come close for up to four times
-            as many, with `larger_trials` by each size.
+            as many, those by the size that did best in the first trial.
         exchangeable: whether the columns are draws of one distribution; only then "independent" is tried, and nothing
             else but counts.
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
@@ -82,38 +87,47 @@ def choose_form(
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
-    trials = {} if trials is None else trials
+    known: Trials = {} if trials is None else trials
+    short, long = options.pilot_steps, min(4 * options.pilot_steps, options.steps)
 
-    sizes = options.sizes if options.larger_trials else (options,)
+    def rows_of(form: Form, size: MixtureOptions, steps: int) -> Tensor:
+        return _tried(forms[form.number][0], u, replace(size, steps=steps), form, seed, known)
+
+    kinds, others = _kinds(options, exchangeable), range(len(forms) - counts)
+    sizes: tuple[MixtureOptions, ...] = (options,)
+    if options.larger_trials and kinds[0][1] == 1:
+        sizes = _sizes_worth_trying(options.sizes, [rows_of(Form(0, *kinds[0]), s, short) for s in options.sizes])
+
+    def size_of(form: Form) -> MixtureOptions:
+        if form.components > 1:
+            return options
+        return sizes[0] if len(sizes) == 1 else max(sizes, key=lambda s: float(rows_of(form, s, short).mean()))
 
     def rows(form: Form, steps: int) -> Tensor:
-        y = forms[form.number][0]
-        each = [_tried(y, u, replace(size, steps=steps), form, seed, trials) for size in sizes]
-        return max(each, key=lambda log_probs: float(log_probs.mean()))
+        return rows_of(form, size_of(form), steps) + forms[form.number][1]
 
     def trial(form: Form, steps: int) -> float:
-        return float(rows(form, steps).mean()) + forms[form.number][1]
+        return float(rows(form, steps).mean())
 
-    short, long = options.pilot_steps, min(4 * options.pilot_steps, options.steps)
-    kinds = _kinds(options, exchangeable)
-    others = range(len(forms) - counts)
-    number = max(others, key=lambda i: trial(Form(i, *kinds[0]), short)) if len(others) > 1 else 0
+    def best_form(structure: str, components: int) -> Form:
+        number = max(others, key=lambda i: trial(Form(i, structure, components), short)) if len(others) > 1 else 0
+        return Form(number, structure, components)
+
+    number = best_form(*kinds[0]).number
     tried = [Form(number, *kind) for kind in kinds]
     further = [("heavy", heavy), ("stationary", steady)]
     for structure in [s for s, may in further if may and not exchangeable and s in options.structures]:
         place = 0 if structure == "stationary" else 1
-        tried[place:place] = [Form(i, structure, 1) for i in others]
+        tried.insert(place, best_form(structure, 1))
     if counts:
         kinds = [("independent_counts", k) for k in (1, FEW)] if exchangeable else [(s, 1) for s in COUNTS]
         kinds = kinds if float(forms[-1][0].max()) > 1.5 else kinds[:1]
         tried[:0] = [Form(len(forms) - 1, *kind) for kind in kinds if kind[0] in options.structures]
     if len(tried) == 1:
         return tried[0]
-    first = [rows(form, short) + forms[form.number][1] for form in tried]
-    close = [form for form, lost in zip(tried, _lost(first), strict=True) if lost.mean < max(CLOSE, lost.error)]
-    return (
-        close[0] if len(close) == 1 else close[simplest([rows(form, long) + forms[form.number][1] for form in close])]
-    )
+    first = _lost([rows(form, short) for form in tried])
+    close = [form for form, lost in zip(tried, first, strict=True) if _may_win(form, lost)]
+    return close[0] if len(close) == 1 else close[simplest([rows(form, long) for form in close])]
 
 
 def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:
@@ -123,6 +137,24 @@ def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:
         log_probs: of the same rows, at least two, by one model after the other, the simplest first.
     """
     return next(i for i, lost in enumerate(_lost(log_probs)) if lost.mean <= min(lost.error, CLOSE))
+
+
+def _may_win(form: Form, lost: "Lost") -> bool:
+    """Whether a form that loses so much in a short trial is tried further: several Gaussians of a matrix each learn
+    faster at first than one, and cost the most.
+    """
+    if form.structure == "full" and form.components > 1:
+        return lost.mean <= lost.error
+    return lost.mean < max(CLOSE, lost.error)
+
+
+def _sizes_worth_trying(
+    sizes: Sequence[MixtureOptions], log_probs: Sequence[Float[Tensor, " rows"]]
+) -> tuple[MixtureOptions, ...]:
+    """The first size where it learns the mean as well as the others, else those within `CLOSE` of the best."""
+    if simplest(log_probs) == 0:
+        return (sizes[0],)
+    return tuple(size for size, lost in zip(sizes, _lost(log_probs), strict=True) if lost.mean < CLOSE)
 
 
 class Lost(NamedTuple):
@@ -183,7 +215,7 @@ def choose_size(
         y, u: standardised rows.
         options: the sizes `larger` are tried beside its own, by one member each that takes all steps: on a shorter
             schedule deep networks have not come to where they learn the noise by heart. With `larger_trials` none that
-            is far behind after a shorter one takes them all.
+            is far behind after a shorter one takes them all, and none does if all are at most twice as many as that.
         form: structure and number of Gaussians.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
@@ -197,8 +229,11 @@ def choose_size(
 
     sizes = options.sizes
     if options.larger_trials:
-        short = [trial(replace(size, steps=min(4 * options.pilot_steps, options.steps))) for size in sizes]
+        steps = min(4 * options.pilot_steps, options.steps)
+        short = [trial(replace(size, steps=steps)) for size in sizes]
         sizes = tuple(size for size, mean in zip(sizes, short, strict=True) if mean >= max(short) - CLOSE)
+        if options.steps <= 2 * steps:
+            return options.sizes[short.index(max(short))]
     return sizes[0] if len(sizes) == 1 else max(sizes, key=trial)
 
 

@@ -49,8 +49,8 @@ class MixtureOptions(Choice):
         width, num_blocks: sizes of each member.
         larger: further pairs (width, num_blocks) to try, by one member each; those with the highest held-out likelihood
             are taken.
-        larger_trials: whether components and structures are tried with networks of these sizes too, each with the size
-            that suits it better: small networks that have not learned a mean prefer noise that hides what they miss.
+        larger_trials: whether structures of one component are tried with networks of these sizes too, where those learn
+            a mean better: small networks that have not learned it prefer noise that hides what they miss.
         trend: whether a smooth part of the mean is also learned by kernel regression (`fit_trend`), and kept where the
             held-out likelihood of the rest, by one member, is higher by more than the standard error of that.
         steps: of Adam; the learning rate falls to zero as a half cosine.
@@ -197,7 +197,7 @@ class Settings(Choice):
 
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of a width and
           number of blocks that trials choose: below 3000 simulations of 64 × 2 or 64 × 6, or 64 × 2 with a trend, below
-          30,000 of 64 × 2 or 128 × 3, which the kinds of noise are tried with as well, else of 128 × 2 or 128 × 4. It
+          30,000 of 64 × 2 or 128 × 3, which kinds of noise may be tried with as well, else of 128 × 2 or 128 × 4. It
           takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data
           get none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
         * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
