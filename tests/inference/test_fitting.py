@@ -433,6 +433,53 @@ def test_each_size_walks_its_whole_path(dim: int, x_shape: tuple[int, ...], prio
     assert {"chosen", "verdict", "skipped"} <= posterior.report.keys()
 
 
+def columns_of_kind(kind: str, rows: int) -> torch.Tensor:
+    """Ten columns that θ, a row number's share, has to do with."""
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.linspace(0.1, 1.0, rows)[:, None]
+    normal = torch.randn(rows, 10, generator=generator)
+    if kind == "process":
+        x = [normal[:, 0]]
+        for column in normal.T[1:]:
+            x.append(0.9 * theta[:, 0] * x[-1] + column)
+        return torch.stack(x, 1)
+    counts = torch.poisson((20 * theta).expand(rows, 10), generator=generator)
+    trend = torch.arange(1, 11) * theta
+    return {
+        "counts": torch.poisson(3 * trend, generator=generator),
+        "counts of one distribution": counts,
+        "zeros and ones": (normal < theta * torch.linspace(-1, 1, 10)).float(),
+        "long tails": trend + 0.1 * torch.tan(1.5 * (2 * torch.rand(rows, 10, generator=generator) - 1)),
+        "one distribution": normal * theta,
+        "curves": trend + 0.1 * normal,
+    }[kind]
+
+
+KINDS = (
+    "counts",
+    "counts of one distribution",
+    "zeros and ones",
+    "long tails",
+    "one distribution",
+    "process",
+    "curves",
+)
+
+
+@pytest.mark.parametrize(
+    ("kind", "many"), [*((kind, True) for kind in KINDS), ("counts", False), ("curves", False)], ids=str
+)
+def test_each_kind_of_columns_walks_the_trials_of_each_number_of_simulations(kind: str, many: bool) -> None:
+    x, theta = columns_of_kind(kind, 150), torch.linspace(0.1, 1.0, 150)[:, None]
+    rule = Settings.of(10_000 if many else 1000, 1, (10,)).emulator
+    small = {name: getattr(TINY.emulator, name) for name in ("members", "width", "num_blocks", "steps", "pilot_steps")}
+    emulator = replace(rule, **small, larger=((12, 1),), folds=4, batch_size=64)
+    posterior = fit(theta, x, Box([0.1], [1.0]), settings=replace(TINY, emulator=emulator, judged=3, images=512))
+    assert posterior.report["emulated"]["noise"] in rule.structures
+    assert posterior.sample(x[0], 3).shape == (3, 1)
+    assert math.isfinite(float(posterior.log_prob(theta[0], x[0])))
+
+
 def test_one_number_a_simulation_needs_no_second_axis() -> None:
     theta = torch.rand(200, generator=torch.Generator().manual_seed(0))
     x = theta + 0.1 * torch.randn(200, generator=torch.Generator().manual_seed(1))
