@@ -4,6 +4,8 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import PIL.Image
 import pytest
 import yaml
 
@@ -52,3 +54,21 @@ def test_fine_tuning_takes_the_network_of_the_checkpoint_and_its_own_data(
     anew = openedm("train", tmp_path / "anew", f"--config={tmp_path / 'init.yaml'}", "--network.num_blocks=2", *new)
     assert anew.status == 0, anew.err
     assert "parameters start anew" in anew.out
+
+
+def test_pictures_of_several_sizes_get_the_size_of_the_checkpoint_that_is_fine_tuned(
+    openedm: Any, tmp_path: Path
+) -> None:
+    for i, side in enumerate((12, 16)):
+        PIL.Image.fromarray(np.full((side, 20, 3), 80 * i, np.uint8)).save(tmp_path / f"{i}.png")
+    data = ["--data=ImageFolder", f"--data.path={tmp_path}"]
+    unet = ["--network=DDPMpp", "--network.model_channels=8", "--network.channel_mult=[1]", "--network.num_blocks=1"]
+    first = openedm("train", tmp_path / "first", *data, "--data.resolution=4x8", *unet, *QUICK)
+    assert first.status == 0, first.err
+    tuned = openedm("train", tmp_path / "tuned", "--init", tmp_path / "first", *data, *QUICK)
+    assert tuned.status == 0, tuned.err
+    assert "chosen   --data.resolution 4x8, that of init, because the pictures are of several sizes" in tuned.out
+    assert read_model(find_checkpoint(tmp_path / "tuned")).event_shape == (3, 4, 8)
+    assert yaml.safe_load((tmp_path / "tuned/config.yaml").read_text())["data"]["init_args"]["resolution"] == [4, 8]
+    again = openedm("train", tmp_path / "tuned", "--resume=true", "--options.images=96")
+    assert again.status == 0, again.err

@@ -1,3 +1,4 @@
+import io
 import json
 import tarfile
 from pathlib import Path
@@ -154,7 +155,7 @@ DAMAGED = {"broken": {"2.png": b"no picture"}, "cut": {"2.png": encode(pixels(2,
 @pytest.mark.parametrize("kind", DAMAGED)
 def test_a_damaged_picture_ends_the_conversion_or_is_dropped_by_name(tmp_path, kind):
     pictures = held(**DAMAGED[kind])
-    with pytest.raises(ValueError, match=r"2.png cannot be decoded: .*; damaged='drop' leaves such images out"):
+    with pytest.raises(ValueError, match=r"2.png cannot be decoded: .*; damaged='drop' \(--damaged drop\) leaves"):
         convert(pictures, tmp_path / "refused", FORM)
     manifest = convert(pictures, tmp_path / "out", FORM, damaged="drop", per_shard=3)
     assert [entry["name"] for entry in manifest["dropped"]] == ["2.png"]
@@ -174,6 +175,15 @@ def test_a_conversion_that_a_damaged_picture_ended_goes_on_without_it(tmp_path):
     convert(pictures, tmp_path / "out", FORM, per_shard=3, damaged="drop", resume=True)
     convert(pictures, tmp_path / "whole", FORM, per_shard=3, damaged="drop")
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_animations_are_warned_of_when_they_are_converted(tmp_path, threads):
+    first, second = (PIL.Image.fromarray(pixels(i)) for i in range(2))
+    buffer = io.BytesIO()
+    first.save(buffer, format="PNG", save_all=True, append_images=[second])
+    with pytest.warns(UserWarning, match=r"^1 pictures are animations, .* such as 5.png"):
+        convert(held(**{"5.png": buffer.getvalue()}), tmp_path / "out", FORM, threads=threads, per_shard=3)
 
 
 def test_a_set_of_damaged_pictures_alone_is_an_error(tmp_path):

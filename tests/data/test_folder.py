@@ -215,7 +215,7 @@ def test_mixed_sizes_name_the_first_file_that_differs(tmp_path, packed):
 
 def test_mixed_channels_name_the_first_file_that_differs(tmp_path, packed):
     path = build(tmp_path, {"a.png": encode(pixels(0)), "b.png": encode(pixels(0, "L"))}, packed=packed)
-    with pytest.raises(ValueError, match=r"b.png has 1 channels, but a.png has 3: give channels="):
+    with pytest.raises(ValueError, match=r"but a.png has 3: give channels=3 \(--data.channels 3\), or 1 or 4"):
         ImageFolder(path).load()
 
 
@@ -239,6 +239,46 @@ def test_a_picture_that_ends_early_is_named_when_the_set_is_loaded(tmp_path, pac
     files = {f"a.{suffix}": whole, f"b.{suffix}": whole[: len(whole) // 2]}
     with pytest.raises(ValueError, match=rf"b.{suffix} cannot be decoded"):
         ImageFolder(build(tmp_path, files, packed=packed)).load()
+
+
+def frames(suffix: str) -> bytes:
+    """An animation of two frames."""
+    first, second = (PIL.Image.fromarray(pixels(seed)) for seed in (0, 1))
+    buffer = io.BytesIO()
+    first.save(buffer, format=suffix.upper(), save_all=True, append_images=[second])
+    return buffer.getvalue()
+
+
+@pytest.mark.parametrize("suffix", ["gif", "png", "webp"])
+def test_animations_are_warned_of_once(tmp_path, packed, suffix):
+    still = {"a.png": encode(pixels(0)), "b.gif": encode(pixels(0), "gif"), "c.webp": encode(pixels(0), "webp")}
+    ImageFolder(build(tmp_path, still, packed=packed)).load()  # a warning would be an error
+    moving = {f"m{i}.{suffix}": frames(suffix) for i in range(2)}
+    with pytest.warns(
+        UserWarning, match=rf"2 pictures are animations, of which the first .* such as .*m0.{suffix}"
+    ) as w:
+        ImageFolder(build(tmp_path, still | moving, packed=packed), channels=3).load()
+    assert len(w) == 1
+
+
+def test_folders_without_images_beside_classes_are_warned_of(tmp_path, packed):
+    pictures = {f"set/{name}/1.png": encode(pixels(0)) for name in ("ant", "bee")}
+    files = {"set/cat/1.cr2": b"raw", "set/.hidden/1.cr2": b"", "__MACOSX/a/1.png": b""}
+    if not packed:
+        (tmp_path / "set/set/dog").mkdir(parents=True)
+    expected = r"'cat' in" if packed else r"'cat', 'dog' in"
+    with pytest.warns(UserWarning, match=rf"^{expected} .* have no images that are read, and are no classes"):
+        assert ImageFolder(build(tmp_path, pictures | files, packed=packed)).load().num_classes == 2
+
+
+def test_a_table_beside_images_without_classes_is_warned_of(tmp_path, packed):
+    files = {"1.png": encode(pixels(0)), "2.png": encode(pixels(1)), "labels.csv": b"file,label"}
+    path = build(tmp_path, files, packed=packed)
+    with pytest.warns(
+        UserWarning, match=r"labels.csv in '.*' is not read: classes are sub-folders, or in a dataset.json"
+    ):
+        ImageFolder(path).load()
+    ImageFolder(path, labels="none").load()
 
 
 def test_an_empty_folder_is_refused(tmp_path, packed):

@@ -1,5 +1,6 @@
 """Fine-tuning: a run starts from the weights of another."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,8 +9,8 @@ import torch
 from openedm import preconditioning
 from openedm.ground.storage import read_tensors, write_tensors
 from openedm.ground.verifying import accept
-from openedm.networks import MLP
-from openedm.training import Initial, Model, Options, Trainer, load_denoiser
+from openedm.networks import MLP, DDPMpp, EDM2UNet, Network
+from openedm.training import Augmentation, Initial, Model, Options, Trainer, load_denoiser
 from openedm.training.checkpoints import find_checkpoint, read_progress
 
 pytestmark = pytest.mark.usefixtures("without_type_checker", "fresh_accelerate")
@@ -44,6 +45,20 @@ def test_a_checkpoint_records_where_its_run_started(first: Path, tmp_path: Path)
     again = Trainer(Model.for_data(X, NET), X, options=QUICK, run=tmp_path / "second")
     again.resume()
     assert again.origin == origin
+
+
+@pytest.mark.parametrize("network", [DDPMpp(8, (1,), num_blocks=1), EDM2UNet(8, (1,), num_blocks=1, head_channels=8)])
+def test_a_run_without_augmentation_starts_from_one_with_it(network: Network, tmp_path: Path) -> None:
+    images = torch.randn(16, 1, 8, 8, generator=torch.Generator().manual_seed(0)).clamp(-1, 1)
+    augmented = replace(QUICK, augmentation=Augmentation(p=0.5))
+    with_labels = Model.for_data(images, network, augment_dim=augmented.augment_dim)
+    before = Trainer(with_labels, images, options=augmented, run=tmp_path / "first").fit()
+    trainer = Trainer(Model.for_data(images, network), images, options=QUICK, init=tmp_path / "first")
+    x, sigma = torch.randn(2, 1, 8, 8), torch.tensor(0.5)
+    torch.testing.assert_close(trainer.denoiser.eval()(x, sigma), before(x, sigma))
+    plain = Trainer(Model.for_data(images, network), images, options=QUICK).fit()
+    with pytest.raises(ValueError, match=r"embedding.augment\S* is missing.*--init\.mismatch new"):
+        Trainer(with_labels, images, options=augmented, init=plain)
 
 
 def test_parameters_that_do_not_fit_are_refused_with_a_list_or_start_anew(first: Path) -> None:

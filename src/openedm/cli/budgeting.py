@@ -1,6 +1,6 @@
 """What `openedm train` chooses by the machine: the network and the options that the user has not given."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,6 +10,7 @@ from accelerate.utils import broadcast_object_list
 
 from openedm.data import Dataset, Source
 from openedm.data.decoded import ImageSource
+from openedm.data.forms import Size, parse_size
 from openedm.guidance import GuidanceWeight, Interval
 from openedm.networks import Network
 from openedm.objective import Objective
@@ -78,20 +79,25 @@ def choose(
     accelerator: Accelerator,
     conditional: bool,
     resumed: bool,
+    initial_shape: Sequence[int] | None = None,
 ) -> Choices:
     """Load the data, and choose the network and the options that were not given.
 
     A recipe chooses if there is a budget, or a command line without network; not for a run that is resumed. The main
-    process measures, and the others take its choices.
+    process measures, and the others take its choices. Pictures of several sizes get that of `initial_shape`, the event
+    shape of the checkpoint that is fine-tuned, or else the recipe's.
 
     Raises:
         ValueError: the budget is for another machine, or the data cannot be loaded.
     """
     names, device = names_given.get(), accelerator.device
     if resumed or (budget is None and (names is None or "network" in names or "init" in names)):
-        return Choices(data, data.load(), network, options, guidance)
+        data, *lines = (data,) if resumed or initial_shape is None else _fit_to_initial(data, initial_shape)
+        return Choices(data, data.load(), network, options, guidance, tuple(lines))
     budget, names = budget or budget_of(device), names or frozenset()
-    data, *lines = _fit_pictures(data, budget)
+    data, *lines = (data,) if initial_shape is None else _fit_to_initial(data, initial_shape)
+    data, *more = _fit_pictures(data, budget)
+    lines += more
     dataset = data.load()
     if options.precision == "auto":  # which the recipe measures
         names -= {"options.precision"}
@@ -128,15 +134,37 @@ def _fit_pictures(source: Source, budget: BudgetName) -> tuple[Any, ...]:
     """The source, its pictures cropped to the budget's size if they are larger or differ, and a line if they are."""
     if not isinstance(source, ImageSource) or source.resolution is not None:
         return (source,)
-    images = source.images()
-    sizes = {(header.height, header.width) for header in images.shapes()}
-    images.close()
+    sizes = _sizes(source)
     if len(sizes) == 1 and max(next(iter(sizes))) <= max_resolution(budget):
         return (source,)
     size = min(max_resolution(budget), min(map(min, sizes)))
     shown = "of several sizes" if len(sizes) > 1 else f"of {'×'.join(map(str, next(iter(sizes))))}"
+    return _resized(source, size), f"--data.resolution {size}, because the pictures are {shown}"
+
+
+def _fit_to_initial(source: Source, shape: Sequence[int]) -> tuple[Any, ...]:
+    """The source, its pictures cropped to the size of the checkpoint's if they differ, and a line if they do."""
+    if not isinstance(source, ImageSource) or source.resolution is not None or len(shape) != 3:
+        return (source,)
+    if len(_sizes(source)) == 1:
+        return (source,)
+    size = parse_size("resolution", (shape[1], shape[2]))
+    shown = size if isinstance(size, int) else "x".join(map(str, size))
+    why = "that of init, because the pictures are of several sizes"
+    return _resized(source, size), f"--data.resolution {shown}, {why}"
+
+
+def _sizes(source: ImageSource) -> set[tuple[int, int]]:
+    """The heights and widths of the pictures as they are stored."""
+    images = source.images()
+    sizes = {(header.height, header.width) for header in images.shapes()}
+    images.close()
+    return sizes
+
+
+def _resized(source: ImageSource, size: Size) -> ImageSource:
     resized: ImageSource = replace(source, resolution=size)  # type: ignore[call-arg]  # a field of all its classes
-    return resized, f"--data.resolution {size}, because the pictures are {shown}"
+    return resized
 
 
 def _typed(settings: Mapping[str, Any]) -> str:

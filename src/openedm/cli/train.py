@@ -71,7 +71,8 @@ def train(
             conditions; samples are in the units of the data all the same. False for data that already are. A run that
             is resumed goes on as it began.
         init: start from the averaged weights of this checkpoint or run (fine-tuning): --init runs/first. Network and
-            preconditioning are then those of the checkpoint, unless given; the units of the data are measured anew.
+            preconditioning are then those of the checkpoint, unless given, and pictures of several sizes get its size
+            unless data.resolution is given; the units of the data are measured anew.
         resume: continue from the newest checkpoint in the run folder, if there is one. The options are then those of
             the run, unless given: --options.images, learning_rate, rampup, schedule, clip_norm, label_dropout,
             precision, average.half_life and --objective.noise may change in the middle, which is printed; other
@@ -100,7 +101,10 @@ def train(
     run = Path(out)
     earlier = check_run_folder(run, tracker, resume=resume)
     accelerator = make_accelerator(tracker=None if tracker == "none" else tracker, folder=run)
-    chosen = choose(budget, data, network, objective, options, sampler, guidance, accelerator, conditional, earlier)
+    shape = None if earlier or init is None or init.path is None else read_model(find_checkpoint(init.path)).event_shape
+    chosen = choose(
+        budget, data, network, objective, options, sampler, guidance, accelerator, conditional, earlier, shape
+    )
     dataset, network, options, guidance = chosen.dataset, chosen.network, chosen.options, chosen.guidance
     values |= {"data": chosen.data, "network": network, "options": options, "guidance": guidance}
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise

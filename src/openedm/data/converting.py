@@ -16,6 +16,7 @@ import torch
 
 from openedm.data.arrays import Arrays
 from openedm.data.dataset import Source
+from openedm.data.decoding import warn_of_animations
 from openedm.data.encoded import EncodedImages
 from openedm.data.folder import FolderImages, ImageFolder
 from openedm.data.forms import Crop, Form, Resize, Size
@@ -201,6 +202,7 @@ def convert(
     }
     settings |= {} if condition_resize == "bicubic" else {"condition_resize": condition_resize}
     shards: list[Shard] = []
+    animations: list[str] = []
 
     def report(done: int, dropped: int = 0) -> None:
         show("images", done, len(images), dropped=dropped + sum(len(shard.dropped) for shard in shards))
@@ -217,8 +219,10 @@ def convert(
                 first = next((shard for shard in shards if shard.keys), None)
                 writer = ShardWriter(images, form, damaged, Shard(f"shard-{number:06d}.tar"), first, condition_resize)
                 shard = writer.write(out, chosen, pool, report)
+                animations += sorted(writer.animations)
             shards.append(shard)
             report(chosen.stop)
+        warn_of_animations(animations)
         return _finish(out, images, form, shards, about or {})
 
 

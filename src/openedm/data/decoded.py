@@ -17,7 +17,7 @@ from torch import Tensor
 
 from openedm.conditions import pack
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_index
-from openedm.data.decoding import Header, as_array, decode_picture, to_tensor
+from openedm.data.decoding import Header, as_array, decode_picture, to_tensor, warn_of_animations
 from openedm.data.deep import AnyPixels
 from openedm.data.forms import Crop, Resize, Size, as_size, crop_to, parse_size, sides
 from openedm.data.memory import InMemory, Pairs
@@ -118,7 +118,7 @@ def _common_header(
     The type is the one with the most values, to which the others are converted without loss.
     """
     first: Header | None = None
-    dtype = ""
+    dtype, animations = "", []
     for index, found in enumerate(images.shapes()):
         shape = Header(channels or found.channels, *(size or found[1:3]), found.dtype)
         name = images.describe(index)
@@ -131,7 +131,10 @@ def _common_header(
         if shape[:3] != first[:3]:
             raise ValueError(f"{name} {_difference(shape, first, images.name(0))}")
         dtype = common_type(dtype or found.dtype, found.dtype, name, images.name(0))
+        if found.animated:
+            animations.append(name)
     assert first is not None
+    warn_of_animations(animations)
     if size is not None and dtype == "bool":
         dtype = "uint8"  # resizing makes grey
     return first._replace(dtype=dtype)
@@ -142,7 +145,8 @@ def _difference(shape: Sequence[int | str], first: Sequence[int | str], name: st
         sizes = f"is {shape[1]}×{shape[2]}, but {name} is {first[1]}×{first[2]}"
         crop = "give resolution=64 (--data.resolution 64), or 64x96 for another height than width, to crop and resize"
         return f"{sizes}: {crop} all images"
-    return f"has {shape[0]} channels, but {name} has {first[0]}: give channels= to convert all images"
+    convert = "give channels=3 (--data.channels 3), or 1 or 4, to convert"
+    return f"has {shape[0]} channels, but {name} has {first[0]}: {convert} all images"
 
 
 class _DecodedImages(Dataset):

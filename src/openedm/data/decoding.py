@@ -4,9 +4,11 @@ Pillow decodes bytes, bool and grey of 16 bits; `deep` the rest. This module add
 and errors that name the image.
 """
 
+import io
 import struct
+import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from io import BufferedIOBase
 from typing import IO, TYPE_CHECKING, NamedTuple, cast
@@ -28,8 +30,10 @@ __all__ = [
     "as_pixels",
     "decode_picture",
     "decode_upright",
+    "is_animation",
     "read_header",
     "to_tensor",
+    "warn_of_animations",
 ]
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".pgm", ".png", ".ppm", ".tif", ".tiff", ".webp")
@@ -41,6 +45,7 @@ _FORMATS_WITH_ORIENTATION = (
     "MPO",
     "WEBP",
 )  # Pillow rotates TIFF itself, and reads the orientation of a PNG only when decoding
+_ANIMATED_FORMATS = ("GIF", "PNG", "WEBP")
 _MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 _DECODING_ERRORS = (OSError, SyntaxError, ValueError, EOFError, IndexError, struct.error, zlib.error)
 _DEEP = "deep"
@@ -54,12 +59,14 @@ class Header(NamedTuple):
         channels: 1 for grey, 4 for an image with transparency, else 3; any number for TIFF.
         height, width: with the stored orientation applied.
         dtype: "bool", "uint8" or "uint16"; "int32" or "float32", which require a range.
+        animated: whether it is an animation, whose first frame is decoded.
     """
 
     channels: int
     height: int
     width: int
     dtype: str = "uint8"
+    animated: bool = False
 
 
 def read_header(file: BufferedIOBase, name: str) -> Header:
@@ -74,7 +81,7 @@ def read_header(file: BufferedIOBase, name: str) -> Header:
             # The stored orientation may exchange height and width.
             rotated = image.format in _FORMATS_WITH_ORIENTATION and image.getexif().get(_ORIENTATION, 1) >= 5
             width, height = image.size[::-1] if rotated else image.size
-            return Header(_num_channels(image), height, width, dtype)
+            return Header(_num_channels(image), height, width, dtype, _is_animated(image))
         if image is not None and image.format == "PNG":
             return Header(3 if image.mode == "RGB" else 4, image.height, image.width, "uint16")
     file.seek(0)
@@ -194,6 +201,26 @@ def _dtype_of_tiff(image: "Image", name: str) -> str:
         deep = {"F": "float32", "I": "int32"}
         return "uint16" if image.mode.startswith("I;16") else deep.get(image.mode, _DEEP)
     return "bool" if image.mode == "1" else "uint8"
+
+
+def is_animation(content: bytes, name: str) -> bool:
+    """Whether an encoded image is an animation; ValueError if it cannot be opened."""
+    with _open_image(io.BytesIO(content), name) as image:
+        return image is not None and _is_animated(image)
+
+
+def warn_of_animations(names: Sequence[str]) -> None:
+    """Warn of animations, of which the first frame alone is used, if there are any."""
+    if names:
+        warnings.warn(
+            f"{len(names)} pictures are animations, of which the first frame is used, such as {names[0]}: save each "
+            "frame as a file to use all",
+            stacklevel=3,
+        )
+
+
+def _is_animated(image: "Image") -> bool:
+    return image.format in _ANIMATED_FORMATS and getattr(image, "is_animated", False)
 
 
 def _num_pages(image: "Image") -> int:

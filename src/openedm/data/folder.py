@@ -25,6 +25,7 @@ __all__ = ["FolderImages", "ImageFolder"]
 
 _JSON = "dataset.json"
 _OTHER_PICTURES = (".avif", ".exr", ".heic", ".heif", ".jfif", ".jp2", ".jpe", ".jxl", ".pbm", ".pnm", ".psd", ".tga")
+_TABLES = (".csv", ".tsv", ".xlsx")
 _SPLITS = {"train", "training", "val", "valid", "validation", "test", "testing", "dev"}
 _FEW = 0.1
 """The share of images outside of sub-folders up to which these are most likely meant as classes."""
@@ -125,6 +126,13 @@ class FolderImages(EncodedImages):
             self._num_classes = listing.num_classes
         elif labels in ("auto", "folders"):
             self._label_from_folders(required=labels == "folders")
+            tables = [name for name in sizes if name.lower().endswith(_TABLES)]
+            if self.labels is None and tables:
+                warnings.warn(
+                    f"{tables[0]} in {path!r} is not read: classes are sub-folders, or in a {_JSON} as "
+                    '{"labels": [["file", class], ...]}',
+                    stacklevel=2,
+                )
         if condition is None and listing is not None:
             self.conditions = listing.conditions
         elif condition is not None and condition != "none":
@@ -176,6 +184,12 @@ class FolderImages(EncodedImages):
                     "as the path, or labels='none'",
                     stacklevel=3,
                 )
+            if without := sorted(self._folders(common) - set(self.class_names)):
+                warnings.warn(
+                    f"{', '.join(map(repr, without))} in {self._archive.path!r} have no images that are read, and are "
+                    "no classes",
+                    stacklevel=3,
+                )
             number = {folder: i for i, folder in enumerate(self.class_names)}
             self.labels = np.array([number[folder] for folder in folders], dtype=np.int64)
         elif required:
@@ -188,6 +202,15 @@ class FolderImages(EncodedImages):
                 "labels='none'",
                 stacklevel=3,
             )
+
+    def _folders(self, common: str) -> set[str]:
+        """The names of all folders in `common`, with images and without; hidden ones are left out."""
+        start = f"{common}/" if common else ""
+        inside = [name[len(start) :] for name in self._archive.sizes() if name.startswith(start)]
+        found = {name.partition("/")[0] for name in inside if "/" in name}
+        folder = Path(self._archive.path, common)
+        found |= {path.name for path in folder.iterdir() if path.is_dir()} if folder.is_dir() else set()
+        return {name for name in found if not name.startswith((".", "__MACOSX"))}
 
 
 class _Partners(EncodedImages):

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from openedm.data.decoding import as_array, decode_picture, decode_upright
+from openedm.data.decoding import as_array, decode_picture, decode_upright, is_animation
 from openedm.data.encoded import EncodedImages
 from openedm.data.forms import Form, Resize, as_size, resize_to
 from openedm.data.stored import FULL_RANGE_TYPES
@@ -60,7 +60,11 @@ class _Result:
 
 @dataclass
 class ShardWriter:
-    """Writes one shard; `first` is the first shard of the set that has images, whose shape all others must have."""
+    """Writes one shard; `first` is the first shard of the set that has images, whose shape all others must have.
+
+    Attributes:
+        animations: the images that are animations, of which the first frame is written.
+    """
 
     images: EncodedImages
     form: Form
@@ -69,6 +73,7 @@ class ShardWriter:
     first: Shard | None
     resize: Resize = "bicubic"
     channels: int = 0
+    animations: list[str] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         partners = self.images.condition_images
@@ -109,6 +114,8 @@ class ShardWriter:
             name = self.images.describe(index)
             picture = self._decode(content[0], name, self.form.channels)
             found = self._result(self.form.apply(picture), name)
+            if is_animation(content[0], name):
+                self.animations.append(name)
             if partners is None or content[1] is None:
                 return found
             name = partners.describe(index)
@@ -131,7 +138,7 @@ class ShardWriter:
 
     def _drop(self, index: int, error: ValueError) -> None:
         if self.damaged == "refuse":
-            raise ValueError(f"{error}; damaged='drop' leaves such images out") from error
+            raise ValueError(f"{error}; damaged='drop' (--damaged drop) leaves such images out") from error
         self.shard.dropped.append({"name": self.images.name(index), "reason": str(error)})
 
     def _add(self, archive: tarfile.TarFile, index: int, result: _Result) -> None:

@@ -18,6 +18,10 @@ from openedm.training.checkpoints import find_checkpoint, read_model, read_weigh
 
 __all__ = ["Initial", "as_initial", "check_teacher", "load_initial"]
 
+AUGMENTATION = "embedding.augment"
+"""How the names of the parameters begin that embed the labels of augmentation. The labels of images as they are, zeros,
+add nothing: without augmentation, a network is the same without these parameters."""
+
 
 @dataclass(frozen=True)
 class Initial(Choice):
@@ -117,6 +121,8 @@ def _check_numbers(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 def _copy(network: nn.Module, tensors: Mapping[str, Tensor], origin: str, mismatch: str) -> list[str]:
     """Copy what fits; the names of the parameters that do not, with `mismatch` "new"."""
     expected = network.state_dict()
+    if not any(name.startswith(AUGMENTATION) for name in expected):
+        tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(AUGMENTATION)}
     _check_numbers(expected, tensors, origin)
     fits = {name: t for name, t in tensors.items() if name in expected and t.shape == expected[name].shape}
     missing = sorted(expected.keys() - fits.keys())
