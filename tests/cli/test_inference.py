@@ -14,6 +14,7 @@ from openedm.cli import main as module
 from openedm.cli.arguments import function_of, numbers_of
 from openedm.cli.inference import COMMANDS
 from openedm.cli.inference.arguments import settings_of, tasks_of
+from openedm.cli.inference.check import _Called as Called
 from openedm.cli.inference.fit import fit as command
 from openedm.cli.parsing import options_of, parse
 from openedm.cli.terminal import Bars, table
@@ -22,7 +23,9 @@ from openedm.ground.storage import replace_nonfinite
 from openedm.inference import Box, DenoiserPosterior, Settings, Store, calibrate, fit, load, simulate, tasks
 from openedm.inference import benchmark as library
 from openedm.inference.benchmark import FRESH
+from openedm.inference.calling import Call
 from openedm.inference.local_checks import LocalTest
+from openedm.inference.results import Form
 from openedm.levels import Karras
 from openedm.metrics import c2st
 from openedm.networks import MLP, ConditionalEnsemble
@@ -593,6 +596,12 @@ def test_check_tests_fresh_simulations_and_writes_all_numbers_and_a_figure(opene
     assert found["local_c2st"] == {"p_value": 0.5, "statistic": 0.03, "simulations": count}
     with Image.open(tmp_path / "predictions.png") as image:
         assert image.size[0] > 100
+
+
+def test_check_simulates_in_the_number_format_of_the_parameters():
+    days = 2.46e6 + 0.01 * torch.rand(12, 1, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    called = Called(Call(lambda theta: theta + 0.001, False, "torch"), Form((1,)))
+    assert torch.equal(called(days, 0), days + 0.001)
 
 
 def test_check_refuses_before_it_works(openedm, made, tmp_path, monkeypatch):

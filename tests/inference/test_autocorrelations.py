@@ -55,6 +55,15 @@ def test_a_series_without_any_noise_has_finite_features():
     assert bool(autocorrelations(torch.full((2, 9), 7.0)).isfinite().all())
 
 
+def test_series_that_lie_at_a_limit_all_along_do_not_end_a_fit():
+    theta, x = autoregression(300)
+    censored = (x + 5 * theta[:, :1]).clamp(max=1.0)
+    assert bool((censored == 1.0).all(1).any())
+    features = DataMap.of(censored, tuple(range(20))).correlated(censored)
+    assert bool(features.forward(censored).isfinite().all())
+    tell_more(prepared(theta, censored))
+
+
 def test_they_are_tried_for_autoregression_and_not_for_a_curve_in_noise_or_for_noise_alone():
     theta, x = autoregression(600)
     assert tell_more(prepared(theta, x))

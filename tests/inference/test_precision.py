@@ -5,10 +5,11 @@ from functools import cache
 
 import pytest
 import torch
+from pyarrow import parquet
 from torch import Tensor
 
 from fitted import TINY
-from openedm.inference import Box, Joint, Normal, fit, fit_joint, load, simulate
+from openedm.inference import Box, Joint, Normal, Simulations, Store, fit, fit_joint, load, simulate
 from openedm.inference.arrays import as_tensor
 from openedm.inference.composite import Truncated
 from openedm.inference.maps import Coordinates
@@ -109,9 +110,33 @@ def test_coarse_float32_is_warned_of_and_whole_numbers_are_not_coarse() -> None:
         fit(THETA, torch.cat([X, 1e6 + X[:, :1] + X[:, 1:]], 1).float(), settings=PLAIN)
 
 
-def test_a_simulation_that_float32_cannot_hold_is_refused_before_any_runs() -> None:
-    with pytest.raises(ValueError, match="prior must have draws within the range of float32"):
-        simulate(lambda theta: theta, Box([1e43], [1e45]), 10)
+@pytest.mark.parametrize(("offset", "unit"), [(2.46e6, 0.01), (0.0, 1e44), (0.0, 1e-60)])
+def test_simulations_and_stores_keep_what_float32_would_lose(offset: float, unit: float, tmp_path) -> None:
+    prior = Box([offset - unit] * 2, [offset + unit] * 2)
+
+    def simulator(theta: Tensor, seed: int) -> Tensor:
+        assert theta.dtype == torch.float64
+        return theta + 0.1 * unit * torch.rand(2, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+    found = simulate(simulator, prior, 120, seed=3)
+    plain = simulate(lambda theta: theta.double() / 3, Box([-1.0] * 2, [1.0] * 2), 120, seed=3)
+    assert found.theta.dtype == found.x.dtype == torch.float64
+    assert plain.theta.dtype == plain.x.dtype == torch.float32  # nothing is lost
+    torch.testing.assert_close((found.theta - offset) / unit, plain.theta.double(), rtol=0, atol=2e-6)
+    assert bool(((found.x - found.theta) / unit < 0.1 + 1e-6).all())
+    for number in (5, 120):  # of which the first show no spread
+        stored = simulate(simulator, prior, number, seed=3, store=tmp_path / "store")
+    assert torch.equal(stored.x, found.x)
+    assert torch.equal(Store(tmp_path / "store").load().theta, found.theta)
+    assert Simulations.of(found.theta, found.x, prior).x.dtype == torch.float64
+    assert fit(found, settings=PLAIN).sample(found.x[0], 5).dtype == torch.float64
+
+
+def test_stores_keep_float32_where_it_is_exact(tmp_path) -> None:
+    simulate(lambda theta: theta.double().float().double(), Box([0.0], [1.0]), 20, store=tmp_path / "store")
+    (part,) = (tmp_path / "store").glob("part-*.parquet")
+    table = parquet.read_table(part)
+    assert [str(table[name].type.value_type) for name in ("theta", "x")] == ["float", "float"]
 
 
 def test_large_integers_keep_all_digits() -> None:

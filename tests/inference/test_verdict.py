@@ -151,6 +151,8 @@ def test_predictions_unlike_the_observation_have_a_low_p_value():
     draws = torch.randn(400, 3, generator=GENERATOR)
     assert predicted(draws, torch.tensor([0.1, -0.5, 0.3])) > 0.05
     assert predicted(draws, torch.tensor([0.1, -9.0, 0.3])) < 0.01
+    days = 2.46e6 + 0.001 * torch.cat([draws, torch.tensor([[0.1, -0.5, 0.3]])]).double()  # all alike in float32
+    assert predicted(days[:-1], days[-1]) > 0.05
     with pytest.raises(ValueError, match="at least 200 data that are finite, got 0 of 400"):
         predicted(draws * math.nan, torch.zeros(3))
     with pytest.raises(ValueError, match=r"simulator must give \(400, 2\), got \(400, 3\)"):

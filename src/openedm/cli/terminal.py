@@ -1,5 +1,6 @@
 """Progress bars and tables on the terminal, and signals that stop a run."""
 
+import math
 import signal
 import sys
 import threading
@@ -79,6 +80,17 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
         for row in (header, *rows)
     ]
     return "\n".join(line.rstrip() for line in lines)
+
+
+def distinct(value: float, spread: float) -> str:
+    """A number in four digits, or as many more as show three of its spread.
+
+    >>> distinct(0.123456, 0.1), distinct(2460000.00412, 0.0006), distinct(2460000.0, 100.0)
+    ('0.1235', '2460000.00412', '2460000')
+    """
+    if not (math.isfinite(value) and 0 < spread < abs(value)):
+        return f"{value:.4g}"
+    return f"{value:.{min(17, max(4, math.floor(math.log10(abs(value))) - math.floor(math.log10(spread)) + 2))}g}"
 
 
 def rows(values: Mapping[str, str]) -> str:

@@ -42,7 +42,7 @@ def predicted(data: Float[Tensor, "draws ..."], x: Float[Tensor, "..."]) -> floa
     Raises:
         ValueError: data of another shape, or fewer than 200 that are finite.
     """
-    data = data.cpu().float()
+    data = data.cpu().double()
     if data.shape[1:] != x.shape:
         raise ValueError(f"simulator must give {(len(data), *x.shape)}, got {tuple(data.shape)}")
     absent = x.cpu().isnan()
@@ -52,7 +52,7 @@ def predicted(data: Float[Tensor, "draws ..."], x: Float[Tensor, "..."]) -> floa
             f"simulator must give at least {FEWEST} data that are finite, got {len(finite)} of {len(data)}"
         )
     flat, half = finite.flatten(1), len(finite) // 2
-    observed = x.cpu().float().masked_fill(absent, 0.0).flatten()[None]
+    observed = x.cpu().double().masked_fill(absent, 0.0).flatten()[None]
     return Reference.of(flat[:half], flat[half:], vectors=True, own=False)(observed)[0].p_value
 
 

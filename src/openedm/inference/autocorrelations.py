@@ -35,7 +35,9 @@ def autocorrelations(x: Float[Tensor, "*batch columns"], lags: int = LAGS) -> Fl
     mean = x.mean(-1, keepdim=True)
     rest, columns = x - mean, x.shape[-1]
     variance = rest.square().mean(-1, keepdim=True)
-    variance = variance.clamp_min(torch.finfo(torch.float64).tiny)
+    # Of a series that is constant, as at a detector's limit, √v counts as the rounding error of its mean.
+    numbers = torch.finfo(torch.float64)
+    variance = torch.maximum(variance, (numbers.eps * mean).square()).clamp_min(numbers.tiny)
     alike = [(rest[..., k:] * rest[..., : columns - k]).mean(-1, keepdim=True) / variance for k in range(1, lags + 1)]
     size = variance.sqrt()
     return torch.cat([mean, variance.log(), mean / size, *alike, rest[..., :1] / size, rest[..., -1:] / size], -1)

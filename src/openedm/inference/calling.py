@@ -29,7 +29,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float32, Int64
+from jaxtyping import Float, Int64
 from joblib import Parallel, delayed, effective_n_jobs
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from joblib.parallel import get_active_backend
@@ -56,7 +56,7 @@ class Chunk:
     """Simulations to be run together: indices (b,), parameters (b, d) and seeds (b,)."""
 
     index: Int64[ndarray, "b"]
-    theta: Float32[ndarray, "b d"]
+    theta: Float[ndarray, "b d"]
     seeds: Int64[ndarray, "b"]
 
     def __len__(self) -> int:
@@ -77,7 +77,7 @@ class Chunk:
         return Failure(int(self.index[row]), theta, int(self.seeds[row]), text)
 
     def simulated(
-        self, x: Float32[ndarray, "b *x_shape"], failures: Sequence[Failure] = (), kinds: Kinds | None = None
+        self, x: Float[ndarray, "b *x_shape"], failures: Sequence[Failure] = (), kinds: Kinds | None = None
     ) -> Simulations:
         """The chunk with its results, and simulations that failed beside them."""
         # Copies: what joblib hands to a process may be mapped from a file and read-only.
@@ -113,7 +113,7 @@ class Call:
     Args:
         simulator: the callable.
         batched: whether it takes many θ at once.
-        arrays: what θ is given as: "torch", a float32 tensor, or "numpy", a float64 array.
+        arrays: what θ is given as: "torch", a tensor in the number format of the prior, or "numpy", a float64 array.
 
     Attributes:
         seeding: which argument takes the seed; "global" where there is none.
@@ -177,7 +177,7 @@ class Call:
     def _one_by_one(self, chunk: Chunk, form: Form | None) -> tuple[Simulations, bool]:
         """The results and failures, and whether KeyboardInterrupt came."""
         rows: list[int] = []
-        results: list[Float32[ndarray, "*x_shape"]] = []
+        results: list[Float[ndarray, "*x_shape"]] = []
         failures: list[Failure] = []
         interrupted = False
         for i, single in enumerate(chunk.singles()):
@@ -198,7 +198,7 @@ class Call:
             return chunk.failed(failures), interrupted
         return chunk.rows(rows).simulated(np.stack(results), failures, form.kinds), interrupted
 
-    def _results(self, chunk: Chunk) -> tuple[Float32[ndarray, "b *x_shape"], Form]:
+    def _results(self, chunk: Chunk) -> tuple[Float[ndarray, "b *x_shape"], Form]:
         """The result of each row, by one call, and their form; unless `batched`, of the only row."""
         theta = chunk.theta if self.batched else chunk.theta[0]
         given = torch.from_numpy(theta.copy()) if self.arrays == "torch" else theta.astype(np.float64)

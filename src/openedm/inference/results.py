@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32
+from jaxtyping import Float
 from numpy import ndarray
 from torch import Tensor
 
@@ -59,8 +59,10 @@ class Form(NamedTuple):
         return f"{{{', '.join(f'{name}: {shape}' for name, shape in self.kinds)}}}"
 
 
-def as_rows_of_numbers(x: Any, rows: int | None) -> tuple[Float32[ndarray, "rows *x_shape"], Form]:
-    """What a simulator returned, as float32, one row a simulation, and its form; NaN and infinities stay.
+def as_rows_of_numbers(x: Any, rows: int | None) -> tuple[Float[ndarray, "rows *x_shape"], Form]:
+    """What a simulator returned, one row a simulation, and its form; NaN and infinities stay.
+
+    Numbers are float32 where that is exact, else float64: what is lost by rounding shows in many simulations alone.
 
     Args:
         x: an array, or a mapping from names to arrays.
@@ -78,20 +80,25 @@ def as_rows_of_numbers(x: Any, rows: int | None) -> tuple[Float32[ndarray, "rows
     return np.concatenate([part.reshape(len(part), -1) for part in parts.values()], 1), form
 
 
-def _rows(name: str, x: Any, rows: int | None) -> Float32[ndarray, "rows *x_shape"]:
+def _rows(name: str, x: Any, rows: int | None) -> Float[ndarray, "rows *x_shape"]:
     what = f"simulator must return {f'x{name} as ' if name else ''}"
     if isinstance(x, Tensor):
         x = x.detach().cpu()
-        x = x.float().numpy() if x.is_floating_point() else x.numpy()
+        x = (x.float() if x.is_floating_point() and x.dtype != torch.float64 else x).numpy()
     array = as_array(x) if np.ma.is_masked(x) else np.asarray(x)
     if array.dtype.kind not in "fiub":
         raise TypeError(f"{what}real numbers, got {type(x).__name__} of dtype {array.dtype}")
     if array.size == 0:
         raise ValueError(f"{what}at least one number, got shape {array.shape}")
-    with np.errstate(over="ignore"):
-        array = array.astype(np.float32)
+    array = _exact(array)
     if rows is None:
         array = array[None]
     elif array.ndim == 0 or len(array) != rows:
         raise ValueError(f"{what}one row for each of the {rows} rows of theta (batched=True), got shape {array.shape}")
     return array if array.ndim > 1 else array[:, None]
+
+
+def _exact(array: ndarray) -> Float[ndarray, "..."]:
+    with np.errstate(over="ignore", under="ignore"):
+        single = array.astype(np.float32)
+    return single if np.array_equal(single, array, equal_nan=True) else array.astype(np.float64)

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from numpy import ndarray
 from torch import Tensor
 
@@ -81,7 +81,8 @@ def simulate(
 
     Args:
         simulator: `simulator(theta (d,)) -> x (*x_shape)`, or with `batched` `simulator(theta (b, d)) -> x
-            (b, *x_shape)`; x is a tensor, an array or a list, and is kept as float32; a number counts as shape (1,).
+            (b, *x_shape)`; x is a tensor, an array or a list; a number counts as shape (1,). It is kept as float32,
+            or, where it comes in float64 and float32 would lose what a column tells (a date, say), as float64.
             Of several kinds of data at once, x is a mapping from names to vectors, series or images; `Simulations.x`
             holds the numbers of all in a row, and `fit` takes them apart.
         prior: what `as_prior` takes: a Prior, a torch distribution, a list of them, or a pair (low, high).
@@ -94,7 +95,8 @@ def simulate(
             a simulator that kills its process ends this one; with a store, what was simulated before is kept, and the
             same call then runs the simulations in question in processes of their own, and reports which one it was.
             loky (joblib's own), Dask and Ray report processes that die; "multiprocessing" does not.
-        arrays: "torch", θ is a float32 tensor for the simulator; "numpy", a float64 array of the same values.
+        arrays: "torch", θ is a tensor for the simulator, float32, or float64 where float32 would not tell draws of the
+            prior apart; "numpy", a float64 array of the same values.
         store: a folder for the simulations, or a `Store`.
         retry_failures: whether to run simulations again that failed according to the store.
         on_error: "report" failures, or "raise" at the first.
@@ -137,19 +139,16 @@ def simulate(
     return replace(results.simulations(), prior=prior)
 
 
-def parameters(prior: Prior, n: int, seed: int) -> Float32[ndarray, "n d"]:
-    """θ_0 … θ_{n−1}; the first of them are the same for every n.
+def parameters(prior: Prior, n: int, seed: int) -> Float[ndarray, "n d"]:
+    """θ_0 … θ_{n−1} in the prior's number format; the first of them are the same for every n.
 
     Raises:
-        ValueError: float32 cannot hold them.
+        ValueError: they are not finite.
     """
     blocks = [prior.sample(BLOCK, derive_seed(seed, PARAMETERS, k)) for k in range(math.ceil(n / BLOCK))]
-    found = torch.cat(blocks)[:n].float()
+    found = torch.cat(blocks)[:n]
     if not bool(found.isfinite().all()):
-        raise ValueError(
-            "prior must have draws within the range of float32, in which simulations are kept, 1e-38 to 3e38: change "
-            "the units, or simulate yourself and give float64 tensors to fit"
-        )
+        raise ValueError(f"prior must have finite draws, got {found[~found.isfinite()][0]}")
     return found.numpy()
 
 
@@ -168,7 +167,7 @@ def data_for(simulator: Simulator, theta: Float[Tensor, "n d"], seed: int, batch
         TypeError: it cannot be called so.
     """
     if not batched:
-        chunk = Chunk(np.arange(len(theta)), theta.float().numpy(), simulation_seeds(len(theta), seed))
+        chunk = Chunk(np.arange(len(theta)), theta.numpy(), simulation_seeds(len(theta), seed))
         found = Call(simulator, False, "torch").run(chunk, None).simulations
         if found.failures:
             raise RuntimeError(f"simulator failed for {len(found.failures)} of {len(theta)}: {found.failures[0].error}")
@@ -342,4 +341,4 @@ class _Results:
         if self._done == 0:
             failures = self._store.failures(self._n) if self._store else Simulations.joined(self._parts).failures
             raise RuntimeError(f"none of {self._n} simulations gave a result; {min(failures)}")
-        return Simulations.joined(self._parts) if self._store is None else self._store.load(self._n)
+        return Simulations.joined(self._parts).rounded() if self._store is None else self._store.load(self._n)

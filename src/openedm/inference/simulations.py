@@ -10,8 +10,9 @@ ever grows.
 | failures-…-<digest>.parquet | index, seed, theta, error: simulations that failed |
 | running.json | the simulations that run in the process that writes, until they are done |
 
-Files are immutable and appear complete or not at all: each is written under a hidden name, flushed to the disk and
-renamed. Any parquet reader can read them. The run that writes holds the folder's lock (`openedm.ground.locks`).
+Numbers are float32 where that is exact, else float64. Files are immutable and appear complete or not at all: each is
+written under a hidden name, flushed to the disk and renamed. Any parquet reader can read them. The run that writes
+holds the folder's lock (`openedm.ground.locks`).
 """
 
 import itertools
@@ -28,14 +29,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float32, Int64
+from jaxtyping import Float, Int64
 from numpy import ndarray
 from torch import Tensor
 
 from openedm.ground.digests import check_digest
 from openedm.ground.locks import locked_folder
 from openedm.ground.storage import check_folders, read_json, remove_remains, replacing, write_json
+from openedm.inference.arrays import as_rows
 from openedm.inference.composite import prior_from_config
+from openedm.inference.precision import as_precise_as_needed
 from openedm.inference.priors import Prior
 from openedm.inference.results import Form, Kinds
 from openedm.networks import JoinedSummary
@@ -73,8 +76,8 @@ class Simulations:
     """Parameters, the data that were simulated with them, and the simulations that failed.
 
     Attributes:
-        theta: (n, d).
-        x: (n, *x_shape); NaN and infinities as the simulator returned them.
+        theta: (n, d), float32, or float64 where that would lose what a column tells.
+        x: (n, *x_shape), likewise; NaN and infinities as the simulator returned them.
         index: (n,), ascending: the number of the simulation in each row.
         seeds: (n,), of each; −1 where they are not known.
         failures: the simulations that gave no result, in the order of their indices.
@@ -83,8 +86,8 @@ class Simulations:
             of all, one kind after the other. None for one kind.
     """
 
-    theta: Float32[Tensor, "n d"]
-    x: Float32[Tensor, "n *x_shape"]
+    theta: Float[Tensor, "n d"]
+    x: Float[Tensor, "n *x_shape"]
     index: Int64[Tensor, " n"]
     seeds: Int64[Tensor, " n"]
     failures: tuple[Failure, ...] = ()
@@ -115,7 +118,7 @@ class Simulations:
         if isinstance(x, Mapping):
             joined = JoinedSummary.of(x)
             x, kinds = joined.flatten(x), tuple(zip(joined.names, joined.shapes, strict=True))
-        theta, x = (v.float()[:, None] if v.ndim == 1 else v.float() for v in (theta, x))
+        theta, x = (as_precise_as_needed(as_rows(name, v)) for name, v in (("theta", theta), ("x", x)))
         return cls(theta, x, torch.arange(n), torch.full((n,), -1), prior=prior, kinds=kinds)
 
     @classmethod
@@ -128,6 +131,10 @@ class Simulations:
         )
         order = torch.from_numpy(np.argsort(index.numpy()))
         return cls(theta[order], x[order], index[order], seeds[order], failures, parts[0].prior, full[0].kinds)
+
+    def rounded(self) -> "Simulations":
+        """The same with float32 numbers wherever these lose nothing."""
+        return replace(self, theta=as_precise_as_needed(self.theta), x=as_precise_as_needed(self.x))
 
     @property
     def form(self) -> Form:
@@ -246,11 +253,13 @@ class Store:
             kept = np.flatnonzero(np.isin(found, index))
             rows = np.searchsorted(index, found[kept])
             seeds[rows] = table["seed"].to_numpy()[kept]
-            theta[rows] = _unpack(table["theta"], manifest.dim)[kept]
-            x[rows] = _unpack(table["x"], x[0].size)[kept].reshape(-1, *manifest.x_shape)
+            found_theta, found_x = _unpack(table["theta"], manifest.dim), _unpack(table["x"], x[0].size)
+            theta, x = _with_room_for(theta, found_theta), _with_room_for(x, found_x)
+            theta[rows] = found_theta[kept]
+            x[rows] = found_x[kept].reshape(-1, *manifest.x_shape)
         read = slice(None) if seeds.min() >= 0 else seeds >= 0  # without files that were damaged in the middle
         rows, draws, numbers, streams = (torch.from_numpy(a[read]) for a in (theta, x, index, seeds))
-        return Simulations(rows, draws, numbers, streams, failures, self._prior(manifest), manifest.kinds)
+        return Simulations(rows, draws, numbers, streams, failures, self._prior(manifest), manifest.kinds).rounded()
 
     def done(self, n: int | None = None) -> Int64[ndarray, "k"]:
         """The indices of the simulations that gave a result, ascending.
@@ -316,7 +325,7 @@ class Store:
             columns = {"index": index, "seed": seeds, "theta": _pack(theta), "x": _pack(x.reshape(len(x), -1))}
             self._write("part", columns)
         if failures := simulations.failures:
-            theta = _pack(np.array([f.theta for f in failures], np.float32))
+            theta = _pack(np.array([f.theta for f in failures], np.float64))
             index, seeds, errors = ([getattr(f, name) for f in failures] for name in ("index", "seed", "error"))
             self._write("failures", {"index": index, "seed": seeds, "theta": theta, "error": errors})
 
@@ -408,14 +417,19 @@ def _differences(stored: Any, given: Any, place: str = "prior") -> Iterator[tupl
 _COUNT = itertools.count(1)
 
 
-def _pack(rows: Float32[ndarray, "b k"]) -> Any:
+def _pack(rows: Float[ndarray, "b k"]) -> Any:
     import pyarrow
 
     return pyarrow.FixedSizeListArray.from_arrays(pyarrow.array(rows.reshape(-1)), rows.shape[1])
 
 
-def _unpack(column: Any, width: int) -> Float32[ndarray, "b k"]:
-    return np.asarray(column.combine_chunks().flatten().to_numpy(), np.float32).reshape(-1, width)
+def _unpack(column: Any, width: int) -> Float[ndarray, "b k"]:
+    return np.asarray(column.combine_chunks().flatten().to_numpy()).reshape(-1, width)
+
+
+def _with_room_for(array: Float[ndarray, "rows *of"], found: Float[ndarray, "some k"]) -> Float[ndarray, "rows *of"]:
+    """The array, in float64 if what is written to it is."""
+    return array.astype(np.promote_types(array.dtype, found.dtype), copy=False)
 
 
 def _parquet() -> Any:

@@ -217,7 +217,7 @@ def usable(posterior: DenoiserPosterior, simulations: Simulations) -> Simulation
     if simulations.kinds is not None:
         if form.kinds is None or dict(form.kinds) != dict(simulations.kinds):
             raise ValueError(f"simulations must have x of shape {form}, as the posterior, got {simulations.form}")
-        flat = as_tensor("x", posterior.flat(simulations.data)).float()
+        flat = as_tensor("x", posterior.flat(simulations.data))
         simulations = replace(simulations, x=flat, kinds=form.kinds)
     sizes = simulations.theta.shape[1], tuple(simulations.x.shape[1:])
     if sizes != (posterior.dim, posterior.x_shape):

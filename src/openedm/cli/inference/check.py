@@ -13,7 +13,7 @@ from torch import Tensor
 from openedm.cli.arguments import function_of
 from openedm.cli.inference.arguments import ObservedPosterior, PosteriorOptions, load_observed, simulations_of, usable
 from openedm.cli.parsing import Flat
-from openedm.cli.terminal import table
+from openedm.cli.terminal import distinct, table
 from openedm.ground import checks
 from openedm.ground.storage import new_path, replace_nonfinite, write_json
 from openedm.inference import local_checks
@@ -93,7 +93,13 @@ def check(
         names = names_of_numbers(observed)
         order = found.p_values.argsort(kind="stable")[:5]
         rows = [
-            [names[i], f"{found.observed[i]:.4g}", f"{found.tails[i]:.3f}", f"{found.p_values[i]:.3g}"] for i in order
+            [
+                names[i],
+                distinct(found.observed[i], float(found.draws[:, i].std())),
+                f"{found.tails[i]:.3f}",
+                f"{found.p_values[i]:.3g}",
+            ]
+            for i in order
         ]
         among = "p" if len(names) == 1 else f"p, one of {len(names)}"
         print(table(["furthest out", "observed", "share of draws below", among], rows))
@@ -104,7 +110,7 @@ def check(
             print(f"figure: {drawing}")
     if fresh is not None:
         local = local_checks.local_c2st(
-            observed.posterior, fresh.theta, fresh.x, observed.x.float(), num_trials=num_trials, seed=seed
+            observed.posterior, fresh.theta, fresh.x, observed.x, num_trials=num_trials, seed=seed
         )
         print(f"L-C2ST at x: p = {local.p_value:.3g}, statistic {local.statistic:.3g}, {len(fresh)} simulations")
         numbers["local_c2st"] = {"p_value": local.p_value, "statistic": local.statistic, "simulations": len(fresh)}
@@ -149,11 +155,11 @@ class _Called:
         if self.last is not None and self.last[1] == seed and torch.equal(self.last[0], theta):
             return self.last[2]
         count = len(theta)
-        chunk = Chunk(np.arange(count), theta.cpu().float().numpy(), simulation_seeds(count, seed))
+        chunk = Chunk(np.arange(count), theta.cpu().numpy(), simulation_seeds(count, seed))
         done = self._simulated(chunk.rows(slice(FIRST)))
         if len(chunk) > FIRST:
             done = Simulations.joined([done, self._simulated(chunk.rows(slice(FIRST, None)), few=True)])
-        x = torch.full((count, *self.form.shape), torch.nan)
+        x = torch.full((count, *self.form.shape), torch.nan, dtype=done.x.dtype)
         x[done.index] = done.x
         self.last = theta, seed, x
         return x

@@ -1,5 +1,7 @@
 """`openedm inference map`: the mode of a posterior."""
 
+import torch
+
 from openedm.cli.inference.arguments import PosteriorOptions, load_observed
 from openedm.cli.terminal import table
 
@@ -30,5 +32,8 @@ def map(
     observed = load_observed(posterior, x, device, PosteriorOptions(plain=plain), single="map", together=together)
     mode = observed.given.map(observed.x, num_draws=num_draws, seed=seed)
     density = float(observed.given.log_prob(mode, observed.x))
-    values = [[name, f"{value:.6g}"] for name, value in zip(observed.posterior.names, mode.tolist(), strict=True)]
+    digits = 15 if mode.dtype == torch.float64 else 6  # where float32 would not tell values apart
+    values = [
+        [name, f"{value:.{digits}g}"] for name, value in zip(observed.posterior.names, mode.tolist(), strict=True)
+    ]
     print(table(["parameter", "mode"], [*values, ["log-density", f"{density:.6g}"]]))

@@ -11,7 +11,7 @@ from torch import Tensor
 from openedm.cli.arguments import numbers_of
 from openedm.cli.inference.arguments import ObservedPosterior, PosteriorOptions, load_observed
 from openedm.cli.parsing import Flat
-from openedm.cli.terminal import table
+from openedm.cli.terminal import distinct, table
 from openedm.ground import checks
 from openedm.ground.storage import new_path, write_arrays
 from openedm.inference.likeness import FAR
@@ -108,5 +108,5 @@ def _summary(samples: Float64[np.ndarray, "samples parameters"], names: Sequence
     """Mean, standard deviation and quantiles of each parameter."""
     quantiles = np.quantile(samples, [0.05, 0.5, 0.95], axis=0)
     values = np.stack([samples.mean(0), samples.std(0, ddof=1), *quantiles], 1)
-    lines = [[name, *(f"{v:.4g}" for v in row)] for name, row in zip(names, values, strict=True)]
+    lines = [[name, *(distinct(v, row[1]) for v in row)] for name, row in zip(names, values, strict=True)]
     return table(["parameter", "mean", "std", "5 %", "50 %", "95 %"], lines)
