@@ -85,8 +85,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 def distinct(value: float, spread: float) -> str:
     """A number in four digits, or as many more as show three of its spread.
 
-    >>> distinct(0.123456, 0.1), distinct(2460000.00412, 0.0006), distinct(2460000.0, 100.0)
-    ('0.1235', '2460000.00412', '2460000')
+    >>> distinct(0.123456, 0.1), distinct(2460000.00412, 0.0006), distinct(2460123.0, 100.0)
+    ('0.1235', '2460000.00412', '2.46012e+06')
     """
     if not (math.isfinite(value) and 0 < spread < abs(value)):
         return f"{value:.4g}"
