@@ -47,6 +47,10 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
             {"theta": torch.cat([THETA, 1 - THETA.sum(1, keepdim=True)], 1), "prior": None},
             "dependent, .*: 0, 1, 2; leave",
         ),
+        (
+            {"theta": torch.cat([THETA[:, :1], THETA[:, 1:].clamp_min(0.5)], 1), "prior": None},
+            r"in column 1 one value, 0.5, stands in \d+ of 300 rows, and has no density: fit the rows with it",
+        ),
         ({"names": ["a"]}, "names must be 2 different strings, got"),
         ({"theta": 3 * THETA}, "theta must lie in the prior's support, but"),
         ({"theta": THETA * torch.tensor([1.0, 0.0])}, "these columns are constant: 1"),

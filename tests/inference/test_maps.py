@@ -1,12 +1,16 @@
 """Standardisation: columns go to about N(0, 1) and come back."""
 
+import math
+
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from openedm.ground.choices import from_config, to_config
+from openedm.inference.bijections import Bijection
 from openedm.inference.columns import Columns, is_count
+from openedm.inference.maps import ParameterMap
 from openedm.inference.prepare import constant_columns, duplicated_columns
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -49,6 +53,15 @@ def test_the_log_determinant_is_that_of_the_jacobian(seed: int) -> None:
 def test_warps_can_be_forbidden_and_constant_columns_stay_finite() -> None:
     assert Columns.of(rows("log"), warp=False).kinds == ("identity",)
     assert Columns.of(torch.ones(5, 1)).forward(torch.ones(2, 1)).tolist() == [[0.0], [0.0]]
+
+
+def test_an_emulator_gets_logarithms_of_parameters_between_ends_of_different_orders() -> None:
+    share = torch.rand(500, 1, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    theta = torch.cat([10.0 ** (8 * share - 4), share, 10.0 ** (8 * share - 4), 10.0 ** (8 * share - 4)], 1)
+    bounds = Bijection([1e-4, 0.0, -1.0, -math.inf], [1e4, 1.0, 1e4, math.inf])
+    found = ParameterMap.of(theta, bounds)
+    assert found.inputs.kinds == ("log", "identity", "identity", "identity")  # others may be negative
+    assert found.inputs_of(theta)[:, 0].numpy() == pytest.approx(found.inputs_of(theta)[:, 1].numpy(), abs=1e-5)
 
 
 def test_a_map_comes_back_from_its_plain_data() -> None:

@@ -108,7 +108,7 @@ class ParameterMap(Coordinates):
 
     Args:
         inputs: the standardisation of that form: θ itself where it is bounded on both sides or not at all, its
-            logarithm on a half-line.
+            logarithm on a half-line, or where that is much nearer to a Gaussian, as between ends of different orders.
     """
 
     inputs: Columns
@@ -118,12 +118,20 @@ class ParameterMap(Coordinates):
         """The map for these parameters; without a bijection, tails may be warped."""
         known = Bijection.unbounded(theta.shape[1]) if bijection is None else bijection
         columns = Columns.of(known.forward(theta.double()), warp=bijection is None)
-        inputs = Columns.of(_natural(known, theta.double()), warp=False)
+        positive = [low >= 0 and math.isfinite(high) for low, high in zip(known.low, known.high, strict=True)]
+        inputs = _with_logarithms(_natural(known, theta.double()), positive)
         return cls(known, columns, inputs, precise=theta.dtype == torch.float64)
 
     def inputs_of(self, theta: Float[Tensor, "*batch d"]) -> Float[Tensor, "*batch d"]:
         """The inputs of an emulator at θ, float32."""
         return self.inputs.forward(_natural(self.bijection, theta.double())).float()
+
+
+def _with_logarithms(values: Float64[Tensor, "rows d"], positive: Sequence[bool]) -> Columns:
+    """The standardisation of columns, or of logarithms of positive ones where `Columns` takes them."""
+    plain, warped = Columns.of(values, warp=False), Columns.of(values)
+    chosen = [warped if may and kind == "log" else plain for may, kind in zip(positive, warped.kinds, strict=True)]
+    return Columns(*(tuple(getattr(of, f.name)[i] for i, of in enumerate(chosen)) for f in fields(Columns)))
 
 
 def _natural(bijection: Bijection, theta: Float64[Tensor, "*batch d"]) -> Float64[Tensor, "*batch d"]:

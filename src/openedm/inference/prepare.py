@@ -39,6 +39,9 @@ MIN_SIMULATIONS = 100
 FEW_VALUES = 20
 """A column of parameters with no more different values is discrete."""
 
+ATOM, MIN_ATOM = 0.05, 10
+"""A value in more than this share of rows, and in more than so many, has a probability of its own."""
+
 DEPENDENT, UNLIKE_PRIOR = 1e-9, 1e-8
 """The least eigenvalue of the correlations of parameters, and the p-value by which they are no draws of the prior."""
 
@@ -162,6 +165,7 @@ def check_simulations(
     if discrete := discrete_columns(parameters):
         listed = _named(discrete)
         raise ValueError(f"theta must be {CONTINUOUS}, but these columns hold few different values: {listed}")
+    _check_atoms(parameters)
     _check_dependence(parameters)
     _warn_of_coarse("theta", parameters)
     _warn_of_coarse("x", values.flatten(1))
@@ -328,6 +332,19 @@ def discrete_columns(values: Float[Tensor, "rows columns"]) -> list[int]:
     counts = [len(column.unique()) for column in values.T]
     whole = (values == values.round()).all(0).tolist()
     return [i for i, count in enumerate(counts) if count <= FEW_VALUES or (whole[i] and 4 * count <= len(values))]
+
+
+def _check_atoms(theta: Float[Tensor, "n d"]) -> None:
+    """Raise ValueError where one value of a parameter has a probability of its own."""
+    for i, column in enumerate(theta.T):
+        values, counts = column.unique(return_counts=True)
+        most = int(counts.argmax())
+        if int(counts[most]) > max(MIN_ATOM, ATOM * len(theta)):
+            raise ValueError(
+                f"theta must be continuous, but in column {i} one value, {float(values[most]):g}, stands in "
+                f"{int(counts[most])} of {len(theta)} rows, and has no density: fit the rows with it, without this "
+                "column, and the others apart, and weigh the two posteriors"
+            )
 
 
 def _check_dependence(theta: Float[Tensor, "n d"]) -> None:
