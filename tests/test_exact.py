@@ -289,6 +289,12 @@ class TestMixture:
         magnified = 100 * max(1.0, sigma_to / sigma)
         np.testing.assert_allclose(solved, numeric, rtol=0, atol=magnified * (1e-10 * float(x.abs().max()) + 1e-12))
 
+    @pytest.mark.parametrize("sigma_to", [-1.0, math.nan, math.inf])
+    def test_the_ode_of_a_gaussian_refuses_what_is_no_noise_level(self, sigma_to: float) -> None:
+        gaussian = GaussianMixture([1.0], [[0.0]], [[[1.0]]])
+        with pytest.raises(ValueError, match=r"sigma_to must be .*, got"):
+            gaussian.ode_solution(torch.ones(1, 1), 1.0, sigma_to)
+
     @given(GAUSSIANS, sigmas(0.01, 50.0), sigmas(0.01, 50.0), sigmas(0.01, 50.0))
     def test_the_flow_of_a_gaussian_is_a_group(self, gaussian: GaussianMixture, a: float, b: float, c: float) -> None:
         x = normal(3, gaussian.means.shape[1])

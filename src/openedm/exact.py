@@ -8,6 +8,7 @@
 """
 
 import math
+import sys
 from collections.abc import Iterator, Sequence
 from typing import Any
 
@@ -19,7 +20,7 @@ from torch import Tensor
 from openedm.data.classes import read_labels
 from openedm.denoiser import Condition, Denoiser
 from openedm.ground import checks
-from openedm.ground.tensors import as_tensor
+from openedm.ground.tensors import as_tensor, float64_between
 from openedm.schedules import Values, noise_levels
 
 __all__ = ["ExactDataset", "GaussianMixture"]
@@ -334,10 +335,11 @@ class GaussianMixture(Denoiser):
         x(σ') = μ + U diag(√((λ+σ'²)/(λ+σ²))) Uᵀ (x − μ), at s = 1.
 
         Raises:
-            ValueError: the mixture has several components (no closed form).
+            ValueError: the mixture has several components (no closed form), or a noise level is not finite and ≥ 0.
         """
+        to = float64_between("sigma_to", sigma_to, 0, sys.float_info.max)
         if len(self.weights) != 1:
             raise ValueError(f"ode_solution requires a mixture of one component, got {len(self.weights)} components")
         coordinates, variances = self._whitened(x, noise_levels(sigma))
-        moved = coordinates * ((self.eigenvalues + sigma_to**2) / variances).sqrt()
+        moved = coordinates * ((self.eigenvalues + to.square()) / variances).sqrt()
         return (self.means[0] + moved[:, 0] @ self.eigenvectors[0].mT).to(x.dtype)

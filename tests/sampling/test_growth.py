@@ -95,3 +95,22 @@ def test_long_plans_and_plans_with_weights_of_coordinates_are_not_examined():
     step, *further = sampler(EulerMaruyama(), 4).plan(GAUSSIAN).steps
     of_coordinates = replace(step, advance=Combination(torch.ones(2)))
     assert noise_growth(Plan((of_coordinates, *further)), 0.5)[0] == 1.0
+
+
+class Units:
+    """Draws of which each has one row alone: of a linear sampler the rows are then the weights of the draws."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.drawn = rows, 0
+
+    def draw(self, event_shape):
+        self.drawn += 1
+        return torch.eye(self.rows, dtype=torch.float64)[self.drawn - 1 : self.drawn].T
+
+
+@pytest.mark.parametrize(("levels", "alone", "corrected"), [(8, 0.54, 0.66), (18, 0.74, 0.85), (70, 0.92, 0.99)])
+def test_few_levels_narrow_gaussian_data_more_than_langevin_steps_widen_them(levels, alone, corrected):
+    """The numbers of docs/sampling.md."""
+    for solver, expected in ((Ancestral(), alone), (PredictorCorrector(Ancestral(), snr=0.5), corrected)):
+        weights = sampler(solver, levels).sample(GAUSSIAN, Units(2 * levels))
+        assert float(weights.norm()) / 0.5 == pytest.approx(expected, abs=0.0051)
