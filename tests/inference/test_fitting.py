@@ -108,6 +108,29 @@ def test_an_observation_far_from_all_simulations_is_warned_of_however_far() -> N
         assert posterior.verdict(torch.tensor([size, -size])).advice == "model does not fit"
 
 
+def test_numbers_that_are_not_finite_far_from_all_simulations_are_said_to_be_so(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    posterior = fit(THETA, X, PRIOR, settings=TINY).plain()
+
+    def failing(*args: object, **kwargs: object) -> torch.Tensor:
+        raise FloatingPointError("the denoiser is not finite; check its weights")
+
+    monkeypatch.setattr(type(posterior.flow), "samples", failing)
+    monkeypatch.setattr(type(posterior.flow), "log_prob", failing)
+    far = torch.tensor([1e5, -1e5])
+    with (
+        pytest.warns(UserWarning, match="x is far"),
+        pytest.raises(FloatingPointError, match=r"^x is far from all simulations, \d.* in the units"),
+    ):
+        posterior.sample(far, 5)
+    with pytest.raises(FloatingPointError, match=r"^x is far from all simulations, \d.* in the units"):
+        posterior.log_prob(THETA[:1], far)
+    assert posterior.verdict(far).advice == "model does not fit"
+    with pytest.raises(FloatingPointError, match="check its weights"):
+        posterior.sample(X[0], 5)
+
+
 def test_noise_with_long_tails_is_found_and_gaussian_noise_is_not_taken_for_it() -> None:
     generator = torch.Generator().manual_seed(0)
     u = torch.randn(1000, 1, generator=generator)

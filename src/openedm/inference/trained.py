@@ -5,7 +5,8 @@ Samples and densities are those of the denoiser's flow (`flow`), refined where t
 
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar, get_args
@@ -258,8 +259,12 @@ class DenoiserPosterior(Posterior):
         if len(observations) != 1:
             raise ValueError(f"x must be one observation, got {len(observations)}")
         likeness = self.likeness(observations)
-        effective, spread = self._agreement(observations), self._spread(observations)
-        predictive = None
+        effective, spread, predictive = None, None, None
+        try:
+            effective, spread = self._agreement(observations), self._spread(observations)
+        except FloatingPointError:
+            if likeness is None or likeness[0].ratio <= FAR:
+                raise  # else the network's results are not finite since x is far away, which is the verdict
         if simulator is not None:
             with torch.no_grad():
                 theta = self._samples(observations, num_draws, seed)[0].cpu()
@@ -318,6 +323,21 @@ class DenoiserPosterior(Posterior):
                 stacklevel=4,
             )
 
+    @contextmanager
+    def _naming_far(self, x: Float[Tensor, "observations ..."]) -> Iterator[None]:
+        """Say of numbers that are not finite that an observation is far from all simulations, where one is."""
+        try:
+            yield
+        except FloatingPointError as error:
+            ratio = max((each.ratio for each in self.likeness(x) or ()), default=0.0)
+            if ratio <= FAR:
+                raise
+            raise FloatingPointError(
+                f"x is far from all simulations, {ratio:.1f} times as far as the farthest of them: its posterior was "
+                "not learned, and the network's results are not finite there; is x in the units and the order of the "
+                "simulations?"
+            ) from error
+
     def accepts(self, x: Float[Tensor, "observations ..."]) -> Bool[Tensor, " observations"]:
         """Which of the observations there is a posterior for: finite ones, or not larger than those simulated."""
         absence = self.parts.data.absence
@@ -337,17 +357,19 @@ class DenoiserPosterior(Posterior):
     def _draw(
         self, x: Float[Tensor, "observations ..."], n: int, seeds: Sequence[int]
     ) -> Float[Tensor, "observations n dim"]:
-        if self.refined:
-            u = self.refined_flow.samples(x, n, seeds)
-        else:
-            u = self.flow.samples(self.parts.data.forward(x), n, seeds)
+        with self._naming_far(x):
+            if self.refined:
+                u = self.refined_flow.samples(x, n, seeds)
+            else:
+                u = self.flow.samples(self.parts.data.forward(x), n, seeds)
         return self.parts.parameters.inverse(u)
 
     def _density(
         self, theta: Float[Tensor, "observations n dim"], x: Float[Tensor, "observations ..."]
     ) -> Float[Tensor, "observations n"]:
         if not self.refined:
-            return self.flow.log_prob(theta, self.parts.data.forward(x))
+            with self._naming_far(x):
+                return self.flow.log_prob(theta, self.parts.data.forward(x))
         return self._relative_density(theta, x) - self.refined_flow.log_evidences(x)[:, None]
 
     def _relative_density(
@@ -371,8 +393,9 @@ class DenoiserPosterior(Posterior):
         """The share of the prior in the box that `fit_sequentially` would cut around samples; None without one."""
         if self.prior is None:
             return None
-        samples = self._samples(x, REGION_DRAWS, 0)[0].cpu()
         try:
+            samples = self._samples(x, REGION_DRAWS, 0)[0].cpu()
             return Truncated.around(self.prior, samples, MARGIN).mass
-        except ValueError:  # x is so far from all simulations that every sample lies at an end of the prior
+        except (FloatingPointError, ValueError):  # x is so far from all simulations that every sample lies at an end of
+            # the prior, or is not finite
             return None

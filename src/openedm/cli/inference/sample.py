@@ -71,8 +71,9 @@ def sample(
             samples = observed.given.sample(observed.x, num_samples, seed=seed).cpu()
         except FloatingPointError as error:
             if far := _far(observed):
+                text = str(error).removeprefix("x is far from all simulations, ")
                 raise FloatingPointError(
-                    f"x is far from all simulations, observation {far[0]} first: {error}"
+                    f"x is far from all simulations, observation {far[0]} first: {text}"
                 ) from error
             raise
     write_arrays(target, {"samples": samples.numpy(), **observed.arrays, "names": np.array(names)})
