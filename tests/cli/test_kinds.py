@@ -53,6 +53,7 @@ def test_each_kind_is_known_whatever_its_version(others):
         ),
         ("sample nothing y.npz", "nothing does not exist: give a checkpoint (a folder with config.json) or a run with"),
         ("sample empty y.npz", "empty has no checkpoint: give a checkpoint (a folder with config.json) or a run with"),
+        ("sample run/checkpoints y.npz", "run/checkpoints is the folder of the checkpoints of run, such as run/checkp"),
         ("sample x.npz y.npz", "x.npz is a file: give a checkpoint (a folder with config.json) or a run with some\n"),
         ("sample net.pkl y.npz", "with some; of a published network, openedm convert net.pkl FOLDER makes one\n"),
         ("info posterior", "posterior holds a posterior"),

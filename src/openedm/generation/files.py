@@ -350,7 +350,11 @@ def _open_folder(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
     if path.is_file():
         if not _same_settings(path, settings):
-            raise ValueError(f"{folder} holds samples drawn with other settings ({path}): choose another folder")
+            before, now = complete(read_json(path)), json.loads(json.dumps(settings))
+            other = ", ".join(name for name in sorted(before.keys() | now.keys()) if before.get(name) != now.get(name))
+            raise ValueError(
+                f"{folder} holds samples drawn with other settings ({other} in {path}): choose another folder"
+            )
     elif folder.exists() and any(path.name != LOCK and not REMAINS.fullmatch(path.name) for path in folder.iterdir()):
         raise ValueError(f"{folder} is not empty and holds no samples of this command: choose another folder")
     else:

@@ -333,6 +333,8 @@ def find_checkpoint(path: str | Path) -> Path:
         what = "has no checkpoint" if path.is_dir() else "is a file" if path.exists() else "does not exist"
         what = what if (kind := holding(path)) in (None, KINDS["run"]) else f"holds {kind}"
         published = path.is_file() and path.suffix in (".pkl", ".safetensors")
+        if inside := list_checkpoints(path.parent) if path.name == "checkpoints" else []:
+            what = f"is the folder of the checkpoints of {path.parent}, such as {inside[-1]}"
         way = f"; of a published network, openedm convert {path} FOLDER makes one" if published else ""
         raise ValueError(f"{path} {what}: give a checkpoint (a folder with config.json) or a run with some{way}")
     return found[-1]
