@@ -148,6 +148,15 @@ def test_large_counts_are_not_cut_off_and_what_is_no_count_warns() -> None:
             posterior.parts.emulated(wrong)
 
 
+def test_a_count_above_the_total_of_all_simulations_warns() -> None:
+    trials = (noise(20, 600, 3) < U * torch.linspace(0.5, 1, 3)).float().sum(0)
+    posterior = fit(U, trials, (-1.7, 1.7), settings=tiny(structures=("totals",)), progress=False)
+    assert posterior.report["emulated"]["noise"] == "totals"
+    torch.testing.assert_close(posterior.parts.emulated(trials[:5]), trials[:5])
+    with pytest.warns(UserWarning, match=r"counts of a total, .* to be 2\d in column 1, got 40: it is taken as"):
+        posterior.parts.emulated(torch.tensor([[10.0, 40.0, 10.0]]))
+
+
 def test_many_columns_of_bits_are_modelled_and_other_columns_summarised() -> None:
     bits = (noise(600, 70) < U * torch.linspace(-1, 1, 70)).float()
     found = fit(U, bits, (-1.7, 1.7), settings=tiny(), progress=False).report["emulated"]

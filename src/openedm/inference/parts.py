@@ -16,7 +16,7 @@ from openedm.inference.average import Average
 from openedm.inference.columns import Columns
 from openedm.inference.maps import Coordinates, DataMap, ParameterMap, within_reach
 from openedm.inference.refine import Refinement
-from openedm.networks.counts import CountMixture
+from openedm.networks.counts import CountMixture, TotalMixture
 from openedm.networks.independent import IndependentCounts
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
 from openedm.networks.structured import mixture_from_config
@@ -54,7 +54,8 @@ class Parts:
         """What the emulator models of x.
 
         Warns:
-            UserWarning: the emulator models counts, and x holds what no count is.
+            UserWarning: the emulator models counts, and x holds what no count is; or more than the total of which it
+                learned that they are counts.
         """
         if self.target is None:
             return self.data.forward(x)
@@ -68,6 +69,15 @@ class Parts:
                 "negative numbers tell nothing",
                 stacklevel=2,
             )
+        if isinstance(self.emulator, TotalMixture):
+            totals = self.emulator.size.detach().amax((0, 1))
+            if len(above := (y > totals).nonzero()):
+                row, column = above[0].tolist()
+                warnings.warn(
+                    f"x must hold counts of a total, which simulations show to be {float(totals[column]):g} in column "
+                    f"{self.data.keep[column]}, got {float(y[row, column]):g}: it is taken as the total",
+                    stacklevel=2,
+                )
         return y.float()
 
     @property
