@@ -474,6 +474,9 @@ def columns_of_kind(kind: str, rows: int) -> torch.Tensor:
     trend = torch.arange(1, 11) * theta
     return {
         "counts": torch.poisson(3 * trend, generator=generator),
+        "counts of one sum": torch.nn.functional.one_hot(torch.multinomial(trend, 20, True, generator=generator), 10)
+        .sum(1)
+        .float(),
         "counts of one distribution": counts,
         "zeros and ones": (normal < theta * torch.linspace(-1, 1, 10)).float(),
         "long tails": trend + 0.1 * torch.tan(1.5 * (2 * torch.rand(rows, 10, generator=generator) - 1)),

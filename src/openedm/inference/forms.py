@@ -29,7 +29,7 @@ COUNTS = ("counts", "dispersed_counts", "totals")
 """Structures for columns of counts that are no draws of one distribution; of zeros and ones the first says it all. The
 last where it is clearly better alone: more than what seems to be the total may be seen later."""
 
-SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts")
+SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", "shares")
 """Structures for columns of a certain kind only."""
 
 
@@ -83,7 +83,7 @@ def choose_form(
         heavy: whether columns have long tails; only then "heavy" is tried, with each form.
         steady: whether columns may be a process in its steady state; only then "stationary" is tried, with each form.
         counts: whether the last form are counts as they are; structures of counts are tried with it, those of
-            exchangeable columns or the others, and nothing else.
+            exchangeable columns or the others, or "shares" where their sum is always the same, and nothing else.
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
@@ -122,12 +122,20 @@ def choose_form(
     if counts:
         kinds = [("independent_counts", k) for k in (1, FEW)] if exchangeable else [(s, 1) for s in COUNTS]
         kinds = kinds if float(forms[-1][0].max()) > 1.5 else kinds[:1]
+        if not exchangeable and "shares" in options.structures and _have_one_sum(forms[-1][0]):
+            kinds = [("shares", 1)]
         tried[:0] = [Form(len(forms) - 1, *kind) for kind in kinds if kind[0] in options.structures]
     if len(tried) == 1:
         return tried[0]
     first = _lost([rows(form, short) for form in tried])
     close = [form for form, lost in zip(tried, first, strict=True) if _may_win(form, lost)]
     return close[0] if len(close) == 1 else close[simplest([rows(form, long) for form in close])]
+
+
+def _have_one_sum(y: Float[Tensor, "rows dim"]) -> bool:
+    """Whether counts have the same sum in all rows, so that each follows from the others."""
+    sums = y.double().round().sum(1)
+    return y.shape[1] > 1 and bool((sums == sums[0]).all())
 
 
 def simplest(log_probs: Sequence[Float[Tensor, " rows"]]) -> int:

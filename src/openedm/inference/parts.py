@@ -19,6 +19,7 @@ from openedm.inference.refine import Refinement
 from openedm.networks.counts import CountMixture, TotalMixture
 from openedm.networks.independent import IndependentCounts
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
+from openedm.networks.shares import ShareMixture
 from openedm.networks.structured import mixture_from_config
 from openedm.networks.trends import density_config, density_from_config
 from openedm.training import Model
@@ -55,7 +56,7 @@ class Parts:
 
         Warns:
             UserWarning: the emulator models counts, and x holds what no count is; or more than the total of which it
-                learned that they are counts.
+                learned that they are counts, or counts of another sum than that of all simulations.
         """
         if self.target is None:
             return self.data.forward(x)
@@ -76,6 +77,14 @@ class Parts:
                 warnings.warn(
                     f"x must hold counts of a total, which simulations show to be {float(totals[column]):g} in column "
                     f"{self.data.keep[column]}, got {float(y[row, column]):g}: it is taken as the total",
+                    stacklevel=2,
+                )
+        if isinstance(self.emulator, ShareMixture):
+            total, sums = float(self.emulator.total.flatten()[0]), y.double().round().sum(1)
+            if bool((sums != total).any()):
+                warnings.warn(
+                    f"x must hold counts whose sum is {total:g}, as in all simulations, got "
+                    f"{float(sums[sums != total][0]):g}: the last one is taken to be what the others leave",
                     stacklevel=2,
                 )
         return y.float()

@@ -65,6 +65,36 @@ def negative_binomial(
     return highest + n * off - (n + r) * torch.where(change > FAR, change.clamp_min(FAR).log1p(), far)
 
 
+def at_odds(m: Float[Tensor, "..."], total: Float[Tensor, "..."]) -> Float[Tensor, "..."]:
+    """ln q(m) of binomial distributions whose odds are m to T − m, with a half for 0.
+
+    Args:
+        m, total: counts and their totals, m ≤ T.
+    """
+    rest = total - m
+    odds = m.clamp_min(0.5).log() - rest.clamp_min(0.5).log()
+    ways = (total + 1).lgamma() - (m + 1).lgamma() - (rest + 1).lgamma()
+    return ways + m * odds - total * nn.functional.softplus(odds)
+
+
+def binomial(
+    n: Float[Tensor, "..."], eta: Float[Tensor, "..."], total: Float[Tensor, "..."], highest: Float[Tensor, "..."]
+) -> Float[Tensor, "..."]:
+    """ln q(n) of binomial distributions, from that of those whose odds are n to T − n, as `negative_binomial`.
+
+    Args:
+        n, eta, total: counts, logarithms of the odds with ln T added, and totals.
+        highest: `at_odds(n, total)`.
+    """
+    near, rest = n.clamp_min(0.5), (total - n).clamp_min(0.5)
+    odds = near.log() - rest.log()
+    off = eta - total.log() - odds
+    change = near / (near + rest) * off.expm1()
+    far = nn.functional.softplus(odds + off) - nn.functional.softplus(odds)
+    close = change.clamp_min(FAR).log1p()
+    return highest + n * off - total * torch.where(change > FAR, close, far)
+
+
 def outside_or(
     n: Float[Tensor, "..."], possible: Bool[Tensor, "..."], log_probs: Float[Tensor, "..."]
 ) -> Float[Tensor, "..."]:
@@ -85,7 +115,7 @@ class CountMixture(ConditionalMixture):
 
     structure = "counts"
     curves = True
-    fast = ("log_size",)
+    fast: tuple[str, ...] = ("log_size",)
 
     binary: Tensor
 
@@ -227,23 +257,12 @@ class TotalMixture(CountMixture):
     ) -> Float[Tensor, "members rows components dim"]:
         """ln q(n | η) of binomial distributions."""
         above = (n - size).clamp_min(0)
-        n = n - above
-        near, rest = n.clamp_min(0.5), (size - n).clamp_min(0.5)
-        odds = near.log() - rest.log()
-        off = eta - size.log() - odds
-        change = near / (near + rest) * off.expm1()
-        far = nn.functional.softplus(odds + off) - nn.functional.softplus(odds)
-        close = change.clamp_min(FAR).log1p()
-        counts = self._at_mean(y, size) + n * off - size * torch.where(change > FAR, close, far)
+        counts = binomial(n - above, eta, size, self._at_mean(y, size))
         return torch.where(above > 0, counts + LOG_OUTSIDE - 2 * above.log1p(), counts)
 
     def _highest(self, m: Float64[Tensor, "some rows one dim"], size: Tensor) -> Float64[Tensor, "..."]:
         """ln q(m) of the distribution whose odds are m to T − m, with a half for 0."""
-        m = torch.minimum(m, size)
-        rest = size - m
-        odds = m.clamp_min(0.5).log() - rest.clamp_min(0.5).log()
-        ways = (size + 1).lgamma() - (m + 1).lgamma() - (rest + 1).lgamma()
-        return ways + m * odds - size * nn.functional.softplus(odds)
+        return at_odds(torch.minimum(m, size), size)
 
     def _draw(
         self,

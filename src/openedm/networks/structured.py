@@ -9,6 +9,7 @@
                                                                             7 functions of u, whatever dim is
     counts       y_j have negative binomial distributions, or are 0 and 1           dim functions of u
     totals       y_j have binomial distributions, or are 0 and 1                    dim functions of u
+    shares       y_j are counts of one known sum, which have a multinomial distribution     dim functions of u
     dispersed_counts     as counts, with r that depends on u                        2 dim functions of u
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
     independent_counts   the same of negative binomial distributions, or Bernoulli's
@@ -16,8 +17,8 @@
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
 noise is `constant`, or `heavy` where some values lie far off, noise that grows with the signal `scaled`, an
 autoregressive process `banded`, or `stationary` if every time is like every other, and draws from one distribution
-`independent`. Which of them it is shows held-out likelihood. Each but `full`, `stationary` and the last two may also
-be a curve, whose columns share one function of their place (`AlongColumns`); `fit` tries that of counts.
+`independent`. Which of them it is shows held-out likelihood. Each but `full`, `stationary`, `shares` and the last two
+may also be a curve, whose columns share one function of their place (`AlongColumns`); `fit` tries that of counts.
 """
 
 import math
@@ -34,6 +35,7 @@ from openedm.networks.counts import CountMixture, DispersedCounts, TotalMixture
 from openedm.networks.independent import IndependentCounts, IndependentMixture
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
+from openedm.networks.shares import ShareMixture
 
 __all__ = [
     "STRUCTURES",
@@ -58,6 +60,7 @@ STRUCTURES = (
     "totals",
     "dispersed_counts",
     "independent_counts",
+    "shares",
 )
 
 FREEDOM = 4.0
@@ -80,6 +83,7 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         DispersedCounts,
         IndependentMixture,
         IndependentCounts,
+        ShareMixture,
     )
     for cls in classes:
         if cls.structure == structure:
