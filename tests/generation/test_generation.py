@@ -268,3 +268,5 @@ def test_a_name_of_another_kind_of_file_is_no_folder(name, tmp_path):
     source = CheckpointSampler(untrained(tmp_path / "c", Model.for_data(InMemory(x), UNET)), SamplingOptions(nfe=4))
     with pytest.raises(ValueError, match=r"out must be a folder, or end in \.npz or \.png, got '.*a\."):
         SampleFiles(source, tmp_path / name)
+    with pytest.raises(ValueError, match=r"out must be a folder for format 'png', got '.*a\.npz'"):
+        SampleFiles(source, tmp_path / "a.npz", "png")

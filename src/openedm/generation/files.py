@@ -42,9 +42,10 @@ from openedm.training import make_accelerator, share_of
 __all__ = ["Format", "SampleFiles"]
 
 OTHER_FILES = frozenset(
-    {".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".pt", ".safetensors", ".zip", ".tar"}
+    {".jpg", ".jpeg", ".gif", ".webp", ".bmp", ".tif", ".tiff", ".npy", ".npz", ".png", ".pt", ".safetensors", ".tar"}
+    | {".zip"}
 )
-"""Ends of names that mean files of other kinds, not folders."""
+"""Ends of names that mean files, not folders."""
 
 SETTINGS, COMPLETE = "settings.json", "complete"
 PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
@@ -70,6 +71,7 @@ class SampleFiles:
     """
 
     def __init__(self, source: CheckpointSampler, out: str | Path, format: Format | None = None) -> None:
+        given = format
         if format is None:
             by_suffix: dict[str, Format] = {".npz": "npz", ".png": "grid"}
             format = by_suffix.get(Path(out).suffix.lower(), "png")
@@ -85,7 +87,8 @@ class SampleFiles:
         self.source, self.out, self.format = source, Path(out), format
         if format == "png":
             if self.out.suffix.lower() in OTHER_FILES and not self.out.is_dir():
-                raise ValueError(f"out must be a folder, or end in .npz or .png, got {str(out)!r}")
+                allowed = ", or end in .npz or .png" if given is None else " for format 'png'"
+                raise ValueError(f"out must be a folder{allowed}, got {str(out)!r}")
             check_folders("out", self.out)
             hold_folder(self.out, "out")
         self.parts = self.out if format == "png" else self.out.with_name(f"{self.out.name}.parts")
