@@ -187,7 +187,7 @@ def test_a_report_is_never_overwritten(openedm, real, classifier, drawn, tmp_pat
         (["--extractor=EfficientNetLite0", "--held_out=Digits"], "held_out requires a classifier"),
         (
             ["--data=Toy"],
-            "samples must have the shape of data, (2,), got (1, 8, 8)",
+            "samples must have the shape of data, (2,) of Toy, got (1, 8, 8): give as data what the model learned from",
         ),
     ],
 )
@@ -203,7 +203,8 @@ def test_samples_of_another_shape_are_an_error_before_the_classifier_is_trained(
     for samples, shape in ((tmp_path / "a.npz", "(3, 8, 8)"), (toy_run, "(2,)")):
         result = openedm("evaluate", samples, "--data=Digits")
         assert result.status == 1
-        assert result.err == f"openedm evaluate: error: samples must have the shape of data, (1, 8, 8), got {shape}\n"
+        expected = f"samples must have the shape of data, (1, 8, 8) of Digits, got {shape}: give as data what the model"
+        assert result.err == f"openedm evaluate: error: {expected} learned from\n"
 
 
 def rgb(path, count, shift, seed):

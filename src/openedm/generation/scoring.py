@@ -14,7 +14,7 @@ from torch import Tensor
 from openedm.data import Dataset, Source, align_classes
 from openedm.generation.images import Batches, CutImages, Images, Log
 from openedm.ground import checks
-from openedm.ground.choices import Choice
+from openedm.ground.choices import Choice, brief
 from openedm.ground.progress import Progress, ShowProgress, reported, showing
 from openedm.metrics import (
     Classifier,
@@ -124,7 +124,10 @@ def score(
     if extractor is not None:
         extractor.check(real.event_shape)
     if images.event_shape != real.event_shape:
-        raise ValueError(f"samples must have the shape of data, {real.event_shape}, got {images.event_shape}")
+        raise ValueError(
+            f"samples must have the shape of data, {real.event_shape} of {brief(data)}, got {images.event_shape}: give "
+            "as data what the model learned from"
+        )
     checks.at_least("the number of samples", images.count, 2)
     checks.at_least("the number of images in data", len(real), 4)
     count = min(images.count, len(real) // 2, options.num_pairwise)
