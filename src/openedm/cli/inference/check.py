@@ -91,18 +91,7 @@ def check(
     if called is not None:
         found = local_checks.predictive_check(observed.posterior, called, observed.x, num_draws=num_draws, seed=seed)
         names = names_of_numbers(observed)
-        order = found.p_values.argsort(kind="stable")[:5]
-        rows = [
-            [
-                names[i],
-                distinct(found.observed[i], float(found.draws[:, i].std())),
-                f"{found.tails[i]:.3f}",
-                f"{found.p_values[i]:.3g}",
-            ]
-            for i in order
-        ]
-        among = "p" if len(names) == 1 else f"p, one of {len(names)}"
-        print(table(["furthest out", "observed", "share of draws below", among], rows))
+        print(_furthest_out(found, names))
         columns = {"observed": found.observed, "share_below": found.tails, "p_value": found.p_values}
         numbers["predictions"] = {"name": names, **{name: values.tolist() for name, values in columns.items()}}
         if drawing is not None:
@@ -117,6 +106,21 @@ def check(
     if target is not None:
         write_json(target, replace_nonfinite(numbers))
         print(f"all numbers: {target}")
+
+
+def _furthest_out(found: PredictiveCheck, names: list[str]) -> str:
+    """The five numbers of the observation that are least likely among the data."""
+    rows = [
+        [
+            names[i],
+            distinct(found.observed[i], float(found.draws[:, i].std())),
+            f"{found.tails[i]:.3f}",
+            f"{found.p_values[i]:.3g}",
+        ]
+        for i in found.p_values.argsort(kind="stable")[:5]
+    ]
+    among = "p" if len(names) == 1 else f"p, one of {len(names)}"
+    return table(["furthest out", "observed", "share of draws below", among], rows)
 
 
 def names_of_numbers(observed: ObservedPosterior) -> list[str]:
