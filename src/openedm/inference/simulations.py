@@ -18,7 +18,6 @@ holds the folder's lock (`openedm.ground.locks`).
 import itertools
 import math
 import os
-import reprlib
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,6 +37,7 @@ from openedm.ground.locks import locked_folder
 from openedm.ground.storage import check_folders, read_json, remove_remains, replacing, write_json
 from openedm.inference.arrays import as_rows
 from openedm.inference.composite import prior_from_config
+from openedm.inference.manifests import Manifest, describe_difference
 from openedm.inference.precision import as_precise_as_needed
 from openedm.inference.priors import Prior
 from openedm.inference.results import Form, Kinds
@@ -158,34 +158,6 @@ class Simulations:
 
     def __len__(self) -> int:
         return len(self.theta)
-
-
-@dataclass(frozen=True)
-class Manifest:
-    """What the simulations of a store are of.
-
-    Attributes:
-        dim: d.
-        seed: from which θ and the simulations' seeds follow.
-        simulator: its name.
-        prior: its plain form; None where it has none.
-        first_theta: the first θ, by which the prior is recognised.
-        x_shape: of a result; None before there is one.
-        kinds: of several kinds of data in a result, the name and shape of each; None for one kind.
-    """
-
-    dim: int
-    seed: int
-    simulator: str
-    prior: Mapping[str, Any] | None
-    first_theta: Sequence[Sequence[float]]
-    x_shape: tuple[int, ...] | None = None
-    kinds: Kinds | None = None
-
-    @property
-    def form(self) -> Form | None:
-        """The form of a result; None before there is one."""
-        return None if self.x_shape is None else Form(self.x_shape, self.kinds)
 
 
 class Store:
@@ -359,7 +331,7 @@ class Store:
         if stored.seed != given.seed:
             raise ValueError(f"{where} with seed {stored.seed}, got seed {given.seed}; pass that one, or another store")
         if not np.allclose(stored.first_theta, given.first_theta, rtol=1e-4):
-            raise ValueError(f"{where} of another prior: {_describe_difference(stored, given)}")
+            raise ValueError(f"{where} of another prior: {describe_difference(stored, given)}")
         if stored.simulator != given.simulator:
             raise ValueError(
                 f"{where} of {stored.simulator!r}, got the simulator {given.simulator!r}; pass another store, or, if "
@@ -387,31 +359,6 @@ class Store:
                 yield parquet.read_table(path, columns=columns, memory_map=True, partitioning=None)
             except (OSError, ValueError) as error:  # pyarrow's own errors are below these
                 warnings.warn(f"{path} is damaged and is ignored: {error}", RuntimeWarning, stacklevel=2)
-
-
-def _describe_difference(stored: Manifest, given: Manifest) -> str:
-    """The first difference between two priors; where their forms have none, of the parameters drawn from them."""
-    found = list(_differences(stored.prior, given.prior))
-    found = found or list(_differences(stored.first_theta, given.first_theta, "theta"))
-    place, one, other = found[0]
-    return f"{place} is {one} there, got {other}" + (f" (and {len(found) - 1} more differ)" if len(found) > 1 else "")
-
-
-def _differences(stored: Any, given: Any, place: str = "prior") -> Iterator[tuple[str, Any, Any]]:
-    """Where the plain forms of two priors differ, such as prior.high[1], and what is there in each."""
-    match stored, given:
-        case (Mapping(), Mapping()) if stored.get("class_path") == given.get("class_path"):
-            for key in dict.fromkeys([*stored, *given]):
-                inner = place if key == "init_args" else f"{place}.{key}"
-                yield from _differences(stored.get(key), given.get(key), inner)
-        case (Mapping(), Mapping()):
-            one, other = (str(form.get("class_path")).rpartition(".")[2] for form in (stored, given))
-            yield place, one, other
-        case (list() | tuple(), list() | tuple()) if len(stored) == len(given):
-            for i, (one, other) in enumerate(zip(stored, given, strict=True)):
-                yield from _differences(one, other, f"{place}[{i}]")
-        case _ if stored != given:
-            yield place, reprlib.repr(stored), reprlib.repr(given)
 
 
 _COUNT = itertools.count(1)
