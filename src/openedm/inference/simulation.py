@@ -26,9 +26,10 @@ from openedm.ground.progress import Progress, ShowProgress, showing
 from openedm.ground.seeding import derive_seed
 from openedm.inference.calling import Call, Chunk, Outcome, Pool, Simulator, name_of
 from openedm.inference.composite import as_prior, prior_to_config
+from openedm.inference.manifests import Manifest
 from openedm.inference.priors import Prior
 from openedm.inference.results import Form
-from openedm.inference.simulations import Manifest, Simulations, Store
+from openedm.inference.simulations import Simulations, Store
 
 __all__ = ["data_for", "parameters", "simulate", "simulation_seeds"]
 

@@ -43,7 +43,7 @@ from openedm.inference.priors import Prior
 from openedm.inference.results import Form, Kinds
 from openedm.networks import JoinedSummary
 
-__all__ = ["Failure", "Manifest", "Simulations", "Store"]
+__all__ = ["Failure", "Simulations", "Store"]
 
 FORMAT, RUNNING = "openedm-simulations-1", "running.json"
 OLD_LOCK = "lock"

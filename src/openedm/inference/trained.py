@@ -396,6 +396,5 @@ class DenoiserPosterior(Posterior):
         try:
             samples = self._samples(x, REGION_DRAWS, 0)[0].cpu()
             return Truncated.around(self.prior, samples, MARGIN).mass
-        except (FloatingPointError, ValueError):  # x is so far from all simulations that every sample lies at an end of
-            # the prior, or is not finite
+        except (FloatingPointError, ValueError):  # x is far away: samples lie at an end of the prior or are not finite
             return None
