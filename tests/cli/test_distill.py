@@ -56,6 +56,12 @@ def test_a_denoiser_is_refused_by_samplers_of_consistency_functions(openedm, toy
     assert "which is for consistency functions" in failed.err
 
 
+def test_a_comparison_is_refused_before_samples_are_drawn(openedm, distilled, toy_run):
+    failed = openedm("compare", distilled, toy_run, "--num=8", "--data=Toy", "--vary=nfe=1,2")
+    assert (failed.status, "samples" in failed.out) == (1, False)
+    assert "nfe must be >= 3 for a denoiser, got 1" in failed.err
+
+
 def test_a_consistency_model_has_no_likelihood(openedm, distilled):
     assert "which has no score and follows no ODE" in openedm("likelihood", distilled, "--num=2").err
 

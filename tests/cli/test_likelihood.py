@@ -150,6 +150,9 @@ def test_a_single_number_has_no_error_and_data_in_other_units_are_a_warning(open
     np.savez(tmp_path / "x.npz", x=(x + 1).numpy() * 7.3, labels=labels.numpy())
     with pytest.warns(UserWarning, match=r"data are not images in \[-1, 1\], as those of the model"):
         openedm("likelihood", digits_run, "--data", tmp_path / "x.npz", "--data.num_classes=10", "--num=1", *LOOSE)
+    np.save(tmp_path / "y.npy", Toy(num_samples=20).load().fetch(range(20))[0].numpy() + 273.15)
+    with pytest.warns(UserWarning, match="data seems to be in other units than the data of the model: channel 0 is 27"):
+        openedm("likelihood", toy_run, "--data", tmp_path / "y.npy", "--num=1", *LOOSE)
 
 
 def test_latents_are_drawn_with_the_seed_whatever_the_batch(toy_run):

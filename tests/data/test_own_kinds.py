@@ -1,6 +1,7 @@
 """Data of one's own that would be taken for something else without a word."""
 
 import json
+import math
 import warnings
 
 import numpy as np
@@ -9,7 +10,7 @@ import PIL.Image
 import pytest
 import torch
 
-from openedm.data import Arrays, ImageFolder, InMemory, Pairs, as_dataset, wrap
+from openedm.data import Arrays, ImageFolder, InMemory, Pairs, as_dataset, measure, wrap
 from openedm.generation import ScoringOptions, open_images, score
 from openedm.metrics import ValueFeatures, evaluate
 from openedm.networks import MLP, DDPMpp
@@ -247,3 +248,76 @@ def test_data_that_shall_not_be_standardised_but_are_far_from_0_are_named():
         model = Model.for_data(InMemory(kelvin(40, 3)), MLP(width=8, num_blocks=1), standardise=False)
     assert model.units is None
     Model.for_data(InMemory(kelvin(40, 3) - 280), MLP(width=8, num_blocks=1), standardise=False)
+
+
+@pytest.mark.parametrize("number", [-9999.0, 1e20, 0.0])
+@pytest.mark.parametrize("batch", [7, 40])
+def test_a_number_that_stands_for_missing_values_is_named(number, batch):
+    x = torch.from_numpy(kelvin(40, 2, 8, 8))
+    x[:, 1, 2:4] = number
+    (found,) = measure(InMemory(x), batch_size=batch).markers
+    others = torch.cat([x[:, 1, :2], x[:, 1, 4:]], 1)
+    assert found == (1, float(x[0, 1, 2, 0]), 0.25, float(others.min()), float(others.max()))
+    for data in (InMemory(x), Pairs(torch.randn(40, 2, 8, 8), x)):
+        name = "conditions" if data.condition_shape else "data"
+        with pytest.warns(
+            UserWarning, match=rf"the {name} have the number .* in 0.25 of the entries of channel 1, and"
+        ):
+            Model.for_data(data, NETWORK)
+
+
+def test_numbers_that_many_entries_share_are_usually_no_marks():
+    noise = torch.from_numpy(RNG.standard_normal((40, 2, 8, 8)).astype("f4"))
+    rain = (noise - 0.5).relu() * 30
+    constant = torch.stack([noise[:, 0], torch.full((40, 8, 8), 4.0)], 1)
+    alone = 280 + noise
+    alone[3, 0, 0, 0] = -9999
+    for x in (noise.sign(), (2 * noise).round(), rain, constant, alone):
+        assert measure(InMemory(x, kind="vectors")).markers == ()
+
+
+def test_pixels_that_may_be_series_are_refused_or_named(tmp_path):
+    counts = RNG.integers(0, 60_000, (12, 1, 50)).astype("u2")
+    np.save(tmp_path / "x.npy", counts)
+    path = str(tmp_path / "x.npy")
+    with pytest.raises(ValueError, match=r"layout='channels_first' and a range, such as range=\(0, 65535\), for serie"):
+        Arrays(path).load()
+    assert Arrays(path, layout="channels_first", range=(0, 65535)).load().event_shape == (1, 50)
+    assert Arrays(path, layout="NHW").load().event_shape == (1, 1, 50)
+    np.save(path, RNG.integers(0, 256, (5, 3, 48)).astype("u1"))
+    with pytest.warns(UserWarning, match="is taken as pictures: give layout='channels_first' and a range"):
+        assert Arrays(path).load().event_shape == (1, 3, 48)
+
+
+def test_entries_that_are_missing_are_counted_with_what_to_do():
+    x = torch.from_numpy(kelvin(5, 1, 4, 4))
+    x[2, :, 1] = math.nan
+    with pytest.raises(ValueError, match=r"x\[2\] has NaN or infinity in 0.25 of its entries: put numbers in their pl"):
+        InMemory(x)
+
+
+def test_a_folder_of_arrays_is_told_from_one_of_images(tmp_path):
+    for i in range(3):
+        np.save(tmp_path / f"{i}.npy", kelvin(1, 8))
+    with pytest.raises(
+        ValueError, match=r"no images found in .* but 3 other files, such as 0.npy: numbers become data"
+    ):
+        ImageFolder(str(tmp_path)).load()
+
+
+def test_conditions_that_are_all_the_same_are_a_warning():
+    with pytest.warns(UserWarning, match="the conditions are the same for all 9 samples that were read"):
+        Model.for_data(Pairs(torch.randn(9, 2), torch.full((9, 1), 3.0)), MLP())
+
+
+@pytest.mark.parametrize("shape", [(3, 24), (3, 40, 40), (3,)])
+def test_samples_with_one_channel_in_other_units_than_the_data_are_a_warning(shape):
+    x = torch.from_numpy(kelvin(40, *shape))
+    samples = x[:20].clone()
+    samples[:, 1] -= 273.15
+    data = InMemory(x)
+    with pytest.warns(UserWarning, match=r"samples are .* standard deviations of the data from .* in channel 1, "):
+        evaluate(samples, None, data, ValueFeatures(data), num_splits=2, metrics=[])
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        evaluate(x[:20], None, data, ValueFeatures(data), num_splits=2, metrics=[])

@@ -22,6 +22,7 @@ from openedm.likelihood import Dequantisation, Likelihood, dataset_log_prob
 from openedm.likelihood.bits import at_levels
 from openedm.training import Model, find_checkpoint, load_denoiser, make_accelerator, read_model
 from openedm.training.checkpoints import trained_without_dropout
+from openedm.training.options import warn_of_units
 
 
 def likelihood(
@@ -143,6 +144,7 @@ def _check_fit(folder: Path, model: Model, dataset: Dataset, num: int) -> bool:
         print("the data have no classes: their density is that of the model without a class")
     if model.images and dataset.kind != "images" and model.units is None:
         warnings.warn("data are not images in [-1, 1], as those of the model: see --data.range", stacklevel=2)
+    warn_of_units("data", model, dataset)
     return model.images and dataset.kind == "images"
 
 

@@ -10,8 +10,9 @@ from openedm.comparing.comparison import Entry
 from openedm.comparing.measuring import measure_loss, measure_quality, recorded_quality, shared_scoring
 from openedm.comparing.runs import TrainedRun
 from openedm.data import Source
-from openedm.generation import SamplingOptions, ScoringOptions, pictures_of
+from openedm.generation import CheckpointSampler, SamplingOptions, ScoringOptions, pictures_of
 from openedm.generation.images import Log
+from openedm.generation.kinds import method_for
 from openedm.ground import checks
 from openedm.ground.choices import to_config
 from openedm.ground.progress import Progress, ShowProgress, showing
@@ -71,12 +72,17 @@ def measure_entries(
         log: called with a line about what is done.
 
     Raises:
-        ValueError: several ways without samples, a run whose data are not known, or data that do not fit.
+        ValueError: several ways without samples, a way that is none for a run, a run whose data are not known, or data
+            that do not fit.
     """
     if len(ways) > 1 and num is None:
         raise ValueError("num must be given: ways of sampling are compared by the samples that they draw")
     checks.at_least("num", 2 if num is None else num, 2)
     sources = [_data_of(run, data) for run in runs] if num is not None else []
+    if num is not None:
+        for run in runs:
+            for way in ways:
+                _check(run, way)
     entries: list[Entry] = []
     with ExitStack() as stack:
         report = stack.enter_context(showing(progress))
@@ -106,6 +112,14 @@ def measure_entries(
                 )
                 entries.append(replace(entry, quality=quality))
     return entries
+
+
+def _check(run: TrainedRun, way: Way) -> None:
+    """Check that a way of sampling is one for a run, before samples of the others are drawn."""
+    if run.model.condition_shape is None:
+        CheckpointSampler(run.checkpoint, way.options)
+    else:
+        method_for(way.options.method, run.model, way.options.nfe, way.options.levels)
 
 
 def _name(run: TrainedRun, way: Way, *, alone: bool) -> str:

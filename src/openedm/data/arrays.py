@@ -18,6 +18,8 @@ from openedm.ground import checks
 __all__ = ["Arrays", "condition_tensor"]
 
 _CHANNELS = (1, 3, 4)
+_LONG = 16
+"""How many times longer than high pictures are that may be series."""
 
 
 @dataclass(frozen=True)
@@ -196,6 +198,8 @@ def _to_tensor(x: np.ndarray, layout: str) -> tuple[torch.Tensor, Layout | None]
     if x.dtype.kind not in "biuf":
         raise TypeError(f"the data must be floating point, integers or bool, got {x.dtype}")
     pixels = x.dtype in (np.uint8, np.uint16, np.bool_)
+    if pixels and layout == "auto" and x.ndim == 3:
+        _check_sides(x)
     if layout == "NHW" or (pixels and layout == "auto" and x.ndim == 3):
         checks.one_of("the number of axes with layout='NHW'", x.ndim, (3,))
         x, layout = x[:, None], "channels_first"
@@ -211,6 +215,23 @@ def _to_tensor(x: np.ndarray, layout: str) -> tuple[torch.Tensor, Layout | None]
             stacklevel=4,
         )
     return torch.from_numpy(_native(x)), None if layout == "auto" else cast(Layout, layout)
+
+
+def _check_sides(x: np.ndarray) -> None:
+    """Refuse pictures of one row or one column, which are series most likely; warn of other long ones."""
+    short, long = sorted(x.shape[1:])
+    if short > 1 and long < _LONG * short:
+        return
+    low, high = (0, np.iinfo(x.dtype).max) if x.dtype.kind == "u" else (0, 1)
+    series = f"layout='channels_first' and a range, such as range=({low}, {high}), for series of {x.shape[1]} channels"
+    pictures = f"layout='NHW' for pictures of {x.shape[1]}×{x.shape[2]}"
+    option = "(on the command line --data.layout and --data.range)"
+    if short <= 1:
+        raise ValueError(f"{x.shape} of {x.dtype} may be series or pictures: give {series}, or {pictures} {option}")
+    warnings.warn(
+        f"{x.shape} of {x.dtype} is taken as pictures: give {series}, or {pictures} if this is right {option}",
+        stacklevel=5,
+    )
 
 
 def _other_layout(first: int, last: int) -> str:

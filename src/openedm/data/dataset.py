@@ -9,7 +9,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from jaxtyping import Float, Int
@@ -38,6 +38,9 @@ __all__ = [
 
 _MAX_PROBED_CHUNKS = 32
 """The largest number of chunks from which `Dataset.spread` takes samples."""
+
+_MARKER_GAP = 2.0
+"""The distance of a number that entries share from all others, in units of their range, above which it is a marker."""
 
 Kind = Literal["images", "vectors"]
 Indices = Sequence[int] | Int[Tensor, "batch"]
@@ -214,6 +217,24 @@ def fetch_seeded(dataset: Dataset, indices: Indices, seeds: Sequence[int]) -> Ba
     return torch.cat([x for x, _ in rows]), torch.cat(conditions) if conditions else None
 
 
+class Marker(NamedTuple):
+    """A number that several entries of a channel have, and that is far from all others, such as −9999 for no data.
+
+    Attributes:
+        channel: the channel.
+        value: the number, the lowest or the highest of the channel.
+        share: the share of the entries that have it.
+        low: the lowest of all others.
+        high: the highest of them.
+    """
+
+    channel: int
+    value: float
+    share: float
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
 class Statistics:
     """Mean and standard deviation of a dataset, as `measure` returns them.
@@ -230,6 +251,7 @@ class Statistics:
             than 9 standard deviations from it: a few such values decide how wide the channel seems.
         channel_lows: the lowest value of each channel that was read.
         channel_highs: the highest.
+        markers: the channels with a number that several entries have, and that is far from all others.
     """
 
     mean: float
@@ -240,6 +262,7 @@ class Statistics:
     outliers: tuple[int, ...] = ()
     channel_lows: tuple[float, ...] = ()
     channel_highs: tuple[float, ...] = ()
+    markers: tuple[Marker, ...] = ()
 
 
 def measure(dataset: Dataset, max_samples: int = 10_000, *, batch_size: int = 256) -> Statistics:
@@ -282,7 +305,7 @@ class _Channels:
 
     def __init__(self) -> None:
         self.mean, self.squares, self.entries = (torch.zeros((), dtype=torch.float64) for _ in range(3))
-        self.low, self.high = torch.tensor(math.inf), torch.tensor(-math.inf)
+        self.lowest, self.highest = _Extreme(), _Extreme()
 
     def add(self, x: Float[Tensor, "batch channels *rest"]) -> None:
         """Count some samples."""
@@ -295,19 +318,55 @@ class _Channels:
         self.squares = self.squares + squares + (mean - self.mean).square() * self.entries * n / total
         self.mean = self.mean + (mean - self.mean) * n / total
         self.entries = self.entries + n
-        self.low = torch.minimum(self.low, flat.nan_to_num(math.inf).amin((0, 2)))
-        self.high = torch.maximum(self.high, flat.nan_to_num(-math.inf).amax((0, 2)))
+        self.lowest.add(flat.nan_to_num(math.inf))
+        self.highest.add(-flat.nan_to_num(-math.inf))
 
     def statistics(self, count: int) -> Statistics:
         """What `count` samples have given; mean and std are those of the channels together."""
         variances = self.squares / self.entries.clamp(min=1)
-        farthest = torch.maximum(self.high - self.mean, self.mean - self.low).square()
+        low, high = self.lowest.value, -self.highest.value
+        farthest = torch.maximum(high - self.mean, self.mean - low).square()
         alone = (farthest > 0.5 * self.squares) & (farthest > 81 * variances)
         mean = float(self.mean.mean())
         std = math.sqrt(float((variances + (self.mean - mean).square()).mean()))
-        columns = (self.mean, variances.sqrt(), self.low, self.high)
+        columns = (self.mean, variances.sqrt(), low, high)
         means, stds, lows, highs = (tuple(column.flatten().tolist()) for column in columns)
-        return Statistics(mean, std, count, means, stds, tuple(alone.flatten().nonzero()[:, 0].tolist()), lows, highs)
+        outliers = tuple(alone.flatten().nonzero()[:, 0].tolist())
+        return Statistics(mean, std, count, means, stds, outliers, lows, highs, self._markers())
+
+    def _markers(self) -> tuple[Marker, ...]:
+        found = []
+        low, high = self.lowest, self.highest
+        for value, times, others in (
+            (low.value, low.times, (low.second, -high.value)),
+            (-high.value, high.times, (low.value, -high.second)),
+        ):
+            near, far = others
+            gap = torch.maximum(near - value, value - far)
+            apart = (times > 1) & (far > near) & (gap > _MARKER_GAP * (far - near)) & gap.isfinite()
+            for i in apart.flatten().nonzero()[:, 0].tolist():
+                numbers = (column.flatten()[i] for column in (value, times / self.entries, near, far))
+                found.append(Marker(i, *map(float, numbers)))
+        return tuple(sorted(found))
+
+
+class _Extreme:
+    """The lowest number of each channel, how many entries have it, and the second lowest; part by part."""
+
+    def __init__(self) -> None:
+        self.value = self.second = torch.tensor(math.inf, dtype=torch.float64)
+        self.times = torch.zeros((), dtype=torch.float64)
+
+    def add(self, flat: Float[Tensor, "batch channels entries"]) -> None:
+        """Count some samples; infinite entries are none."""
+        low = flat.amin((0, 2))
+        equal = flat == low[:, None]
+        times, second = equal.sum((0, 2)).to(torch.float64), flat.masked_fill(equal, math.inf).amin((0, 2))
+        value = torch.minimum(self.value, low)
+        others = [torch.where(one == value, math.inf, one) for one in (self.value, low)]
+        self.second = torch.stack([self.second.expand_as(low), second, *(one.expand_as(low) for one in others)]).amin(0)
+        self.times = torch.where(self.value == value, self.times, 0) + torch.where(low == value, times, 0)
+        self.value = value
 
 
 def measure_conditions(

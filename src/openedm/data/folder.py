@@ -106,7 +106,7 @@ class FolderImages(EncodedImages):
         sizes = self._archive.sizes()
         self._names = [name for name in sizes if name.lower().endswith(SUFFIXES)]
         if not self._names:
-            raise ValueError(f"no images found in {path!r} ({', '.join(SUFFIXES)})")
+            raise ValueError(f"no images found in {path!r} ({', '.join(SUFFIXES)}){_other_files(sizes)}")
         if others := [name for name in sizes if name.lower().endswith(_OTHER_PICTURES)]:
             warnings.warn(
                 f"{len(others)} pictures in {path!r} are left out, whose kind is not read, such as {others[0]}: "
@@ -264,3 +264,13 @@ class _Partners(EncodedImages):
 
     def close(self) -> None:
         self._images.close()
+
+
+def _other_files(names: Collection[str]) -> str:
+    """What a folder without images holds instead, for the error that says so."""
+    if not names:
+        return ""
+    return (
+        f", but {len(names)} other files, such as {next(iter(names))}: numbers become data as one array (samples, "
+        "channels, …), numpy.save('data.npy', array)"
+    )

@@ -278,9 +278,13 @@ def _check_finite(name: str, x: Float[Tensor, "samples *event"], *, allow_nan: b
     for number, part in enumerate(torch.split(x, rows)):
         invalid = part.isinf() if allow_nan else ~part.isfinite()
         if bool(invalid.any()):
-            row = number * rows + int(invalid.flatten(1).any(1).nonzero()[0])
+            first = int(invalid.flatten(1).any(1).nonzero()[0])
+            row, share = number * rows + first, float(invalid[first].double().mean())
             allowed, found = ("finite or NaN", "infinity") if allow_nan else ("finite", "NaN or infinity")
-            raise ValueError(f"{name} must be {allowed}, but {name}[{row}] has {found}")
+            raise ValueError(
+                f"{name} must be {allowed}, but {name}[{row}] has {found} in {share:.2g} of its entries: put numbers "
+                "in their place, such as the mean of the channel, or leave such samples out"
+            )
 
 
 def _refuse_overflow(name: str, x: Float[Tensor, "samples *event"]) -> None:

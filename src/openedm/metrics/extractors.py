@@ -56,6 +56,10 @@ class FeatureNetwork(nn.Module, ABC):
     def forward(self, x: Float[Tensor, "batch *event"]) -> Output:
         """Features `(batch, dim)` and logits `(batch, num_classes)`, or None in their place."""
 
+    def distances(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, " channels"]:
+        """How far samples are from the mean of the data, in standard deviations; nothing where features do not tell."""
+        return features.new_empty(0)
+
     def fingerprint(self) -> str:
         """SHA-256 of the description and all weights: equal for networks that compute the same."""
         digest = hashlib.sha256(json.dumps(self.description, sort_keys=True).encode())

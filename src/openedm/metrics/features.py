@@ -148,16 +148,18 @@ def warn_of_units(network: FeatureNetwork, samples: Features) -> None:
     """Warn of samples that are far from all data, as °C are from kelvin; those of untrained networks are not.
 
     Args:
-        network: that of the features; only those of `ValueFeatures` are in standard deviations of the data.
+        network: that of the features; only those of `ValueFeatures` have distances.
         samples: the features of the samples.
     """
-    distance = float(samples.values.abs().median()) if network.description.get("name") == "values" else 0.0
-    if distance > FAR:
-        warnings.warn(
-            f"samples are {distance:.3g} standard deviations of the data from their mean, in the median: they seem to "
-            "be in other units, or to have a range that the data are given without, --data.range",
-            stacklevel=3,
-        )
+    distances = network.distances(samples.values)
+    if len(distances) == 0 or float(distances.max()) <= FAR:
+        return
+    where = f" in channel {int(distances.argmax())}" if len(distances) > 1 else ""
+    warnings.warn(
+        f"samples are {float(distances.max()):.3g} standard deviations of the data from their mean{where}, in the "
+        "median: they seem to be in other units, or to have a range that the data are given without, --data.range",
+        stacklevel=3,
+    )
 
 
 @torch.no_grad()

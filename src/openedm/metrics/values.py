@@ -114,6 +114,17 @@ class ValueFeatures(FeatureNetwork):
         left = (z - functional.interpolate(means, z.shape[2:], mode="nearest")).flatten(2).square().mean(2).sqrt()
         return torch.cat([means.flatten(1), left], 1), None
 
+    def distances(self, features: Float[Tensor, "batch dim"]) -> Float[Tensor, " channels"]:
+        """The median distance of samples from the mean of the data in each channel, in standard deviations.
+
+        In one number for all where the features are projections of all channels.
+        """
+        if self.description["version"] == 2:
+            if self.cells is None:
+                return features.abs().median()[None]
+            features = features[:, : len(self.mean) * math.prod(self.cells)]
+        return features.reshape(len(features), len(self.mean), -1).abs().movedim(1, 0).flatten(1).median(1).values
+
 
 def _grid(channels: int, sides: Sequence[int]) -> tuple[int, ...]:
     """The numbers of cells along each axis: the sides, the longest of which is halved until there are few enough."""

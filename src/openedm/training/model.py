@@ -170,8 +170,8 @@ class Model(Choice):
                 that come with units.
 
         Warns:
-            UserWarning: a few values decide how wide the data are (`Statistics.outliers`); or `standardise` is False
-                for data that are far from 0.
+            UserWarning: a few values, or a number that stands for missing ones, decide how wide the data or conditions
+                are (`Statistics.outliers`, `Statistics.markers`); `standardise` is False for data that are far from 0.
         """
         dataset = as_dataset(dataset)
         condition_shape = dataset.condition_shape if conditional else None
@@ -190,7 +190,7 @@ class Model(Choice):
         elif dataset.kind == "images":
             standardise = standardise and abs(statistics.mean) > FAR_FROM_0 * statistics.std
         elif standardise:
-            _warn_of_outliers("data", statistics)
+            _warn_of_width("data", statistics)
         elif abs(statistics.mean) > NOT_AROUND_0 * statistics.std:
             warnings.warn(
                 f"standardise is false, but the data are not around 0, where samplers start: {statistics.mean:.6g} ± "
@@ -290,9 +290,23 @@ def _units(statistics: Statistics) -> Units:
     return Units.measured(statistics.channel_means, statistics.channel_stds, SIGMA_DATA)
 
 
-def _warn_of_outliers(name: str, statistics: Statistics) -> None:
-    if not statistics.outliers:
-        return
+def _warn_of_width(name: str, statistics: Statistics) -> None:
+    """Warn where few values, or a number that stands for missing ones, decide how wide a channel is."""
+    if statistics.markers:
+        channel, value, share, low, high = statistics.markers[0]
+        more = f", and so has channel {statistics.markers[1].channel}" if len(statistics.markers) > 1 else ""
+        warnings.warn(
+            f"the {name} have the number {value:g} in {share:.2g} of the entries of channel {channel}, and all others "
+            f"are from {low:g} to {high:g}{more}: if it stands for missing values, put a number between the others in "
+            "its place, such as their mean, because it decides how wide the channel is, and the others are learned "
+            "poorly",
+            stacklevel=4,
+        )
+    elif statistics.outliers:
+        _warn_of_few(name, statistics)
+
+
+def _warn_of_few(name: str, statistics: Statistics) -> None:
     channel = statistics.outliers[0]
     more = f", and in {len(statistics.outliers) - 1} more channels" if len(statistics.outliers) > 1 else ""
     warnings.warn(
@@ -300,7 +314,7 @@ def _warn_of_outliers(name: str, statistics: Statistics) -> None:
         f"{statistics.channel_means[channel]:g} and standard deviation {statistics.channel_stds[channel]:g}{more}: all "
         "others are close together in these units, and are learned poorly. Leave such values out, cut them, or take a "
         "logarithm",
-        stacklevel=4,
+        stacklevel=5,
     )
 
 
@@ -309,13 +323,18 @@ def _measure_conditions(
 ) -> tuple[Units | None, tuple[tuple[float, float], ...] | None]:
     """The units of the float conditions, None for images in [-1, 1], which join those of the data; and their range."""
     statistics, largest = measure_conditions(dataset)
-    pairs = zip(statistics.channel_lows, statistics.channel_highs, strict=True)
+    pairs = list(zip(statistics.channel_lows, statistics.channel_highs, strict=True))
+    if statistics.count > 1 and all(low == high for low, high in pairs):
+        warnings.warn(
+            f"the conditions are the same for all {statistics.count} samples that were read: they have no effect",
+            stacklevel=3,
+        )
     limits = tuple((float(f"{low:.{DIGITS}g}"), float(f"{high:.{DIGITS}g}")) for low, high in pairs)
     known = None if any(low > high for low, high in limits) else limits  # a channel without any number
     is_image = dataset.kind == "images" and len(shape) == len(dataset.event_shape) and largest <= 1
     if is_image or not standardise:
         return None, known
-    _warn_of_outliers("conditions", statistics)
+    _warn_of_width("conditions", statistics)
     return Units.measured(statistics.channel_means, statistics.channel_stds, 1.0), known
 
 

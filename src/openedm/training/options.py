@@ -16,7 +16,7 @@ from openedm.training.augmentation import LABEL_DIM, Augmentation
 from openedm.training.averaging import HalfLife, PowerFunction
 from openedm.training.model import Model
 
-__all__ = ["Options", "check_compatibility"]
+__all__ = ["Options", "check_compatibility", "warn_of_units"]
 
 DATA, LEVELS, NOISE, DROPOUT, VALIDATION, ITEMS, AUGMENT = range(7)
 """Streams of random numbers. Every step derives its generators from the seed, the stream and its number, so that a run
@@ -248,7 +248,7 @@ def check_compatibility(
         if data is not None:
             _check_autoencoder(name, model.autoencoder, data)
             if name == "dataset" or data is not dataset:
-                _warn_of_units(name, model, data)
+                warn_of_units(name, model, data)
     _check_dropout(model, options)
     if options.augmentation is not None and model.autoencoder is not None:
         raise ValueError(
@@ -276,8 +276,14 @@ def check_compatibility(
     return model.trained_with(objective)
 
 
-def _warn_of_units(name: str, model: Model, data: Dataset) -> None:
-    """Warn of data that cannot be in the units of those that the model was made for, such as °C for kelvin."""
+def warn_of_units(name: str, model: Model, data: Dataset) -> None:
+    """Warn of data that cannot be in the units of those that a model was made for, such as °C for kelvin.
+
+    Args:
+        name: of the data in the message.
+        model: the model.
+        data: some samples of its shape.
+    """
     if model.units is None or data.units is not None:
         return
     found, units = measure(data, NUM_COMPARED), model.units
