@@ -223,6 +223,16 @@ class TestDPS:
             # It leaves out A V Aᵀ ≤ σ² ‖A‖² beside σ_y².
             assert error <= 1.01 * (sigma * float(torch.linalg.matrix_norm(problem.matrix, 2)) / 0.3) ** 2 * pull
 
+    def test_a_step_that_diverges_is_a_warning(self) -> None:
+        prior = GaussianMixture([1.0], [[280.0]], [[[100.0]]])
+        for sigma_y in (10.0, 0.1):
+            conditioned = DPS(prior, Measurement(Matrix(eye(1)), torch.tensor([[290.0]]), sigma_y))
+            if sigma_y == 10.0:
+                Sampler().sample(conditioned, seeds=range(4))
+                continue
+            with pytest.warns(UserWarning, match="times the largest number of the noise that they started from: the s"):
+                Sampler().sample(conditioned, seeds=range(4))
+
     def test_a_residual_of_zero_is_no_reason_to_move(self) -> None:
         prior = GaussianMixture([1.0], [[0.0]], [[[1.0]]])
         measurement = Measurement(Matrix(torch.eye(1)), torch.zeros(1, 1), 1.0)

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -60,6 +61,25 @@ def test_a_mask_keeps_what_is_known_in_order_and_a_pool_averages() -> None:
     known[0, 1, 1:3] = known[0, 3, 3] = True
     assert Mask(known)(image).tolist() == [[5, 6, 15]]
     assert AveragePool(2)(image).tolist() == [[[[2.5, 4.5], [10.5, 12.5]]]]
+
+
+@pytest.mark.parametrize("shape", [(2, 9), (2, 6, 9), (1, 6, 9, 3)])
+def test_a_pool_averages_series_images_and_volumes(shape: tuple[int, ...]) -> None:
+    x = normal(5, *shape)
+    operator, sides = AveragePool(3), shape[1:]
+    cells = x.reshape(5, shape[0], *(n for side in sides for n in (side // 3, 3)))
+    expected = cells.mean(tuple(range(3, cells.ndim, 2)))
+    torch.testing.assert_close(operator(x), expected)
+    Measurement(operator, expected[:1], 0.1).check(shape)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_a_mask_may_be_an_array_and_noise_is_one_number() -> None:
+    known = np.array([[True, False, True]])
+    assert Mask(known)(torch.tensor([[[1.0, 2.0, 3.0]]])).tolist() == [[1.0, 3.0]]  # type: ignore[arg-type]
+    for noise in (torch.ones(2), np.ones(2), [1.0, 2.0]):
+        with pytest.raises(TypeError, match=r"sigma_y must be one number, got 2: for noise that differs, divide A and"):
+            Measurement(Matrix(torch.eye(2)), torch.zeros(1, 2), noise)  # type: ignore[arg-type]
 
 
 def test_the_residual_is_what_was_measured_less_what_would_be_of_one_row_or_one_a_sample() -> None:

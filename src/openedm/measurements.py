@@ -12,6 +12,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor, nn
@@ -22,6 +23,9 @@ from openedm.ground.devices import float64_on
 from openedm.ground.tensors import as_tensor, check_floats
 
 __all__ = ["AveragePool", "Function", "LinearOperator", "Mask", "Matrix", "Measurement"]
+
+_POOLS = {3: functional.avg_pool1d, 4: functional.avg_pool2d, 5: functional.avg_pool3d}
+"""Means over cells, by the number of axes of a batch."""
 
 
 class LinearOperator(nn.Module, ABC):
@@ -93,10 +97,10 @@ class Mask(LinearOperator):
     """The entries of a sample where the mask is true, in order (inpainting: the other entries are unknown).
 
     Args:
-        known: which entries are measured, of the shape of a sample.
+        known: which entries are measured, of the shape of a sample; a tensor or an array.
 
     Raises:
-        TypeError: the mask is not a tensor of truth values.
+        TypeError: the mask is not a tensor or an array of truth values.
         ValueError: no entry is measured. When called: samples of another shape than the mask's.
 
     >>> Mask(torch.tensor([True, False, True]))(torch.tensor([[1.0, 2.0, 3.0]]))
@@ -107,6 +111,7 @@ class Mask(LinearOperator):
 
     def __init__(self, known: Bool[Tensor, "*event"]) -> None:
         super().__init__()
+        known = as_tensor("known", known)
         if known.dtype != torch.bool:
             raise TypeError(f"known must be a tensor of truth values, got {known.dtype}: compare it, as in known > 0.5")
         if not bool(known.any()):
@@ -134,14 +139,14 @@ class Mask(LinearOperator):
 
 
 class AveragePool(LinearOperator):
-    """The means over squares of pixels (super-resolution).
+    """The means over squares of pixels (super-resolution), over parts of series and over cubes of volumes.
 
     Args:
-        factor: the side of the squares, ≥ 1; it must divide the height and the width.
+        factor: the side of the squares, ≥ 1; it must divide the height and the width, or the length of series.
 
     Raises:
-        ValueError: the factor is less than 1. When called: x is not a batch of images or the factor does not divide
-            them.
+        ValueError: the factor is less than 1. When called: x is not a batch of images, series or volumes, or the factor
+            does not divide their sides.
     """
 
     def __init__(self, factor: int) -> None:
@@ -150,13 +155,13 @@ class AveragePool(LinearOperator):
         self.factor = factor
 
     def forward(self, x: Float[Tensor, "batch *event"]) -> Float[Tensor, "batch *measured"]:
-        """The small images (batch, channels, height/factor, width/factor)."""
-        if x.ndim != 4 or x.shape[2] % self.factor or x.shape[3] % self.factor:
+        """The small images (batch, channels, height/factor, width/factor), and likewise of one or three axes."""
+        if not 3 <= x.ndim <= 5 or any(side % self.factor for side in x.shape[2:]):
             raise ValueError(
-                f"x must be images (batch, channels, height, width) with sides divisible by factor={self.factor}, "
-                f"got shape {tuple(x.shape)}"
+                f"x must be images (batch, channels, height, width), series or volumes with sides divisible by "
+                f"factor={self.factor}, got shape {tuple(x.shape)}"
             )
-        return functional.avg_pool2d(x, self.factor)
+        return _POOLS[x.ndim](x, self.factor)
 
 
 class Function(LinearOperator):
@@ -195,7 +200,8 @@ class Measurement(nn.Module):
         sigma_y: standard deviation of the measurement's noise, > 0, in the units of y.
 
     Raises:
-        TypeError: the operator is not a `LinearOperator`, or y is not a tensor, an array or a list of real numbers.
+        TypeError: the operator is not a `LinearOperator`, y is not a tensor, an array or a list of real numbers, or
+            sigma_y is several numbers.
         ValueError: sigma_y is not > 0, or y is not finite or has no rows.
     """
 
@@ -208,6 +214,14 @@ class Measurement(nn.Module):
                 f"operator must be a LinearOperator, such as Matrix(matrix), Mask(known), AveragePool(factor) or "
                 f"Function(function), got {type(operator).__name__}"
             )
+        if isinstance(sigma_y, Tensor | np.ndarray | list | tuple):
+            given = as_tensor("sigma_y", sigma_y)
+            if given.numel() != 1:
+                raise TypeError(
+                    f"sigma_y must be one number, got {given.numel()}: for noise that differs, divide A and y by its "
+                    "standard deviations, Function(lambda x: A(x) / s) and y / s, and give 1.0"
+                )
+            sigma_y = float(given)
         checks.positive("sigma_y", sigma_y)
         self.operator = operator
         self.sigma_y = sigma_y

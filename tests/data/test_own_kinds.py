@@ -87,7 +87,7 @@ def test_tables_and_their_columns_are_read_as_arrays():
     for dataset in (as_dataset((table, labels)), InMemory(table, labels), Pairs(table, table[["a"]], labels)):
         assert dataset.num_classes == 2
     assert as_dataset((table, table[["b"]].astype(float))).condition_shape == (1,)
-    with pytest.raises(TypeError, match=r"dataset must be .* got an array of object"):
+    with pytest.raises(TypeError, match=r"dataset must have columns of numbers, got 'a' of"):
         as_dataset(pd.DataFrame({"a": ["x", "y"]}))
 
 
@@ -321,3 +321,30 @@ def test_samples_with_one_channel_in_other_units_than_the_data_are_a_warning(sha
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         evaluate(x[:20], None, data, ValueFeatures(data), num_splits=2, metrics=[])
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (pd.DataFrame({"a": [1.0, 2.0], "b": ["x", "y"]}), "dataset must have columns of numbers, got 'b' of "),
+        (pd.DataFrame({"a": pd.array([1, None], dtype="Int64"), "b": [3.0, 4.0]}), "numbers, got 'a' of Int64"),
+        (torch.nested.nested_tensor([torch.zeros(3), torch.zeros(4)], layout=torch.jagged), "rows of one length"),
+        (torch.ones(4, 3, dtype=torch.int64), "or convert x to floating point for numbers in their own units"),
+    ],
+)
+def test_tables_and_tensors_that_are_no_numbers_say_why(given, message):
+    with pytest.raises(TypeError, match=message):
+        as_dataset(given)
+
+
+@pytest.mark.usefixtures("without_type_checker")
+def test_several_named_arrays_are_no_dataset():
+    class File:
+        def __len__(self):
+            return 2
+
+        def __getitem__(self, name):
+            return {"t": 1, "u": 2}[name]
+
+    with pytest.raises(TypeError, match=r"dataset must have samples dataset\[0\], .*, got File: 0; of several named"):
+        as_dataset(File())

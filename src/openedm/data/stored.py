@@ -191,7 +191,8 @@ def find_stored(
     if range is None and dtype not in (*FULL_RANGES, *_FLOATS):
         raise TypeError(
             f"{name} must be floating point, uint8, uint16 or bool, got {x.dtype}, whose full range is not that of "
-            f"images: give the numbers that become -1 and 1, such as range=(0, 255), or convert {name}"
+            f"images: give the numbers that become -1 and 1, such as range=(0, 255), or convert {name} to "
+            "floating point for numbers in their own units"
         )
     if layout is not None:
         checks.one_of("layout", layout, LAYOUTS)

@@ -90,7 +90,14 @@ class _WrappedDataset(Dataset):
         self._length = len(dataset)  # type: ignore[arg-type]
         if self._length == 0:
             raise ValueError("dataset has no samples")
-        first, label = _split_item(dataset[0], 0)
+        try:
+            item = dataset[0]
+        except (KeyError, TypeError) as error:
+            raise TypeError(
+                f"dataset must have samples dataset[0], dataset[1], …, got {type(dataset).__name__}: {error}; of "
+                "several named arrays, as in a file or a Dataset of xarray, give one, such as dataset['name']"
+            ) from error
+        first, label = _split_item(item, 0)
         self._stored = find_stored(first[None], range, layout, name="dataset")
         self.stored = None if self._stored.is_default else self._stored
         probed = self._probe()

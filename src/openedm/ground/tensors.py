@@ -105,12 +105,17 @@ def as_tensor(name: str, value: Any) -> Tensor:
         TypeError: it is something else, its entries are not numbers, or it is a sparse tensor or one without numbers.
     """
     if isinstance(value, Tensor):
+        if value.is_nested:
+            raise TypeError(f"{name} must have rows of one length, got a nested tensor: pad or cut them")
         if value.layout != torch.strided or value.is_meta:
             kind, way = ("on the meta device", "") if value.is_meta else (f"{value.layout}", f": {name}.to_dense()")
             raise TypeError(f"{name} must be a tensor with its numbers in memory, got one that is {kind}{way}")
         return value
     if isinstance(value, ArrayLike) and not isinstance(value, np.ndarray | np.generic):
+        others = _not_numbers(value)
         value = np.asarray(value)
+        if others and value.dtype.kind not in "fiub":
+            raise TypeError(f"{name} must have columns of numbers, got {', '.join(others)}")
     if isinstance(value, np.ma.MaskedArray):
         if np.ma.is_masked(value):
             count = int(np.ma.getmaskarray(value).sum())
@@ -128,6 +133,15 @@ def as_tensor(name: str, value: Any) -> Tensor:
             raise TypeError(f"{name} must be a tensor, an array or a list of numbers: {error}") from error
     got = f"an array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
     raise TypeError(f"{name} must be a tensor, an array or a list of numbers, got {got}")
+
+
+def _not_numbers(table: ArrayLike) -> list[str]:
+    """The first columns of a table of pandas that are not plain numbers, with their types."""
+    types = getattr(table, "dtypes", None)
+    columns = dict(types) if hasattr(types, "items") and hasattr(types, "index") else {}
+    found = [f"{column!r} of {kind}" for column, kind in columns.items() if not isinstance(kind, np.dtype)]
+    found += [f"{c!r} of {k}" for c, k in columns.items() if isinstance(k, np.dtype) and k.kind not in "fiub"]
+    return found[:3]
 
 
 def check_floats(name: str, value: Any, expected: str) -> None:

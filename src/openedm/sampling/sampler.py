@@ -27,7 +27,14 @@ from openedm.sampling.engine.plan import Churn, Final, Grid, Plan, PlannedSolver
 from openedm.sampling.finite import check_given, check_samples, name_sample, restarted
 from openedm.sampling.methods.runge_kutta import Heun
 from openedm.sampling.noise import NoiseSource, SeededNoise, Seeds
-from openedm.sampling.scale import few_numbers, knows_scale, warn_of_growth, warn_of_scale
+from openedm.sampling.scale import (
+    few_numbers,
+    knows_scale,
+    largest,
+    warn_of_divergence,
+    warn_of_growth,
+    warn_of_scale,
+)
 from openedm.schedules import Scaling, Schedule
 from openedm.standardised import Standardised, standardised
 
@@ -79,6 +86,7 @@ class SamplerChoice(Choice):
         """
         run = partial(self.steps, denoiser, noise=noise, condition=condition, event_shape=event_shape)
         first: State | None = None
+        start: Tensor | None = None
         final: Tensor | None = None
         check_denoiser("denoiser", denoiser)
         has_known_scale = knows_scale(denoiser)
@@ -86,6 +94,7 @@ class SamplerChoice(Choice):
             for state in run(seeds):
                 if first is None and not has_known_scale:
                     first = few_numbers(state)
+                start = largest(state) if start is None else start
                 final = state.x
                 if callback is not None:
                     callback(state)
@@ -93,7 +102,9 @@ class SamplerChoice(Choice):
             named = str(error).replace(f"of sample {error.row} ", f"of {name_sample(error.row, seeds)} ")
             raise FloatingPointError(named) from error
         assert final is not None
+        assert start is not None
         check_samples(final, seeds, lambda: run(restarted(seeds)))
+        warn_of_divergence(start, final)
         if first is not None:
             warn_of_scale(denoiser, first, final)
         return final

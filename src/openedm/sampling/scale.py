@@ -16,13 +16,17 @@ from openedm.preconditioning import EDM
 from openedm.sampling.engine.growth import noise_growth
 from openedm.sampling.engine.steps import Plan, State, unscaled
 
-__all__ = ["few_numbers", "knows_scale", "warn_of_growth", "warn_of_scale"]
+__all__ = ["few_numbers", "knows_scale", "largest", "warn_of_divergence", "warn_of_growth", "warn_of_scale"]
 
 MAX_GROWTH = 5.0
 """How many times too wide the states of Gaussian data may be without a warning."""
 
 MAX_RATIO, MIN_RATIO = 8.0, 0.02
 """The largest and smallest standard deviation of samples about their mean, in units of σ_data."""
+
+MAX_BEYOND = 1e4
+"""How many times larger than the noise of the start samples may be without a warning. Data are smaller than it, but few
+large steps of a low order go beyond it."""
 
 MIN_NUMBERS, MIN_SAMPLES = 64, 8
 """The least numbers and samples from which the data are called narrow; few numbers may be close by chance."""
@@ -96,6 +100,30 @@ def warn_of_scale(denoiser: Denoiser, first: State, x: Float[Tensor, "batch *eve
         f"deviation of the data (here about {std:.3g}), to {type(denoiser).__name__}",
         stacklevel=3,
     )
+
+
+def largest(state: State) -> Float[Tensor, ""]:
+    """The largest magnitude in a state, in data units; no host waits for it."""
+    x = unscaled(state.x, state.scale)
+    return x.abs().max() if x.numel() else x.new_zeros(())
+
+
+def warn_of_divergence(start: Float[Tensor, ""], x: Float[Tensor, "batch *event"]) -> None:
+    """Warn if samples are finite, but far beyond the noise that they started from.
+
+    Args:
+        start: the `largest` magnitude of the first state.
+        x: the samples, in data units.
+    """
+    if not x.numel():
+        return
+    low, high = float(start), float(x.abs().max())
+    if high > MAX_BEYOND * low:
+        warnings.warn(
+            f"the samples reach {high:.3g}, {high / low:.3g} times the largest number of the noise that they started "
+            "from: the solver diverges. More steps help, and for DPS a smaller zeta, a larger sigma_y or MMPS",
+            stacklevel=3,
+        )
 
 
 def warn_of_growth(solver: str, plan: Plan, sigma_data: float) -> None:
