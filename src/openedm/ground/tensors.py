@@ -137,7 +137,7 @@ def as_tensor(name: str, value: Any) -> Tensor:
 
 def _not_numbers(table: ArrayLike) -> list[str]:
     """The first columns of a table of pandas that are not plain numbers, with their types."""
-    types = getattr(table, "dtypes", None)
+    types: Any = getattr(table, "dtypes", None)
     columns = dict(types) if hasattr(types, "items") and hasattr(types, "index") else {}
     found = [f"{column!r} of {kind}" for column, kind in columns.items() if not isinstance(kind, np.dtype)]
     found += [f"{c!r} of {k}" for c, k in columns.items() if isinstance(k, np.dtype) and k.kind not in "fiub"]
