@@ -22,6 +22,7 @@ from openedm.inference import (
     predictive_check,
 )
 from openedm.inference.absent import Absence, kind_in
+from openedm.inference.prepare import prepare
 from openedm.networks import ConditionalMLP, ImageSummary, SeriesSummary, SetSummary, VectorSummary
 
 PLAIN = replace(TINY, emulator=None, refinement=None, members=1)
@@ -246,3 +247,21 @@ def test_bounds_hold_for_sets(sets) -> None:
     inside = theta.sigmoid()
     posterior = fit(inside, x, Box([0.0, 0.0], [1.0, 1.0]), settings=SETS)
     assert bool(((samples := posterior.sample(torch.ones(2, 2), 50)) > 0).all() and (samples < 1).all())
+
+
+@pytest.mark.parametrize("shape", [(2, 9, 13), (2, 30), (1, 4, 5, 6)])
+def test_numbers_over_land_are_named_before_all_others_are_lost_beside_them(shape: tuple[int, ...]) -> None:
+    theta = torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    x = 280 + theta[:, :1] + torch.randn(200, math.prod(shape), generator=torch.Generator().manual_seed(1))
+    x[:, :10] = -9999
+    with pytest.warns(UserWarning, match=r"x has the number -9999 in 0\.\d+ of the entries of channel 0, and"):
+        prepare(theta, x.reshape(-1, *shape))
+    x[:, :10] = 280
+    prepare(theta, x.reshape(-1, *shape))
+
+
+def test_entries_that_are_absent_in_all_simulations_are_not_left_out_by_leaving_out_simulations() -> None:
+    theta, x = torch.randn(200, 2), torch.randn(200, 1, 4, 5)
+    x[:, :, 1] = NAN
+    with pytest.raises(ValueError, match=r"0\.25 of the entries of x are NaN in all simulations: leave them"):
+        prepare(theta, x)

@@ -3,7 +3,7 @@
 from openedm.data.aligned import align_classes, match_classes
 from openedm.data.arrays import Arrays
 from openedm.data.converting import convert, encoded_images, picture_source
-from openedm.data.dataset import Batch, Chunks, Dataset, Source, Statistics, measure
+from openedm.data.dataset import Batch, Chunks, Dataset, Source
 from openedm.data.encoded import EncodedImages, MemoryImages
 from openedm.data.folder import FolderImages, ImageFolder
 from openedm.data.forms import Form
@@ -13,6 +13,7 @@ from openedm.data.pictures import image_grid, save_image, to_image, to_uint8
 from openedm.data.rows import TableImages
 from openedm.data.shards import Shards, TarImages
 from openedm.data.standard import Digits, FashionMNIST
+from openedm.data.statistics import Statistics, measure
 from openedm.data.stored import Stored
 from openedm.data.table import Table
 from openedm.data.toy import Mixture, Toy

@@ -19,12 +19,13 @@ from scipy.stats import ks_2samp
 from torch import Tensor
 from torch.nn import functional
 
+from openedm.data.statistics import find_markers
 from openedm.ground import checks
 from openedm.ground.choices import Choice
 from openedm.networks import Network
 from openedm.networks.summaries import ABSENT, Summary
 
-__all__ = ["Absence", "Kind", "describe_refused", "kind_in", "kind_of", "warn_unlike_members"]
+__all__ = ["Absence", "Kind", "describe_refused", "kind_in", "kind_of", "warn_of_marks", "warn_unlike_members"]
 
 Kind = Literal["members", "values"]
 
@@ -171,6 +172,9 @@ def describe_refused(x: Float[Tensor, "rows *event"], kind: Kind | None) -> str:
     drop = "fit(…, on_nonfinite='drop') leaves them out"
     if not bool(x.isnan().any()):
         return drop
+    if bool((never := x.isnan().all(0)).any()) and not bool(x.isnan()[:, ~never].any()):
+        share = float(never.double().mean())
+        return f"{share:.2g} of the entries of x are NaN in all simulations: leave them out, or fill them with a number"
     if kind == "members":
         return f"NaN may only mark absent members of sets, whole rows of x, and not all of them; {drop}"
     if kind == "values":
@@ -187,6 +191,24 @@ def describe_refused(x: Float[Tensor, "rows *event"], kind: Kind | None) -> str:
             "members of sets (SetSummary) or for values of series that were not measured (SeriesSummary)"
         )
     return f"{drop}; NaN is taken in sets (n, members, features) and series (n, channels, time) alone"
+
+
+def warn_of_marks(x: Float[Tensor, "rows channels *rest"]) -> None:
+    """Warn where a number in place of missing values decides how wide a channel is.
+
+    Args:
+        x: some simulations, the axis that has units of its own in front.
+
+    Warns:
+        UserWarning: several entries have one number far from all others.
+    """
+    for channel, value, share, low, high in find_markers(x)[:1]:
+        warnings.warn(
+            f"x has the number {value:g} in {share:.2g} of the entries of channel {channel}, and all others are from "
+            f"{low:g} to {high:g}: if it stands for missing values, put a number between the others in its place, such "
+            "as their mean, because all are standardised together, and what the others tell is lost",
+            stacklevel=6,
+        )
 
 
 def warn_unlike_members(x: Float[Tensor, "rows members features"]) -> None:

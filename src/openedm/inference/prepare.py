@@ -11,7 +11,15 @@ from jaxtyping import Float, Float64, Int64
 from scipy.stats import ks_2samp
 from torch import Tensor
 
-from openedm.inference.absent import Absence, Kind, describe_refused, kind_in, kind_of, warn_unlike_members
+from openedm.inference.absent import (
+    Absence,
+    Kind,
+    describe_refused,
+    kind_in,
+    kind_of,
+    warn_of_marks,
+    warn_unlike_members,
+)
 from openedm.inference.arrays import Values, as_rows
 from openedm.inference.composite import as_prior
 from openedm.inference.draws import fingerprints
@@ -283,6 +291,9 @@ def _data_map(
         absence = Absence.of(absent, x)
         if kind_in(x) == "members":
             warn_unlike_members(x) if absent == "members" else _warn_of_sets()
+    if x.ndim > 2:
+        some = x[_spread(len(x), MAX_COMPARED)]
+        warn_of_marks(some.movedim(-1, 1) if absent == "members" else some)
     return DataMap.of(x[training], keep, absence, sets=absent == "members")
 
 

@@ -12,7 +12,7 @@ from openedm import preconditioning as preconditionings
 from openedm.conditions import ConditionLayout
 from openedm.data import Dataset, Statistics, Stored, as_dataset, measure
 from openedm.data.autoencoder import Autoencoder
-from openedm.data.dataset import measure_conditions
+from openedm.data.statistics import measure_conditions
 from openedm.denoiser import Preconditioned
 from openedm.ground import checks
 from openedm.ground.choices import Choice, class_path, is_outside
