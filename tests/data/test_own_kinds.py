@@ -348,3 +348,11 @@ def test_several_named_arrays_are_no_dataset():
 
     with pytest.raises(TypeError, match=r"dataset must have samples dataset\[0\], .*, got File: 0; of several named"):
         as_dataset(File())
+
+
+def test_numbers_called_labels_are_conditions_if_they_are_no_classes(tmp_path):
+    path = str(tmp_path / "x.npz")
+    np.savez(path, x=kelvin(6, 1, 8), labels=RNG.standard_normal(6))
+    with pytest.raises(ValueError, match=r"no classes are conditions, condition='labels', as the array is called"):
+        Arrays(path).load()
+    assert Arrays(path, condition="labels").load().condition_shape == (1,)

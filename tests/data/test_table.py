@@ -164,6 +164,15 @@ def test_columns_are_chosen_by_name(tmp_path):
             Table(path, **{argument: "absent"}).load()
 
 
+def test_tables_of_numbers_are_told_from_those_of_images(tmp_path):
+    path = str(tmp_path / "a.parquet")
+    parquet.write_table(pyarrow.table({"x": [[1.0, 2.0]] * 10, "y": [0.5] * 10}), path)
+    with pytest.raises(ValueError, match=r"0 of \['x', 'y'\] may be; numbers in columns become data as one array"):
+        Table(path).load()
+    with pytest.raises(ValueError, match=r"image must be a column of images, got 'x' of list<.*; numbers in columns"):
+        Table(path, image="x").load()
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [

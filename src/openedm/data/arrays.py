@@ -286,4 +286,9 @@ def _labels_tensor(labels: np.ndarray) -> tuple[np.ndarray | None, torch.Tensor]
         raise TypeError(f"labels must be integers, one-hot rows or names, got {labels.dtype} of shape {labels.shape}")
     if labels.dtype.kind == "u" and labels.size:
         checks.between("labels", int(labels.max()), 0, 2**63 - 1)
+    if labels.dtype.kind == "f" and labels.ndim == 1:
+        raise ValueError(
+            f"labels must be integers or one-hot rows, got {labels.dtype} of shape {labels.shape}: numbers that are no "
+            "classes are conditions, condition='labels', as the array is called (on the command line --data.condition)"
+        )
     return None, torch.from_numpy(labels.astype({"f": np.float32, "b": np.bool_}.get(labels.dtype.kind, np.int64)))

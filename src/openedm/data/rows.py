@@ -23,6 +23,8 @@ from openedm.ground.storage import parse_json
 
 __all__ = ["ArrowImages", "ParquetImages", "TableImages", "name_of_files"]
 
+_NUMBERS = "; numbers in columns become data as one array (samples, channels, …), numpy.save('data.npy', array)"
+
 
 def _default_label(types: Mapping[str, Any], named: Sequence[str], condition: Sequence[str], origin: str) -> str:
     """The only `ClassLabel`, or a column "label" of integers; or "none", with a warning if columns are left out."""
@@ -110,7 +112,10 @@ class TableImages(EncodedImages):
         if image is None and len(candidates) != 1:
             raise ValueError(
                 f"image must name the column of images in {origin}: {len(candidates)} of {sorted(types)} may be"
+                f"{'' if candidates else _NUMBERS}"
             )
+        if image is not None and not holds_images(types[image]):
+            raise ValueError(f"image must be a column of images, got {image!r} of {types[image]} in {origin}{_NUMBERS}")
         features = _features((schema.metadata or {}).get(b"huggingface", b"{}"), origin)
         named = [
             name
