@@ -94,7 +94,7 @@ def test_data_and_labels_can_be_named(tmp_path):
             np.zeros((3, 2)),
             {"labels": np.zeros(3)},
             {},
-            "data.npz: labels must be integers or one-hot rows, got float64",
+            "data.npz: labels must be integers or one-hot rows, got torch.float64",
         ),
         (
             np.zeros((3, 2)),
