@@ -288,8 +288,8 @@ def _labels_tensor(labels: np.ndarray) -> tuple[np.ndarray | None, torch.Tensor]
         checks.between("labels", int(labels.max()), 0, 2**63 - 1)
     if labels.dtype.kind == "f" and labels.ndim == 1:
         raise ValueError(
-            f"labels must be integers or one-hot rows, got torch.{labels.dtype} of shape {labels.shape}: numbers that are "
-            "no classes are conditions, condition='labels', as the array is called (on the command line "
+            f"labels must be integers or one-hot rows, got torch.{labels.dtype} of shape {labels.shape}: numbers that "
+            "are no classes are conditions, condition='labels', as the array is called (on the command line "
             "--data.condition)"
         )
     return None, torch.from_numpy(labels.astype({"f": np.float32, "b": np.bool_}.get(labels.dtype.kind, np.int64)))
