@@ -181,6 +181,24 @@ def test_arrays_are_conditions_that_seeds_take_in_turn(tmp_path):
         CheckpointSampler(folder, options, conditions=values[:, :2])
 
 
+def test_labels_beside_conditions_are_those_of_training_where_they_were_renumbered(tmp_path):
+    x, labels = torch.randn(12, 2), np.arange(12) % 3 * 2 + 1
+    np.savez(tmp_path / "data.npz", x=x, conditions=torch.rand(12, 3), labels=labels)
+    data = Arrays(str(tmp_path / "data.npz"), key="x", condition="conditions").load()
+    model = Model.for_data(data, MLP(width=8, num_blocks=1))
+    assert model.class_names == ("1", "3", "5")
+    _, found = read_conditions(str(tmp_path / "data.npz"), model, "conditions").of_seeds(range(12))
+    assert found is not None
+    assert found.tolist() == [0, 1, 2] * 4
+    np.savez(tmp_path / "one.npz", conditions=torch.rand(2, 3), labels=[1, 2])
+    with pytest.raises(ValueError, match="classes must be among the labels 1, 3, 5, or ranges of them, got '2'"):
+        read_conditions(str(tmp_path / "one.npz"), model)
+    np.savez(tmp_path / "named.npz", conditions=torch.rand(2, 3), labels=[2, 0], class_names=["1", "3", "5"])
+    _, found = read_conditions(str(tmp_path / "named.npz"), model).of_seeds(range(2))
+    assert found is not None
+    assert found.tolist() == [2, 0]
+
+
 def test_of_conditions_of_other_proportions_the_central_parts_are_taken_with_a_word(tmp_path):
     x = torch.rand(4, 1, 4, 4) * 2 - 1
     model = Model.for_data(Pairs(x, x.clone()), UNET)

@@ -242,7 +242,10 @@ def _of_arrays(path: Path, model: Model, key: str | None, resize: Resize) -> Con
     if labels.shape != (len(rows),) or labels.dtype.kind not in "iu":
         raise ValueError(f"labels must be integers, one a condition ({len(rows)}), got {labels.dtype} {labels.shape}")
     names_of_labels = [str(name) for name in arrays.get("class_names", ())]
-    given: list[int | str] = [names_of_labels[i] if names_of_labels else i for i in labels.tolist()]
+    renumbered = bool(model.class_names) and all(name.isdecimal() for name in model.class_names or ())
+    given: list[int | str] = [  # labels that were renumbered in training are names here, too
+        names_of_labels[i] if names_of_labels else str(i) if renumbered else i for i in labels.tolist()
+    ]
     return Conditions.of_rows(rows, model, torch.tensor(find_classes(given, model.num_classes, model.class_names)))
 
 
