@@ -24,9 +24,9 @@ MAX_GROWTH = 5.0
 MAX_RATIO, MIN_RATIO = 8.0, 0.02
 """The largest and smallest standard deviation of samples about their mean, in units of σ_data."""
 
-MAX_BEYOND = 1e4
+MAX_BEYOND = 1e10
 """How many times larger than the noise of the start samples may be without a warning. Data are smaller than it, but few
-large steps of a low order go beyond it."""
+large steps of a low order, and networks that are not trained, go far beyond it."""
 
 MIN_NUMBERS, MIN_SAMPLES = 64, 8
 """The least numbers and samples from which the data are called narrow; few numbers may be close by chance."""
