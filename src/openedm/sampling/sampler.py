@@ -104,7 +104,7 @@ class SamplerChoice(Choice):
         assert final is not None
         assert start is not None
         check_samples(final, seeds, lambda: run(restarted(seeds)))
-        warn_of_divergence(start, final)
+        warn_of_divergence(denoiser, start, final)
         if first is not None:
             warn_of_scale(denoiser, first, final)
         return final

@@ -24,9 +24,9 @@ MAX_GROWTH = 5.0
 MAX_RATIO, MIN_RATIO = 8.0, 0.02
 """The largest and smallest standard deviation of samples about their mean, in units of σ_data."""
 
-MAX_BEYOND = 1e10
+MAX_BEYOND = 1e4
 """How many times larger than the noise of the start samples may be without a warning. Data are smaller than it, but few
-large steps of a low order, and networks that are not trained, go far beyond it."""
+large steps of a low order go beyond it."""
 
 MIN_NUMBERS, MIN_SAMPLES = 64, 8
 """The least numbers and samples from which the data are called narrow; few numbers may be close by chance."""
@@ -108,14 +108,15 @@ def largest(state: State) -> Float[Tensor, ""]:
     return x.abs().max() if x.numel() else x.new_zeros(())
 
 
-def warn_of_divergence(start: Float[Tensor, ""], x: Float[Tensor, "batch *event"]) -> None:
+def warn_of_divergence(denoiser: Denoiser, start: Float[Tensor, ""], x: Float[Tensor, "batch *event"]) -> None:
     """Warn if samples are finite, but far beyond the noise that they started from.
 
     Args:
+        denoiser: the denoiser; samples of a network alone may have any scale, as those of untrained ones.
         start: the `largest` magnitude of the first state.
         x: the samples, in data units.
     """
-    if not x.numel():
+    if not x.numel() or isinstance(denoiser, Preconditioned):
         return
     low, high = float(start), float(x.abs().max())
     if high > MAX_BEYOND * low:
