@@ -482,6 +482,8 @@ def columns_of_kind(kind: str, rows: int) -> torch.Tensor:
         "long tails": trend + 0.1 * torch.tan(1.5 * (2 * torch.rand(rows, 10, generator=generator) - 1)),
         "one distribution": normal * theta,
         "curves": trend + 0.1 * normal,
+        "limits": (trend + normal).clamp(max=4),
+        "zeros of one distribution": torch.where(normal < theta, 0.0, normal),
     }[kind]
 
 
@@ -493,6 +495,8 @@ KINDS = (
     "one distribution",
     "process",
     "curves",
+    "limits",
+    "zeros of one distribution",
 )
 
 

@@ -11,16 +11,27 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor
 
 from openedm.inference.columns import Columns
 from openedm.inference.exchangeable import are_steady
-from openedm.inference.forms import Form, Trials, choose_curve, choose_form, choose_size, choose_trend
+from openedm.inference.forms import (
+    ATOMS,
+    MIN_INDEPENDENT,
+    Form,
+    Trials,
+    choose_curve,
+    choose_form,
+    choose_size,
+    choose_structure,
+    choose_trend,
+)
 from openedm.inference.maps import DataMap
 from openedm.inference.mixtures import FittedMixture, fit_mixture
 from openedm.inference.prepare import Prepared
 from openedm.inference.settings import MixtureOptions
+from openedm.networks.atoms import recurring
 from openedm.networks.mixtures import ConditionalDensity
 from openedm.networks.trends import KernelTrend, TrendedMixture
 
@@ -31,6 +42,9 @@ CHUNK_ROWS = 16_384
 
 MOST_COUNTS = 512
 """Columns of counts that are modelled as they are, where other data with as many would be summarised."""
+
+LEAST_AT_ATOMS = 0.01
+"""The share of values that recur, in one column at least, from which on these are modelled as such."""
 
 
 class LearnedSimulator(NamedTuple):
@@ -75,8 +89,11 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     assert options is not None
     theta, x, maps = data.theta[data.training], data.x[data.training], data.data
     if len(maps.keep) > settings.reduce_above and not maps.exchangeable:
-        if "counts" in options.structures and all(maps.counts) and len(maps.keep) <= MOST_COUNTS:
+        few = len(maps.keep) <= MOST_COUNTS
+        if "counts" in options.structures and all(maps.counts) and few:
             options = replace(options, structures=("counts",))
+        elif few and _mostly_recur(maps, maps.jittered(x, seed)):
+            options = replace(options, structures=ATOMS)
         else:
             maps = maps.reduced(x, data.u[data.training])
     kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
@@ -137,6 +154,10 @@ def _choose_target(
     """What the emulator models, and how: x warped, as it is, or its logarithms, by trials."""
     if maps.reduction is not None:
         return None, choose_form([(maps.of_kept(kept), 0.0)], inputs, options, seed=seed, trials=trials)
+    at = None if all(maps.counts) else _at_atoms(maps, kept)
+    found = None if at is None else _with_atoms(kept, at, inputs, maps, options, seed, trials)
+    if found is not None:
+        return found
     steady = not maps.exchangeable and are_steady(kept, inputs)
     same = maps.exchangeable or steady
     all_columns = (
@@ -156,3 +177,46 @@ def _choose_target(
     kinds = {"exchangeable": exchangeable, "heavy": heavy, "steady": steady, "counts": counts}
     form = choose_form(forms, inputs, options, **kinds, seed=seed, trials=trials)
     return columns[form.number], form
+
+
+def _at_atoms(maps: DataMap, kept: Float[Tensor, "n kept"]) -> Bool[Tensor, "n kept"] | None:
+    """Which values recur in their columns, or in all of draws of one distribution; None where hardly any do."""
+    columns = kept.reshape(-1, 1) if maps.exchangeable else kept
+    values = [torch.tensor(recurring(each), dtype=kept.dtype, device=kept.device) for each in columns.T]
+    at = torch.stack([torch.isin(column, each) for column, each in zip(columns.T, values, strict=True)], 1)
+    return at.reshape(kept.shape) if float(at.double().mean(0).max()) >= LEAST_AT_ATOMS else None
+
+
+def _mostly_recur(maps: DataMap, kept: Float[Tensor, "n kept"]) -> bool:
+    """Whether values recur in half of the columns or more."""
+    at = _at_atoms(maps, kept)
+    return at is not None and float(at.any(0).double().mean()) >= 0.5
+
+
+def _with_atoms(
+    kept: Float[Tensor, "n kept"],
+    at: Bool[Tensor, "n kept"],
+    inputs: Float[Tensor, "n d"],
+    maps: DataMap,
+    options: MixtureOptions,
+    seed: int,
+    trials: Trials,
+) -> tuple[Columns, Form] | None:
+    """How columns are modelled in which single values recur; None where that may not be tried.
+
+    Args:
+        kept, at: values, and which of them recur.
+        inputs, maps, options, seed, trials: as for `_choose_target`.
+    """
+    others = torch.where(at, torch.nan, kept)
+    if maps.exchangeable:
+        form = Form(0, "independent_atoms", max(*options.components, MIN_INDEPENDENT))
+        return (Columns.alike(others), form) if form.structure in options.structures else None
+    low, high = (others.nan_to_num(end).aminmax(dim=0) for end in (torch.inf, -torch.inf))
+    ends = bool((~at | (kept < low.min) | (kept > high.max)).all()) and bool((~at).any(0).all())
+    structures = [s for s in ("censored", "atoms") if s in options.structures and (ends or s == "atoms")]
+    if not structures:
+        return None
+    target = Columns.of(others)
+    y = target.forward(kept).float()
+    return target, choose_structure(y, inputs, options, structures, seed=seed, trials=trials)

@@ -17,7 +17,16 @@ from openedm.inference.mixtures import fit_mixture, folds
 from openedm.inference.settings import CLOSE, MixtureOptions
 from openedm.inference.trends import FittedTrend, fit_trend
 
-__all__ = ["Form", "Trials", "choose_curve", "choose_form", "choose_size", "choose_trend", "simplest"]
+__all__ = [
+    "Form",
+    "Trials",
+    "choose_curve",
+    "choose_form",
+    "choose_size",
+    "choose_structure",
+    "choose_trend",
+    "simplest",
+]
 
 MIN_INDEPENDENT = 8
 """Gaussians in one dimension are cheap, and draws of one distribution are many: at least so many of them."""
@@ -29,7 +38,11 @@ COUNTS = ("counts", "dispersed_counts", "totals")
 """Structures for columns of counts that are no draws of one distribution; of zeros and ones the first says it all. The
 last where it is clearly better alone: more than what seems to be the total may be seen later."""
 
-SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", "shares")
+ATOMS = ("censored", "atoms", "independent_atoms")
+"""Structures for columns with values that recur, the first of such that are ends, the last of draws; where these are
+nothing else is tried."""
+
+SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", "shares", *ATOMS)
 """Structures for columns of a certain kind only."""
 
 
@@ -42,7 +55,7 @@ class Form(NamedTuple):
     curve: bool = False
 
 
-CURVED = COUNTS
+CURVED = (*COUNTS, "censored", "atoms")
 """Structures whose columns may share one function of their place: of others the gain is smaller, and single members may
 learn a curve badly, which widens posteriors."""
 
@@ -181,6 +194,31 @@ def _lost(log_probs: Sequence[Float[Tensor, " rows"]]) -> list[Lost]:
         Lost(0.0 if i == best else means[best] - means[i], error if i != best else 0.0)
         for i, error in enumerate(errors)
     ]
+
+
+def choose_structure(
+    y: Float[Tensor, "rows dim"],
+    u: Float[Tensor, "rows condition"],
+    options: MixtureOptions,
+    structures: Sequence[str],
+    *,
+    seed: int = 0,
+    trials: Trials,
+) -> Form:
+    """The simplest of some structures of one component that is as good as the best, by trials of one member.
+
+    Args:
+        y, u: standardised rows.
+        options: of the mixture.
+        structures: at least one, the simplest first.
+        seed: as for `fit_mixture`.
+        trials: what was tried for these data; new ones are added.
+    """
+    forms = [Form(0, structure, 1) for structure in structures]
+    if len(forms) == 1:
+        return forms[0]
+    options = replace(options, steps=min(4 * options.pilot_steps, options.steps))
+    return forms[simplest([_tried(y, u, options, form, seed, trials) for form in forms])]
 
 
 def choose_curve(

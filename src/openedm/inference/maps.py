@@ -192,6 +192,8 @@ class DataMap:
         if len(shape) == 1:
             kept = x[:, list(keep)]
             counts = tuple(is_count(column) for column in kept.T)
+            if not all(counts):  # zeros and ones among other columns are what they are, without noise
+                counts = tuple(count and len(column.unique()) > 2 for count, column in zip(counts, kept.T, strict=True))
             return cls(shape, keep, Columns.of(kept), counts, precise=x.dtype == torch.float64)
         axis = len(shape) - 1 if sets else 0
         columns = Columns.of(x.movedim(axis + 1, -1).flatten(0, -2), warp=sets)

@@ -16,6 +16,7 @@ from openedm.inference.average import Average
 from openedm.inference.columns import Columns
 from openedm.inference.maps import Coordinates, DataMap, ParameterMap, within_reach
 from openedm.inference.refine import Refinement
+from openedm.networks.atoms import AtomMixture
 from openedm.networks.counts import CountMixture, TotalMixture
 from openedm.networks.independent import IndependentCounts
 from openedm.networks.mixtures import ConditionalDensity, ConditionalMixture
@@ -56,13 +57,17 @@ class Parts:
 
         Warns:
             UserWarning: the emulator models counts, and x holds what no count is; or more than the total of which it
-                learned that they are counts, or counts of another sum than that of all simulations.
+                learned that they are counts, or counts of another sum than that of all simulations. Or x lies beyond an
+                end at which the values of all simulations stop.
         """
         if self.target is None:
             return self.data.forward(x)
         y = self.target.forward(x[:, list(self.data.keep)])
         if not isinstance(self.emulator, CountMixture | IndependentCounts):
-            return within_reach(y).float()
+            y = within_reach(y).float()
+            if isinstance(self.emulator, AtomMixture):
+                self._warn_beyond_ends(x, y, self.emulator)
+            return y
         if not bool(((y == y.round()) & (y >= 0)).all()):
             wrong = y[(y != y.round()) | (y < 0)]
             warnings.warn(
@@ -88,6 +93,20 @@ class Parts:
                     stacklevel=2,
                 )
         return y.float()
+
+    def _warn_beyond_ends(
+        self, x: Float[Tensor, "rows columns"], y: Float[Tensor, "rows dim"], emulator: AtomMixture
+    ) -> None:
+        """Warn of an x that lies beyond an end at which the values of all simulations stop."""
+        beyond = emulator.beyond(y)
+        if bool(beyond.any()):
+            row, column = beyond.nonzero()[0].tolist()
+            kept = self.data.keep[column]
+            warnings.warn(
+                f"x must not lie beyond the value at which all simulations stop in column {kept}, got "
+                f"{float(x[row, kept]):g}: what stands at that value must be the same in both",
+                stacklevel=3,
+            )
 
     @property
     def members(self) -> Sequence[Denoiser]:

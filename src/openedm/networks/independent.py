@@ -74,18 +74,21 @@ class IndependentMixture(ConditionalMixture):
     ) -> Int64[Tensor, "members rows dim"]:
         """A component for each draw; the weights are logarithms."""
         uniform = torch.rand(*weights.shape[:2], self.dim, generator=generator).to(weights)
-        return (weights.exp().cumsum(-1)[..., None, :] < uniform[..., None]).sum(-1).clamp_max(self.components - 1)
+        return (weights.exp().cumsum(-1)[..., None, :] < uniform[..., None]).sum(-1).clamp_max(weights.shape[-1] - 1)
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
         """Start from Gaussians spread evenly over all draws, whatever u is."""
-        bias = self.linear.bias.view(self.members, 1, self.components, 3)
+        self._spread(y.flatten().double())
+
+    def _spread(self, values: Float64[Tensor, " draws"]) -> None:
+        """Spread the Gaussians evenly over values."""
+        bias = self.linear.bias.view(self.members, 1, self.components, self.outputs_each)
         levels = (torch.arange(self.components, dtype=torch.float64) + 0.5) / self.components
-        values = y.flatten().double()
         bias[..., 1] = torch.quantile(values[: 1 << 20], levels.to(values)).to(bias)
         bias[..., 2] = self._scale_of(values)
         if isinstance(self.layer_out, MemberLinear) and self.components > 1:  # the means are spread already
-            self.layer_out.bias.view(self.members, 1, self.components, 3)[..., 1] = 0
+            self.layer_out.bias.view(self.members, 1, self.components, self.outputs_each)[..., 1] = 0
 
     def _scale_of(self, values: Float64[Tensor, " draws"]) -> float:
         """What the third output starts from: ln 1/s."""

@@ -11,14 +11,18 @@
     totals       y_j have binomial distributions, or are 0 and 1                    dim functions of u
     shares       y_j are counts of one known sum, which have a multinomial distribution     dim functions of u
     dispersed_counts     as counts, with r that depends on u                        2 dim functions of u
+    atoms        y_j are Gaussian, or values that recur, each with a probability            4 dim functions of u
+    censored     y_j are Gaussian, and stop at ends                                         dim functions of u
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
     independent_counts   the same of negative binomial distributions, or Bernoulli's
+    independent_atoms    the same with values that recur
 
 From a thousand simulations of twenty columns a full factor, 210 functions, cannot be learned; a curve with one kind of
 noise is `constant`, or `heavy` where some values lie far off, noise that grows with the signal `scaled`, an
 autoregressive process `banded`, or `stationary` if every time is like every other, and draws from one distribution
-`independent`. Which of them it is shows held-out likelihood. Each but `full`, `stationary`, `shares` and the last two
-may also be a curve, whose columns share one function of their place (`AlongColumns`); `fit` tries that of counts.
+`independent`. Which of them it is shows held-out likelihood. Each but `full`, `stationary`, `shares` and the last three
+may also be a curve, whose columns share one function of their place (`AlongColumns`); `fit` tries that of counts and
+values that recur.
 """
 
 import math
@@ -31,6 +35,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
+from openedm.networks.atoms import AtomMixture, CensoredMixture, IndependentAtoms
 from openedm.networks.counts import CountMixture, DispersedCounts, TotalMixture
 from openedm.networks.independent import IndependentCounts, IndependentMixture
 from openedm.networks.layers import seeded
@@ -61,6 +66,9 @@ STRUCTURES = (
     "dispersed_counts",
     "independent_counts",
     "shares",
+    "atoms",
+    "censored",
+    "independent_atoms",
 )
 
 FREEDOM = 4.0
@@ -84,6 +92,9 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         IndependentMixture,
         IndependentCounts,
         ShareMixture,
+        AtomMixture,
+        CensoredMixture,
+        IndependentAtoms,
     )
     for cls in classes:
         if cls.structure == structure:
