@@ -8,8 +8,11 @@ import torch
 
 from openedm.inference import Refinement, fit, load
 from openedm.inference.forms import Form, Trials, choose_curve, choose_form, simplest
+from openedm.inference.mixtures import fit_mixture
 from openedm.inference.settings import MixtureOptions, Settings
+from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import ConditionalMLP
+from openedm.networks.structured import StructuredMixture
 
 OPTIONS = MixtureOptions(
     members=1,
@@ -155,6 +158,24 @@ def test_a_count_above_the_total_of_all_simulations_warns() -> None:
     torch.testing.assert_close(posterior.parts.emulated(trials[:5]), trials[:5])
     with pytest.warns(UserWarning, match=r"counts of a total, .* to be 2\d in column 1, got 40: it is taken as"):
         posterior.parts.emulated(torch.tensor([[10.0, 40.0, 10.0]]))
+
+
+def test_many_columns_with_values_that_recur_are_modelled_and_a_few_among_others_summarised() -> None:
+    x = (U * torch.linspace(-1, 1, 70) + noise(600, 70)).clamp(min=0)
+    settings = tiny(structures=("full", "atoms"))
+    assert fit(U, x, (-1.7, 1.7), settings=settings, progress=False).report["emulated"]["noise"] == "atoms"
+    x[:, 30:] += noise(600, 70)[:, 30:]
+    assert fit(U, x, (-1.7, 1.7), settings=settings, progress=False).report["emulated"]["noise"] == "full"
+
+
+def test_a_likelihood_whose_gradients_are_not_finite_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    def undefined(self: ConditionalMixture, y: torch.Tensor, outputs: torch.Tensor) -> torch.Tensor:
+        zero = outputs.sum((-1, -2)) * 0
+        return zero + zero.sqrt()  # its gradient is 0 times infinity
+
+    monkeypatch.setattr(StructuredMixture, "_density", undefined)
+    with pytest.raises(FloatingPointError, match=r"likelihood of 'scaled' cannot be learned: 60 of 60 steps were not"):
+        fit_mixture(noise(600, 2), U, replace(OPTIONS, steps=60), 1, structure="scaled")
 
 
 def test_many_columns_of_bits_are_modelled_and_other_columns_summarised() -> None:

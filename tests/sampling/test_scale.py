@@ -117,3 +117,10 @@ def test_ordinary_data_and_data_of_a_known_width_give_no_warning(std: float, cou
         Auto(8).sample(shrinking(std), range(count))
         Auto(8).sample(shrinking(1e3 * std, sigma_data=1e3 * std), range(count))
         Auto(8).sample(shrinking(1e-3 * std, sigma_data=1e-3 * std), range(count))
+
+
+def test_samples_from_no_noise_at_all_are_drawn() -> None:
+    even = GaussianMixture([0.75, 0.25], [[-1.0], [3.0]], [[[0.1]], [[0.2]]])  # its mean is 0, as the noise
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert Sampler().sample(even, noise=torch.zeros(2, 1)).isfinite().all()

@@ -31,8 +31,8 @@ from openedm.inference.maps import DataMap
 from openedm.inference.mixtures import FittedMixture, fit_mixture
 from openedm.inference.prepare import Prepared
 from openedm.inference.settings import MixtureOptions
-from openedm.networks.atoms import recurring
 from openedm.networks.mixtures import ConditionalDensity
+from openedm.networks.recurring import recurring
 from openedm.networks.trends import KernelTrend, TrendedMixture
 
 __all__ = ["LearnedSimulator", "draw_simulations", "learn_simulator"]

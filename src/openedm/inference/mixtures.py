@@ -23,6 +23,9 @@ CURVE_VALUES, FEWEST_ROWS, CURVE_RATE = 2048, 32, 2.5
 FAST = 10.0
 """The factor of the learning rate of parameters that are `fast`."""
 
+MOST_SKIPPED = 0.1
+"""The share of steps that may be left out because their gradient is not finite."""
+
 
 @dataclass(frozen=True)
 class FittedMixture:
@@ -65,7 +68,7 @@ def fit_mixture(
         progress: called with the share of steps taken.
 
     Raises:
-        FloatingPointError: the likelihood is not finite.
+        FloatingPointError: the likelihood is not finite, or its gradient in more than a tenth of the steps.
         ValueError: fewer rows than ten a fold.
     """
     if len(y) < 10 * options.folds:
@@ -92,8 +95,9 @@ def fit_mixture(
         loss.backward()  # type: ignore[no-untyped-call]
         return loss
 
-    steps, clip_norm = range(1, options.steps + 1), 5.0 * options.members
+    skipped, steps, clip_norm = 0, range(1, options.steps + 1), 5.0 * options.members
     for step in minimise(gradient, optimizer, steps=steps, learning_rate=options.learning_rate_at, clip_norm=clip_norm):
+        skipped += not step.taken
         decay = min(0.995, (1 + step.number) / (10 + step.number))
         with torch.no_grad():
             torch._foreach_lerp_(list(average.parameters()), list(mixture.parameters()), 1 - decay)
@@ -104,6 +108,11 @@ def fit_mixture(
                 break
     if not bool(best.lowest.isfinite().all()):
         raise FloatingPointError(f"the likelihood of held-out rows is not finite: {(-best.lowest).tolist()}")
+    if skipped > MOST_SKIPPED * step.number:
+        raise FloatingPointError(
+            f"the likelihood of {structure!r} cannot be learned: {skipped} of {step.number} steps were not taken, "
+            "because their loss or its gradient was not finite"
+        )
     return FittedMixture(kept.eval().requires_grad_(False), float((-best.lowest).mean()), step.number)
 
 

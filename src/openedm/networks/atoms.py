@@ -19,54 +19,13 @@ from torch import Tensor, nn
 from torch.special import log_ndtr, ndtri
 
 from openedm.networks.counts import LOG_OUTSIDE
-from openedm.networks.independent import IndependentMixture
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
+from openedm.networks.recurring import MOST, SAME, all_recurring, cut_off, is_at, log_shares
 
-__all__ = ["AtomMixture", "IndependentAtoms", "recurring"]
-
-MOST = 2
-"""Values that recur in a column: a limit below and one above, or no and yes."""
-
-LEAST_TIMES = 5
-"""How often a value recurs at least, also in multiples of how often all others do: numbers of few digits all recur."""
-
-SAME = 1e-6
-"""Relative difference up to which float32 numbers are the same."""
-
-FARTHEST = 1e4
-"""Values are cut off there, as data that are far out."""
-
-NEVER = -1e4
-"""ln of a probability that is zero; minus infinity has no gradient."""
+__all__ = ["AtomMixture", "CensoredMixture", "log_between"]
 
 NO_END, MOST_DEVIATIONS = 1e6, 30.0
 """An end that there is not, and how many standard deviations away an end still counts."""
-
-
-def recurring(values: Float[Tensor, " rows"]) -> tuple[float, ...]:
-    """The one or two values of a column that recur, in order, where others do not; none where all or none do.
-
-    Args:
-        values: finite.
-    """
-    different, times = torch.unique(values, return_counts=True)
-    order = times.argsort(descending=True, stable=True)
-    often = [*times[order[: MOST + 1]].tolist(), *(0,) * (MOST + 1)]
-    for count in range(min(MOST, len(different)), 0, -1):
-        if often[count - 1] >= LEAST_TIMES * max(1, often[count]):
-            return tuple(sorted(different[order[:count]].tolist()))
-    return ()
-
-
-def _padded(found: Sequence[tuple[float, ...]]) -> Float64[Tensor, "columns most"]:
-    """Values that recur, with NaN for none."""
-    rows = [(*each, *(math.nan,) * (MOST - len(each))) for each in found]
-    return torch.tensor(rows, dtype=torch.float64)
-
-
-def _is_at(y: Float[Tensor, "*batch"], atoms: Float[Tensor, "*most"]) -> Bool[Tensor, "*batch most"]:
-    """Which of the values that recur each number is."""
-    return (y[..., None] - atoms).abs() <= SAME * (1 + atoms.abs())
 
 
 def _below(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -134,8 +93,7 @@ class AtomMixture(ConditionalMixture):
     def _terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Logits (members, rows, K), μ and ln 1/s (…, K, dim), ln p of what recurs and of the rest (…, MOST + 1)."""
         logits, means, logs, *odds = outputs.tensor_split([1 + i * self.dim for i in range(MOST + 2)], -1)
-        known = torch.stack(odds, -1).masked_fill(self.atoms.isnan(), NEVER)
-        shares = torch.cat([known, self.rest.expand(means.shape)[..., None]], -1).log_softmax(-1)
+        shares = log_shares(torch.stack(odds, -1), self.atoms, self.rest.expand(means.shape))
         return logits[..., 0], means, logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL), shares
 
     def _ends(self, means: Tensor, logs: Tensor) -> tuple[Tensor, Tensor]:
@@ -146,8 +104,8 @@ class AtomMixture(ConditionalMixture):
 
     def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
         logits, means, logs, shares = self._terms(outputs)
-        y = y.clamp(-FARTHEST, FARTHEST)[..., None, :]
-        at = _is_at(y, self.atoms)
+        y = cut_off(y)[..., None, :]
+        at = is_at(y, self.atoms)
         errors = torch.where(at.any(-1), 0.0, y - means)
         means = means - torch.einsum("mrkj,mkij->mrki", errors, self.lower * self._strict)
         gaussian = logs - 0.5 * ((y - means) * logs.exp()).square() - 0.5 * math.log(2 * math.pi)
@@ -159,7 +117,7 @@ class AtomMixture(ConditionalMixture):
 
     def beyond(self, y: Float[Tensor, "rows dim"]) -> Bool[Tensor, "rows dim"]:
         """Which values lie beyond an end."""
-        y = y.clamp(-FARTHEST, FARTHEST)
+        y = cut_off(y)
         low, high = self.low[0, 0], self.high[0, 0]
         return (y < low - SAME * (1 + low.abs())) | (y > high + SAME * (1 + high.abs()))
 
@@ -212,9 +170,9 @@ class AtomMixture(ConditionalMixture):
 
         What recurs starts from logits that are linear in u, by least squares of what is linear in them near the mean.
         """
-        y = y.double().clamp(-FARTHEST, FARTHEST)
-        atoms = _padded([recurring(column.float()) for column in y.T]).to(y.device)
-        at = _is_at(y, atoms)
+        y = cut_off(y.double())
+        atoms = all_recurring(y)
+        at = is_at(y, atoms)
         free = ~at.any(-1)
         self.atoms.copy_(atoms.expand_as(self.atoms))
         for j in range(self.dim):
@@ -343,74 +301,3 @@ def _factor(
     inverse = torch.linalg.inv(factor)
     scales = inverse.diagonal()
     return scales.log(), (inverse / scales[:, None]).tril(-1)
-
-
-class IndependentAtoms(IndependentMixture):
-    """Draws from one distribution in which values recur: a mixture of Gaussians and these values that depends on u.
-
-    Args:
-        condition_dim, dim: dimension of u, number of draws.
-        sizes: those of `ConditionalMixture`.
-
-    Raises:
-        ValueError: a count is out of its range.
-    """
-
-    structure = "independent_atoms"
-
-    atoms: Tensor
-
-    def __init__(self, condition_dim: int, dim: int, **sizes: Any) -> None:
-        super().__init__(condition_dim, dim, **sizes)
-        self.register_buffer("atoms", torch.full((self.members, 1, 1, 1, MOST), math.nan))
-
-    @property
-    def outputs_each(self) -> int:
-        """The number of outputs for one component: its weight, mean, scale and logits of values that recur."""
-        return 3 + MOST
-
-    def _all_terms(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor]:
-        """μ and ln 1/s, (members, rows, 1, K), and ln weights of what recurs and of the Gaussian, (…, MOST + 1)."""
-        logits, means, logs, *odds = outputs[:, :, None].unbind(-1)
-        known = torch.stack(odds, -1).masked_fill(self.atoms.isnan(), NEVER)
-        shares = torch.cat([known, torch.zeros_like(known[..., :1])], -1).log_softmax(-1)
-        weights = logits.log_softmax(-1)[..., None] + shares
-        return means, logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL), weights
-
-    def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
-        means, logs, weights = self._all_terms(outputs)
-        y = y.clamp(-FARTHEST, FARTHEST)
-        at = _is_at(y, self.atoms[:, 0])
-        known = torch.where(at, weights[..., :-1].logsumexp(-2), 0.0).sum(-1)
-        gaussian = logs - 0.5 * ((y[..., None] - means) * logs.exp()).square()
-        rest = (weights[..., -1] + gaussian).logsumexp(-1) - 0.5 * math.log(2 * math.pi)
-        return torch.where(at.any(-1), known, rest).sum(-1)
-
-    @torch.no_grad()
-    def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
-        """One y for each row of u; row i is drawn from member i mod `members`."""
-        means, logs, weights = self._all_terms(self._outputs(self._grouped(u)))
-        each = torch.cat([weights[..., -1], weights[..., :-1].logsumexp(-2)], -1)[:, :, 0]  # the Gaussians, what recurs
-        chosen = self._chosen(each, generator)
-        component = chosen.clamp_max(self.components - 1)
-        noise = torch.randn(chosen.shape, generator=generator).to(u)
-        y = means[:, :, 0].gather(-1, component) + noise * (-logs[:, :, 0].gather(-1, component)).exp()
-        for i in range(MOST):
-            y = torch.where(chosen == self.components + i, self.atoms[:, 0, 0, :, i, None], y)
-        return y.transpose(0, 1).flatten(0, 1)[: len(u)]
-
-    @torch.no_grad()
-    def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
-        """Find the values that recur, and start from Gaussians spread evenly over all others, whatever u is."""
-        values = y.flatten().double().clamp(-FARTHEST, FARTHEST)
-        atoms = _padded([recurring(values.float())]).to(values)
-        at = _is_at(values, atoms[0])
-        others = values[~at.any(-1)]
-        self.atoms.copy_(atoms.expand_as(self.atoms))
-        self._spread(others if len(others) > 1 else values)
-        rest = (~at.any(-1)).double().mean().clamp_min(0.01)
-        odds = (at.double().mean(0).clamp_min(1e-3) / rest).log()
-        self.linear.bias.view(self.members, 1, self.components, self.outputs_each)[..., 3:] = odds.to(u)
-
-    def _empty(self) -> ConditionalMixture:
-        return IndependentAtoms(self.condition_dim, self.dim, **self._sizes())

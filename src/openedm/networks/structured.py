@@ -35,9 +35,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.ground import checks
-from openedm.networks.atoms import AtomMixture, CensoredMixture, IndependentAtoms
+from openedm.networks.atoms import AtomMixture, CensoredMixture
 from openedm.networks.counts import CountMixture, DispersedCounts, TotalMixture
 from openedm.networks.independent import IndependentCounts, IndependentMixture
+from openedm.networks.independent_atoms import IndependentAtoms
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
 from openedm.networks.shares import ShareMixture

@@ -103,9 +103,9 @@ def warn_of_scale(denoiser: Denoiser, first: State, x: Float[Tensor, "batch *eve
 
 
 def largest(state: State) -> Float[Tensor, ""]:
-    """The largest magnitude in a state, in data units; no host waits for it."""
+    """The largest magnitude in a state, in data units, or its noise level, which is more; no host waits for it."""
     x = unscaled(state.x, state.scale)
-    return x.abs().max() if x.numel() else x.new_zeros(())
+    return x.abs().max().clamp_min(state.sigma) if x.numel() else x.new_zeros(())
 
 
 def warn_of_divergence(denoiser: Denoiser, start: Float[Tensor, ""], x: Float[Tensor, "batch *event"]) -> None:
