@@ -16,6 +16,14 @@ def test_the_command_prints_the_table_and_writes_what_is_asked_for(openedm, tmp_
     assert "write --figures errors" in openedm("paper", "errors").err
 
 
+@pytest.mark.parametrize("command", [("paper", "{}"), ("toy", "--out={}")])
+def test_figures_are_not_written_into_a_run(command, openedm, digits_run):
+    before = sorted(digits_run.rglob("*"))
+    result = openedm(*(word.format(digits_run) for word in command))
+    assert f"out={digits_run} holds a run" in result.err
+    assert sorted(digits_run.rglob("*")) == before
+
+
 @pytest.mark.parametrize(
     ("name", "meant"), [("table1", "none"), ("Table 1", "none"), ("errors", "errors"), ("fig3", "trajectories")]
 )

@@ -77,6 +77,13 @@ def test_png_files_hold_the_samples_of_their_seeds_and_dataset_json_their_classe
     assert dataset.event_shape == (1, 8, 8)
 
 
+def test_a_seed_that_is_given_twice_is_an_error_before_anything_is_drawn(openedm, digits_run, tmp_path):
+    result = openedm("sample", digits_run, tmp_path / "a.npz", "--seeds=3,0-3,3")
+    assert (result.status, result.out) == (1, "")
+    assert "sample: error: seeds must be different numbers, got 3 3 times" in result.err
+    assert not any(tmp_path.iterdir())
+
+
 def test_npz_files_hold_samples_seeds_and_labels(openedm, digits_run, tmp_path):
     result = openedm(
         "sample", digits_run, tmp_path / "a.npz", "--format=npz", "--seeds=3,40-42", "--classes=7,9", STEPS

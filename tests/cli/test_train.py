@@ -285,6 +285,22 @@ def test_a_run_that_is_done_stays_as_it_is_when_resumed(finished, openedm, tmp_p
     assert log(run) == log(finished[0])
 
 
+@pytest.mark.parametrize(
+    ("option", "change"),
+    [
+        ("--options.learning_rate=0.5", "options.learning_rate was 0.001, is 0.5"),
+        ("--options.keep=7", "options.keep was .*, is 7"),
+        ("--sampler.solver=Euler", "sampler.solver was .*, is 'Euler'"),
+    ],
+)
+def test_options_of_a_run_that_has_ended_are_refused_and_not_recorded(option, change, finished, openedm):
+    before = (finished[0] / "config.yaml").read_text()
+    result = openedm("train", finished[0], "--resume=true", option, "--tracker=none")
+    assert result.status == 1
+    assert re.search(f"has ended, where other settings have no effect: {change} ", result.err)
+    assert (finished[0] / "config.yaml").read_text() == before
+
+
 def test_to_resume_where_there_is_nothing_is_to_start(openedm, tmp_path):
     result = openedm("train", tmp_path / "new", *TOY, "--options.images=64", "--resume=true", "--tracker=none")
     assert result.status == 0

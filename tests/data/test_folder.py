@@ -229,7 +229,7 @@ def test_sixteen_bits_are_read_with_all_of_them(tmp_path, packed):
 @pytest.mark.parametrize("suffix", ["png", "jpg"])
 def test_a_file_that_is_not_an_image_is_named(tmp_path, packed, content, suffix):
     path = build(tmp_path, {"a.png": encode(pixels(0)), f"b.{suffix}": content}, packed=packed)
-    with pytest.raises(ValueError, match=rf"set.*/b.{suffix} cannot be decoded"):
+    with pytest.raises(ValueError, match=rf"set.*/b.{suffix} cannot be decoded.*data convert DATA OUT --damaged drop"):
         ImageFolder(path).load()
 
 
@@ -237,7 +237,7 @@ def test_a_file_that_is_not_an_image_is_named(tmp_path, packed, content, suffix)
 def test_a_picture_that_ends_early_is_named_when_the_set_is_loaded(tmp_path, packed, suffix):
     whole = encode(pixels(0, size=(64, 64)), suffix)
     files = {f"a.{suffix}": whole, f"b.{suffix}": whole[: len(whole) // 2]}
-    with pytest.raises(ValueError, match=rf"b.{suffix} cannot be decoded"):
+    with pytest.raises(ValueError, match=rf"b.{suffix} cannot be decoded.*data convert DATA OUT --damaged drop"):
         ImageFolder(build(tmp_path, files, packed=packed)).load()
 
 

@@ -54,6 +54,12 @@ def test_samples_are_those_of_the_sampler_with_the_classes_in_turn(checkpoint):
     torch.testing.assert_close(torch.cat([x for _, x in drawn]), expected, rtol=0, atol=1e-6)
 
 
+def test_seeds_that_are_repeated_are_refused_where_each_names_a_file(checkpoint, tmp_path):
+    source = CheckpointSampler(checkpoint, SamplingOptions(nfe=None, sampler=SAMPLER))
+    with pytest.raises(ValueError, match="seeds must be different numbers, got 1 2 times, 2 2 times"):
+        SampleFiles(source, tmp_path / "a.npz").write(source.prepare(), [1, 2, 3, 2, 1])
+
+
 def test_without_options_the_automatic_sampler_takes_32_evaluations(checkpoint):
     prepared = CheckpointSampler(checkpoint).prepare()
     assert prepared.origin == "sampler"

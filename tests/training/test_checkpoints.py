@@ -474,6 +474,12 @@ def test_settings_that_are_named_may_change_in_the_middle(finished, trainer):
     assert trainer(objective=EDM2()).resume(finished.run, changes=names) == ()
 
 
+def test_settings_that_are_named_are_refused_where_the_run_has_ended(finished, trainer):
+    run = trainer(objective=EDM2(), images=finished.state.images, learning_rate=0.5)
+    with pytest.raises(ValueError, match=r"has ended, .*no effect: options.learning_rate was 0.001, is 0.5 \(more"):
+        run.resume(finished.run, changes=["options.learning_rate"])
+
+
 @pytest.mark.parametrize("changed", [{"seed": 7}, {"batch_size": 32}, {"network": MLP(width=8, num_blocks=1)}])
 def test_naming_a_setting_that_does_not_fit_the_state_does_not_allow_it(changed, finished, trainer):
     with pytest.raises(ValueError, match="cannot be resumed with other settings"):

@@ -1,7 +1,7 @@
 """Messages of errors on one line, in words: those of jsonargparse about unions, and of errors that no check raises."""
 
 import re
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 __all__ = ["TRACEBACK", "describe_error", "name_option", "simplify", "without_jargon"]
@@ -125,7 +125,15 @@ def _in_words(kinds: str) -> str:
         ["a list of " + ", ".join(choices) if "list[" in rest else "one of " + ", ".join(choices)] if choices else []
     )
     names = re.findall(r"<class '(?:[\w.]*\.)?(\w+)'>", rest)
-    return " or ".join(dict.fromkeys([*words, *(WORDS.get(name, f"a {name}") for name in names)]))
+    return " or ".join(dict.fromkeys([*words, *(WORDS.get(name, _with_article(name)) for name in names)]))
+
+
+def _with_article(name: str) -> str:
+    """
+    >>> _with_article("Extractor")
+    'an Extractor'
+    """
+    return f"{'an' if name[0] in 'AEIOaeio' else 'a'} {name}"
 
 
 def describe_error(error: Exception, options: Collection[str] = ()) -> str:
@@ -149,19 +157,37 @@ def describe_error(error: Exception, options: Collection[str] = ()) -> str:
     )
 
 
-def name_option(text: str, values: Mapping[str, Any]) -> str:
-    """An error about the `path` of data with the option that the path was given by, such as data.path.
+def name_option(text: str, values: Mapping[str, Any], given: Iterable[tuple[str, Any]] = ()) -> str:
+    """An error about a part of an option with the whole option, such as `--sampler.levels.rho` for rho.
+
+    >>> name_option("rho must be finite and > 0, got -1.0", {}, [("sampler.levels.rho", -1), ("seed", 3)])
+    'sampler.levels.rho must be finite and > 0, got -1.0'
 
     Args:
         text: the message of an error.
-        values: the command's options, of which one may be data of this path, or the source that data are read from.
+        values: the command's options, of which one may be data of a `path`, or the source that data are read from.
+        given: the dotted names of the options that the command was given, and their plain values.
     """
-    if not text.startswith("path ") or "path" in values:
+    word = re.match(r"\w+(?=[ =\[])", text)
+    if word is None or word[0] in values:
         return text
-    given = {f"{name}.path": getattr(value, "path", None) for name, value in values.items()}
-    given |= {"source": values.get("source")}
-    found = [name for name, path in given.items() if isinstance(path, str) and repr(path) in text]
-    return f"{found[0]}{text.removeprefix('path')}" if found else text
+    named = [(name, value) for name, value in given if name.rpartition(".")[2] == word[0]]
+    found = {name for name, value in named if any(shown in text for shown in _shown(value))}
+    if word[0] == "path":
+        paths = {f"{name}.path": getattr(value, "path", None) for name, value in values.items()}
+        paths |= {"source": values.get("source")}
+        found |= {name for name, path in paths.items() if isinstance(path, str) and repr(path) in text}
+    return f"{found.pop()}{text[word.end() :]}" if len(found) == 1 else text
+
+
+def _shown(value: Any) -> list[str]:
+    """How messages may show a plain value."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return [
+        str(value),
+        repr(value),
+        *([repr(float(value))] if number else [repr(tuple(value))] if isinstance(value, list) else []),
+    ]
 
 
 def is_out_of_memory(error: Exception) -> bool:

@@ -14,6 +14,7 @@ __all__ = [
     "flat_parameters",
     "gather",
     "gathered_names",
+    "given",
     "option_words",
     "typed",
 ]
@@ -30,6 +31,9 @@ KINDS = ("positional", "repeated", "forwarded")
 
 typed: ContextVar[tuple[str, ...]] = ContextVar("typed", default=())
 """The arguments of the present command as they were typed, without --import."""
+
+given: ContextVar[tuple[tuple[str, Any], ...]] = ContextVar("given", default=())
+"""The options that the present command was given, in files or as arguments: dotted names and plain values."""
 
 
 def gathered_names(command: Callable[..., Any]) -> dict[str, str]:

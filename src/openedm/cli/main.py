@@ -164,11 +164,13 @@ def _run(program: str, arguments: list[str]) -> int:
     configure_process()
     from jsonargparse import ArgumentError
 
+    from openedm.cli.gathering import given
     from openedm.cli.importing import recorded
     from openedm.cli.parsing import explain, options_of, parse
 
     path = program.split(" ")[1:]
     recorded.set(())
+    given.set(())
     values: dict[str, Any] = {}
     module = importlib.import_module(".".join(["openedm.cli", *path]))
     command = getattr(module, path[-1])
@@ -187,7 +189,7 @@ def _run(program: str, arguments: list[str]) -> int:
             return UNREAD
         if os.environ.get(TRACEBACK):
             raise
-        text = name_option(describe_error(error, options_of(command)), values)
+        text = name_option(describe_error(error, options_of(command)), values, given.get())
         print(f"{program}: error: {text}", file=sys.stderr)
         return 1
     return int(status or 0)

@@ -12,7 +12,7 @@ import yaml
 from jsonargparse import ArgumentError, ArgumentParser
 
 from openedm.cli.explaining import simplify, without_jargon
-from openedm.cli.gathering import as_lists, flat_parameters, gather, gathered_names, typed
+from openedm.cli.gathering import as_lists, flat_parameters, gather, gathered_names, given, typed
 from openedm.cli.helping import page_of_choice, page_of_command
 from openedm.cli.importing import HELP as IMPORT_HELP
 from openedm.cli.importing import check_known_classes, import_modules, is_record, listed_imports, take_imports
@@ -199,6 +199,12 @@ def merge(command: Command, arguments: Sequence[str]) -> tuple[Plain, list[str]]
     plain = {name: to_plain(option.default) for name, option in options.items() if option.default is not REQUIRED}
     contents = [read_options(file) for file in files]
     typed = sorted(_parse_options(arguments), key=lambda option: len(option[0]))
+    given.set(
+        (
+            *(pair for content in contents for pair in _nested(content)),
+            *((".".join(names), _parse_yaml(text)) for names, text, _ in typed),
+        )
+    )
     import_modules([name for pair in zip(files, contents, strict=True) for name in listed_imports(*pair)])
     for name, value in _recorded_options(command, contents, typed, arguments).items():
         plain[name] = overlay(options[name].kind if name in options else None, plain.get(name), value)
@@ -326,6 +332,15 @@ def _parse_yaml(text: str) -> Any:
         return yaml.safe_load(text)
     except yaml.YAMLError:
         return text
+
+
+def _nested(content: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, Any]]:
+    """The dotted names of the values in a file of options, as they are typed."""
+    for name, value in content.items():
+        if isinstance(value, Mapping):
+            yield from _nested(value, before if name == "init_args" else f"{before}{name}.")
+        elif name != "class_path":
+            yield f"{before}{name}", value
 
 
 def _replaced_defaults(options: Mapping[str, Option], given: Collection[str]) -> Plain:

@@ -13,7 +13,7 @@ from accelerate.tracking import get_available_trackers
 from openedm.cli.budgeting import names_given
 from openedm.cli.importing import recorded
 from openedm.cli.parsing import dump
-from openedm.cli.plain import to_plain
+from openedm.cli.plain import read_options, to_plain
 from openedm.cli.planning import describe_plan
 from openedm.cli.terminal import StopSignal, print_line
 from openedm.data import Dataset, Source
@@ -39,6 +39,8 @@ from openedm.training import (
     num_parameters,
 )
 from openedm.training.checkpoints import list_incomplete
+from openedm.training.records import dotted_values
+from openedm.training.resuming import check_takes_effect
 
 __all__ = ["Tracker", "check_run_folder", "run_training"]
 
@@ -103,6 +105,8 @@ def run_training(
         accelerator=accelerator,
     )
     changed = trainer.resume(changes=names_given.get() or ()) if earlier else ()
+    if trainer.finished:
+        check_takes_effect(run, _changed(run, to_plain(values), trainer.state.images))
     measured = None if trainer.finished else trainer.choose_precision()
     plan = None if trainer.finished else trainer.plan()
     about: list[str] = []
@@ -169,6 +173,17 @@ def check_run_folder(run: Path, tracker: str, *, resume: bool) -> bool:
             f"tracker={tracker!r} is not installed: pip install {tracker}, or choose tensorboard, csv or none"
         )
     return earlier
+
+
+def _changed(run: Path, values: Mapping[str, Any], images: int) -> list[str]:
+    """The options given that differ from those of a run that has ended, a line each, but for `out` and `tracker`."""
+    file = run / "config.yaml"
+    before = dict(dotted_values(read_options(str(file)))) if file.is_file() else {}
+    names = (names_given.get() or frozenset()) - {"out", "tracker"}
+    changed = {name: new for name, new in dotted_values(values) if name in names and new != before.get(name, new)}
+    if int(before.get("options.images", 0)) > images:  # fewer images end a run that would have gone on
+        changed.pop("options.images", None)
+    return [f"{name} was {before[name]!r}, is {new!r}" for name, new in changed.items()]
 
 
 def _record(run: Path, values: Mapping[str, Any]) -> None:

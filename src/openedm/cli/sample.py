@@ -16,6 +16,7 @@ from openedm.generation import (
     split_names,
 )
 from openedm.generation.files import Format
+from openedm.ground import checks
 from openedm.ground.choices import brief
 from openedm.training import Model, find_checkpoint, make_accelerator, read_model
 
@@ -72,6 +73,7 @@ def sample(
         options: options of sampling.
     """
     seed_list = parse_integers("seeds", seeds)
+    checks.different("seeds", seed_list)
     model = read_model(find_checkpoint(checkpoint))
     chosen = None if classes is None else split_names(classes, model.class_names)
     given = _read_conditions(conditions, conditions_key, conditions_resize, model)
@@ -92,7 +94,7 @@ def sample(
             raise
     if not accelerator.is_main_process:
         return
-    existing = len(set(seed_list)) - count
+    existing = len(seed_list) - count
     kept = f", {existing} already existed" if existing else ""
     network = "network" if options.guidance.is_one else "guided network"
     cost = "" if prepared.sampler.nfe is None else f" with {prepared.sampler.nfe} {network} evaluations each"

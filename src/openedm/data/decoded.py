@@ -7,7 +7,8 @@ chunks of streaming.
 import io
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from torch import Tensor
 from openedm.conditions import pack
 from openedm.data.dataset import Batch, Chunks, Dataset, Indices, Source, as_index
 from openedm.data.decoding import Header, as_array, decode_picture, to_tensor, warn_of_animations
-from openedm.data.deep import AnyPixels
+from openedm.data.deep import AnyPixels, DamagedImage
 from openedm.data.forms import Crop, Resize, Size, as_size, crop_to, parse_size, sides
 from openedm.data.memory import InMemory, Pairs
 from openedm.data.partners import ConditionImages
@@ -83,7 +84,8 @@ class ImageSource(Source, ABC):
     def _dataset(self, images: EncodedImages) -> Dataset:
         """The images; a small set is decoded now, a large one when images are fetched."""
         size = None if self.resolution is None else sides(self.resolution)
-        header = _common_header(images, size, self.channels, self.range)
+        with _advising():
+            header = _common_header(images, size, self.channels, self.range)
         partners = None
         if images.condition_images is not None:
             partners = ConditionImages(
@@ -108,6 +110,18 @@ class ImageSource(Source, ABC):
         if pixels <= limit:  # large pictures that are cropped to a small size: each is decoded once, when it is fetched
             dataset.remembered = {}
         return dataset
+
+
+@contextmanager
+def _advising() -> Iterator[None]:
+    """The error of an image that cannot be decoded says how to go on without it."""
+    try:
+        yield
+    except DamagedImage as error:
+        raise ValueError(
+            f"{error} (data.convert(…, damaged='drop'), `openedm data convert DATA OUT --damaged drop`, makes a set "
+            "without such images)"
+        ) from error
 
 
 def _common_header(
@@ -253,7 +267,8 @@ class _DecodedImages(Dataset):
         sizes: list[tuple[int, int]] = []
         for row, (content, label) in enumerate(self._images.read(indices)):
             name = self._images.describe(indices[row])
-            picture = decode_picture(io.BytesIO(content), name, self.event_shape[0])
+            with _advising():
+                picture = decode_picture(io.BytesIO(content), name, self.event_shape[0])
             sizes.append(as_size(picture))
             pixels[row] = to_tensor(self._convert(picture, name))
             if label is not None:

@@ -18,7 +18,16 @@ import torch
 from jaxtyping import Shaped, UInt8
 from torch import Tensor
 
-from openedm.data.deep import AnyPixels, RefusedImage, check_pixels, decode_png, decode_tiff, is_tiff, read_tiff_header
+from openedm.data.deep import (
+    AnyPixels,
+    DamagedImage,
+    RefusedImage,
+    check_pixels,
+    decode_png,
+    decode_tiff,
+    is_tiff,
+    read_tiff_header,
+)
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -162,12 +171,12 @@ def _open_image(file: BufferedIOBase, name: str) -> "Iterator[Image | None]":
         file.seek(0)
         start = file.read(4)
         if not start:
-            raise ValueError(f"{name} cannot be decoded: the file is empty") from error
+            raise DamagedImage(f"{name} cannot be decoded: the file is empty") from error
         if not is_tiff(start):
-            raise ValueError(f"{name} cannot be decoded: it is no image, or of an unknown kind") from error
+            raise DamagedImage(f"{name} cannot be decoded: it is no image, or of an unknown kind") from error
         yield None
     except (*_DECODING_ERRORS, PIL.Image.DecompressionBombError) as error:
-        raise ValueError(f"{name} cannot be decoded: {error}") from error
+        raise DamagedImage(f"{name} cannot be decoded: {error}") from error
 
 
 def _dtype(image: "Image", name: str) -> str:

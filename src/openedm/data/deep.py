@@ -42,6 +42,10 @@ class RefusedImage(ValueError):
     """An error that already names the image."""
 
 
+class DamagedImage(ValueError):
+    """An image cannot be decoded."""
+
+
 def check_pixels(name: str, height: int, width: int, channels: int = 1) -> None:
     """Raise ValueError for an image of more than 134 million pixels, or for more than 4 channels as many numbers."""
     if height * width * max(1, channels / 4) > MAX_PIXELS:
@@ -86,7 +90,7 @@ def decode_png(content: bytes, name: str) -> UInt16[np.ndarray, "rows columns ba
     try:
         pixels: UInt16[np.ndarray, "rows columns bands"] = codecs.png_decode(content)
     except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} cannot be decoded: {error}") from error
+        raise DamagedImage(f"{name} cannot be decoded: {error}") from error
     if pixels.ndim == 3 and pixels.shape[-1] == 2:  # grey and alpha
         return pixels[:, :, [0, 0, 0, 1]]
     return pixels
@@ -138,7 +142,7 @@ def _open_tiff(content: bytes, name: str) -> Iterator[Any]:
     except RefusedImage:
         raise
     except _DAMAGE as error:
-        raise ValueError(f"{name} cannot be decoded: {error}") from error
+        raise DamagedImage(f"{name} cannot be decoded: {error}") from error
 
 
 def _shape(page: Any, name: str) -> tuple[int, int, int]:

@@ -131,18 +131,19 @@ class SampleFiles:
 
         Args:
             prepared: the denoiser and the sampler.
-            seeds: one seed a sample.
+            seeds: one seed a sample, all different.
             batch_size: samples drawn at a time; changes memory and speed, not the samples.
             accelerator: the processes; None for those there are.
             progress: None shows a bar in a terminal or notebook, True always, False never; a function is called after
                 each batch with the samples that this process has drawn.
 
         Raises:
-            ValueError: `out` holds other files, samples that were drawn with other settings, or another process draws
-                into it.
+            ValueError: a seed is repeated, `out` holds other files or samples that were drawn with other settings, or
+                another process draws into it.
             OSError: the disk is full, or `out` may not be written.
         """
         checks.at_least("batch_size", batch_size, 1)
+        checks.different("seeds", seeds)
         accelerator = accelerator or make_accelerator()
         lock = locked_folder if self.format == "png" else locked_file
         main = accelerator.is_main_process
@@ -162,12 +163,11 @@ class SampleFiles:
             _open_folder(self.parts, self.source.settings(prepared.sampler))
             _remove_damaged_parts(self.parts)
         accelerator.wait_for_everyone()
-        every = list(dict.fromkeys(seeds))
         there = self._written()
-        missing = {seed for seed in every if seed not in there}
+        missing = {seed for seed in seeds if seed not in there}
         accelerator.wait_for_everyone()  # all have listed what is missing before one of them draws
         # Whole batches, as if none of their samples were there: in other batches sums are rounded otherwise.
-        batches = [every[i : i + batch_size] for i in range(0, len(every), batch_size)]
+        batches = [list(seeds[i : i + batch_size]) for i in range(0, len(seeds), batch_size)]
         pending = [seed for batch in batches if not missing.isdisjoint(batch) for seed in batch]
         mine = share_of(pending, batch_size, accelerator.process_index, accelerator.num_processes)
         done = 0

@@ -1,6 +1,7 @@
 """Checks of arguments: each raises an error that names the argument, what was given and what is allowed."""
 
 import math
+from collections import Counter
 from collections.abc import Collection, Sequence
 from itertools import pairwise
 from numbers import Real
@@ -83,6 +84,13 @@ def one_of(name: str, value: object, allowed: Collection[object]) -> None:
     """Raise ValueError unless `value` is among `allowed`."""
     if value not in allowed:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, allowed))}, got {value!r}")
+
+
+def different(name: str, values: Sequence[object]) -> None:
+    """Raise ValueError if a value occurs more than once."""
+    if len(set(values)) < len(values):
+        repeated = [f"{value} {count} times" for value, count in Counter(values).items() if count > 1]
+        raise ValueError(f"{name} must be different numbers, got {first_of(repeated, separator=', ')}")
 
 
 def first_of(items: Sequence[str], most: int = 5, separator: str = "; ") -> str:

@@ -16,7 +16,7 @@ from openedm.ground.storage import replacing
 from openedm.training.monitoring import Observer, TrainingProgress, ValidationLoss
 from openedm.training.options import Options
 
-__all__ = ["RunLog", "RunTracker", "read_log"]
+__all__ = ["RunLog", "RunTracker", "dotted_values", "read_log"]
 
 
 class RunLog(Observer):
@@ -152,7 +152,7 @@ class RunTracker(Observer):
             "wandb": {"name": name, "notes": about or None},
             "mlflow": {"run_name": name, "description": about or None},
         }
-        self._accelerator.init_trackers(project, config=dict(_dotted(options)), init_kwargs=given)
+        self._accelerator.init_trackers(project, config=dict(dotted_values(options)), init_kwargs=given)
         for tracker in self._accelerator.trackers:
             if tracker.name == "comet_ml" and name:
                 tracker.tracker.set_name(name)
@@ -188,14 +188,14 @@ class RunTracker(Observer):
                 tracker.tracker.log_image(pixels, name=title, step=images)
 
 
-def _dotted(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
+def dotted_values(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, bool | int | float | str]]:
     """Nested options by dotted names, as they are typed; class names without their modules."""
     for name, value in options.items():
         if name == "class_path":
             yield before.rstrip("."), str(value).rpartition(".")[2]
         elif name == "init_args":
-            yield from _dotted(value, before)
+            yield from dotted_values(value, before)
         elif isinstance(value, Mapping):
-            yield from _dotted(value, f"{before}{name}.")
+            yield from dotted_values(value, f"{before}{name}.")
         else:
             yield f"{before}{name}", value if isinstance(value, bool | int | float | str) else str(value)

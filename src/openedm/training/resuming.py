@@ -3,7 +3,7 @@
 The settings of a run are in its checkpoints: the model in config.json, the objective and the options in training.json.
 """
 
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from openedm.training.checkpoints import read_model
 from openedm.training.model import Model
 from openedm.training.options import Options
 
-__all__ = ["as_recorded", "check_unchanged", "with_recorded"]
+__all__ = ["as_recorded", "check_takes_effect", "check_unchanged", "with_recorded"]
 
 VALIDATION_OPTIONS = frozenset({"validate_every", "validate_samples", "validate_levels", "validate_tails"})
 CHANGEABLE_OPTIONS = VALIDATION_OPTIONS | {
@@ -120,6 +120,23 @@ def check_unchanged(
         data = " (measured of the data, which are not those of the run)" if any(map(_is_of_data, refused)) else ""
         raise ValueError(f"the run at {folder} cannot be resumed with other settings: {'; '.join(refused)}{data}")
     return tuple(line for _, line in differences)
+
+
+def check_takes_effect(run: Path, changed: Sequence[str]) -> None:
+    """Refuse settings of a run that has ended.
+
+    Args:
+        run: the run, or its last checkpoint.
+        changed: what differs from the run, a line each.
+
+    Raises:
+        ValueError: something differs.
+    """
+    if changed:
+        raise ValueError(
+            f"the run at {run} has ended, where other settings have no effect: {'; '.join(changed)} (more "
+            "options.images let it go on, and another options.stop_after where that ended it)"
+        )
 
 
 def _is_of_data(line: str) -> bool:

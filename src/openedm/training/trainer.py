@@ -50,7 +50,7 @@ from openedm.training.options import DROPOUT, Options, check_compatibility
 from openedm.training.precision import PrecisionChoice, choose_precision
 from openedm.training.processes import make_accelerator
 from openedm.training.resources import Plan, is_small, measure_plan
-from openedm.training.resuming import as_recorded, check_unchanged, with_recorded
+from openedm.training.resuming import as_recorded, check_takes_effect, check_unchanged, with_recorded
 from openedm.training.run_folder import writing_run
 from openedm.training.steps import StepNoise, check_incomplete
 from openedm.training.watching import watching
@@ -381,7 +381,8 @@ class Trainer:
 
         Raises:
             ValueError: there is no checkpoint, or it was written with another model, another objective, or options that
-                change the steps of the run; the message lists them.
+                change the steps of the run, or the run has ended, so that `changes` have no effect; the message lists
+                them.
         """
         origin = self.run if path is None else path
         if origin is None:
@@ -397,4 +398,6 @@ class Trainer:
             raise ValueError(f"the optimiser's state in {folder} is missing, after {state.step} steps")
         self.state, self.origin = state, content.get("init")
         self._weights.best = weights if self.options.keep_best and state.best_loss is not None else None
+        if self.finished:
+            check_takes_effect(folder, [line for line in changed if not line.startswith("options.images ")])
         return changed
