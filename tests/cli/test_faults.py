@@ -84,9 +84,12 @@ def test_values_of_the_wrong_kind_are_named_with_the_kinds_that_are_right(argume
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--options.augmentation.p=2"], "p must be between 0 and 1, got 2.0"),
-        (["--options.power_average.every=0"], "every must be >= 1, got 0"),
-        (["--data=ImageFolder", "--data.path=.", "--data.resolution=1000000"], "resolution must be at most 65,536"),
+        (["--options.augmentation.p=2"], "options.augmentation.p must be between 0 and 1, got 2.0"),
+        (["--options.power_average.every=0"], "options.power_average.every must be >= 1, got 0"),
+        (
+            ["--data=ImageFolder", "--data.path=.", "--data.resolution=1000000"],
+            "data.resolution must be at most 65,536",
+        ),
     ],
 )
 def test_the_reason_of_a_value_that_is_refused_is_the_message(arguments, message, openedm, tmp_path):

@@ -81,7 +81,7 @@ def test_the_errors_in_the_figure_are_those_of_the_table(finished):
 
 
 def test_training_comes_near_the_exact_denoiser(finished):
-    found = re.findall(r"validation loss ([\d.]+); .*: ([\d.]+)", finished.printed)
+    found = re.findall(r"loss on training data ([\d.]+); .*: ([\d.]+)", finished.printed)
     assert len(found) == 2
     for trained, exact in found:
         assert float(exact) < float(trained) < 1

@@ -125,7 +125,7 @@ def test_a_run_folder_holds_config_checkpoints_log_figures_and_the_trackers_file
 def test_the_tracker_has_the_curves_of_the_log(finished):
     run, _ = finished
     events = EventAccumulator(str(run / "tracking")).Reload()
-    assert events.Images("validation/loss_per_sigma")
+    assert events.Images("training_data/loss_per_sigma")
     (about,) = events.Tensors("about/text_summary")
     assert "network  MLP(width=16, num_blocks=1)" in about.tensor_proto.string_val[0].decode()
     (options,) = (run / "tracking").glob("*/hparams.yml")
@@ -133,7 +133,7 @@ def test_the_tracker_has_the_curves_of_the_log(finished):
     (step,) = events.Scalars("train/loss")
     assert (step.step, step.value) == (320, pytest.approx(log(run)[-2]["loss"], rel=1e-6))
     measured = [row for row in log(run) if "validation" in row]
-    assert [(e.step, e.value) for e in events.Scalars("validation/loss")] == [
+    assert [(e.step, e.value) for e in events.Scalars("training_data/loss")] == [
         (row["images"], pytest.approx(row["validation"]["loss"], rel=1e-6)) for row in measured
     ]
 
@@ -149,17 +149,17 @@ def test_it_says_what_it_trains_on_what_and_where_it_ended(finished):
         "network  MLP(width=16, num_blocks=1): 3,237 parameters on cpu",
     ]
     assert re.fullmatch(r"memory   about [\d.]+ [kM]B of [\d.]+ GB that are free", memory)
-    parts = r"time     about \d+ s for 320 images at .* a second, \d+ s of it for validation and grids"
+    parts = r"time     about \d+ s for 320 images at .* a second, \d+ s of it for measured losses and grids"
     assert re.fullmatch(parts, seconds)
     assert outcome == f"trained on 320 images; the run is in {run}"
     first, second = (f"{row['validation']['loss']:.4f}" for row in log(run) if "validation" in row)
     assert announced == [
-        f"160 images: validation loss {first}",
+        f"160 images: loss on training data {first}",
         f"160 images: figure {run}/figures/loss.png",
         f"160 images: figure {run}/figures/loss_per_sigma.png",
         f"160 images: figure {run}/figures/samples-000000000160.npy",
         f"160 images: checkpoint {run}/checkpoints/000000000160",
-        f"320 images: validation loss {second}, the lowest so far",
+        f"320 images: loss on training data {second}, the lowest so far",
         f"320 images: figure {run}/figures/samples-000000000320.npy",
         f"320 images: checkpoint {run}/checkpoints/000000000320",
     ]

@@ -89,6 +89,13 @@ def test_runs_that_differ_in_the_seed_alone_are_one_column_of_means() -> None:
     assert "± standard deviation over the seeds" in found.notes[0]
 
 
+def test_losses_on_training_data_are_named_as_such() -> None:
+    first, second = entry("a"), entry("b")
+    assert second.loss is not None
+    seen = replace(second, loss=replace(second.loss, held_out=False))
+    assert "no validation data, and losses on training data: b" in compare_runs([first, seen]).notes
+
+
 def test_seeds_stay_apart_where_that_is_wanted() -> None:
     found = compare_runs(seeds(1.0, 2.0), average_seeds=False)
     assert found.columns == ("a,options.seed=0", "a,options.seed=1")

@@ -190,6 +190,7 @@ def test_a_loss_curve_plots_the_records():
     assert np.allclose(axes.lines[0].get_xydata(), progress)
     assert np.allclose(lines["training, running average"], running_average(progress))
     assert np.allclose(lines["validation, averaged weights"], validation)
+    assert "training data, averaged weights" in lines_by_label(loss_curve([], validation, held_out=False).axes[0])
     assert "images" in axes.get_xlabel()
     assert "loss" in axes.get_ylabel()
 

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from openedm import preconditioning
+from openedm.data import InMemory
 from openedm.ground.storage import read_tensors, write_tensors
 from openedm.ground.verifying import accept
 from openedm.networks import MLP, DDPMpp, EDM2UNet, Network
 from openedm.training import Augmentation, Initial, Model, Options, Trainer, load_denoiser
-from openedm.training.checkpoints import find_checkpoint, read_progress
+from openedm.training.checkpoints import find_checkpoint, read_progress, save_checkpoint
 
 pytestmark = pytest.mark.usefixtures("without_type_checker", "fresh_accelerate")
 
@@ -59,6 +60,21 @@ def test_a_run_without_augmentation_starts_from_one_with_it(network: Network, tm
     plain = Trainer(Model.for_data(images, network), images, options=QUICK).fit()
     with pytest.raises(ValueError, match=r"embedding.augment\S* is missing.*--init\.mismatch new"):
         Trainer(with_labels, images, options=augmented, init=plain)
+
+
+def test_data_of_another_size_or_with_classes_at_other_places_are_a_warning(tmp_path: Path) -> None:
+    small, large = -torch.ones(4, 1, 8, 8), -torch.ones(4, 1, 16, 16)
+    small[0], large[0] = 1, 1
+    network, labels = DDPMpp(8, (1,), num_blocks=1), torch.tensor([0, 1, 0, 1])
+    first = Model.for_data(InMemory(small, labels, class_names=("ant", "bee")), network)
+    save_checkpoint(tmp_path / "first", first, first.build().network.state_dict())
+    for x, names, message in [
+        (large, ("ant", "bee"), r"trained on samples of 1×8×8, and the data are of 1×16×16; --data.resolution 8x8 "),
+        (small, ("bee", "cow"), r"has the classes at other places, .* of others: bee of ant$"),
+    ]:
+        data = InMemory(x, labels, class_names=names)
+        with pytest.warns(UserWarning, match=message):
+            Trainer(Model.for_data(data, network), data, options=QUICK, init=tmp_path / "first")
 
 
 def test_parameters_that_do_not_fit_are_refused_with_a_list_or_start_anew(first: Path) -> None:

@@ -1,6 +1,7 @@
 """What is kept of a run: the log, and curves for a tracker."""
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -82,7 +83,7 @@ def test_validations_are_lines_of_their_own(tmp_path):
     log = RunLog(tmp_path / "log.jsonl", Options())
     log.on_validation(70, validation())
     expected = {"sigmas": [0.1, 1.0], "errors": [0.01, 0.5], "losses": [0.9, 0.7], "loss": 0.8}
-    expected |= {"tail_sigmas": [], "tail_losses": []}
+    expected |= {"tail_sigmas": [], "tail_losses": [], "held_out": True}
     assert read(tmp_path / "log.jsonl") == [{"images": 70, "validation": expected}]
 
 
@@ -129,6 +130,8 @@ def test_the_tracker_gets_every_tenth_step_and_every_validation(monkeypatch):
         "train/skipped": 0,
     }
     assert measured == {"validation/loss": 0.8, "validation/sigma_0.1": 0.9, "validation/sigma_1": 0.7}
+    tracker.on_validation(300, replace(validation(), held_out=False))
+    assert logged[-1][1].keys() == {"training_data/loss", "training_data/sigma_0.1", "training_data/sigma_1"}
 
 
 def test_the_tracker_gets_options_by_dotted_names_and_the_figures_that_were_drawn(tmp_path, monkeypatch):

@@ -40,8 +40,8 @@ def test_a_fit_that_is_watched_shows_a_bar_and_announces_losses_figures_and_chec
     out, err = capsys.readouterr()
     assert out == ""
     assert "16.0/16.0" in err
-    assert "8 images: validation loss" in err
-    assert "16 images: validation loss" in err
+    assert "8 images: loss on training data" in err
+    assert "16 images: loss on training data" in err
     assert err.count(f"figure {tmp_path / 'loss.png'}") == 1  # drawn twice
     assert f"16 images: checkpoint {tmp_path / 'run' / 'checkpoints' / f'{16:012d}'}" in err
     assert figures.seen == [(8, figures.path), (16, figures.path)]
@@ -64,7 +64,7 @@ def test_a_fit_shows_nothing_where_nobody_looks_unless_told_to(tmp_path, capsys)
     trainer(tmp_path / "a").fit()
     assert capsys.readouterr() == ("", "")
     trainer(tmp_path / "b").fit(progress=True)
-    assert "validation loss" in capsys.readouterr().err
+    assert "loss on training data" in capsys.readouterr().err
 
 
 def test_log_lines_tell_the_lowest_loss_and_go_where_they_are_sent(tmp_path):

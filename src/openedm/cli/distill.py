@@ -44,7 +44,7 @@ def distill(
         teacher: the checkpoint or run to start from: a denoiser, best with EDM's preconditioning.
         out: the run folder.
         data: the source of the training data: by default those that the teacher's run names.
-        validation: the source of the data of the validation loss; by default a part of the training data.
+        validation: the source of the data of the validation loss; without it losses are measured on training data.
         objective: how pairs of noise levels are made, how they come closer, and the weight of guidance.
         options: options of training.
         dropout: the dropout of the network in training, instead of the teacher's; 0.2 is reported to help where the

@@ -99,7 +99,7 @@ def run_training(
         objective,
         options,
         run=run,
-        validation=shown,
+        validation=None if validation is None else shown,
         init=None if earlier else init,
         observers=[bar, LogLines(print_line), log, figures, *curves],
         accelerator=accelerator,

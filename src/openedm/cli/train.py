@@ -58,7 +58,7 @@ def train(
     Args:
         out: the run folder.
         data: the source of the training data.
-        validation: the source of the data of the validation loss; by default a part of the training data.
+        validation: the source of the data of the validation loss; without it losses are measured on training data.
         network: the architecture; its shape follows from the data. If it is not given, network, length and batch are
             chosen for this machine, as by a budget.
         preconditioning: the preconditioning that turns the network into a denoiser.

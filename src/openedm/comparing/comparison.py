@@ -279,4 +279,7 @@ def _same(entries: Sequence[Entry]) -> list[str]:
     missing = [entry.name for entry in entries if entry.loss is None]
     if missing and len(missing) < len(entries):
         notes.append(f"no validation losses: {', '.join(missing)}")
+    seen = [entry.name for entry in entries if entry.loss is not None and not entry.loss.held_out]
+    if seen:
+        notes.append(f"no validation data, and losses on training data: {', '.join(dict.fromkeys(seen))}")
     return notes

@@ -62,6 +62,7 @@ def _mean_loss(group: Sequence[Entry]) -> ValidationLoss | None:
         statistics.fmean(loss.loss for loss in losses),
         losses[0].tail_sigmas,
         mean([loss.tail_losses for loss in losses]),
+        all(loss.held_out for loss in losses),
     )
 
 

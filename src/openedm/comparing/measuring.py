@@ -221,6 +221,7 @@ def measure_loss(
                 samples=samples,
                 seed=0,
                 tails=True,
+                held_out=run.validation != run.data,
             )
             found.append(measured.measure(load_denoiser(run.checkpoint).to(device)))
             report("loss", i + 1, len(runs))

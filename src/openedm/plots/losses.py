@@ -26,12 +26,13 @@ REACH = 3.0
 """A suggested p(σ) is drawn up to so many standard deviations of ln σ from its mean."""
 
 
-def loss_curve(progress: Rows, validation: Rows = ()) -> Figure:
+def loss_curve(progress: Rows, validation: Rows = (), *, held_out: bool = True) -> Figure:
     """The loss while training: each step faintly, their running average, and the validation loss.
 
     Args:
         progress: (images seen, loss of the batch), in order. Losses that are not finite (skipped steps) are left out.
         validation: (images seen, validation loss), in order.
+        held_out: whether that is a loss on validation data, not on the training data.
 
     Raises:
         ValueError: neither has a finite loss.
@@ -46,7 +47,7 @@ def loss_curve(progress: Rows, validation: Rows = ()) -> Figure:
         axes.plot(*zip(*thinned, strict=True), color=COLOURS[0], alpha=0.25, linewidth=0.6)
         axes.plot(*zip(*running_average(steps), strict=True), color=COLOURS[0], label="training, running average")
     if checked:
-        label = "validation, averaged weights"
+        label = f"{'validation' if held_out else 'training data'}, averaged weights"
         axes.plot(*zip(*checked, strict=True), **line_style(1), label=label)
     axes.set(xlabel="images seen", ylabel="weighted denoising loss", yscale="log")
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -63,7 +63,8 @@ class RunFigures(Observer):
     def on_validation(self, images: int, loss: ValidationLoss) -> list[Path]:
         """Draw the curves anew, and return their paths."""
         validations = self._log.validations
-        curve = plots.loss_curve(self._log.progress, [(seen, v.loss) for seen, v in validations])
+        measured = [(seen, v.loss) for seen, v in validations]
+        curve = plots.loss_curve(self._log.progress, measured, held_out=loss.held_out)
         paths = [self._folder / "loss.png", self._folder / "loss_per_sigma.png"]
         plots.save_figure(curve, paths[0])
         shown = sorted({0, len(validations) // 4, len(validations) - 1})

@@ -164,12 +164,18 @@ class _Training(NamedTuple):
         denoiser = trainer.fit(progress=False).cpu()
         host = torch.device("cpu")
         validation = Validation(
-            subject.dataset, objective, sigma_data=model.sigma_data, device=host, seed=options.seed, tails=True
+            subject.dataset,
+            objective,
+            sigma_data=model.sigma_data,
+            device=host,
+            seed=options.seed,
+            tails=True,
+            held_out=False,
         )
         exact = validation.measure(subject.exact)
         moments = sorted(losses.found)
-        last = losses.found[moments[-1]].loss
-        self.log(f"validation loss {last:.4f}; the exact denoiser's, on the same samples and noise: {exact.loss:.4f}")
+        last = losses.found[moments[-1]]
+        self.log(f"{last.name} {last.loss:.4f}; the exact denoiser's, on the same samples and noise: {exact.loss:.4f}")
         shown = dict.fromkeys([moments[0], moments[len(moments) // 10], moments[-1]])
         return denoiser, {**{f"{n:,} images": losses.found[n] for n in shown}, "exact denoiser": exact}
 

@@ -1,7 +1,8 @@
 """Fine-tuning: a run that starts from the weights of another one instead of random ones."""
 
 import os
-from collections.abc import Mapping
+import warnings
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
@@ -15,6 +16,7 @@ from openedm.ground.tensors import misfits
 from openedm.objective import Objective
 from openedm.preconditioning import Preconditioning
 from openedm.training.checkpoints import find_checkpoint, read_model, read_weights
+from openedm.training.model import Model
 
 __all__ = ["Initial", "as_initial", "check_teacher", "load_initial"]
 
@@ -59,14 +61,14 @@ def as_initial(value: Any) -> Initial | Preconditioned | None:
     return None if isinstance(value, Initial) and value.path is None else value
 
 
-def load_initial(
-    network: nn.Module, preconditioning: Preconditioning, init: Initial | Preconditioned
-) -> dict[str, Any]:
+def load_initial(network: nn.Module, model: Model, init: Initial | Preconditioned) -> dict[str, Any]:
     """Copy the weights into a new network, and return what is recorded of their origin.
+
+    Samples of another shape, and classes of the same names at other places, are a warning.
 
     Args:
         network: the network of the new run.
-        preconditioning: what the new network predicts, which must be the same.
+        model: its description; what the network predicts must be the same.
         init: where the weights come from.
 
     Raises:
@@ -74,14 +76,17 @@ def load_initial(
             infinite.
     """
     if isinstance(init, Preconditioned):
-        _check_prediction(init.preconditioning, preconditioning)
+        _check_prediction(init.preconditioning, model.preconditioning)
         _copy(network, init.network.state_dict(), "the denoiser given", "error")
+        _compare("init", init.event_shape, None, model)
         return {"origin": type(init.network).__name__} | ({"consistency": True} if init.consistency else {})
     folder = find_checkpoint(init.path or "")
-    model = read_model(folder)
-    _check_prediction(model.preconditioning, preconditioning)
+    before = read_model(folder)
+    _check_prediction(before.preconditioning, model.preconditioning)
     new = _copy(network, read_weights(folder), str(folder), init.mismatch)
-    kind = {"consistency": True} if model.consistency else {}
+    if not new:  # which say it themselves
+        _compare(f"init, {folder},", before.event_shape, before.class_names, model)
+    kind = {"consistency": True} if before.consistency else {}
     return {"origin": str(folder), "digest": file_digest(folder / "model.safetensors"), "new_parameters": new} | kind
 
 
@@ -108,6 +113,23 @@ def check_teacher(objective: Objective, origin: Mapping[str, Any] | None) -> Non
 def _check_prediction(before: Preconditioning, now: Preconditioning) -> None:
     if to_config(before) != to_config(now):
         raise ValueError(f"preconditioning must be that of init, {before}, for its weights to mean the same, got {now}")
+
+
+def _compare(origin: str, shape: Sequence[int] | None, names: Sequence[str] | None, model: Model) -> None:
+    """Warn of data of another shape than the weights were trained on, and of classes that were others there."""
+    if shape is not None and tuple(shape) != model.event_shape:
+        before, now = ("×".join(map(str, each)) for each in (shape, model.event_shape))
+        size = "x".join(map(str, tuple(shape)[-2:]))
+        advice = f"; --data.resolution {size} crops and resizes pictures to its size" if len(shape) == 3 else ""
+        warnings.warn(f"{origin} was trained on samples of {before}, and the data are of {now}{advice}", stacklevel=2)
+    pairs = zip(names or (), model.class_names or (), strict=False)
+    moved = [f"{now} of {before}" for before, now in pairs if before != now and now in (names or ())]
+    if moved:
+        warnings.warn(
+            f"{origin} has the classes at other places, so that they start from what it learned of others: "
+            f"{checks.first_of(moved, separator=', ')}",
+            stacklevel=2,
+        )
 
 
 def _check_numbers(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor], origin: str) -> None:

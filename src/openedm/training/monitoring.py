@@ -41,6 +41,7 @@ class ValidationLoss:
         loss: the mean of `losses`, an estimate of the objective.
         tail_sigmas: levels that training rarely sees, below and above the others; none if they were not measured.
         tail_losses: λ(σ) times the errors there, which are not part of the mean.
+        held_out: whether it was measured on validation data, not on the training data.
     """
 
     sigmas: tuple[float, ...]
@@ -49,6 +50,12 @@ class ValidationLoss:
     loss: float
     tail_sigmas: tuple[float, ...] = ()
     tail_losses: tuple[float, ...] = ()
+    held_out: bool = True
+
+    @property
+    def name(self) -> str:
+        """What it is a loss of, in words."""
+        return "validation loss" if self.held_out else "loss on training data"
 
     @property
     def curve(self) -> list[tuple[float, float]]:
@@ -73,6 +80,7 @@ class Validation:
         batch_size: number of samples in one evaluation, which limits the memory; by default 128, and 4096 for vectors.
         tails: whether the loss is also measured at four levels in the tails of p(σ), its quantiles Φ(±2.25) and
             Φ(±3.5): at EDM's p(σ) and σ_data = 0.5, 0.0045, 0.02, 4.5 and 20.
+        held_out: whether the samples are other than the training data, which the measurements say.
 
     Raises:
         ValueError: a count is out of its range.
@@ -90,6 +98,7 @@ class Validation:
         seed: int = 0,
         batch_size: int | None = None,
         tails: bool = False,
+        held_out: bool = True,
     ) -> None:
         checks.at_least("levels", levels, 1)
         checks.at_least("samples", samples, 1)
@@ -103,7 +112,7 @@ class Validation:
         quantiles = torch.cat([middles, torch.special.ndtr(places)])  # tails last: the noise of the others stays
         self._sigmas = objective.noise.for_data(sigma_data).quantile(quantiles)
         self._weights = objective.weighting.weight(self._sigmas, sigma_data)
-        self._objective = objective
+        self._objective, self._held_out = objective, held_out
         self._target_sigmas = objective.target_levels(self._sigmas, sigma_data, progress=1.0)
         self._chosen = dataset.spread(samples)
         size = 4 * len(self._chosen) * len(quantiles) * math.prod(dataset.event_shape)
@@ -111,7 +120,14 @@ class Validation:
 
     @classmethod
     def of_run(
-        cls, dataset: Dataset, objective: Objective, options: Options, *, sigma_data: float, device: torch.device
+        cls,
+        dataset: Dataset,
+        objective: Objective,
+        options: Options,
+        *,
+        sigma_data: float,
+        device: torch.device,
+        held_out: bool = True,
     ) -> "Validation":
         """The measurement that the options of a run describe; other arguments as for the class."""
         return cls(
@@ -123,6 +139,7 @@ class Validation:
             samples=options.validate_samples,
             seed=options.seed,
             tails=options.validate_tails,
+            held_out=held_out,
         )
 
     def _batches(self) -> Iterator[tuple[Tensor, Tensor | None, Iterable[Tensor]]]:
@@ -164,13 +181,15 @@ class Validation:
         losses, n = self._weights * errors, self._levels
         mean = float(losses[:n].mean())
         sigmas, values = tuple(self._sigmas.tolist()), tuple(losses.tolist())
-        loss = ValidationLoss(sigmas[:n], tuple(errors[:n].tolist()), values[:n], mean, sigmas[n:], values[n:])
+        tails = (sigmas[n:], values[n:])
+        loss = ValidationLoss(sigmas[:n], tuple(errors[:n].tolist()), values[:n], mean, *tails, held_out=self._held_out)
         level = next((sigma for sigma, value in loss.curve if not math.isfinite(value)), None)
         if level is not None:
+            of = "validation data" if loss.held_out else "data"
             outcome = f"it is {mean:.4g} without that level" if math.isfinite(mean) else "it counts as no improvement"
             warnings.warn(
-                f"the validation loss is {'not finite' if math.isfinite(mean) else mean}, from sigma = {level:.4g} on: "
-                f"the validation data or the denoiser's results are not finite there; {outcome}",
+                f"the {loss.name} is {'not finite' if math.isfinite(mean) else mean}, from sigma = {level:.4g} on: "
+                f"the {of} or the denoiser's results are not finite there; {outcome}",
                 RuntimeWarning,
                 stacklevel=2,
             )

@@ -341,4 +341,4 @@ def recipe_summary(recipe: Recipe) -> str:
     """What the recipe expects, in a line."""
     passes = recipe.options.images / recipe.samples
     length = f"{recipe.options.images:,} images, {passes:.0f} passes"
-    return f"{recipe.budget}: {length}, about {format_seconds(recipe.seconds)} with validation and grids"
+    return f"{recipe.budget}: {length}, about {format_seconds(recipe.seconds)} with measured losses and grids"

@@ -108,9 +108,15 @@ def read_log(
 
 
 def _validation(values: dict[str, Any]) -> ValidationLoss:
-    tails = (tuple(values.get(name, ())) for name in ("tail_sigmas", "tail_losses"))  # version 0.2.0 had none
+    # The levels in the tails, and what the loss is of, are newer than the first version.
     return ValidationLoss(
-        tuple(values["sigmas"]), tuple(values["errors"]), tuple(values["losses"]), float(values["loss"]), *tails
+        tuple(values["sigmas"]),
+        tuple(values["errors"]),
+        tuple(values["losses"]),
+        float(values["loss"]),
+        tuple(values.get("tail_sigmas", ())),
+        tuple(values.get("tail_losses", ())),
+        held_out=values.get("held_out") is not False,
     )
 
 
@@ -136,7 +142,7 @@ class RunTracker(Observer):
     """
 
     def __init__(self, accelerator: Accelerator) -> None:
-        self._accelerator = accelerator
+        self._accelerator, self._measured = accelerator, "validation"
 
     def start(self, project: str, options: Mapping[str, Any], run: str | Path = "", about: str = "") -> None:
         """Begin: options are shown as hyperparameters, those of options by dotted names.
@@ -167,13 +173,15 @@ class RunTracker(Observer):
             self._accelerator.log(values, step=progress.images)
 
     def on_validation(self, images: int, loss: ValidationLoss) -> None:
-        """Log the mean loss, and the loss at each noise level."""
-        levels = {f"validation/sigma_{s:.3g}": v for s, v in loss.curve}
-        self._accelerator.log({"validation/loss": loss.loss, **levels}, step=images)
+        """Log the mean loss, and the loss at each noise level; without validation data, as of training data."""
+        self._measured = _group(loss)
+        levels = {f"{self._measured}/sigma_{s:.3g}": v for s, v in loss.curve}
+        self._accelerator.log({f"{self._measured}/loss": loss.loss, **levels}, step=images)
 
     def on_figure(self, images: int, path: Path) -> None:
         """Send grids of samples and the loss per sigma to the trackers that take pictures; curves they draw."""
-        title = {"loss_per_sigma": "validation/loss_per_sigma", "samples": "samples"}.get(path.stem.partition("-")[0])
+        titles = {"loss_per_sigma": f"{self._measured}/loss_per_sigma", "samples": "samples"}
+        title = titles.get(path.stem.partition("-")[0])
         if title is None or path.suffix != ".png":
             return
         with PIL.Image.open(path) as picture:
@@ -186,6 +194,11 @@ class RunTracker(Observer):
                 tracker.log_artifact(str(path), "figures")
             elif tracker.name == "comet_ml":
                 tracker.tracker.log_image(pixels, name=title, step=images)
+
+
+def _group(loss: ValidationLoss) -> str:
+    """The name of the curves of a measurement in a tracker."""
+    return "validation" if loss.held_out else "training_data"
 
 
 def dotted_values(options: Mapping[str, Any], before: str = "") -> Iterator[tuple[str, bool | int | float | str]]:

@@ -126,7 +126,7 @@ class Plan:
         return (
             f"memory   about {format_bytes(self.bytes)} of {format_bytes(self.available)} that are free{rounds}",
             f"time     about {format_seconds(total)} for {max(images, 0):,} images at {speed:.3g} a second"
-            + (f", {format_seconds(extra)} of it for validation and grids" if extra else ""),
+            + (f", {format_seconds(extra)} of it for measured losses and grids" if extra else ""),
         )
 
 

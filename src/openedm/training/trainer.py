@@ -110,7 +110,7 @@ class Trainer:
         self.model, self.dataset = check_compatibility(model, dataset, validation, objective, options), dataset
         self.objective, self.options = objective, options
         self.run = None if run is None else Path(run)
-        self.validation = dataset if validation is None else validation
+        self.validation, self._held_out = dataset if validation is None else validation, validation is not None
         self.observers = tuple(observers) if self.accelerator.is_main_process else ()
         self.state = RunState()
         self._init = as_initial(init)
@@ -120,7 +120,7 @@ class Trainer:
     def _build(self) -> None:
         denoiser = self.model.build_on(self.accelerator.device, self.options.seed)
         if self._init is not None:
-            self.origin = load_initial(denoiser.network, self.model.preconditioning, self._init)
+            self.origin = load_initial(denoiser.network, self.model, self._init)
         project_weights(denoiser.network)
         average = copy.deepcopy(denoiser).eval().requires_grad_(False)
         for name, data in (("dataset", self.dataset), ("validation", self.validation)):
@@ -317,8 +317,14 @@ class Trainer:
 
     @cached_property
     def _validation(self) -> Validation:
-        sigma_data, device = self.model.sigma_data, self.accelerator.device
-        return Validation.of_run(self.validation, self.objective, self.options, sigma_data=sigma_data, device=device)
+        return Validation.of_run(
+            self.validation,
+            self.objective,
+            self.options,
+            sigma_data=self.model.sigma_data,
+            device=self.accelerator.device,
+            held_out=self._held_out,
+        )
 
     def _validate(self) -> None:
         accelerator = self.accelerator

@@ -62,7 +62,7 @@ class TrainingBar(Observer):
 
 
 class LogLines(Observer):
-    """A line for each validation loss, checkpoint and figure, with its path.
+    """A line for each measured loss, checkpoint and figure, with its path.
 
     The first line of a figure that is drawn again and again, such as loss.png, is the only one.
 
@@ -80,7 +80,7 @@ class LogLines(Observer):
         """Write the loss, and whether it is the lowest so far."""
         lowest = ", the lowest so far" if loss.loss < self._lowest < math.inf else ""
         self._lowest = min(self._lowest, loss.loss)
-        self._write(f"{images:,} images: validation loss {loss.loss:.4f}{lowest}")
+        self._write(f"{images:,} images: {loss.name} {loss.loss:.4f}{lowest}")
 
     def on_figure(self, images: int, path: Path) -> None:
         """Write the path of a figure, once."""
