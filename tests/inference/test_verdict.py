@@ -1,6 +1,7 @@
 """Whether an observation is like the simulations, and what a posterior says of itself."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -51,6 +52,30 @@ def test_images_with_another_pattern_are_outside_and_absent_values_are_not():
     pattern[..., ::2] *= -1
     gap = images[101:102].clone()
     assert [each.outside for each in reference(torch.cat([pattern, gap]))] == [True, False]
+
+
+def saturated(n: int, limit: float, digits: int = 9) -> torch.Tensor:
+    """Fifty numbers that stop at a limit, and a zero or one."""
+    x = (3 * torch.randn(n, 50, generator=GENERATOR)).round(decimals=digits).clamp(max=limit)
+    return torch.cat([x, (torch.rand(n, 1, generator=GENERATOR) < 0.5).float()], 1)
+
+
+def test_a_number_between_no_and_yes_and_another_limit_are_said():
+    reference = Reference.of(saturated(300, 3.0), saturated(100, 3.0), vectors=True)
+    assert [reference.exceptions(x[None]) for x in saturated(50, 3.0)] == 50 * [[]]
+    half = torch.cat([saturated(1, 3.0)[:, :50], torch.tensor([[0.5]])], 1)
+    assert reference.exceptions(half) == ["x must be 0 or 1 in column 50, as in all simulations, got 0.5"]
+    (said,) = reference.exceptions(saturated(1, 1.5))
+    assert re.match(r"\d+ of the 51 entries of x are the same number, entry \d+ the first of them, as no simul", said)
+
+
+def test_few_digits_are_no_limit_and_limits_that_differ_tell_nothing():
+    exact = Reference.of(saturated(300, 1e9), saturated(100, 1e9), vectors=True)
+    assert [exact.exceptions(x[None]) for x in saturated(50, 1e9, digits=1)] == 50 * [[]]
+    assert exact.exceptions(saturated(1, 1.5))
+    limits = torch.linspace(0.5, 2, 300)[:, None]
+    varying = Reference.of(saturated(300, 1e9).minimum(limits), saturated(100, 1e9), vectors=True)
+    assert varying.exceptions(saturated(1, 1.2)) == []
 
 
 LIKE = Likeness(0.4, 0.5)

@@ -169,6 +169,10 @@ def test_a_posterior_learns_and_keeps_it(name: str, noise: str, tmp_path) -> Non
     again = load(tmp_path / "kept")
     assert torch.equal(again.sample(x[0], 5), posterior.sample(x[0], 5))
     assert torch.equal(again.log_prob(theta[:2], x[0]), posterior.log_prob(theta[:2], x[0]))
+    if name == "mixed":
+        half = torch.cat([x[0, :5], torch.tensor([0.5])])
+        with pytest.warns(UserWarning, match="x must be 0 or 1 in column 5, as in all simulations, got 0.5"):
+            again.sample(half, 2)
     if name == "limit":
         with pytest.warns(UserWarning, match=r"at which all simulations stop in column 2, got 1.2: what stands"):
             again.parts.emulated(torch.tensor([[0.9, 1.0, 1.2, 0.0, 0.0, 0.0]]))

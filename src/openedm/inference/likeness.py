@@ -5,6 +5,9 @@
 f_(k) is the k-th nearest of the reference simulations, so that nothing is assumed of the shape of their distribution (x
 in the hollow of a ring is far from all). The share of held-out simulations that are at least as far is an exact p-value
 where x comes from the same distribution.
+
+Beside the distance it knows what is exact in the simulations: columns that are one of two numbers, no and yes, and
+numbers that entries of a simulation share, such as the limit at which a sensor stops. Other ones may lie in the middle.
 """
 
 import math
@@ -18,6 +21,7 @@ from torch import Tensor
 
 from openedm.ground.choices import from_config, to_config
 from openedm.inference.columns import Columns
+from openedm.networks.recurring import SAME, recurring
 
 __all__ = ["FAR", "OUTSIDE", "Likeness", "Reference"]
 
@@ -28,6 +32,9 @@ OUTSIDE, FAR = 4 / 3, 2.0
 """Ratios of distances above which an observation is outside of the simulations, and far from them."""
 
 PREFIX = "reference."
+MOST_SHARED, MOST_ENTRIES = 20, 2**22
+"""Numbers that entries of simulations share, of more of which nothing follows; entries that are looked at for them."""
+
 FLOOR = 1e-6
 """Components with a smaller share of the largest variance count as none: columns that are constant or repeated."""
 
@@ -56,7 +63,8 @@ class Reference:
     Args:
         columns: standardises vectors; None where x comes standardised, as other data do.
         tensors: mean and basis of the components, their standard deviations, mean and deviation of the logarithm of
-            what is left, the reference points and the sorted distances of others.
+            what is left, the reference points and the sorted distances of others; where there are such, the places of
+            columns that are one of two numbers, and these; and the numbers that entries of a simulation share.
     """
 
     columns: Columns | None
@@ -95,9 +103,8 @@ class Reference:
         known = cls(columns, {**tensors, "points": points})
         others = torch.cat([held_out, part[1::2]]) if own else held_out
         distances = known._distances(others[:POINTS]).sort().values
-        return cls(
-            columns, {name: t.float().contiguous() for name, t in {**known.tensors, "distances": distances}.items()}
-        )
+        found = {**known.tensors, "distances": distances, **_shared(training)} | (_either(training) if vectors else {})
+        return cls(columns, {name: t.float().contiguous() for name, t in found.items()})
 
     def to_config(self) -> dict[str, Any]:
         """The plain-data part."""
@@ -125,6 +132,29 @@ class Reference:
             for d in self._distances(x).tolist()
         ]
 
+    def exceptions(self, x: Float[Tensor, "one *event"]) -> list[str]:
+        """What no simulation has in an observation: a column that is neither of two numbers, entries that share one."""
+        flat, found = x[0].cpu().double().flatten(), []
+        if "places" in self.tensors:
+            places, values = self.tensors["places"].long(), self.tensors["values"].double()
+            given = flat[places]
+            distance = (given[:, None] - values).abs().amin(1)
+            others = (distance > SAME * values.abs().amax(1)).nonzero().flatten().tolist()  # not of NaN
+            for i in others[:1]:
+                either = " or ".join(f"{value:g}" for value in dict.fromkeys(values[i].tolist()))
+                found.append(f"x must be {either} in column {places[i]}, as in all simulations, got {given[i]:g}")
+        if "shared" in self.tensors:
+            shared, known = recurring(flat[~flat.isnan()]), self.tensors["shared"].double()
+            for value in shared:
+                if not bool(((known - value).abs() <= SAME * abs(value)).any()):
+                    same = flat == value
+                    found.append(
+                        f"{int(same.sum())} of the {len(flat)} entries of x are the same number, entry "
+                        f"{int(same.nonzero()[0])} the first of them, as no simulation has it: a limit, and what "
+                        "stands for missing values, must be the same in both"
+                    )
+        return found
+
     def _distances(self, x: Float[Tensor, "rows *event"]) -> Float64[Tensor, " rows"]:
         points = self.tensors["points"].double()
         count = min(NEIGHBOURS, len(points))
@@ -140,6 +170,23 @@ class Reference:
         floor = FLOOR * deviations.square().sum()
         logs = ((rest + floor).log() - left[0]) / left[1]
         return torch.cat([components / deviations, logs[:, None]], 1)
+
+
+def _either(x: Float[Tensor, "rows columns"]) -> dict[str, Tensor]:
+    """The places of columns in which all numbers are the lowest or the highest, and these."""
+    x = x.cpu().double()
+    low, high = (-(-x).nan_to_num(-math.inf).amax(0), x.nan_to_num(-math.inf).amax(0))
+    places = (((x == low) | (x == high) | x.isnan()).all(0) & low.isfinite()).nonzero().flatten()
+    return {"places": places, "values": torch.stack([low, high], 1)[places]} if len(places) else {}
+
+
+def _shared(x: Float[Tensor, "rows *event"]) -> dict[str, Tensor]:
+    """The numbers that entries of a simulation share where others do not, of all simulations; nothing for many."""
+    flat = x.cpu().flatten(1)
+    flat = flat[:: math.ceil(flat.numel() / MOST_ENTRIES)].double()
+    rows = [*flat[:: math.ceil(len(flat) / (2 * POINTS))], flat.flatten()]  # a rare limit recurs in all together
+    values = {value for row in rows for value in recurring(row[row.isfinite()])}
+    return {} if len(values) > MOST_SHARED else {"shared": torch.tensor(sorted(values), dtype=torch.float64)}
 
 
 def _flat(x: Float[Tensor, "rows *event"], columns: Columns | None) -> Float64[Tensor, "rows numbers"]:

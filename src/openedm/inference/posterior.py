@@ -154,7 +154,8 @@ class Posterior(SbiCalls):
                 negative, or there are not as many as observations.
 
         Warns:
-            UserWarning: x is one observation, and far from all simulations.
+            UserWarning: x is one observation, and far from all simulations; or it has what none of them has: another
+                number in a column of zeros and ones, or many entries that share a number, as at another limit.
         """
         if _is_shape(x_or_shape):
             if n is not None:

@@ -316,7 +316,11 @@ class DenoiserPosterior(Posterior):
 
     def _warn_if_far(self, x: Float[Tensor, "one ..."]) -> None:
         found = self.likeness(x)
-        if found is not None and found[0].ratio > FAR:
+        if found is None or self.reference is None:
+            return
+        for text in self.reference.exceptions(x if self.parts.data.vector else self.parts.data.forward(x)):
+            warnings.warn(text, stacklevel=4)
+        if found[0].ratio > FAR:
             warnings.warn(
                 f"x is far from all simulations, {found[0].ratio:.1f} times as far as the farthest of them: its "
                 "posterior was not learned; see posterior.verdict(x)",
