@@ -12,11 +12,14 @@ PYTEST := OMP_NUM_THREADS=1 PYTHONDONTWRITEBYTECODE= $(BIN)/python -m pytest -q 
 
 .PHONY: demo test check laws coverage lint types imports golden sizes recorded bench bench-solvers bench-inference docs site docs-check app-check clean
 
+# What of pyproject.toml's extras `.venv/installed` brings: CI installs all that it needs at once, which takes less time.
+EXTRAS ?= dev
+
 # Packages are compiled when they are first imported: most of their files never are, and to compile all takes 40 s.
 .venv/installed: pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "openedm needs Python 3.11 or later")'
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[$(EXTRAS)]'
 	touch $@
 
 demo: .venv/installed  ## train, sample and score on the digits, in minutes
