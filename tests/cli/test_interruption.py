@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from openedm.training import list_checkpoints
 
 BATCH = 32
-IMAGES = BATCH * 80
+IMAGES = BATCH * 56
 ARGUMENTS = [
     "--data=Digits",
     "--data.split=test",
@@ -88,7 +88,7 @@ def runs(tmp_path_factory, openedm, one_thread):
     What is killed or interrupted is a process of its own; the others are this one.
     """
     folder = tmp_path_factory.mktemp("runs")
-    found, steps = {"folder": folder}, random.Random(os.getpid()).sample(range(8, 50), 2)
+    found, steps = {"folder": folder}, random.Random(os.getpid()).sample(range(8, 30), 2)
     ends = {"killed": (signal.SIGKILL, ()), "interrupted": (signal.SIGINT, ("--options.workers=1",))}
     for (name, (end, more)), step in zip(ends.items(), steps, strict=True):
         process = start(folder / name, *more)
