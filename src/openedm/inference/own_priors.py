@@ -7,7 +7,7 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-import scipy.stats
+import scipy
 import torch
 from jaxtyping import Float64
 from torch import Tensor
