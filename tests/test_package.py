@@ -17,6 +17,11 @@ def test_importing_the_package_loads_neither_torch_nor_a_room() -> None:
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
 
 
+def test_a_process_that_calls_simulators_does_not_wait_for_scipys_distributions() -> None:
+    code = "import openedm.inference.calling, sys; print('scipy.stats' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "False\n"
+
+
 @pytest.mark.parametrize("name", openedm.__all__)
 def test_every_name_is_there(name: str) -> None:
     assert getattr(openedm, name) is not None
