@@ -703,6 +703,21 @@ def test_calibrate_refuses_what_does_not_fit(openedm, made):
 # benchmark.
 
 
+@pytest.mark.parametrize("name", ["sample", "calibrate"])
+def test_control_c_ends_a_command_on_one_line_and_writes_nothing(name, made, openedm, tmp_path, monkeypatch):
+    def interrupted(*_, **__):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(DenoiserPosterior, "_samples", interrupted)
+    given = [tmp_path / "a.npz", "--x=0.4,0.6"] if name == "sample" else ["--task=two_moons", "--num=20"]
+    more = [f"--out={tmp_path / 'a.json'}"] if name == "calibrate" else []
+    result = openedm("inference", name, made.posterior, *given, *more, f"--figure={tmp_path / 'a.png'}")
+    assert (result.status, result.out) == (130, "")
+    assert result.err.splitlines()[-1] == "interrupted"
+    assert "Traceback" not in result.err
+    assert not any(tmp_path.iterdir())
+
+
 @pytest.fixture
 def observations(tmp_path):
     """Two observations of two moons and of the Gaussian mixture, with few samples that stand for references."""

@@ -109,6 +109,15 @@ def test_a_denoiser_that_does_not_tell_the_width_of_its_data_is_warned_of(
         sampler.sample(denoiser, range(32))
 
 
+@pytest.mark.parametrize("slope", [1.0, 1.1])
+def test_samples_that_are_still_noise_are_warned_of_also_where_sigma_data_is_given(slope: float) -> None:
+    denoiser = FunctionDenoiser(lambda x, sigma, _: slope * x, sigma_data=1.0, event_shape=(4,))
+    with pytest.warns(
+        UserWarning, match=r"standard deviation \d+, where sigma_data is 1 and the noise .* has 160: the"
+    ):
+        Sampler().sample(denoiser, range(32))
+
+
 @pytest.mark.parametrize("std", [0.2, 0.5, 1.0])
 @pytest.mark.parametrize("count", [1, 64])
 def test_ordinary_data_and_data_of_a_known_width_give_no_warning(std: float, count: int) -> None:

@@ -28,6 +28,13 @@ def test_an_unconditional_model_takes_no_classes_from_the_data():
     assert model.build().num_classes == 0
 
 
+def test_a_class_for_each_sample_is_a_warning():
+    data = InMemory(torch.randn(40, 2, generator=torch.Generator().manual_seed(0)), torch.arange(40))
+    with pytest.warns(UserWarning, match="the labels of 40 samples are 40 classes, of which little is learned from"):
+        Model.for_data(data, MLP(8, 1))
+    assert Model.for_data(data, MLP(8, 1), conditional=False).num_classes == 0
+
+
 def test_vectors_are_no_images():
     assert not Model.for_data(InMemory(torch.eye(3)), MLP(8, 1)).images
 

@@ -33,6 +33,7 @@ from openedm.sampling.scale import (
     largest,
     warn_of_divergence,
     warn_of_growth,
+    warn_of_noise,
     warn_of_scale,
 )
 from openedm.schedules import Scaling, Schedule
@@ -87,6 +88,7 @@ class SamplerChoice(Choice):
         run = partial(self.steps, denoiser, noise=noise, condition=condition, event_shape=event_shape)
         first: State | None = None
         start: Tensor | None = None
+        highest = 0.0
         final: Tensor | None = None
         check_denoiser("denoiser", denoiser)
         has_known_scale = knows_scale(denoiser)
@@ -94,7 +96,8 @@ class SamplerChoice(Choice):
             for state in run(seeds):
                 if first is None and not has_known_scale:
                     first = few_numbers(state)
-                start = largest(state) if start is None else start
+                if start is None:
+                    start, highest = largest(state), state.sigma
                 final = state.x
                 if callback is not None:
                     callback(state)
@@ -104,9 +107,11 @@ class SamplerChoice(Choice):
         assert final is not None
         assert start is not None
         check_samples(final, seeds, lambda: run(restarted(seeds)))
-        warn_of_divergence(denoiser, start, final)
+        diverged = warn_of_divergence(denoiser, start, final)
         if first is not None:
             warn_of_scale(denoiser, first, final)
+        elif not diverged:
+            warn_of_noise(denoiser, highest, final)
         return final
 
     def steps(

@@ -16,7 +16,15 @@ from openedm.preconditioning import EDM
 from openedm.sampling.engine.growth import noise_growth
 from openedm.sampling.engine.steps import Plan, State, unscaled
 
-__all__ = ["few_numbers", "knows_scale", "largest", "warn_of_divergence", "warn_of_growth", "warn_of_scale"]
+__all__ = [
+    "few_numbers",
+    "knows_scale",
+    "largest",
+    "warn_of_divergence",
+    "warn_of_growth",
+    "warn_of_noise",
+    "warn_of_scale",
+]
 
 MAX_GROWTH = 5.0
 """How many times too wide the states of Gaussian data may be without a warning."""
@@ -88,8 +96,7 @@ def warn_of_scale(denoiser: Denoiser, first: State, x: Float[Tensor, "batch *eve
     if len(x) < 2 or not x.numel():
         return
     x = _some(x)
-    centred = x - x.mean(0)  # faster than torch's variances of columns
-    std = math.sqrt(float(_dot(centred, centred)) / (x[0].numel() * (len(x) - 1)))
+    std = _deviation(x)
     narrow = 0 < std < MIN_RATIO * unit and len(x) >= MIN_SAMPLES and x.numel() >= MIN_NUMBERS
     wide = MAX_RATIO * unit < std < math.inf and not float(_width_of(first)) < MAX_RATIO * unit / 2
     if not narrow and not wide:
@@ -102,14 +109,41 @@ def warn_of_scale(denoiser: Denoiser, first: State, x: Float[Tensor, "batch *eve
     )
 
 
+def warn_of_noise(denoiser: Denoiser, sigma: float, x: Float[Tensor, "batch *event"]) -> None:
+    """Warn if the samples of a denoiser, whose σ_data is given, are as wide as the noise that they started from.
+
+    Args:
+        denoiser: the denoiser; samples of an untrained network without EDM's preconditioning may have any scale.
+        sigma: the noise level of the start.
+        x: its samples, in data units; a single sample has no width, and is not checked.
+    """
+    untrained = isinstance(denoiser, Preconditioned) and not isinstance(denoiser.preconditioning, EDM)
+    if len(x) < 2 or not x.numel() or denoiser.scale is not None or untrained:
+        return
+    std = _deviation(_some(x))
+    if max(sigma / 2, MAX_RATIO * denoiser.sigma_data) < std < math.inf:
+        warnings.warn(
+            f"the samples have standard deviation {std:.3g}, where sigma_data is {denoiser.sigma_data:g} and the noise "
+            f"that they started from has {sigma:.3g}: the denoiser does not remove noise, such as a network that gives "
+            "the noise in place of the mean, or the solver diverges",
+            stacklevel=3,
+        )
+
+
+def _deviation(x: Float[Tensor, "some numbers"]) -> float:
+    """The standard deviation of samples about their mean."""
+    centred = x - x.mean(0)  # faster than torch's variances of columns
+    return math.sqrt(float(_dot(centred, centred)) / (x[0].numel() * (len(x) - 1)))
+
+
 def largest(state: State) -> Float[Tensor, ""]:
     """The largest magnitude in a state, in data units, or its noise level, which is more; no host waits for it."""
     x = unscaled(state.x, state.scale)
     return x.abs().max().clamp_min(state.sigma) if x.numel() else x.new_zeros(())
 
 
-def warn_of_divergence(denoiser: Denoiser, start: Float[Tensor, ""], x: Float[Tensor, "batch *event"]) -> None:
-    """Warn if samples are finite, but far beyond the noise that they started from.
+def warn_of_divergence(denoiser: Denoiser, start: Float[Tensor, ""], x: Float[Tensor, "batch *event"]) -> bool:
+    """Warn if samples are finite, but far beyond the noise that they started from; returns whether they are.
 
     Args:
         denoiser: the denoiser; samples of a network alone may have any scale, as those of untrained ones.
@@ -117,7 +151,7 @@ def warn_of_divergence(denoiser: Denoiser, start: Float[Tensor, ""], x: Float[Te
         x: the samples, in data units.
     """
     if not x.numel() or isinstance(denoiser, Preconditioned):
-        return
+        return False
     low, high = float(start), float(x.abs().max())
     if high > MAX_BEYOND * low:
         warnings.warn(
@@ -125,6 +159,7 @@ def warn_of_divergence(denoiser: Denoiser, start: Float[Tensor, ""], x: Float[Te
             "from: the solver diverges. More steps help, and for DPS a smaller zeta, a larger sigma_y or MMPS",
             stacklevel=3,
         )
+    return high > MAX_BEYOND * low
 
 
 def warn_of_growth(solver: str, plan: Plan, sigma_data: float) -> None:

@@ -35,6 +35,9 @@ FAR_FROM_0 = 2.0
 """The distance of the mean of images from 0, in units of σ_data, above which they are standardised: published networks
 are for images around 0, and for the darkest usual pictures, digits on black, it is 1.2."""
 
+MANY_CLASSES = 32
+"""So many classes or more, of more than half as many as samples, are a warning: labels that are numbers."""
+
 NOT_AROUND_0 = 10.0
 """The same distance for other data, above which there is a warning where they shall not be standardised."""
 
@@ -171,11 +174,19 @@ class Model(Choice):
 
         Warns:
             UserWarning: a few values, or a number that stands for missing ones, decide how wide the data or conditions
-                are (`Statistics.outliers`, `Statistics.markers`); `standardise` is False for data that are far from 0.
+                are (`Statistics.outliers`, `Statistics.markers`); `standardise` is False for data that are far from 0;
+                or nearly each sample has a class of its own.
         """
         dataset = as_dataset(dataset)
         condition_shape = dataset.condition_shape if conditional else None
         num_classes = dataset.num_classes if conditional else 0
+        if num_classes >= MANY_CLASSES and 2 * num_classes > len(dataset):
+            warnings.warn(
+                f"the labels of {len(dataset)} samples are {num_classes} classes, of which little is learned from one "
+                "sample each: give numbers as conditions of floats (conditions in place of labels), or leave labels "
+                "out (conditional=False, --conditional false)",
+                stacklevel=2,
+            )
         statistics, condition_units, condition_range = measure(dataset), None, None
         if condition_shape is not None:
             condition_units, condition_range = _measure_conditions(dataset, condition_shape, standardise=standardise)
