@@ -125,6 +125,10 @@ def test_samples_with_another_guidance_are_not_mixed_into_a_folder(
             "guidance.weight must be other than 1, which is no guidance, got Constant(weight=1.0",
         ),
         (["--guiding={run}"], "guidance.weight must be other than 1"),
+        (
+            ["--guidance.weight=2", "--guidance.low=100", "--guidance.high=200"],
+            "guidance must have another weight than 1 at a noise level of the sampler, from 0.002 to 80, got",
+        ),
         (["--guiding={run}", "--guidance.weight=2"], "guiding must have other weights than the checkpoint, got"),
         (["--guiding=nowhere", "--guidance.weight=2"], "nowhere does not exist"),
         (["--guiding={digits}", "--guidance.weight=2"], "of the shape of main's, (2,), got (1, 8, 8)"),

@@ -96,6 +96,13 @@ def test_the_start_of_the_decay_belongs_to_its_schedule():
         Options(schedule="inverse_sqrt", decay_after=0)
 
 
+def test_a_ramp_up_far_longer_than_the_run_is_a_warning(trainer):
+    with pytest.warns(
+        UserWarning, match=r"rampup is 1,000,000 images, .*: the learning rate ends at 1.28e-07 and never"
+    ):
+        trainer(rampup=1_000_000)
+
+
 @pytest.mark.parametrize(
     ("name", "value"),
     [

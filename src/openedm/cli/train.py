@@ -7,6 +7,7 @@ from typing import Any
 from openedm import objective as objectives
 from openedm import preconditioning as preconditionings
 from openedm.cli.budgeting import choose, dotted_names, names_given
+from openedm.cli.gathering import option_words, typed
 from openedm.cli.importing import check_known_classes, listed_imports
 from openedm.cli.plain import read_options, to_plain
 from openedm.cli.running import Tracker, check_run_folder, run_training
@@ -26,6 +27,9 @@ from openedm.training import (
     make_accelerator,
     read_model,
 )
+
+MEASURED = ("validate_samples", "validate_levels", "validate_tails")
+"""Options of the losses that are measured, without how often."""
 
 
 def train(
@@ -106,6 +110,7 @@ def train(
         budget, data, network, objective, options, sampler, guidance, accelerator, conditional, earlier, shape
     )
     dataset, network, options, guidance = chosen.dataset, chosen.network, chosen.options, chosen.guidance
+    _check_effects(options)
     values |= {"data": chosen.data, "network": network, "options": options, "guidance": guidance}
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
@@ -126,6 +131,16 @@ def train(
         notes=chosen.lines,
         plan_only=plan,
     )
+
+
+def _check_effects(options: Options) -> None:
+    """Refuse options on the command line that others leave without effect."""
+    for name, _ in option_words(typed.get()):
+        first, _, field = name.partition(".")
+        if first in ("sampler", "guidance") and options.snapshot_every == 0:
+            raise ValueError(f"{name} has no effect with options.snapshot_every 0: there are no grids of samples")
+        if first == "options" and field in MEASURED and options.validate_every == 0:
+            raise ValueError(f"{name} has no effect with options.validate_every 0: no losses are measured")
 
 
 def _describe_model(

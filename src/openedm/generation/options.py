@@ -1,5 +1,6 @@
 """How samples are drawn from a checkpoint: one choice, and the checkpoint that it is applied to."""
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -269,6 +270,9 @@ class CheckpointSampler:
         Args:
             accelerator: the processes and their device; None for those there are.
             progress: of a fit of levels, as for `openedm.sampling.fit_levels`.
+
+        Raises:
+            ValueError: the sampler does not fit the denoiser, or its noise levels are all outside of the guidance's.
         """
         options, accelerator = self.options, accelerator or make_accelerator()
         denoiser, main = _load(self.folder, options).to(accelerator.device), accelerator.is_main_process
@@ -292,6 +296,7 @@ class CheckpointSampler:
                 sampler = self.method.choose(denoiser)
                 origin = "" if isinstance(self.method, Sampler) else "sampler"
         sampler.check(denoiser)
+        _check_guidance(options.guidance, sampler.levels_for(denoiser).sigmas())
         configure_execution(denoiser, precision=options.precision, compile=options.compile)
         return PreparedSampler(denoiser, sampler, origin)
 
@@ -366,3 +371,14 @@ def _load(folder: Path, options: SamplingOptions) -> Denoiser:
     if options.guiding is not None:
         return Guided(denoiser, load_denoiser(options.guiding, options.weights), options.guidance)
     return denoiser if options.guidance.is_one else ClassifierFree(denoiser, options.guidance)
+
+
+def _check_guidance(guidance: GuidanceWeight, sigmas: Float64[Tensor, " levels"]) -> None:
+    """Refuse guidance that has a weight of 1 everywhere between the highest and the lowest level of a sampler."""
+    high, low = float(sigmas[0]), float(sigmas[-1])
+    between = torch.linspace(math.log(low), math.log(high), 1000, dtype=torch.float64).exp()
+    if not guidance.is_one and bool((guidance.at(torch.cat([sigmas.cpu(), between])) == 1).all()):
+        raise ValueError(
+            f"guidance must have another weight than 1 at a noise level of the sampler, from {low:.4g} to {high:.4g}, "
+            f"got {guidance}"
+        )

@@ -144,9 +144,9 @@ class Reference:
                 either = " or ".join(f"{value:g}" for value in dict.fromkeys(values[i].tolist()))
                 found.append(f"x must be {either} in column {places[i]}, as in all simulations, got {given[i]:g}")
         if "shared" in self.tensors:
-            shared, known = recurring(flat[~flat.isnan()]), self.tensors["shared"].double()
-            for value in shared:
-                if not bool(((known - value).abs() <= SAME * abs(value)).any()):
+            finite, known = flat[~flat.isnan()], self.tensors["shared"].double()
+            for value in recurring(finite):
+                if bool((finite != value).any()) and not bool(((known - value).abs() <= SAME * abs(value)).any()):
                     same = flat == value
                     found.append(
                         f"{int(same.sum())} of the {len(flat)} entries of x are the same number, entry "

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from openedm.denoiser import Denoiser, Preconditioned
+from openedm.denoiser import Denoiser, FunctionDenoiser, Preconditioned
 from openedm.preconditioning import EDM
 from openedm.sampling.engine.growth import noise_growth
 from openedm.sampling.engine.steps import Plan, State, unscaled
@@ -36,8 +36,11 @@ MAX_BEYOND = 1e4
 """How many times larger than the noise of the start samples may be without a warning. Data are smaller than it, but few
 large steps of a low order go beyond it."""
 
+MOST_LEFT = 0.75
+"""The largest width of samples without a warning, in units of the noise at their start; two steps leave half."""
+
 MIN_NUMBERS, MIN_SAMPLES = 64, 8
-"""The least numbers and samples from which the data are called narrow; few numbers may be close by chance."""
+"""The least numbers and samples from which the data are called narrow, or still noise: few may be so by chance."""
 
 ENOUGH_SAMPLES, ENOUGH_NUMBERS = 16, 2**12
 """The samples of a batch that are looked at: so many, or as many more as have so many numbers, of which about so many
@@ -113,15 +116,16 @@ def warn_of_noise(denoiser: Denoiser, sigma: float, x: Float[Tensor, "batch *eve
     """Warn if the samples of a denoiser, whose σ_data is given, are as wide as the noise that they started from.
 
     Args:
-        denoiser: the denoiser; samples of an untrained network without EDM's preconditioning may have any scale.
+        denoiser: the denoiser; only a function is looked at, as what it gives is known least. Samples of an untrained
+            network in a preconditioning may have any scale, and few steps with an exact denoiser may diverge.
         sigma: the noise level of the start.
-        x: its samples, in data units; a single sample has no width, and is not checked.
+        x: its samples, in data units; few of them are not checked.
     """
-    untrained = isinstance(denoiser, Preconditioned) and not isinstance(denoiser.preconditioning, EDM)
-    if len(x) < 2 or not x.numel() or denoiser.scale is not None or untrained:
+    few = len(x) < MIN_SAMPLES or x.numel() < MIN_NUMBERS
+    if few or denoiser.scale is not None or not isinstance(denoiser, FunctionDenoiser):
         return
     std = _deviation(_some(x))
-    if max(sigma / 2, MAX_RATIO * denoiser.sigma_data) < std < math.inf:
+    if max(MOST_LEFT * sigma, MAX_RATIO * denoiser.sigma_data) < std < math.inf:
         warnings.warn(
             f"the samples have standard deviation {std:.3g}, where sigma_data is {denoiser.sigma_data:g} and the noise "
             f"that they started from has {sigma:.3g}: the denoiser does not remove noise, such as a network that gives "

@@ -29,6 +29,9 @@ MAX_BATCH, MAX_NOISES, MAX_SEED = 2**24, 1024, 2**63 - 1
 
 OTHER_PLACE, OTHER_WIDTH = 5.0, 50.0
 """How many widths the mean of data is away, and the ratio of the widths, where they are in other units most likely."""
+SHORT = 10
+"""How many times longer than a run a ramp-up of the learning rate may be without a warning."""
+
 NUM_COMPARED, FEW = 256, 8
 """The largest number of samples whose units are compared, and the number from which they have a width."""
 
@@ -234,7 +237,8 @@ def check_compatibility(
             levels are outside the model's range.
 
     Warns:
-        UserWarning: the data are in other units than those that the model was made for.
+        UserWarning: the data are in other units than those that the model was made for; or training ends in the first
+            tenth of a ramp-up that is not the default.
     """
     for name, data in (("dataset", dataset), ("validation", validation)):
         if data is not None and data.event_shape != model.event_shape:
@@ -250,6 +254,12 @@ def check_compatibility(
             if name == "dataset" or data is not dataset:
                 warn_of_units(name, model, data)
     _check_dropout(model, options)
+    if SHORT * options.images <= options.rampup != Options.rampup:
+        warnings.warn(
+            f"options.rampup is {options.rampup:,} images, and options.images {options.images:,}: the learning rate "
+            f"ends at {options.learning_rate_at(options.images):.3g} and never reaches {options.learning_rate:g}",
+            stacklevel=3,
+        )
     if options.augmentation is not None and model.autoencoder is not None:
         raise ValueError(
             f"augmentation must be None for latents, got {options.augmentation}: a transformed latent is not the "
