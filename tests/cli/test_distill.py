@@ -72,6 +72,13 @@ def test_it_is_not_written_where_its_kind_would_be_lost_and_the_hub_is_told(open
     assert "Consistency(nfe=2)" in (tmp_path / "hub" / "README.md").read_text(encoding="utf-8")
 
 
+def test_a_consistency_model_is_no_teacher_and_nothing_is_written(openedm, distilled, tmp_path):
+    result = openedm("distill", distilled, tmp_path / "again", *SIZES, *QUIET)
+    assert (result.status, result.out) == (1, "")
+    assert "init must be a denoiser with pairs='teacher', got a consistency function from" in result.err
+    assert not any(tmp_path.iterdir())
+
+
 def test_an_interrupted_run_goes_on_with_its_options_and_without_its_teacher(openedm, distilled, toy_run, tmp_path):
     straight = json.loads((distilled / "checkpoints" / "000000000256" / "training.json").read_text())
     assert straight["init"]["origin"].startswith(str(toy_run))

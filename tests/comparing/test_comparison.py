@@ -93,7 +93,7 @@ def test_losses_on_training_data_are_named_as_such() -> None:
     first, second = entry("a"), entry("b")
     assert second.loss is not None
     seen = replace(second, loss=replace(second.loss, held_out=False))
-    assert "no validation data, and losses on training data: b" in compare_runs([first, seen]).notes
+    assert "losses on training data, as there are no validation data: b" in compare_runs([first, seen]).notes
 
 
 def test_seeds_stay_apart_where_that_is_wanted() -> None:

@@ -60,6 +60,19 @@ def test_seeds_that_are_repeated_are_refused_where_each_names_a_file(checkpoint,
         SampleFiles(source, tmp_path / "a.npz").write(source.prepare(), [1, 2, 3, 2, 1])
 
 
+@pytest.mark.parametrize(
+    ("levels", "message"),
+    [
+        (Karras(4, 3.0, 80.0), "the lowest noise level, 3, is above sigma_data, 0.5: .* lower sigma_min"),
+        (Karras(4, 0.002, 1.0), "the highest noise level, 1, is not far above sigma_data, 0.5: .* raise sigma_max"),
+    ],
+)
+def test_noise_levels_that_do_not_reach_from_noise_to_data_are_a_warning(levels, message, checkpoint):
+    source = CheckpointSampler(checkpoint, SamplingOptions(nfe=None, sampler=Sampler(levels)))
+    with pytest.warns(UserWarning, match=message):
+        source.prepare()
+
+
 def test_without_options_the_automatic_sampler_takes_32_evaluations(checkpoint):
     prepared = CheckpointSampler(checkpoint).prepare()
     assert prepared.origin == "sampler"

@@ -39,6 +39,7 @@ from openedm.training import (
     num_parameters,
 )
 from openedm.training.checkpoints import list_incomplete
+from openedm.training.initial import check_teacher
 from openedm.training.records import dotted_values
 from openedm.training.resuming import check_takes_effect
 
@@ -105,6 +106,7 @@ def run_training(
         accelerator=accelerator,
     )
     changed = trainer.resume(changes=names_given.get() or ()) if earlier else ()
+    check_teacher(objective, trainer.origin)
     if trainer.finished:
         check_takes_effect(run, _changed(run, to_plain(values), trainer.state.images))
     measured = None if trainer.finished else trainer.choose_precision()

@@ -281,5 +281,5 @@ def _same(entries: Sequence[Entry]) -> list[str]:
         notes.append(f"no validation losses: {', '.join(missing)}")
     seen = [entry.name for entry in entries if entry.loss is not None and not entry.loss.held_out]
     if seen:
-        notes.append(f"no validation data, and losses on training data: {', '.join(dict.fromkeys(seen))}")
+        notes.append(f"losses on training data, as there are no validation data: {', '.join(dict.fromkeys(seen))}")
     return notes

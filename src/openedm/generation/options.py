@@ -1,6 +1,7 @@
 """How samples are drawn from a checkpoint: one choice, and the checkpoint that it is applied to."""
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -43,6 +44,9 @@ from openedm.training.checkpoints import trained_without_dropout
 __all__ = ["CheckpointSampler", "PreparedSampler", "SamplingOptions"]
 
 StepNoiseName = Literal["independent", "path", "published"]
+
+FAR_ABOVE = 4.0
+"""How far above σ_data the highest noise level is at least without a warning, in units of it; EDM's is 160."""
 
 SEEDS_AT_A_TIME = 256
 """The seeds whose starting noise is in memory only to know their classes."""
@@ -273,6 +277,9 @@ class CheckpointSampler:
 
         Raises:
             ValueError: the sampler does not fit the denoiser, or its noise levels are all outside of the guidance's.
+
+        Warns:
+            UserWarning: the noise levels end above σ_data, or begin not far above it.
         """
         options, accelerator = self.options, accelerator or make_accelerator()
         denoiser, main = _load(self.folder, options).to(accelerator.device), accelerator.is_main_process
@@ -296,7 +303,10 @@ class CheckpointSampler:
                 sampler = self.method.choose(denoiser)
                 origin = "" if isinstance(self.method, Sampler) else "sampler"
         sampler.check(denoiser)
-        _check_guidance(options.guidance, sampler.levels_for(denoiser).sigmas())
+        sigmas = sampler.levels_for(denoiser).sigmas()
+        _check_guidance(options.guidance, sigmas)
+        if not self.model.consistency:
+            _warn_of_ends(float(sigmas[0]), float(sigmas[-1]), denoiser.sigma_data)
         configure_execution(denoiser, precision=options.precision, compile=options.compile)
         return PreparedSampler(denoiser, sampler, origin)
 
@@ -381,4 +391,20 @@ def _check_guidance(guidance: GuidanceWeight, sigmas: Float64[Tensor, " levels"]
         raise ValueError(
             f"guidance must have another weight than 1 at a noise level of the sampler, from {low:.4g} to {high:.4g}, "
             f"got {guidance}"
+        )
+
+
+def _warn_of_ends(high: float, low: float, sigma_data: float) -> None:
+    """Warn of levels between which data cannot come out of noise."""
+    if low > sigma_data:
+        warnings.warn(
+            f"the lowest noise level, {low:.4g}, is above sigma_data, {sigma_data:.4g}: samples are averages over data "
+            "that this noise hides; lower sigma_min",
+            stacklevel=3,
+        )
+    if high < FAR_ABOVE * sigma_data:
+        warnings.warn(
+            f"the highest noise level, {high:.4g}, is not far above sigma_data, {sigma_data:.4g}: samples start from "
+            "noise alone, which noisy data are not at that level; raise sigma_max",
+            stacklevel=3,
         )
