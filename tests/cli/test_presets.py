@@ -146,7 +146,8 @@ def test_a_run_starts_from_a_preset_and_keeps_all_of_its_values(openedm, tmp_pat
     small = ["--network.model_channels=8", "--network.num_blocks=1", "--network.channel_mult=[1]"]
     small += ["--network.attn_resolutions=[]", "--options.images=64", "--options.batch_size=32", "--tracker=none"]
     small += ["--options.validate_every=0", "--options.snapshot_every=0"]
-    result = openedm("train", tmp_path / "run", *small, "--preset", "cifar10-ncsnpp")
+    with pytest.warns(UserWarning, match="rampup is 10,000,000 images, and options.images 64: the learning rate ends"):
+        result = openedm("train", tmp_path / "run", *small, "--preset", "cifar10-ncsnpp")
     assert result.status == 0, result.err
     kept = yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())
     assert kept["network"]["class_path"] == "openedm.networks.NCSNpp"
