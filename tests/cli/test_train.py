@@ -306,13 +306,13 @@ def test_options_of_a_run_that_has_ended_are_refused_and_not_recorded(option, ch
     [
         (["--sampler.levels.num_steps=3", "--options.snapshot_every=0"], "sampler.levels.num_steps has no effect with"),
         (["--options.validate_levels=3", "--options.validate_every=0"], "options.validate_levels has no effect with"),
-        (["--init.mismatch=new"], "init.path must be given with mismatch='new', got None"),
+        (["--init.mismatch=new"], "init.mismatch has no effect without init"),
     ],
 )
 def test_options_that_others_leave_without_effect_are_refused(options, message, openedm, tmp_path):
     result = openedm("train", tmp_path / "run", *TOY, *options)
     assert (result.status, result.out) == (1, "")
-    assert message.removeprefix("init.") in result.err
+    assert message in result.err
     assert not (tmp_path / "run").exists()
 
 

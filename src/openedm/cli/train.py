@@ -110,7 +110,7 @@ def train(
         budget, data, network, objective, options, sampler, guidance, accelerator, conditional, earlier, shape
     )
     dataset, network, options, guidance = chosen.dataset, chosen.network, chosen.options, chosen.guidance
-    _check_effects(options)
+    _check_effects(options, init)
     values |= {"data": chosen.data, "network": network, "options": options, "guidance": guidance}
     standardise = read_model(find_checkpoint(run)).standardised if earlier else standardise
     model = _describe_model(dataset, network, preconditioning, options, conditional, standardise)
@@ -133,9 +133,11 @@ def train(
     )
 
 
-def _check_effects(options: Options) -> None:
+def _check_effects(options: Options, init: Initial) -> None:
     """Refuse options on the command line that others leave without effect."""
     for name, _ in option_words(typed.get()):
+        if name == "init.mismatch" and (init is None or init.path is None):
+            raise ValueError("init.mismatch has no effect without init, the checkpoint to start from")
         first, _, field = name.partition(".")
         if first in ("sampler", "guidance") and options.snapshot_every == 0:
             raise ValueError(f"{name} has no effect with options.snapshot_every 0: there are no grids of samples")

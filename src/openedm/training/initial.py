@@ -46,8 +46,6 @@ class Initial(Choice):
 
     def __post_init__(self) -> None:
         checks.one_of("mismatch", self.mismatch, ("error", "new"))
-        if self.path is None and self.mismatch != "error":
-            raise ValueError(f"path must be given with mismatch={self.mismatch!r}, got None")
 
 
 def as_initial(value: Any) -> Initial | Preconditioned | None:
