@@ -1,7 +1,7 @@
 """Conditional mixtures fitted by maximum likelihood, each member stopped by rows that it is not trained on."""
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -50,6 +50,7 @@ def fit_mixture(
     *,
     structure: str = "full",
     curve: bool = False,
+    shape: Sequence[int] | None = None,
     seed: int = 0,
     held_out: tuple[Float[Tensor, "judged dim"], Float[Tensor, "judged condition"]] | None = None,
     progress: Callable[[float], object] = lambda share: None,
@@ -63,6 +64,7 @@ def fit_mixture(
         structure: of the noise, one of `STRUCTURES`.
         curve: whether columns share one function of their place. Batches then have fewer rows, of 2048 numbers at most
             but 32 rows at least, and the learning rate is larger.
+        shape: of the data whose values are y, for "placed".
         seed: of weights, folds and order; the global generator is left alone.
         held_out: rows (y, u) that judge all members; None holds out a fold of the rows for each.
         progress: called with the share of steps taken.
@@ -83,7 +85,8 @@ def fit_mixture(
     if curve:
         size = min(options.batch_size, max(FEWEST_ROWS, CURVE_VALUES // y.shape[1]))
         options = replace(options, batch_size=size, learning_rate=CURVE_RATE * options.learning_rate)
-    mixture = _initial(y, u, options, components, structure, curve, seed)
+    more = {} if shape is None else {"shape": shape}
+    mixture = _initial(y, u, options, components, structure, curve, seed, more)
     average, kept = copy.deepcopy(mixture), copy.deepcopy(mixture)
     best = BestLoss(-_log_prob(average, *held_out))
     optimizer = torch.optim.AdamW(_groups(mixture), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -132,6 +135,7 @@ def _initial(
     structure: str,
     curve: bool,
     seed: int,
+    more: Mapping[str, Any],
 ) -> ConditionalMixture:
     """A mixture that starts at the least-squares fit."""
     with seeded(seed):
@@ -144,6 +148,7 @@ def _initial(
             width=options.width,
             num_blocks=options.num_blocks,
             curve=curve,
+            **more,
         ).to(y.device)
     mixture.fit_linear(y, u)
     return mixture

@@ -100,6 +100,8 @@ class ConditionalMixture(ConditionalDensity):
 
     structure = "full"
     curves = False
+    factored = True
+    """Whether there is a lower triangle P."""
     fast: tuple[str, ...] = ()
     """Parameters that one number of each column is made of, and that have a long way to go: their rate is larger."""
 
@@ -138,15 +140,16 @@ class ConditionalMixture(ConditionalDensity):
             )
             for _ in range(num_blocks)
         )
-        per_column = -(-(self.outputs_each - 1) // dim)
         self.layer_out: MemberLinear | AlongColumns = (
-            AlongColumns(members, width, dim, per_column) if curve else MemberLinear(members, width, outputs, gain=0.0)
+            self._along_columns() if curve else MemberLinear(members, width, outputs, gain=0.0)
         )
         self.linear = MemberLinear(members, condition_dim, outputs, gain=0.0)
         if isinstance(self.layer_out, MemberLinear) and components > 1:  # equal components would stay equal
             with torch.no_grad():
                 means = self.layer_out.bias.view(members, components, -1)[..., 1 : 1 + self.means_each]
                 means.copy_(0.5 * torch.randn_like(means))
+        if not self.factored:
+            return
         rows, columns = torch.tril_indices(dim, dim)
         self.register_buffer("_indices", rows * dim + columns, persistent=False)
         below = rows != columns
@@ -154,6 +157,10 @@ class ConditionalMixture(ConditionalDensity):
         self.register_buffer("_below", below.nonzero()[:, 0], persistent=False)
         self.register_buffer("_columns", columns[below], persistent=False)
         self.register_buffer("_rows", functional.one_hot(rows[below], dim).float(), persistent=False)
+
+    def _along_columns(self) -> AlongColumns:
+        """The layer that gives the outputs of columns that share one function of their place."""
+        return AlongColumns(self.members, self.width, (self.dim,), -(-(self.outputs_each - 1) // self.dim))
 
     def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """ln w (members, rows, K), μ (…, K, dim), P (…, K, dim, dim) and ln det P (…, K)."""
@@ -172,14 +179,18 @@ class ConditionalMixture(ConditionalDensity):
 
     def _outputs(self, u: Float[Tensor, "members rows condition"]) -> Outputs:
         """What the networks give for each component."""
-        h = self.layer_in(u)
-        for block in self.blocks:
-            h = block(h)
-        out: Tensor = self.layer_out(functional.silu(h))
+        out: Tensor = self.layer_out(self._features(u))
         if self.curve:  # (…, columns, kinds) → a logit, all of one kind, all of the next
             out = functional.pad(out.transpose(-1, -2).flatten(-2), (1, 0))[..., : self.outputs_each]
         out = out + self.linear(u)
         return out.reshape(*out.shape[:-1], self.components, self.outputs_each)
+
+    def _features(self, u: Float[Tensor, "members rows condition"]) -> Float[Tensor, "members rows width"]:
+        """What the last layer gets."""
+        h = self.layer_in(u)
+        for block in self.blocks:
+            h = block(h)
+        return functional.silu(h)
 
     def member_log_prob(
         self, y: Float[Tensor, "members rows dim"], u: Float[Tensor, "members rows condition"]
@@ -273,23 +284,29 @@ class ConditionalMixture(ConditionalDensity):
 
         A small ridge makes the fit stable if there are few rows or the columns of u are linearly dependent.
         """
+        residual = self._fit_means(y, u)
+        covariance = residual.T @ residual / max(len(u) - u.shape[1] - 1, 1)
+        covariance += 1e-8 * torch.eye(self.dim, dtype=torch.float64, device=u.device)
+        # P with PᵀP = C⁻¹ and P lower triangular: the inverse of C's lower Cholesky factor.
+        factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
+        self._set_factor(factor, self.linear.bias.view(self.members, 1, self.components, self.outputs_each))
+
+    def _fit_means(
+        self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]
+    ) -> Float64[Tensor, "rows dim"]:
+        """Make the means of all members the least-squares fit, and return what it leaves of y."""
         rows = len(u)
         centre = u.double().mean(0)
         inputs = torch.cat([u.double() - centre, u.new_ones(rows, 1, dtype=torch.float64)], 1)
         ridge = torch.full((inputs.shape[1],), 1e-6 * rows, dtype=torch.float64, device=u.device)
         ridge[-1] = 0
         solution = torch.linalg.solve(inputs.T @ inputs + torch.diag(ridge), inputs.T @ y.double())
-        residual = y.double() - inputs @ solution
-        covariance = residual.T @ residual / max(rows - inputs.shape[1], 1)
-        covariance += 1e-8 * torch.eye(self.dim, dtype=torch.float64, device=u.device)
-        # P with PᵀP = C⁻¹ and P lower triangular: the inverse of C's lower Cholesky factor.
-        factor = torch.linalg.inv(torch.linalg.cholesky(covariance))
         slope, offset = solution[:-1], solution[-1] - centre @ solution[:-1]
         weight = self.linear.weight.view(self.members, -1, self.components, self.outputs_each)
         bias = self.linear.bias.view(self.members, 1, self.components, self.outputs_each)
         weight[..., 1 : 1 + self.dim] = slope[None, :, None].to(weight)
         bias[..., 1 : 1 + self.dim] = offset.to(bias)
-        self._set_factor(factor, bias)
+        return y.double() - inputs @ solution
 
     def _set_factor(
         self, factor: Float[Tensor, "dim dim"], bias: Float[Tensor, "members one components outputs"]

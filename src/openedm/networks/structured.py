@@ -13,6 +13,7 @@
     dispersed_counts     as counts, with r that depends on u                        2 dim functions of u
     atoms        y_j are Gaussian, or values that recur, each with a probability            4 dim functions of u
     censored     y_j are Gaussian, and stop at ends                                         dim functions of u
+    placed       y are the values of a series, an image or a volume, whose means and noise are functions of their place
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
     independent_counts   the same of negative binomial distributions, or Bernoulli's
     independent_atoms    the same with values that recur
@@ -41,6 +42,7 @@ from openedm.networks.independent import IndependentCounts, IndependentMixture
 from openedm.networks.independent_atoms import IndependentAtoms
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
+from openedm.networks.placed import PlacedMixture
 from openedm.networks.shares import ShareMixture
 
 __all__ = [
@@ -70,6 +72,7 @@ STRUCTURES = (
     "atoms",
     "censored",
     "independent_atoms",
+    "placed",
 )
 
 FREEDOM = 4.0
@@ -96,6 +99,7 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         AtomMixture,
         CensoredMixture,
         IndependentAtoms,
+        PlacedMixture,
     )
     for cls in classes:
         if cls.structure == structure:
@@ -103,9 +107,10 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
     return StructuredMixture(condition_dim, dim, structure=structure, **sizes)
 
 
-def mixture_config(mixture: ConditionalMixture) -> dict[str, int | str]:
+def mixture_config(mixture: ConditionalMixture) -> dict[str, Any]:
     """Structure and sizes of a mixture, plain data."""
-    return {name: getattr(mixture, name) for name in (*SIZES, "structure", "curve")}
+    shape = {"shape": list(mixture.shape)} if isinstance(mixture, PlacedMixture) else {}
+    return {name: getattr(mixture, name) for name in (*SIZES, "structure", "curve")} | shape
 
 
 def mixture_from_config(config: Mapping[str, Any] | None) -> ConditionalMixture | None:
@@ -118,7 +123,9 @@ def mixture_from_config(config: Mapping[str, Any] | None) -> ConditionalMixture 
         return None
     condition_dim, dim, *others = (int(config[name]) for name in SIZES)
     with seeded(0):
-        sizes = dict(zip(SIZES[2:], others, strict=True)) | {"curve": bool(config.get("curve", False))}
+        sizes: dict[str, Any] = dict(zip(SIZES[2:], others, strict=True)) | {"curve": bool(config.get("curve", False))}
+        if "shape" in config:
+            sizes["shape"] = [int(size) for size in config["shape"]]
         return build_mixture(config.get("structure", "full"), condition_dim, dim, **sizes)
 
 
