@@ -78,7 +78,7 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     """Fit an emulator to the simulations that are trained on.
 
     Args:
-        data: the simulations; x are vectors, and there are settings of an emulator.
+        data: the simulations; there are settings of an emulator.
         progress: called with the share of the fit that is done.
 
     Raises:
@@ -88,6 +88,12 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     options = settings.emulator
     assert options is not None
     theta, x, maps = data.theta[data.training], data.x[data.training], data.data
+    if not maps.vector:
+        y, inputs = maps.forward(x), data.parameters.inputs_of(theta)
+        fitted = fit_mixture(
+            y.flatten(1), inputs, options, 1, structure="placed", curve=True, shape=y.shape[1:], seed=seed, progress=progress
+        )
+        return LearnedSimulator(fitted, None, maps)
     if len(maps.keep) > settings.reduce_above and not maps.exchangeable:
         few = len(maps.keep) <= MOST_COUNTS
         if "counts" in options.structures and all(maps.counts) and few:

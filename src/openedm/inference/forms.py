@@ -42,8 +42,8 @@ ATOMS = ("censored", "atoms", "independent_atoms")
 """Structures for columns with values that recur, the first of such that are ends, the last of draws; where these are
 nothing else is tried."""
 
-SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", "shares", *ATOMS)
-"""Structures for columns of a certain kind only."""
+SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", "shares", *ATOMS, "placed")
+"""Structures for columns of a certain kind, or for data that are no vectors, only."""
 
 
 class Form(NamedTuple):

@@ -91,7 +91,7 @@ def choose_posterior(data: Prepared, job: Job) -> Verdict:
     settings = data.settings
     if settings.compare:
         work.timed("simulations", work.train_directly)
-    simulator = work.timed("emulator", work.emulate) if settings.emulator is not None else None
+    simulator = work.timed("emulator", work.emulate) if work.may_emulate() else None
     if simulator is not None and not work.can_refine(simulator):
         work.timed("draws", partial(work.train_on_draws, simulator))
     elif simulator is not None:
@@ -151,6 +151,16 @@ class _Work:
         """On what describes the data as a series of noise; the simulations in the form that is the better one."""
         self.add(CORRELATED, train_on_simulations(data, self.job, CORRELATED, None))
         return data if self.scores[CORRELATED].mean() > self.scores[DIRECT].mean() else self.data
+
+    def may_emulate(self) -> bool:
+        """Whether an emulator is fitted; of data that are no vectors only where its likelihood can refine samples."""
+        data = self.data
+        if data.settings.emulator is None:
+            return False
+        if data.data.vector or (data.prior is not None and data.settings.refinement is not None):
+            return True
+        self.skipped["emulator"] = "without a prior of known density its likelihood cannot refine samples"
+        return False
 
     def emulate(self) -> LearnedSimulator:
         """Fit an emulator."""

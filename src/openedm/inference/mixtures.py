@@ -20,6 +20,9 @@ __all__ = ["FittedMixture", "fit_mixture", "folds"]
 CURVE_VALUES, FEWEST_ROWS, CURVE_RATE = 2048, 32, 2.5
 """Numbers of a member's batch and its fewest rows, and the factor of the learning rate, where columns are a curve."""
 
+PLACED_VALUES, FEWEST_PLACED = 8192, 8
+"""The same of series, images and volumes."""
+
 FAST = 10.0
 """The factor of the learning rate of parameters that are `fast`."""
 
@@ -83,7 +86,8 @@ def fit_mixture(
         training = torch.arange(len(y)).expand(options.members, len(y))
         held_out = held_out[0].expand(options.members, -1, -1), held_out[1].expand(options.members, -1, -1)
     if curve:
-        size = min(options.batch_size, max(FEWEST_ROWS, CURVE_VALUES // y.shape[1]))
+        fewest, values = (FEWEST_ROWS, CURVE_VALUES) if shape is None else (FEWEST_PLACED, PLACED_VALUES)
+        size = min(options.batch_size, max(fewest, values // y.shape[1]))
         options = replace(options, batch_size=size, learning_rate=CURVE_RATE * options.learning_rate)
     more = {} if shape is None else {"shape": shape}
     mixture = _initial(y, u, options, components, structure, curve, seed, more)

@@ -61,7 +61,7 @@ class Parts:
                 end at which the values of all simulations stop.
         """
         if self.target is None:
-            return self.data.forward(x)
+            return self.data.forward(x).flatten(1)
         y = self.target.forward(x[:, list(self.data.keep)])
         if not isinstance(self.emulator, CountMixture | IndependentCounts):
             y = within_reach(y).float()

@@ -18,17 +18,21 @@ from openedm.networks import (
     Summary,
     VectorSummary,
 )
+from openedm.networks.placed import MAX_AXES
 from openedm.networks.structured import STRUCTURES
 from openedm.objective import Objective
 from openedm.training import HalfLife, Options
 
-__all__ = ["CLOSE", "NOISE", "MixtureOptions", "Settings", "condition_noise"]
+__all__ = ["CLOSE", "NOISE", "MixtureOptions", "Settings", "condition_noise", "has_places"]
 
 NOISE = objective.EDM(noise=objective.LogNormal(p_mean=-0.6, p_std=1.6), stratified=True)
 """σ from 0.02 to 15 with σ_data = 1: from fine structure of posteriors to where D must equal E[θ | x]."""
 
 FEWEST_OF_CURVE = 8
 """Columns that may be a curve."""
+
+MOST_PLACED = 4096
+"""Values of a series, an image or a volume for which a likelihood is learned: of more, Markov chains would take long."""
 
 CLOSE = 1.0
 """Nats within which a short trial does not decide: many Gaussians learn fast at first where few suffice in the end."""
@@ -241,6 +245,18 @@ class Settings(Choice):
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),
         )
+        if len(x_shape) > 1:
+            placed = min(max(1500 * (simulations / 1000) ** 0.5, 1000), 10_000)
+            emulator = replace(
+                emulator,
+                structures=("placed",),
+                components=(1,),
+                larger=(),
+                larger_trials=False,
+                trend=False,
+                curves=True,
+                steps=round(placed),
+            )
         network, passes, noises = _direct(simulations, dim, x_shape, absent, embedding)
         return cls(
             network=network,
@@ -249,7 +265,7 @@ class Settings(Choice):
             passes=passes,
             noises=noises,
             images=round(max(samples, 100_000) * (1.6 if many else 1.0)),
-            emulator=emulator if len(x_shape) == 1 and embedding is None else None,
+            emulator=emulator if embedding is None and (len(x_shape) == 1 or has_places(x_shape, absent)) else None,
             held_out=min(held, 0.5),
         )
 
@@ -287,6 +303,11 @@ class Settings(Choice):
             snapshot_every=0,
             keep=1,
         )
+
+
+def has_places(shape: tuple[int, ...], absent: Kind | None) -> bool:
+    """Whether an emulator of series, images and volumes may be fitted to data of this shape."""
+    return 2 <= len(shape) <= 1 + MAX_AXES and absent is None and math.prod(shape) <= MOST_PLACED
 
 
 def condition_noise(columns: int, simulations: int) -> float:
