@@ -21,6 +21,7 @@ N = 300
 THETA = torch.rand(N, 2, generator=torch.Generator().manual_seed(0)) * 2 - 1
 X = THETA + 0.1 * torch.randn(N, 2, generator=torch.Generator().manual_seed(1))
 PRIOR = Box([-1.0, -1.0], [1.0, 1.0], names=("a", "b"))
+COUNTED = replace(TINY, emulator=replace(TINY.emulator, structures=("counts",)))
 PLAIN = replace(TINY, emulator=None, refinement=None)
 SERIES = ConditionalMLP(width=8, num_blocks=1, summary=SeriesSummary())
 
@@ -60,7 +61,12 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"resume": True}, "run must be given to resume"),
         ({"settings": replace(TINY, emulator=MixtureOptions(folds=30))}, "folds must be <= 27, a tenth of the 270"),
-        ({"x": torch.randn(N, 3, 8, 8), "settings": TINY}, r"settings.emulator must be None for x of shape"),
+        ({"x": torch.randn(N, 3, 40, 40), "settings": TINY}, r"settings.emulator must be None for x of shape \(3, 40, 40\)"),
+        ({"x": torch.randn(N, 3, 8, 8), "settings": COUNTED}, r"settings.emulator.structures must hold 'placed' for x of"),
+        (
+            {"x": torch.randn(N, 3, 8, 8), "settings": replace(TINY, compare=False)},
+            r"settings.compare must be True for x of shape \(3, 8, 8\): samples start from a denoiser",
+        ),
     ],
 )
 @pytest.mark.filterwarnings("ignore:columns of x")
@@ -422,7 +428,9 @@ def test_more_parameters_than_have_an_exact_trace_are_judged_with_probes_of_the_
 
 def test_the_rule_depends_on_counts_and_shapes_alone() -> None:
     assert Settings.of(10_000, 2, (3,)).emulator is not None
-    assert Settings.of(10_000, 2, (3, 8, 8)).emulator is None
+    assert Settings.of(10_000, 2, (3, 8, 8)).emulator.structures == ("placed",)
+    assert Settings.of(10_000, 2, (3, 64, 64)).emulator is None
+    assert Settings.of(10_000, 2, (6, 2), "members").emulator is None
     assert Settings.of(100_000, 5, (8,)).emulator.width > Settings.of(10_000, 5, (8,)).emulator.width
     assert Settings.of(1000, 5, (8,)).held_out == pytest.approx(0.1)
     assert Settings.of(100_000, 5, (8,)).held_out == pytest.approx(0.02)
@@ -457,6 +465,7 @@ def test_each_size_walks_its_whole_path(dim: int, x_shape: tuple[int, ...], prio
     posterior = fit(theta, x, Box([0.0] * dim, [1.0] * dim) if prior else None, settings=settings)
     assert posterior.sample(x[0], 3).shape == (3, dim)
     assert math.isfinite(float(posterior.log_prob(theta[0], x[0])))
+    assert ("emulated" in posterior.report) == (prior or len(x_shape) == 1)
     assert {"chosen", "verdict", "skipped"} <= posterior.report.keys()
 
 
@@ -617,3 +626,31 @@ def test_trials_are_compared_on_the_rows_that_each_was_held_out_from() -> None:
         again = fit_mixture(y, u, tried, form.components, structure=form.structure, seed=3)
         assert rows.shape == (30,)
         assert float(rows.mean()) == pytest.approx(again.log_prob, abs=1e-5)
+
+
+def test_a_likelihood_of_series_refines_samples_and_is_kept(tmp_path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    theta = torch.rand(700, 2, generator=generator)
+    times = torch.linspace(0, 6, 30)
+    x = (times * (1 + theta[:, :1]) + 2 * theta[:, 1:]).sin() + 0.3 * torch.randn(700, 30, generator=generator)
+    rule = Settings.of(700, 2, (1, 30))
+    network = ConditionalMLP(width=16, num_blocks=1, summary=SeriesSummary(width=8, num_blocks=1))
+    emulator = replace(rule.emulator, members=2, width=32, num_blocks=1, steps=500)
+    few = Refinement(num_steps=25, num_pilots=64, max_steps=50, density_steps=True)
+    settings = replace(rule, network=network, emulator=emulator, passes=2, judged=8, refinement=few)
+    posterior = fit(theta, x[:, None], Box([0.0, 0.0], [1.0, 1.0]), settings=settings)
+    assert posterior.refined
+    assert posterior.report["emulated"]["noise"] == "placed"
+    axes = torch.linspace(0, 1, 101).double()
+    grid = torch.cartesian_prod(axes, axes)
+    mean = (times.double() * (1 + grid[:, :1]) + 2 * grid[:, 1:]).sin()
+    weight = (-0.5 * ((x[0].double() - mean) / 0.3).square().sum(1)).softmax(0)[:, None]
+    exact = (weight * grid).sum(0)
+    width = (weight * (grid - exact).square()).sum(0).sqrt()
+    samples = posterior.sample(x[0, None], 500)
+    assert ((samples.double().mean(0) - exact).abs() < 0.5 * width).all()
+    assert ((samples.double().std(0) / width - 1).abs() < 0.3).all()
+    posterior.save(tmp_path / "series")
+    assert torch.equal(load(tmp_path / "series").sample(x[0, None], 500), samples)
+    both = torch.stack([x[0, None], x[0, None]])
+    assert float(posterior.repeated(2).sample(both, 100).std(0)[0]) < 0.85 * float(samples.std(0)[0])

@@ -3,8 +3,8 @@
 1. `prepare`: θ is made unbounded and standardised, x standardised; errors name the rows and columns that cannot be
    learned from. Some simulations are held out: nothing is trained on them.
 2. Columns of x that are draws of one distribution are sorted (`exchangeable`).
-3. `choose_posterior`: a denoiser is trained on the simulations and, for vectors, an emulator is fitted; what has the
-   highest ln q(θ | x) on held-out simulations is taken.
+3. `choose_posterior`: a denoiser is trained on the simulations and, but for sets and data with gaps, an emulator
+   is fitted; what has the highest ln q(θ | x) on held-out simulations is taken.
 4. The posterior comes with a report of all this, and a verdict whether there were enough simulations.
 """
 

@@ -244,7 +244,7 @@ def prepare(
     if settings is None:
         settings = Settings.of(len(theta), theta.shape[1], (len(keep),) if keep else shape, absent, summary)
     if settings.emulator is not None and len(shape) > 1:
-        _check_emulator(settings, shape, absent)
+        _check_emulator(settings, shape, absent if absent == "members" or bool(x.isnan().any()) else None)
     if len(shape) > 1 and bool((x[~x.isnan()] == x[~x.isnan()][0]).all()):
         raise ValueError("x must vary, but all its values are the same")
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)

@@ -49,7 +49,7 @@ class MixtureOptions(Choice):
             number with the highest held-out likelihood is taken. Only "full" and "independent" have more than one.
         structures: of the noise, of `openedm.networks.structured.STRUCTURES`, tried in the same way; "independent" only
             where the columns of x are exchangeable, "heavy" only where some have long tails, "stationary" only where
-            they may be a process in its steady state.
+            they may be a process in its steady state, "placed" for series, images and volumes, and nothing else there.
         width, num_blocks: sizes of each member.
         larger: further pairs (width, num_blocks) to try, by one member each; those with the highest held-out likelihood
             are taken.
@@ -127,7 +127,7 @@ class Settings(Choice):
         batch_size, learning_rate: of the denoisers' trainings, with a warm-up and a half cosine to zero. Without an
             emulator a batch is at most half of the simulations.
         weight_decay: AdamW's, where a denoiser learns from the simulations themselves.
-        emulator: how the learned likelihood is fitted; None for none.
+        emulator: how the learned likelihood of vectors, series, images or volumes is fitted; None for none.
         pool: how many draws of the emulator are made.
         bases: what draws of the emulator are whitened by: "linear", a least-squares fit, "Gaussian", a conditional
             Gaussian learned by a network, or both in turn, and the better one is taken. With "linear" the simulations
@@ -202,8 +202,9 @@ class Settings(Choice):
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of a width and
           number of blocks that trials choose: below 3000 simulations of 64 × 2 or 64 × 6, or 64 × 2 with a trend, below
           30,000 of 64 × 2 or 128 × 3, which kinds of noise may be tried with as well, else of 128 × 2 or 128 × 4. It
-          takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000; other data
-          get none. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
+          takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
+        * Series, images and volumes of up to 4096 numbers, all of them finite, get an emulator whose mean and noise are
+          functions of the place, of 1500 · √(n / 1000) steps, between 1000 and 10,000; other data get none.
         * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
           3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
