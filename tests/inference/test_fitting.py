@@ -61,8 +61,14 @@ def simulated(n: int, d: int = 3) -> tuple[torch.Tensor, torch.Tensor]:
         ({"seed": -1}, "seed must be >= 0, got -1"),
         ({"resume": True}, "run must be given to resume"),
         ({"settings": replace(TINY, emulator=MixtureOptions(folds=30))}, "folds must be <= 27, a tenth of the 270"),
-        ({"x": torch.randn(N, 3, 40, 40), "settings": TINY}, r"settings.emulator must be None for x of shape \(3, 40, 40\)"),
-        ({"x": torch.randn(N, 3, 8, 8), "settings": COUNTED}, r"settings.emulator.structures must hold 'placed' for x of"),
+        (
+            {"x": torch.randn(N, 3, 40, 40), "settings": TINY},
+            r"settings.emulator must be None for x of shape \(3, 40, 40\)",
+        ),
+        (
+            {"x": torch.randn(N, 3, 8, 8), "settings": COUNTED},
+            r"settings.emulator.structures must hold 'placed' for x of",
+        ),
         (
             {"x": torch.randn(N, 3, 8, 8), "settings": replace(TINY, compare=False)},
             r"settings.compare must be True for x of shape \(3, 8, 8\): samples start from a denoiser",

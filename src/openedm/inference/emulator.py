@@ -91,7 +91,15 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     if not maps.vector:
         y, inputs = maps.forward(x), data.parameters.inputs_of(theta)
         fitted = fit_mixture(
-            y.flatten(1), inputs, options, 1, structure="placed", curve=True, shape=y.shape[1:], seed=seed, progress=progress
+            y.flatten(1),
+            inputs,
+            options,
+            1,
+            structure="placed",
+            curve=True,
+            shape=y.shape[1:],
+            seed=seed,
+            progress=progress,
         )
         return LearnedSimulator(fitted, None, maps)
     if len(maps.keep) > settings.reduce_above and not maps.exchangeable:

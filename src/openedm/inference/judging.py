@@ -3,8 +3,9 @@
 1. A denoiser learns from the simulations themselves. Where the autocorrelations of a vector tell much more than its
    columns, another one learns from these. Where a least-squares fit alone comes near to the better of them, it is a
    candidate, and another denoiser learns what that fit leaves.
-2. For vectors, series, images and volumes, an emulator q(y | θ) is fitted. Prior × learned likelihood, normalised, is a posterior too: its samples
-   are those of the denoiser moved by Markov chains. It is taken unless its mean held-out ln q is clearly lower.
+2. For vectors, series, images and volumes, an emulator q(y | θ) is fitted. Prior × learned likelihood, normalised, is a
+   posterior too: its samples are those of the denoiser moved by Markov chains. It is taken unless its mean held-out
+   ln q is clearly lower.
 3. Denoisers learn from draws of the emulator only where its likelihood cannot be used otherwise: of data that are
    summarised for it, or where nothing is to learn from the simulations themselves.
 

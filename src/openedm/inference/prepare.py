@@ -27,7 +27,7 @@ from openedm.inference.likeness import Reference
 from openedm.inference.maps import DataMap, ParameterMap
 from openedm.inference.precision import as_precise_as_needed, coarse_columns, varies
 from openedm.inference.priors import Prior, check_names
-from openedm.inference.settings import Settings, has_places
+from openedm.inference.settings import Settings
 from openedm.inference.supports import CONTINUOUS
 from openedm.inference.unrelated import unrelated_columns
 from openedm.networks import Summary, VectorSummary
@@ -243,8 +243,8 @@ def prepare(
         keep = tuple(range(x.shape[1])) if whole else _columns_to_keep(x, u if screened else None)
     if settings is None:
         settings = Settings.of(len(theta), theta.shape[1], (len(keep),) if keep else shape, absent, summary)
-    if settings.emulator is not None and len(shape) > 1:
-        _check_emulator(settings, shape, absent if absent == "members" or bool(x.isnan().any()) else None)
+    if len(shape) > 1:
+        settings.check_emulator(shape, absent if absent == "members" or bool(x.isnan().any()) else None)
     if len(shape) > 1 and bool((x[~x.isnan()] == x[~x.isnan()][0]).all()):
         raise ValueError("x must vary, but all its values are the same")
     count = min(max(1, round(settings.held_out * len(theta))), len(theta) // 2)
@@ -259,20 +259,6 @@ def prepare(
     data = _data_map(x, training, keep, settings)
     dropped = len(values) - len(theta)
     return Prepared(theta, x, u, parameters, data, training, held, settings, seed, known, names, dropped)
-
-
-def _check_emulator(settings: Settings, shape: tuple[int, ...], absent: Kind | None) -> None:
-    """Raise unless the settings' emulator can model data that are no vectors."""
-    emulator = settings.emulator
-    if emulator is None:
-        return
-    if not has_places(shape, absent):
-        what = f"x of shape {shape}" if absent is None else f"x with absent {absent}"
-        raise ValueError(f"settings.emulator must be None for {what}: it needs vectors, series, images or volumes")
-    if "placed" not in emulator.structures:
-        raise ValueError(f"settings.emulator.structures must hold 'placed' for x of shape {shape}, got {emulator.structures}")
-    if not settings.compare:
-        raise ValueError(f"settings.compare must be True for x of shape {shape}: samples start from a denoiser")
 
 
 def takes_all_columns(settings: Settings) -> bool:

@@ -32,7 +32,7 @@ FEWEST_OF_CURVE = 8
 """Columns that may be a curve."""
 
 MOST_PLACED = 4096
-"""Values of a series, an image or a volume for which a likelihood is learned: of more, Markov chains would take long."""
+"""Values of a series, an image or a volume whose likelihood is learned: of more, Markov chains would take long."""
 
 CLOSE = 1.0
 """Nats within which a short trial does not decide: many Gaussians learn fast at first where few suffice in the end."""
@@ -202,7 +202,8 @@ class Settings(Choice):
         * Data that are vectors get an emulator, of one or eight Gaussians (of one above 16 columns), of a width and
           number of blocks that trials choose: below 3000 simulations of 64 × 2 or 64 × 6, or 64 × 2 with a trend, below
           30,000 of 64 × 2 or 128 × 3, which kinds of noise may be tried with as well, else of 128 × 2 or 128 × 4. It
-          takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000. Its factor is "full" only where that has at most a tenth as many entries as there are simulations.
+          takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000. Its factor
+          is "full" only where that has at most a tenth as many entries as there are simulations.
         * Series, images and volumes of up to 4096 numbers, all of them finite, get an emulator whose mean and noise are
           functions of the place, of 1500 · √(n / 1000) steps, between 1000 and 10,000; other data get none.
         * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
@@ -269,6 +270,23 @@ class Settings(Choice):
             emulator=emulator if embedding is None and (len(x_shape) == 1 or has_places(x_shape, absent)) else None,
             held_out=min(held, 0.5),
         )
+
+    def check_emulator(self, shape: tuple[int, ...], absent: Kind | None) -> None:
+        """Raise ValueError unless the emulator can model data of this shape, which are no vectors.
+
+        Args:
+            shape: of one observation.
+            absent: what NaN in the data mark; None where there are no NaN.
+        """
+        if self.emulator is None:
+            return
+        if not has_places(shape, absent):
+            what = f"x of shape {shape}" if absent is None else f"x with absent {absent}"
+            raise ValueError(f"settings.emulator must be None for {what}: it needs vectors, series, images or volumes")
+        if "placed" not in (known := self.emulator.structures):
+            raise ValueError(f"settings.emulator.structures must hold 'placed' for x of shape {shape}, got {known}")
+        if not self.compare:
+            raise ValueError(f"settings.compare must be True for x of shape {shape}: samples start from a denoiser")
 
     def options(self, images: int, rows: int, *, seed: int, stop_after: int, samples: int) -> Options:
         """The trainer's options. A batch has at most half of the rows, but 64 at least.

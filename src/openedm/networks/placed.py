@@ -2,10 +2,10 @@
 
     z_p = e^a_p(u) (e_p + Σ_k f_k(u) e_{p+k}),      e_p = y_p − μ_p(u),      z ~ N(0, I)
 
-The mean μ and the scale e^−a of all places are one function of the place, for each channel (`AlongColumns`), beside what
-is the same for all u at each place. Noise may be correlated along the axes: k runs over the neighbours
-that come before a place, f are a few numbers of each channel. So the matrix is triangular, and ln q a sum of squares and
-of a_p, in closed form. Before the first places there is nothing: e = 0 there. Channels are independent given u.
+The mean μ and the scale e^−a of all places are one function of the place, for each channel (`AlongColumns`), beside
+what is the same for all u at each place. Noise may be correlated along the axes: k runs over the neighbours that come
+before a place, f are a few numbers of each channel. So the matrix is triangular, and ln q a sum of squares and of a_p,
+in closed form. Before the first places there is nothing: e = 0 there. Channels are independent given u.
 """
 
 import itertools
