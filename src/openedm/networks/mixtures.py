@@ -306,7 +306,8 @@ class ConditionalMixture(ConditionalDensity):
         bias = self.linear.bias.view(self.members, 1, self.components, self.outputs_each)
         weight[..., 1 : 1 + self.dim] = slope[None, :, None].to(weight)
         bias[..., 1 : 1 + self.dim] = offset.to(bias)
-        return y.double() - inputs @ solution
+        left: Tensor = y.double() - inputs @ solution
+        return left
 
     def _set_factor(
         self, factor: Float[Tensor, "dim dim"], bias: Float[Tensor, "members one components outputs"]

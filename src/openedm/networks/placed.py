@@ -10,7 +10,7 @@ in closed form. Before the first places there is nothing: e = 0 there. Channels 
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -91,11 +91,11 @@ class PlacedMixture(ConditionalMixture):
         _, means, logs, weights = outputs[..., 0, :].tensor_split([1, 1 + self.dim, 1 + 2 * self.dim], -1)
         shape = (*outputs.shape[:2], *self.shape)
         logs = logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
-        return means.reshape(shape), logs.reshape(shape), weights.unflatten(-1, (self.shape[0], -1))
+        return means.reshape(shape), logs.reshape(shape), weights.reshape(*outputs.shape[:2], self.shape[0], -1)
 
     def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
         means, logs, weights = self._terms(outputs)
-        errors = y.unflatten(-1, self.shape) - means
+        errors = y.reshape(*y.shape[:-1], *self.shape) - means
         z = logs.exp() * (errors + self._from_neighbours(errors, weights))
         total: Tensor = (logs - 0.5 * z.square()).flatten(2).sum(-1)
         return total - 0.5 * self.dim * math.log(2 * math.pi)
@@ -123,21 +123,17 @@ class PlacedMixture(ConditionalMixture):
         radius = RADII[len(self.shape) - 2]
         errors = functional.pad(torch.zeros_like(means), (radius, radius) * (len(self.shape) - 1))
         for place in itertools.product(*map(range, self.shape[1:])):
-            known = [
-                errors[(..., *(radius + at + step for at, step in zip(place, neighbour, strict=True)))]
-                for neighbour in self._neighbours
-            ]
-            drawn = noise[(..., *place)] - (weights * torch.stack(known, -1)).sum(-1)
-            errors[(..., *(radius + at for at in place))] = drawn
-        inner = (..., *(slice(radius, radius + size) for size in self.shape[1:]))
-        y: Tensor = (means + errors[inner]).flatten(2)
+            here = [radius + at for at in place]
+            known = [errors[_index(at + k for at, k in zip(here, step, strict=True))] for step in self._neighbours]
+            errors[_index(here)] = noise[_index(place)] - (weights * torch.stack(known, -1)).sum(-1)
+        y: Tensor = (means + errors[_index(slice(radius, radius + size) for size in self.shape[1:])]).flatten(2)
         return y.transpose(0, 1).flatten(0, 1)[: len(u)]
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
         """Start from one mean and one scale for each channel, whatever u is."""
         channels = self.shape[0]
-        values = y.double().unflatten(-1, (channels, -1)).transpose(0, 1).flatten(1)
+        values = y.double().reshape(len(y), channels, -1).transpose(0, 1).flatten(1)
         offsets = torch.cat([values.mean(1), -values.std(1).clamp_min(1e-6).log()])
         assert isinstance(self.layer_out, AlongColumns)
         self.layer_out.offset.copy_(offsets.expand_as(self.layer_out.offset))
@@ -147,6 +143,11 @@ class PlacedMixture(ConditionalMixture):
 
     def _empty(self) -> ConditionalMixture:
         return PlacedMixture(self.condition_dim, self.dim, **self._sizes())
+
+
+def _index(parts: Iterable[int | slice]) -> tuple[Any, ...]:
+    """An index of the last axes."""
+    return (..., *parts)
 
 
 def _before(axes: int) -> list[tuple[int, ...]]:
