@@ -452,7 +452,7 @@ def test_counts_keep_their_root_for_the_emulator() -> None:
     assert posterior.parts.data.columns.kinds == ("root", "root")
 
 
-SHAPES = [(1, (1,)), (2, (10,)), (5, (1000,)), (20, (10,)), (50, (10,)), (2, (1, 16, 16)), (2, (1, 30))]
+SHAPES = [(1, (1,)), (2, (10,)), (5, (1000,)), (20, (10,)), (50, (10,)), (2, (1, 16, 16)), (2, (1, 30)), (2, (2, 4, 4, 4))]
 
 
 @pytest.mark.parametrize(
@@ -632,6 +632,19 @@ def test_trials_are_compared_on_the_rows_that_each_was_held_out_from() -> None:
         again = fit_mixture(y, u, tried, form.components, structure=form.structure, seed=3)
         assert rows.shape == (30,)
         assert float(rows.mean()) == pytest.approx(again.log_prob, abs=1e-5)
+
+
+def test_images_without_a_density_are_learned_by_the_denoiser_alone(monkeypatch) -> None:
+    def fails(*values: object, **others: object) -> None:
+        raise FloatingPointError("the likelihood of held-out rows is not finite: [nan]")
+
+    monkeypatch.setattr("openedm.inference.emulator.fit_mixture", fails)
+    network = ConditionalMLP(width=8, num_blocks=1, summary=SeriesSummary(width=8, num_blocks=1))
+    posterior = fit(THETA, X[:, None], PRIOR, settings=replace(TINY, network=network))
+    assert posterior.report["skipped"]["emulator"] == "the likelihood of held-out rows is not finite: [nan]"
+    assert not posterior.refined
+    with pytest.raises(FloatingPointError, match="not finite"):
+        fit(THETA, X, PRIOR, settings=TINY)
 
 
 def test_a_likelihood_of_series_refines_samples_and_is_kept(tmp_path) -> None:

@@ -68,6 +68,21 @@ def test_a_spot_in_noise_that_is_correlated_is_learned_from_few_images() -> None
     assert float(exact) - 5 < found < float(exact) + 0.5
 
 
+def test_values_that_are_the_same_in_all_rows_tell_nothing() -> None:
+    torch.manual_seed(0)
+    u, y = torch.randn(100, 1), torch.randn(100, 6)
+    y[:, 2] = 3.0
+    mixture = build_mixture("placed", 1, 6, width=8, num_blocks=1)
+    mixture.fit_linear(y, u)
+    assert mixture.varies[0, 0].tolist() == [1, 1, 0, 1, 1, 1]
+    other = y.clone()
+    other[:, 2] = -50.0
+    torch.testing.assert_close(mixture.log_prob(other, u), mixture.log_prob(y, u))
+    assert (mixture.sample(u, torch.Generator().manual_seed(0))[:, 2] == 3).all()
+    rest = torch.distributions.Normal(float(y.mean()), float(y.std())).log_prob(y[:, [0, 1, 3, 4, 5]]).sum(1)
+    torch.testing.assert_close(mixture.log_prob(y, u), rest, atol=0.2, rtol=0)
+
+
 def _near(size: int) -> torch.Tensor:
     """Ones beside the diagonal."""
     ones = torch.ones(size - 1)

@@ -92,7 +92,7 @@ def choose_posterior(data: Prepared, job: Job) -> Verdict:
     settings = data.settings
     if settings.compare:
         work.timed("simulations", work.train_directly)
-    simulator = work.timed("emulator", work.emulate) if work.may_emulate() else None
+    simulator = work.timed("emulator", work.try_to_emulate) if work.may_emulate() else None
     if simulator is not None and not work.can_refine(simulator):
         work.timed("draws", partial(work.train_on_draws, simulator))
     elif simulator is not None:
@@ -166,6 +166,16 @@ class _Work:
     def emulate(self) -> LearnedSimulator:
         """Fit an emulator."""
         return learn_simulator(self.data, partial(self.job.progress, "emulator"))
+
+    def try_to_emulate(self) -> LearnedSimulator | None:
+        """Fit an emulator; of data that are no vectors none, where these have no density that it could learn."""
+        if self.data.data.vector:
+            return self.emulate()
+        try:
+            return self.emulate()
+        except FloatingPointError as error:
+            self.skipped["emulator"] = f"{error}"
+            return None
 
     def can_refine(self, simulator: LearnedSimulator) -> bool:
         """Whether the emulator's likelihood can refine samples of denoisers that did not learn from it."""

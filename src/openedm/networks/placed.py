@@ -5,7 +5,8 @@
 The mean μ and the scale e^−a of all places are one function of the place, for each channel (`AlongColumns`), beside
 what is the same for all u at each place. Noise may be correlated along the axes: k runs over the neighbours that come
 before a place, f are a few numbers of each channel. So the matrix is triangular, and ln q a sum of squares and of a_p,
-in closed form. Before the first places there is nothing: e = 0 there. Channels are independent given u.
+in closed form. Before the first places there is nothing: e = 0 there. Channels are independent given u. Values that are
+the same in all rows, as of a border, have no density and tell nothing: they are left out.
 """
 
 import itertools
@@ -47,6 +48,9 @@ class PlacedMixture(ConditionalMixture):
     curves = True
     factored = False
 
+    varies: Tensor
+    level: Tensor
+
     def __init__(
         self, condition_dim: int, dim: int, *, shape: Sequence[int] | None = None, curve: bool = True, **sizes: Any
     ) -> None:
@@ -62,6 +66,8 @@ class PlacedMixture(ConditionalMixture):
         super().__init__(condition_dim, dim, curve=True, **sizes)
         weights = self.shape[0] * len(self._neighbours)
         del self.linear  # a slope for each place would be learned anew at each
+        self.register_buffer("varies", torch.ones(self.members, 1, dim))
+        self.register_buffer("level", torch.zeros(self.members, 1, dim))
         self.weights_out = MemberLinear(self.members, self.width, weights, gain=0.0)
 
     @property
@@ -90,15 +96,17 @@ class PlacedMixture(ConditionalMixture):
         """μ and a (members, rows, channels, *sizes), and the weights of each channel's neighbours (…, channels, K)."""
         _, means, logs, weights = outputs[..., 0, :].tensor_split([1, 1 + self.dim, 1 + 2 * self.dim], -1)
         shape = (*outputs.shape[:2], *self.shape)
-        logs = logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
+        logs = self.varies * logs.clamp(-MAX_LOG_DIAGONAL, MAX_LOG_DIAGONAL)
+        means = torch.where(self.varies > 0, means, self.level)
         return means.reshape(shape), logs.reshape(shape), weights.reshape(*outputs.shape[:2], self.shape[0], -1)
 
     def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
         means, logs, weights = self._terms(outputs)
-        errors = y.reshape(*y.shape[:-1], *self.shape) - means
-        z = logs.exp() * (errors + self._from_neighbours(errors, weights))
+        varies = self.varies.reshape(self.members, 1, *self.shape)
+        errors = varies * (y.reshape(*y.shape[:-1], *self.shape) - means)
+        z = varies * logs.exp() * (errors + self._from_neighbours(errors, weights))
         total: Tensor = (logs - 0.5 * z.square()).flatten(2).sum(-1)
-        return total - 0.5 * self.dim * math.log(2 * math.pi)
+        return total - 0.5 * math.log(2 * math.pi) * self.varies.sum(-1)
 
     def _from_neighbours(
         self, errors: Float[Tensor, "members rows channels ..."], weights: Float[Tensor, "members rows channels K"]
@@ -119,19 +127,23 @@ class PlacedMixture(ConditionalMixture):
     def sample(self, u: Float[Tensor, "rows condition"], generator: torch.Generator) -> Float[Tensor, "rows dim"]:
         """One y for each row of u; row i is drawn from member i mod `members`."""
         means, logs, weights = self._terms(self._outputs(self._grouped(u)))
-        noise = torch.randn(means.shape, generator=generator).to(means) * (-logs).exp()
+        varies = self.varies.reshape(self.members, 1, *self.shape)
+        noise = varies * torch.randn(means.shape, generator=generator).to(means) * (-logs).exp()
         radius = RADII[len(self.shape) - 2]
         errors = functional.pad(torch.zeros_like(means), (radius, radius) * (len(self.shape) - 1))
         for place in itertools.product(*map(range, self.shape[1:])):
             here = [radius + at for at in place]
             known = [errors[_index(at + k for at, k in zip(here, step, strict=True))] for step in self._neighbours]
-            errors[_index(here)] = noise[_index(place)] - (weights * torch.stack(known, -1)).sum(-1)
+            drawn = noise[_index(place)] - (weights * torch.stack(known, -1)).sum(-1)
+            errors[_index(here)] = varies[_index(place)] * drawn
         y: Tensor = (means + errors[_index(slice(radius, radius + size) for size in self.shape[1:])]).flatten(2)
         return y.transpose(0, 1).flatten(0, 1)[: len(u)]
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
-        """Start from one mean and one scale for each channel, whatever u is."""
+        """Start from one mean and one scale for each channel, whatever u is, and find the values that vary."""
+        self.varies.copy_((y != y[:1]).any(0).expand_as(self.varies))
+        self.level.copy_(y[0].expand_as(self.level))
         channels = self.shape[0]
         values = y.double().reshape(len(y), channels, -1).transpose(0, 1).flatten(1)
         offsets = torch.cat([values.mean(1), -values.std(1).clamp_min(1e-6).log()])
