@@ -31,7 +31,7 @@ NOISE = objective.EDM(noise=objective.LogNormal(p_mean=-0.6, p_std=1.6), stratif
 FEWEST_OF_CURVE = 8
 """Columns that may be a curve."""
 
-MOST_PLACED = 4096
+MOST_PLACED = 1024
 """Values of a series, an image or a volume whose likelihood is learned: of more, Markov chains would take long."""
 
 CLOSE = 1.0
@@ -204,7 +204,7 @@ class Settings(Choice):
           30,000 of 64 × 2 or 128 × 3, which kinds of noise may be tried with as well, else of 128 × 2 or 128 × 4. It
           takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000. Its factor
           is "full" only where that has at most a tenth as many entries as there are simulations.
-        * Series, images and volumes of up to 4096 numbers, all of them finite, get an emulator whose mean and noise are
+        * Series, images and volumes of up to 1024 numbers, all of them finite, get an emulator whose mean and noise are
           functions of the place, of 1500 · √(n / 1000) steps, between 1000 and 10,000; other data get none.
         * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
