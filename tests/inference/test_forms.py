@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from openedm.inference import Refinement, fit, load
-from openedm.inference.forms import Form, Trials, choose_curve, choose_form, simplest
+from openedm.inference.forms import Form, Trials, choose_curve, choose_form, choose_reach, simplest
 from openedm.inference.mixtures import fit_mixture
 from openedm.inference.settings import MixtureOptions, Settings
 from openedm.networks.mixtures import ConditionalMixture
@@ -94,7 +94,7 @@ def spectrum(columns: int) -> torch.Tensor:
 
 
 def test_counts_are_a_curve_where_that_is_clearly_better() -> None:
-    plain, trials = Form(0, "counts", 1), Trials()
+    plain, trials = Form(0, "counts", 1), {}
     longer = replace(OPTIONS, pilot_steps=200, steps=800, learning_rate=4e-3)
     assert choose_curve(spectrum(24), U, longer, plain, trials=trials) == plain._replace(curve=True)
     assert len(trials) == 2
@@ -103,7 +103,7 @@ def test_counts_are_a_curve_where_that_is_clearly_better() -> None:
         (spectrum(24), OPTIONS, Form(0, "constant", 1)),
         (spectrum(24), OPTIONS, Form(0, "counts", 2)),
     ):
-        assert choose_curve(y, U, options, form, trials=Trials()) == form
+        assert choose_curve(y, U, options, form, trials={}) == form
 
 
 def test_a_spectrum_of_counts_is_fitted_saved_and_sampled(tmp_path: Path) -> None:
@@ -186,11 +186,50 @@ def test_many_columns_of_bits_are_modelled_and_other_columns_summarised() -> Non
     assert (other["noise"], other["columns"]) == ("full", None)
 
 
-@pytest.mark.parametrize(("columns", "curves"), [(7, False), (8, True), (64, True), (65, False)])
-def test_curves_are_tried_of_eight_to_sixty_four_columns(columns: int, curves: bool) -> None:
+@pytest.mark.parametrize(("columns", "curves"), [(7, False), (8, True), (1024, True), (1025, False)])
+def test_curves_are_tried_of_eight_to_a_thousand_columns(columns: int, curves: bool) -> None:
     rule = Settings.of(1000, 2, (columns,))
     assert rule.emulator is not None
     assert rule.emulator.curves == curves
     many = Settings.of(50_000, 2, (columns,)).emulator
     assert many is not None
     assert not many.curves
+
+
+PLACES = torch.linspace(-1, 1, 80)
+
+
+def process() -> torch.Tensor:
+    """A process in 80 columns, of which each depends on the two before it."""
+    steps = noise(80, 600, 1)
+    values = [steps[0], steps[1]]
+    for step in steps[2:]:
+        values.append(0.9 * values[-1] - 0.5 * values[-2] + 0.5 * step)
+    return torch.cat(values, 1)
+
+
+@pytest.mark.parametrize(
+    ("x", "reach"),
+    [
+        (U * (7 * PLACES).cos() + noise(600, 80), 0),
+        (U * PLACES + process(), 4),
+        (U * PLACES + noise(600, 80) + 3 * noise(600, 1), None),
+    ],
+    ids=["independent", "process", "common"],
+)
+def test_noise_of_many_columns_reaches_as_far_as_it_must(x: torch.Tensor, reach: int | None) -> None:
+    y, options = (x - x.mean(0)) / x.std(0), replace(OPTIONS, structures=("constant",))
+    trials: Trials = {}
+    found = choose_form([(y, 0.0)], U, options, trials=trials)
+    assert found == Form(0, "constant", 1, reach=4)
+    assert choose_reach(y, U, options, found, trials=trials).reach == reach
+    narrow = y[:, ::16]
+    assert choose_reach(narrow, U, options, found, trials={}) == found
+
+
+def test_many_columns_with_a_peak_that_moves_are_a_curve() -> None:
+    x = 3 * (-20 * (PLACES - U / 2).square()).exp() + 0.3 * noise(600, 80)
+    form, y = Form(0, "constant", 1, reach=0), (x - x.mean(0)) / x.std(0)
+    assert choose_curve(y, U, OPTIONS, form, trials={}).curve
+    assert not choose_curve(y[:, torch.randperm(80, generator=torch.Generator().manual_seed(0))], U, OPTIONS, form, trials={}).curve
+    assert choose_curve(y[:, :64], U, OPTIONS, form, trials={}) == form

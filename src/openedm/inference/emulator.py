@@ -18,11 +18,13 @@ from openedm.inference.columns import Columns
 from openedm.inference.exchangeable import are_steady
 from openedm.inference.forms import (
     ATOMS,
+    LONG,
     MIN_INDEPENDENT,
     Form,
     Trials,
     choose_curve,
     choose_form,
+    choose_reach,
     choose_size,
     choose_structure,
     choose_trend,
@@ -33,6 +35,7 @@ from openedm.inference.prepare import Prepared
 from openedm.inference.settings import MixtureOptions
 from openedm.networks.mixtures import ConditionalDensity
 from openedm.networks.recurring import recurring
+from openedm.networks.structured import REACHING
 from openedm.networks.trends import KernelTrend, TrendedMixture
 
 __all__ = ["LearnedSimulator", "draw_simulations", "learn_simulator"]
@@ -102,18 +105,22 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
             progress=progress,
         )
         return LearnedSimulator(fitted, None, maps)
-    if len(maps.keep) > settings.reduce_above and not maps.exchangeable:
+    if len(maps.keep) > min(settings.reduce_above, LONG) and not maps.exchangeable:
         few = len(maps.keep) <= MOST_COUNTS
+        most = settings.reduce_above if data.refines and settings.compare else min(settings.reduce_above, LONG)
         if "counts" in options.structures and all(maps.counts) and few:
             options = replace(options, structures=("counts",))
         elif few and _mostly_recur(maps, maps.jittered(x, seed)):
             options = replace(options, structures=ATOMS)
-        else:
+        elif len(maps.keep) > most or not set(options.structures) & set(REACHING):
             maps = maps.reduced(x, data.u[data.training])
+        else:  # a full factor of so many columns cannot be learned
+            options = replace(options, structures=tuple(s for s in options.structures if s != "full"))
     kept, inputs = maps.jittered(x, seed), data.parameters.inputs_of(theta)
     trials: Trials = {}
     target, form = _choose_target(maps, kept, inputs, options, seed, trials)
     y = maps.of_kept(kept) if target is None else target.forward(kept).float()
+    form = choose_reach(y, inputs, options, form, seed=seed, trials=trials)
     form = choose_curve(y, inputs, options, form, seed=seed, trials=trials)
     larger = choose_size(y, inputs, options, form, seed=seed, trials=trials)
     trend = choose_trend(y, inputs, options, form, larger, seed=seed, trials=trials)
@@ -125,6 +132,7 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
         form.components,
         structure=form.structure,
         curve=form.curve,
+        reach=form.reach,
         seed=seed,
         progress=progress,
     )

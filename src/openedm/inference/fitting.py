@@ -185,6 +185,7 @@ def _report(data: Prepared, verdict: Verdict, failures: int) -> Mapping[str, Any
             "noise": found.fitted.mixture.structure,
             "components": found.fitted.mixture.components,
             "curve": found.fitted.mixture.curve,
+            "reach": getattr(found.fitted.mixture, "reach", None),
             "columns": None if found.target is None else list(found.target.kinds),
             "trend": None if found.trend is None else "kernel regression",
             "log_prob": found.fitted.log_prob,

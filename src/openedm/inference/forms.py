@@ -16,12 +16,14 @@ from torch import Tensor
 from openedm.inference.mixtures import fit_mixture, folds
 from openedm.inference.settings import CLOSE, MixtureOptions
 from openedm.inference.trends import FittedTrend, fit_trend
+from openedm.networks.structured import REACHING
 
 __all__ = [
     "Form",
     "Trials",
     "choose_curve",
     "choose_form",
+    "choose_reach",
     "choose_size",
     "choose_structure",
     "choose_trend",
@@ -46,18 +48,31 @@ SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", 
 """Structures for columns of a certain kind, or for data that are no vectors, only."""
 
 
+NEIGHBOURS = 4
+"""The reach of noise that is tried beside independent noise and that of all columns."""
+
+LONG, MOST_CORRELATED = 64, 128
+"""Columns above which the noise is first that of neighbours, and above which that of all columns is not tried."""
+
+FEWEST_REACHING = 8
+"""Columns from which on the noise of fewer than all is tried."""
+
+
 class Form(NamedTuple):
-    """What a mixture models: a form of the data by its number, the noise, how many Gaussians, and whether a curve."""
+    """What a mixture models: a form of the data by its number, the noise, how many Gaussians, whether a curve, and how
+    far the noise reaches.
+    """
 
     number: int
     structure: str
     components: int
     curve: bool = False
+    reach: int | None = None
 
 
 CURVED = (*COUNTS, "censored", "atoms")
-"""Structures whose columns may share one function of their place: of others the gain is smaller, and single members may
-learn a curve badly, which widens posteriors."""
+"""Structures whose columns may share one function of their place: of others with few columns the gain is smaller, and
+single members may learn a curve badly, which widens posteriors."""
 
 Trials = dict[tuple[Form, MixtureOptions], Tensor]
 """ln q of each held-out row by the mixtures that were tried for some data, so that none is trained twice."""
@@ -107,9 +122,14 @@ def choose_form(
         return _tried(forms[form.number][0], u, replace(size, steps=steps), form, seed, known)
 
     kinds, others = _kinds(options, exchangeable), range(len(forms) - counts)
+
+    def form_of(number: int, structure: str, components: int) -> Form:
+        long = structure in REACHING and forms[number][0].shape[1] > LONG
+        return Form(number, structure, components, reach=NEIGHBOURS if long else None)
+
     sizes: tuple[MixtureOptions, ...] = (options,)
     if options.larger_trials and kinds[0][1] == 1:
-        sizes = _sizes_worth_trying(options.sizes, [rows_of(Form(0, *kinds[0]), s, short) for s in options.sizes])
+        sizes = _sizes_worth_trying(options.sizes, [rows_of(form_of(0, *kinds[0]), s, short) for s in options.sizes])
 
     def size_of(form: Form) -> MixtureOptions:
         if form.components > 1:
@@ -123,11 +143,11 @@ def choose_form(
         return float(rows(form, steps).mean())
 
     def best_form(structure: str, components: int) -> Form:
-        number = max(others, key=lambda i: trial(Form(i, structure, components), short)) if len(others) > 1 else 0
-        return Form(number, structure, components)
+        number = max(others, key=lambda i: trial(form_of(i, structure, components), short)) if len(others) > 1 else 0
+        return form_of(number, structure, components)
 
     number = best_form(*kinds[0]).number
-    tried = [Form(number, *kind) for kind in kinds]
+    tried = [form_of(number, *kind) for kind in kinds]
     further = [("heavy", heavy), ("stationary", steady)]
     for structure in [s for s, may in further if may and not exchangeable and s in options.structures]:
         place = 0 if structure == "stationary" else 1
@@ -221,6 +241,32 @@ def choose_structure(
     return forms[simplest([_tried(y, u, options, form, seed, trials) for form in forms])]
 
 
+def choose_reach(
+    y: Float[Tensor, "rows dim"],
+    u: Float[Tensor, "rows condition"],
+    options: MixtureOptions,
+    form: Form,
+    *,
+    seed: int = 0,
+    trials: Trials,
+) -> Form:
+    """The form with independent noise, that of neighbours or that of all columns: the first that is as good as the best.
+
+    Args:
+        y, u: standardised rows.
+        options: of the mixture.
+        form: noise and number of Gaussians.
+        seed: as for `fit_mixture`.
+        trials: what was tried for these data; new ones are added.
+    """
+    if form.structure not in REACHING or form.components > 1 or y.shape[1] < FEWEST_REACHING:
+        return form
+    options = replace(options, steps=min(4 * options.pilot_steps, options.steps))
+    reaches = (0, NEIGHBOURS, *([None] if y.shape[1] <= MOST_CORRELATED else []))
+    forms = [form._replace(reach=reach) for reach in reaches]
+    return forms[simplest([_tried(y, u, options, each, seed, trials) for each in forms])]
+
+
 def choose_curve(
     y: Float[Tensor, "rows dim"],
     u: Float[Tensor, "rows condition"],
@@ -232,6 +278,8 @@ def choose_curve(
 ) -> Form:
     """The form with columns that share one function of their place, where its held-out likelihood is clearly higher.
 
+    Of many columns of Gaussian noise, that of a series whose noise may depend on u is tried as well.
+
     Args:
         y, u: standardised rows.
         options: of the mixture; whether a curve is tried.
@@ -239,10 +287,13 @@ def choose_curve(
         seed: as for `fit_mixture`.
         trials: what was tried for these data; new ones are added.
     """
-    if not options.curves or form.components > 1 or form.structure not in CURVED:
+    long = form.structure in REACHING and y.shape[1] > LONG
+    if not options.curves or form.components > 1 or not (form.structure in CURVED or long):
         return form
     options = replace(options, steps=min(4 * options.pilot_steps, options.steps))
     forms = [form, form._replace(curve=True)]
+    if long and form.structure != "heavy" and "placed" in options.structures:
+        forms.append(Form(form.number, "placed", 1, curve=True))
     return forms[simplest([_tried(y, u, options, each, seed, trials) for each in forms])]
 
 
@@ -308,7 +359,7 @@ def choose_trend(
     Warns:
         UserWarning: the kernels of these rows cannot be told apart, so that no trend could be tried.
     """
-    if not options.trend or form.components > 1 or form.structure in SPECIAL:
+    if not options.trend or form.components > 1 or form.structure in SPECIAL or form.curve:
         return None
     try:
         trend = fit_trend(y, u, members=options.members, seed=seed)
@@ -332,7 +383,8 @@ def _tried(
     """ln q of the held-out rows, by one member that is fitted with these options; −∞ where it is not finite."""
     key = form, replace(options, members=1)
     if key not in trials:
-        fitted = fit_mixture(y, u, key[1], form.components, structure=form.structure, curve=form.curve, seed=seed)
+        kind = {"structure": form.structure, "curve": form.curve, "reach": form.reach}
+        fitted = fit_mixture(y, u, key[1], form.components, **kind, seed=seed)
         held_out = folds(len(y), key[1], torch.Generator().manual_seed(seed))[1][0]
         trials[key] = fitted.mixture.log_prob(y[held_out], u[held_out]).nan_to_num(-math.inf, neginf=-math.inf)
     return trials[key]

@@ -158,7 +158,7 @@ class _Work:
         data = self.data
         if data.settings.emulator is None:
             return False
-        if data.data.vector or (data.prior is not None and data.settings.refinement is not None):
+        if data.data.vector or data.refines:
             return True
         self.skipped["emulator"] = "without a prior of known density its likelihood cannot refine samples"
         return False
@@ -179,9 +179,7 @@ class _Work:
 
     def can_refine(self, simulator: LearnedSimulator) -> bool:
         """Whether the emulator's likelihood can refine samples of denoisers that did not learn from it."""
-        data = self.data
-        known = data.prior is not None and data.settings.refinement is not None
-        return bool(self.posteriors) and known and simulator.data.reduction is None
+        return bool(self.posteriors) and self.data.refines and simulator.data.reduction is None
 
     def train_on_draws(self, simulator: LearnedSimulator) -> None:
         """On draws of the emulator, whitened in each of the ways."""

@@ -12,7 +12,7 @@ from torch import Tensor
 from openedm.inference.settings import MixtureOptions
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.networks.structured import build_mixture
+from openedm.networks.structured import REACHING, build_mixture
 from openedm.optimisation import BestLoss, minimise
 
 __all__ = ["FittedMixture", "fit_mixture", "folds"]
@@ -54,6 +54,7 @@ def fit_mixture(
     structure: str = "full",
     curve: bool = False,
     shape: Sequence[int] | None = None,
+    reach: int | None = None,
     seed: int = 0,
     held_out: tuple[Float[Tensor, "judged dim"], Float[Tensor, "judged condition"]] | None = None,
     progress: Callable[[float], object] = lambda share: None,
@@ -67,7 +68,8 @@ def fit_mixture(
         structure: of the noise, one of `STRUCTURES`.
         curve: whether columns share one function of their place. Batches then have fewer rows, of 2048 numbers at most
             but 32 rows at least, and the learning rate is larger.
-        shape: of the data whose values are y, for "placed".
+        shape: of the data whose values are y, for "placed"; None means one channel of a series.
+        reach: of the noise, of `REACHING`; None for that of all columns.
         seed: of weights, folds and order; the global generator is left alone.
         held_out: rows (y, u) that judge all members; None holds out a fold of the rows for each.
         progress: called with the share of steps taken.
@@ -86,11 +88,13 @@ def fit_mixture(
         training = torch.arange(len(y)).expand(options.members, len(y))
         held_out = held_out[0].expand(options.members, -1, -1), held_out[1].expand(options.members, -1, -1)
     if curve:
-        fewest, values = (FEWEST_ROWS, CURVE_VALUES) if shape is None else (FEWEST_PLACED, PLACED_VALUES)
+        placed = structure == "placed"
+        fewest, values = (FEWEST_PLACED, PLACED_VALUES) if placed else (FEWEST_ROWS, CURVE_VALUES)
         size = min(options.batch_size, max(fewest, values // y.shape[1]))
         options = replace(options, batch_size=size, learning_rate=CURVE_RATE * options.learning_rate)
-    more = {} if shape is None else {"shape": shape}
-    mixture = _initial(y, u, options, components, structure, curve, seed, more)
+    more: dict[str, Any] = {} if shape is None else {"shape": shape}
+    more |= {} if reach is None else {"reach": reach}
+    mixture = _initial(y, u, training, options, components, structure, curve, seed, more)
     average, kept = copy.deepcopy(mixture), copy.deepcopy(mixture)
     best = BestLoss(-_log_prob(average, *held_out))
     optimizer = torch.optim.AdamW(_groups(mixture), betas=(0.9, 0.99), weight_decay=0.0, fused=True)
@@ -134,6 +138,7 @@ def _groups(mixture: ConditionalMixture) -> list[dict[str, Any]]:
 def _initial(
     y: Float[Tensor, "rows dim"],
     u: Float[Tensor, "rows condition"],
+    training: Int[Tensor, "members most"],
     options: MixtureOptions,
     components: int,
     structure: str,
@@ -141,7 +146,10 @@ def _initial(
     seed: int,
     more: Mapping[str, Any],
 ) -> ConditionalMixture:
-    """A mixture that starts at the least-squares fit."""
+    """A mixture that starts at the least-squares fit; members that have a factor, to the rows that they are trained on.
+
+    The factor of all rows would know the held-out ones by heart, and seem better than what is learned.
+    """
     with seeded(seed):
         mixture = build_mixture(
             structure,
@@ -154,7 +162,11 @@ def _initial(
             curve=curve,
             **more,
         ).to(y.device)
-    mixture.fit_linear(y, u)
+    if structure not in ("full", *REACHING):  # the limits and values of these are to be known
+        mixture.fit_linear(y, u)
+        return mixture
+    for number, rows in enumerate(training):
+        mixture.member(number).fit_linear(y[rows], u[rows])
     return mixture
 
 

@@ -91,6 +91,11 @@ class Prepared:
     dropped: int = 0
 
     @property
+    def refines(self) -> bool:
+        """Whether Markov chains may refine samples: they need the prior's density."""
+        return self.prior is not None and self.settings.refinement is not None
+
+    @property
     def reference(self) -> Reference:
         """What the observation of a verdict is compared with."""
         rows = (part[_spread(len(part), MAX_COMPARED)] for part in (self.training, self.held_out))

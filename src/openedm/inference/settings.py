@@ -137,7 +137,8 @@ class Settings(Choice):
         refinement: the Markov chains that refine samples, where held-out simulations show that they help; None for
             none.
         held_out: share of the simulations that judges the candidates and stops trainings, between 0 and ½.
-        reduce_above: data with more columns than this are summarised by least squares for the emulator.
+        reduce_above: vectors with more columns than this are summarised by least squares for the emulator; with more
+            than 64 wherever its likelihood cannot refine samples, as without a prior.
         judged: how many of the held-out simulations the candidates' densities are compared on.
         screen: whether columns of a vector x are left out that are found to have to do neither with θ nor with columns
             that have (`unrelated`), where these are half of them or more.
@@ -165,7 +166,7 @@ class Settings(Choice):
     compare: bool = True
     refinement: Refinement | None = Refinement(num_steps=25, max_steps=500, density_steps=True)
     held_out: float = 0.1
-    reduce_above: int = 64
+    reduce_above: int = MOST_PLACED
     judged: int = 128
     screen: bool = True
 
@@ -206,7 +207,7 @@ class Settings(Choice):
           is "full" only where that has at most a tenth as many entries as there are simulations.
         * Series, images and volumes of up to 1024 numbers, all of them finite, get an emulator whose mean and noise are
           functions of the place, of 1500 · √(n / 1000) steps, between 1000 and 10,000; other data get none.
-        * Counts of 8 to 64 columns may be a curve, below 30,000 simulations.
+        * Counts of 8 to 1024 columns may be a curve, below 30,000 simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
           3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
           3000 simulations a tenth of the hidden numbers is dropped, up to 30,000 a twentieth. The noise on x is, at
@@ -242,7 +243,7 @@ class Settings(Choice):
             larger=(((128, 4) if many else (128, 3)) if enough else (64, 6),),
             larger_trials=enough,
             trend=not enough,
-            curves=FEWEST_OF_CURVE <= x_shape[0] <= 64 and not many,
+            curves=FEWEST_OF_CURVE <= x_shape[0] <= MOST_PLACED and not many,
             steps=steps,
             batch_size=512 if many else 256,
             folds=min(10, max(4, round(simulations * (1 - min(held, 0.5))) // 10)),

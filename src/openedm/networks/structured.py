@@ -22,8 +22,10 @@ From a thousand simulations of twenty columns a full factor, 210 functions, cann
 noise is `constant`, or `heavy` where some values lie far off, noise that grows with the signal `scaled`, an
 autoregressive process `banded`, or `stationary` if every time is like every other, and draws from one distribution
 `independent`. Which of them it is shows held-out likelihood. Each but `full`, `stationary`, `shares` and the last three
-may also be a curve, whose columns share one function of their place (`AlongColumns`); `fit` tries that of counts and
-values that recur.
+may also be a curve, whose columns share one function of their place (`AlongColumns`).
+
+L has dim (dim − 1)/2 entries, each with an error of 1/√rows: of a hundred columns of a thousand rows they cost several
+nats. Noise of "constant", "scaled", "banded" and "heavy" may be kept to neighbours, or independent, by their `reach`.
 """
 
 import math
@@ -46,6 +48,7 @@ from openedm.networks.placed import PlacedMixture
 from openedm.networks.shares import ShareMixture
 
 __all__ = [
+    "REACHING",
     "STRUCTURES",
     "HeavyMixture",
     "StationaryMixture",
@@ -74,6 +77,9 @@ STRUCTURES = (
     "independent_atoms",
     "placed",
 )
+
+REACHING = ("constant", "scaled", "banded", "heavy")
+"""Structures whose noise may be kept to neighbouring columns, or independent."""
 
 FREEDOM = 4.0
 """Degrees of freedom that a fit of Student's t distributions starts from; it ends between half and 200."""
@@ -109,8 +115,10 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
 
 def mixture_config(mixture: ConditionalMixture) -> dict[str, Any]:
     """Structure and sizes of a mixture, plain data."""
-    shape = {"shape": list(mixture.shape)} if isinstance(mixture, PlacedMixture) else {}
-    return {name: getattr(mixture, name) for name in (*SIZES, "structure", "curve")} | shape
+    more: dict[str, Any] = {"shape": list(mixture.shape)} if isinstance(mixture, PlacedMixture) else {}
+    if isinstance(mixture, StructuredMixture) and mixture.reach is not None:
+        more["reach"] = mixture.reach
+    return {name: getattr(mixture, name) for name in (*SIZES, "structure", "curve")} | more
 
 
 def mixture_from_config(config: Mapping[str, Any] | None) -> ConditionalMixture | None:
@@ -126,6 +134,8 @@ def mixture_from_config(config: Mapping[str, Any] | None) -> ConditionalMixture 
         sizes: dict[str, Any] = dict(zip(SIZES[2:], others, strict=True)) | {"curve": bool(config.get("curve", False))}
         if "shape" in config:
             sizes["shape"] = [int(size) for size in config["shape"]]
+        if "reach" in config:
+            sizes["reach"] = int(config["reach"])
         return build_mixture(config.get("structure", "full"), condition_dim, dim, **sizes)
 
 
@@ -135,6 +145,7 @@ class StructuredMixture(ConditionalMixture):
     Args:
         condition_dim, dim: dimensions of u and y.
         structure: "banded", "scaled" or "constant"; "heavy" in the class that is.
+        reach: of how many columns before it the noise of a column may depend, by L; None means of all.
         sizes: those of `ConditionalMixture`.
 
     Raises:
@@ -146,12 +157,17 @@ class StructuredMixture(ConditionalMixture):
 
     _strict: Tensor
 
-    def __init__(self, condition_dim: int, dim: int, *, structure: str, **sizes: Any) -> None:
-        checks.one_of("structure", structure, ("banded", "scaled", "constant", "heavy"))
-        self.structure = structure
+    def __init__(
+        self, condition_dim: int, dim: int, *, structure: str, reach: int | None = None, **sizes: Any
+    ) -> None:
+        checks.one_of("structure", structure, REACHING)
+        if reach is not None:
+            checks.between("reach", reach, 0, dim - 1)
+        self.structure, self.reach = structure, reach
         super().__init__(condition_dim, dim, **sizes)
         each = (self.members, self.components)
-        self.lower = nn.Parameter(torch.zeros(*each, dim, dim))
+        # L, or for each distance 1 … reach the entries of all rows, of which the first few are not used
+        self.lower = nn.Parameter(torch.zeros(*each, dim if reach is None else reach, dim))
         self.log_scale = nn.Parameter(torch.zeros(*each, dim))
         self.register_buffer("_strict", torch.ones(dim, dim).tril(-1), persistent=False)
 
@@ -168,7 +184,7 @@ class StructuredMixture(ConditionalMixture):
 
     def _raw_parameters(self, outputs: Outputs) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         logits, means, logs, band = self._terms(outputs)
-        factor = (self.lower * self._strict)[:, None].expand(*means.shape, self.dim)
+        factor = self._factor()[:, None].expand(*means.shape, self.dim)
         if band.shape[-1]:
             factor = factor + torch.diag_embed(band, -1)
         rows, columns = torch.tril_indices(self.dim, self.dim, -1, device=factor.device)
@@ -177,16 +193,50 @@ class StructuredMixture(ConditionalMixture):
     def _density(self, y: Float[Tensor, "members rows dim"], outputs: Outputs) -> Float[Tensor, "members rows"]:
         logits, means, logs, band = self._terms(outputs)
         errors = y[..., None, :] - means
-        mixed = errors + torch.einsum("mrkj,mkij->mrki", errors, self.lower * self._strict)
+        mixed = errors + self._from_before(errors)
         if band.shape[-1]:
             mixed = mixed + functional.pad(band * errors[..., :-1], (1, 0))
         log_probs = logs.sum(-1) + self._log_noise(logs.exp() * mixed)
         result: Tensor = (logits.log_softmax(-1) + log_probs).logsumexp(-1)
         return result
 
+    def _factor(self) -> Float[Tensor, "members components dim dim"]:
+        """L."""
+        if self.reach is None:
+            return self.lower * self._strict
+        parts = [torch.diag_embed(entries[..., k:], -k) for k, entries in enumerate(self.lower.unbind(-2), 1)]
+        return torch.stack(parts).sum(0) if parts else torch.zeros_like(self._strict).expand(*self.lower.shape[:2], -1, -1)
+
+    def _from_before(
+        self, errors: Float[Tensor, "members rows components dim"]
+    ) -> Float[Tensor, "members rows components dim"]:
+        """L (y − μ)."""
+        if self.reach is None:
+            return torch.einsum("mrkj,mkij->mrki", errors, self.lower * self._strict)
+        total = torch.zeros_like(errors)
+        for k, entries in enumerate(self.lower.unbind(-2), 1):
+            total = total + functional.pad(entries[:, None, :, k:] * errors[..., :-k], (k, 0))
+        return total
+
     def _log_noise(self, z: Float[Tensor, "members rows components dim"]) -> Float[Tensor, "members rows components"]:
         """The log-density of P (y − μ)."""
         return -0.5 * z.square().sum(-1) - 0.5 * self.dim * math.log(2 * math.pi)
+
+    @torch.no_grad()
+    def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
+        """As that of `ConditionalMixture`; within the reach, L is the least-squares fit of each residual to those before."""
+        if self.reach is None:
+            super().fit_linear(y, u)
+            return
+        residual = self._fit_means(y, u)
+        covariance = residual.T @ residual / max(len(u) - u.shape[1] - 1, 1)
+        covariance += 1e-8 * torch.eye(self.dim, dtype=torch.float64, device=u.device)
+        for j in range(self.dim):
+            before = slice(max(0, j - self.reach), j)
+            weights = torch.linalg.solve(covariance[before, before], covariance[before, j])
+            variance = covariance[j, j] - covariance[before, j] @ weights
+            self.log_scale[..., j] = -0.5 * variance.log()
+            self.lower[..., : len(weights), j] = -weights.flip(0).to(self.lower)
 
     def _set_factor(
         self, factor: Float[Tensor, "dim dim"], bias: Float[Tensor, "members one components outputs"]
@@ -194,6 +244,9 @@ class StructuredMixture(ConditionalMixture):
         diagonal = factor.diagonal()
         self.log_scale.copy_(diagonal.log().expand_as(self.log_scale))
         self.lower.copy_(((factor / diagonal[:, None]).tril(-1)).expand_as(self.lower))
+
+    def _sizes(self) -> dict[str, Any]:
+        return super()._sizes() | {"reach": self.reach}
 
     def _empty(self) -> ConditionalMixture:
         return StructuredMixture(self.condition_dim, self.dim, structure=self.structure, **self._sizes())
