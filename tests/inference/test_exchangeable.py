@@ -56,6 +56,9 @@ def test_a_process_is_steady_where_all_times_are_alike() -> None:
     assert not are_steady(x + growing * THETA[:, :1], THETA)
     assert not are_steady(x.cumsum(1), THETA)
     assert not are_steady(x[:, torch.randperm(12, generator=torch.Generator().manual_seed(0))], THETA)
+    # of thousands of pairs some are farther off by chance, the more the more alike the columns are
+    assert are_steady(process(steps=150), THETA)
+    assert not are_steady(process(steps=150) + torch.linspace(-1, 1, 150) * THETA[:, :1], THETA)
 
 
 def test_a_steady_process_is_learned_as_one() -> None:

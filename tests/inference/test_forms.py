@@ -12,6 +12,7 @@ from openedm.inference.mixtures import fit_mixture
 from openedm.inference.settings import MixtureOptions, Settings
 from openedm.networks.mixtures import ConditionalMixture
 from openedm.networks.mlp import ConditionalMLP
+from openedm.networks.placed import PlacedMixture
 from openedm.networks.structured import StructuredMixture
 
 OPTIONS = MixtureOptions(
@@ -184,6 +185,25 @@ def test_many_columns_of_bits_are_modelled_and_other_columns_summarised() -> Non
     assert (found["noise"], found["columns"]) == ("counts", ["identity"] * 70)
     other = fit(U, bits + 0.1 * noise(600, 70), (-1.7, 1.7), settings=tiny(), progress=False).report["emulated"]
     assert (other["noise"], other["columns"]) == ("full", None)
+
+
+@pytest.mark.parametrize(
+    ("structures", "kind"), [(("constant",), StructuredMixture), (("constant", "placed"), PlacedMixture)]
+)
+def test_a_likelihood_of_many_columns_is_fitted_saved_and_refines(
+    tmp_path: Path, structures: tuple[str, ...], kind: type[ConditionalMixture]
+) -> None:
+    size = (1 + U / 2).expand(600, 80)  # noise that "placed" alone makes a function of θ
+    x = (-20 * (torch.linspace(-1, 1, 80) - U / 2).square()).exp() + 0.1 * size * noise(600, 80)
+    settings = tiny(structures=structures)
+    posterior = fit(U, x, (-1.7, 1.7), settings=settings, progress=False)
+    assert isinstance(posterior.parts.emulator, kind)
+    assert (posterior.parts.data.reduction is None) and posterior.parts.refinement is not None
+    posterior.save(tmp_path / "posterior")
+    again = load(tmp_path / "posterior")
+    torch.testing.assert_close(again.sample(x[0], 20), posterior.sample(x[0], 20), rtol=0, atol=0)
+    alone = fit(U, x, None, settings=settings, progress=False)  # its likelihood could not refine samples
+    assert alone.report["emulated"]["columns"] is None
 
 
 @pytest.mark.parametrize(("columns", "curves"), [(7, False), (8, True), (1024, True), (1025, False)])

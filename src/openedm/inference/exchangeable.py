@@ -3,7 +3,7 @@
     z = Φ⁻¹ of ranks among all values;  E z_j, E z_j², corr(z_j, u_m), corr(z_j², u_m), corr(z_i, z_j), corr(z_i², z_j²)
 
 are then the same for all columns j and pairs i ≠ j. Deviations of columns that are too large by a χ² test, or of a pair
-by `CRITICAL` standard errors, say that they are not.
+by `CRITICAL` standard errors (more where pairs are many), say that they are not.
 Sorted values, the order statistics, keep all the information, and let networks see at once what is extreme or central.
 """
 
@@ -11,13 +11,16 @@ import math
 
 import torch
 from jaxtyping import Float
-from scipy.stats import chi2
+from scipy.stats import chi2, norm
 from torch import Tensor
 
 __all__ = ["are_exchangeable", "are_steady"]
 
 CRITICAL = 5.0
 """Standard errors that the largest of some hundreds of deviations hardly ever reaches by chance."""
+
+RARE = 1e-5
+"""How often the largest of all deviations of pairs would be beyond by chance, were they normal; those of squares have longer tails."""
 
 SIGNIFICANCE, EXCESS = 1e-6, 1.5
 """Of the χ² test, and how much larger the variance of a correlation may be than that of independent numbers."""
@@ -51,7 +54,8 @@ def _are_alike(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"], *, 
     """Whether columns agree in what depends on one, and pairs of them, or with `steady` those of one distance."""
     x, u = x.double(), _standardised(u.double())
     z = _normal_scores(x)
-    root = math.sqrt(len(x))
+    root, count = math.sqrt(len(x)), math.comb(x.shape[1], 2)
+    critical = max(CRITICAL, float(norm.isf(RARE / max(count, 1))))
     squares = (z.square() - 1) / math.sqrt(2)
     moments = [z.mean(0), squares.mean(0)]
     if any(_differ(moment[:, None], len(x)) for moment in moments):
@@ -60,11 +64,12 @@ def _are_alike(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"], *, 
         if _differ(feature.T @ u / len(x), len(x)):
             return False
         pairs = feature.T @ feature / len(x)
+        # products of columns that are much alike vary more than those of independent ones
+        errors = (feature.square().T @ feature.square() / len(x) - pairs.square()).clamp_min(1.0).sqrt()
         distances = range(1, x.shape[1])
-        groups = (
-            [pairs.diagonal(k) for k in distances] if steady else [torch.cat([pairs.diagonal(k) for k in distances])]
-        )
-        if any(float((group - group.mean()).abs().max()) * root > CRITICAL for group in groups):
+        both = [torch.stack([each.diagonal(k) for each in (pairs, errors)]) for k in distances]
+        groups = both if steady else [torch.cat(both, 1)]
+        if any(float(((p - p.mean()).abs() / error).max()) * root > critical for p, error in groups):
             return False
     return True
 

@@ -204,10 +204,11 @@ class Settings(Choice):
           number of blocks that trials choose: below 3000 simulations of 64 × 2 or 64 × 6, or 64 × 2 with a trend, below
           30,000 of 64 × 2 or 128 × 3, which kinds of noise may be tried with as well, else of 128 × 2 or 128 × 4. It
           takes 10,000 · √(n / 10,000) steps, half as many for up to two parameters, between 2000 and 25,000. Its factor
-          is "full" only where that has at most a tenth as many entries as there are simulations.
+          is "full" only where that has at most a tenth as many entries as there are simulations, and 64 columns. Above
+          1024 columns x is summarised.
         * Series, images and volumes of up to 1024 numbers, all of them finite, get an emulator whose mean and noise are
           functions of the place, of 1500 · √(n / 1000) steps, between 1000 and 10,000; other data get none.
-        * Counts of 8 to 1024 columns may be a curve, below 30,000 simulations.
+        * Counts of 8 to 1024 columns, and others above 64, may be a curve, below 30,000 simulations.
         * Vectors get an ensemble of three denoisers of width 64, from 3000 simulations on 96 and from 30,000 on 128, of
           3000 · √(n / 1000) steps, between 2000 and 20,000, with half of the simulations in a batch, 512 at most. Up to
           3000 simulations a tenth of the hidden numbers is dropped, up to 30,000 a twentieth. The noise on x is, at
