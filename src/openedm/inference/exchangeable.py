@@ -8,6 +8,7 @@ Sorted values, the order statistics, keep all the information, and let networks 
 """
 
 import math
+from collections.abc import Sequence
 
 import torch
 from jaxtyping import Float
@@ -18,6 +19,9 @@ __all__ = ["are_exchangeable", "are_steady"]
 
 CRITICAL = 5.0
 """Standard errors that the largest of some hundreds of deviations hardly ever reaches by chance."""
+
+MANY = 12
+"""Columns above which pairs are so many that some are far off by chance."""
 
 RARE = 1e-5
 """How often the largest of all deviations of pairs would be beyond by chance, were they normal; those of squares have longer tails."""
@@ -55,7 +59,8 @@ def _are_alike(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"], *, 
     x, u = x.double(), _standardised(u.double())
     z = _normal_scores(x)
     root, count = math.sqrt(len(x)), math.comb(x.shape[1], 2)
-    critical = max(CRITICAL, float(norm.isf(RARE / max(count, 1))))
+    many = steady or x.shape[1] > MANY  # a steady state is only tried, while the order of columns would be lost for good
+    critical = max(CRITICAL, float(norm.isf(RARE / count))) if many else CRITICAL
     squares = (z.square() - 1) / math.sqrt(2)
     moments = [z.mean(0), squares.mean(0)]
     if any(_differ(moment[:, None], len(x)) for moment in moments):
@@ -64,14 +69,27 @@ def _are_alike(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"], *, 
         if _differ(feature.T @ u / len(x), len(x)):
             return False
         pairs = feature.T @ feature / len(x)
-        # products of columns that are much alike vary more than those of independent ones
-        errors = (feature.square().T @ feature.square() / len(x) - pairs.square()).clamp_min(1.0).sqrt()
+        errors = torch.ones_like(pairs)
+        if many:  # products of columns that are much alike vary more than those of independent ones
+            errors = (feature.square().T @ feature.square() / len(x) - pairs.square()).clamp_min(1.0).sqrt()
         distances = range(1, x.shape[1])
         both = [torch.stack([each.diagonal(k) for each in (pairs, errors)]) for k in distances]
         groups = both if steady else [torch.cat(both, 1)]
         if any(float(((p - p.mean()).abs() / error).max()) * root > critical for p, error in groups):
             return False
+        if not steady and _of_neighbours(both, groups[0][0].mean()) * root > critical:
+            return False
     return True
+
+
+def _of_neighbours(diagonals: Sequence[Float[Tensor, "2 pairs"]], mean: Float[Tensor, ""]) -> float:
+    """The largest deviation of the mean of all pairs at one distance, times √rows: what a series shows best.
+
+    Args:
+        diagonals: for each distance 1, 2, … the pairs of columns, and the errors of these times √rows.
+        mean: of all pairs.
+    """
+    return max(float((p.mean() - mean).abs() / error.mean()) * math.sqrt(len(p)) for p, error in diagonals)
 
 
 def _normal_scores(x: Float[Tensor, "rows columns"]) -> Float[Tensor, "rows columns"]:
