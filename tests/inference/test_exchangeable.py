@@ -36,9 +36,9 @@ def test_others_are_not(x: torch.Tensor) -> None:
     assert not are_exchangeable(x, THETA)
 
 
-def process(rows: int = 600, steps: int = 12) -> torch.Tensor:
-    """An autoregressive process in its steady state, whose coefficient and size are parameters."""
-    phi, size, n = 0.9 * THETA[:rows, 0], 0.5 + THETA[:rows, 1], noise(rows, steps)
+def process(rows: int = 600, steps: int = 12, low: float = 0.0) -> torch.Tensor:
+    """An autoregressive process in its steady state, whose coefficient, from `low` to 0.9, and size are parameters."""
+    phi, size, n = low + (0.9 - low) * THETA[:rows, 0], 0.5 + THETA[:rows, 1], noise(rows, steps)
     values = [size * n[:, 0] / (1 - phi.square()).sqrt()]
     for t in range(1, steps):
         values.append(phi * values[-1] + size * n[:, t])
@@ -57,7 +57,8 @@ def test_a_process_is_steady_where_all_times_are_alike() -> None:
     assert not are_steady(x.cumsum(1), THETA)
     assert not are_steady(x[:, torch.randperm(12, generator=torch.Generator().manual_seed(0))], THETA)
     # of thousands of pairs some are farther off by chance, the more the more alike the columns are
-    assert are_steady(process(steps=150), THETA)
+    assert are_steady(process(steps=150, low=-0.9), THETA)
+    assert not are_exchangeable(process(steps=8, low=-0.5), THETA)  # which single pairs do not show
     assert not are_steady(process(steps=150) + torch.linspace(-1, 1, 150) * THETA[:, :1], THETA)
 
 
