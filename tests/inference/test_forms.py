@@ -198,7 +198,8 @@ def test_a_likelihood_of_many_columns_is_fitted_saved_and_refines(
     settings = tiny(structures=structures)
     posterior = fit(U, x, (-1.7, 1.7), settings=settings, progress=False)
     assert isinstance(posterior.parts.emulator, kind)
-    assert (posterior.parts.data.reduction is None) and posterior.parts.refinement is not None
+    assert posterior.parts.data.reduction is None
+    assert posterior.parts.refinement is not None
     posterior.save(tmp_path / "posterior")
     again = load(tmp_path / "posterior")
     torch.testing.assert_close(again.sample(x[0], 20), posterior.sample(x[0], 20), rtol=0, atol=0)
@@ -251,5 +252,6 @@ def test_many_columns_with_a_peak_that_moves_are_a_curve() -> None:
     x = 3 * (-20 * (PLACES - U / 2).square()).exp() + 0.3 * noise(600, 80)
     form, y = Form(0, "constant", 1, reach=0), (x - x.mean(0)) / x.std(0)
     assert choose_curve(y, U, OPTIONS, form, trials={}).curve
-    assert not choose_curve(y[:, torch.randperm(80, generator=torch.Generator().manual_seed(0))], U, OPTIONS, form, trials={}).curve
+    shuffled = y[:, torch.randperm(80, generator=torch.Generator().manual_seed(0))]
+    assert not choose_curve(shuffled, U, OPTIONS, form, trials={}).curve
     assert choose_curve(y[:, :64], U, OPTIONS, form, trials={}) == form

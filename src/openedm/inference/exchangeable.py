@@ -24,7 +24,7 @@ MANY = 12
 """Columns above which pairs are so many that some are far off by chance."""
 
 RARE = 1e-5
-"""How often the largest of all deviations of pairs would be beyond by chance, were they normal; those of squares have longer tails."""
+"""How often the largest of all deviations of pairs would be beyond by chance, were they normal; their tails are longer."""
 
 SIGNIFICANCE, EXCESS = 1e-6, 1.5
 """Of the χ² test, and how much larger the variance of a correlation may be than that of independent numbers."""
@@ -59,7 +59,9 @@ def _are_alike(x: Float[Tensor, "rows columns"], u: Float[Tensor, "rows d"], *, 
     x, u = x.double(), _standardised(u.double())
     z = _normal_scores(x)
     root, count = math.sqrt(len(x)), math.comb(x.shape[1], 2)
-    many = steady or x.shape[1] > MANY  # a steady state is only tried, while the order of columns would be lost for good
+    many = (
+        steady or x.shape[1] > MANY
+    )  # a steady state is only tried, while the order of columns would be lost for good
     critical = max(CRITICAL, float(norm.isf(RARE / count))) if many else CRITICAL
     squares = (z.square() - 1) / math.sqrt(2)
     moments = [z.mean(0), squares.mean(0)]

@@ -250,14 +250,10 @@ def choose_reach(
     seed: int = 0,
     trials: Trials,
 ) -> Form:
-    """The form with independent noise, that of neighbours or that of all columns: the first that is as good as the best.
+    """The form with noise that is independent, of neighbours or of all columns: the first that is as good as the best.
 
     Args:
-        y, u: standardised rows.
-        options: of the mixture.
-        form: noise and number of Gaussians.
-        seed: as for `fit_mixture`.
-        trials: what was tried for these data; new ones are added.
+        y, u, options, form, seed, trials: as for `choose_curve`.
     """
     if form.structure not in REACHING or form.components > 1 or y.shape[1] < FEWEST_REACHING:
         return form
@@ -383,8 +379,9 @@ def _tried(
     """ln q of the held-out rows, by one member that is fitted with these options; −∞ where it is not finite."""
     key = form, replace(options, members=1)
     if key not in trials:
-        kind = {"structure": form.structure, "curve": form.curve, "reach": form.reach}
-        fitted = fit_mixture(y, u, key[1], form.components, **kind, seed=seed)
+        fitted = fit_mixture(
+            y, u, key[1], form.components, structure=form.structure, curve=form.curve, reach=form.reach, seed=seed
+        )
         held_out = folds(len(y), key[1], torch.Generator().manual_seed(seed))[1][0]
         trials[key] = fitted.mixture.log_prob(y[held_out], u[held_out]).nan_to_num(-math.inf, neginf=-math.inf)
     return trials[key]

@@ -157,9 +157,7 @@ class StructuredMixture(ConditionalMixture):
 
     _strict: Tensor
 
-    def __init__(
-        self, condition_dim: int, dim: int, *, structure: str, reach: int | None = None, **sizes: Any
-    ) -> None:
+    def __init__(self, condition_dim: int, dim: int, *, structure: str, reach: int | None = None, **sizes: Any) -> None:
         checks.one_of("structure", structure, REACHING)
         if reach is not None:
             checks.between("reach", reach, 0, dim - 1)
@@ -205,7 +203,9 @@ class StructuredMixture(ConditionalMixture):
         if self.reach is None:
             return self.lower * self._strict
         parts = [torch.diag_embed(entries[..., k:], -k) for k, entries in enumerate(self.lower.unbind(-2), 1)]
-        return torch.stack(parts).sum(0) if parts else torch.zeros_like(self._strict).expand(*self.lower.shape[:2], -1, -1)
+        return (
+            torch.stack(parts).sum(0) if parts else torch.zeros_like(self._strict).expand(*self.lower.shape[:2], -1, -1)
+        )
 
     def _from_before(
         self, errors: Float[Tensor, "members rows components dim"]
@@ -224,7 +224,7 @@ class StructuredMixture(ConditionalMixture):
 
     @torch.no_grad()
     def fit_linear(self, y: Float[Tensor, "rows dim"], u: Float[Tensor, "rows condition"]) -> None:
-        """As that of `ConditionalMixture`; within the reach, L is the least-squares fit of each residual to those before."""
+        """As that of `ConditionalMixture`; within reach, L is a least-squares fit of each residual to others."""
         if self.reach is None:
             super().fit_linear(y, u)
             return
