@@ -24,7 +24,7 @@ MANY = 12
 """Columns above which pairs are so many that some are far off by chance."""
 
 RARE = 1e-5
-"""How often the largest of all deviations of pairs would be beyond by chance, were they normal; their tails are longer."""
+"""How often the largest of all deviations of pairs would be beyond by chance, if they were normal: tails are longer."""
 
 SIGNIFICANCE, EXCESS = 1e-6, 1.5
 """Of the χ² test, and how much larger the variance of a correlation may be than that of independent numbers."""
