@@ -434,8 +434,8 @@ def test_more_parameters_than_have_an_exact_trace_are_judged_with_probes_of_the_
 
 def test_the_rule_depends_on_counts_and_shapes_alone() -> None:
     assert Settings.of(10_000, 2, (3,)).emulator is not None
-    assert Settings.of(10_000, 2, (3, 8, 8)).emulator.structures == ("placed",)
-    assert Settings.of(10_000, 2, (1, 32, 32)).emulator.structures == ("placed",)
+    assert Settings.of(10_000, 2, (3, 8, 8)).emulator.structures == ("placed", "placed_heavy")
+    assert Settings.of(10_000, 2, (1, 32, 32)).emulator.structures == ("placed", "placed_heavy")
     assert Settings.of(10_000, 2, (1, 33, 33)).emulator is None
     assert Settings.of(10_000, 2, (6, 2), "members").emulator is None
     assert Settings.of(100_000, 5, (8,)).emulator.width > Settings.of(10_000, 5, (8,)).emulator.width

@@ -5,9 +5,9 @@ import math
 import pytest
 import torch
 
-from openedm.networks.structured import STRUCTURES, build_mixture
+from openedm.networks.structured import PLACED, STRUCTURES, build_mixture
 
-MIXED = [structure for structure in STRUCTURES if structure != "placed"]  # that has one component: test_placed.py
+MIXED = [structure for structure in STRUCTURES if structure not in PLACED]  # these have one component: test_placed.py
 
 
 def perturbed(structure: str, dim: int = 3, components: int = 2):

@@ -93,12 +93,14 @@ def learn_simulator(data: Prepared, progress: Callable[[float], object]) -> Lear
     theta, x, maps = data.theta[data.training], data.x[data.training], data.data
     if not maps.vector:
         y, inputs = maps.forward(x), data.parameters.inputs_of(theta)
+        heavy = "asinh" in Columns.of(y.movedim(1, -1).flatten(0, -2)).kinds
+        structure = "placed_heavy" if heavy and "placed_heavy" in options.structures else "placed"
         fitted = fit_mixture(
             y.flatten(1),
             inputs,
             options,
             1,
-            structure="placed",
+            structure=structure,
             curve=True,
             shape=y.shape[1:],
             seed=seed,

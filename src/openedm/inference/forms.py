@@ -16,7 +16,7 @@ from torch import Tensor
 from openedm.inference.mixtures import fit_mixture, folds
 from openedm.inference.settings import CLOSE, MixtureOptions
 from openedm.inference.trends import FittedTrend, fit_trend
-from openedm.networks.structured import REACHING
+from openedm.networks.structured import PLACED, REACHING
 
 __all__ = [
     "Form",
@@ -44,7 +44,7 @@ ATOMS = ("censored", "atoms", "independent_atoms")
 """Structures for columns with values that recur, the first of such that are ends, the last of draws; where these are
 nothing else is tried."""
 
-SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", "shares", *ATOMS, "placed")
+SPECIAL = ("independent", "heavy", "stationary", *COUNTS, "independent_counts", "shares", *ATOMS, *PLACED)
 """Structures for columns of a certain kind, or for data that are no vectors, only."""
 
 
@@ -288,8 +288,9 @@ def choose_curve(
         return form
     options = replace(options, steps=min(4 * options.pilot_steps, options.steps))
     forms = [form, form._replace(curve=True)]
-    if long and form.structure != "heavy" and "placed" in options.structures:
-        forms.append(Form(form.number, "placed", 1, curve=True))
+    placed = PLACED[form.structure == "heavy"]
+    if long and placed in options.structures:
+        forms.append(Form(form.number, placed, 1, curve=True))
     return forms[simplest([_tried(y, u, options, each, seed, trials) for each in forms])]
 
 

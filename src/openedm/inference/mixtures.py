@@ -12,7 +12,7 @@ from torch import Tensor
 from openedm.inference.settings import MixtureOptions
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import ConditionalMixture
-from openedm.networks.structured import REACHING, build_mixture
+from openedm.networks.structured import PLACED, REACHING, build_mixture
 from openedm.optimisation import BestLoss, minimise
 
 __all__ = ["FittedMixture", "fit_mixture", "folds"]
@@ -68,7 +68,7 @@ def fit_mixture(
         structure: of the noise, one of `STRUCTURES`.
         curve: whether columns share one function of their place. Batches then have fewer rows, of 2048 numbers at most
             but 32 rows at least, and the learning rate is larger.
-        shape: of the data whose values are y, for "placed"; None means one channel of a series.
+        shape: of the data whose values are y, for "placed" and "placed_heavy"; None means one channel of a series.
         reach: of the noise, of `REACHING`; None for that of all columns.
         seed: of weights, folds and order; the global generator is left alone.
         held_out: rows (y, u) that judge all members; None holds out a fold of the rows for each.
@@ -88,7 +88,7 @@ def fit_mixture(
         training = torch.arange(len(y)).expand(options.members, len(y))
         held_out = held_out[0].expand(options.members, -1, -1), held_out[1].expand(options.members, -1, -1)
     if curve:
-        placed = structure == "placed"
+        placed = structure in PLACED
         fewest, values = (FEWEST_PLACED, PLACED_VALUES) if placed else (FEWEST_ROWS, CURVE_VALUES)
         size = min(options.batch_size, max(fewest, values // y.shape[1]))
         options = replace(options, batch_size=size, learning_rate=CURVE_RATE * options.learning_rate)

@@ -19,7 +19,7 @@ from openedm.networks import (
     VectorSummary,
 )
 from openedm.networks.placed import MAX_AXES
-from openedm.networks.structured import STRUCTURES
+from openedm.networks.structured import PLACED, STRUCTURES
 from openedm.objective import Objective
 from openedm.training import HalfLife, Options
 
@@ -49,7 +49,8 @@ class MixtureOptions(Choice):
             number with the highest held-out likelihood is taken. Only "full" and "independent" have more than one.
         structures: of the noise, of `openedm.networks.structured.STRUCTURES`, tried in the same way; "independent" only
             where the columns of x are exchangeable, "heavy" only where some have long tails, "stationary" only where
-            they may be a process in its steady state, "placed" for series, images and volumes, and nothing else there.
+            they may be a process in its steady state, "placed" for series, images and volumes, and
+            nothing else there, but "placed_heavy" where some channels have long tails.
         width, num_blocks: sizes of each member.
         larger: further pairs (width, num_blocks) to try, by one member each; those with the highest held-out likelihood
             are taken.
@@ -253,7 +254,7 @@ class Settings(Choice):
             placed = min(max(1500 * (simulations / 1000) ** 0.5, 1000), 10_000)
             emulator = replace(
                 emulator,
-                structures=("placed",),
+                structures=PLACED,
                 components=(1,),
                 larger=(),
                 larger_trials=False,

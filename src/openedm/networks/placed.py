@@ -7,6 +7,8 @@ what is the same for all u at each place. Noise may be correlated along the axes
 before a place, f are a few numbers of each channel. So the matrix is triangular, and ln q a sum of squares and of a_p,
 in closed form. Before the first places there is nothing: e = 0 there. Channels are independent given u. Values that are
 the same in all rows, as of a border, have no density and tell nothing: they are left out.
+
+Where values have long tails, z has Student's t distributions, of which each channel learns its ν.
 """
 
 import itertools
@@ -15,15 +17,16 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
-from jaxtyping import Float
-from torch import Tensor
+from jaxtyping import Float, Float64
+from torch import Tensor, nn
 from torch.nn import functional
 
 from openedm.networks.curves import AlongColumns
 from openedm.networks.member_linear import MemberLinear
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
+from openedm.networks.tails import FREEDOM, freedom_of, log_student, student
 
-__all__ = ["MAX_AXES", "PlacedMixture"]
+__all__ = ["MAX_AXES", "HeavyPlacedMixture", "PlacedMixture"]
 
 RADII = (4, 2, 1)
 """How far a neighbour is along each axis at most: of a series, an image, a volume."""
@@ -105,8 +108,18 @@ class PlacedMixture(ConditionalMixture):
         varies = self.varies.reshape(self.members, 1, *self.shape)
         errors = varies * (y.reshape(*y.shape[:-1], *self.shape) - means)
         z = varies * logs.exp() * (errors + self._from_neighbours(errors, weights))
-        total: Tensor = (logs - 0.5 * z.square()).flatten(2).sum(-1)
-        return total - 0.5 * math.log(2 * math.pi) * self.varies.sum(-1)
+        total: Tensor = (logs + varies * self._log_noise(z)).flatten(2).sum(-1)
+        return total
+
+    def _log_noise(self, z: Float[Tensor, "members rows channels ..."]) -> Float[Tensor, "members rows channels ..."]:
+        """The log-density of each z."""
+        return -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
+
+    def _noise_like(
+        self, means: Float[Tensor, "members rows channels ..."], generator: torch.Generator
+    ) -> Float[Tensor, "members rows channels ..."]:
+        """Draws of z."""
+        return torch.randn(means.shape, generator=generator).to(means)
 
     def _from_neighbours(
         self, errors: Float[Tensor, "members rows channels ..."], weights: Float[Tensor, "members rows channels K"]
@@ -128,7 +141,7 @@ class PlacedMixture(ConditionalMixture):
         """One y for each row of u; row i is drawn from member i mod `members`."""
         means, logs, weights = self._terms(self._outputs(self._grouped(u)))
         varies = self.varies.reshape(self.members, 1, *self.shape)
-        noise = varies * torch.randn(means.shape, generator=generator).to(means) * (-logs).exp()
+        noise = varies * self._noise_like(means, generator) * (-logs).exp()
         radius = RADII[len(self.shape) - 2]
         errors = functional.pad(torch.zeros_like(means), (radius, radius) * (len(self.shape) - 1))
         for place in itertools.product(*map(range, self.shape[1:])):
@@ -146,15 +159,62 @@ class PlacedMixture(ConditionalMixture):
         self.level.copy_(y[0].expand_as(self.level))
         channels = self.shape[0]
         values = y.double().reshape(len(y), channels, -1).transpose(0, 1).flatten(1)
-        offsets = torch.cat([values.mean(1), -values.std(1).clamp_min(1e-6).log()])
+        centres, spreads = self._centres_and_spreads(values)
+        offsets = torch.cat([centres, -spreads.clamp_min(1e-6).log()])
         assert isinstance(self.layer_out, AlongColumns)
         self.layer_out.offset.copy_(offsets.expand_as(self.layer_out.offset))
+
+    def _centres_and_spreads(
+        self, values: Float64[Tensor, "channels values"]
+    ) -> tuple[Float64[Tensor, " channels"], Float64[Tensor, " channels"]]:
+        """Of each channel."""
+        return values.mean(1), values.std(1)
 
     def _sizes(self) -> dict[str, Any]:
         return super()._sizes() | {"shape": self.shape}
 
     def _empty(self) -> ConditionalMixture:
         return PlacedMixture(self.condition_dim, self.dim, **self._sizes())
+
+
+class HeavyPlacedMixture(PlacedMixture):
+    """q(y | u) as "placed", but z has Student's t distributions, of which each channel learns its ν.
+
+    Args:
+        condition_dim, dim, shape, curve, sizes: those of `PlacedMixture`.
+
+    Raises:
+        ValueError: as there.
+    """
+
+    structure = "placed_heavy"
+    fast = ("log_freedom",)
+
+    def __init__(self, condition_dim: int, dim: int, **sizes: Any) -> None:
+        super().__init__(condition_dim, dim, **sizes)
+        self.log_freedom = nn.Parameter(torch.full((self.members, self.shape[0]), math.log(FREEDOM)))
+
+    def _freedom(self) -> Float[Tensor, "members one channels ..."]:
+        """ν, to be used with z."""
+        nu = freedom_of(self.log_freedom)
+        return nu.reshape(self.members, 1, self.shape[0], *[1] * (len(self.shape) - 1))
+
+    def _log_noise(self, z: Float[Tensor, "members rows channels ..."]) -> Float[Tensor, "members rows channels ..."]:
+        return log_student(z, self._freedom())
+
+    def _noise_like(
+        self, means: Float[Tensor, "members rows channels ..."], generator: torch.Generator
+    ) -> Float[Tensor, "members rows channels ..."]:
+        return student(self._freedom().expand(means.shape), generator)
+
+    def _centres_and_spreads(
+        self, values: Float64[Tensor, "channels values"]
+    ) -> tuple[Float64[Tensor, " channels"], Float64[Tensor, " channels"]]:
+        centres = values.median(1).values
+        return centres, (values - centres[:, None]).abs().median(1).values
+
+    def _empty(self) -> ConditionalMixture:
+        return HeavyPlacedMixture(self.condition_dim, self.dim, **self._sizes())
 
 
 def _index(parts: Iterable[int | slice]) -> tuple[Any, ...]:

@@ -14,6 +14,7 @@
     atoms        y_j are Gaussian, or values that recur, each with a probability            4 dim functions of u
     censored     y_j are Gaussian, and stop at ends                                         dim functions of u
     placed       y are the values of a series, an image or a volume, whose means and noise are functions of their place
+    placed_heavy         the same with Student's t distributions
     independent  q(y | u) = Π_j Σ_k w_k(u) N(y_j; μ_k(u), s_k²(u))          3 K functions of u, whatever dim is
     independent_counts   the same of negative binomial distributions, or Bernoulli's
     independent_atoms    the same with values that recur
@@ -44,10 +45,12 @@ from openedm.networks.independent import IndependentCounts, IndependentMixture
 from openedm.networks.independent_atoms import IndependentAtoms
 from openedm.networks.layers import seeded
 from openedm.networks.mixtures import MAX_LOG_DIAGONAL, ConditionalMixture, Outputs
-from openedm.networks.placed import PlacedMixture
+from openedm.networks.placed import HeavyPlacedMixture, PlacedMixture
 from openedm.networks.shares import ShareMixture
+from openedm.networks.tails import FREEDOM, freedom_of, log_student, student
 
 __all__ = [
+    "PLACED",
     "REACHING",
     "STRUCTURES",
     "HeavyMixture",
@@ -76,13 +79,14 @@ STRUCTURES = (
     "censored",
     "independent_atoms",
     "placed",
+    "placed_heavy",
 )
+
+PLACED = ("placed", "placed_heavy")
+"""Structures of series, images and volumes."""
 
 REACHING = ("constant", "scaled", "banded", "heavy")
 """Structures whose noise may be kept to neighbouring columns, or independent."""
-
-FREEDOM = 4.0
-"""Degrees of freedom that a fit of Student's t distributions starts from; it ends between half and 200."""
 
 
 def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) -> ConditionalMixture:
@@ -106,6 +110,7 @@ def build_mixture(structure: str, condition_dim: int, dim: int, **sizes: Any) ->
         CensoredMixture,
         IndependentAtoms,
         PlacedMixture,
+        HeavyPlacedMixture,
     )
     for cls in classes:
         if cls.structure == structure:
@@ -273,7 +278,7 @@ class HeavyMixture(StructuredMixture):
     @property
     def freedom(self) -> Float[Tensor, "members components dim"]:
         """ν."""
-        return self.log_freedom.exp().clamp(0.5, 200.0)
+        return freedom_of(self.log_freedom)
 
     def parameters_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         """Not supported: this is no mixture of Gaussians.
@@ -284,19 +289,14 @@ class HeavyMixture(StructuredMixture):
         raise NotImplementedError("HeavyMixture has no parameters of Gaussians")
 
     def _log_noise(self, z: Float[Tensor, "members rows components dim"]) -> Float[Tensor, "members rows components"]:
-        nu = self.freedom[:, None]
-        constant = torch.lgamma((nu + 1) / 2) - torch.lgamma(nu / 2) - 0.5 * (nu * math.pi).log()
-        each: Tensor = constant - (nu + 1) / 2 * (z.square() / nu).log1p()
-        return each.sum(-1)
+        return log_student(z, self.freedom[:, None]).sum(-1)
 
     def _gaussians_of(self, u: Float[Tensor, "members rows condition"]) -> tuple[Tensor, Tensor, Tensor]:
         weights, means, factors, _ = super().parameters_of(u)
         return weights, means, factors
 
     def _noise(self, chosen: Int[Tensor, "members rows"], generator: torch.Generator) -> Float[Tensor, "..."]:
-        nu = self.freedom.gather(1, chosen[..., None].expand(-1, -1, self.dim))
-        gamma = torch._standard_gamma((nu / 2).cpu(), generator).to(nu)
-        return super()._noise(chosen, generator) * (0.5 * nu / gamma).sqrt()
+        return student(self.freedom.gather(1, chosen[..., None].expand(-1, -1, self.dim)), generator)
 
     def _empty(self) -> ConditionalMixture:
         return HeavyMixture(self.condition_dim, self.dim, **self._sizes())
